@@ -1,0 +1,1 @@
+"""Grape: a realtime pipeline processing engine."""

@@ -1,0 +1,1 @@
+"""The contracts that backends fulfil. ``grape.testing.contracts`` holds the suite of each."""

@@ -1,0 +1,184 @@
+"""The message passing layer: per partition a log of batches, rows beside it, and one atomic commit.
+
+The engine speaks to every transport in these six verbs. Batches, heads and rows are opaque bytes.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+from msgspec import Struct
+
+from grape.model.address import PartitionId
+
+Table = Literal["state", "hold", "timer", "dead", "text"]
+"""Rows beside the log of a partition; one key space per (partition, table).
+
+``state`` keyed state, ``hold`` failed events and what waits behind them, ``timer`` by due time, ``dead`` dead letters,
+``text`` tracebacks and the ids of remembered client events.
+"""
+
+TABLES: tuple[Table, ...] = ("state", "hold", "timer", "dead", "text")
+
+Outcome = Literal["committed", "fenced", "unknown"]
+"""``committed``: durable, visible, and never undone. ``fenced``: refused and without any effect, as another term
+owns the partition. ``unknown``: either of the two; reading back (`Transport.claim`) tells which."""
+
+
+class Features(Struct, frozen=True):
+    """What a backend can do, as data. Sizes in bytes."""
+
+    durable: bool
+    """A committed commit survives the death of the process and of the machine."""
+    groups: bool
+    """Many commits may become durable together; submitting several at once is cheaper than one by one."""
+    exact_forwarding: bool
+    """Forwarded batches arrive with their commit, once and in order; otherwise later, at least once, in any order."""
+    largest_event: int
+    largest_batch: int
+    largest_commit: int
+    best_commit: int
+    """The commit size at which the backend is most efficient."""
+
+
+Rows = Sequence[tuple[bytes, bytes | None]]
+"""Writes to one table: (key, value). Value None removes the row; removing a missing row is no error."""
+
+
+class Send(Struct, frozen=True):
+    """A batch for the log of ``target``, which may be the committing partition itself.
+
+    ``events`` is what `Arrival` reports."""
+
+    target: PartitionId
+    batch: bytes
+    events: int
+
+
+class Trim(Struct, frozen=True):
+    """Everything of ``target``'s log below ``position`` is no longer needed."""
+
+    target: PartitionId
+    position: int
+
+
+class Commit(Struct, frozen=True):
+    """One atomic step of one partition.
+
+    ``number`` is dense within (partition, term), from 1. ``head`` replaces the partition's committed head.
+    """
+
+    partition: PartitionId
+    term: int
+    number: int
+    head: bytes
+    sends: Sequence[Send] = ()
+    rows: Sequence[tuple[Table, Rows]] = ()
+    trims: Sequence[Trim] = ()
+    drops: Sequence[tuple[PartitionId, int]] = ()
+    """Single batches (log, position) above the trim point that are no longer needed either."""
+
+
+class Claim(Struct, frozen=True):
+    """What ``claim`` found. ``number`` is the last commit of the *previous* term that counts; ``head`` is its head,
+    empty for a partition that never committed."""
+
+    term: int
+    number: int
+    head: bytes
+
+
+class Stored(Struct, frozen=True):
+    """A batch of a log. Positions grow; they are dense only where nothing was dropped."""
+
+    position: int
+    batch: bytes
+
+
+class Arrival(Struct, frozen=True):
+    """Batches became readable in ``partition``'s log: ``events`` in ``batches`` batches of ``size`` bytes."""
+
+    partition: PartitionId
+    batches: int
+    events: int
+    size: int
+
+
+class Transport(ABC):
+    """All methods are called from the engine's thread. ``commit`` never blocks; the others may read the disk.
+
+    A transport is constructed with three callbacks (see `Callbacks`), all called on the engine's thread.
+    """
+
+    features: Features
+
+    @abstractmethod
+    def claim(self, partition: PartitionId) -> Claim:
+        """Become the owner of ``partition``: fences every earlier owner, settles what was unknown, returns the head.
+
+        Durable when it returns. Idempotent in effect: claiming again gives the next term. An earlier commit that was
+        reported ``committed`` is included, one that was ``fenced`` is not, one that was ``unknown`` is or is not.
+
+        Raises:
+            Corrupt: stored bytes fail their checksum.
+            StorageFailed: the disk refused.
+        """
+
+    @abstractmethod
+    def commit(self, commit: Commit) -> None:
+        """Submit; the outcome comes through ``Callbacks.done``. Commits of one partition are submitted one after the
+        other, the next only when the outcome of the last is known. The same bytes may be submitted again after
+        ``unknown``; they take effect once. A lower term is ``fenced``.
+
+        Batches in ``sends`` reach their logs with the commit or later, at least once (`Features.exact_forwarding`).
+        """
+
+    @abstractmethod
+    def read(self, log: PartitionId, after: int, max_bytes: int) -> list[Stored]:
+        """Committed batches of ``log`` at positions >= ``after``, in order; at least one if there is any, then as many
+        as fit in ``max_bytes``. Positions start at 0.
+
+        Raises:
+            Corrupt: the store is damaged. (The batch's own checksum is the reader's to check.)
+        """
+
+    @abstractmethod
+    def get(self, partition: PartitionId, table: Table, keys: Sequence[bytes]) -> list[bytes | None]:
+        """Values of committed rows, None where there is none. Reads what has been committed, never what is pending.
+
+        Raises:
+            Corrupt: a row fails its checksum.
+        """
+
+    @abstractmethod
+    def scan(
+        self, partition: PartitionId, table: Table, after: bytes, limit: int, before: bytes | None = None
+    ) -> list[tuple[bytes, bytes]]:
+        """Committed rows with ``after`` <= key (< ``before``), in key order, at most ``limit``.
+
+        Raises:
+            Corrupt: a row fails its checksum.
+        """
+
+    @abstractmethod
+    def close(self) -> None:
+        """Finish or abandon what was submitted, release everything. Idempotent. No callback comes afterwards."""
+
+    def room(self) -> int:
+        """Bytes that may still be committed before the backend is full; a bound from below, cheap."""
+        return 1 << 62
+
+
+class Callbacks(Struct, frozen=True):
+    """How a transport answers. Always on the engine's thread, never from within a call of the engine.
+
+    ``done``: the outcomes of commits, in the order in which they were submitted per partition.
+    ``arrived``: new batches can be read. For a commit's own sends never before its ``done``.
+    ``failed``: the backend cannot go on (disk full, I/O error); nothing is committed after it, no ``done`` follows.
+    """
+
+    done: Callable[[list[tuple[Commit, Outcome]]], None]
+    arrived: Callable[[list[Arrival]], None]
+    failed: Callable[[BaseException], None]

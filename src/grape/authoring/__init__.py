@@ -1,0 +1,1 @@
+"""What an author writes: Topology, Node, State, slot. Builds model values."""

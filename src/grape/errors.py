@@ -1,0 +1,111 @@
+"""Every error of Grape, one tree, ordered by whose fault it is.
+
+    GrapeError
+    ├── UserError            yours: the topology, a handler, the command line
+    │   ├── TopologyError    the topology cannot be built as written
+    │   ├── UsageError       an option, a file or a directory that does not fit
+    │   │   └── InUse        another process holds the data directory
+    │   └── HandlerError     raised inside a handler; fails that event alone
+    │       ├── UnknownEvent   emit to a name that is neither slot nor output
+    │       ├── NoKey          keyed state used in an event without a key
+    │       ├── TooLarge       a value, event or result over its limit
+    │       ├── BadPayload     a payload that does not fit the handler's annotation
+    │       └── EventOver      emit, reply or state used after the handler returned
+    ├── Refused              the engine says no for now: full, or a feature that a backend lacks
+    │   ├── Full
+    │   ├── Conflict         same id, other content
+    │   └── Unsupported
+    └── EngineError          ours, or the machine's: the engine has to stop
+        ├── Corrupt          stored bytes fail their checksum or format
+        ├── StorageFailed    the disk refused: full, I/O error
+        ├── ProtocolError    a worker broke the protocol
+        └── Runaway          an app ate the reserve
+
+``code`` is stable and meant for programs; the text is meant for people and says what, where and what to do.
+"""
+
+from __future__ import annotations
+
+
+class GrapeError(Exception):
+    code = "grape"
+    retriable = False
+
+
+class UserError(GrapeError):
+    code = "user"
+
+
+class TopologyError(UserError):
+    code = "topology"
+
+
+class UsageError(UserError):
+    code = "usage"
+
+
+class InUse(UsageError):
+    code = "in-use"
+
+
+class HandlerError(UserError):
+    code = "handler"
+
+
+class UnknownEvent(HandlerError):
+    code = "unknown-event"
+
+
+class NoKey(HandlerError):
+    code = "no-key"
+
+
+class TooLarge(HandlerError):
+    code = "too-large"
+
+
+class BadPayload(HandlerError):
+    code = "bad-payload"
+
+
+class EventOver(HandlerError):
+    code = "event-over"
+
+
+class Refused(GrapeError):
+    code = "refused"
+    retriable = True
+
+
+class Full(Refused):
+    code = "full"
+
+
+class Conflict(Refused):
+    code = "conflict"
+    retriable = False
+
+
+class Unsupported(Refused):
+    code = "unsupported"
+    retriable = False
+
+
+class EngineError(GrapeError):
+    code = "engine"
+
+
+class Corrupt(EngineError):
+    code = "corrupt"
+
+
+class StorageFailed(EngineError):
+    code = "storage-failed"
+
+
+class ProtocolError(EngineError):
+    code = "protocol"
+
+
+class Runaway(EngineError):
+    code = "runaway"

@@ -1,0 +1,60 @@
+"""Addresses: the partitions that own logs and state, and which key lives where."""
+
+from __future__ import annotations
+
+import struct
+from typing import Final, NamedTuple
+from zlib import crc32
+
+MAX_KEY_BYTES: Final = 4096
+DEFAULT_PARTITIONS: Final = 32
+MAX_PARTITIONS: Final = 4096
+
+_PACKED = struct.Struct(">HHH")
+
+
+class PartitionId(NamedTuple):
+    """The unit of log, ownership, commit and recovery: (app, pool, number).
+
+    ``pool`` is the number that the catalog gave to a pool. Outputs, sources, takers and the reply home
+    are numbered from the same space, so that everything that commits is a partition.
+    """
+
+    app: int
+    pool: int
+    number: int
+
+    def packed(self) -> bytes:
+        """Six bytes, big-endian, so that stored rows of one partition are neighbours in partition order."""
+        return _PACKED.pack(*self)
+
+    @classmethod
+    def unpack(cls, packed: bytes) -> PartitionId:
+        return cls(*_PACKED.unpack(packed))
+
+
+CATALOG: Final = PartitionId(0, 0, 0)
+"""Where a transport keeps the catalog of its apps: one more partition."""
+
+
+def partition_of(key: str, partitions: int) -> int:
+    """The partition number of a key: zlib's crc32 of its UTF-8 bytes, modulo ``partitions``."""
+    return crc32(key.encode()) % partitions
+
+
+def check_key(key: object) -> str:
+    """Return ``key`` if it can be a key: text of 1 to 4,096 bytes of UTF-8.
+
+    Raises:
+        TypeError: it is not text.
+        ValueError: it is empty, too long, or holds lone surrogates.
+    """
+    if type(key) is not str:
+        raise TypeError(f"a key is text (str), not {type(key).__name__}: {key!r:.60}")
+    try:
+        size = len(key.encode())
+    except UnicodeEncodeError as e:
+        raise ValueError(f"a key must be valid UTF-8 text: {e.reason}") from None
+    if not 1 <= size <= MAX_KEY_BYTES:
+        raise ValueError(f"a key has 1 to {MAX_KEY_BYTES} bytes of UTF-8, this one has {size}")
+    return key

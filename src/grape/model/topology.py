@@ -1,0 +1,100 @@
+"""A topology as plain data: what a worker tells the engine about its app. No callables in here."""
+
+from __future__ import annotations
+
+from typing import Final, Literal
+
+from msgspec import Struct
+
+DEFAULT_POOL: Final = "main"
+
+OnFail = Literal["dead", "stop"]
+
+
+class StateSpec(Struct, frozen=True, omit_defaults=True):
+    """One named piece of keyed state of a node. ``ttl`` in seconds; None: kept until deleted."""
+
+    name: str
+    ttl: float | None = None
+
+
+class NodeSpec(Struct, frozen=True, omit_defaults=True):
+    """``is_async``: its handler is a coroutine; such a node is never chained."""
+
+    name: str
+    pool: str = DEFAULT_POOL
+    states: tuple[StateSpec, ...] = ()
+    is_async: bool = False
+
+
+class SlotSpec(Struct, frozen=True, omit_defaults=True):
+    """The link event -> node with its options. Times are seconds.
+
+    ``retries``: attempts after the first one. ``backoff`` doubles up to ``backoff_max``, with full jitter.
+    ``timeout`` 0: none. ``emits``: declared names; they allow chaining and early checks.
+    ``batch`` above 1: the handler gets lists of up to that many payloads. ``where``: file:line of the handler.
+    """
+
+    event: str
+    node: str
+    emits: tuple[str, ...] = ()
+    retries: int = 3
+    backoff: float = 1.0
+    backoff_max: float = 60.0
+    timeout: float = 60.0
+    on_fail: OnFail = "dead"
+    ordered: bool = True
+    chain: bool = True
+    concurrency: int = 100
+    batch: int = 1
+    where: str = ""
+
+
+class PoolSpec(Struct, frozen=True, omit_defaults=True):
+    name: str
+
+
+class TopologySpec(Struct, frozen=True, omit_defaults=True):
+    """All of an app: its slots in the order of their declaration."""
+
+    name: str
+    nodes: tuple[NodeSpec, ...] = ()
+    slots: tuple[SlotSpec, ...] = ()
+    outputs: tuple[str, ...] = ()
+    pools: tuple[PoolSpec, ...] = (PoolSpec(DEFAULT_POOL),)
+
+    def node(self, name: str) -> NodeSpec:
+        for node in self.nodes:
+            if node.name == name:
+                return node
+        raise KeyError(name)
+
+    def slot(self, event: str, node: str) -> SlotSpec:
+        for slot in self.slots:
+            if slot.event == event and slot.node == node:
+                return slot
+        raise KeyError((event, node))
+
+    @property
+    def events(self) -> tuple[str, ...]:
+        """Names that something listens to, without outputs; in order of declaration."""
+        return tuple(dict.fromkeys(slot.event for slot in self.slots))
+
+
+class Limits(Struct, frozen=True):
+    """Sizes in bytes, counts in events. One value for the engine and all its workers."""
+
+    max_event: int = 8 << 20
+    batch_target: int = 128 << 10
+    batch_max: int = 512 << 10
+    max_result: int = 64 << 20
+    max_hops: int = 10_000
+    dispatch_events: int = 8_192
+    dispatch_bytes: int = 4 << 20
+    hold_events: int = 10_000
+    hold_bytes: int = 16 << 20
+    cache_bytes: int = 64 << 20
+    backlog_events: int = 1_000_000
+    backlog_bytes: int = 1 << 30
+    heartbeat_timeout: float = 30.0
+    named_deaths: int = 3

@@ -1,0 +1,1 @@
+"""Engine <-> worker, without I/O. Normative text: docs/protocol.md."""

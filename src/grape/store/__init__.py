@@ -1,0 +1,1 @@
+"""LMDB: the environment under the embedded transport."""

@@ -1,0 +1,1 @@
+"""The Python worker: runs slots. Imports nothing of the engine or the store."""
