@@ -1,0 +1,271 @@
+"""The record batch: how events travel, are stored and are processed.
+
+    batch = header (fixed, little-endian) | contexts (msgpack) | body
+    body  = run | run | ...
+    run   = <count, size of meta, size of keys, size of data> (4 x u32) | meta | keys | data
+
+``meta`` is a `RunMeta`, ``keys`` a msgpack array of text or nil (absent: no event has a key), ``data`` a msgpack array
+of values (absent: all nil). The engine reads headers, metas and the length marks of the two arrays, never what is in them.
+The checksum covers everything behind itself, so a flipped bit anywhere is found.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator, Sequence
+from typing import Any, Final, NamedTuple
+from zlib import crc32
+
+import msgspec
+from msgspec import Struct
+
+from grape.errors import Corrupt, ProtocolError
+from grape.model.address import PartitionId
+
+VERSION: Final = 1
+SELF_REPLY: Final = 1
+"""Header flag: every event of this batch is a call of its own, answered under its own id."""
+
+# crc, version, flags, reserved, events, origin (app, pool, number), incarnation, sequence, created us, contexts size
+_HEADER = struct.Struct("<IBBHIHHHIQQI")
+_RUN = struct.Struct("<IIII")
+_CRC = struct.Struct("<I")
+HEADER_SIZE: Final = _HEADER.size
+
+
+class Header(NamedTuple):
+    """``sequence``: dense per (origin, incarnation, target log). ``created``: microseconds of wall time."""
+
+    origin: PartitionId
+    incarnation: int
+    sequence: int
+    created: int
+    events: int
+    flags: int
+    contexts_size: int
+
+    @property
+    def id_prefix(self) -> str:
+        """What all event ids of the batch begin with; the index follows."""
+        o = self.origin
+        return f"{self.incarnation:08x}-{o.pool}.{o.number}-{self.sequence}-"
+
+
+class Context(Struct, frozen=True, omit_defaults=True, array_like=True):
+    """What an event inherits from the one that caused it. Workers see only its number.
+
+    ``request``: the id under which the first caller waits ("" = nobody does). ``home``: the partition of the reply
+    home that keeps the answer.
+    """
+
+    request: str = ""
+    home: int = 0
+    trace: str = ""
+
+
+class RunMeta(Struct, omit_defaults=True):
+    """``names``: distinct event names of the run, all with the same listeners; ``index``: one byte an event, the number
+    of its name (None: all have the first). ``hops``: one number for all, or one an event. ``only``: these nodes alone
+    are meant. ``ids``: event ids that differ from origin and position. ``contexts``: one number an event into the
+    batch's table of contexts, -1 for none."""
+
+    names: list[str]
+    index: bytes | None = None
+    hops: int | list[int] = 0
+    only: list[str] | None = None
+    ids: dict[int, str] | None = None
+    contexts: list[int] | None = None
+
+
+class Run(NamedTuple):
+    """A run as read: ``keys`` and ``data`` are still msgpack ("" = all nil)."""
+
+    count: int
+    meta: RunMeta
+    keys: bytes
+    data: bytes
+
+
+_encoder = msgspec.msgpack.Encoder()
+encode: Final = _encoder.encode
+_decode_meta = msgspec.msgpack.Decoder(RunMeta).decode
+_decode_keys = msgspec.msgpack.Decoder(list[str | None]).decode
+_decode_raw = msgspec.msgpack.Decoder(list[msgspec.Raw]).decode
+_decode_contexts = msgspec.msgpack.Decoder(list[Context]).decode
+_decode_data = msgspec.msgpack.Decoder(list[Any]).decode
+
+
+# ------------------------------------------------------------------ whole batches
+
+
+def seal(
+    body: bytes,
+    events: int,
+    origin: PartitionId,
+    incarnation: int,
+    sequence: int,
+    created: int,
+    contexts: Sequence[Context] = (),
+    flags: int = 0,
+) -> bytes:
+    """Put the header before ``body``: what the engine does to everything that enters a log."""
+    table = encode(contexts) if contexts else b""
+    header = _HEADER.pack(0, VERSION, flags, 0, events, *origin, incarnation, sequence, created, len(table))
+    tail = crc32(header[4:])
+    if table:
+        tail = crc32(table, tail)
+    return b"".join((_CRC.pack(crc32(body, tail)), header[4:], table, body))
+
+
+def header_of(batch: bytes | memoryview) -> Header:
+    """Read the header without checking the checksum (see `check`).
+
+    Raises:
+        Corrupt: too short, or of another version.
+    """
+    if len(batch) < HEADER_SIZE:
+        raise Corrupt(f"a batch of {len(batch)} bytes is shorter than its header")
+    _, version, flags, _, events, app, pool, number, incarnation, sequence, created, size = _HEADER.unpack_from(batch)
+    if version != VERSION:
+        raise Corrupt(f"a batch of format version {version}; this Grape reads version {VERSION}")
+    return Header(PartitionId(app, pool, number), incarnation, sequence, created, events, flags, size)
+
+
+def check(batch: bytes) -> Header:
+    """Verify the checksum and return the header.
+
+    Raises:
+        Corrupt: the bytes are not what was written.
+    """
+    header = header_of(batch)
+    if _CRC.unpack_from(batch)[0] != crc32(memoryview(batch)[4:]):
+        raise Corrupt(f"batch {header.id_prefix}* fails its checksum")
+    return header
+
+
+def contexts_of(batch: bytes, header: Header) -> list[Context]:
+    if not header.contexts_size:
+        return []
+    return _decode_contexts(memoryview(batch)[HEADER_SIZE : HEADER_SIZE + header.contexts_size])
+
+
+def body_of(batch: bytes, header: Header) -> bytes:
+    return batch[HEADER_SIZE + header.contexts_size :]
+
+
+# ------------------------------------------------------------------ runs
+
+
+def encode_run(meta: RunMeta, count: int, keys: Sequence[str | None] | None, data: Sequence[Any] | None) -> bytes:
+    """One run as bytes. ``keys`` None: all keyless; ``data`` None: all nil. Values may be `msgspec.Raw`.
+
+    Raises:
+        UnicodeEncodeError, OverflowError, TypeError: a value cannot travel.
+    """
+    packed_meta = encode(meta)
+    packed_keys = encode(keys) if keys is not None else b""
+    packed_data = encode(data) if data is not None else b""
+    return b"".join(
+        (
+            _RUN.pack(count, len(packed_meta), len(packed_keys), len(packed_data)),
+            packed_meta,
+            packed_keys,
+            packed_data,
+        )
+    )
+
+
+def one(name: str, key: str | None, data: Any, **meta: Any) -> bytes:
+    """The body of a single event."""
+    return encode_run(
+        RunMeta([name], **meta), 1, None if key is None else [key], None if data is None else [data]
+    )
+
+
+def runs_of(body: bytes | memoryview) -> Iterator[Run]:
+    """The runs of a body, in order.
+
+    Raises:
+        ProtocolError: the lengths do not fit.
+    """
+    view = memoryview(body)
+    at, end = 0, len(view)
+    while at < end:
+        if end - at < _RUN.size:
+            raise ProtocolError("a run is cut off in its header")
+        count, m, k, d = _RUN.unpack_from(view, at)
+        at += _RUN.size
+        if at + m + k + d > end:
+            raise ProtocolError("a run is longer than its batch")
+        try:
+            meta = _decode_meta(view[at : at + m])
+        except msgspec.MsgspecError as e:
+            raise ProtocolError(f"a run's meta cannot be read: {e}") from None
+        at += m
+        yield Run(count, meta, bytes(view[at : at + k]), bytes(view[at + k : at + k + d]))
+        at += k + d
+
+
+def keys_of(run: Run) -> list[str | None] | None:
+    return _decode_keys(run.keys) if run.keys else None
+
+
+def data_of(run: Run) -> list[Any] | None:
+    return _decode_data(run.data) if run.data else None
+
+
+def raw_data_of(run: Run) -> list[msgspec.Raw] | None:
+    return _decode_raw(run.data) if run.data else None
+
+
+def names_of(run: Run) -> list[str]:
+    """The name of every event of the run."""
+    names, index = run.meta.names, run.meta.index
+    return [names[0]] * run.count if index is None else [names[i] for i in index]
+
+
+def _array_length(packed: bytes) -> int:
+    """What a msgpack array's mark says about its length; -1 if it is not an array."""
+    mark = packed[0]
+    if 0x90 <= mark <= 0x9F:
+        return mark & 0x0F
+    if mark == 0xDC and len(packed) >= 3:
+        return int.from_bytes(packed[1:3], "big")
+    if mark == 0xDD and len(packed) >= 5:
+        return int.from_bytes(packed[1:5], "big")
+    return -1
+
+
+def check_body(body: bytes, events: int) -> dict[str, int]:
+    """Check a body that came from a worker without decoding keys or data; return how many events each name has.
+
+    Raises:
+        ProtocolError: lengths, counts or columns do not fit together.
+    """
+    counts: dict[str, int] = {}
+    total = 0
+    for run in runs_of(body):
+        count, meta = run.count, run.meta
+        if not count or not meta.names:
+            raise ProtocolError("a run without events or names")
+        if run.keys and _array_length(run.keys) != count:
+            raise ProtocolError(f"a run of {count} events with another number of keys")
+        if run.data and _array_length(run.data) != count:
+            raise ProtocolError(f"a run of {count} events with another number of values")
+        if isinstance(meta.hops, list) and len(meta.hops) != count:
+            raise ProtocolError(f"a run of {count} events with another number of hops")
+        if meta.contexts is not None and len(meta.contexts) != count:
+            raise ProtocolError(f"a run of {count} events with another number of contexts")
+        if meta.index is None:
+            if len(meta.names) != 1:
+                raise ProtocolError("a run of several names without an index")
+            counts[meta.names[0]] = counts.get(meta.names[0], 0) + count
+        else:
+            if len(meta.index) != count or max(meta.index) >= len(meta.names):
+                raise ProtocolError("a run's index does not fit its names")
+            for i, name in enumerate(meta.names):
+                counts[name] = counts.get(name, 0) + meta.index.count(i)
+        total += count
+    if total != events:
+        raise ProtocolError(f"a batch said to hold {events} events holds {total}")
+    return counts

@@ -1,0 +1,59 @@
+"""How far a partition's log is done: finished batches, and the finished events of those that are in work."""
+
+from __future__ import annotations
+
+from msgspec import Struct
+
+
+class Progress(Struct, frozen=True, array_like=True):
+    """Within one batch: everything before ``first`` is finished, and behind it what ``behind`` marks.
+
+    ``behind`` is a bit string, least significant bit first, whose bit 0 is event ``first + 1``.
+    """
+
+    first: int = 0
+    behind: int = 0
+
+    def finished(self) -> int:
+        """Number of finished events."""
+        return self.first + self.behind.bit_count()
+
+    def with_done(self, index: int) -> Progress:
+        """One more finished event."""
+        if index < self.first:
+            return self
+        if index > self.first:
+            return Progress(self.first, self.behind | 1 << (index - self.first - 1))
+        first, behind = self.first + 1, self.behind
+        while behind & 1:
+            first, behind = first + 1, behind >> 1
+        return Progress(first, behind >> 1)
+
+    def is_done(self, index: int) -> bool:
+        return index < self.first or (index > self.first and bool(self.behind >> (index - self.first - 1) & 1))
+
+
+class Cursor(Struct, array_like=True):
+    """``position``: every batch below is finished. ``partial``: progress of batches at or above it that have begun;
+    ``finished``: positions above it that are finished as a whole."""
+
+    position: int = 0
+    partial: dict[int, Progress] = {}
+    finished: set[int] = set()
+
+    def progress(self, position: int) -> Progress:
+        return self.partial.get(position, Progress())
+
+    def is_finished(self, position: int) -> bool:
+        return position < self.position or position in self.finished
+
+    def finish(self, position: int) -> None:
+        """The whole batch is finished. The cursor itself moves in `advance`, which knows what exists."""
+        self.partial.pop(position, None)
+        if position >= self.position:
+            self.finished.add(position)
+
+    def advance(self, next_unfinished: int) -> None:
+        """Nothing unfinished lies below ``next_unfinished``."""
+        self.position = max(self.position, next_unfinished)
+        self.finished = {p for p in self.finished if p >= self.position}

@@ -1,0 +1,88 @@
+"""Frames on the socket: a length (u32, little-endian) and one msgpack message."""
+
+from __future__ import annotations
+
+import struct
+from typing import Final, Generic, TypeVar
+
+import msgspec
+
+from grape.errors import ProtocolError
+from grape.protocol.messages import FromWorker, ToWorker
+
+MAX_FRAME: Final = 96 << 20
+"""Largest frame in bytes: a result of ``max-result`` (64 MB) and what describes it."""
+
+LENGTH: Final = struct.Struct("<I")
+
+_encoder = msgspec.msgpack.Encoder()
+T = TypeVar("T")
+
+
+def frame(message: ToWorker | FromWorker) -> bytearray:
+    """The message as bytes for the socket.
+
+    Raises:
+        ProtocolError: it is larger than `MAX_FRAME`.
+    """
+    buffer = bytearray(LENGTH.size)
+    _encoder.encode_into(message, buffer, LENGTH.size)
+    size = len(buffer) - LENGTH.size
+    if size > MAX_FRAME:
+        raise ProtocolError(f"a frame of {size} bytes is over the limit of {MAX_FRAME}")
+    LENGTH.pack_into(buffer, 0, size)
+    return buffer
+
+
+class FrameReader(Generic[T]):
+    """Bytes in, messages out. Never allocates for a length that is not allowed.
+
+    Raises (from `messages`):
+        ProtocolError: a frame is too long, or is no message of this side.
+    """
+
+    def __init__(self, kind: type[T] | object, limit: int = MAX_FRAME) -> None:
+        self._decode = msgspec.msgpack.Decoder(kind).decode
+        self._limit = limit
+        self._chunks: list[bytes] = []
+        self._have = 0
+        self._need = LENGTH.size
+
+    def feed(self, data: bytes) -> list[T]:
+        """Take what the socket gave; return the messages that are complete now, in order."""
+        self._chunks.append(data)
+        self._have += len(data)
+        if self._have < self._need:
+            return []
+        buffer = self._chunks[0] if len(self._chunks) == 1 else b"".join(self._chunks)
+        view, at, end = memoryview(buffer), 0, len(buffer)
+        out: list[T] = []
+        while True:
+            if end - at < LENGTH.size:
+                self._need = LENGTH.size
+                break
+            size = LENGTH.unpack_from(view, at)[0]
+            if size > self._limit:
+                raise ProtocolError(f"a frame says it has {size} bytes; the limit is {self._limit}")
+            if end - at < LENGTH.size + size:
+                self._need = LENGTH.size + size
+                break
+            start = at + LENGTH.size
+            try:
+                out.append(self._decode(view[start : start + size]))
+            except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as e:
+                raise ProtocolError(f"a frame of {size} bytes is not a message: {e}") from None
+            at = start + size
+        self._chunks = [buffer[at:]] if at < end else []
+        self._have = end - at
+        return out
+
+
+def worker_frames() -> FrameReader[FromWorker]:
+    """The engine's side: reads what workers send."""
+    return FrameReader(FromWorker)
+
+
+def engine_frames() -> FrameReader[ToWorker]:
+    """The worker's side: reads what the engine sends."""
+    return FrameReader(ToWorker)

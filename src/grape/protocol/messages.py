@@ -1,0 +1,239 @@
+"""The messages between engine and worker. Frozen values; bytes fields are opaque to whoever only passes them on.
+
+Numbers: ``partition`` is a partition number of the worker's pool, ``epoch`` counts the assignments of that partition,
+``seq`` the works of an epoch. Times are microseconds of wall time unless a name says otherwise.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from msgspec import Struct
+
+from grape.model.cursor import Progress
+from grape.model.topology import Limits, TopologySpec
+
+VERSION: Final = 1
+
+
+# ------------------------------------------------------------------ engine -> worker
+
+
+class Welcome(Struct, frozen=True, array_like=True, tag=1):
+    """The answer to `Hello`. ``taken``: outputs that somebody takes, all others need not be sent.
+    ``unchained``: pairs (node, target) that may chain only in partitions assigned with ``chain_new``."""
+
+    version: int
+    worker: str
+    partitions: int
+    limits: Limits
+    taken: frozenset[str]
+    unchained: frozenset[tuple[str, str]] = frozenset()
+
+
+class Assign(Struct, frozen=True, array_like=True, tag=2):
+    """The partition is the worker's from now on; its cache for it is empty. ``held``: (node, key) whose events line up.
+    ``empty``: no state is stored in it yet, so nothing has to be asked for."""
+
+    partition: int
+    epoch: int
+    held: list[tuple[str, str]] = []
+    empty: bool = False
+    chain_new: bool = True
+
+
+class Revoke(Struct, frozen=True, array_like=True, tag=3):
+    """The partition is no longer the worker's; whatever it still has of it is dropped unanswered."""
+
+    partition: int
+    epoch: int
+
+
+class BatchItem(Struct, frozen=True, array_like=True):
+    """A batch to work on. Event ``i`` has the id ``id_prefix + str(i)``. ``done``: what is finished already.
+    ``calls``: every event is a call of its own (its context number is its index)."""
+
+    position: int
+    id_prefix: str
+    created: int
+    events: int
+    body: bytes
+    done: Progress = Progress()
+    calls: bool = False
+
+
+class RetryItem(Struct, frozen=True, array_like=True):
+    """A held event, for ``node`` alone. ``attempt`` counts from 1 and includes this one (0: it only waited behind
+    another). ``rest``: more of its line follow later, so its key stays locked. ``context``: -1 for none."""
+
+    hold: int
+    node: str
+    id: str
+    attempt: int
+    named_deaths: int
+    created: int
+    body: bytes
+    rest: bool = False
+    context: int = -1
+
+
+class Named(Struct, frozen=True, array_like=True):
+    """An event on which a worker died or overran its timeout: hand it in as failed instead of starting it."""
+
+    id: str
+    node: str
+    kind: str
+    text: str
+    death: bool
+
+
+class Work(Struct, frozen=True, array_like=True, tag=4):
+    """``careful``: announce every event before it starts and hand in results root by root."""
+
+    partition: int
+    epoch: int
+    seq: int
+    batches: list[BatchItem] = []
+    retries: list[RetryItem] = []
+    careful: bool = False
+    named: list[Named] = []
+
+
+class Values(Struct, frozen=True, array_like=True, tag=5):
+    """The answer to `Ask`, in its order."""
+
+    values: list[bytes | None]
+
+
+class Drain(Struct, frozen=True, array_like=True, tag=6):
+    """Finish what has been started, hand it in, and exit. Works not yet begun are dropped."""
+
+
+# ------------------------------------------------------------------ worker -> engine
+
+
+class Hello(Struct, frozen=True, array_like=True, tag=32):
+    version: int
+    pid: int
+    language: str
+    pool: str
+    topology: TopologySpec
+    capabilities: list[str]
+
+
+class Refusal(Struct, frozen=True, array_like=True, tag=33):
+    """Instead of `Hello`: the app cannot be loaded. ``text`` is for its author. ``kind`` is an error code."""
+
+    kind: str
+    text: str
+
+
+class Ask(Struct, frozen=True, array_like=True, tag=34):
+    """State that is not in the worker's cache, of one node."""
+
+    partition: int
+    epoch: int
+    node: str
+    keys: list[bytes]
+
+
+class Announce(Struct, frozen=True, array_like=True, tag=35):
+    """Careful mode: this event is about to start."""
+
+    partition: int
+    epoch: int
+    id: str
+    node: str
+
+
+class Beat(Struct, frozen=True, array_like=True, tag=36):
+    """The watchdog lives. Sent by its own thread."""
+
+
+class Stuck(Struct, frozen=True, array_like=True, tag=37):
+    """The event overran its slot's timeout. The process ends itself right after this."""
+
+    partition: int
+    epoch: int
+    id: str
+    node: str
+    text: str
+
+
+class Emitted(Struct, frozen=True, array_like=True):
+    """A body for the log (pool or output ``target``, ``partition``). ``contexts``: numbers of the work's contexts; the
+    body's own context column indexes this list."""
+
+    target: str
+    partition: int
+    events: int
+    body: bytes
+    contexts: list[int] = []
+
+
+class StateChanges(Struct, frozen=True, array_like=True):
+    """Columns. Value None deletes. ``expires``: 0 = never."""
+
+    node: str
+    keys: list[bytes]
+    values: list[bytes | None]
+    expires: list[int] | None = None
+
+
+class Timer(Struct, frozen=True, array_like=True):
+    """An emit that becomes due later; ``emitted`` holds exactly one event."""
+
+    due: int
+    emitted: Emitted
+
+
+class Failure(Struct, frozen=True, array_like=True):
+    """An event that failed at one node, or (``behind``) that waits behind one that did.
+
+    ``hold``: the retried item it was, -1 for a new one. ``body``: the event as a batch of one. ``hops`` so far.
+    """
+
+    node: str
+    event: str
+    id: str
+    key: str | None
+    created: int
+    body: bytes
+    hold: int = -1
+    behind: bool = False
+    context: int = -1
+    kind: str = ""
+    text: str = ""
+    trace: str = ""
+    named: bool = False
+    final: bool = False
+    """It must not be tried again: nothing about it can change (bad payload excepted, which new code may mend)."""
+
+
+class Reply(Struct, frozen=True, array_like=True):
+    context: int
+    data: bytes
+    final: bool
+
+
+class Result(Struct, frozen=True, array_like=True, tag=38):
+    """Effects of finished events. ``done``: (position, progress) of every batch that moved. ``more``: results of the
+    same work follow. ``counts``: (event, node) -> processed; ``emits``: name -> emitted."""
+
+    partition: int
+    epoch: int
+    seq: int
+    more: bool
+    done: list[tuple[int, Progress]]
+    retried: list[int] = []
+    emitted: list[Emitted] = []
+    states: list[StateChanges] = []
+    timers: list[Timer] = []
+    failures: list[Failure] = []
+    replies: list[Reply] = []
+    counts: dict[str, int] = {}
+    emits: dict[str, int] = {}
+
+
+ToWorker = Welcome | Assign | Revoke | Work | Values | Drain
+FromWorker = Hello | Refusal | Ask | Announce | Beat | Stuck | Result
