@@ -1,1 +1,67 @@
-"""Grape: a realtime pipeline processing engine."""
+"""Grape: a realtime pipeline processing engine. What a pipeline author imports."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Any
+
+from grape.authoring.emitter import INHERIT, Context, Emitted, Node, Reply
+from grape.authoring.state import State
+from grape.authoring.topology import Topology
+from grape.errors import (
+    BadPayload,
+    EventOver,
+    GrapeError,
+    HandlerError,
+    NoKey,
+    Refused,
+    TooLarge,
+    TopologyError,
+    UnknownEvent,
+    UsageError,
+    UserError,
+)
+from grape.model.event import Event
+
+try:
+    __version__ = version("grape-engine")
+except PackageNotFoundError:  # a source tree on sys.path
+    __version__ = "0+unknown"
+
+__all__ = [
+    "INHERIT",
+    "BadPayload",
+    "Context",
+    "Emitted",
+    "Event",
+    "EventOver",
+    "GrapeError",
+    "HandlerError",
+    "NoKey",
+    "Node",
+    "Refused",
+    "Reply",
+    "State",
+    "TooLarge",
+    "Topology",
+    "TopologyError",
+    "UnknownEvent",
+    "UsageError",
+    "UserError",
+    "__version__",
+]
+
+_RUNNING = ("open", "run")
+"""Resolved on first use: they bring the engine along, which a worker must not import."""
+
+if not TYPE_CHECKING:
+
+    def __getattr__(name: str) -> Any:
+        if name in _RUNNING:
+            return getattr(import_module("grape.running"), name)
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_RUNNING})

@@ -1,0 +1,209 @@
+"""What a handler emits with: the node's own methods, or the context of a function.
+
+In a worker the runtime sets ``emit``, ``emit_many`` and ``reply`` as attributes of the instance. The methods below run
+outside a worker: they record, so that a unit test can call a handler directly and look at what it did.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection
+from copy import deepcopy
+from datetime import timedelta
+from enum import Enum
+from typing import Any, ClassVar, Final
+
+import msgspec
+from msgspec import Struct
+
+from grape.model.address import check_key
+
+
+class Inherit(Enum):
+    """The type of ``INHERIT``, the key of an emit that names none: that of the event being handled."""
+
+    INHERIT = "INHERIT"
+
+    def __repr__(self) -> str:
+        return "INHERIT"
+
+
+INHERIT: Final = Inherit.INHERIT
+
+
+class Emitted(Struct, frozen=True):
+    """An emit, recorded outside a worker. ``delay`` in seconds."""
+
+    event: str
+    data: Any = None
+    key: str | Inherit | None = INHERIT
+    delay: float | None = None
+
+
+class Reply(Struct, frozen=True):
+    """A reply, recorded outside a worker."""
+
+    data: Any = None
+    final: bool = True
+
+
+class Emitter:
+    """Emits and replies. Nothing is kept in ``__init__``: authors need not call it."""
+
+    def emit(
+        self,
+        event: str,
+        data: Any = None,
+        *,
+        key: str | Inherit | None = INHERIT,
+        delay: float | timedelta | None = None,
+    ) -> None:
+        """Emit ``event``; ``data`` is encoded here and now, so later changes of it are not seen.
+
+        Args:
+            key: the key of the event being handled unless given; None makes the emit keyless.
+            delay: seconds (or a timedelta) until it is due; the timer is durable.
+
+        Raises:
+            TypeError: name, key, data or delay is of a type that cannot travel.
+            ValueError: the key is empty or too long, the delay negative.
+        """
+        self.emitted.append(
+            Emitted(
+                _checked_name(event),
+                _travelled(data),
+                key if key is None or key is INHERIT else check_key(key),
+                None if delay is None else seconds(delay, "delay"),
+            )
+        )
+
+    def emit_many(
+        self,
+        event: str,
+        *,
+        keys: Collection[str | None] | None = None,
+        data: Collection[Any] | None = None,
+    ) -> None:
+        """Emit ``event`` once per element of ``keys``, of ``data``, or of both (then of equal length).
+
+        Without ``keys`` all have the key of the event being handled.
+
+        Raises:
+            TypeError: no column, a text or bytes as column, or an element of a type that cannot travel.
+            ValueError: the columns differ in length, or a key is empty or too long.
+        """
+        _checked_name(event)
+        count = column_length(keys, data)
+        all_keys = [INHERIT] * count if keys is None else [key if key is None else check_key(key) for key in keys]
+        all_data = [None] * count if data is None else [_travelled(item) for item in data]
+        self.emitted.extend(Emitted(event, item, key) for key, item in zip(all_keys, all_data, strict=True))
+
+    def reply(self, data: Any = None, *, final: bool = True) -> None:
+        """Answer the original caller; the first ``final`` ends the call. Without a caller it does nothing.
+
+        Raises:
+            TypeError: ``data`` cannot travel.
+        """
+        self.replies.append(Reply(_travelled(data), bool(final)))
+
+    @property
+    def emitted(self) -> list[Emitted]:
+        """What was emitted outside a worker, oldest first."""
+        recorded: list[Emitted] = self.__dict__.setdefault("_grape_emitted", [])
+        return recorded
+
+    @property
+    def replies(self) -> list[Reply]:
+        """What was replied outside a worker, oldest first."""
+        recorded: list[Reply] = self.__dict__.setdefault("_grape_replies", [])
+        return recorded
+
+
+class Context(Emitter):
+    """What a function asks for by annotation (``def check(order: Order, context: Context)``) to emit and reply."""
+
+
+class Node(Emitter):
+    """Processing code with a name and, if it declares ``State``, with durable state per key.
+
+    Attributes:
+        name: unique in the topology; without it, the class name is taken.
+        emits: names of events that ``process`` emits; declared edges are checked early and may chain.
+    """
+
+    name: str | None = None
+    emits: ClassVar[str | tuple[str, ...]] = ()
+
+    def __init__(self, *, name: str | None = None) -> None:
+        if name is not None:
+            self.name = name
+
+    def process(self, event: Any, /) -> Any:
+        """Work on ``event``, an ``Event`` (in a ``batch=`` slot: a list of them). Sync, ``async`` or generator.
+
+        What it returns or yields is emitted if the slot declares exactly one name in ``emits``.
+        """
+        raise NotImplementedError(f"{type(self).__name__} needs a method process(self, event)")
+
+    def setup(self) -> None:
+        """Called once in every worker process, before the first event."""
+
+    def teardown(self) -> None:
+        """Called once when a worker process ends in order. A killed one does not call it."""
+
+
+def seconds(value: float | timedelta, what: str) -> float:
+    """``value`` in seconds, checked: not negative, finite.
+
+    Raises:
+        TypeError: neither a number nor a timedelta.
+        ValueError: negative or not finite.
+    """
+    if isinstance(value, timedelta):
+        value = value.total_seconds()
+    elif isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{what} is a number of seconds or a timedelta, not {type(value).__name__}: {value!r:.60}")
+    if not math.isfinite(value) or value < 0:
+        raise ValueError(f"{what} must be finite and not negative, not {value!r}")
+    return float(value)
+
+
+def column_length(keys: Collection[Any] | None, data: Collection[Any] | None) -> int:
+    """The common length of the columns of an ``emit_many``.
+
+    Raises:
+        TypeError: no column, or a text or bytes as column (its characters would become events).
+        ValueError: the columns differ in length.
+    """
+    for name, column in (("keys", keys), ("data", data)):
+        if isinstance(column, str | bytes | bytearray):
+            raise TypeError(f"{name}= is a list, one element per event, not {type(column).__name__}: {column!r:.60}")
+    if keys is not None and data is not None:
+        if len(keys) != len(data):
+            raise ValueError(f"keys= has {len(keys)} elements and data= has {len(data)}: they must be equally many")
+        return len(keys)
+    column = data if keys is None else keys
+    if column is None:
+        raise TypeError("emit_many needs keys=, data= or both")
+    return len(column)
+
+
+def _checked_name(event: object) -> str:
+    if type(event) is not str:
+        raise TypeError(f"the name of an event is text (str), not {type(event).__name__}: {event!r:.60}")
+    return event
+
+
+def _travelled(data: Any) -> Any:
+    """``data`` as it is now. It must encode, as in a worker, so that a test fails at the same line.
+
+    Raises:
+        TypeError: it cannot travel.
+    """
+    if type(data) is int and not -(2**63) <= data < 2**63:
+        raise TypeError(f"an integer of {data.bit_length()} bits cannot travel: 64 is the limit")
+    try:
+        msgspec.msgpack.encode(data)
+    except (TypeError, ValueError, OverflowError, RecursionError) as e:
+        raise TypeError(f"this value cannot travel: {e}; it is a {type(data).__name__}") from None
+    return deepcopy(data)

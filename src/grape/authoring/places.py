@@ -1,0 +1,43 @@
+"""Where things stand in the user's code: every error of the authoring layer names it."""
+
+from __future__ import annotations
+
+import os
+import sys
+from types import CodeType, FrameType
+from typing import Final
+
+_ENGINE: Final = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "")
+
+
+def is_engine_file(filename: str) -> bool:
+    """Is ``filename`` a part of Grape, or of Python's import machinery?"""
+    return filename.startswith((_ENGINE, "<frozen importlib"))
+
+
+def caller() -> FrameType:
+    """The innermost frame that is not Grape's."""
+    frame: FrameType | None = sys._getframe(1)
+    outermost = sys._getframe(1)
+    while frame is not None:
+        if not is_engine_file(frame.f_code.co_filename):
+            return frame
+        outermost, frame = frame, frame.f_back
+    return outermost
+
+
+def place(filename: str, line: int) -> str:
+    """``file:line``; the file relative to the working directory if it is below it."""
+    relative = os.path.relpath(filename) if os.path.isabs(filename) else filename
+    return f"{filename if relative.startswith('..') else relative}:{line}"
+
+
+def place_of_caller() -> str:
+    """``file:line`` of the innermost frame that is not Grape's."""
+    frame = caller()
+    return place(frame.f_code.co_filename, frame.f_lineno)
+
+
+def place_of_code(code: CodeType) -> str:
+    """``file:line`` where ``code`` begins."""
+    return place(code.co_filename, code.co_firstlineno)

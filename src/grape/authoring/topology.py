@@ -1,0 +1,410 @@
+"""The topology as an author builds it."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable
+from datetime import timedelta
+from difflib import get_close_matches
+from typing import Any, Final, TypedDict, TypeVar, Unpack, get_args
+
+from msgspec import Struct
+
+from grape.authoring.emitter import Node, seconds
+from grape.authoring.handler import Handler, compile_handler, where_of
+from grape.authoring.places import caller, place
+from grape.errors import TopologyError
+from grape.model.topology import (
+    DEFAULT_POOL,
+    NodeSpec,
+    OnFail,
+    PoolSpec,
+    SlotSpec,
+    StateSpec,
+    TopologySpec,
+)
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+MAX_NAME_BYTES: Final = 255
+MAX_BATCH: Final = 8192
+MAX_COUNT: Final = 1_000_000
+
+
+class SlotOptions(TypedDict, total=False):
+    """The options of a slot, see ``Topology.add_slot``."""
+
+    emits: str | Iterable[str]
+    retries: int
+    backoff: float | timedelta
+    backoff_max: float | timedelta
+    timeout: float | timedelta
+    on_fail: OnFail
+    ordered: bool
+    chain: bool
+    concurrency: int
+    batch: int
+    pool: str | None
+    name: str | None
+
+
+class _Slot(Struct, frozen=True):
+    """One ``add_slot``: its spec and what is needed to compile and to blame it. ``pool`` None: not said."""
+
+    spec: SlotSpec
+    target: Any
+    pool: str | None
+    declared_at: str
+    scope: dict[str, Any]
+
+
+class _Built(Struct, frozen=True):
+    spec: TopologySpec
+    handlers: dict[str, Handler]
+
+
+class Topology:
+    """The slots of one application: which node gets which event.
+
+    What can be said about one declaration alone is checked there; the rest by ``spec()``, so that ``emits=`` may
+    name what is declared later.
+    """
+
+    def __init__(self, name: str) -> None:
+        """
+        Raises:
+            TopologyError: the name is empty, too long or has an "@".
+        """
+        self.name = _checked_name(name, "a topology", _Site().where)
+        self._slots: list[_Slot] = []
+        self._outputs: dict[str, str] = {}
+        self._pools: dict[str, str] = {}
+        self._built: _Built | None = None
+
+    def __repr__(self) -> str:
+        return f"<Topology {self.name!r}: {len(self._slots)} slots, {len(self._outputs)} outputs>"
+
+    def add_slot(
+        self,
+        event: str,
+        node: Node | Callable[..., Any],
+        *,
+        emits: str | Iterable[str] = (),
+        retries: int = 3,
+        backoff: float | timedelta = 1.0,
+        backoff_max: float | timedelta = 60.0,
+        timeout: float | timedelta = 60.0,
+        on_fail: OnFail = "dead",
+        ordered: bool = True,
+        chain: bool = True,
+        concurrency: int = 100,
+        batch: int = 1,
+        pool: str | None = None,
+        name: str | None = None,
+    ) -> None:
+        """Hand every ``event`` to ``node``. Times are seconds or timedeltas.
+
+        Args:
+            event: name of the event.
+            node: an instance of a Node class, or a function. One node may own many slots.
+            emits: names of events that it emits. Declared names are checked when the topology is built, and may chain.
+                What a function returns or yields is emitted if there is exactly one.
+            retries: attempts after the first one.
+            backoff: wait before the second attempt; doubles with every further one, with full jitter.
+            backoff_max: the longest wait.
+            timeout: longest run of one event; 0: none.
+            on_fail: after the last attempt, "dead" frees the key, "stop" keeps it until an operator acts.
+            ordered: later events of the same key wait while one is retried.
+            chain: may run at once after the emitting node, in its worker; False: its input is committed before.
+            concurrency: events that an async handler works on at once.
+            batch: above 1, the handler gets lists of up to that many payloads and returns a list of that length.
+            pool: worker processes to run in; "main" unless given here or at another slot of the node.
+            name: the node's name; else its own, else that of its class or function.
+
+        Raises:
+            TopologyError: an argument does not fit, or the node has this slot already.
+        """
+        site = _Site()
+        where = site.where
+        _checked_name(event, "an event", where)
+        spec = SlotSpec(
+            event=event,
+            node=self._node_name(node, name, where),
+            emits=tuple(dict.fromkeys((*_names(emits, where), *_names(getattr(node, "emits", ()), where)))),
+            retries=_whole(retries, "retries", 0, MAX_COUNT, where),
+            backoff=_seconds(backoff, "backoff", where),
+            backoff_max=_seconds(backoff_max, "backoff_max", where),
+            timeout=_seconds(timeout, "timeout", where),
+            on_fail=_one_of(on_fail, "on_fail", get_args(OnFail), where),
+            ordered=_one_of(ordered, "ordered", (True, False), where),
+            chain=_one_of(chain, "chain", (True, False), where),
+            concurrency=_whole(concurrency, "concurrency", 1, MAX_COUNT, where),
+            batch=_whole(batch, "batch", 1, MAX_BATCH, where),
+            where=where_of(node),
+        )
+        if spec.backoff_max < spec.backoff:
+            raise TopologyError(f"{where}: backoff_max ({spec.backoff_max:g} s) is below backoff ({spec.backoff:g} s)")
+        if pool is not None:
+            _checked_name(pool, "a pool", where)
+        self._check_node(spec, node, pool, where)
+        self._slots.append(_Slot(spec, node, pool, where, site.scope))
+        self._built = None
+
+    def slot(self, event: str, **options: Unpack[SlotOptions]) -> Callable[[Function], Function]:
+        """Decorator: a function becomes a slot; the options are those of ``add_slot``. Returns the function itself.
+
+        The function gets the payload, decoded to its annotation, and what it annotates as Event, Context or State.
+
+        Raises:
+            TopologyError: as ``add_slot``.
+        """
+
+        def declare(function: Function) -> Function:
+            self.add_slot(event, function, **options)
+            return function
+
+        return declare
+
+    def add_output(self, name: str) -> None:
+        """Events called ``name`` leave the topology: nothing listens to them inside, the outside takes them.
+
+        Raises:
+            TopologyError: the name does not fit, or is an output already.
+        """
+        where = _Site().where
+        _checked_name(name, "an output", where)
+        if name in self._outputs:
+            raise TopologyError(f"{where}: {name!r} is an output already, from {self._outputs[name]}")
+        self._outputs[name] = where
+        self._built = None
+
+    def add_pool(self, name: str) -> None:
+        """Declare a pool: worker processes and event logs of its own. ``pool="x"`` at a slot does so too.
+
+        Raises:
+            TopologyError: the name does not fit, or is a pool already.
+        """
+        where = _Site().where
+        _checked_name(name, "a pool", where)
+        if name in self._pools:
+            raise TopologyError(f"{where}: {name!r} is a pool already, from {self._pools[name]}")
+        self._pools[name] = where
+        self._built = None
+
+    def spec(self) -> TopologySpec:
+        """The topology as plain data.
+
+        Raises:
+            TopologyError: it cannot be built as written; the text says what, where, why and what to do.
+        """
+        return self._build().spec
+
+    @property
+    def handlers(self) -> dict[str, Handler]:
+        """What a worker calls, by node name.
+
+        Raises:
+            TopologyError: as ``spec``.
+        """
+        return self._build().handlers
+
+    def _node_name(self, node: Any, name: str | None, where: str) -> str:
+        """The name of the node, and whether it can be one at all."""
+        _check_target(node, where)
+        if name is None:
+            known = next((slot.spec.node for slot in self._slots if _same(slot.target, node)), None)
+            name = known or _own_name(node)
+        if name == "<lambda>":
+            raise TopologyError(f"{where}: a lambda has no name; pass name=, or write a function")
+        return _checked_name(name, "a node", where)
+
+    def _check_node(self, spec: SlotSpec, node: Any, pool: str | None, where: str) -> None:
+        """Check a new slot against those of the same node."""
+        for other in self._slots:
+            same = _same(other.target, node)
+            if same and isinstance(node, Node) and other.spec.node != spec.node:
+                raise TopologyError(
+                    f"{where}: this node is called {other.spec.node!r} at {other.declared_at} and {spec.node!r} here; "
+                    f"one instance has one name, make a second one: {type(node).__qualname__}(...)"
+                )
+            if other.spec.node != spec.node:
+                continue
+            if not same:
+                raise TopologyError(
+                    f"{where}: two nodes are called {spec.node!r}: {other.spec.where} (slot {other.spec.event!r}) and "
+                    f"{spec.where} (slot {spec.event!r}). Pass name= to one of them, or one instance to both slots"
+                )
+            if other.spec.event == spec.event:
+                raise TopologyError(
+                    f"{where}: node {spec.node!r} listens to {spec.event!r} already, from {other.declared_at}"
+                )
+            if pool is not None and other.pool is not None and pool != other.pool:
+                raise TopologyError(
+                    f"{where}: node {spec.node!r} cannot be in two pools: {other.pool!r} at {other.declared_at}, "
+                    f"{pool!r} here. Use a second node with another name="
+                )
+            if other.spec.batch != spec.batch:
+                raise TopologyError(
+                    f"{where}: node {spec.node!r} has batch={other.spec.batch} at {other.declared_at} and "
+                    f"batch={spec.batch} here; all slots of a node have the same"
+                )
+
+    def _build(self) -> _Built:
+        if self._built is None:
+            if not self._slots:
+                raise TopologyError(f"topology {self.name!r} has no slots; declare one with add_slot(event, node)")
+            self._check_outputs()
+            self._check_emits()
+            handlers = self._compile()
+            self._built = _Built(self._specify(handlers), handlers)
+        return self._built
+
+    def _check_outputs(self) -> None:
+        for slot in self._slots:
+            if slot.spec.event in self._outputs:
+                raise TopologyError(
+                    f"{self._outputs[slot.spec.event]}: {slot.spec.event!r} cannot be an output: node "
+                    f"{slot.spec.node!r} listens to it ({slot.declared_at}). Emit another name for the outside"
+                )
+
+    def _check_emits(self) -> None:
+        known = {slot.spec.event for slot in self._slots} | self._outputs.keys()
+        for slot in self._slots:
+            for event in slot.spec.emits:
+                if event.startswith(f"{self.name}@"):
+                    raise TopologyError(
+                        f"{slot.declared_at}: slot {slot.spec.event!r} ({slot.spec.node}) declares emits={event!r}; "
+                        f"an event of the own topology is written without it: {event.partition('@')[2]!r}"
+                    )
+                if event not in known and "@" not in event:
+                    raise TopologyError(
+                        f"{slot.declared_at}: slot {slot.spec.event!r} ({slot.spec.node}) declares emits={event!r}, "
+                        f"which is neither a slot nor an output of {self.name!r}. {_did_you_mean(event, known)}"
+                        f"Declare it with add_slot({event!r}, ...) or add_output({event!r})"
+                    )
+
+    def _compile(self) -> dict[str, Handler]:
+        handlers: dict[str, Handler] = {}
+        for slot in self._slots:
+            name = slot.spec.node
+            if name not in handlers:
+                handlers[name] = compile_handler(name, slot.target, batch=slot.spec.batch, scope=slot.scope)
+        return handlers
+
+    def _specify(self, handlers: dict[str, Handler]) -> TopologySpec:
+        said = {slot.spec.node: slot.pool for slot in self._slots if slot.pool is not None}
+        nodes = tuple(
+            NodeSpec(
+                name=name,
+                pool=said.get(name, DEFAULT_POOL),
+                states=tuple(StateSpec(state, declared.ttl) for state, declared in handler.states.items()),
+                is_async=handler.is_async,
+            )
+            for name, handler in handlers.items()
+        )
+        pools = dict.fromkeys((*self._pools, *(node.pool for node in nodes)))
+        return TopologySpec(
+            name=self.name,
+            nodes=nodes,
+            slots=tuple(slot.spec for slot in self._slots),
+            outputs=tuple(self._outputs),
+            pools=tuple(PoolSpec(pool) for pool in sorted(pools, key=lambda pool: pool != DEFAULT_POOL)),
+        )
+
+
+class _Site:
+    """The user's line that is being executed, and the local names that annotations there may use."""
+
+    def __init__(self) -> None:
+        frame = caller()
+        self.where = place(frame.f_code.co_filename, frame.f_lineno)
+        self.scope = {} if frame.f_locals is frame.f_globals else dict(frame.f_locals)
+
+
+def _same(one: Any, other: Any) -> bool:
+    """Are these the same node? Every access of a bound method makes a new object, so those are compared by parts."""
+    if inspect.ismethod(one) and inspect.ismethod(other):
+        return one.__self__ is other.__self__ and one.__func__ is other.__func__
+    return one is other
+
+
+def _own_name(node: Any) -> Any:
+    if not isinstance(node, Node):
+        return node.__name__
+    name = getattr(node, "name", None)
+    return type(node).__name__ if name is None else name
+
+
+def _check_target(node: Any, where: str) -> None:
+    """Refuse what cannot be a node, with the remedy."""
+    if isinstance(node, Node):
+        return
+    if isinstance(node, type):
+        raise TopologyError(f"{where}: {node.__qualname__} is a class; pass an instance: {node.__qualname__}()")
+    if inspect.ismethod(node) and isinstance(node.__self__, Node):
+        raise TopologyError(
+            f"{where}: {node.__qualname__} is a method of a node; pass the node itself, its process() is what runs"
+        )
+    if not (inspect.isfunction(node) or inspect.ismethod(node)):
+        raise TopologyError(
+            f"{where}: a node is an instance of a Node class or a function written in Python, not "
+            f"{type(node).__name__}: {node!r:.80}"
+        )
+
+
+def _checked_name(name: Any, what: str, where: str) -> str:
+    if not isinstance(name, str):
+        raise TopologyError(f"{where}: the name of {what} is text (str), not {type(name).__name__}: {name!r:.60}")
+    if not name or not name.isprintable():
+        raise TopologyError(
+            f"{where}: the name of {what} cannot be {name!r:.60}: it has to be printable, not empty text"
+        )
+    if "@" in name:
+        raise TopologyError(
+            f"{where}: the name of {what} cannot contain '@' ({name!r:.60}), which stands between app and event"
+        )
+    if len(name.encode()) > MAX_NAME_BYTES:
+        raise TopologyError(
+            f"{where}: the name of {what} has at most {MAX_NAME_BYTES} bytes of UTF-8, "
+            f"{name[:30]!r}... has {len(name.encode())}"
+        )
+    return name
+
+
+def _names(emits: Any, where: str) -> tuple[str, ...]:
+    """The names in an ``emits=``. Those of other apps are written ``app@event``."""
+    if isinstance(emits, str):
+        emits = (emits,)
+    if not isinstance(emits, Iterable):
+        raise TopologyError(f"{where}: emits= is a name or several, not {type(emits).__name__}: {emits!r:.60}")
+    names = tuple(emits)
+    for name in names:
+        for part in name.split("@", 1) if isinstance(name, str) else (name,):
+            _checked_name(part, "an event in emits=", where)
+    return names
+
+
+def _whole(value: Any, option: str, least: int, most: int, where: str) -> int:
+    if type(value) is not int or not least <= value <= most:
+        raise TopologyError(f"{where}: {option}= is a whole number from {least} to {most}, not {value!r:.60}")
+    return value
+
+
+def _seconds(value: Any, option: str, where: str) -> float:
+    try:
+        return seconds(value, f"{option}=")
+    except (TypeError, ValueError) as e:
+        raise TopologyError(f"{where}: {e}") from None
+
+
+def _one_of(value: Any, option: str, allowed: tuple[Any, ...], where: str) -> Any:
+    if not any(type(value) is type(choice) and value == choice for choice in allowed):
+        near = _did_you_mean(value, [choice for choice in allowed if isinstance(choice, str)])
+        choices = " or ".join(repr(choice) for choice in allowed)
+        raise TopologyError(f"{where}: {option}= is {choices}, not {value!r:.60}. {near}".rstrip())
+    return value
+
+
+def _did_you_mean(name: Any, known: Iterable[str]) -> str:
+    near = get_close_matches(name, sorted(known), n=3) if isinstance(name, str) else []
+    return f"Did you mean {' or '.join(repr(match) for match in near)}? " if near else ""
