@@ -120,6 +120,8 @@ class Transport(ABC):
 
         Durable when it returns. Idempotent in effect: claiming again gives the next term. An earlier commit that was
         reported ``committed`` is included, one that was ``fenced`` is not, one that was ``unknown`` is or is not.
+        Whoever claims reads the log: `Callbacks.arrived` does not repeat what was readable before. Batches that an
+        earlier owner committed but did not forward any more are forwarded now.
 
         Raises:
             Corrupt: stored bytes fail their checksum.
@@ -130,7 +132,13 @@ class Transport(ABC):
     def commit(self, commit: Commit) -> None:
         """Submit; the outcome comes through ``Callbacks.done``. Commits of one partition are submitted one after the
         other, the next only when the outcome of the last is known. The same bytes may be submitted again after
-        ``unknown``; they take effect once. A lower term is ``fenced``.
+        ``unknown`` or ``committed``; they take effect once. A lower term is ``fenced``. Within a commit, sends come
+        first, then rows in their order, then trims and drops.
+
+        Raises:
+            ValueError: a mistake of the caller: a partition or term not claimed here, a number that is not the next,
+                other content under the number of the last commit.
+            TooLarge: a batch or the commit is larger than `Features` allows.
 
         Batches in ``sends`` reach their logs with the commit or later, at least once (`Features.exact_forwarding`).
         """
@@ -138,10 +146,18 @@ class Transport(ABC):
     @abstractmethod
     def read(self, log: PartitionId, after: int, max_bytes: int) -> list[Stored]:
         """Committed batches of ``log`` at positions >= ``after``, in order; at least one if there is any, then as many
-        as fit in ``max_bytes``. Positions start at 0.
+        as fit in ``max_bytes``. Positions start at 0 and are never used again, even when the log is emptied.
 
         Raises:
             Corrupt: the store is damaged. (The batch's own checksum is the reader's to check.)
+        """
+
+    @abstractmethod
+    def waiting(self, log: PartitionId, after: int) -> Arrival:
+        """How much `read` would return from ``after`` on. Cost: a step per batch; meant for the start.
+
+        Raises:
+            Corrupt: the store is damaged.
         """
 
     @abstractmethod
@@ -164,7 +180,8 @@ class Transport(ABC):
 
     @abstractmethod
     def close(self) -> None:
-        """Finish or abandon what was submitted, release everything. Idempotent. No callback comes afterwards."""
+        """Finish or abandon what was submitted, release everything. Idempotent. No callback comes afterwards, also
+        when called from within one."""
 
     def room(self) -> int:
         """Bytes that may still be committed before the backend is full; a bound from below, cheap."""
@@ -177,6 +194,7 @@ class Callbacks(Struct, frozen=True):
     ``done``: the outcomes of commits, in the order in which they were submitted per partition.
     ``arrived``: new batches can be read. For a commit's own sends never before its ``done``.
     ``failed``: the backend cannot go on (disk full, I/O error); nothing is committed after it, no ``done`` follows.
+    What was submitted and not answered has no effect or all of it; committed data can still be read where possible.
     """
 
     done: Callable[[list[tuple[Commit, Outcome]]], None]
