@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from importlib import import_module
-from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 from grape.authoring.emitter import INHERIT, Context, Emitted, Node, Reply
@@ -24,10 +23,8 @@ from grape.errors import (
 )
 from grape.model.event import Event
 
-try:
-    __version__ = version("grape-engine")
-except PackageNotFoundError:  # a source tree on sys.path
-    __version__ = "0+unknown"
+__version__: str
+"""Of the installed distribution. Resolved on first use: reading metadata doubles the time of an import."""
 
 __all__ = [
     "INHERIT",
@@ -60,8 +57,10 @@ if not TYPE_CHECKING:
     def __getattr__(name: str) -> Any:
         if name in _RUNNING:
             return getattr(import_module("grape.running"), name)
+        if name == "__version__":
+            return import_module("importlib.metadata").version("grape-engine")
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_RUNNING})
+    return sorted({*globals(), *_RUNNING, "__version__"})

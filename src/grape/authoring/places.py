@@ -2,17 +2,31 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import sys
+import sysconfig
 from types import CodeType, FrameType
 from typing import Final
 
-_ENGINE: Final = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "")
+_ENGINE: Final = (
+    os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), ""),
+    os.path.join(os.path.dirname(importlib.__file__), ""),
+    "<frozen importlib",
+)
+_LIBRARIES: Final = tuple(
+    os.path.join(sysconfig.get_path(kind), "") for kind in ("stdlib", "platstdlib", "purelib", "platlib")
+)
 
 
 def is_engine_file(filename: str) -> bool:
     """Is ``filename`` a part of Grape, or of Python's import machinery?"""
-    return filename.startswith((_ENGINE, "<frozen importlib"))
+    return filename.startswith(_ENGINE)
+
+
+def is_library_file(filename: str) -> bool:
+    """Is ``filename`` a part of Python, or of an installed distribution?"""
+    return filename.startswith((*_LIBRARIES, "<frozen "))
 
 
 def caller() -> FrameType:

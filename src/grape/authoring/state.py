@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import types
 import typing
 from collections.abc import Callable, Iterator
 from copy import deepcopy
 from datetime import timedelta
 from enum import Enum
+from types import NoneType, UnionType
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar, overload
 
 import msgspec
@@ -24,7 +24,7 @@ Collected = TypeVar("Collected", bound=list[Any] | dict[Any, Any] | set[Any])
 LOADER: Final = "_grape_load"
 """Key in the ``__dict__`` of a node: ``(name) -> value``, which also stores the value there. Set by the runtime."""
 
-_PLAIN: Final = frozenset({int, str, float, bool, bytes, types.NoneType})
+_PLAIN: Final = frozenset({int, str, float, bool, bytes, NoneType})
 _COLLECTIONS: Final[tuple[Callable[[], Any], ...]] = (list, dict, set)
 
 
@@ -86,7 +86,7 @@ class State(Generic[T]):
     def __init__(self: State[N | None], value_type: type[N], /, *, ttl: float | timedelta | None = None) -> None: ...
     @overload
     def __init__(
-        self: State[Any], value_type: object, /, *, default: object = ..., ttl: float | timedelta | None = None
+        self: State[Any], value_type: UnionType, /, *, default: object = ..., ttl: float | timedelta | None = None
     ) -> None: ...
     def __init__(self, value_type: Any, /, *, default: Any = _MISSING, ttl: float | timedelta | None = None) -> None:
         """Declare state of ``value_type``: anything msgspec encodes and decodes (builtins, collections of them,
@@ -229,7 +229,7 @@ def _foreign(info: Any, seen: set[int]) -> Iterator[Any]:
 
 
 def _is_plain(value_type: Any) -> bool:
-    if typing.get_origin(value_type) in (typing.Union, types.UnionType):
+    if typing.get_origin(value_type) in (typing.Union, UnionType):
         return all(_is_plain(member) for member in typing.get_args(value_type))
     try:
         return value_type is None or value_type in _PLAIN
