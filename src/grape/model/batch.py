@@ -5,8 +5,8 @@
     run   = <count, size of meta, size of keys, size of data> (4 x u32) | meta | keys | data
 
 ``meta`` is a `RunMeta`, ``keys`` a msgpack array of text or nil (absent: no event has a key), ``data`` a msgpack array
-of values (absent: all nil). The engine reads headers, metas and the length marks of the two arrays, never what is in them.
-The checksum covers everything behind itself, so a flipped bit anywhere is found.
+of values (absent: all nil). The engine reads headers, metas and the length marks of the two arrays, never what is in
+them. The checksum covers everything behind itself, so a flipped bit anywhere is found.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ class RunMeta(Struct, omit_defaults=True):
     contexts: list[int] | None = None
 
 
-class Run(NamedTuple):
+class Run(Struct, frozen=True):
     """A run as read: ``keys`` and ``data`` are still msgpack ("" = all nil)."""
 
     count: int

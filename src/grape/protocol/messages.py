@@ -51,7 +51,8 @@ class Revoke(Struct, frozen=True, array_like=True, tag=3):
 
 class BatchItem(Struct, frozen=True, array_like=True):
     """A batch to work on. Event ``i`` has the id ``id_prefix + str(i)``. ``done``: what is finished already.
-    ``calls``: every event is a call of its own (its context number is its index)."""
+    ``contexts``: size of the batch's table; ``calls``: every event is a call of its own, whose context is its index
+    (then ``contexts`` is ``events``)."""
 
     position: int
     id_prefix: str
@@ -59,6 +60,7 @@ class BatchItem(Struct, frozen=True, array_like=True):
     events: int
     body: bytes
     done: Progress = Progress()
+    contexts: int = 0
     calls: bool = False
 
 
@@ -181,9 +183,9 @@ class StateChanges(Struct, frozen=True, array_like=True):
 
 
 class Timer(Struct, frozen=True, array_like=True):
-    """An emit that becomes due later; ``emitted`` holds exactly one event."""
+    """An emit that becomes due ``delay`` microseconds from now; ``emitted`` holds exactly one event."""
 
-    due: int
+    delay: int
     emitted: Emitted
 
 

@@ -1,0 +1,237 @@
+"""Keyed state in the worker: a cache of committed values, and what this work has changed.
+
+A record is what one (node, key) stores: a msgpack map {state name: value}; with ttl, expiry times (microseconds of wall
+time) stand under the empty name. Plain values are kept as objects, all others encoded, so that a handler that changes
+an object in place changes nothing until its event has succeeded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any, Final
+
+import msgspec
+
+from grape.authoring.state import State
+from grape.errors import HandlerError
+from grape.protocol.messages import StateChanges
+from grape.worker.values import PLAIN, Raw, decode, encode, to_value
+
+MISSING: Final = object()
+_ENTRY_OVERHEAD: Final = 200
+"""Bytes that a cached entry costs beside its encoded value: text key, dict slots, object headers."""
+
+_decode_record = msgspec.msgpack.Decoder(dict[str, Raw]).decode
+
+
+class BadState(HandlerError):
+    code = "bad-state"
+
+
+class StateType:
+    """How one `State` is read from and written to its cached form."""
+
+    def __init__(self, name: str, state: State[Any]) -> None:
+        self.name = name
+        self.ttl_us = None if state.ttl is None else int(state.ttl * 1e6)
+        self.plain = state.is_plain
+        self.make_default: Callable[[], Any] = state.make_default
+        self._decoder = msgspec.msgpack.Decoder(state.value_type).decode
+        default = state.make_default()
+        self.default = default if type(default) in PLAIN else MISSING
+        """The default itself if it is immutable, else MISSING: then it is made anew for each event."""
+
+    def read(self, cached: Any) -> Any:
+        """The value a handler sees, from its cached form (MISSING: the default)."""
+        if cached is MISSING:
+            return self.default if self.default is not MISSING else self.make_default()
+        if type(cached) is not Raw:
+            return cached
+        try:
+            return self._decoder(cached)
+        except msgspec.ValidationError as e:
+            raise BadState(f"the stored value of state {self.name!r} does not fit its type: {e}") from None
+
+    def load(self, raw: Raw) -> Any:
+        """The cached form of what is stored."""
+        if self.plain:
+            try:
+                value = self._decoder(raw)
+            except msgspec.ValidationError:
+                return Raw(bytes(raw))
+            if type(value) in PLAIN:
+                return value
+        return Raw(bytes(raw))
+
+
+class StateTable:
+    """The records of one node in one partition.
+
+    ``values``: key -> cached form; a bare value for a node with one State, else a dict of them. A key that is known to
+    have no record is cached as MISSING.
+    """
+
+    def __init__(self, node: str, states: dict[str, State[Any]], max_event: int, complete: bool) -> None:
+        self.node = node
+        self.types = {name: StateType(name, state) for name, state in states.items()}
+        self.single = next(iter(self.types.values())) if len(self.types) == 1 else None
+        self.has_ttl = any(t.ttl_us is not None for t in self.types.values())
+        self.values: dict[str, Any] = {}
+        self.dirty: dict[str, None] = {}
+        self.expires: dict[str, dict[str, int]] = {}
+        self.extras: dict[str, dict[str, Raw]] = {}
+        self.complete = complete
+        self._max_event = max_event
+        self._average = 0.0
+
+    # -------------------------------------------------------------- reading
+
+    def missing(self, keys: Iterable[str | None]) -> list[str]:
+        """Keys that have to be asked for."""
+        unknown = set(keys)
+        unknown.discard(None)
+        unknown -= self.values.keys()
+        if self.complete:
+            for key in unknown:
+                self.values[key] = MISSING  # type: ignore[index]
+            return []
+        return list(unknown)  # type: ignore[arg-type]
+
+    def fill(self, keys: list[str], records: list[bytes | None]) -> None:
+        """Take the answer to what `missing` returned."""
+        for key, record in zip(keys, records, strict=True):
+            if record is None:
+                self.values[key] = MISSING
+            else:
+                self.values[key] = self._unpack(key, record)
+                self._note_size(len(record), 1)
+
+    def _unpack(self, key: str, record: bytes) -> Any:
+        fields = _decode_record(record)
+        expiries = fields.pop("", None)
+        if expiries is not None:
+            self.expires[key] = decode(expiries)
+        if self.single is not None and len(fields) == 1 and self.single.name in fields:
+            return self.single.load(fields[self.single.name])
+        known: dict[str, Any] = {}
+        for name, raw in fields.items():
+            if name in self.types:
+                known[name] = self.types[name].load(raw)
+            else:
+                self.extras.setdefault(key, {})[name] = Raw(bytes(raw))
+        if self.single is not None:
+            return known.get(self.single.name, MISSING)
+        return known or MISSING
+
+    def cached(self, key: str, name: str, now_us: int) -> Any:
+        """The cached form of one state of a key; MISSING if unset or expired."""
+        record = self.values.get(key, MISSING)
+        if record is not MISSING and self.single is None:
+            record = record.get(name, MISSING)
+        if record is not MISSING and self.has_ttl:
+            due = self.expires.get(key, {}).get(name)
+            if due is not None and due <= now_us:
+                return MISSING
+        return record
+
+    # -------------------------------------------------------------- writing
+
+    def encode_value(self, name: str, value: Any) -> Any:
+        """The cached form of a new value.
+
+        Raises:
+            BadValue, TooLarge: it cannot be stored.
+        """
+        if type(value) is State:
+            raise BadState(f"state {name!r} was assigned a State; assign a value")
+        return to_value(value, self._max_event)
+
+    def store(self, key: str, changes: dict[str, Any], now_us: int) -> None:
+        """Apply an event's changes {name: cached form, MISSING deletes}. The event has succeeded."""
+        if self.single is not None:
+            self.values[key] = changes[self.single.name]
+        else:
+            record = self.values.get(key, MISSING)
+            record = {} if record is MISSING else dict(record)
+            for name, value in changes.items():
+                if value is MISSING:
+                    record.pop(name, None)
+                else:
+                    record[name] = value
+            self.values[key] = record or MISSING
+        self.dirty[key] = None
+        if self.has_ttl:
+            due = dict(self.expires.get(key, ()))
+            for name, value in changes.items():
+                ttl = self.types[name].ttl_us
+                if value is MISSING:
+                    due.pop(name, None)
+                elif ttl is not None:
+                    due[name] = now_us + ttl
+            self.expires[key] = due
+
+    def _record(self, key: str) -> bytes | None:
+        value = self.values[key]
+        if self.single is not None:
+            fields = {} if value is MISSING else {self.single.name: value}
+        else:
+            fields = {} if value is MISSING else dict(value)
+        extras = self.extras.get(key)
+        if extras:
+            fields = {**fields, **extras}
+        if not fields:
+            self.expires.pop(key, None)
+            return None
+        if self.has_ttl:
+            due = {name: at for name, at in self.expires.get(key, {}).items() if name in fields}
+            if due:
+                fields = {**fields, "": due}
+        return encode(fields)
+
+    def _expiry(self, key: str) -> int:
+        """When the whole record may go: the latest expiry if every field has one, else 0."""
+        due = self.expires.get(key, {})
+        value = self.values[key]
+        if value is MISSING or key in self.extras:
+            return 0
+        names = [self.single.name] if self.single is not None else list(value)
+        return max((due[n] for n in names), default=0) if all(n in due for n in names) else 0
+
+    def take_changes(self) -> StateChanges | None:
+        """What this work changed, for its result; the values stay cached and count as committed with the next work."""
+        if not self.dirty:
+            return None
+        keys = list(self.dirty)
+        single = self.single
+        if single is not None and not self.has_ttl and not self.extras:
+            head = b"\x81" + encode(single.name)
+            values = self.values
+            records: list[bytes | None] = [None if (v := values[k]) is MISSING else head + encode(v) for k in keys]
+        else:
+            records = [self._record(k) for k in keys]
+        expires = [self._expiry(k) for k in keys] if self.has_ttl else None
+        self._note_size(sum(map(len, filter(None, records))), len(records))
+        self.dirty = {}
+        return StateChanges(self.node, [k.encode() for k in keys], records, expires)
+
+    # -------------------------------------------------------------- memory
+
+    def _note_size(self, size: int, records: int) -> None:
+        weight = min(1.0, records / 1000)
+        self._average += weight * (size / records - self._average)
+
+    @property
+    def size(self) -> int:
+        """Estimated bytes: entries times what a record took on average lately."""
+        return int(len(self.values) * (_ENTRY_OVERHEAD + self._average))
+
+    def evict(self, share: float) -> None:
+        """Forget the oldest ``share`` of the committed entries. Only called when nothing is dirty."""
+        if self.dirty:
+            return
+        count = int(len(self.values) * share) + 1
+        for key in list(self.values)[:count]:
+            del self.values[key]
+            self.expires.pop(key, None)
+            self.extras.pop(key, None)
+        self.complete = False

@@ -1,0 +1,656 @@
+"""How a node's events are run: one stage in, what it emitted out, every event undone alone if it fails.
+
+There are several loops instead of one because this is the only code of Grape that runs once per event:
+`FunctionUnit` (payload in, result out), `NodeUnit` (``process`` and ``emit``), `CountingUnit` (a node with one plain
+State), `BatchUnit`, and `GeneralUnit` for every other shape. ``benchmarks/`` has a row for each.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any, Final, Protocol
+
+from msgspec import Struct
+
+from grape.authoring.emitter import INHERIT, Context, Emitter
+from grape.authoring.handler import Handler
+from grape.authoring.state import LOADER, State
+from grape.errors import HandlerError, NoKey
+from grape.model.event import Event
+from grape.model.topology import Limits, SlotSpec
+from grape.worker.emits import Names, Sink, bind, unbind
+from grape.worker.outbox import Partitions
+from grape.worker.stage import Stage
+from grape.worker.state import MISSING, BadState, StateTable
+from grape.worker.values import MAX_INT, MIN_INT, PLAIN, Payload, Raw, Unfit, to_value
+
+Failures: Final = (Exception, SystemExit)
+"""What a handler may raise. Anything else ends the worker."""
+
+
+class Emissions(Struct, frozen=True):
+    """What a stage emitted. ``marks[i]``: how many its events up to i emitted; None: one an event at most, entry j
+    comes from event ``flat[j]`` (flat None: from event j). ``names``: one for all, or one an entry (with `Delayed` and
+    `Replied` among them). ``keys`` None: all inherit; else one an entry, INHERIT among them."""
+
+    names: str | list[Any]
+    keys: list[Any] | None
+    data: list[Any] | None
+    marks: list[int] | None
+    flat: list[int] | None
+
+    def __len__(self) -> int:
+        return len(self.data if self.data is not None else self.keys or ())
+
+
+class Host(Protocol):
+    """What a unit needs of the runtime."""
+
+    def fail(self, unit: Unit, stage: Stage, index: int, error: BaseException) -> None:
+        """The event failed: it goes to the hold list, and its key may be locked from now on."""
+
+    def behind(self, unit: Unit, stage: Stage, index: int) -> None:
+        """The event has to wait behind a failed one of its key."""
+
+    def locked(self, node: str) -> set[str]:
+        """Keys of ``node`` that are locked in the current partition; grows while a stage runs."""
+
+    def table(self, node: str) -> StateTable:
+        """The state of ``node`` in the current partition, filled for the keys of the stage."""
+
+    def now_us(self) -> int:
+        """Wall time."""
+
+
+class Unit(ABC):
+    """A node and its loop. ``run`` is called from one thread at a time; ``position`` from any."""
+
+    def __init__(
+        self,
+        handler: Handler,
+        slots: dict[str, SlotSpec],
+        host: Host,
+        names: Names,
+        partitions: Partitions,
+        limits: Limits,
+    ) -> None:
+        self.handler = handler
+        self.node = handler.node
+        self.slots = slots
+        self.is_async = handler.is_async
+        self.has_state = bool(handler.states)
+        self.stage: Stage | None = None
+        self.payload = Payload(handler.payload_type)
+        self._typed = handler.payload_type is not Any
+        self._host = host
+        self._limits = limits
+        self._call = handler.call
+        self._sink = Sink(limits.max_result)
+        self._marks: list[int] = []
+        self.emitter: Emitter = handler.instance if handler.instance is not None else Context()
+        self._names = names
+        self._partitions = partitions
+
+    def _bind(self) -> None:
+        bind(
+            self.emitter,
+            self._sink,
+            self.node,
+            self._names,
+            self._partitions,
+            self._limits.max_event,
+            self._event_start,
+        )
+
+    def _event_start(self) -> int:
+        return self._marks[-1] if self._marks else 0
+
+    def position(self) -> int:
+        """Index of the event that is running."""
+        return len(self._marks)
+
+    def run(self, stage: Stage) -> Emissions | None:
+        """Process the events of ``stage`` in order. Failures go to the host; returns what the others emitted."""
+        self.stage = stage
+        data = stage.values(self.payload)
+        locked = self._host.locked(self.node)
+        self._marks.clear()
+        self._bind()
+        self._begin(stage, data)
+        start = 0
+        try:
+            if not locked and not (self._typed and data is not None and Unfit in set(map(type, data))):
+                try:
+                    self._fast()
+                    start = stage.count
+                except Failures as e:
+                    start = self.position()
+                    self._undo()
+                    self._host.fail(self, stage, start, e)
+                    self._close(start)
+                    start += 1
+            for i in range(start, stage.count):
+                if locked and self._must_wait(stage, i):
+                    self._host.behind(self, stage, i)
+                else:
+                    try:
+                        if self._typed and data is not None and type(data[i]) is Unfit:
+                            raise data[i].error
+                        self._one(i)
+                    except Failures as e:
+                        self._undo()
+                        self._host.fail(self, stage, i, e)
+                self._close(i)
+            return self._finish(stage)
+        finally:
+            unbind(self.emitter, self.node)
+            self.stage = None
+
+    def _must_wait(self, stage: Stage, index: int) -> bool:
+        """Whether a failed event of the same key has to be done with first."""
+        return stage.key_of(index) in self._host.locked(self.node) and self.slots[stage.name_of(index)].ordered
+
+    @abstractmethod
+    def _begin(self, stage: Stage, data: list[Any] | None) -> None: ...
+
+    @abstractmethod
+    def _fast(self) -> None:
+        """All events, the first failure is raised; `position` tells which one it was."""
+
+    @abstractmethod
+    def _one(self, index: int) -> None:
+        """One event; leaves the closing mark to `_close`."""
+
+    def _undo(self) -> None:
+        """Forget what the running event emitted and changed."""
+        self._sink.cut(self._event_start())
+
+    def _close(self, index: int) -> None:
+        """Event ``index`` is over, however it ended."""
+        self._marks.append(len(self._sink.names))
+
+    def _finish(self, stage: Stage) -> Emissions | None:
+        if not self._sink.names:
+            return None
+        names, keys, data = self._sink.take()
+        return Emissions(names, keys, data, self._marks[:], None)
+
+    def _returned(self, event: str, value: Any) -> None:
+        """A handler returned or yielded something: emit it."""
+        if value is None:
+            return
+        emits = self.slots[event].emits
+        if len(emits) != 1:
+            raise _stray_result(self.node, emits, value)
+        self._sink.data.append(to_value(value, self._limits.max_event))
+        self._sink.names.append(emits[0])
+        self._sink.keys.append(INHERIT)
+
+
+def _stray_result(node: str, emits: tuple[str, ...], value: Any) -> HandlerError:
+    declared = f"declares several ({', '.join(emits)})" if emits else "declares none"
+    return HandlerError(
+        f"{node!r} returned or yielded a {type(value).__name__}, but its slot {declared}: exactly one emits= says "
+        f"where results go; otherwise emit them, and return None"
+    )
+
+
+class FunctionUnit(Unit):
+    """A plain function of the payload: its result is what it emits."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._out: list[Any] = []
+        self._data: list[Any] = []
+
+    def position(self) -> int:
+        return len(self._out)
+
+    def _begin(self, stage: Stage, data: list[Any] | None) -> None:
+        self._out = []
+        self._data = data if data is not None else [None] * stage.count
+
+    def _fast(self) -> None:
+        call, put = self._call, self._out.append
+        for value in self._data:
+            put(call(value))
+
+    def _one(self, index: int) -> None:
+        self._out.append(self._call(self._data[index]))
+
+    def _undo(self) -> None:
+        pass
+
+    def _close(self, index: int) -> None:
+        if len(self._out) == index:
+            self._out.append(None)
+
+    def _finish(self, stage: Stage) -> Emissions | None:
+        out, names = self._out, stage.names
+        kinds = set(map(type, out))
+        if kinds == {type(None)}:
+            return None
+        emits = self._emits(names)
+        largest = self._limits.max_event
+        if kinds == {str} and all(emits) and all(map(str.isascii, out)) and max(map(len, out)) <= largest:
+            flat = None
+        else:
+            self._settle(stage, out, emits)
+            flat = [i for i, value in enumerate(out) if value is not None]
+            if not flat:
+                return None
+            if len(flat) == len(out):
+                flat = None
+            else:
+                out = [out[i] for i in flat]
+        if isinstance(names, str):
+            return Emissions(emits[0] or "", None, out, None, flat)
+        return Emissions([emits[i] for i in flat] if flat is not None else emits, None, out, None, flat)
+
+    def _emits(self, names: str | list[str]) -> list[str | None]:
+        """Where results go, per event (one entry if all have one name); None: nowhere."""
+        to = {event: slot.emits[0] if len(slot.emits) == 1 else None for event, slot in self.slots.items()}
+        return [to[names]] if isinstance(names, str) else [to[name] for name in names]
+
+    def _settle(self, stage: Stage, out: list[Any], emits: list[str | None]) -> None:
+        """Turn results into values in place. An event whose result cannot travel has failed; as a function has no other
+        effect, later ones of its key can still be taken back to wait behind it."""
+        locked = self._host.locked(self.node)
+        uniform = len(emits) == 1
+        failed = False
+        for i, value in enumerate(out):
+            if value is None:
+                continue
+            if failed and stage.key_of(i) in locked:
+                out[i] = None
+                self._host.behind(self, stage, i)
+                continue
+            try:
+                if emits[0 if uniform else i] is None:
+                    raise _stray_result(self.node, self.slots[stage.name_of(i)].emits, value)
+                if type(value) not in (bool, float):
+                    out[i] = to_value(value, self._limits.max_event)
+            except Failures as e:
+                out[i] = None
+                failed = True
+                self._host.fail(self, stage, i, e)
+
+
+class NodeUnit(Unit):
+    """``Node.process(event)`` without State."""
+
+    def _begin(self, stage: Stage, data: list[Any] | None) -> None:
+        self._events = stage.events(data)
+
+    def _fast(self) -> None:
+        process, mark, emitted = self._call, self._marks.append, self._sink.names
+        for event in self._events:
+            result = process(event)
+            if result is not None:
+                self._returned(event.name, result)
+            mark(len(emitted))
+
+    def _one(self, index: int) -> None:
+        event = self._events[index]
+        self._returned(event.name, self._call(event))
+
+
+class CountingUnit(NodeUnit):
+    """``Node.process(event)`` with one State of a plain type: it is loaded into the instance before each event, where
+    reading and writing it costs an attribute access, and compared after it."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        ((self._name, self._state),) = self.handler.states.items()
+        self._attributes: dict[str, Any] = self.emitter.__dict__
+        self._attributes[LOADER] = self._load
+
+    def _load(self, name: str) -> Any:
+        """The state was read although it is not loaded: the event has no key, or the handler deleted it."""
+        stage = self.stage
+        if stage is not None and stage.key_of(self.position()) is None:
+            raise no_key(self.node, name, stage.name_of(self.position()))
+        return self._state.make_default()
+
+    def _begin(self, stage: Stage, data: list[Any] | None) -> None:
+        super()._begin(stage, data)
+        self._table = self._host.table(self.node)
+        self._now = self._host.now_us() if self._table.has_ttl else 0
+
+    def _fast(self) -> None:
+        table = self._table
+        state = table.single
+        assert state is not None
+        stage = self.stage
+        assert stage is not None
+        if table.has_ttl or state.default is MISSING or stage.keys is None or None in stage.keys:
+            for i in range(len(self._events)):
+                self._one(i)
+                self._close(i)
+            return
+        process, mark, emitted = self._call, self._marks.append, self._sink.names
+        attributes, name, default = self._attributes, self._name, state.default
+        values, dirty = table.values, table.dirty
+        for event in self._events:
+            key: str = event.key  # type: ignore[assignment]
+            old = values[key]
+            if old is MISSING:
+                old = default
+            elif type(old) is Raw:
+                old = state.read(old)
+            attributes[name] = old
+            result = process(event)
+            if result is not None:
+                self._returned(event.name, result)
+            new = attributes.get(name, MISSING)
+            if new is not old:
+                if type(new) is not int or not MIN_INT <= new <= MAX_INT:
+                    new = self._checked(new)
+                values[key] = new
+                dirty[key] = None
+            mark(len(emitted))
+
+    def _checked(self, new: Any) -> Any:
+        if new is MISSING:
+            return new
+        if type(new) not in PLAIN:
+            raise BadState(f"{self._name!r} of {self.node!r} was given a {type(new).__name__}: it is a {self._state!r}")
+        return self._table.encode_value(self._name, new)
+
+    def _one(self, index: int) -> None:
+        event, table, name = self._events[index], self._table, self._name
+        attributes = self._attributes
+        key = event.key
+        if key is None:
+            attributes.pop(name, None)
+            self._returned(event.name, self._call(event))
+            if name in attributes:
+                raise no_key(self.node, name, event.name)
+            return
+        state = table.single
+        assert state is not None
+        old = state.read(table.cached(key, name, self._now))
+        attributes[name] = old
+        self._returned(event.name, self._call(event))
+        new = attributes.get(name, MISSING)
+        if new is not old:
+            table.store(key, {name: self._checked(new)}, self._now)
+
+    def _undo(self) -> None:
+        super()._undo()
+        self._attributes.pop(self._name, None)
+
+    def _finish(self, stage: Stage) -> Emissions | None:
+        self._attributes.pop(self._name, None)
+        return super()._finish(stage)
+
+
+def no_key(node: str, state: str, event: str) -> NoKey:
+    return NoKey(
+        f"node {node!r} used its state {state!r} in an event {event!r} that has no key; "
+        f"emit it with key=..., or feed it with a key"
+    )
+
+
+class Cell:
+    """What a function gets for a ``State`` argument: ``value`` reads, writes and deletes."""
+
+    __slots__ = ("_access", "_name")
+
+    def __init__(self, access: StateAccess, name: str) -> None:
+        self._access = access
+        self._name = name
+
+    @property
+    def value(self) -> Any:
+        return self._access.read(self._name)
+
+    @value.setter
+    def value(self, value: Any) -> None:
+        self._access.write(self._name, value)
+
+    @value.deleter
+    def value(self) -> None:
+        self._access.delete(self._name)
+
+
+class StateAccess:
+    """The state of one event while its handler runs: read on demand, applied only when it has succeeded."""
+
+    def __init__(self, node: str, table: StateTable, event: Event, now_us: int) -> None:
+        self._node = node
+        self._table = table
+        self._event = event
+        self._now = now_us
+        self._seen: dict[str, Any] = {}
+        self._values: dict[str, Any] = {}
+
+    def _cached(self, name: str) -> Any:
+        key = self._event.key
+        if key is None:
+            raise no_key(self._node, name, self._event.name)
+        if name not in self._seen:
+            self._seen[name] = self._table.cached(key, name, self._now)
+        return self._seen[name]
+
+    def read(self, name: str) -> Any:
+        if name in self._values and self._values[name] is not MISSING:
+            return self._values[name]
+        cached = self._cached(name)
+        if name in self._values:
+            cached = MISSING
+        value = self._table.types[name].read(cached)
+        if type(value) not in PLAIN:
+            self._values[name] = value
+        return value
+
+    def write(self, name: str, value: Any) -> None:
+        self._cached(name)
+        self._values[name] = value
+
+    def delete(self, name: str) -> None:
+        self._cached(name)
+        self._values[name] = MISSING
+
+    def apply(self) -> None:
+        """The event has succeeded: hand the changes to the table.
+
+        Raises:
+            BadValue, TooLarge, BadState: a new value cannot be stored; nothing is changed then.
+        """
+        changes: dict[str, Any] = {}
+        for name, value in self._values.items():
+            seen = self._seen[name]
+            new = MISSING if value is MISSING else self._table.encode_value(name, value)
+            if new is not seen and not (new is MISSING or seen is MISSING) and type(new) is type(seen):
+                if bytes(new) == bytes(seen) if type(new) is Raw else new == seen:
+                    continue
+            elif new is seen or (seen is MISSING and type(new) is Raw and new == encoded_default(self._table, name)):
+                continue
+            changes[name] = new
+        if changes:
+            key = self._event.key
+            assert key is not None
+            self._table.store(key, changes, self._now)
+
+
+def encoded_default(table: StateTable, name: str) -> Any:
+    """The cached form of the default: reading a mutable default and leaving it alone is no change."""
+    return table.encode_value(name, table.types[name].make_default())
+
+
+class GeneralUnit(NodeUnit):
+    """Every other synchronous shape: generators, functions that ask for event, context or state, several states."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._access: StateAccess | None = None
+        self._is_generator = self.handler.kind == "generator"
+        self._is_node = self.handler.instance is not None
+        if self._is_node and self.has_state:
+            self.emitter.__dict__[LOADER] = self._load
+
+    def _begin(self, stage: Stage, data: list[Any] | None) -> None:
+        super()._begin(stage, data)
+        self._table = self._host.table(self.node) if self.has_state else None
+
+    def _fast(self) -> None:
+        for i in range(len(self._events)):
+            self._one(i)
+            self._close(i)
+
+    def _load(self, name: str) -> Any:
+        assert self._access is not None
+        value = self.emitter.__dict__[name] = self._access.read(name)
+        self._touched.add(name)
+        return value
+
+    def _one(self, index: int) -> None:
+        event = self._events[index]
+        access: StateAccess | None = None
+        if self._table is not None:
+            self._access = access = StateAccess(self.node, self._table, event, self._host.now_us())
+            self._touched: set[str] = set()
+            self._clear()
+        result = self._call(*arguments(self.handler, event, self.emitter, access))
+        if self._is_generator:
+            for item in result:
+                self._returned(event.name, item)
+        else:
+            self._returned(event.name, result)
+        if access is not None:
+            if self._is_node:
+                self._collect(access)
+            access.apply()
+            self._access = None
+
+    def _collect(self, access: StateAccess) -> None:
+        """What the handler left in the instance's attributes."""
+        attributes = self.emitter.__dict__
+        for name in self.handler.states:
+            if name in attributes:
+                access.write(name, attributes[name])
+            elif name in self._touched:
+                access.delete(name)
+
+    def _clear(self) -> None:
+        if self._is_node:
+            for name in self.handler.states:
+                self.emitter.__dict__.pop(name, None)
+
+    def _undo(self) -> None:
+        super()._undo()
+        self._clear()
+
+    def _finish(self, stage: Stage) -> Emissions | None:
+        self._clear()
+        return super()._finish(stage)
+
+
+def arguments(handler: Handler, event: Event, context: Emitter, access: StateAccess | None) -> list[Any]:
+    """What ``handler`` is called with."""
+    out: list[Any] = []
+    for argument in handler.arguments:
+        if argument == "payload":
+            out.append(event.data)
+        elif argument == "event":
+            out.append(event)
+        elif argument == "context":
+            out.append(context)
+        else:
+            assert access is not None
+            out.append(Cell(access, argument.removeprefix("state:")))
+    return out
+
+
+class BatchUnit(NodeUnit):
+    """A handler that gets lists and returns a list of the same length: result, None, or an exception for one event."""
+
+    def _begin(self, stage: Stage, data: list[Any] | None) -> None:
+        super()._begin(stage, data)
+        self._size = max(slot.batch for slot in self.slots.values())
+
+    def _fast(self) -> None:
+        raise _Unbatched
+
+    def run(self, stage: Stage) -> Emissions | None:
+        """Slices of up to ``batch`` events; see `Unit.run` for what it promises."""
+        self.stage = stage
+        data = stage.values(self.payload)
+        self._marks.clear()
+        self._bind()
+        self._begin(stage, data)
+        host = self._host
+        outcomes: dict[int, Any] = {}
+        todo: list[int] = []
+        try:
+            for i in range(stage.count):
+                if data is not None and type(data[i]) is Unfit:
+                    outcomes[i] = data[i].error
+                elif self._must_wait(stage, i):
+                    outcomes[i] = None
+                else:
+                    todo.append(i)
+            for at in range(0, len(todo), self._size):
+                part = todo[at : at + self._size]
+                outcomes.update(zip(part, self._results([self._events[i] for i in part]), strict=True))
+            for i in range(stage.count):
+                outcome = outcomes[i]
+                if self._must_wait(stage, i):
+                    host.behind(self, stage, i)
+                elif isinstance(outcome, Failures):
+                    host.fail(self, stage, i, outcome)
+                else:
+                    try:
+                        self._returned(stage.name_of(i), outcome)
+                    except Failures as e:
+                        host.fail(self, stage, i, e)
+                self._close(i)
+            return self._finish(stage)
+        finally:
+            unbind(self.emitter, self.node)
+            self.stage = None
+
+    def _results(self, events: list[Event]) -> list[Any]:
+        """One outcome an event; a raise fails all of them singly."""
+        try:
+            results = self._call([e.data for e in events] if self.handler.arguments == ("payload",) else events)
+            if not isinstance(results, list | tuple) or len(results) != len(events):
+                sized = isinstance(results, list | tuple)
+                got = f"{len(results)} results" if sized else f"a {type(results).__name__}"
+                raise HandlerError(
+                    f"{self.node!r} got {len(events)} events and returned {got}, not one result each"
+                )
+        except Failures as e:
+            self._sink.cut(self._event_start())
+            return [e] * len(events)
+        return list(results)
+
+    def _one(self, index: int) -> None:
+        raise _Unbatched
+
+
+class _Unbatched(Exception):
+    pass
+
+
+def make_unit(
+    handler: Handler, slots: dict[str, SlotSpec], host: Host, names: Names, partitions: Partitions, limits: Limits
+) -> Unit:
+    """The loop that fits ``handler``."""
+    kind: type[Unit]
+    if handler.is_batch:
+        kind = BatchUnit
+    elif handler.kind == "sync" and handler.arguments == ("payload",) and not handler.states:
+        kind = FunctionUnit
+    elif handler.kind == "sync" and handler.instance is not None and not handler.states:
+        kind = NodeUnit
+    elif handler.kind == "sync" and handler.instance is not None and _is_countable(handler.states):
+        kind = CountingUnit
+    else:
+        kind = GeneralUnit
+    return kind(handler, slots, host, names, partitions, limits)
+
+
+def _is_countable(states: dict[str, State[Any]]) -> bool:
+    return len(states) == 1 and all(s.is_plain for s in states.values())

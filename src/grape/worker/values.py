@@ -1,0 +1,114 @@
+"""Data are values: what is emitted, replied or stored is encoded at that line."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import msgspec
+
+from grape.errors import BadPayload, HandlerError, TooLarge
+
+Raw = msgspec.Raw
+
+encode: Final = msgspec.msgpack.Encoder().encode
+decode: Final = msgspec.msgpack.Decoder().decode
+
+PLAIN: Final = frozenset({type(None), bool, float, bytes, str, int})
+"""Types whose exact instances are immutable and are kept as they are."""
+
+MIN_INT: Final = -(2**63)
+MAX_INT: Final = 2**63 - 1
+
+
+class BadValue(HandlerError):
+    """A value that cannot travel."""
+
+    code = "bad-value"
+
+
+def to_value(data: Any, max_event: int) -> Any:
+    """Return ``data`` if it is plain, else its encoding as Raw.
+
+    Raises:
+        BadValue: it cannot be encoded.
+        TooLarge: its encoding has more than ``max_event`` bytes.
+    """
+    kind = type(data)
+    if kind is str:
+        if not data.isascii():
+            try:
+                size = len(data.encode())
+            except UnicodeEncodeError as e:
+                raise BadValue(f"text that is not valid Unicode cannot travel: {e.reason}") from None
+        else:
+            size = len(data)
+        if size > max_event:
+            raise TooLarge(f"text of {size} bytes is over max-event ({max_event})")
+        return data
+    if kind is int:
+        if MIN_INT <= data <= MAX_INT:
+            return data
+        raise BadValue(f"an integer of {data.bit_length()} bits cannot travel: 64 is the limit")
+    if kind is bytes:
+        if len(data) > max_event:
+            raise TooLarge(f"{len(data)} bytes are over max-event ({max_event})")
+        return data
+    if kind in PLAIN:
+        return data
+    try:
+        packed = encode(data)
+    except (TypeError, ValueError, OverflowError, RecursionError) as e:
+        raise BadValue(f"a {kind.__name__} cannot travel: {e}") from None
+    if len(packed) > max_event:
+        raise TooLarge(f"a {kind.__name__} of {len(packed)} encoded bytes is over max-event ({max_event})")
+    return Raw(packed)
+
+
+class Unfit:
+    """Stands in a column for a value that does not fit the handler's annotation."""
+
+    __slots__ = ("error",)
+
+    def __init__(self, error: BadPayload) -> None:
+        self.error = error
+
+
+class Payload:
+    """How the values of a column become what a handler's annotation asks for."""
+
+    def __init__(self, kind: Any) -> None:
+        self._kind = kind
+        self._any = kind is Any
+        self._column = msgspec.msgpack.Decoder(list[Any] if self._any else list[kind]).decode
+        self._item = msgspec.msgpack.Decoder(kind).decode
+        self._exact = frozenset({kind}) if isinstance(kind, type) and kind in PLAIN else frozenset()
+
+    def column(self, packed: bytes) -> list[Any]:
+        """A msgpack array; what does not fit is `Unfit`."""
+        try:
+            return self._column(packed)
+        except (msgspec.ValidationError, msgspec.DecodeError, RecursionError):
+            return [self._one(raw) for raw in _raw_column(packed)]
+
+    def items(self, values: list[Any]) -> list[Any]:
+        """Values as they travelled inside the worker: plain ones, and Raw."""
+        kinds = set(map(type, values))
+        if self._any:
+            return [decode(v) if type(v) is Raw else v for v in values] if Raw in kinds else values
+        if kinds <= self._exact:
+            return values
+        return [self._one(v if type(v) is Raw else encode(v)) for v in values]
+
+    def nils(self, count: int) -> list[Any] | None:
+        """A column of ``count`` nils; None where the handler takes anything."""
+        return None if self._any else [self._one(b"\xc0")] * count
+
+    def _one(self, packed: Any) -> Any:
+        try:
+            return self._item(packed)
+        except (msgspec.ValidationError, msgspec.DecodeError, RecursionError) as e:
+            name = getattr(self._kind, "__name__", None) or repr(self._kind)
+            return Unfit(BadPayload(f"the payload does not fit {name}: {e}"))
+
+
+_raw_column = msgspec.msgpack.Decoder(list[Raw]).decode
