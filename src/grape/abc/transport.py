@@ -8,9 +8,11 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Literal
+from zlib import crc32
 
 from msgspec import Struct
 
+from grape.errors import TooLarge
 from grape.model.address import PartitionId
 
 Table = Literal["state", "hold", "timer", "dead", "text"]
@@ -200,3 +202,59 @@ class Callbacks(Struct, frozen=True):
     done: Callable[[list[tuple[Commit, Outcome]]], None]
     arrived: Callable[[list[Arrival]], None]
     failed: Callable[[BaseException], None]
+
+
+class Submissions:
+    """What one transport has claimed and taken in; refuses what `Transport.commit` calls the caller's mistakes."""
+
+    def __init__(self, features: Features) -> None:
+        self._features = features
+        self._terms: dict[PartitionId, int] = {}
+        self._last: dict[PartitionId, tuple[int, int, tuple[object, ...]]] = {}
+
+    def claimed(self, partition: PartitionId, term: int) -> None:
+        self._terms[partition] = term
+
+    def check(self, commit: Commit) -> None:
+        """Remember ``commit`` as submitted.
+
+        Raises:
+            ValueError, TooLarge: as `Transport.commit`.
+        """
+        self._check_size(commit)
+        partition, term, number = commit.partition, commit.term, commit.number
+        current = self._terms.get(partition, 0)
+        if not 0 < term <= current:
+            raise ValueError(f"partition {partition} was not claimed here with term {term}, but {current}")
+        if term < current:
+            return  # an old owner's; it will be fenced
+        before, last, content = self._last.get(partition, (0, 0, ()))
+        if before != term:
+            last = 0
+        fingerprint = self._fingerprint(commit)
+        if number == last and last > 0:
+            if content != fingerprint:
+                raise ValueError(f"commit {number} of {partition} was submitted before with other content")
+        elif number != last + 1:
+            raise ValueError(f"commit {number} of {partition} comes after commit {last}")
+        self._last[partition] = (term, number, fingerprint)
+
+    def _check_size(self, commit: Commit) -> None:
+        size = 0
+        for send in commit.sends:
+            size += len(send.batch)
+            if len(send.batch) > self._features.largest_batch:
+                raise TooLarge(f"a batch of {len(send.batch)} bytes; the limit is {self._features.largest_batch}")
+        if size > self._features.largest_commit:
+            raise TooLarge(f"a commit with {size} bytes of batches; the limit is {self._features.largest_commit}")
+
+    @staticmethod
+    def _fingerprint(commit: Commit) -> tuple[object, ...]:
+        # Tells most other contents apart without reading all of it twice.
+        return (
+            crc32(commit.head),
+            [(send.target, len(send.batch), crc32(send.batch[:64])) for send in commit.sends],
+            [(table, len(rows)) for table, rows in commit.rows],
+            list(commit.trims),
+            list(commit.drops),
+        )

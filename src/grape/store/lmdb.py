@@ -650,19 +650,22 @@ class Writing:
         """Write or (value None) remove rows; the last one of a key counts."""
         packed = partition.packed()
         base = _BASE[table]
-        final = dict(rows)
+        changes: dict[bytes, Any] = dict(rows)
         puts: list[tuple[bytes, bytes]] = []
         gone: list[bytes] = []
-        for k, v in final.items():
-            if len(k) <= LONG:
-                k = packed + k
-            else:
-                v = v if v is None else _LENGTH.pack(len(k)) + k + v
-                k = _long_key(packed, k)
-            if v is None:
-                gone.append(k)
-            else:
-                puts.append((k, v + crc32(v, crc32(k, base)).to_bytes(4, "little")))
+        if None in changes.values() or max(map(len, changes), default=0) > LONG:
+            plain = {}
+            for key, value in changes.items():
+                k = packed + key if len(key) <= LONG else _long_key(packed, key)
+                if value is None:
+                    gone.append(k)
+                elif len(key) <= LONG:
+                    plain[key] = value
+                else:
+                    puts.append((k, _sealed(base, k, _LENGTH.pack(len(key)) + key + value)))
+            changes = plain
+        # Every change of state passes here: `_sealed` is written out, a call costs as much as the rest.
+        puts += [(k := packed + key, v + crc32(v, crc32(k, base)).to_bytes(4, "little")) for key, v in changes.items()]
         if puts:
             puts.sort()  # neighbours come one after the other, which LMDB finds without a search
             self._cursor(table).putmulti(puts)

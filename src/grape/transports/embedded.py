@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from typing import Final
-from zlib import crc32
 
 from grape.abc.transport import (
     Arrival,
@@ -18,10 +17,10 @@ from grape.abc.transport import (
     Features,
     Outcome,
     Stored,
+    Submissions,
     Table,
     Transport,
 )
-from grape.errors import TooLarge
 from grape.model.address import PartitionId
 from grape.store.lmdb import MAX_SIZE, MIB, Post, Store, Writing
 
@@ -34,17 +33,6 @@ FEATURES: Final = Features(
     largest_commit=256 * MIB,
     best_commit=MIB,
 )
-
-
-def _fingerprint(commit: Commit) -> tuple[object, ...]:
-    """Tells a resent commit from another one under the same number, without reading the batches again."""
-    return (
-        crc32(commit.head),
-        [(send.target, len(send.batch), crc32(send.batch[:64])) for send in commit.sends],
-        [(table, len(rows)) for table, rows in commit.rows],
-        list(commit.trims),
-        list(commit.drops),
-    )
 
 
 def _claim(writing: Writing, partition: PartitionId) -> Claim:
@@ -86,8 +74,7 @@ class EmbeddedTransport(Transport):
         self.store = store
         self._callbacks = callbacks
         self._closed = False
-        self._claimed: dict[PartitionId, int] = {}
-        self._submitted: dict[tuple[PartitionId, int], tuple[int, tuple[object, ...]]] = {}
+        self._submissions = Submissions(FEATURES)
         store.on_failed(self._failed)
 
     @classmethod
@@ -99,29 +86,11 @@ class EmbeddedTransport(Transport):
 
     def claim(self, partition: PartitionId) -> Claim:
         claim = self.store.call(_claim, partition)
-        self._submitted.pop((partition, claim.term - 2), None)
-        self._claimed[partition] = claim.term
+        self._submissions.claimed(partition, claim.term)
         return claim
 
     def commit(self, commit: Commit) -> None:
-        key = (commit.partition, commit.term)
-        if not 0 < commit.term <= self._claimed.get(commit.partition, 0):
-            raise ValueError(f"partition {commit.partition} was not claimed here with term {commit.term}")
-        number, content = self._submitted.get(key, (0, ()))
-        fingerprint = _fingerprint(commit)
-        if commit.number == number:
-            if content != fingerprint:
-                raise ValueError(f"commit {number} of {commit.partition} was submitted before with other content")
-        elif commit.number != number + 1 and commit.term == self._claimed[commit.partition]:
-            raise ValueError(f"commit {commit.number} of {commit.partition} follows commit {number}")
-        size = 0
-        for send in commit.sends:
-            size += len(send.batch)
-            if len(send.batch) > FEATURES.largest_batch:
-                raise TooLarge(f"a batch of {len(send.batch)} bytes; the limit is {FEATURES.largest_batch}")
-        if size > FEATURES.largest_commit:
-            raise TooLarge(f"a commit with {size} bytes of batches; the limit is {FEATURES.largest_commit}")
-        self._submitted[key] = (commit.number, fingerprint)
+        self._submissions.check(commit)
         self.store.submit(_apply, commit, self._report)
 
     def _report(self, results: list[tuple[Commit, Outcome, bool]]) -> None:
