@@ -642,8 +642,8 @@ class Writing:
 
     def drop(self, log: PartitionId, position: int) -> None:
         """Delete one batch; no error if it is gone already."""
+        self.log_ends(log)  # found before the batch is gone, which may be the last one
         if self._txn.delete(_POSITION.pack(log.packed(), position), db=self._dbs["log"]):
-            self.log_ends(log)
             self._trimmed.add(log)
 
     def put(self, partition: PartitionId, table: Table, rows: Rows) -> None:
