@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 from zlib import crc32
 
 MAX_KEY_BYTES: Final = 4096
@@ -58,3 +58,21 @@ def check_key(key: object) -> str:
     if not 1 <= size <= MAX_KEY_BYTES:
         raise ValueError(f"a key has 1 to {MAX_KEY_BYTES} bytes of UTF-8, this one has {size}")
     return key
+
+
+_CACHED_KEYS: Final = 65_536
+
+
+class Partitions(dict[str, int]):
+    """key -> partition number, worked out once for each key (of the last 65,536); also the check that it is a key."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__()
+        self._count = count
+
+    def __missing__(self, key: Any) -> int:
+        check_key(key)
+        if len(self) >= _CACHED_KEYS:
+            self.clear()
+        number = self[key] = partition_of(key, self._count)
+        return number

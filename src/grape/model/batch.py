@@ -177,9 +177,7 @@ def encode_run(meta: RunMeta, count: int, keys: Sequence[str | None] | None, dat
 
 def one(name: str, key: str | None, data: Any, **meta: Any) -> bytes:
     """The body of a single event."""
-    return encode_run(
-        RunMeta([name], **meta), 1, None if key is None else [key], None if data is None else [data]
-    )
+    return encode_run(RunMeta([name], **meta), 1, None if key is None else [key], None if data is None else [data])
 
 
 def runs_of(body: bytes | memoryview) -> Iterator[Run]:

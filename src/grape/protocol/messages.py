@@ -20,10 +20,11 @@ VERSION: Final = 1
 
 
 class Welcome(Struct, frozen=True, array_like=True, tag=1):
-    """The answer to `Hello`. ``taken``: outputs that somebody takes, all others need not be sent.
+    """The answer to `Hello`: run ``pool``. ``taken``: outputs that somebody takes, all others need not be sent.
     ``unchained``: pairs (node, target) that may chain only in partitions assigned with ``chain_new``."""
 
     version: int
+    pool: str
     worker: str
     partitions: int
     limits: Limits
@@ -115,10 +116,11 @@ class Drain(Struct, frozen=True, array_like=True, tag=6):
 
 
 class Hello(Struct, frozen=True, array_like=True, tag=32):
+    """The worker has loaded the app, and describes it."""
+
     version: int
     pid: int
     language: str
-    pool: str
     topology: TopologySpec
     capabilities: list[str]
 

@@ -361,11 +361,15 @@ class Reader:
         # The stored tail is of the last trim or drop; what was appended since stands in the log itself.
         cursor = txn.cursor(self._dbs["log"])
         if cursor.set_range(_POSITION.pack(packed, (1 << 64) - 1)):
+            self._position(bytes(cursor.key()), cursor.value())
             found = cursor.prev()
         else:
             found = cursor.last()
-        if found and cursor.key()[:6] == packed:
-            tail = max(tail, _POSITION.unpack(cursor.key())[1] + 1)
+        if found:
+            key = bytes(cursor.key())
+            position = self._position(key, cursor.value())
+            if key[:6] == packed:
+                tail = max(tail, position + 1)
         return LogEnds(trim, tail)
 
     def logs(self) -> list[PartitionId]:
@@ -383,40 +387,48 @@ class Reader:
 
     def read(self, log: PartitionId, after: int, max_bytes: int) -> list[Stored]:
         """As `grape.abc.transport.Transport.read`."""
-        packed = log.packed()
         batches: list[Stored] = []
         size = 0
         with self._reading(buffers=True) as txn:
-            cursor = txn.cursor(self._dbs["log"])
-            more = cursor.set_range(_POSITION.pack(packed, after))
-            while more:
-                key = bytes(cursor.key())
-                if key[:6] != packed:
-                    break
-                value = cursor.value()
+            for position, value in self._walk(txn, log, after):
                 size += len(value) - 8
                 if batches and size > max_bytes:
                     break
-                batches.append(Stored(self._position(key, value), bytes(value[8:])))
-                more = cursor.next()
+                batches.append(Stored(position, bytes(value[8:])))
         return batches
 
     def waiting(self, log: PartitionId, after: int) -> Arrival:
         """As `grape.abc.transport.Transport.waiting`."""
-        packed = log.packed()
         batches = events = size = 0
         with self._reading(buffers=True) as txn:
-            cursor = txn.cursor(self._dbs["log"])
-            more = cursor.set_range(_POSITION.pack(packed, after))
-            while more:
-                key = bytes(cursor.key())
-                if key[:6] != packed:
-                    break
-                value = cursor.value()
-                self._position(key, value)
+            for _, value in self._walk(txn, log, after):
                 batches, events, size = batches + 1, events + _BATCH.unpack_from(value)[1], size + len(value) - 8
-                more = cursor.next()
         return Arrival(log, batches, events, size)
+
+    def _walk(
+        self, txn: lmdb.Transaction[memoryview], log: PartitionId, after: int
+    ) -> Iterator[tuple[int, memoryview]]:
+        """The rows of ``log`` from ``after`` on. Also looks at the neighbours at both ends: a batch whose key was
+        damaged still lies where its key belongs."""
+        packed = log.packed()
+        cursor = txn.cursor(self._dbs["log"])
+        first = _POSITION.pack(packed, after)
+        more = cursor.set_range(first)
+        if cursor.prev() if more else cursor.last():
+            below = bytes(cursor.key())
+            self._position(below, cursor.value())
+            if below >= first:
+                raise self._damage("log", below)
+            cursor.next()
+        while more:
+            key, value = bytes(cursor.key()), cursor.value()
+            position = self._position(key, value)
+            if key[:6] != packed:
+                if key < first:
+                    raise self._damage("log", key)
+                break
+            yield position, value
+            more = cursor.next()
 
     def _position(self, key: bytes, value: memoryview | bytes) -> int:
         if len(key) != 14 or len(value) < 8:
@@ -432,7 +444,10 @@ class Reader:
         packed = partition.packed()
         stored = [packed + k if len(k) <= LONG else _long_key(packed, k) for k in keys]
         with self._reading() as txn:
-            rows = dict(txn.cursor(self._dbs[table]).getmulti(stored))
+            cursor = txn.cursor(self._dbs[table])
+            rows = dict(cursor.getmulti(stored))
+            if len(rows) < len(stored):
+                self._check_missing(table, cursor, sorted({k for k in stored if k not in rows}))
         base = _BASE[table]
         for k, v in rows.items():
             if crc32(v, crc32(k, base)) != _RESIDUE or len(v) < 4:
@@ -450,6 +465,27 @@ class Reader:
             values.append(value)
         return values
 
+    def _check_missing(self, table: Table, cursor: lmdb.Cursor[bytes], missing: list[bytes]) -> None:
+        """A row whose own key was damaged is not found, but it still lies where its key belongs: both neighbours of
+        a missing key must be whole, and on their sides of it."""
+        base = _BASE[table]
+        above: bytes | None = b""
+        for k in missing:
+            if above is None or k < above:
+                continue  # in the same gap as the one before
+            if cursor.set_range(k):
+                above, value = cursor.item()
+                if above < k or crc32(value, crc32(above, base)) != _RESIDUE:
+                    raise self._damage(table, above)
+                found = cursor.prev()
+            else:
+                above = None
+                found = cursor.last()
+            if found:
+                below, value = cursor.item()
+                if below > k or crc32(value, crc32(below, base)) != _RESIDUE:
+                    raise self._damage(table, below)
+
     def scan(
         self, partition: PartitionId, table: Table, after: bytes, limit: int, before: bytes | None = None
     ) -> list[tuple[bytes, bytes]]:
@@ -465,7 +501,11 @@ class Reader:
             more = cursor.set_range(packed + after[:LONG])
             while more and len(rows) < limit:
                 k, v = cursor.item()
-                if k[:6] != packed or (before is not None and k[6 : 6 + LONG] > before):
+                if k[:6] != packed:
+                    if k < packed or not _intact(base, k, v):
+                        raise self._damage(table, k)  # a damaged key looks like another partition's
+                    break
+                if before is not None and k[6 : 6 + LONG] > before:
                     break
                 if len(k) < KEY_BYTES:
                     if not _intact(base, k, v):
@@ -782,7 +822,15 @@ class Store(Reader):
                 )
             (self.directory / "verify").unlink()
             _fsync_directory(self.directory)
-        self.heads()
+        self._check_small()
+
+    def _check_small(self) -> None:
+        # A damaged key of these would look as if the partition had never existed.
+        with self._reading() as txn:
+            for name in ("head", "logs"):
+                for key, value in txn.cursor(self._dbs[name]).iternext():
+                    if not _intact(_BASE[name], key, value):
+                        raise self._damage(name, key)
 
     def on_failed(self, callback: Callable[[BaseException], None]) -> None:
         """``callback(error)`` runs on the engine's thread when a transaction fails; nothing is written after it."""

@@ -13,7 +13,7 @@ from msgspec import Struct
 
 from grape.authoring.emitter import INHERIT, Emitter, column_length, seconds
 from grape.errors import EventOver, TooLarge, UnknownEvent
-from grape.worker.outbox import Partitions
+from grape.model.address import Partitions
 from grape.worker.values import encode, to_value
 
 _CHECK_EVERY: Final = 32_768

@@ -5,26 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from grape.model.address import check_key, partition_of
 from grape.model.batch import RunMeta, encode_run
 from grape.protocol.messages import Emitted
-
-_CACHED_KEYS = 65_536
-
-
-class Partitions(dict[str, int]):
-    """key -> partition number, computed once for each key; also the check that it is a key."""
-
-    def __init__(self, count: int) -> None:
-        super().__init__()
-        self._count = count
-
-    def __missing__(self, key: Any) -> int:
-        check_key(key)
-        if len(self) >= _CACHED_KEYS:
-            self.clear()
-        number = self[key] = partition_of(key, self._count)
-        return number
 
 
 class Target(NamedTuple):

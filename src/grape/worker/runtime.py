@@ -16,6 +16,7 @@ from msgspec import Struct
 
 from grape.authoring.emitter import INHERIT
 from grape.authoring.handler import Handler
+from grape.model.address import Partitions
 from grape.model.batch import Run, one, runs_of
 from grape.model.cursor import Progress
 from grape.model.policy import after_failure, locks_key
@@ -41,7 +42,7 @@ from grape.protocol.messages import (
 )
 from grape.worker.blame import blame
 from grape.worker.emits import Delayed, Names, Replied
-from grape.worker.outbox import Outbox, Partitions, Target
+from grape.worker.outbox import Outbox, Target
 from grape.worker.stage import ChildStage, RetryStage, RootStage, RunColumns, Stage
 from grape.worker.state import StateTable
 from grape.worker.units import Emissions, Unit, make_unit
@@ -102,7 +103,6 @@ class Runtime:
     Args:
         handlers: node name -> what to run, of the whole app.
         topology: the app.
-        pool: the pool that this worker runs.
         ask: sends `Ask` and waits for the answer.
         announce: sends at once.
         clock: monotonic seconds. ``wall``: microseconds of wall time.
@@ -112,14 +112,12 @@ class Runtime:
         self,
         handlers: dict[str, Handler],
         topology: TopologySpec,
-        pool: str,
         ask: Callable[[Ask], list[bytes | None]],
         announce: Callable[[FromWorker], None],
         clock: Callable[[], float] = time.monotonic,
         wall: Callable[[], int] = lambda: time.time_ns() // 1000,
     ) -> None:
         self.topology = topology
-        self.pool = pool
         self._handlers = handlers
         self._ask = ask
         self._announce = announce
@@ -135,6 +133,7 @@ class Runtime:
     # ------------------------------------------------------------------ messages
 
     def welcome(self, message: Welcome) -> None:
+        self.pool = message.pool
         self.limits = message.limits
         self.taken = message.taken
         self._unchained = message.unchained
@@ -154,6 +153,23 @@ class Runtime:
         self._part = _Partition(Assign(0, 0))
         self._careful = False
         self._named: dict[tuple[str, str], Named] = {}
+
+    @property
+    def place(self) -> tuple[int, int]:
+        """Partition and epoch of what runs."""
+        return self._part.number, self._part.epoch
+
+    def setup(self) -> None:
+        """Call the nodes' ``setup``, before the first event."""
+        for unit in self.units.values():
+            if unit.handler.instance is not None:
+                unit.handler.instance.setup()
+
+    def teardown(self) -> None:
+        """Call the nodes' ``teardown``, after the last event."""
+        for unit in self.units.values():
+            if unit.handler.instance is not None:
+                unit.handler.instance.teardown()
 
     def assign(self, message: Assign) -> None:
         self._assigned[message.partition] = _Partition(message)

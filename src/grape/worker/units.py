@@ -16,10 +16,10 @@ from grape.authoring.emitter import INHERIT, Context, Emitter
 from grape.authoring.handler import Handler
 from grape.authoring.state import LOADER, State
 from grape.errors import HandlerError, NoKey
+from grape.model.address import Partitions
 from grape.model.event import Event
 from grape.model.topology import Limits, SlotSpec
 from grape.worker.emits import Names, Sink, bind, unbind
-from grape.worker.outbox import Partitions
 from grape.worker.stage import Stage
 from grape.worker.state import MISSING, BadState, StateTable
 from grape.worker.values import MAX_INT, MIN_INT, PLAIN, Payload, Raw, Unfit, to_value
@@ -618,9 +618,7 @@ class BatchUnit(NodeUnit):
             if not isinstance(results, list | tuple) or len(results) != len(events):
                 sized = isinstance(results, list | tuple)
                 got = f"{len(results)} results" if sized else f"a {type(results).__name__}"
-                raise HandlerError(
-                    f"{self.node!r} got {len(events)} events and returned {got}, not one result each"
-                )
+                raise HandlerError(f"{self.node!r} got {len(events)} events and returned {got}, not one result each")
         except Failures as e:
             self._sink.cut(self._event_start())
             return [e] * len(events)

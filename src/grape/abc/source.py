@@ -1,0 +1,102 @@
+"""Where events come from: something that can be read from a position, again and again the same.
+
+Feeding is exactly once: the position is committed together with the events that were read before it.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+from msgspec import Struct
+
+
+class Columns(Struct, frozen=True):
+    """Events of one name. ``keys`` None: all keyless. ``data``: values, `msgspec.Raw` among them if already encoded."""
+
+    name: str
+    keys: list[str | None] | None
+    data: list[Any]
+
+
+class Bad(Struct, frozen=True):
+    """Input that cannot become an event: it goes to the dead letters. ``place``: "file:line"."""
+
+    place: str
+    name: str
+    raw: bytes
+    kind: str
+    text: str
+
+
+class Chunk(Struct, frozen=True):
+    """What one read gave. ``position``: from where to go on. ``size``: bytes of input."""
+
+    columns: list[Columns]
+    position: bytes
+    bad: list[Bad]
+    size: int
+
+
+class Source(ABC):
+    """Called from one thread, which is not the engine's.
+
+    Attributes:
+        name: event and absolute path, or whatever else tells it from others for ever: "line=/data/a.txt".
+    """
+
+    name: str
+
+    @abstractmethod
+    def open(self, position: bytes) -> None:
+        """Get ready to read from ``position``, which an earlier run committed (b"": from the start).
+
+        Raises:
+            UsageError: the input is not what was read before (shorter, other content), or cannot be read.
+        """
+
+    @abstractmethod
+    def read(self, position: bytes) -> Chunk | None:
+        """About 1 MiB of input from ``position`` on, which is that of the last chunk; None at the end.
+
+        May block (a pipe).
+
+        Raises:
+            UsageError: the input has changed where it was read already.
+            OSError: it cannot be read.
+        """
+
+    def total(self) -> int | None:
+        """Bytes of input altogether, if known: for the progress line."""
+        return None
+
+    def close(self) -> None:
+        """Release everything; may be called while ``read`` blocks in another thread, which then may return None."""
+
+
+class Sink(ABC):
+    """Where committed outputs go. Called from one thread, which is not the engine's.
+
+    ``length`` and ``tail`` (a hash of the 4 KiB before ``length``) are committed after each write.
+    """
+
+    name: str
+
+    @abstractmethod
+    def open(self, length: int, tail: bytes) -> None:
+        """Get ready to append at ``length``: what stands behind it was written but never committed, and is cut off.
+
+        Raises:
+            UsageError: the file is shorter, differs from what was written, or another process writes it.
+        """
+
+    @abstractmethod
+    def write(self, lines: list[bytes]) -> tuple[int, bytes]:
+        """Append whole lines (without newline), make them durable, return the new (length, tail).
+
+        Raises:
+            OSError: it cannot be written.
+        """
+
+    def close(self) -> None:
+        """Release everything."""

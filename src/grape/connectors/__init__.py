@@ -1,0 +1,1 @@
+"""Where events come from and where outputs go: files, pipes, iterables."""

@@ -1,0 +1,80 @@
+"""An app as its engine knows it: the topology, what its names are numbered, and its counters."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from grape.model.address import PartitionId
+from grape.model.routing import Routing, route
+from grape.model.stored import OUTPUT, REPLIES, AppRecord
+from grape.model.topology import Limits, NodeSpec, SlotSpec, TopologySpec
+
+
+class Stats:
+    """Counters of one run; for people and summaries, never for decisions."""
+
+    def __init__(self) -> None:
+        self.fed: Counter[str] = Counter()
+        self.emitted: Counter[str] = Counter()
+        self.processed: Counter[str] = Counter()
+        self.taken: Counter[str] = Counter()
+        self.failures: Counter[str] = Counter()
+        self.dead = 0
+        self.replies = 0
+        self.late_replies = 0
+        self.stale_frames = 0
+        self.finished = 0
+        self.commits = 0
+        self.worker_deaths = 0
+
+
+class App:
+    """``backlog_*``: what waits in the logs of its pools. ``taken``: outputs that have a taker."""
+
+    def __init__(self, record: AppRecord, topology: TopologySpec, limits: Limits, taken: frozenset[str]) -> None:
+        self.record = record
+        self.topology = topology
+        self.limits = limits
+        self.routing: Routing = route(topology)
+        self.stats = Stats()
+        self.taken = taken
+        self.backlog_events = 0
+        self.backlog_bytes = 0
+        self.holds = 0
+        self.timers = 0
+        self._slots = {(slot.event, slot.node): slot for slot in topology.slots}
+        self._nodes = {node.name: node for node in topology.nodes}
+        self._names: dict[str, frozenset[str]] = {
+            pool.name: frozenset(
+                event
+                for event, listeners in self.routing.listeners.items()
+                if any(listener.pool == pool.name for listener in listeners)
+            )
+            for pool in topology.pools
+        }
+
+    @property
+    def partitions(self) -> int:
+        return self.record.partitions
+
+    def slot(self, event: str, node: str) -> SlotSpec | None:
+        return self._slots.get((event, node))
+
+    def node(self, name: str) -> NodeSpec | None:
+        return self._nodes.get(name)
+
+    def node_id(self, name: str) -> int:
+        return self.record.nodes[name].id
+
+    def log(self, name: str, number: int) -> PartitionId:
+        """The log ``name`` (a pool, or an output, source, taker with its mark) of partition ``number``."""
+        return PartitionId(self.record.id, self.record.logs[name], number)
+
+    def names_of(self, log: str) -> frozenset[str] | None:
+        """Event names that may stand in ``log``; None if there is no such log to emit to."""
+        if log.startswith(OUTPUT):
+            name = log[1:]
+            return frozenset((name,)) if name in self.routing.outputs else None
+        if log == REPLIES:
+            return None
+        return self._names.get(log)

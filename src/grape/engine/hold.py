@@ -1,0 +1,146 @@
+"""The hold list of a partition: failed events until their next attempt, and what queues up behind them."""
+
+from __future__ import annotations
+
+import heapq
+from collections import deque
+from collections.abc import Iterable
+
+from msgspec import Struct
+
+from grape.model.stored import HoldEntry
+
+Line = tuple[str, str]
+"""(node, key)"""
+
+
+class Held(Struct):
+    """What is kept in memory of an entry; the rest stays in its row."""
+
+    number: int
+    line: Line | None
+    due: int
+    size: int
+    stopped: bool
+    careful: bool
+    in_work: bool = False
+
+
+class HoldList:
+    """Pure bookkeeping. An entry stands in a *line* if it locks its (node, key) or waits behind one that does; only the
+    head of a line is ever due. Entries without a line are on their own.
+    """
+
+    def __init__(self) -> None:
+        self._held: dict[int, Held] = {}
+        self._lines: dict[Line, deque[int]] = {}
+        self._due: list[tuple[int, int]] = []
+        self.size = 0
+        self.stopped = 0
+
+    def __len__(self) -> int:
+        return len(self._held)
+
+    def __contains__(self, number: int) -> bool:
+        return number in self._held
+
+    def add(self, number: int, entry: HoldEntry, size: int) -> None:
+        """A new entry; in a line it stands last. Numbers grow."""
+        line = (entry.node, entry.key) if entry.key is not None and (entry.locks or entry.behind) else None
+        held = Held(number, line, entry.due, size, entry.stopped, entry.careful)
+        self._held[number] = held
+        self.size += size
+        self.stopped += entry.stopped
+        if line is not None:
+            queue = self._lines.setdefault(line, deque())
+            queue.append(number)
+            if queue[0] != number:
+                return
+        self._schedule(held)
+
+    def change(self, number: int, entry: HoldEntry, size: int) -> None:
+        """The entry failed again."""
+        held = self._held[number]
+        self.size += size - held.size
+        self.stopped += entry.stopped - held.stopped
+        held.due, held.size, held.stopped, held.careful = entry.due, size, entry.stopped, entry.careful
+        held.in_work = False
+        self._schedule(held)
+
+    def remove(self, number: int, now: int) -> None:
+        """The entry is done with; what stands behind it is due."""
+        held = self._held.pop(number)
+        self.size -= held.size
+        self.stopped -= held.stopped
+        if held.line is None:
+            return
+        queue = self._lines[held.line]
+        was_head = queue[0] == number
+        queue.remove(number)
+        if not queue:
+            del self._lines[held.line]
+        elif was_head:
+            head = self._held[queue[0]]
+            if not head.stopped:
+                head.due = min(head.due, now)
+            self._schedule(head)
+
+    def _schedule(self, held: Held) -> None:
+        if not held.stopped:
+            heapq.heappush(self._due, (held.due, held.number))
+
+    def next_due(self) -> int | None:
+        """When the next entry is due (microseconds of wall time); None: nothing waits for time."""
+        while self._due:
+            due, number = self._due[0]
+            held = self._held.get(number)
+            if held is not None and held.due == due and not held.stopped and not held.in_work and self._is_head(held):
+                return due
+            heapq.heappop(self._due)
+        return None
+
+    def _is_head(self, held: Held) -> bool:
+        return held.line is None or self._lines[held.line][0] == held.number
+
+    def take_due(self, now: int, limit: int) -> list[tuple[Held, bool]]:
+        """Entries to try now, a due line's followers right behind its head, at most about ``limit``; each with whether
+        more of its line stay. They count as in work until changed, removed or given back."""
+        out: list[tuple[Held, bool]] = []
+        while len(out) < limit:
+            due = self.next_due()
+            if due is None or due > now:
+                break
+            held = self._held[heapq.heappop(self._due)[1]]
+            if held.line is None:
+                held.in_work = True
+                out.append((held, False))
+                continue
+            queue = self._lines[held.line]
+            taken = 0
+            for number in queue:
+                entry = self._held[number]
+                if entry.stopped or len(out) >= limit or (entry.careful and taken):
+                    break
+                entry.in_work = True
+                out.append((entry, False))
+                taken += 1
+                if entry.careful:
+                    break
+            out[-taken:] = [(entry, taken < len(queue)) for entry, _ in out[-taken:]]
+        return out
+
+    def give_back(self, numbers: Iterable[int]) -> None:
+        """No worker has these entries any more."""
+        for number in numbers:
+            held = self._held.get(number)
+            if held is not None and held.in_work:
+                held.in_work = False
+                if self._is_head(held):
+                    self._schedule(held)
+
+    def locked(self) -> list[Line]:
+        """The (node, key) whose events line up."""
+        return list(self._lines)
+
+    def numbers(self) -> list[int]:
+        return list(self._held)

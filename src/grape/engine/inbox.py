@@ -1,0 +1,111 @@
+"""Which batches of a partition's log are to be worked on: takes exactly the next of every origin."""
+
+from __future__ import annotations
+
+from msgspec import Struct
+
+from grape.model.batch import Header
+from grape.model.cursor import Cursor, Progress
+from grape.model.stored import Head
+
+
+class OpenBatch(Struct):
+    """An accepted batch that is not finished. ``in_work``: a worker has it."""
+
+    position: int
+    header: Header
+    size: int
+    in_work: bool = False
+
+
+def origin_key(header: Header) -> bytes:
+    return header.origin.packed() + header.incarnation.to_bytes(4, "big")
+
+
+class Inbox:
+    """The reading side of one log. Pure; changes ``head`` (its cursor and ``seen``), which the next commit stores.
+
+    A batch at or above the cursor is *open* once it was accepted (its position then stands in the head), *finished*,
+    or *parked* while a batch of its origin with a lower number is missing. A batch with a number that was accepted
+    before is a duplicate and counts as finished.
+    """
+
+    def __init__(self, head: Head) -> None:
+        self._head = head
+        self.open: dict[int, OpenBatch] = {}
+        self.read_to = head.cursor.position
+        self._parked: dict[int, tuple[Header, int]] = {}
+        self.duplicates = 0
+        self.dropped: list[tuple[int, int, int]] = []
+        """Duplicates found by `offer`, as (position, events, bytes), until the caller takes note."""
+
+    @property
+    def cursor(self) -> Cursor:
+        return self._head.cursor
+
+    def offer(self, position: int, header: Header, size: int) -> OpenBatch | None:
+        """A batch was read. Returns it if it is to be worked on now (also one that is open already)."""
+        self.read_to = max(self.read_to, position + 1)
+        found = self.open.get(position)
+        if found is not None:
+            return found
+        cursor = self._head.cursor
+        if cursor.is_finished(position) or position in self._parked:
+            return None
+        if position in cursor.partial:
+            return self._accept(position, header, size)
+        expected = self._head.seen.get(origin_key(header), 0)
+        if header.sequence < expected:
+            self.duplicates += 1
+            self.dropped.append((position, header.events, size))
+            cursor.finish(position)
+            return None
+        if header.sequence > expected:
+            self._parked[position] = (header, size)
+            return None
+        self._head.seen[origin_key(header)] = expected + 1
+        return self._accept(position, header, size)
+
+    def _accept(self, position: int, header: Header, size: int) -> OpenBatch:
+        batch = self.open[position] = OpenBatch(position, header, size)
+        self._head.cursor.partial.setdefault(position, Progress())
+        return batch
+
+    def unpark(self) -> bool:
+        """Forget what is parked if some of it has become the next of its origin, so that it is read again."""
+        for header, _ in self._parked.values():
+            if header.sequence <= self._head.seen.get(origin_key(header), 0):
+                self.read_to = min(self._parked)
+                self._parked.clear()
+                return True
+        return False
+
+    def progress(self, position: int, progress: Progress) -> int:
+        """A worker has come this far; returns how many events have newly finished."""
+        batch = self.open[position]
+        cursor = self._head.cursor
+        newly = progress.finished() - cursor.progress(position).finished()
+        if progress.first >= batch.header.events:
+            del self.open[position]
+            cursor.finish(position)
+        else:
+            cursor.partial[position] = progress
+        return newly
+
+    def advance(self) -> tuple[int, list[int]]:
+        """Move the cursor over what is finished; returns it, and the finished positions above it."""
+        unfinished = min(min(self.open, default=self.read_to), min(self._parked, default=self.read_to), self.read_to)
+        cursor = self._head.cursor
+        cursor.advance(unfinished)
+        return cursor.position, list(cursor.finished)
+
+    def give_back(self) -> None:
+        """No worker has anything of this partition any more."""
+        for batch in self.open.values():
+            batch.in_work = False
+
+    @property
+    def first_idle(self) -> int:
+        """Where to read on: the first open batch that no worker has, else what was not read yet."""
+        idle = [p for p, b in self.open.items() if not b.in_work]
+        return min(idle, default=self.read_to)

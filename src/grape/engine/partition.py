@@ -1,0 +1,778 @@
+"""One partition of a pool: what waits, what is in work, and the next commit.
+
+    log --Inbox--> Work --worker--> Result --apply--> draft --Commit--> transport --done--> (next Work)
+
+Everything that changes the partition goes into its *draft*: results, timers that became due, events from outside.
+Whenever no commit is under way and the draft holds something, it becomes the next commit. So there is one commit at a
+time, and what comes in meanwhile is grouped by itself.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import heapq
+import random
+from collections.abc import Callable, Iterable
+from typing import Final, TypeVar
+
+import msgspec
+from msgspec import Struct
+
+from grape.abc.transport import Commit, Outcome, Rows, Send, Table, Transport, Trim
+from grape.engine.app import App
+from grape.engine.clock import Clock
+from grape.engine.hold import HoldList
+from grape.engine.inbox import Inbox
+from grape.errors import Corrupt, ProtocolError
+from grape.model import batch as codec
+from grape.model.address import MAX_KEY_BYTES
+from grape.model.batch import Context
+from grape.model.policy import after_failure, backoff, locks_key
+from grape.model.stored import (
+    REPLIES,
+    DeadLetter,
+    Head,
+    HoldEntry,
+    TimerEntry,
+    decode_head,
+    decode_hold,
+    decode_timer,
+    encode,
+    row_key,
+    state_key,
+    timer_key,
+)
+from grape.protocol.messages import BatchItem, Failure, Named, Result, RetryItem, StateChanges, Work
+
+T = TypeVar("T")
+
+_TIMER_WINDOW: Final = 2_000
+"""Timers of a partition that are kept in memory; the rest stays in its rows."""
+_TIMERS_AT_ONCE: Final = 500
+_RETRIES_AT_ONCE: Final = 500
+_CAREFUL_EVENTS: Final = 256
+_FIRST_WINDOW: Final = 1_024
+_MIN_WINDOW: Final = 64
+_REPLY_DEAD: Final = "the event that should have answered became a dead letter"
+
+
+class Dispatched(Struct):
+    """A work that a worker has. ``contexts``: by number, as results name them. ``answered``: its last result came."""
+
+    seq: int
+    positions: dict[int, int]
+    holds: list[int]
+    contexts: list[Context]
+    careful: bool
+    events: int
+
+
+class _Draft:
+    """What the next commit will hold."""
+
+    def __init__(self) -> None:
+        self.sends: list[Send] = []
+        self.rows: dict[Table, dict[bytes, bytes | None]] = {}
+        self.new_holds: list[tuple[int, HoldEntry, int]] = []
+        self.new_timers: list[tuple[int, bytes]] = []
+        self.then: list[Callable[[], None]] = []
+        self.changed = False
+
+    def put(self, table: Table, key: bytes, value: bytes | None) -> None:
+        self.rows.setdefault(table, {})[key] = value
+        self.changed = True
+
+
+class Partition:
+    """See the module. ``number`` is its number, ``id`` its address; ``pool`` the pool's name.
+
+    Every method is called from the engine's thread.
+    """
+
+    def __init__(
+        self, app: App, pool: str, number: int, transport: Transport, clock: Clock, rng: random.Random
+    ) -> None:
+        self.app = app
+        self.pool = pool
+        self.number = number
+        self.id = app.log(pool, number)
+        self.transport = transport
+        self.clock = clock
+        self.rng = rng
+        self.epoch = 0
+        self.seq = 0
+        self.works: dict[int, Dispatched] = {}
+        self.careful: set[int] = set()
+        self.named: dict[tuple[str, str], Named] = {}
+        self.window = _FIRST_WINDOW
+        self.top_up = any(node.is_async for node in app.topology.nodes if node.pool == pool)
+        self._draft = _Draft()
+        self._committing: tuple[Commit, _Draft] | None = None
+        self._claim()
+
+    # ------------------------------------------------------------------ start
+
+    def _claim(self) -> None:
+        claim = self.transport.claim(self.id)
+        self._term, self._number = claim.term, 0
+        self._last_head = claim.head
+        try:
+            self.head: Head = decode_head(claim.head) if claim.head else Head()
+        except (msgspec.MsgspecError, ValueError) as e:
+            raise Corrupt(f"the head of partition {self.pool}/{self.number} cannot be read: {e}") from None
+        self.inbox = Inbox(self.head)
+        waiting = self.transport.waiting(self.id, self.head.cursor.position)
+        finished = sum(p.finished() for p in self.head.cursor.partial.values())
+        self.waiting_events = waiting.events - finished
+        self.waiting_bytes = waiting.size
+        self.app.backlog_events += self.waiting_events
+        self.app.backlog_bytes += self.waiting_bytes
+        self._load_holds()
+        self._load_timers()
+
+    def _load_holds(self) -> None:
+        self.holds = HoldList()
+        for key, value in self._all_rows("hold"):
+            entry = _decoded(decode_hold, value, "hold entry")
+            self.holds.add(int.from_bytes(key, "big"), entry, len(value))
+        self.app.holds += len(self.holds)
+
+    def _all_rows(self, table: Table) -> Iterable[tuple[bytes, bytes]]:
+        after = b""
+        while rows := self.transport.scan(self.id, table, after, 1000):
+            yield from rows
+            after = rows[-1][0] + b"\0"
+
+    def _load_timers(self) -> None:
+        rows = self.transport.scan(self.id, "timer", b"", _TIMER_WINDOW)
+        self._timers = [(int.from_bytes(key[:8], "big"), key) for key, _ in rows]
+        heapq.heapify(self._timers)
+        self._timers_end = self._timers[-1][0] if len(rows) == _TIMER_WINDOW else None
+        if self._timers_end is not None:
+            self._timers_end = max(due for due, _ in self._timers)
+
+    # ------------------------------------------------------------------ arrivals and questions
+
+    def arrived(self, events: int, size: int) -> None:
+        """Batches came into the log."""
+        self.waiting_events += events
+        self.waiting_bytes += size
+        self.app.backlog_events += events
+        self.app.backlog_bytes += size
+
+    @property
+    def quiet(self) -> bool:
+        """Nothing is in work, being committed, or waiting to be."""
+        return not self.works and self._committing is None and not self._draft.changed
+
+    @property
+    def settled(self) -> bool:
+        """Nothing is being committed or waiting to be."""
+        return self._committing is None and not self._draft.changed
+
+    @property
+    def finished(self) -> bool:
+        """Nothing is left to do now or later, but for stopped entries."""
+        return self.quiet and self.waiting_events == 0 and len(self.holds) == self.holds.stopped and not self._timers
+
+    @property
+    def hold_is_full(self) -> bool:
+        limits = self.app.limits
+        return len(self.holds) >= limits.hold_events or self.holds.size >= limits.hold_bytes
+
+    def next_due(self) -> int | None:
+        """When something becomes due by itself: a retry or a timer (microseconds of wall time)."""
+        timer = self._timers[0][0] if self._timers else None
+        hold = self.holds.next_due()
+        return min((due for due in (timer, hold) if due is not None), default=None)
+
+    def has_work(self, now: int) -> bool:
+        """Whether `make_work` would find something."""
+        if not self.settled or (self.works and not self.top_up):
+            return False
+        due = self.holds.next_due()
+        if due is not None and due <= now:
+            return True
+        if self.hold_is_full:
+            return False
+        in_work = sum(w.events for w in self.works.values())
+        return (
+            self.waiting_events > in_work
+            and in_work < self.app.limits.dispatch_events
+            and not (self.works and self.careful)
+        )
+
+    # ------------------------------------------------------------------ dispatch
+
+    def make_work(self, now: int) -> Work | None:
+        """What the worker should do next; None: nothing (all that waits is in work already, or parked).
+
+        Raises:
+            Corrupt: a stored batch or entry is not what was written.
+        """
+        contexts: list[Context] = []
+        retries = [] if self.works else self._retries(now, contexts)
+        careful = bool(self.named) or any(r.named_deaths for r in retries) or bool(self.careful)
+        batches: list[BatchItem] = []
+        positions: dict[int, int] = {}
+        events = 0
+        if not self.hold_is_full and not (careful and retries and not self.careful and not self.named):
+            batches, positions, events = self._batches(contexts, careful)
+        if not batches and not retries:
+            return None
+        self.seq += 1
+        self.works[self.seq] = Dispatched(self.seq, positions, [r.hold for r in retries], contexts, careful, events)
+        named = list(self.named.values())
+        return Work(self.number, self.epoch, self.seq, batches, retries, careful, named)
+
+    def _retries(self, now: int, contexts: list[Context]) -> list[RetryItem]:
+        taken = self.holds.take_due(now, 1 if self.named else _RETRIES_AT_ONCE)
+        if not taken:
+            return []
+        rows = self.transport.get(self.id, "hold", [row_key(held.number) for held, _ in taken])
+        items: list[RetryItem] = []
+        for (held, rest), value in zip(taken, rows, strict=True):
+            if value is None:
+                raise Corrupt(f"hold entry {held.number} of partition {self.pool}/{self.number} is missing")
+            entry: HoldEntry = _decoded(decode_hold, value, "hold entry")
+            contexts.append(entry.context or Context())
+            items.append(
+                RetryItem(
+                    held.number,
+                    entry.node,
+                    entry.id,
+                    entry.attempts + 1,
+                    entry.named_deaths,
+                    entry.created,
+                    entry.body,
+                    rest,
+                    -1 if entry.context is None else len(contexts) - 1,
+                )
+            )
+        return items
+
+    def _batches(self, contexts: list[Context], careful: bool) -> tuple[list[BatchItem], dict[int, int], int]:
+        limits = self.app.limits
+        in_work = sum(w.events for w in self.works.values())
+        room = min(self.window, limits.dispatch_events) - in_work
+        if careful:
+            room = min(room, _CAREFUL_EVENTS)
+        items: list[BatchItem] = []
+        positions: dict[int, int] = {}
+        events = 0
+        at = self.inbox.first_idle
+        budget = limits.dispatch_bytes
+        while events < room and budget > 0:
+            found = self.transport.read(self.id, at, min(budget, limits.batch_max * 2))
+            if not found:
+                break
+            for stored in found:
+                at = stored.position + 1
+                if events >= room or budget <= 0:
+                    break
+                try:
+                    header = codec.check(stored.batch)
+                except Corrupt as e:
+                    raise Corrupt(f"{self.pool}/{self.number} at {stored.position}: {e}") from None
+                batch = self.inbox.offer(stored.position, header, len(stored.batch))
+                if batch is None or batch.in_work:
+                    continue
+                batch.in_work = True
+                progress = self.head.cursor.progress(stored.position)
+                left = header.events - progress.finished()
+                calls = bool(header.flags & codec.SELF_REPLY)
+                table = codec.contexts_of(stored.batch, header)
+                if calls:
+                    home = self.number
+                    contexts.extend(Context(f"{header.id_prefix}{i}", home) for i in range(header.events))
+                else:
+                    contexts.extend(table)
+                items.append(
+                    BatchItem(
+                        stored.position,
+                        header.id_prefix,
+                        header.created,
+                        header.events,
+                        codec.body_of(stored.batch, header),
+                        progress,
+                        header.events if calls else len(table),
+                        calls,
+                    )
+                )
+                positions[stored.position] = left
+                events += left
+                budget -= len(stored.batch)
+        self._note_duplicates()
+        return items, positions, events
+
+    def _note_duplicates(self) -> None:
+        for _, events, size in self.inbox.dropped:
+            self._forget(events, size)
+            self._draft.changed = True
+        self.inbox.dropped.clear()
+        if self._draft.changed:
+            self.flush()
+
+    def _forget(self, events: int, size: int) -> None:
+        self.waiting_events -= events
+        self.waiting_bytes -= size
+        self.app.backlog_events -= events
+        self.app.backlog_bytes -= size
+
+    # ------------------------------------------------------------------ workers come and go
+
+    def reassign(self) -> int:
+        """A new epoch: whatever a worker had is to be done again. Returns the epoch."""
+        self.epoch += 1
+        self.works.clear()
+        self.inbox.give_back()
+        self.holds.give_back(self.holds.numbers())
+        return self.epoch
+
+    def suspect(self, work: Dispatched) -> None:
+        """The worker died over this work, nobody knows at which event: go carefully through it."""
+        self.careful.update(p for p in work.positions if p in self.inbox.open)
+        for number in work.holds:
+            if number in self.holds:
+                self.careful.add(-1 - number)
+
+    def name(self, event_id: str, node: str, kind: str, text: str, death: bool) -> None:
+        """A worker died, or got stuck, over this event: hand it in as failed next time."""
+        self.named[event_id, node] = Named(event_id, node, kind, text, death)
+
+    @property
+    def is_empty(self) -> bool:
+        """No state is stored."""
+        return not self.transport.scan(self.id, "state", b"", 1)
+
+    # ------------------------------------------------------------------ results
+
+    def apply(self, result: Result) -> None:
+        """Take a worker's result into the draft.
+
+        Raises:
+            ProtocolError: something in it cannot be true; nothing has been taken then.
+        """
+        work = self.works.get(result.seq)
+        if work is None:
+            raise ProtocolError(f"a result for work {result.seq} of partition {self.number}, which is not in work")
+        self._check(result, work)
+        now = self.clock.now()
+        stats = self.app.stats
+        for position, progress in result.done:
+            batch = self.inbox.open[position]
+            newly = self.inbox.progress(position, progress)
+            ended = position not in self.inbox.open
+            self._forget(newly, batch.size if ended else 0)
+            stats.finished += newly
+            work.positions[position] -= newly
+            work.events -= newly
+            if ended:
+                self.careful.discard(position)
+        for number in result.retried:
+            self._release(number, now)
+        for emitted in result.emitted:
+            contexts = [work.contexts[i] for i in emitted.contexts]
+            self.send(emitted.target, emitted.partition, emitted.body, emitted.events, contexts, now)
+        for changes in result.states:
+            self._change_state(changes)
+        for timer in result.timers:
+            context = work.contexts[timer.emitted.contexts[0]] if timer.emitted.contexts else None
+            self._add_timer(
+                now + timer.delay,
+                TimerEntry(timer.emitted.target, timer.emitted.partition, timer.emitted.body, context),
+            )
+        for failure in result.failures:
+            self._fail(failure, work, now)
+        replies = [(work.contexts[r.context], r.data, r.final) for r in result.replies]
+        self._reply([r for r in replies if r[0].request], now)
+        stats.processed.update(result.counts)
+        stats.emitted.update(result.emits)
+        if not result.more:
+            self._end_work(work)
+        self._draft.changed = True
+
+    def _end_work(self, work: Dispatched) -> None:
+        del self.works[work.seq]
+        left = 0
+        for position, events in work.positions.items():
+            batch = self.inbox.open.get(position)
+            if batch is not None:
+                batch.in_work = False
+                left += events
+        for number in work.holds:
+            self.careful.discard(-1 - number)
+        self.holds.give_back(work.holds)
+        if not self.careful:
+            self.named.clear()
+        if left:
+            done = max(1, sum(work.positions.values()) - left)
+            self.window = max(_MIN_WINDOW, min(self.window // 2, 2 * done))
+        elif not work.careful:
+            self.window = min(self.app.limits.dispatch_events, self.window * 2)
+        if self.inbox.unpark():
+            self.inbox.give_back()
+
+    def _check(self, result: Result, work: Dispatched) -> None:
+        app = self.app
+        contexts = len(work.contexts)
+        for position, progress in result.done:
+            batch = self.inbox.open.get(position)
+            if position not in work.positions or batch is None:
+                raise ProtocolError(f"progress of batch {position}, which is not in this work")
+            before = self.head.cursor.progress(position)
+            if not before.first <= progress.first <= batch.header.events or progress.behind < 0:
+                raise ProtocolError(f"progress {progress.first} of {batch.header.events} events at {position}")
+            if progress.behind >> max(0, batch.header.events - progress.first - 1):
+                raise ProtocolError(f"progress behind the end of the batch at {position}")
+        for number in result.retried:
+            if number not in work.holds or number not in self.holds:
+                raise ProtocolError(f"retried entry {number}, which is not in this work")
+        for emitted in result.emitted:
+            self._check_emitted(emitted.target, emitted.partition, emitted.body, emitted.events)
+            if emitted.contexts and not 0 <= min(emitted.contexts) <= max(emitted.contexts) < contexts:
+                raise ProtocolError("an emit with a context that this work does not have")
+        for timer in result.timers:
+            if timer.delay < 0 or timer.emitted.events != 1 or len(timer.emitted.contexts) > 1:
+                raise ProtocolError("a timer holds one event and a delay")
+            self._check_emitted(timer.emitted.target, timer.emitted.partition, timer.emitted.body, 1)
+            if timer.emitted.contexts and not 0 <= timer.emitted.contexts[0] < contexts:
+                raise ProtocolError("a timer with a context that this work does not have")
+        for changes in result.states:
+            self._check_state(changes)
+        for failure in result.failures:
+            slot = app.slot(failure.event, failure.node)
+            if slot is None:
+                raise ProtocolError(f"a failure of {failure.event!r} at {failure.node!r}, which is no slot")
+            if failure.hold >= 0 and (failure.hold not in work.holds or failure.hold not in self.holds):
+                raise ProtocolError(f"a failure of entry {failure.hold}, which is not in this work")
+            if not -1 <= failure.context < contexts:
+                raise ProtocolError("a failure with a context that this work does not have")
+            codec.check_body(failure.body, 1)
+        for reply in result.replies:
+            if not 0 <= reply.context < contexts:
+                raise ProtocolError("a reply to a context that this work does not have")
+
+    def _check_emitted(self, target: str, partition: int, body: bytes, events: int) -> None:
+        names = self.app.names_of(target)
+        if names is None:
+            raise ProtocolError(f"an emit to {target!r}, which is neither a pool nor an output")
+        if not 0 <= partition < self.app.partitions:
+            raise ProtocolError(f"an emit to partition {partition} of {self.app.partitions}")
+        strange = codec.check_body(body, events).keys() - names
+        if strange:
+            raise ProtocolError(f"an emit of {sorted(strange)} to {target!r}, where nothing listens to it")
+
+    def _check_state(self, changes: StateChanges) -> None:
+        node = self.app.node(changes.node)
+        if node is None or node.pool != self.pool or not node.states:
+            raise ProtocolError(f"state of {changes.node!r}, which has none in pool {self.pool!r}")
+        n = len(changes.keys)
+        if len(changes.values) != n or (changes.expires is not None and len(changes.expires) != n):
+            raise ProtocolError(f"state of {changes.node!r} in columns of different length")
+        if not n:
+            return
+        if not len(min(changes.keys, key=len)) >= 1 or len(max(changes.keys, key=len)) > MAX_KEY_BYTES:
+            raise ProtocolError(f"a key of 0 or over {MAX_KEY_BYTES} bytes in the state of {changes.node!r}")
+        try:
+            b"\n".join(changes.keys).decode()
+        except UnicodeDecodeError:
+            raise ProtocolError(f"a key of {changes.node!r} is not UTF-8") from None
+        largest = max((len(v) for v in changes.values if v is not None), default=0)
+        if largest > self.app.limits.max_result:
+            raise ProtocolError(f"a state of {largest} bytes of {changes.node!r}")
+
+    def _change_state(self, changes: StateChanges) -> None:
+        prefix = state_key(self.app.node_id(changes.node), b"")
+        rows = self._draft.rows.setdefault("state", {})
+        rows.update(zip([prefix + key for key in changes.keys], changes.values, strict=True))
+        if changes.expires is not None:
+            node = self.app.node_id(changes.node)
+            for key, due in zip(changes.keys, changes.expires, strict=True):
+                if due:
+                    self._add_timer(due, TimerEntry(node=node, key=key))
+
+    # ------------------------------------------------------------------ sending
+
+    def send(
+        self, log: str, number: int, body: bytes, events: int, contexts: list[Context], now: int, flags: int = 0
+    ) -> None:
+        """A batch of this partition for a log, under the next number for it."""
+        target = self.app.log(log, number)
+        packed = target.packed()
+        sequence = self.head.sent.get(packed, 0)
+        self.head.sent[packed] = sequence + 1
+        sealed = codec.seal(body, events, self.id, self.app.record.incarnation, sequence, now, contexts, flags)
+        self._draft.sends.append(Send(target, sealed, events))
+        self._draft.changed = True
+
+    def _reply(self, replies: list[tuple[Context, bytes, bool]], now: int) -> None:
+        homes: dict[int, list[tuple[Context, bytes, bool]]] = {}
+        for reply in replies:
+            homes.setdefault(reply[0].home, []).append(reply)
+        for home, parts in homes.items():
+            meta = codec.RunMeta(["part", "final"], bytes(final for _, _, final in parts))
+            body = codec.encode_run(
+                meta, len(parts), [c.request for c, _, _ in parts], [msgspec.Raw(data) for _, data, _ in parts]
+            )
+            self.send(REPLIES, home, body, len(parts), [], now)
+            self.app.stats.replies += len(parts)
+
+    # ------------------------------------------------------------------ failures
+
+    def _fail(self, failure: Failure, work: Dispatched, now: int) -> None:
+        """Hold, retry later, or give up."""
+        slot = self.app.slot(failure.event, failure.node)
+        assert slot is not None
+        context = work.contexts[failure.context] if failure.context >= 0 else None
+        self.named.pop((failure.id, failure.node), None)
+        entry = HoldEntry(
+            failure.node,
+            failure.event,
+            failure.id,
+            failure.key,
+            failure.created,
+            failure.body,
+            context=context,
+            due=now,
+        )
+        if failure.hold >= 0:
+            (value,) = self.transport.get(self.id, "hold", [row_key(failure.hold)])
+            assert value is not None
+            entry = _decoded(decode_hold, value, "hold entry")
+        if failure.behind:
+            entry.behind = True
+            self._hold(entry)
+            return
+        entry.attempts += 1
+        entry.behind = False
+        if failure.named:
+            entry.named_deaths += 1
+            entry.careful = True
+        entry.kind, entry.text = failure.kind, failure.text
+        entry.trace = self._keep_text(failure.trace)
+        self.app.stats.failures[f"{failure.event}>{failure.node}"] += 1
+        verdict = (
+            "dead"
+            if failure.final
+            else after_failure(
+                slot,
+                entry.attempts,
+                entry.named_deaths if failure.named else 0,
+                self.app.limits.named_deaths,
+            )
+        )
+        if verdict == "dead":
+            self._bury(entry, now)
+            if failure.hold >= 0:
+                self._release(failure.hold, now)
+            return
+        entry.locks = locks_key(slot, failure.key, verdict)
+        entry.stopped = verdict == "stop"
+        entry.due = now + int(1e6 * backoff(slot, entry.attempts, self.rng))
+        if failure.hold >= 0:
+            packed = encode(entry)
+            self._draft.put("hold", row_key(failure.hold), packed)
+            self.holds.change(failure.hold, entry, len(packed))
+        else:
+            self._hold(entry)
+
+    def _hold(self, entry: HoldEntry) -> None:
+        number = self.head.next_hold
+        self.head.next_hold += 1
+        packed = encode(entry)
+        self._draft.put("hold", row_key(number), packed)
+        self.holds.add(number, entry, len(packed))
+        self.app.holds += 1
+
+    def _release(self, number: int, now: int) -> None:
+        self._draft.put("hold", row_key(number), None)
+        self.holds.remove(number, now)
+        self.app.holds -= 1
+
+    def _keep_text(self, text: str) -> bytes:
+        """Store a traceback once; returns its key."""
+        if not text:
+            return b""
+        packed = text.encode("utf-8", "replace")
+        key = hashlib.blake2b(packed, digest_size=8).digest()
+        self._draft.put("text", key, packed)
+        return key
+
+    def _bury(self, entry: HoldEntry, now: int) -> None:
+        letter = DeadLetter(
+            entry.node,
+            entry.event,
+            entry.id,
+            entry.key,
+            entry.created,
+            entry.body,
+            entry.attempts,
+            now,
+            entry.kind,
+            entry.text,
+            entry.trace,
+            entry.context,
+        )
+        self.bury(letter)
+        if entry.context is not None and entry.context.request:
+            error = {"error": {"code": entry.kind, "text": entry.text, "node": entry.node, "note": _REPLY_DEAD}}
+            self._reply([(entry.context, encode(error), True)], now)
+
+    def bury(self, letter: DeadLetter) -> None:
+        """Add a dead letter."""
+        self._draft.put("dead", row_key(self.head.next_dead), encode(letter))
+        self.head.next_dead += 1
+        self.app.stats.dead += 1
+
+    # ------------------------------------------------------------------ timers
+
+    def _add_timer(self, due: int, entry: TimerEntry) -> None:
+        key = timer_key(due, self.head.next_timer)
+        self.head.next_timer += 1
+        self._draft.put("timer", key, encode(entry))
+        self._draft.new_timers.append((due, key))
+        self.app.timers += 1
+
+    def fire(self, now: int) -> bool:
+        """Let timers that are due go off, a bounded number at once, in due order."""
+        if not self.settled or not self._timers or self._timers[0][0] > now:
+            return False
+        keys: list[bytes] = []
+        while self._timers and self._timers[0][0] <= now and len(keys) < _TIMERS_AT_ONCE:
+            keys.append(heapq.heappop(self._timers)[1])
+        bodies: dict[tuple[str, int], list[bytes]] = {}
+        expired: list[TimerEntry] = []
+        for key, value in zip(keys, self.transport.get(self.id, "timer", keys), strict=True):
+            if value is None:
+                raise Corrupt(f"a timer of partition {self.pool}/{self.number} is missing")
+            entry: TimerEntry = _decoded(decode_timer, value, "timer")
+            self._draft.put("timer", key, None)
+            self.app.timers -= 1
+            if not entry.log:
+                expired.append(entry)
+            elif entry.context is not None:
+                self.send(entry.log, entry.partition, entry.body, 1, [entry.context], now)
+            elif self.app.names_of(entry.log) is not None:
+                bodies.setdefault((entry.log, entry.partition), []).append(entry.body)
+        for (log, number), parts in bodies.items():
+            self.send(log, number, b"".join(parts), len(parts), [], now)
+        self._expire(expired, now)
+        if not self._timers and self._timers_end is not None:
+            self._draft.then.append(self._load_timers)
+        self.flush()
+        return True
+
+    def _expire(self, entries: list[TimerEntry], now: int) -> None:
+        """Remove state whose time has come, unless it was written again since, or is in work."""
+        for entry in entries:
+            key = state_key(entry.node, entry.key)
+            (record,) = self.transport.get(self.id, "state", [key])
+            if record is None:
+                continue
+            fields = msgspec.msgpack.decode(record)
+            due = fields.get("", {})
+            last = max((due.get(name, 1 << 62) for name in fields if name), default=0)
+            if last <= now and not self.works:
+                self._draft.put("state", key, None)
+            elif last < 1 << 62:
+                self._add_timer(max(last, now + 1_000_000), entry)
+
+    # ------------------------------------------------------------------ from outside
+
+    def take_in(self, name: str, key: str | None, data: bytes, event_id: str, trace: str, now: int) -> None:
+        """An event from a client (without a number of its own), for the pools that listen to it: this one."""
+        ids = {0: event_id} if event_id else None
+        body = codec.one(name, key, msgspec.Raw(data), ids=ids)
+        contexts = [Context(trace=trace)] if trace else []
+        self.send(self.pool, self.number, body, 1, contexts, now)
+
+    def remember(self, event_id: str, crc: int, now: int) -> None:
+        """A client's id, to recognise it when it comes again."""
+        self._draft.put("text", b"id:" + event_id.encode(), now.to_bytes(8, "big") + crc.to_bytes(4, "big"))
+
+    def remembered(self, event_id: str) -> int | None:
+        """The checksum of the event that was accepted under this id, if any (also if its commit is under way)."""
+        key = b"id:" + event_id.encode()
+        drafts = [self._draft] + ([self._committing[1]] if self._committing else [])
+        for draft in drafts:
+            value = draft.rows.get("text", {}).get(key)
+            if value is not None:
+                return int.from_bytes(value[8:12], "big")
+        (value,) = self.transport.get(self.id, "text", [key])
+        return None if value is None else int.from_bytes(value[8:12], "big")
+
+    def then(self, callback: Callable[[], None]) -> None:
+        """Call when what is in the draft now has been committed."""
+        self._draft.then.append(callback)
+        self._draft.changed = True
+
+    # ------------------------------------------------------------------ commit
+
+    def flush(self) -> None:
+        """Submit the draft if there is something in it and no commit is under way."""
+        if self._committing is not None or not self._draft.changed:
+            return
+        position, above = self.inbox.advance()
+        draft, self._draft = self._draft, _Draft()
+        self._number += 1
+        rows: list[tuple[Table, Rows]] = [(table, list(rows.items())) for table, rows in draft.rows.items()]
+        commit = Commit(
+            self.id,
+            self._term,
+            self._number,
+            encode(self.head),
+            draft.sends,
+            rows,
+            (Trim(self.id, position),),
+            tuple((self.id, at) for at in above),
+        )
+        self._committing = commit, draft
+        self.transport.commit(commit)
+
+    def done(self, commit: Commit, outcome: Outcome) -> None:
+        """The outcome of the commit under way."""
+        if self._committing is None or commit is not self._committing[0]:
+            return
+        if outcome == "unknown":
+            self._settle(commit)
+            return
+        if outcome == "fenced":
+            raise Fenced(f"partition {self.pool}/{self.number} was taken over by another engine")
+        self._committed(self._committing[1])
+
+    def _settle(self, commit: Commit) -> None:
+        """Read back whether the commit counts; if not, submit the same once more under the new term."""
+        assert self._committing is not None
+        claim = self.transport.claim(self.id)
+        self._term, self._number = claim.term, 0
+        if claim.number == commit.number and claim.head == commit.head:
+            self._committed(self._committing[1])
+            return
+        self._number = 1
+        again = msgspec.structs.replace(commit, term=claim.term, number=1)
+        self._committing = again, self._committing[1]
+        self.transport.commit(again)
+
+    def _committed(self, draft: _Draft) -> None:
+        self._committing = None
+        self.app.stats.commits += 1
+        for due, key in draft.new_timers:
+            if self._timers_end is None or due < self._timers_end:
+                heapq.heappush(self._timers, (due, key))
+        for then in draft.then:
+            then()
+        self.flush()
+
+
+class Fenced(Corrupt):
+    """Another engine owns the partition."""
+
+    code = "fenced"
+
+
+def _decoded(decode: Callable[[bytes], T], value: bytes, what: str) -> T:
+    try:
+        return decode(value)
+    except (msgspec.MsgspecError, ValueError) as e:
+        raise Corrupt(f"a stored {what} cannot be read: {e}") from None

@@ -1,0 +1,1 @@
+"""How a worker is confined, one file per level."""

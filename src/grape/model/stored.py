@@ -1,0 +1,159 @@
+"""What is written down: heads of partitions and the rows beside their logs. All msgpack arrays; new fields go last."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import msgspec
+from msgspec import Struct
+
+from grape.model.batch import Context
+from grape.model.cursor import Cursor
+from grape.model.topology import TopologySpec
+
+FORMAT: Final = 1
+"""Version of everything in here."""
+
+OUTPUT: Final = ">"
+SOURCE: Final = "<"
+TAKER: Final = "="
+REPLIES: Final = "?"
+"""First characters of log names that are no pools: ``>total`` is an output, ``<line=/a/b`` a source, ``=total=/x`` a
+taker's position, ``?`` the home of replies."""
+
+
+class Head(Struct, array_like=True):
+    """The committed state of a pool's partition.
+
+    ``seen``: per origin (packed id + incarnation) the next sequence number to accept. ``sent``: per target log (packed)
+    the number of batches sent to it. ``chains``: position up to which events wait that older code emitted.
+    """
+
+    cursor: Cursor = msgspec.field(default_factory=Cursor)
+    seen: dict[bytes, int] = {}
+    sent: dict[bytes, int] = {}
+    next_hold: int = 0
+    next_timer: int = 0
+    next_dead: int = 0
+
+
+class HoldEntry(Struct, array_like=True):
+    """A failed event, or one that waits behind it. ``due``: microseconds of wall time. ``attempts`` made so far.
+    ``locks``: later events of its (node, key) wait. ``stopped``: waits for an operator."""
+
+    node: str
+    event: str
+    id: str
+    key: str | None
+    created: int
+    body: bytes
+    attempts: int = 0
+    named_deaths: int = 0
+    due: int = 0
+    locks: bool = False
+    behind: bool = False
+    careful: bool = False
+    stopped: bool = False
+    context: Context | None = None
+    kind: str = ""
+    text: str = ""
+    trace: bytes = b""
+
+
+class DeadLetter(Struct, array_like=True):
+    """An event that was given up. ``trace``: key of its traceback in the table of texts. ``failed``: wall time, us.
+    ``origin``: for input that never became an event, where it stood (file:line)."""
+
+    node: str
+    event: str
+    id: str
+    key: str | None
+    created: int
+    body: bytes
+    attempts: int
+    failed: int
+    kind: str
+    text: str
+    trace: bytes = b""
+    context: Context | None = None
+    origin: str = ""
+
+
+class TimerEntry(Struct, array_like=True):
+    """Either an emit (``log`` set) or the end of a state record (``node`` set)."""
+
+    log: str = ""
+    partition: int = 0
+    body: bytes = b""
+    context: Context | None = None
+    node: int = 0
+    key: bytes = b""
+
+
+class SourceHead(Struct, array_like=True):
+    """``position``: what the source needs to go on. ``sent``: as in `Head`. ``fed``: events so far."""
+
+    position: bytes = b""
+    sent: dict[bytes, int] = {}
+    fed: int = 0
+    spread: int = 0
+
+
+class TakerHead(Struct, array_like=True):
+    """``positions``: per partition of the output the next batch to take. ``length`` and ``tail``: of the file."""
+
+    positions: dict[int, int] = {}
+    length: int = 0
+    tail: bytes = b""
+    taken: int = 0
+    finals: dict[str, int] = {}
+
+
+class NodeRecord(Struct, array_like=True):
+    id: int
+    pool: str
+    states: tuple[str, ...] = ()
+
+
+class AppRecord(Struct, array_like=True):
+    """``logs``: number of every log name. ``incarnation``: random, so that ids of a new directory differ."""
+
+    name: str
+    id: int
+    incarnation: int
+    partitions: int
+    logs: dict[str, int]
+    nodes: dict[str, NodeRecord]
+    topology: TopologySpec
+    next_log: int = 1
+    next_node: int = 1
+
+
+class Catalog(Struct, array_like=True):
+    format: int = FORMAT
+    apps: dict[str, AppRecord] = {}
+    next_app: int = 1
+
+
+encode: Final = msgspec.msgpack.Encoder().encode
+decode_head: Final = msgspec.msgpack.Decoder(Head).decode
+decode_hold: Final = msgspec.msgpack.Decoder(HoldEntry).decode
+decode_dead: Final = msgspec.msgpack.Decoder(DeadLetter).decode
+decode_timer: Final = msgspec.msgpack.Decoder(TimerEntry).decode
+decode_source: Final = msgspec.msgpack.Decoder(SourceHead).decode
+decode_taker: Final = msgspec.msgpack.Decoder(TakerHead).decode
+decode_catalog: Final = msgspec.msgpack.Decoder(Catalog).decode
+
+
+def row_key(number: int) -> bytes:
+    """Keys of hold and dead rows: eight bytes, big-endian."""
+    return number.to_bytes(8, "big")
+
+
+def timer_key(due: int, number: int) -> bytes:
+    """Due time (us) and a number that makes it unique; sorts by due time."""
+    return due.to_bytes(8, "big") + number.to_bytes(8, "big")
+
+
+def state_key(node: int, key: bytes) -> bytes:
+    return node.to_bytes(2, "big") + key

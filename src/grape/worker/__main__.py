@@ -1,0 +1,3 @@
+from grape.worker.main import main
+
+main()

@@ -1,0 +1,168 @@
+"""A worker process: one socket to the engine, and the loop around `Runtime`."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import ctypes
+import os
+import resource
+import signal
+import socket
+import sys
+import threading
+from collections import deque
+
+import msgspec
+
+from grape.authoring.loading import load
+from grape.authoring.topology import Topology
+from grape.errors import GrapeError, ProtocolError, TopologyError
+from grape.protocol.framing import engine_frames, frame
+from grape.protocol.messages import (
+    VERSION,
+    Ask,
+    Assign,
+    Drain,
+    FromWorker,
+    Hello,
+    Refusal,
+    Revoke,
+    ToWorker,
+    Values,
+    Welcome,
+    Work,
+)
+from grape.worker import output
+from grape.worker.blame import user_traceback
+from grape.worker.runtime import Runtime
+from grape.worker.watchdog import Watchdog
+
+_PR_SET_PDEATHSIG = 1
+_READ = 1 << 20
+
+
+class Engine:
+    """The socket, seen from the worker: blocking, whole messages."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+        self._frames = engine_frames()
+        self._inbox: deque[ToWorker] = deque()
+        self._lock = threading.Lock()
+
+    def send(self, message: FromWorker) -> None:
+        """Send at once; from any thread."""
+        data = frame(message)
+        with self._lock:
+            self._sock.sendall(data)
+
+    def receive(self) -> ToWorker | None:
+        """The next message in order; None: the engine is gone."""
+        while not self._inbox:
+            if not self._fill():
+                return None
+        return self._inbox.popleft()
+
+    def _fill(self) -> bool:
+        data = self._sock.recv(_READ)
+        if data:
+            self._inbox.extend(self._frames.feed(data))
+        return bool(data)
+
+    def ask(self, question: Ask) -> list[bytes | None]:
+        """Send a question and wait for its answer, past whatever comes before it."""
+        self.send(question)
+        seen = 0
+        while True:
+            for i in range(seen, len(self._inbox)):
+                message = self._inbox[i]
+                if isinstance(message, Values):
+                    del self._inbox[i]
+                    return message.values
+            seen = len(self._inbox)
+            if not self._fill():
+                raise SystemExit(0)
+
+
+def die_with_parent(parent: int) -> None:
+    """Ask the kernel for SIGKILL when the engine dies; leave if it has died already."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG)")
+    if os.getppid() != parent:
+        os._exit(0)
+
+
+def run(sock: socket.socket, topology: Topology) -> None:
+    """Serve the engine until it says to stop."""
+    engine = Engine(sock)
+    spec = topology.spec()
+    runtime = Runtime(topology.handlers, spec, engine.ask, engine.send)
+    output.install(runtime)
+    engine.send(Hello(VERSION, os.getpid(), "python", spec, ["partition", "cache", "chain"]))
+    watchdog: Watchdog | None = None
+    while True:
+        message = engine.receive()
+        match message:
+            case Work():
+                for result in runtime.work(message):
+                    engine.send(result)
+            case Assign():
+                runtime.assign(message)
+            case Revoke():
+                runtime.revoke(message)
+            case Welcome():
+                if message.version != VERSION:
+                    raise ProtocolError(f"the engine speaks protocol {message.version}, this worker {VERSION}")
+                runtime.welcome(message)
+                runtime.setup()
+                watchdog = Watchdog(runtime, engine.send, message.limits.heartbeat_timeout / 6)
+                watchdog.start()
+            case Drain() | None:
+                break
+            case Values():
+                raise ProtocolError("an answer without a question")
+    if watchdog is not None:
+        watchdog.stop()
+    runtime.teardown()
+
+
+def refuse(sock: socket.socket, error: BaseException) -> None:
+    """Tell the engine why this app cannot be run."""
+    kind = error.code if isinstance(error, GrapeError) else "start"
+    text = str(error) if isinstance(error, GrapeError) else user_traceback(error)
+    with contextlib.suppress(OSError):
+        sock.sendall(frame(Refusal(kind, text)))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="grape.worker", description="A worker of Grape; started by the engine.")
+    parser.add_argument("--fd", type=int, required=True)
+    parser.add_argument("--parent", type=int, required=True)
+    parser.add_argument("--target", required=True)
+    parser.add_argument("--config", default="{}")
+    options = parser.parse_args()
+    die_with_parent(options.parent)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    sock = socket.socket(fileno=options.fd)
+    sock.set_inheritable(False)
+    config = msgspec.json.decode(options.config)
+    try:
+        topology = load(options.target, config)
+        topology.spec()
+    except (TopologyError, Exception) as e:
+        refuse(sock, e)
+        sys.exit(2)
+    try:
+        run(sock, topology)
+    except (BrokenPipeError, ConnectionResetError):
+        sys.exit(0)
+    except Exception as e:
+        refuse(sock, e)
+        raise
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()

@@ -1,0 +1,70 @@
+"""The watchdog: a thread that shows that this process lives, and ends it when a handler overruns its time."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from typing import Final
+
+from grape.protocol.messages import Beat, FromWorker, Stuck
+from grape.worker.runtime import Runtime
+
+_SAMPLE: Final = 0.05
+EXIT_STUCK: Final = 70
+
+
+class Watchdog(threading.Thread):
+    """Samples the running event; costs nothing per event.
+
+    Args:
+        runtime: what runs in ``main_thread``.
+        send: sends a message at once, from any thread.
+        beat: seconds between signs of life.
+    """
+
+    def __init__(self, runtime: Runtime, send: Callable[[FromWorker], None], beat: float) -> None:
+        super().__init__(name="grape-watchdog", daemon=True)
+        self._runtime = runtime
+        self._send = send
+        self._beat = beat
+        self._main = threading.main_thread().ident
+        self._stopped = threading.Event()
+
+    def stop(self) -> None:
+        self._stopped.set()
+
+    def run(self) -> None:
+        last_beat = time.monotonic()
+        seen: tuple[object, int, int] | None = None
+        since = last_beat
+        while not self._stopped.wait(_SAMPLE):
+            now = time.monotonic()
+            if now - last_beat >= self._beat:
+                last_beat = now
+                self._send(Beat())
+            running = self._runtime.running
+            if running is None:
+                seen = None
+                continue
+            unit, stage = running
+            place = (stage, unit.position(), self._runtime.progress)
+            if place != seen:
+                seen, since = place, now
+                continue
+            index = min(unit.position(), stage.count - 1)
+            slot = unit.slots.get(stage.name_of(index))
+            if slot is not None and slot.timeout and now - since > slot.timeout:
+                self._report(unit.node, stage.id_of(index), slot.timeout)
+
+    def _report(self, node: str, event_id: str, timeout: float) -> None:
+        frame = sys._current_frames().get(self._main or 0)
+        stack = "".join(traceback.format_stack(frame)[-6:]) if frame is not None else ""
+        text = f"{node!r} ran over its timeout of {timeout:g} s (timeout= on its slot)\n{stack}"
+        partition, epoch = self._runtime.place
+        self._send(Stuck(partition, epoch, event_id, node, text))
+        sys.stderr.flush()
+        os._exit(EXIT_STUCK)
