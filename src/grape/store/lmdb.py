@@ -413,13 +413,12 @@ class Reader:
         packed = log.packed()
         cursor = txn.cursor(self._dbs["log"])
         first = _POSITION.pack(packed, after)
-        more = cursor.set_range(first)
-        if cursor.prev() if more else cursor.last():
+        if cursor.prev() if cursor.set_range(first) else cursor.last():
             below = bytes(cursor.key())
             self._position(below, cursor.value())
             if below >= first:
                 raise self._damage("log", below)
-            cursor.next()
+        more = cursor.set_range(first)
         while more:
             key, value = bytes(cursor.key()), cursor.value()
             position = self._position(key, value)
