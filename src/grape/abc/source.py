@@ -70,7 +70,7 @@ class Source(ABC):
         """Bytes of input altogether, if known: for the progress line."""
         return None
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027 - most have nothing to release
         """Release everything; may be called while ``read`` blocks in another thread, which then may return None."""
 
 
@@ -98,5 +98,5 @@ class Sink(ABC):
             OSError: it cannot be written.
         """
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027 - most have nothing to release
         """Release everything."""

@@ -12,7 +12,7 @@ them. The checksum covers everything behind itself, so a flipped bit anywhere is
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final, NamedTuple
 from zlib import crc32
 
@@ -178,6 +178,21 @@ def encode_run(meta: RunMeta, count: int, keys: Sequence[str | None] | None, dat
 def one(name: str, key: str | None, data: Any, **meta: Any) -> bytes:
     """The body of a single event."""
     return encode_run(RunMeta([name], **meta), 1, None if key is None else [key], None if data is None else [data])
+
+
+def split(
+    encode: Callable[[int, int], bytes], start: int, end: int, target: int, limit: int
+) -> list[tuple[bytes, int]]:
+    """Encode events ``start`` to ``end`` as pieces near ``target`` bytes, none over ``limit`` (but one event)."""
+    body = encode(start, end)
+    if len(body) <= limit or end - start == 1:
+        return [(body, end - start)]
+    pieces = min(end - start, -(-len(body) // target))
+    step = -(-(end - start) // pieces)
+    out: list[tuple[bytes, int]] = []
+    for at in range(start, end, step):
+        out.extend(split(encode, at, min(at + step, end), target, limit))
+    return out
 
 
 def runs_of(body: bytes | memoryview) -> Iterator[Run]:

@@ -97,6 +97,7 @@ class SourceHead(Struct, array_like=True):
     sent: dict[bytes, int] = {}
     fed: int = 0
     spread: int = 0
+    next_dead: int = 0
 
 
 class TakerHead(Struct, array_like=True):

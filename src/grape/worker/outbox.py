@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from grape.model.batch import RunMeta, encode_run
+from grape.model.batch import RunMeta, encode_run, split
 from grape.protocol.messages import Emitted
 
 
@@ -149,18 +149,3 @@ class Outbox:
             return encode_run(meta, end - start, keys, data)
 
         return split(encode, 0, columns.count, self._batch_target, self._batch_max)
-
-
-def split(
-    encode: Callable[[int, int], bytes], start: int, end: int, target: int, limit: int
-) -> list[tuple[bytes, int]]:
-    """Encode events ``start`` to ``end`` as pieces near ``target`` bytes, none over ``limit`` (but one event)."""
-    body = encode(start, end)
-    if len(body) <= limit or end - start == 1:
-        return [(body, end - start)]
-    pieces = min(end - start, -(-len(body) // target))
-    step = -(-(end - start) // pieces)
-    out: list[tuple[bytes, int]] = []
-    for at in range(start, end, step):
-        out.extend(split(encode, at, min(at + step, end), target, limit))
-    return out

@@ -1,0 +1,111 @@
+"""Taking: a taker reads the logs of an output, and its position is committed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from msgspec import Struct
+
+from grape.abc.transport import Commit, Outcome, Rows, Table, Transport, Trim
+from grape.engine.app import App
+from grape.errors import Corrupt
+from grape.model import batch as codec
+from grape.model.stored import TAKER, TakerHead, decode_taker, encode
+
+
+class Taken(Struct, frozen=True):
+    """Batches read from an output, partition by partition, and the positions behind them."""
+
+    batches: list[bytes]
+    positions: dict[int, int]
+    events: int
+
+
+class Take:
+    """One taker of the output log ``log`` (all its partitions). Engine's thread only."""
+
+    def __init__(self, app: App, name: str, log: str, transport: Transport) -> None:
+        self.name = name
+        self.id = app.log(TAKER + name, 0)
+        self._app = app
+        self._log = log
+        self._transport = transport
+        claim = transport.claim(self.id)
+        self._term, self._number = claim.term, 0
+        self.head = decode_taker(claim.head) if claim.head else TakerHead()
+        self._commit: Commit | None = None
+        self._then: Callable[[], None] | None = None
+        self._fresh = set(range(app.partitions))
+        """Partitions that may have something to take."""
+
+    @property
+    def logs(self) -> list[int]:
+        return list(range(self._app.partitions))
+
+    def arrived(self, partition: int) -> None:
+        self._fresh.add(partition)
+
+    @property
+    def is_idle(self) -> bool:
+        """Everything there is has been taken and committed."""
+        return not self._fresh and self._commit is None
+
+    def read(self, max_bytes: int) -> Taken | None:
+        """What can be taken now; None: nothing."""
+        batches: list[bytes] = []
+        positions: dict[int, int] = {}
+        events = size = 0
+        for number in sorted(self._fresh):
+            if size >= max_bytes:
+                break
+            at = self.head.positions.get(number, 0)
+            found = self._transport.read(self._app.log(self._log, number), at, max_bytes - size)
+            if not found:
+                self._fresh.discard(number)
+                continue
+            for stored in found:
+                events += codec.check(stored.batch).events
+                size += len(stored.batch)
+                batches.append(stored.batch)
+                positions[number] = stored.position + 1
+        return Taken(batches, positions, events) if batches else None
+
+    def commit(
+        self,
+        taken: Taken,
+        length: int,
+        tail: bytes,
+        then: Callable[[], None],
+        rows: list[tuple[Table, Rows]] | None = None,
+    ) -> None:
+        """``taken`` is where it belongs: move on. ``then`` is called when that is durable."""
+        old = self.head
+        head = TakerHead({**old.positions, **taken.positions}, length, tail, old.taken + taken.events)
+        self._number += 1
+        trims = [Trim(self._app.log(self._log, number), at) for number, at in taken.positions.items()]
+        commit = Commit(self.id, self._term, self._number, encode(head), (), rows or (), trims)
+
+        def committed() -> None:
+            self.head = head
+            self._app.stats.taken[self._log[1:]] += taken.events
+            then()
+
+        self._commit, self._then = commit, committed
+        self._transport.commit(commit)
+
+    def done(self, commit: Commit, outcome: Outcome) -> None:
+        """The outcome of the commit under way."""
+        if commit is not self._commit or self._then is None:
+            return
+        if outcome == "unknown":
+            claim = self._transport.claim(self.id)
+            self._term, self._number = claim.term, 0
+            if (claim.number, claim.head) != (commit.number, commit.head):
+                self._number = 1
+                self._commit = Commit(self.id, claim.term, 1, commit.head, (), commit.rows, commit.trims)
+                self._transport.commit(self._commit)
+                return
+        elif outcome == "fenced":
+            raise Corrupt(f"taker {self.name!r} was taken over by another engine")
+        then, self._commit, self._then = self._then, None, None
+        then()

@@ -1,0 +1,536 @@
+"""A run from its beginning to its end: one app, its sources and takers, on one engine under asyncio.
+
+describe (first worker) -> open directory -> catalog -> engine -> feed, take, tick -> drain -> summary
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import difflib
+import os
+import random
+import shutil
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Final
+
+import msgspec
+from msgspec import Struct
+
+from grape.abc.source import Sink, Source
+from grape.abc.transport import Arrival, Callbacks, Commit, Outcome
+from grape.connectors.sinks import json_lines, reply_lines
+from grape.engine.app import App, Stats
+from grape.engine.catalog import CatalogStore, update_record
+from grape.engine.clock import SystemClock
+from grape.engine.engine import Engine
+from grape.engine.intake import Feed
+from grape.engine.outlet import Take
+from grape.engine.supervisor import ProcessLink, Supervisor
+from grape.errors import GrapeError, ProtocolError, StorageFailed, UsageError, UserError
+from grape.isolates.process import Command, python_worker, spawn
+from grape.model.address import CATALOG, DEFAULT_PARTITIONS
+from grape.model.stored import OUTPUT, REPLIES, SOURCE, TAKER
+from grape.model.topology import Limits, TopologySpec
+from grape.protocol.messages import FromWorker, Hello, Refusal
+from grape.transports.embedded import EmbeddedTransport
+
+_STARTUP: Final = 60.0
+_DRAIN: Final = 5.0
+_TAKE_BYTES: Final = 4 << 20
+_MIN_RESERVE: Final = 256 << 20
+_PREPARED: Final = 2
+
+
+class Options(Struct, kw_only=True):
+    """What to run and how. ``target``: see `grape.authoring.loading.load`. ``workers``: per pool, 0 = one per core.
+    ``reserve`` and ``max_size``: bytes."""
+
+    target: str
+    config: dict[str, Any] = {}
+    data: str | None = None
+    workers: int = 0
+    partitions: int | None = None
+    env: dict[str, str] = {}
+    max_dead: int = 1000
+    wait: bool = True
+    keep_open: bool = False
+    limits: Limits = Limits()
+    max_size: int = 64 << 30
+    reserve: int | None = None
+    directory: str = "."
+
+
+class Outcomes(Struct, kw_only=True):
+    """How a run ended. ``stopped``: by a signal or `Session.stop`, with work left."""
+
+    stats: Stats
+    app: str
+    data: str
+    kept: bool
+    seconds: float
+    stopped: bool
+    backlog: int
+    due: float | None
+    dead_stored: int
+
+
+class Taker(Struct):
+    """A sink and what it takes: the event (None: replies)."""
+
+    event: str | None
+    sink: Sink
+
+
+class Session:
+    """One run. Everything but ``stop`` and ``call`` happens on the thread that awaits ``run``.
+
+    Args:
+        options: what to run.
+        sources, takers: see `grape.connectors`.
+        printed: called with (worker, stream, slot, line) for what handlers print.
+    """
+
+    def __init__(
+        self,
+        options: Options,
+        sources: list[Source],
+        takers: list[Taker],
+        printed: Callable[[str, str, str, str], None],
+    ) -> None:
+        self.options = options
+        self.sources = sources
+        self.takers = takers
+        self._printed = printed
+        self.engine: Engine | None = None
+        self.app: App | None = None
+        self.feeds: list[Feed] = []
+        self.takes: list[Take] = []
+        self.fed_bytes = 0
+        self.sources_open = len(sources)
+        self.started = time.monotonic()
+        self.ready = threading.Event()
+        self._names: dict[ProcessLink, tuple[str, int]] = {}
+        self._early: list[tuple[ProcessLink, FromWorker]] = []
+        self._wake = asyncio.Event()
+        self._stopping = False
+        self._aborting = False
+        self._fatal: GrapeError | None = None
+        self._pump_scheduled = False
+        self._source_threads: list[threading.Thread] = []
+
+    # ------------------------------------------------------------------ from other threads
+
+    def stop(self) -> None:
+        """Sources stop, what runs is committed, the rest stays. Called again: stop at once."""
+        self._loop.call_soon_threadsafe(self._stop)
+
+    def _stop(self) -> None:
+        if self._stopping:
+            self._aborting = True
+        self._stopping = True
+        self._wake.set()
+
+    def call(self, function: Callable[[], None]) -> None:
+        """Run on the engine's thread."""
+        self._loop.call_soon_threadsafe(function)
+
+    # ------------------------------------------------------------------ the run
+
+    async def run(self) -> Outcomes:
+        """
+        Raises:
+            UserError: wrong use or topology, or workers that cannot start.
+            EngineError: the engine had to stop.
+        """
+        self._loop = asyncio.get_running_loop()
+        options = self.options
+        temporary = options.data is None
+        data = options.data or tempfile.mkdtemp(prefix="grape-")
+        self._command = Command(
+            python_worker(options.target, msgspec.json.encode(options.config).decode()),
+            options.directory,
+            options.env,
+        )
+        self._supervisor = Supervisor(lambda: spawn(self._command), self)
+        self._executor = ThreadPoolExecutor(max(1, len(self.takers)), thread_name_prefix="grape-take")
+        kept = not temporary
+        try:
+            topology = await self._describe()
+            await self._open(data, topology)
+            self.ready.set()
+            outcome = await self._serve(data)
+            kept = kept or outcome.dead_stored > 0 or outcome.backlog > 0 or outcome.stopped
+            outcome.kept = kept
+            return outcome
+        finally:
+            self.ready.set()
+            self._supervisor.kill_all()
+            for source in self.sources:
+                with contextlib.suppress(Exception):
+                    source.close()
+            self._executor.shutdown(wait=False, cancel_futures=True)
+            for taker in self.takers:
+                with contextlib.suppress(Exception):
+                    taker.sink.close()
+            transport = getattr(self, "_transport", None)
+            if transport is not None:
+                transport.close()
+            if temporary and not kept:
+                shutil.rmtree(data, ignore_errors=True)
+
+    async def _describe(self) -> TopologySpec:
+        """Start the first worker; it tells what the app is."""
+        self._hello: asyncio.Future[TopologySpec] = self._loop.create_future()
+        self._first: ProcessLink | None = None
+        failures = 0
+        while True:
+            self._first = self._supervisor.start()
+            self._names[self._first] = ("", -1)
+            try:
+                return await asyncio.wait_for(asyncio.shield(self._hello), _STARTUP)
+            except TimeoutError:
+                raise UserError(f"{self.options.target}: the app did not load within {_STARTUP:g} s") from None
+            except _Died as e:
+                failures += 1
+                if failures >= 3:
+                    raise UserError(
+                        f"{self.options.target}: a worker failed at its start three times in a row\n{e}"
+                    ) from None
+                self._hello = self._loop.create_future()
+
+    async def _open(self, data: str, topology: TopologySpec) -> None:
+        options = self.options
+        self._saved: asyncio.Future[None] = self._loop.create_future()
+        callbacks = Callbacks(self._done, self._arrived, self._failed)
+        self._transport = EmbeddedTransport.open(
+            data, callbacks, self._loop.call_soon_threadsafe, max_size=options.max_size
+        )
+        taken = frozenset(t.event for t in self.takers if t.event is not None)
+        for event in taken:
+            if event not in topology.outputs:
+                raise UsageError(f"--take {event}: {_no_such('output', event, topology.outputs, topology)}")
+        logs = [SOURCE + s.name for s in self.sources] + [TAKER + t.sink.name for t in self.takers]
+        store = CatalogStore(self._transport)
+        record = update_record(store.catalog, topology, options.partitions, DEFAULT_PARTITIONS, logs)
+        if store.catalog.apps.get(record.name) != record:
+            store.save(record)
+            await self._saved
+        self.app = app = App(record, topology, options.limits, taken)
+        rng = random.Random()
+        sizes = {pool.name: self._size(record.partitions) for pool in topology.pools}
+        reserve = options.reserve if options.reserve is not None else max(_MIN_RESERVE, options.max_size // 10)
+        clock = SystemClock()
+        self._clock = clock
+        self.engine = Engine(app, self._transport, self, clock, rng, sizes, self._stop_with, reserve)
+        calls = any(t.event is None for t in self.takers)
+        for source in self.sources:
+            feed = Feed(app, source, self._transport, calls)
+            source.open(feed.head.position)
+            self.feeds.append(feed)
+            self.engine.own(feed.id, feed.done)
+        for taker in self.takers:
+            log = REPLIES if taker.event is None else OUTPUT + taker.event
+            take = Take(app, taker.sink.name, log, self._transport)
+            taker.sink.open(take.head.length, take.head.tail)
+            self.takes.append(take)
+            self.engine.own(take.id, take.done)
+            for number in take.logs:
+                self.engine.on_arrival(app.log(log, number), lambda t=take, n=number: self._output_arrived(t, n))
+
+    def _size(self, partitions: int) -> int:
+        return min(self.options.workers or os.cpu_count() or 1, partitions)
+
+    async def _serve(self, data: str) -> Outcomes:
+        engine, app = self.engine, self.app
+        assert engine is not None
+        assert app is not None
+        engine.start()
+        self._start_sources()
+        takers = [asyncio.create_task(self._take(t, k)) for t, k in zip(self.takers, self.takes, strict=True)]
+        stopped = False
+        try:
+            while True:
+                if self._fatal is not None:
+                    raise self._fatal
+                self._wake.clear()
+                wake = engine.tick()
+                engine.check_room()
+                if self._stopping:
+                    stopped = await self._drain(engine)
+                    break
+                if self._is_over(engine):
+                    break
+                timeout = 0.25 if wake is None else min(0.25, max(0.0005, (wake - self._clock.now()) / 1e6))
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._wake.wait(), timeout)
+        finally:
+            for task in takers:
+                task.cancel()
+        await self._end_workers(engine)
+        due = engine.next_due()
+        return Outcomes(
+            stats=app.stats,
+            app=app.record.name,
+            data=data,
+            kept=True,
+            seconds=time.monotonic() - self.started,
+            stopped=stopped,
+            backlog=app.backlog_events + app.holds + app.timers,
+            due=None if due is None else due / 1e6,
+            dead_stored=self._count_dead(),
+        )
+
+    def _is_over(self, engine: Engine) -> bool:
+        app = self.app
+        assert app is not None
+        if self.options.keep_open or self.sources_open or app.backlog_events:
+            return False
+        if not all(take.is_idle for take in self.takes):
+            return False
+        return engine.finished or (not self.options.wait and engine.waits_only_for_time)
+
+    async def _drain(self, engine: Engine) -> bool:
+        """What is running is committed, for five seconds at most."""
+        engine.drain()
+        deadline = time.monotonic() + _DRAIN
+        while engine.in_flight and time.monotonic() < deadline and not self._aborting and self._fatal is None:
+            self._wake.clear()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._wake.wait(), 0.05)
+        if self._fatal is not None:
+            raise self._fatal
+        app = self.app
+        assert app is not None
+        return bool(app.backlog_events or app.holds or app.timers or self.sources_open)
+
+    async def _end_workers(self, engine: Engine) -> None:
+        engine.draining = True
+        engine.stop_workers()
+        deadline = time.monotonic() + 2.0
+        while self._supervisor.links and time.monotonic() < deadline and not self._aborting:
+            self._wake.clear()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._wake.wait(), 0.05)
+
+    def _count_dead(self) -> int:
+        assert self.app is not None
+        record = self.app.record
+        total = 0
+        for name, number in record.logs.items():
+            parts = 1 if name[:1] in (SOURCE, TAKER) else record.partitions
+            if name.startswith((OUTPUT, REPLIES, TAKER)):
+                continue
+            for n in range(parts):
+                after = b""
+                from_id = self.app.log(name, n)
+                while rows := self._transport.scan(from_id, "dead", after, 1000):
+                    total += len(rows)
+                    after = rows[-1][0] + b"\0"
+            del number
+        return total
+
+    # ------------------------------------------------------------------ Spawner and Listener
+
+    def spawn(self, pool: str, index: int) -> ProcessLink:
+        first, self._first = self._first, None
+        link = first if first is not None and first in self._supervisor.links else self._supervisor.start()
+        self._names[link] = (pool, index)
+        if link is first:
+            early, self._early = self._early, []
+            for one, message in early:
+                self._loop.call_soon(self.received, one, message)
+        return link
+
+    def received(self, worker: ProcessLink, message: FromWorker) -> None:
+        pool, index = self._names[worker]
+        if index < 0:
+            self._describing(worker, message)
+            return
+        assert self.engine is not None
+        self.engine.received(pool, index, worker, message)
+        self._wake.set()
+
+    def _describing(self, worker: ProcessLink, message: FromWorker) -> None:
+        if isinstance(message, Hello):
+            self._early.append((worker, message))
+            if not self._hello.done():
+                self._hello.set_result(message.topology)
+        elif isinstance(message, Refusal) and not self._hello.done():
+            self._last_words = message.text
+            if message.kind in ("topology", "usage"):
+                self._hello.set_exception(UserError(message.text))
+
+    _last_words = ""
+
+    def broken(self, worker: ProcessLink, error: ProtocolError) -> None:
+        pool, index = self._names[worker]
+        if self.engine is not None and index >= 0:
+            self.engine.broken(pool, index, worker, error)
+        worker.kill()
+
+    def gone(self, worker: ProcessLink, how: str) -> None:
+        self._supervisor.ended(worker)
+        pool, index = self._names.pop(worker)
+        if index < 0:
+            if not self._hello.done():
+                self._hello.set_exception(_Died(self._last_words or how))
+        elif self.engine is not None:
+            self.engine.gone(pool, index, worker, how)
+        self._wake.set()
+
+    def printed(self, worker: ProcessLink, stream: str, slot: str, line: str) -> None:
+        pool, index = self._names.get(worker, ("", -1))
+        self._printed(f"{pool}.{index}" if index >= 0 else "start", stream, slot, line)
+
+    # ------------------------------------------------------------------ transport callbacks
+
+    def _done(self, outcomes: list[tuple[Commit, Outcome]]) -> None:
+        rest = []
+        for commit, outcome in outcomes:
+            if commit.partition == CATALOG:
+                if not self._saved.done():
+                    self._saved.set_result(None)
+            else:
+                rest.append((commit, outcome))
+        if rest and self.engine is not None:
+            self.engine.done(rest)
+        self._wake.set()
+
+    def _arrived(self, arrivals: list[Arrival]) -> None:
+        if self.engine is not None:
+            self.engine.arrived(arrivals)
+            self._wake.set()
+
+    def _failed(self, error: BaseException) -> None:
+        failure = error if isinstance(error, GrapeError) else StorageFailed(str(error))
+        self._stop_with(failure)
+        if not self._saved.done():
+            self._saved.set_exception(failure)
+
+    def _stop_with(self, error: GrapeError) -> None:
+        if self._fatal is None:
+            self._fatal = error
+        self._wake.set()
+
+    # ------------------------------------------------------------------ feeding
+
+    def _start_sources(self) -> None:
+        for feed in self.feeds:
+            thread = threading.Thread(target=self._read_source, args=(feed,), name="grape-source", daemon=True)
+            thread.start()
+            self._source_threads.append(thread)
+
+    def _read_source(self, feed: Feed) -> None:
+        """On the source's thread: read a chunk, prepare it, hand it in, and go on when it is durable."""
+        source = feed.source
+        try:
+            position = feed.head.position
+            while not self._stopping and (chunk := source.read(position)) is not None:
+                if self._must_be_slots(chunk.columns):
+                    return
+                prepared = feed.prepare(chunk, self._clock.now())
+                position = chunk.position
+                durable = threading.Event()
+                self.call(lambda p=prepared, c=chunk, d=durable: self._hand_in(feed, p, c.size, d))  # type: ignore[misc]
+                while not durable.wait(0.5):
+                    if self._stopping or self._fatal is not None:
+                        return
+            if not self._stopping:
+                self.call(self._source_ended)
+        except GrapeError as e:
+            self.call(lambda error=e: self._stop_with(error))  # type: ignore[misc]
+        except Exception as e:
+            text = f"source {source.name!r} failed: {type(e).__name__}: {e}"
+            self.call(lambda: self._stop_with(UserError(text)))
+
+    def _must_be_slots(self, columns: list[Any]) -> bool:
+        assert self.app is not None
+        listeners = self.app.routing.listeners
+        for part in columns:
+            if part.name not in listeners:
+                error = UsageError(_no_such("slot", part.name, self.app.topology.events, self.app.topology))
+                self.call(lambda error=error: self._stop_with(error))  # type: ignore[misc]
+                return True
+        return False
+
+    def _hand_in(self, feed: Feed, prepared: Any, size: int, durable: threading.Event) -> None:
+        engine, app = self.engine, self.app
+        assert engine is not None
+        assert app is not None
+        if self._stopping or self._fatal is not None:
+            return
+        if app.stats.dead > self.options.max_dead:
+            self._stop_with(
+                UserError(
+                    f"{app.stats.dead} dead letters are more than --max-dead {self.options.max_dead}: feeding stopped. "
+                    f"Look at them with: grape dead list --data {self.options.data or 'DIR'}"
+                )
+            )
+            return
+        if not engine.intake_is_open:
+            self._loop.call_later(0.005, self._hand_in, feed, prepared, size, durable)
+            return
+
+        def committed() -> None:
+            self.fed_bytes += size
+            durable.set()
+
+        feed.commit(prepared, size, committed)
+
+    def _source_ended(self) -> None:
+        self.sources_open -= 1
+        self._wake.set()
+
+    # ------------------------------------------------------------------ taking
+
+    def _output_arrived(self, take: Take, partition: int) -> None:
+        take.arrived(partition)
+        event = self._fresh.get(take)
+        if event is not None:
+            event.set()
+
+    @property
+    def _fresh(self) -> dict[Take, asyncio.Event]:
+        events: dict[Take, asyncio.Event] = self.__dict__.setdefault("_fresh_events", {})
+        return events
+
+    async def _take(self, taker: Taker, take: Take) -> None:
+        fresh = self._fresh[take] = asyncio.Event()
+        lines = json_lines if taker.event is not None else reply_lines
+        try:
+            while True:
+                taken = take.read(_TAKE_BYTES)
+                if taken is None:
+                    self._wake.set()
+                    await fresh.wait()
+                    fresh.clear()
+                    continue
+
+                def write(batches: list[bytes] = taken.batches) -> tuple[int, bytes]:
+                    return taker.sink.write([line for batch in batches for line in lines(batch)])
+
+                length, tail = await self._loop.run_in_executor(self._executor, write)
+                durable: asyncio.Future[None] = self._loop.create_future()
+                take.commit(taken, length, tail, lambda d=durable: d.done() or d.set_result(None))  # type: ignore[misc]
+                await durable
+        except GrapeError as e:
+            self._stop_with(e)
+        except OSError as e:
+            self._stop_with(StorageFailed(f"{taker.sink.name}: {e}"))
+
+
+class _Died(Exception):
+    """The first worker ended before it said hello."""
+
+
+def _no_such(kind: str, name: str, known: tuple[str, ...], topology: TopologySpec) -> str:
+    near = difflib.get_close_matches(name, known, 3)
+    hint = (
+        f"did you mean {' or '.join(map(repr, near))}?" if near else f"it has {', '.join(map(repr, known)) or 'none'}"
+    )
+    return f"app {topology.name!r} has no {kind} {name!r}; {hint}"
