@@ -1,0 +1,134 @@
+/* A shim under LMDB (LD_PRELOAD): does something bad at the FAULTIO_AT-th write or sync of a file named data.mdb.
+ *
+ * FAULTIO_DO: kill      die before it
+ *             torn      write the first half, then die
+ *             powercut  die, and take back a random part of the pages written since the last fdatasync
+ *             eio, enospc   fail with it, this once
+ *             short     write less than asked, this once
+ *             eintr     be interrupted, this once
+ */
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <sys/uio.h>
+#include <unistd.h>
+
+#define PAGE 4096
+#define FDS 1024
+#define UNDO 65536
+
+static char tracked[FDS]; /* 1: buffered, 2: O_DSYNC */
+static long at, count;
+static const char *deed = "";
+static struct { int fd; off_t offset; char *old; } undo[UNDO];
+static int undos;
+
+static ssize_t (*real_pwrite)(int, const void *, size_t, off_t);
+static ssize_t (*real_write)(int, const void *, size_t);
+static ssize_t (*real_writev)(int, const struct iovec *, int);
+static int (*real_fdatasync)(int);
+static int (*real_open)(const char *, int, ...);
+
+__attribute__((constructor)) static void begin(void) {
+    real_pwrite = dlsym(RTLD_NEXT, "pwrite");
+    real_write = dlsym(RTLD_NEXT, "write");
+    real_writev = dlsym(RTLD_NEXT, "writev");
+    real_fdatasync = dlsym(RTLD_NEXT, "fdatasync");
+    real_open = dlsym(RTLD_NEXT, "open");
+    if (getenv("FAULTIO_AT")) at = atol(getenv("FAULTIO_AT"));
+    if (getenv("FAULTIO_DO")) deed = getenv("FAULTIO_DO");
+    srand(getenv("FAULTIO_SEED") ? atoi(getenv("FAULTIO_SEED")) : 1);
+}
+
+static void die(void) {
+    kill(getpid(), SIGKILL);
+    for (;;) pause();
+}
+
+int open(const char *path, int flags, ...) {
+    va_list more;
+    va_start(more, flags);
+    int fd = real_open(path, flags, va_arg(more, int));
+    va_end(more);
+    size_t n = strlen(path);
+    if (fd >= 0 && fd < FDS)
+        tracked[fd] = n >= 8 && !strcmp(path + n - 8, "data.mdb") ? ((flags & O_DSYNC) ? 2 : 1) : 0;
+    return fd;
+}
+
+static int is_tracked(int fd) { return fd >= 0 && fd < FDS && tracked[fd]; }
+
+static void power_cut(void) {
+    for (int i = undos - 1; i >= 0; i--)
+        if (rand() % 2) real_pwrite(undo[i].fd, undo[i].old, PAGE, undo[i].offset);
+    die();
+}
+
+static void remember(int fd, off_t offset, size_t size) {
+    if (tracked[fd] == 2) return;
+    for (off_t page = offset / PAGE * PAGE; page < offset + (off_t)size && undos < UNDO; page += PAGE) {
+        char *old = calloc(1, PAGE);
+        if (pread(fd, old, PAGE, page) < 0) continue;
+        undo[undos].fd = fd;
+        undo[undos].offset = page;
+        undo[undos++].old = old;
+    }
+}
+
+/* Whether the caller is to go on; else *result and errno are set. */
+static int pass(int fd, const void *data, size_t size, off_t offset, ssize_t *result) {
+    if (!is_tracked(fd) || ++count != at) return 1;
+    if (!strcmp(deed, "kill")) die();
+    if (!strcmp(deed, "powercut")) power_cut();
+    if (!strcmp(deed, "torn")) {
+        if (data) real_pwrite(fd, data, size / 2, offset);
+        die();
+    }
+    *result = -1;
+    if (!strcmp(deed, "eio")) return errno = EIO, 0;
+    if (!strcmp(deed, "enospc")) return errno = ENOSPC, 0;
+    if (!strcmp(deed, "eintr")) return errno = EINTR, 0;
+    if (!strcmp(deed, "short") && data) return *result = real_pwrite(fd, data, size / 2, offset), 0;
+    return 1;
+}
+
+ssize_t pwrite(int fd, const void *data, size_t size, off_t offset) {
+    ssize_t result;
+    if (!pass(fd, data, size, offset, &result)) return result;
+    if (is_tracked(fd)) remember(fd, offset, size);
+    return real_pwrite(fd, data, size, offset);
+}
+
+ssize_t writev(int fd, const struct iovec *parts, int n) {
+    ssize_t result;
+    size_t size = 0;
+    off_t offset = is_tracked(fd) ? lseek(fd, 0, SEEK_CUR) : 0;
+    for (int i = 0; i < n; i++) size += parts[i].iov_len;
+    if (!pass(fd, parts[0].iov_base, parts[0].iov_len, offset, &result)) return result;
+    if (is_tracked(fd)) remember(fd, offset, size);
+    return real_writev(fd, parts, n);
+}
+
+ssize_t write(int fd, const void *data, size_t size) {
+    ssize_t result;
+    off_t offset = is_tracked(fd) ? lseek(fd, 0, SEEK_CUR) : 0;
+    if (!pass(fd, data, size, offset, &result)) return result;
+    if (is_tracked(fd)) remember(fd, offset, size);
+    return real_write(fd, data, size);
+}
+
+int fdatasync(int fd) {
+    ssize_t result;
+    if (!pass(fd, NULL, 0, 0, &result)) return (int)result;
+    int done = real_fdatasync(fd);
+    if (is_tracked(fd) && done == 0) {
+        while (undos > 0) free(undo[--undos].old);
+    }
+    return done;
+}
