@@ -23,6 +23,7 @@ from msgspec import Struct
 
 from grape.abc.source import Sink, Source
 from grape.abc.transport import Arrival, Callbacks, Commit, Outcome
+from grape.authoring.loading import load
 from grape.connectors.sinks import json_lines, reply_lines
 from grape.engine.app import App, Stats
 from grape.engine.catalog import CatalogStore, update_record
@@ -32,11 +33,12 @@ from grape.engine.intake import Feed
 from grape.engine.outlet import Take
 from grape.engine.supervisor import ProcessLink, Supervisor
 from grape.errors import GrapeError, ProtocolError, StorageFailed, UsageError, UserError
+from grape.inline import InlineLink
 from grape.isolates.process import Command, python_worker, spawn
 from grape.model.address import CATALOG, DEFAULT_PARTITIONS
 from grape.model.stored import OUTPUT, REPLIES, SOURCE, TAKER
 from grape.model.topology import Limits, TopologySpec
-from grape.protocol.messages import FromWorker, Hello, Refusal
+from grape.protocol.messages import Ask, FromWorker, Hello, Refusal
 from grape.transports.embedded import EmbeddedTransport
 
 _STARTUP: Final = 60.0
@@ -58,6 +60,9 @@ class Options(Struct, kw_only=True):
     env: dict[str, str] = {}
     max_dead: int = 1000
     wait: bool = True
+    inline: bool = False
+    drop_slots: frozenset[str] = frozenset()
+    drop_nodes: frozenset[str] = frozenset()
     keep_open: bool = False
     limits: Limits = Limits()
     max_size: int = 64 << 30
@@ -114,8 +119,8 @@ class Session:
         self.sources_open = len(sources)
         self.started = time.monotonic()
         self.ready = threading.Event()
-        self._names: dict[ProcessLink, tuple[str, int]] = {}
-        self._early: list[tuple[ProcessLink, FromWorker]] = []
+        self._names: dict[ProcessLink | InlineLink, tuple[str, int]] = {}
+        self._early: list[tuple[ProcessLink | InlineLink, FromWorker]] = []
         self._wake = asyncio.Event()
         self._stopping = False
         self._aborting = False
@@ -148,6 +153,7 @@ class Session:
             EngineError: the engine had to stop.
         """
         self._loop = asyncio.get_running_loop()
+        self._clock = SystemClock()
         options = self.options
         temporary = options.data is None
         data = options.data or tempfile.mkdtemp(prefix="grape-")
@@ -185,6 +191,9 @@ class Session:
 
     async def _describe(self) -> TopologySpec:
         """Start the first worker; it tells what the app is."""
+        if self.options.inline:
+            self._inline = load(self.options.target, self.options.config)
+            return self._inline.spec()
         self._hello: asyncio.Future[TopologySpec] = self._loop.create_future()
         self._first: ProcessLink | None = None
         failures = 0
@@ -224,9 +233,7 @@ class Session:
         rng = random.Random()
         sizes = {pool.name: self._size(record.partitions) for pool in topology.pools}
         reserve = options.reserve if options.reserve is not None else max(_MIN_RESERVE, options.max_size // 10)
-        clock = SystemClock()
-        self._clock = clock
-        self.engine = Engine(app, self._transport, self, clock, rng, sizes, self._stop_with, reserve)
+        self.engine = Engine(app, self._transport, self, self._clock, rng, sizes, self._stop_with, reserve)
         calls = any(t.event is None for t in self.takers)
         for source in self.sources:
             feed = Feed(app, source, self._transport, calls)
@@ -336,7 +343,19 @@ class Session:
 
     # ------------------------------------------------------------------ Spawner and Listener
 
-    def spawn(self, pool: str, index: int) -> ProcessLink:
+    def spawn(self, pool: str, index: int) -> ProcessLink | InlineLink:
+        if self.options.inline:
+            inline = InlineLink(
+                self._inline,
+                self.received,
+                self._answer_inline,
+                self._loop.call_soon,
+                self.gone,
+                time.monotonic,
+                self._clock.now,
+            )
+            self._names[inline] = (pool, index)
+            return inline
         first, self._first = self._first, None
         link = first if first is not None and first in self._supervisor.links else self._supervisor.start()
         self._names[link] = (pool, index)
@@ -346,7 +365,12 @@ class Session:
                 self._loop.call_soon(self.received, one, message)
         return link
 
-    def received(self, worker: ProcessLink, message: FromWorker) -> None:
+    def _answer_inline(self, worker: InlineLink, ask: Ask) -> list[bytes | None]:
+        assert self.engine is not None
+        pool, _ = self._names[worker]
+        return self.engine.state_of(self.engine.partition(pool, ask.partition), ask.node, ask.keys)
+
+    def received(self, worker: ProcessLink | InlineLink, message: FromWorker) -> None:
         pool, index = self._names[worker]
         if index < 0:
             self._describing(worker, message)
@@ -355,7 +379,7 @@ class Session:
         self.engine.received(pool, index, worker, message)
         self._wake.set()
 
-    def _describing(self, worker: ProcessLink, message: FromWorker) -> None:
+    def _describing(self, worker: ProcessLink | InlineLink, message: FromWorker) -> None:
         if isinstance(message, Hello):
             self._early.append((worker, message))
             if not self._hello.done():
@@ -373,8 +397,9 @@ class Session:
             self.engine.broken(pool, index, worker, error)
         worker.kill()
 
-    def gone(self, worker: ProcessLink, how: str) -> None:
-        self._supervisor.ended(worker)
+    def gone(self, worker: ProcessLink | InlineLink, how: str) -> None:
+        if isinstance(worker, ProcessLink):
+            self._supervisor.ended(worker)
         pool, index = self._names.pop(worker)
         if index < 0:
             if not self._hello.done():
@@ -386,6 +411,13 @@ class Session:
     def printed(self, worker: ProcessLink, stream: str, slot: str, line: str) -> None:
         pool, index = self._names.get(worker, ("", -1))
         self._printed(f"{pool}.{index}" if index >= 0 else "start", stream, slot, line)
+
+    def workers(self) -> list[tuple[str, int]]:
+        """(name, pid) of every worker process there is."""
+        return [
+            (f"{pool}.{index}" if index >= 0 else "start", link.pid)
+            for link, (pool, index) in list(self._names.items())
+        ]
 
     # ------------------------------------------------------------------ transport callbacks
 

@@ -314,9 +314,12 @@ class Engine:
     def _answer(self, worker: Worker, partition: Partition, ask: Ask) -> None:
         if worker.state != "ready" or worker.link is None:
             return
-        prefix = state_key(self.app.node_id(ask.node), b"")
-        values = self.transport.get(partition.id, "state", [prefix + key for key in ask.keys])
-        worker.link.send(Values(values))
+        worker.link.send(Values(self.state_of(partition, ask.node, ask.keys)))
+
+    def state_of(self, partition: Partition, node: str, keys: list[bytes]) -> list[bytes | None]:
+        """Committed state records of ``node``, None where there is none."""
+        prefix = state_key(self.app.node_id(node), b"")
+        return self.transport.get(partition.id, "state", [prefix + key for key in keys])
 
     def _stuck(self, worker: Worker, message: Stuck) -> None:
         partition = worker.partitions.get(message.partition)

@@ -1,0 +1,45 @@
+# Every target sets up what it needs: `make demo` and `make test` work from a bare clone.
+
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+BIN := .venv/bin
+READY := .venv/.ready
+
+.PHONY: help demo test test-all test-sim test-crash bench check lock clean
+
+help:  ## show this
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+
+$(READY): pyproject.toml requirements.lock scripts/setup
+	@scripts/setup
+
+demo: $(READY)  ## count the words of a real book, twice: the second run resumes
+	@scripts/demo
+
+test: $(READY)  ## the default suite, some minutes
+	$(BIN)/pytest -q -m "not slow"
+
+test-all: $(READY)  ## everything, also what takes long
+	$(BIN)/pytest -q
+
+test-sim: $(READY)  ## the simulator, 10,000 seeds
+	GRAPE_SIM_SEEDS=10000 $(BIN)/pytest -q tests/sim
+
+test-crash: $(READY)  ## SIGKILL at random moments, at least 50 times, on 20 MB of text
+	$(BIN)/python -m tests.crash.run
+
+bench: $(READY)  ## our rows beside limits and peers; writes benchmarks/results.json
+	@scripts/setup bench
+	$(BIN)/python -m benchmarks
+
+check: $(READY)  ## ruff, mypy strict, the architecture test
+	$(BIN)/ruff check src tests examples benchmarks
+	$(BIN)/ruff format --check src tests examples benchmarks
+	$(BIN)/mypy
+	$(BIN)/pytest -q tests/test_architecture.py
+
+lock: $(READY)  ## write requirements.lock anew from what is installed
+	$(BIN)/pip freeze --exclude-editable > requirements.lock
+
+clean:  ## remove what the targets made
+	rm -rf .venv demo-data .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,141 @@
+"""What the command line shows: messages, the progress line, the summary. Data goes to stdout, all else to stderr."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import psutil
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, Task, TextColumn
+from rich.text import Text
+
+from grape.session import Session
+
+err = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def complain(text: str) -> None:
+    """An error, for people."""
+    first, _, rest = text.partition("\n")
+    err.print(f"[bold red]error:[/] {escape(first)}")
+    if rest:
+        err.print(escape(rest))
+
+
+def say(text: str) -> None:
+    err.print(escape(text))
+
+
+def show_line(worker: str, stream: str, slot: str, line: str) -> None:
+    """What a handler printed."""
+    where = f"{slot} {worker}" if slot else worker
+    text = "".join(c if c.isprintable() or c == "\t" else f"\\x{ord(c):02x}" for c in line)
+    style = "yellow" if stream == "stderr" else "cyan"
+    err.print(f"[{style}]{escape(f'[{where}]')}[/] {escape(text)}")
+
+
+class _Numbers(ProgressColumn):
+    """events/s, backlog, workers, next timer."""
+
+    def render(self, task: Task) -> Text:
+        return Text(str(task.fields.get("numbers", "")))
+
+
+class Meter:
+    """Follows a session: a live line on a terminal, a plain line every five seconds elsewhere.
+
+    It also watches the memory of the engine and its workers, in MB: ``peak_rss`` and ``peak_private``.
+    """
+
+    def __init__(self, session: Session, *, quiet: bool) -> None:
+        self._session = session
+        self._live = err.is_terminal and not quiet
+        self._quiet = quiet
+        self._last = (time.monotonic(), 0)
+        self._printed = time.monotonic()
+        self._rate = 0.0
+        self.peak_rss: dict[str, float] = {}
+        self.peak_private: dict[str, float] = {}
+        self._processes: dict[int, psutil.Process] = {}
+        self._progress: Progress | None = None
+        if self._live:
+            self._progress = Progress(
+                SpinnerColumn(),
+                TextColumn("{task.description}"),
+                BarColumn(20),
+                _Numbers(),
+                console=err,
+                transient=True,
+            )
+            self._task = self._progress.add_task("starting", total=None)
+
+    def __enter__(self) -> Meter:
+        if self._progress is not None:
+            self._progress.start()
+        return self
+
+    def __exit__(self, *exc: Any) -> None:
+        if self._progress is not None:
+            self._progress.stop()
+
+    def update(self) -> None:
+        """Look once; called a few times a second."""
+        session = self._session
+        self._measure_memory()
+        app, engine = session.app, session.engine
+        if app is None or engine is None or self._quiet:
+            return
+        now, done = time.monotonic(), app.stats.finished
+        before, was = self._last
+        if now - before >= 1.0:
+            self._rate = (done - was) / (now - before)
+            self._last = now, done
+        sizes = [source.total() for source in session.sources]
+        total = sum(s for s in sizes if s is not None) if sizes and None not in sizes else None
+        workers = sum(1 for p in engine.pools.values() for w in p.workers.values() if w.state == "ready")
+        parts = [f"{self._rate:,.0f} events/s", f"backlog {app.backlog_events:,}", f"{workers} workers"]
+        if app.holds:
+            parts.append(f"{app.holds:,} held")
+        if app.stats.dead:
+            parts.append(f"{app.stats.dead:,} dead")
+        due = engine.next_due()
+        if due is not None and not app.backlog_events and not session.sources_open:
+            parts.append(f"next due {time.strftime('%H:%M:%S', time.localtime(due / 1e6))}")
+        if self._progress is not None:
+            self._progress.update(
+                self._task,
+                description=app.record.name,
+                total=total,
+                completed=session.fed_bytes,
+                numbers=" · ".join(parts),
+            )
+        elif now - self._printed >= 5.0:
+            self._printed = now
+            share = f"{min(100.0, 100 * session.fed_bytes / total):.0f} % of input, " if total else ""
+            say(f"{app.record.name}: {share}{', '.join(parts)}")
+
+    def _measure_memory(self) -> None:
+        pids: dict[str, int | None] = {"engine": None, **dict(self._session.workers())}
+        for name, pid in pids.items():
+            try:
+                key = pid or 0
+                process = self._processes.get(key)
+                if process is None:
+                    process = self._processes[key] = psutil.Process(pid)
+                info = process.memory_info()
+                private = _private_mb(process.pid)
+            except (psutil.Error, OSError):
+                continue
+            self.peak_rss[name] = max(self.peak_rss.get(name, 0.0), info.rss / 1e6)
+            self.peak_private[name] = max(self.peak_private.get(name, 0.0), private)
+
+
+def _private_mb(pid: int) -> float:
+    """Memory that belongs to this process alone (not the file-backed map): RssAnon."""
+    with open(f"/proc/{pid}/status", encoding="ascii", errors="replace") as status:
+        for line in status:
+            if line.startswith("RssAnon:"):
+                return int(line.split()[1]) * 1024 / 1e6
+    return 0.0

@@ -1,0 +1,42 @@
+"""The command ``grape``."""
+
+from __future__ import annotations
+
+from importlib.metadata import version as package_version
+from typing import Annotated
+
+import typer
+
+from grape.cli.run import run
+
+app = typer.Typer(
+    name="grape",
+    help="Grape, a realtime pipeline engine: topologies with cycles, replies and exactly-once keyed state.",
+    no_args_is_help=True,
+    add_completion=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"grape {package_version('grape-engine')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    pass
+
+
+app.command()(run)
+
+
+def main() -> None:
+    """Entry point."""
+    app()

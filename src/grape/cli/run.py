@@ -1,0 +1,282 @@
+"""``grape run``: one app on this machine, until its input is done."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import sys
+import time
+import tomllib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+import typer
+
+from grape.abc.source import Source
+from grape.authoring.loading import parse_target
+from grape.cli.console import Meter, complain, say, show_line
+from grape.connectors.sinks import JsonLinesSink, StdoutSink, parse_take
+from grape.connectors.sources import parse_feed
+from grape.errors import EngineError, GrapeError, UsageError
+from grape.model.topology import Limits
+from grape.running import new_event_loop
+from grape.session import Options, Outcomes, Session, Taker
+
+EXIT_OK, EXIT_DEAD, EXIT_USE, EXIT_ENGINE, EXIT_INT, EXIT_TERM = 0, 1, 2, 3, 130, 143
+
+
+def run(
+    target: Annotated[
+        str, typer.Argument(metavar="APP", help="A module or file, and what in it: app.py, app.py:topology, pkg.app:t")
+    ],
+    feed: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="EVENT=SOURCE",
+            help="Read events from a text file (one a line), from a .jsonl file "
+            "(,key=FIELD chooses the key), or from - (stdin). Repeatable.",
+        ),
+    ] = None,
+    take: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="EVENT[=FILE]",
+            help="Append an output to FILE as JSON lines, exactly once; without FILE to stdout. Repeatable.",
+        ),
+    ] = None,
+    replies: Annotated[str | None, typer.Option(metavar="FILE", help="Append replies to FILE as JSON lines.")] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DIR",
+            help="Keep log and state in DIR, so that the run can be resumed. Without it they "
+            "live in a temporary directory.",
+        ),
+    ] = None,
+    workers: Annotated[
+        str, typer.Option(metavar="N|auto", help="Worker processes per pool; auto: one a core.")
+    ] = "auto",
+    inline: Annotated[
+        bool, typer.Option("--inline", help="Run slots in the engine's process: for a debugger.")
+    ] = False,
+    partitions: Annotated[
+        int | None, typer.Option(min=1, max=4096, help="Partitions of a new app (32); fixed once it is created.")
+    ] = None,
+    drop_slot: Annotated[
+        list[str] | None,
+        typer.Option(metavar="EVENT", help="The slot is gone: move what waits for it to the dead letters. Repeatable."),
+    ] = None,
+    drop_node: Annotated[
+        list[str] | None, typer.Option(metavar="NODE", help="The node is gone: remove its state. Repeatable.")
+    ] = None,
+    config: Annotated[str | None, typer.Option(metavar="FILE", help="TOML or JSON, given to topology(config).")] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", metavar="K=V", help="One value of the config; a.b=1 nests. Repeatable.")
+    ] = None,
+    env: Annotated[
+        list[str] | None, typer.Option(metavar="NAME[=V]", help="An environment variable for the workers. Repeatable.")
+    ] = None,
+    max_dead: Annotated[int, typer.Option(metavar="N", min=0, help="Dead letters after which feeding stops.")] = 1000,
+    no_wait: Annotated[bool, typer.Option("--no-wait", help="Leave timers that are due later in DIR.")] = False,
+    summary: Annotated[str | None, typer.Option(metavar="json", help="Print one JSON object at the end.")] = None,
+) -> None:
+    """Run APP until all input is processed and nothing is left in flight.
+
+    \b
+    grape run wordcount.py --feed line=book.txt --data ./words      # again: it resumes
+    grape run orders.py --feed order=orders.jsonl,key=id --take accepted=accepted.jsonl
+    tail -f log | grape run watch.py --feed line=- --take alarm
+
+    Exit codes: 0 done; 1 dead letters; 2 wrong use or topology; 3 the engine had to stop; 130, 143 interrupted.
+    """
+    if summary not in (None, "json"):
+        fail(UsageError(f"--summary {summary}: only json is known"))
+    try:
+        parse_target(target)
+        limits = Limits()
+        options = Options(
+            target=target,
+            config=read_config(config, set_ or ()),
+            data=data,
+            workers=parse_workers(workers),
+            partitions=partitions,
+            env=dict(parse_env(env or ())),
+            max_dead=max_dead,
+            wait=not no_wait,
+            inline=inline,
+            limits=limits,
+            drop_slots=frozenset(drop_slot or ()),
+            drop_nodes=frozenset(drop_node or ()),
+        )
+        sources: list[Source] = [parse_feed(text, limits.max_event) for text in feed or ()]
+        takers = [make_taker(text) for text in take or ()]
+        if replies is not None:
+            takers.append(Taker(None, JsonLinesSink(Path(replies), f"?={Path(replies).resolve()}")))
+        if no_wait and data is None:
+            raise UsageError("--no-wait leaves timers in a data directory: say which one with --data DIR")
+    except GrapeError as e:
+        fail(e)
+    code = asyncio.Runner(loop_factory=new_event_loop).run(_run(options, sources, takers, summary == "json"))
+    sys.stdout.flush()
+    sys.stderr.flush()
+    raise typer.Exit(code)
+
+
+def fail(error: GrapeError) -> Any:
+    """Say what is wrong and leave with the code for it."""
+    complain(str(error))
+    raise typer.Exit(EXIT_ENGINE if isinstance(error, EngineError) else EXIT_USE)
+
+
+def parse_workers(text: str) -> int:
+    if text == "auto":
+        return 0
+    if text.isdecimal() and 1 <= int(text) <= 1000:
+        return int(text)
+    raise UsageError(f"--workers {text}: a number from 1 to 1000, or auto")
+
+
+def parse_env(items: Iterable[str]) -> Iterable[tuple[str, str]]:
+    for item in items:
+        name, given, value = item.partition("=")
+        if not given:
+            if name not in os.environ:
+                raise UsageError(f"--env {name}: there is no such variable to pass on; set it with --env {name}=VALUE")
+            value = os.environ[name]
+        yield name, value
+
+
+def read_config(path: str | None, settings: Iterable[str]) -> dict[str, Any]:
+    """The config section: a file, and single values over it."""
+    config: dict[str, Any] = {}
+    if path is not None:
+        try:
+            text = Path(path).read_bytes()
+            config = msgspec.json.decode(text) if path.endswith(".json") else tomllib.loads(text.decode())
+        except OSError as e:
+            raise UsageError(f"--config {path}: {e.strerror}") from None
+        except ValueError as e:
+            raise UsageError(f"--config {path}: {e}") from None
+        if not isinstance(config, dict):
+            raise UsageError(f"--config {path}: it holds a {type(config).__name__}, not a table of keys and values")
+    for setting in settings:
+        name, given, text_value = setting.partition("=")
+        if not given or not name:
+            raise UsageError(f"--set {setting}: it is --set KEY=VALUE, for example --set depth=3")
+        try:
+            value = msgspec.json.decode(text_value)
+        except msgspec.DecodeError:
+            value = text_value
+        *tables, last = name.split(".")
+        place = config
+        for table in tables:
+            place = place.setdefault(table, {})
+            if not isinstance(place, dict):
+                raise UsageError(f"--set {setting}: {table!r} is no table")
+        place[last] = value
+    return config
+
+
+def make_taker(text: str) -> Taker:
+    event, path = parse_take(text)
+    if path is None:
+        return Taker(event, StdoutSink(f"{event}=-"))
+    return Taker(event, JsonLinesSink(Path(path), f"{event}={Path(path).resolve()}"))
+
+
+async def _run(options: Options, sources: list[Source], takers: list[Taker], as_json: bool) -> int:
+    session = Session(options, sources, takers, show_line)
+    got: list[int] = []
+
+    def on_signal(number: int) -> None:
+        got.append(number)
+        if len(got) == 1:
+            say("stopping: what runs is finished and committed (again: stop at once, nothing is lost)")
+        session.stop()
+
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, on_signal, number)
+    with Meter(session, quiet=False) as meter:
+        watcher = asyncio.create_task(_watch(meter))
+        try:
+            outcomes = await session.run()
+        except GrapeError as e:
+            complain(str(e))
+            _say_how_to_go_on(e, options)
+            return EXIT_ENGINE if isinstance(e, EngineError) else EXIT_USE
+        finally:
+            meter.update()
+            watcher.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await watcher
+    report(session, outcomes, meter, options, as_json)
+    if got and (outcomes.stopped or outcomes.backlog):
+        return EXIT_INT if got[0] == signal.SIGINT else EXIT_TERM
+    return EXIT_DEAD if outcomes.dead_stored else EXIT_OK
+
+
+async def _watch(meter: Meter) -> None:
+    while True:
+        meter.update()
+        await asyncio.sleep(0.2)
+
+
+def _say_how_to_go_on(error: GrapeError, options: Options) -> None:
+    if isinstance(error, EngineError) and options.data:
+        say(f"nothing confirmed is lost. Check the directory with: grape doctor --data {options.data}")
+
+
+def summary_of(session: Session, outcomes: Outcomes, meter: Meter) -> dict[str, Any]:
+    """What ``--summary json`` prints."""
+    stats = outcomes.stats
+    app = session.app
+    assert app is not None
+    dropped = {o: stats.emitted[o] for o in app.topology.outputs if o not in app.taken and stats.emitted[o]}
+    return {
+        "app": outcomes.app,
+        "seconds": round(outcomes.seconds, 3),
+        "events_per_second": round(stats.finished / outcomes.seconds) if outcomes.seconds else 0,
+        "in": dict(stats.fed),
+        "out": dict(stats.taken),
+        "emitted": dict(stats.emitted),
+        "slots": dict(stats.processed),
+        "failures": dict(stats.failures),
+        "dropped_outputs": dropped,
+        "dead": outcomes.dead_stored,
+        "backlog": outcomes.backlog,
+        "commits": stats.commits,
+        "worker_deaths": stats.worker_deaths,
+        "data": outcomes.data if outcomes.kept else None,
+        "peak_private_mb": {name: round(mb, 1) for name, mb in meter.peak_private.items()},
+        "peak_rss_mb": {name: round(mb, 1) for name, mb in meter.peak_rss.items()},
+    }
+
+
+def report(session: Session, outcomes: Outcomes, meter: Meter, options: Options, as_json: bool) -> None:
+    """The last words of a run."""
+    found = summary_of(session, outcomes, meter)
+    if as_json:
+        sys.stdout.write(msgspec.json.encode(found).decode() + "\n")
+    stats = outcomes.stats
+    fed = ", ".join(f"{n:,} {name}" for name, n in stats.fed.items()) or "nothing new"
+    say(
+        f"{outcomes.app}: {fed} in; {stats.finished:,} events processed in {outcomes.seconds:.2f} s "
+        f"({found['events_per_second']:,} events/s)"
+    )
+    for name, count in found["dropped_outputs"].items():
+        say(f"output {name!r}: {count:,} events had no taker and were dropped (--take {name}=FILE keeps them)")
+    where = f"--data {outcomes.data}"
+    if outcomes.stopped or outcomes.backlog:
+        due = ""
+        if outcomes.due is not None:
+            due = f"; the next is due {time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(outcomes.due))}"
+        say(f"{outcomes.backlog:,} events wait in {outcomes.data}{due}. Resume with the same command and {where}")
+    if outcomes.dead_stored:
+        say(f"{outcomes.dead_stored:,} dead letters; look at them with: grape dead list {where}")
+    if options.data is None and outcomes.kept:
+        say(f"the data directory was kept: {outcomes.data}")
