@@ -67,7 +67,7 @@ class Source(ABC):
         """
 
     def total(self) -> int | None:
-        """Bytes of input altogether, if known: for the progress line."""
+        """Bytes of input from where it was opened to its end, if known: for the progress line."""
         return None
 
     def close(self) -> None:  # noqa: B027 - most have nothing to release
@@ -83,11 +83,16 @@ class Sink(ABC):
     name: str
 
     @abstractmethod
-    def open(self, length: int, tail: bytes) -> None:
+    def open(self, length: int, tail: bytes) -> tuple[int, bytes]:
         """Get ready to append at ``length``: what stands behind it was written but never committed, and is cut off.
 
+        (0, b"") is the first use, where content is somebody else's and never cut off. Return (length, tail) as they are
+        now; if they differ from what was given, they must be committed before the first write, so that after a kill
+        what was written can be told from what was there.
+
         Raises:
-            UsageError: the file is shorter, differs from what was written, or another process writes it.
+            UsageError: the file is shorter, differs from what was written, has content at its first use, or another
+                process writes it.
         """
 
     @abstractmethod

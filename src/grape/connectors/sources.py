@@ -335,6 +335,7 @@ class _File(Source):
         self._parser = parser
         self._block = block
         self._fd = -1
+        self._start = 0
         self._use: _Descriptor | None = None
 
     def open(self, position: bytes) -> None:
@@ -346,7 +347,7 @@ class _File(Source):
         except BaseException:
             os.close(fd)
             raise
-        self._fd, self._use = fd, _Descriptor(fd)
+        self._fd, self._use, self._start = fd, _Descriptor(fd), at.offset
 
     def read(self, position: bytes) -> Chunk | None:
         if self._use is None:
@@ -356,7 +357,7 @@ class _File(Source):
 
     def total(self) -> int | None:
         try:
-            return self._path.stat().st_size
+            return max(0, self._path.stat().st_size - self._start)
         except OSError:
             return None
 
