@@ -16,6 +16,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any, Final
 
 import msgspec
@@ -247,7 +248,7 @@ class Session:
             self.takes.append(take)
             self.engine.own(take.id, take.done)
             for number in take.logs:
-                self.engine.on_arrival(app.log(log, number), lambda t=take, n=number: self._output_arrived(t, n))
+                self.engine.on_arrival(app.log(log, number), partial(self._output_arrived, take, number))
 
     def _size(self, partitions: int) -> int:
         return min(self.options.workers or os.cpu_count() or 1, partitions)

@@ -125,7 +125,7 @@ def run(sock: socket.socket, topology: Topology) -> None:
                 raise ProtocolError("an answer without a question")
     if watchdog is not None:
         watchdog.stop()
-    runtime.teardown()
+        runtime.teardown()
 
 
 def refuse(sock: socket.socket, error: BaseException) -> None:
