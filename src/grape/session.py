@@ -234,7 +234,9 @@ class Session:
         rng = random.Random()
         sizes = {pool.name: self._size(record.partitions) for pool in topology.pools}
         reserve = options.reserve if options.reserve is not None else max(_MIN_RESERVE, options.max_size // 10)
-        self.engine = Engine(app, self._transport, self, self._clock, rng, sizes, self._stop_with, reserve)
+        self.engine = Engine(
+            app, self._transport, self, self._clock, rng, sizes, self._stop_with, reserve, self._notice
+        )
         calls = any(t.event is None for t in self.takers)
         for source in self.sources:
             feed = Feed(app, source, self._transport, calls)
@@ -412,6 +414,9 @@ class Session:
     def printed(self, worker: ProcessLink, stream: str, slot: str, line: str) -> None:
         pool, index = self._names.get(worker, ("", -1))
         self._printed(f"{pool}.{index}" if index >= 0 else "start", stream, slot, line)
+
+    def _notice(self, text: str) -> None:
+        self._printed("engine", "stderr", "", text)
 
     def workers(self) -> list[tuple[str, int]]:
         """(name, pid) of every worker process there is."""

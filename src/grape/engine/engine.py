@@ -49,6 +49,7 @@ class Engine:
         app: as the catalog has it.
         sizes: workers per pool.
         failed: called once when the engine has to stop; nothing is committed afterwards.
+        notice: called with what an operator should know, a line each.
     """
 
     def __init__(
@@ -61,6 +62,7 @@ class Engine:
         sizes: dict[str, int],
         failed: Callable[[GrapeError], None],
         reserve: int = 0,
+        notice: Callable[[str], None] = lambda text: None,
     ) -> None:
         self.app = app
         self.transport = transport
@@ -68,6 +70,7 @@ class Engine:
         self._spawner = spawner
         self._failed = failed
         self._reserve = reserve
+        self._notice = notice
         self.failure: GrapeError | None = None
         self.draining = False
         self._owners: dict[PartitionId, Partition] = {}
@@ -341,6 +344,8 @@ class Engine:
         worker.state = "gone"
         if self.failure is not None:
             return
+        if not self.draining:
+            self._notice(f"worker {worker.name} is replaced: {worker.explained or how}")
         if not was_ready:
             self._failed_start(here, worker, how)
         else:

@@ -51,7 +51,7 @@ class Columns:
             self.data.extend(data)
         elif self.data is not None:
             self.data.extend([None] * n)
-        if hops != self.hops:
+        if isinstance(self.hops, list) or hops != self.hops:
             if not isinstance(self.hops, list):
                 self.hops = [self.hops] * self.count
             self.hops.extend([hops] * n if isinstance(hops, int) else hops)
