@@ -52,7 +52,10 @@ __all__ = [
 _RUNNING = ("open", "run")
 """Resolved on first use: they bring the engine along, which a worker must not import."""
 
-if not TYPE_CHECKING:
+if TYPE_CHECKING:
+    from grape.running import open as open
+    from grape.running import run as run
+else:
 
     def __getattr__(name: str) -> Any:
         if name in _RUNNING:

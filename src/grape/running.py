@@ -1,14 +1,443 @@
-"""Run a topology from Python: ``grape.run(...)`` and ``with grape.open(...) as e``."""
+"""Run a topology from Python: ``grape.run(...)`` and ``with grape.open(...) as engine``.
+
+The engine runs on a thread of its own with its own event loop; nothing process-wide is touched (no signal handlers, no
+event loop policy). Workers import the topology by module and name, so it must stand where they can find it.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import inspect
+import os
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future
+from pathlib import Path
+from queue import Empty, SimpleQueue
+from types import FrameType, TracebackType
+from typing import Any
+from zlib import crc32
+
+import uvloop
+from msgspec import Struct
+
+from grape.abc.source import Sink, Source
+from grape.authoring.topology import Topology
+from grape.connectors.sinks import JsonLinesSink
+from grape.connectors.sources import CallableSource, parse_feed
+from grape.errors import Conflict, Full, GrapeError, TopologyError, UnknownEvent, UsageError
+from grape.model import batch as codec
+from grape.model.address import partition_of
+from grape.model.event import Event
+from grape.model.topology import Limits
+from grape.session import Options, Outcomes, Session, Taker
+from grape.worker.values import encode
+
+Feed = Mapping[str, Any]
+Take = Mapping[str, Any]
+
+
+class Summary(Struct, frozen=True):
+    """How a run ended. ``fed``, ``emitted``, ``taken``: events by name; ``slots``: processed by "event>node"."""
+
+    seconds: float
+    events: int
+    fed: dict[str, int]
+    emitted: dict[str, int]
+    taken: dict[str, int]
+    slots: dict[str, int]
+    failures: dict[str, int]
+    dead: int
+    backlog: int
+    data: str | None
 
 
 def new_event_loop() -> asyncio.AbstractEventLoop:
-    """An event loop of the fast kind where there is one."""
-    try:
-        import uvloop
-    except ImportError:
-        return asyncio.new_event_loop()
+    """An event loop of the fast kind."""
     return uvloop.new_event_loop()
+
+
+def run(
+    topology: Topology | str,
+    *,
+    feed: Feed | None = None,
+    take: Take | None = None,
+    data: str | os.PathLike[str] | None = None,
+    workers: int | None = None,
+    partitions: int | None = None,
+    config: dict[str, Any] | None = None,
+    inline: bool = False,
+    limits: Limits | None = None,
+) -> Summary:
+    """Run until all input is processed and nothing is in flight.
+
+    Args:
+        topology: a `Topology` at the top of a module, or where to find one ("app.py:topology").
+        feed: event -> a path (text or .jsonl), a `Source`, or a callable ``read(position) -> (events, position)``.
+        take: event -> a path for JSON lines, or a callable that gets each `Event` of the output.
+        data: the data directory; None: a temporary one.
+        workers: processes per pool; None: one a core.
+        inline: run the slots in this process.
+
+    Raises:
+        UserError: wrong use, a topology that cannot be built or imported, workers that cannot start.
+        EngineError: the engine had to stop.
+    """
+    caller = inspect.currentframe()
+    options = _options(topology, data, workers, partitions, config, inline, limits, caller.f_back if caller else None)
+    engine = RunningEngine(options, _sources(feed or {}), _takers(take or {}))
+    return engine.wait()
+
+
+def open(
+    topology: Topology | str,
+    *,
+    data: str | os.PathLike[str] | None = None,
+    outputs: tuple[str, ...] | None = None,
+    workers: int | None = None,
+    partitions: int | None = None,
+    config: dict[str, Any] | None = None,
+    inline: bool = False,
+    limits: Limits | None = None,
+) -> RunningEngine:
+    """An engine to talk to: ``with grape.open(topology) as e: e.emit(...); for event in e.outputs("total"): ...``.
+
+    ``outputs``: the ones that ``outputs()`` may be asked for; None: all of the topology. Other arguments and errors are
+    those of `run`; leaving the block drains it, what is left waits in ``data``.
+    """
+    caller = inspect.currentframe()
+    options = _options(topology, data, workers, partitions, config, inline, limits, caller.f_back if caller else None)
+    options.keep_open = True
+    if outputs is None:
+        outputs = topology.spec().outputs if isinstance(topology, Topology) else ()
+    queues = {name: QueueSink(name) for name in outputs}
+    takers = [Taker(name, sink) for name, sink in queues.items()]
+    return RunningEngine(options, [], takers, queues).start()
+
+
+class QueueSink(Sink):
+    """Keeps what is taken until somebody asks for it, at most ``limit`` batches."""
+
+    def __init__(self, event: str, limit: int = 256) -> None:
+        self.name = f"{event}=@api"
+        self.is_raw = True
+        self._queue: SimpleQueue[bytes] = SimpleQueue()
+        self._space = threading.Semaphore(limit)
+        self._closed = False
+
+    def open(self, length: int, tail: bytes) -> tuple[int, bytes]:
+        return 0, b""
+
+    def write(self, lines: list[bytes]) -> tuple[int, bytes]:
+        for batch in lines:
+            while not self._space.acquire(timeout=0.1):
+                if self._closed:
+                    raise OSError("the engine was closed while outputs were waiting")
+            self._queue.put(batch)
+        return 0, b""
+
+    def get(self, timeout: float | None) -> bytes | None:
+        """The next batch; None: none came in time."""
+        try:
+            batch = self._queue.get(timeout=timeout)
+        except Empty:
+            return None
+        self._space.release()
+        return batch
+
+    def close(self) -> None:
+        self._closed = True
+
+
+class CallSink(Sink):
+    """Calls a function with every event, on a thread of the engine."""
+
+    def __init__(self, event: str, call: Callable[[Event], Any]) -> None:
+        self.name = f"{event}=@{getattr(call, '__qualname__', 'call')}"
+        self.is_raw = True
+        self._call = call
+
+    def open(self, length: int, tail: bytes) -> tuple[int, bytes]:
+        return 0, b""
+
+    def write(self, lines: list[bytes]) -> tuple[int, bytes]:
+        for batch in lines:
+            for event in events_of(batch):
+                self._call(event)
+        return 0, b""
+
+
+class TakenEvent(Event):
+    """An event that left the engine; its ``id`` is fixed."""
+
+    taken_id: str = ""
+
+    @property
+    def id(self) -> str:
+        return self.taken_id
+
+
+def events_of(batch: bytes) -> Iterator[Event]:
+    """The events of a sealed batch."""
+    header = codec.header_of(batch)
+    at = 0
+    for run_ in codec.runs_of(codec.body_of(batch, header)):
+        names, keys, data = codec.names_of(run_), codec.keys_of(run_), codec.data_of(run_)
+        ids = run_.meta.ids or {}
+        for i, name in enumerate(names):
+            yield TakenEvent(
+                name,
+                None if keys is None else keys[i],
+                None if data is None else data[i],
+                None,
+                0,
+                ids.get(i) or f"{header.id_prefix}{at + i}",
+            )
+        at += run_.count
+
+
+class RunningEngine:
+    """A session on a thread. Methods are for other threads, any of them."""
+
+    def __init__(
+        self,
+        options: Options,
+        sources: list[Source],
+        takers: list[Taker],
+        queues: dict[str, QueueSink] | None = None,
+    ) -> None:
+        self._queues = queues or {}
+        self._session = Session(options, sources, takers, _print_line)
+        self._result: Future[Outcomes] = Future()
+        self._thread = threading.Thread(target=self._main, name="grape-engine", daemon=True)
+
+    def _main(self) -> None:
+        try:
+            with asyncio.Runner(loop_factory=new_event_loop) as runner:
+                self._result.set_result(runner.run(self._session.run()))
+        except BaseException as e:
+            self._result.set_exception(e)
+
+    def start(self) -> RunningEngine:
+        """Start and wait until it takes events.
+
+        Raises:
+            GrapeError: it could not be started.
+        """
+        self._thread.start()
+        while not self._session.ready.wait(0.05):
+            if self._result.done():
+                break
+        if self._session.engine is None:
+            self._result.result()
+        return self
+
+    def wait(self) -> Summary:
+        """Wait until everything is done."""
+        if not self._thread.ident:
+            self._thread.start()
+        try:
+            outcomes = self._result.result()
+        except KeyboardInterrupt:
+            self._session.stop()
+            outcomes = self._result.result()
+        stats = outcomes.stats
+        return Summary(
+            outcomes.seconds,
+            stats.finished,
+            dict(stats.fed),
+            dict(stats.emitted),
+            dict(stats.taken),
+            dict(stats.processed),
+            dict(stats.failures),
+            outcomes.dead_stored,
+            outcomes.backlog,
+            outcomes.data if outcomes.kept else None,
+        )
+
+    def emit(
+        self, event: str, data: Any = None, *, key: str | None = None, id: str | None = None, timeout: float = 30.0
+    ) -> None:
+        """Hand in an event; returns when it is durable.
+
+        Args:
+            id: the event's own id: the same id and content is accepted once, other content is a conflict.
+            timeout: seconds to wait.
+
+        Raises:
+            Full: the backlog is at its limit.
+            Conflict: the id was used for another event.
+            UnknownEvent: nothing listens to it.
+            TimeoutError: it is not known whether it was accepted; with ``id`` it can be emitted again.
+        """
+        packed = encode(data)
+        accepted: Future[None] = Future()
+        self._session.call(lambda: self._accept(event, key, packed, id or "", accepted))
+        accepted.result(timeout)
+
+    def _accept(self, event: str, key: str | None, data: bytes, event_id: str, accepted: Future[None]) -> None:
+        engine, app = self._session.engine, self._session.app
+        if engine is None or app is None or engine.failure is not None:
+            accepted.set_exception(engine.failure if engine and engine.failure else Full("the engine is stopping"))
+            return
+        listeners = app.routing.listeners.get(event)
+        if listeners is None:
+            accepted.set_exception(UnknownEvent(f"app {app.record.name!r} has no slot {event!r}"))
+            return
+        if not engine.intake_is_open:
+            accepted.set_exception(Full(f"{app.backlog_events} events wait; the limit is {app.limits.backlog_events}"))
+            return
+        try:
+            spread = key if key is not None else event_id
+            number = partition_of(spread, app.partitions) if spread else self._next_partition(app.partitions)
+            now = self._session.clock.now()
+            waiting = len(listeners)
+
+            def durable() -> None:
+                nonlocal waiting
+                waiting -= 1
+                if not waiting and not accepted.done():
+                    accepted.set_result(None)
+
+            for listener in listeners:
+                partition = engine.partition(listener.pool, number)
+                if event_id:
+                    content = crc32(data, crc32(repr((event, key)).encode()))
+                    known = partition.remembered(event_id)
+                    if known is not None and known != content:
+                        raise Conflict(f"the id {event_id!r} was used for another event")
+                    if known is not None:
+                        partition.then(durable)
+                        partition.flush()
+                        continue
+                    partition.remember(event_id, content, now)
+                partition.take_in(event, key, data, event_id, "", now)
+                partition.then(durable)
+                partition.flush()
+            app.stats.fed[event] += 1
+        except (GrapeError, ValueError, TypeError) as e:
+            if not accepted.done():
+                accepted.set_exception(e)
+
+    _spread = 0
+
+    def _next_partition(self, partitions: int) -> int:
+        self._spread = (self._spread + 1) % partitions
+        return self._spread
+
+    def outputs(self, event: str, *, timeout: float | None = None) -> Iterator[Event]:
+        """Committed events of an output, as they come. Ends when none came for ``timeout`` seconds (None: never).
+
+        Raises:
+            UsageError: it is no output of this topology.
+        """
+        sink = self._queues.get(event)
+        if sink is None:
+            raise UsageError(f"no output {event!r} is open here; open are {sorted(self._queues)}")
+        while True:
+            batch = sink.get(timeout if timeout is not None else 0.2)
+            if batch is not None:
+                yield from events_of(batch)
+            elif timeout is not None or self._result.done():
+                return
+
+    def close(self) -> Summary:
+        """Stop: what runs is committed, the rest waits in the data directory."""
+        if not self._result.done():
+            self._session.stop()
+        return self.wait()
+
+    def __enter__(self) -> RunningEngine:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _print_line(worker: str, stream: str, slot: str, line: str) -> None:
+    out = sys.stderr if stream == "stderr" else sys.stdout
+    out.write(f"[{slot + ' ' if slot else ''}{worker}] {line}\n")
+
+
+def _options(
+    topology: Topology | str,
+    data: str | os.PathLike[str] | None,
+    workers: int | None,
+    partitions: int | None,
+    config: dict[str, Any] | None,
+    inline: bool,
+    limits: Limits | None,
+    caller: FrameType | None,
+) -> Options:
+    target = topology if isinstance(topology, str) else where_is(topology, caller)
+    return Options(
+        target=target,
+        config=config or {},
+        data=None if data is None else os.fspath(data),
+        workers=workers or 0,
+        partitions=partitions,
+        inline=inline,
+        limits=limits or Limits(),
+        directory=os.getcwd(),
+        topology=topology if inline and isinstance(topology, Topology) else None,
+        env={"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
+    )
+
+
+def where_is(topology: Topology, caller: FrameType | None) -> str:
+    """ "path.py:NAME" or "module:NAME" by which a worker finds ``topology``.
+
+    Raises:
+        TopologyError: it is not at the top of a module.
+    """
+    candidates = [sys.modules["__main__"]] if "__main__" in sys.modules else []
+    if caller is not None and caller.f_globals.get("__name__") in sys.modules:
+        candidates.insert(0, sys.modules[caller.f_globals["__name__"]])
+    candidates += [m for m in list(sys.modules.values()) if m not in candidates]
+    for module in candidates:
+        for name, value in list(getattr(module, "__dict__", {}).items()):
+            if value is topology:
+                path = getattr(module, "__file__", None)
+                if module.__name__ == "__main__":
+                    if path is None or not Path(path).exists():
+                        break
+                    return f"{Path(path).resolve()}:{name}"
+                return f"{module.__name__}:{name}"
+    raise TopologyError(
+        f"workers are processes of their own and import the topology {topology.name!r}, but it is not at the top of a "
+        f"module that they can import. Assign it to a global name in a file (t = Topology(...)), name a function that "
+        f"builds it (grape.run('app.py:topology')), or run it here with inline=True"
+    )
+
+
+def _sources(feed: Feed) -> list[Source]:
+    out: list[Source] = []
+    for event, what in feed.items():
+        if isinstance(what, Source):
+            out.append(what)
+        elif isinstance(what, str | os.PathLike):
+            out.append(parse_feed(f"{event}={os.fspath(what)}", Limits().max_event))
+        elif callable(what) or hasattr(what, "read"):
+            read = what if callable(what) else what.read
+            out.append(CallableSource(event, read, getattr(read, "__qualname__", "source")))
+        else:
+            raise UsageError(f"feed[{event!r}] is a {type(what).__name__}: give a path, a Source or read(position)")
+    return out
+
+
+def _takers(take: Take) -> list[Taker]:
+    out: list[Taker] = []
+    for event, what in take.items():
+        if isinstance(what, Sink):
+            out.append(Taker(event, what))
+        elif isinstance(what, str | os.PathLike):
+            path = Path(what).resolve()
+            out.append(Taker(event, JsonLinesSink(path, f"{event}={path}")))
+        elif callable(what):
+            out.append(Taker(event, CallSink(event, what)))
+        else:
+            raise UsageError(f"take[{event!r}] is a {type(what).__name__}: give a path, a Sink or a function")
+    return out

@@ -25,13 +25,14 @@ from msgspec import Struct
 from grape.abc.source import Sink, Source
 from grape.abc.transport import Arrival, Callbacks, Commit, Outcome
 from grape.authoring.loading import load
+from grape.authoring.topology import Topology
 from grape.connectors.sinks import json_lines, reply_lines
 from grape.engine.app import App, Stats
 from grape.engine.catalog import CatalogStore, update_record
 from grape.engine.clock import SystemClock
 from grape.engine.engine import Engine
 from grape.engine.intake import Feed
-from grape.engine.outlet import Take
+from grape.engine.outlet import Take, Taken
 from grape.engine.supervisor import ProcessLink, Supervisor
 from grape.errors import GrapeError, ProtocolError, StorageFailed, UsageError, UserError
 from grape.inline import InlineLink
@@ -69,6 +70,8 @@ class Options(Struct, kw_only=True):
     max_size: int = 64 << 30
     reserve: int | None = None
     directory: str = "."
+    topology: Topology | None = None
+    """For ``inline``: what to run, if it is at hand already."""
 
 
 class Outcomes(Struct, kw_only=True):
@@ -128,6 +131,7 @@ class Session:
         self._fatal: GrapeError | None = None
         self._pump_scheduled = False
         self._source_threads: list[threading.Thread] = []
+        self._begins: dict[Take, tuple[int, bytes] | None] = {}
 
     # ------------------------------------------------------------------ from other threads
 
@@ -154,7 +158,7 @@ class Session:
             EngineError: the engine had to stop.
         """
         self._loop = asyncio.get_running_loop()
-        self._clock = SystemClock()
+        self.clock = SystemClock()
         options = self.options
         temporary = options.data is None
         data = options.data or tempfile.mkdtemp(prefix="grape-")
@@ -193,7 +197,7 @@ class Session:
     async def _describe(self) -> TopologySpec:
         """Start the first worker; it tells what the app is."""
         if self.options.inline:
-            self._inline = load(self.options.target, self.options.config)
+            self._inline = self.options.topology or load(self.options.target, self.options.config)
             return self._inline.spec()
         self._hello: asyncio.Future[TopologySpec] = self._loop.create_future()
         self._first: ProcessLink | None = None
@@ -234,9 +238,7 @@ class Session:
         rng = random.Random()
         sizes = {pool.name: self._size(record.partitions) for pool in topology.pools}
         reserve = options.reserve if options.reserve is not None else max(_MIN_RESERVE, options.max_size // 10)
-        self.engine = Engine(
-            app, self._transport, self, self._clock, rng, sizes, self._stop_with, reserve, self._notice
-        )
+        self.engine = Engine(app, self._transport, self, self.clock, rng, sizes, self._stop_with, reserve, self._notice)
         calls = any(t.event is None for t in self.takers)
         for source in self.sources:
             feed = Feed(app, source, self._transport, calls)
@@ -246,7 +248,8 @@ class Session:
         for taker in self.takers:
             log = REPLIES if taker.event is None else OUTPUT + taker.event
             take = Take(app, taker.sink.name, log, self._transport)
-            taker.sink.open(take.head.length, take.head.tail)
+            begin = taker.sink.open(take.head.length, take.head.tail)
+            self._begins[take] = begin if begin != (take.head.length, take.head.tail) else None
             self.takes.append(take)
             self.engine.own(take.id, take.done)
             for number in take.logs:
@@ -275,7 +278,7 @@ class Session:
                     break
                 if self._is_over(engine):
                     break
-                timeout = 0.25 if wake is None else min(0.25, max(0.0005, (wake - self._clock.now()) / 1e6))
+                timeout = 0.25 if wake is None else min(0.25, max(0.0005, (wake - self.clock.now()) / 1e6))
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(self._wake.wait(), timeout)
         finally:
@@ -355,7 +358,7 @@ class Session:
                 self._loop.call_soon,
                 self.gone,
                 time.monotonic,
-                self._clock.now,
+                self.clock.now,
             )
             self._names[inline] = (pool, index)
             return inline
@@ -471,7 +474,7 @@ class Session:
             while not self._stopping and (chunk := source.read(position)) is not None:
                 if self._must_be_slots(chunk.columns):
                     return
-                prepared = feed.prepare(chunk, self._clock.now())
+                prepared = feed.prepare(chunk, self.clock.now())
                 position = chunk.position
                 durable = threading.Event()
                 self.call(lambda p=prepared, c=chunk, d=durable: self._hand_in(feed, p, c.size, d))  # type: ignore[misc]
@@ -539,6 +542,9 @@ class Session:
 
     async def _take(self, taker: Taker, take: Take) -> None:
         fresh = self._fresh[take] = asyncio.Event()
+        begin = self._begins[take]
+        if begin is not None:  # the sink starts elsewhere: that must stand before anything is written
+            await self._commit_taken(take, Taken([], {}, 0), *begin)
         lines = json_lines if taker.event is not None else reply_lines
         try:
             while True:
@@ -550,16 +556,21 @@ class Session:
                     continue
 
                 def write(batches: list[bytes] = taken.batches) -> tuple[int, bytes]:
+                    if taker.sink.is_raw:
+                        return taker.sink.write(batches)
                     return taker.sink.write([line for batch in batches for line in lines(batch)])
 
                 length, tail = await self._loop.run_in_executor(self._executor, write)
-                durable: asyncio.Future[None] = self._loop.create_future()
-                take.commit(taken, length, tail, lambda d=durable: d.done() or d.set_result(None))  # type: ignore[misc]
-                await durable
+                await self._commit_taken(take, taken, length, tail)
         except GrapeError as e:
             self._stop_with(e)
         except OSError as e:
             self._stop_with(StorageFailed(f"{taker.sink.name}: {e}"))
+
+    async def _commit_taken(self, take: Take, taken: Taken, length: int, tail: bytes) -> None:
+        durable: asyncio.Future[None] = self._loop.create_future()
+        take.commit(taken, length, tail, lambda: None if durable.done() else durable.set_result(None))
+        await durable
 
 
 class _Died(Exception):

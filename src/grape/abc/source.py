@@ -77,10 +77,12 @@ class Source(ABC):
 class Sink(ABC):
     """Where committed outputs go. Called from one thread, which is not the engine's.
 
-    ``length`` and ``tail`` (a hash of the 4 KiB before ``length``) are committed after each write.
+    ``length`` and ``tail`` (a hash of the 4 KiB before ``length``) are committed after each write. A sink that
+    ``is_raw`` gets sealed batches instead of lines.
     """
 
     name: str
+    is_raw: bool = False
 
     @abstractmethod
     def open(self, length: int, tail: bytes) -> tuple[int, bytes]:
