@@ -34,14 +34,15 @@ class _Reply(Struct):
     data: Any
 
 
-def _unknown(value: Any) -> Any:
-    """What JSON has no form for and `msgspec` neither: extension types of msgpack, from workers in other languages."""
+def _in_json(value: Any) -> Any:
+    """What JSON has no form for: extension types of msgpack, from workers in other languages, and keys of maps that are
+    neither text nor numbers, which become the text of their JSON."""
     if isinstance(value, msgspec.msgpack.Ext):
         return value.data
-    raise NotImplementedError(f"a {type(value).__name__} has no form in JSON")
+    return _encoder.encode(value).decode()
 
 
-_encoder: Final = msgspec.json.Encoder(enc_hook=_unknown)
+_encoder: Final = msgspec.json.Encoder(enc_hook=_in_json)
 _decode: Final = msgspec.msgpack.Decoder().decode
 
 
@@ -97,27 +98,7 @@ def _readable(packed: bytes) -> Any:
 
 
 def _encoded(lines: list[Any]) -> list[bytes]:
-    try:
-        return _encoder.encode_lines(lines)[:-1].split(b"\n") if lines else []
-    except TypeError:  # keys of maps that are neither text nor numbers
-        for line in lines:
-            line.data = _with_text_keys(line.data)
-        return list(map(_encoder.encode, lines))
-
-
-def _with_text_keys(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {_text(key): _with_text_keys(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_with_text_keys(item) for item in value]
-    return value
-
-
-def _text(key: Any) -> Any:
-    """A key of a map as JSON can have it: true, null and arrays as the text of their JSON."""
-    if key is None or isinstance(key, bool | tuple | msgspec.msgpack.Ext):
-        return _encoder.encode(key).decode()
-    return key
+    return _encoder.encode_lines(lines)[:-1].split(b"\n") if lines else []
 
 
 # ------------------------------------------------------------------ sinks
