@@ -72,7 +72,9 @@ def test_no_import_hides_in_a_function(path: Path) -> None:
 
 def test_no_import_cycles() -> None:
     graph: dict[str, set[str]] = {}
-    names = {".".join(("grape", *p.relative_to(SRC).with_suffix("").parts)).removesuffix(".__init__"): p for p in modules()}
+    names = {
+        ".".join(("grape", *p.relative_to(SRC).with_suffix("").parts)).removesuffix(".__init__"): p for p in modules()
+    }
     for name, path in names.items():
         graph[name] = set()
         for node in ast.parse(path.read_text()).body:

@@ -23,7 +23,7 @@ import msgspec
 from msgspec import Struct
 
 from grape.abc.source import Sink, Source
-from grape.abc.transport import Arrival, Callbacks, Commit, Outcome
+from grape.abc.transport import Arrival, Callbacks, Commit, Outcome, Rows, Table
 from grape.authoring.loading import load
 from grape.authoring.topology import Topology
 from grape.connectors.sinks import json_lines, reply_lines
@@ -555,22 +555,38 @@ class Session:
                     fresh.clear()
                     continue
 
-                def write(batches: list[bytes] = taken.batches) -> tuple[int, bytes]:
-                    if taker.sink.is_raw:
-                        return taker.sink.write(batches)
-                    return taker.sink.write([line for batch in batches for line in lines(batch)])
-
+                late: list[set[int]] = [set()] * len(taken.batches)
+                rows: list[tuple[Table, Rows]] = []
+                if taker.event is None:
+                    late, finals = take.after_final(taken.batches)
+                    rows = [("text", finals)]
+                write = partial(_write, taker.sink, taken.batches, late, lines)
                 length, tail = await self._loop.run_in_executor(self._executor, write)
-                await self._commit_taken(take, taken, length, tail)
+                await self._commit_taken(take, taken, length, tail, rows)
         except GrapeError as e:
             self._stop_with(e)
         except OSError as e:
             self._stop_with(StorageFailed(f"{taker.sink.name}: {e}"))
 
-    async def _commit_taken(self, take: Take, taken: Taken, length: int, tail: bytes) -> None:
+    async def _commit_taken(
+        self, take: Take, taken: Taken, length: int, tail: bytes, rows: list[tuple[Table, Rows]] | None = None
+    ) -> None:
         durable: asyncio.Future[None] = self._loop.create_future()
-        take.commit(taken, length, tail, lambda: None if durable.done() else durable.set_result(None))
+        take.commit(taken, length, tail, lambda: None if durable.done() else durable.set_result(None), rows)
         await durable
+
+
+def _write(
+    sink: Sink, batches: list[bytes], late: list[set[int]], lines: Callable[[bytes], list[bytes]]
+) -> tuple[int, bytes]:
+    """On the taker's thread."""
+    if sink.is_raw:
+        return sink.write(batches)
+    out: list[bytes] = []
+    for batch, skip in zip(batches, late, strict=True):
+        of_batch = lines(batch)
+        out += [line for i, line in enumerate(of_batch) if i not in skip] if skip else of_batch
+    return sink.write(out)
 
 
 class _Died(Exception):

@@ -20,7 +20,7 @@ from grape.abc.source import Source
 from grape.authoring.loading import parse_target
 from grape.cli.console import Meter, complain, say, show_line
 from grape.connectors.sinks import JsonLinesSink, StdoutSink, parse_take
-from grape.connectors.sources import parse_feed
+from grape.connectors.sources import Stdin, parse_feed
 from grape.errors import EngineError, GrapeError, UsageError
 from grape.model.topology import Limits
 from grape.running import new_event_loop
@@ -114,6 +114,8 @@ def run(
         )
         sources: list[Source] = [parse_feed(text, limits.max_event) for text in feed or ()]
         takers = [make_taker(text) for text in take or ()]
+        refuse_twice("--feed", [source.name for source in sources])
+        refuse_twice("--take", [taker.sink.name for taker in takers])
         if replies is not None:
             takers.append(Taker(None, JsonLinesSink(Path(replies), f"?={Path(replies).resolve()}")))
         if no_wait and data is None:
@@ -130,6 +132,13 @@ def fail(error: GrapeError) -> Any:
     """Say what is wrong and leave with the code for it."""
     complain(str(error))
     raise typer.Exit(EXIT_ENGINE if isinstance(error, EngineError) else EXIT_USE)
+
+
+def refuse_twice(option: str, names: list[str]) -> None:
+    """The same source or sink cannot serve twice in one run."""
+    for name in names:
+        if names.count(name) > 1:
+            raise UsageError(f"{option} {name} is given twice; once is enough")
 
 
 def parse_workers(text: str) -> int:
@@ -214,6 +223,8 @@ async def _run(options: Options, sources: list[Source], takers: list[Taker], as_
             watcher.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await watcher
+    if any(isinstance(source, Stdin) and source.restarted for source in sources):
+        say("stdin cannot be read again: this run read the new stdin from its start")
     report(session, outcomes, meter, options, as_json)
     if got and (outcomes.stopped or outcomes.backlog):
         return EXIT_INT if got[0] == signal.SIGINT else EXIT_TERM

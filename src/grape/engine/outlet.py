@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from msgspec import Struct
 
@@ -11,6 +11,15 @@ from grape.engine.app import App
 from grape.errors import Corrupt
 from grape.model import batch as codec
 from grape.model.stored import TAKER, TakerHead, decode_taker, encode
+
+_FINAL = b"final:"
+
+
+def _calls(batch: bytes) -> Iterator[tuple[str, bool]]:
+    """(request id, final) of every reply in a batch."""
+    for run in codec.runs_of(codec.body_of(batch, codec.header_of(batch))):
+        for name, key in zip(codec.names_of(run), codec.keys_of(run) or [], strict=True):
+            yield key or "", name == "final"
 
 
 class Taken(Struct, frozen=True):
@@ -69,6 +78,30 @@ class Take:
                 batches.append(stored.batch)
                 positions[number] = stored.position + 1
         return Taken(batches, positions, events) if batches else None
+
+    def after_final(self, batches: list[bytes]) -> tuple[list[set[int]], list[tuple[bytes, bytes | None]]]:
+        """For batches of the reply home: which replies come after the final one of their call (per batch, indexes), and
+        the rows that remember the finals among the others."""
+        calls = [list(_calls(batch)) for batch in batches]
+        keys = list(dict.fromkeys(_FINAL + request.encode() for batch in calls for request, _ in batch))
+        ended = {
+            key
+            for key, found in zip(keys, self._transport.get(self.id, "text", keys), strict=True)
+            if found is not None
+        }
+        late: list[set[int]] = []
+        rows: list[tuple[bytes, bytes | None]] = []
+        for batch in calls:
+            late.append(set())
+            for i, (request, final) in enumerate(batch):
+                key = _FINAL + request.encode()
+                if key in ended:
+                    late[-1].add(i)
+                elif final:
+                    ended.add(key)
+                    rows.append((key, b""))
+        self._app.stats.late_replies += sum(map(len, late))
+        return late, rows
 
     def commit(
         self,
