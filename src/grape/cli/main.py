@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from grape.cli import state
 from grape.cli.run import run
 
 app = typer.Typer(
@@ -35,6 +36,7 @@ def _root(
 
 
 app.command()(run)
+app.add_typer(state.app, name="state")
 
 
 def main() -> None:

@@ -1,0 +1,105 @@
+"""``grape state``: look at keyed state."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+from typing import Annotated, Any, Final
+
+import msgspec
+import typer
+
+from grape.cli.console import say
+from grape.cli.run import fail
+from grape.errors import GrapeError
+from grape.tools.directory import Directory, near
+
+Data = Annotated[str, typer.Option("--data", metavar="DIR", help="The data directory; it may be in use.")]
+App = Annotated[str | None, typer.Option("--app", metavar="NAME", help="The app, if the directory holds several.")]
+
+app = typer.Typer(help="Look at keyed state; also of a directory in use.", no_args_is_help=True)
+
+
+@app.command("get")
+def get(
+    keys: Annotated[list[str], typer.Argument(metavar="KEY...", help="Keys of the node.")],
+    data: Data,
+    node: Annotated[str, typer.Option("--node", metavar="NODE", help="The node whose state it is.")],
+    app_name: App = None,
+) -> None:
+    """Print the state of some keys as JSON lines {"node","key","state"}.
+
+    Exit codes: 0 some found; 1 none found; 2 wrong use; 3 damaged.
+    """
+    try:
+        with Directory.open(data) as directory:
+            record = directory.app(app_name)
+            if node not in record.nodes:
+                say(f"app {record.name!r} has no node {node!r}{near(node, record.nodes)}; {_nodes(record.nodes)}")
+                raise typer.Exit(1)
+            missing = dict.fromkeys(keys)
+            rows = []
+            for row in directory.state(record, node, dict.fromkeys(keys)):
+                rows.append(row)
+                missing.pop(row.key, None)
+            print_lines(rows)
+            for key in missing:
+                say(f"{node} has no state of key {escaped(key)}")
+    except GrapeError as e:
+        fail(e)
+    if not rows:
+        raise typer.Exit(1)
+
+
+@app.command("list")
+def list_(
+    data: Data,
+    app_name: App = None,
+    node: Annotated[str | None, typer.Option("--node", metavar="NODE", help="Of this node only.")] = None,
+    prefix: Annotated[str, typer.Option("--prefix", metavar="P", help="Of keys that begin so only.")] = "",
+) -> None:
+    """Print keyed state as JSON lines {"node","key","state"}.
+
+    Exit codes: 0; 2 wrong use; 3 damaged.
+    """
+    try:
+        with Directory.open(data) as directory:
+            print_lines(directory.states(directory.app(app_name), node, prefix))
+    except GrapeError as e:
+        fail(e)
+
+
+def _nodes(names: Iterable[str]) -> str:
+    return f"its nodes: {', '.join(sorted(names))}"
+
+
+def _in_json(value: Any) -> Any:
+    """What JSON has no form for: extension types of msgpack, and keys of maps that are neither text nor numbers."""
+    if isinstance(value, msgspec.msgpack.Ext):
+        return value.data
+    return to_json(value).decode()
+
+
+to_json: Final = msgspec.json.Encoder(enc_hook=_in_json).encode
+
+
+def escaped(text: str, keep: str = "") -> str:
+    """``text`` with characters that a terminal would act on written as escapes, but for those in ``keep``."""
+    return "".join(c if c.isprintable() or c in keep else _escape(c) for c in text)
+
+
+def _escape(char: str) -> str:
+    units = char.encode("utf-16-be", "surrogatepass").hex()
+    return "".join(f"\\u{units[i : i + 4]}" for i in range(0, len(units), 4))
+
+
+def print_lines(values: Iterable[Any]) -> None:
+    """Each value as a line of JSON on standard output; on a terminal without characters that it would act on."""
+    terminal = sys.stdout.isatty()
+    out = sys.stdout.buffer
+    for value in values:
+        line = to_json(value)
+        if terminal:
+            line = escaped(line.decode()).encode()
+        out.write(line + b"\n")
+    out.flush()

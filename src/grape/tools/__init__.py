@@ -1,0 +1,1 @@
+"""What looks at a data directory, and repairs what waits in it, without an engine."""

@@ -1,0 +1,365 @@
+"""A data directory as its tools see it: apps, keyed state, dead letters, stopped events.
+
+Nothing here takes the directory's lock, and no read transaction lasts longer than a slice of rows, so that all of it
+works beside a running engine. What is read then is of one moment per slice, not of one moment as a whole.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+import time
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+import msgspec
+from msgspec import Struct
+
+from grape.abc.transport import Table
+from grape.engine.catalog import read_catalog
+from grape.errors import Corrupt, UsageError
+from grape.model import batch as codec
+from grape.model.address import CATALOG, PartitionId, partition_of
+from grape.model.stored import (
+    OUTPUT,
+    REPLIES,
+    SOURCE,
+    TAKER,
+    AppRecord,
+    Catalog,
+    DeadLetter,
+    HoldEntry,
+    decode_dead,
+    decode_hold,
+    row_key,
+    state_key,
+)
+from grape.store.lmdb import Reader
+
+T = TypeVar("T")
+
+SLICE: Final = 256
+"""Rows a read transaction: few, as a row may be large."""
+
+_DEAD = re.compile(r"(?P<log>.+)\.(?P<partition>\d{1,5})-(?P<stopped>h?)(?P<number>\d{1,19})", re.DOTALL)
+_BAD_INPUT = re.compile(r"(?P<event>.+):(?P<log>\d{1,5})-(?P<number>\d{1,19})", re.DOTALL)
+
+
+class Place(Struct, frozen=True, order=True):
+    """Where a letter lies. ``log``: its name in the catalog; ``stopped``: among the held events, not the dead letters.
+
+    ``id``: ``main.3-17`` is letter 17 of partition 3 of pool ``main``, ``main.3-h17`` a stopped event, ``line:7-0`` an
+    input for ``line`` that never became an event, of the source whose log has number 7.
+    """
+
+    log: str
+    partition: PartitionId
+    stopped: bool
+    number: int
+
+    @property
+    def id(self) -> str:
+        if self.log.startswith(SOURCE):
+            event = self.log[1:].partition("=")[0]
+            return f"{event}:{self.partition.pool}-{self.number}"
+        return f"{self.log}.{self.partition.number}-{'h' if self.stopped else ''}{self.number}"
+
+
+class Letter(Struct, frozen=True):
+    """A dead letter, or an event that was stopped (``on_fail="stop"``) and waits for an operator."""
+
+    place: Place
+    row: DeadLetter | HoldEntry
+
+    @property
+    def failed(self) -> int | None:
+        """When it was given up, microseconds of wall time; None: not known (stopped events)."""
+        return self.row.failed if isinstance(self.row, DeadLetter) else None
+
+    @property
+    def origin(self) -> str:
+        """file:line of an input that never became an event."""
+        return self.row.origin if isinstance(self.row, DeadLetter) else ""
+
+    def data(self) -> Any:
+        """The payload; bytes if it cannot be read as msgpack.
+
+        Raises:
+            Corrupt: the body holds no event.
+        """
+        run = run_of(self)
+        try:
+            return (codec.data_of(run) or [None])[0]
+        except (msgspec.DecodeError, RecursionError, TypeError):
+            return run.data
+
+
+def run_of(letter: Letter) -> codec.Run:
+    """The run of one event that is the letter's body.
+
+    Raises:
+        Corrupt: it holds no event.
+    """
+    try:
+        codec.check_body(letter.row.body, 1)
+        return next(codec.runs_of(letter.row.body))
+    except Exception as e:
+        raise Corrupt(f"the event of {letter.place.id} cannot be read: {e}") from None
+
+
+class StateRow(Struct):
+    """The keyed state of one (node, key): State name -> value."""
+
+    node: str
+    key: str
+    state: dict[str, Any]
+
+
+class Directory:
+    """A data directory, opened for reading.
+
+    Args:
+        reader: open; closed with this.
+
+    Raises:
+        UsageError: it holds no app, or was written by a newer Grape.
+        Corrupt: the catalog cannot be read.
+    """
+
+    def __init__(self, reader: Reader) -> None:
+        self.reader = reader
+        head = reader.head(CATALOG)
+        self.catalog: Catalog = read_catalog(b"" if head is None else head.head)
+        if not self.catalog.apps:
+            raise UsageError(f"{reader.directory} holds no app yet: nothing was run in it")
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str]) -> Directory:
+        """
+        Raises:
+            UsageError: missing, empty, or not a data directory of this format.
+            Corrupt: damaged.
+            StorageFailed: it cannot be read.
+        """
+        reader = open_reader(path)
+        try:
+            return cls(reader)
+        except BaseException:
+            reader.close()
+            raise
+
+    def __enter__(self) -> Directory:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.reader.close()
+
+    def app(self, name: str | None) -> AppRecord:
+        """The app called ``name``; None: the only one.
+
+        Raises:
+            UsageError: there is no such app, or there are several to choose from.
+        """
+        apps = self.catalog.apps
+        known = ", ".join(sorted(apps))
+        if name is None:
+            if len(apps) == 1:
+                return next(iter(apps.values()))
+            raise UsageError(f"{self.reader.directory} holds several apps: say which one with --app ({known})")
+        if name not in apps:
+            raise UsageError(f"{self.reader.directory} holds no app {name!r}{near(name, apps)}; its apps: {known}")
+        return apps[name]
+
+    def rows(self, partition: PartitionId, table: Table, prefix: bytes = b"") -> Iterator[tuple[bytes, bytes]]:
+        """Rows whose key begins with ``prefix``, in key order.
+
+        Raises:
+            Corrupt: a row fails its checksum.
+        """
+        after = prefix
+        while rows := self.reader.scan(partition, table, after, SLICE):
+            for key, value in rows:
+                if not key.startswith(prefix):
+                    return
+                yield key, value
+            after = rows[-1][0] + b"\0"
+
+    # ------------------------------------------------------------------ state
+
+    def states(self, record: AppRecord, node: str | None, prefix: str) -> Iterator[StateRow]:
+        """The state of ``node`` (None: of all nodes), of keys that begin with ``prefix``; partition by partition.
+
+        Raises:
+            UsageError: there is no such node.
+            Corrupt: a row cannot be read.
+        """
+        for name in [node] if node is not None else sorted(record.nodes):
+            number, pool = self._home(record, name)
+            start = state_key(number, prefix.encode("utf-8", "surrogateescape"))
+            for n in range(record.partitions):
+                for key, value in self.rows(PartitionId(record.id, pool, n), "state", start):
+                    row = _state_row(name, key[2:], value)
+                    if row is not None:
+                        yield row
+
+    def state(self, record: AppRecord, node: str, keys: Iterable[str]) -> Iterator[StateRow]:
+        """The state of these keys of ``node``, as far as they have any.
+
+        Raises:
+            UsageError: there is no such node.
+            Corrupt: a row cannot be read.
+        """
+        number, pool = self._home(record, node)
+        for key in keys:
+            packed = key.encode("utf-8", "surrogateescape")
+            home = PartitionId(record.id, pool, partition_of(packed.decode("utf-8", "replace"), record.partitions))
+            (value,) = self.reader.get(home, "state", [state_key(number, packed)])
+            row = None if value is None else _state_row(node, packed, value)
+            if row is not None:
+                yield row
+
+    def _home(self, record: AppRecord, node: str) -> tuple[int, int]:
+        found = record.nodes.get(node)
+        if found is None:
+            known = ", ".join(sorted(record.nodes))
+            raise UsageError(f"app {record.name!r} has no node {node!r}{near(node, record.nodes)}; its nodes: {known}")
+        return found.id, record.logs[found.pool]
+
+    # ------------------------------------------------------------------ dead letters
+
+    def letters(self, record: AppRecord) -> Iterator[Letter]:
+        """Dead letters and stopped events, log by log.
+
+        Raises:
+            Corrupt: a row cannot be read.
+        """
+        for log, partition in partitions_of(record):
+            for key, value in self.rows(partition, "dead"):
+                place = Place(log, partition, False, int.from_bytes(key, "big"))
+                yield Letter(place, decoded(decode_dead, value, "dead letter"))
+            if not log.startswith(SOURCE):
+                for key, value in self.rows(partition, "hold"):
+                    entry = decoded(decode_hold, value, "hold entry")
+                    if entry.stopped:
+                        yield Letter(Place(log, partition, True, int.from_bytes(key, "big")), entry)
+
+    def letter(self, place: Place) -> Letter | None:
+        """What lies at ``place`` now; None: nothing (any more).
+
+        Raises:
+            Corrupt: it cannot be read.
+        """
+        table: Table = "hold" if place.stopped else "dead"
+        (value,) = self.reader.get(place.partition, table, [row_key(place.number)])
+        if value is None:
+            return None
+        if not place.stopped:
+            return Letter(place, decoded(decode_dead, value, "dead letter"))
+        entry = decoded(decode_hold, value, "hold entry")
+        return Letter(place, entry) if entry.stopped else None
+
+    def text(self, letter: Letter) -> str:
+        """The letter's traceback, "" if it has none."""
+        if not letter.row.trace:
+            return ""
+        (value,) = self.reader.get(letter.place.partition, "text", [letter.row.trace])
+        return "" if value is None else value.decode("utf-8", "replace")
+
+
+def open_reader(path: str | os.PathLike[str]) -> Reader:
+    """A reader of the data directory ``path``; errors as `Directory.open`, but for an empty catalog."""
+    directory = Path(path)
+    if not directory.exists():
+        raise UsageError(f"there is no directory {directory}")
+    if not directory.is_dir():
+        raise UsageError(f"{directory} is no directory")
+    if not (directory / "format").exists():
+        raise UsageError(f"{directory} holds no data of Grape: it has no file 'format'")
+    try:
+        return Reader(directory)
+    except OSError as e:
+        raise UsageError(f"the data directory {directory} cannot be read: {e}") from None
+
+
+def partitions_of(record: AppRecord) -> Iterator[tuple[str, PartitionId]]:
+    """Every (log name, partition) that may hold letters: of pools and of sources."""
+    for name, number in record.logs.items():
+        if not name.startswith((OUTPUT, REPLIES, TAKER)):
+            for n in range(1 if name.startswith(SOURCE) else record.partitions):
+                yield name, PartitionId(record.id, number, n)
+
+
+def parse_place(record: AppRecord, text: str) -> Place:
+    """The place that a `Place.id` names.
+
+    Raises:
+        UsageError: it is no id of a letter, or of a log or partition that the app does not have.
+    """
+    if (found := _BAD_INPUT.fullmatch(text)) is not None:
+        pool = int(found["log"])
+        for log, number in record.logs.items():
+            if number == pool and log.startswith(f"{SOURCE}{found['event']}="):
+                return Place(log, PartitionId(record.id, pool, 0), False, _row(text, found["number"]))
+        raise UsageError(f"{text}: app {record.name!r} has no source of {found['event']!r} with number {pool}")
+    if (found := _DEAD.fullmatch(text)) is None:
+        raise UsageError(f"{text!r} is no id of a dead letter, such as main.3-17; `grape dead list` shows them")
+    log, n = found["log"], int(found["partition"])
+    if log not in record.logs or log.startswith((OUTPUT, REPLIES, TAKER, SOURCE)):
+        pools = [name for name in record.logs if not name.startswith((OUTPUT, REPLIES, TAKER, SOURCE))]
+        raise UsageError(f"{text}: app {record.name!r} has no pool {log!r}; its pools: {', '.join(pools)}")
+    if n >= record.partitions:
+        raise UsageError(f"{text}: app {record.name!r} has partitions 0 to {record.partitions - 1}, not {n}")
+    return Place(log, PartitionId(record.id, record.logs[log], n), bool(found["stopped"]), _row(text, found["number"]))
+
+
+def _row(text: str, digits: str) -> int:
+    number = int(digits)
+    if number >= 1 << 63:
+        raise UsageError(f"{text}: there is no letter with such a number")
+    return number
+
+
+def near(name: str, known: Iterable[str]) -> str:
+    """ "; did you mean ...?", or nothing."""
+    lower = {k.lower(): k for k in known}
+    close = [lower[m] for m in difflib.get_close_matches(name.lower(), lower, n=3)]
+    return f"; did you mean {' or '.join(map(repr, close))}?" if close else ""
+
+
+def decoded(decode: Callable[[bytes], T], value: bytes, what: str) -> T:
+    """``decode(value)``.
+
+    Raises:
+        Corrupt: it cannot be decoded.
+    """
+    try:
+        return decode(value)
+    except (msgspec.MsgspecError, ValueError) as e:
+        raise Corrupt(f"a stored {what} cannot be read: {e}") from None
+
+
+def _state_row(node: str, key: bytes, value: bytes) -> StateRow | None:
+    """A stored record without what has expired; None: nothing is left of it."""
+    fields = _fields(value)
+    expires = fields.pop("", None)
+    now = time.time() * 1e6
+    gone = {name for name, due in expires.items() if due <= now} if isinstance(expires, dict) else set()
+    state = {name: v for name, v in fields.items() if name not in gone}
+    return StateRow(node, key.decode("utf-8", "replace"), state) if state else None
+
+
+_decode_fields = msgspec.msgpack.Decoder(dict[str, msgspec.Raw]).decode
+
+
+def _fields(value: bytes) -> dict[str, Any]:
+    fields = decoded(_decode_fields, value, "state record")
+    return {name: _value(bytes(raw)) for name, raw in fields.items()}
+
+
+def _value(packed: bytes) -> Any:
+    try:
+        return msgspec.msgpack.decode(packed)
+    except (msgspec.DecodeError, RecursionError, TypeError):  # such as a map with a map as a key
+        return packed
