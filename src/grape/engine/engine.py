@@ -294,8 +294,8 @@ class Engine:
             return
         partition.apply(result)
         worker.announced = None
-        if not result.more:
-            worker.outstanding.remove((result.partition, result.seq))
+        for seq in result.ended:
+            worker.outstanding.remove((result.partition, seq))
         partition.flush()
         self._pump(worker)
 

@@ -57,12 +57,11 @@ _REPLY_DEAD: Final = "the event that should have answered became a dead letter"
 
 
 class Dispatched(Struct):
-    """A work that a worker has. ``contexts``: by number, as results name them. ``answered``: its last result came."""
+    """A work that a worker has. ``positions``: its batches, and how many of their events are left."""
 
     seq: int
     positions: dict[int, int]
     holds: list[int]
-    contexts: list[Context]
     careful: bool
     events: int
 
@@ -102,6 +101,8 @@ class Partition:
         self.epoch = 0
         self.seq = 0
         self.works: dict[int, Dispatched] = {}
+        self.contexts: list[Context] = []
+        """Of all works that are out, by number; results name them so."""
         self.careful: set[int] = set()
         self.named: dict[tuple[str, str], Named] = {}
         self.window = _FIRST_WINDOW
@@ -210,20 +211,22 @@ class Partition:
         Raises:
             Corrupt: a stored batch or entry is not what was written.
         """
-        contexts: list[Context] = []
-        retries = [] if self.works else self._retries(now, contexts)
+        if not self.works:
+            self.contexts = []
+        base = len(self.contexts)
+        retries = [] if self.works else self._retries(now, self.contexts)
         careful = bool(self.named) or any(r.named_deaths for r in retries) or bool(self.careful)
         batches: list[BatchItem] = []
         positions: dict[int, int] = {}
         events = 0
         if not self.hold_is_full and not (careful and retries and not self.careful and not self.named):
-            batches, positions, events = self._batches(contexts, careful)
+            batches, positions, events = self._batches(self.contexts, careful)
         if not batches and not retries:
             return None
         self.seq += 1
-        self.works[self.seq] = Dispatched(self.seq, positions, [r.hold for r in retries], contexts, careful, events)
+        self.works[self.seq] = Dispatched(self.seq, positions, [r.hold for r in retries], careful, events)
         named = list(self.named.values())
-        return Work(self.number, self.epoch, self.seq, batches, retries, careful, named)
+        return Work(self.number, self.epoch, self.seq, batches, retries, careful, named, base)
 
     def _retries(self, now: int, contexts: list[Context]) -> list[RetryItem]:
         taken = self.holds.take_due(now, 1 if self.named else _RETRIES_AT_ONCE)
@@ -353,13 +356,11 @@ class Partition:
         Raises:
             ProtocolError: something in it cannot be true; nothing has been taken then.
         """
-        work = self.works.get(result.seq)
-        if work is None:
-            raise ProtocolError(f"a result for work {result.seq} of partition {self.number}, which is not in work")
-        self._check(result, work)
+        self._check(result)
         now = self.clock.now()
         stats = self.app.stats
         for position, progress in result.done:
+            work = self._work_on(position)
             batch = self.inbox.open[position]
             newly = self.inbox.progress(position, progress)
             ended = position not in self.inbox.open
@@ -372,25 +373,36 @@ class Partition:
         for number in result.retried:
             self._release(number, now)
         for emitted in result.emitted:
-            contexts = [work.contexts[i] for i in emitted.contexts]
+            contexts = [self.contexts[i] for i in emitted.contexts]
             self.send(emitted.target, emitted.partition, emitted.body, emitted.events, contexts, now)
         for changes in result.states:
             self._change_state(changes)
         for timer in result.timers:
-            context = work.contexts[timer.emitted.contexts[0]] if timer.emitted.contexts else None
+            context = self.contexts[timer.emitted.contexts[0]] if timer.emitted.contexts else None
             self._add_timer(
                 now + timer.delay,
                 TimerEntry(timer.emitted.target, timer.emitted.partition, timer.emitted.body, context),
             )
         for failure in result.failures:
-            self._fail(failure, work, now)
-        replies = [(work.contexts[r.context], r.data, r.final) for r in result.replies]
+            self._fail(failure, now)
+        replies = [(self.contexts[r.context], r.data, r.final) for r in result.replies]
         self._reply([r for r in replies if r[0].request], now)
         stats.processed.update(result.counts)
         stats.emitted.update(result.emits)
-        if not result.more:
-            self._end_work(work)
+        for seq in result.ended:
+            self._end_work(self.works[seq])
         self._draft.changed = True
+
+    def _work_on(self, position: int) -> Dispatched:
+        """The work that has the batch at ``position``.
+
+        Raises:
+            ProtocolError: none has.
+        """
+        for work in self.works.values():
+            if position in work.positions:
+                return work
+        raise ProtocolError(f"progress of batch {position}, which is not in work")
 
     def _end_work(self, work: Dispatched) -> None:
         del self.works[work.seq]
@@ -413,20 +425,25 @@ class Partition:
         if self.inbox.unpark():
             self.inbox.give_back()
 
-    def _check(self, result: Result, work: Dispatched) -> None:
+    def _check(self, result: Result) -> None:
         app = self.app
-        contexts = len(work.contexts)
+        contexts = len(self.contexts)
+        holds = {number for work in self.works.values() for number in work.holds if number in self.holds}
+        for seq in result.ended:
+            if seq not in self.works:
+                raise ProtocolError(f"the end of work {seq} of partition {self.number}, which is not in work")
         for position, progress in result.done:
+            self._work_on(position)
             batch = self.inbox.open.get(position)
-            if position not in work.positions or batch is None:
-                raise ProtocolError(f"progress of batch {position}, which is not in this work")
+            if batch is None:
+                raise ProtocolError(f"progress of batch {position}, which is finished")
             before = self.head.cursor.progress(position)
             if not before.first <= progress.first <= batch.header.events or progress.behind < 0:
                 raise ProtocolError(f"progress {progress.first} of {batch.header.events} events at {position}")
             if progress.behind >> max(0, batch.header.events - progress.first - 1):
                 raise ProtocolError(f"progress behind the end of the batch at {position}")
         for number in result.retried:
-            if number not in work.holds or number not in self.holds:
+            if number not in holds:
                 raise ProtocolError(f"retried entry {number}, which is not in this work")
         for emitted in result.emitted:
             self._check_emitted(emitted.target, emitted.partition, emitted.body, emitted.events)
@@ -444,7 +461,7 @@ class Partition:
             slot = app.slot(failure.event, failure.node)
             if slot is None:
                 raise ProtocolError(f"a failure of {failure.event!r} at {failure.node!r}, which is no slot")
-            if failure.hold >= 0 and (failure.hold not in work.holds or failure.hold not in self.holds):
+            if failure.hold >= 0 and failure.hold not in holds:
                 raise ProtocolError(f"a failure of entry {failure.hold}, which is not in this work")
             if not -1 <= failure.context < contexts:
                 raise ProtocolError("a failure with a context that this work does not have")
@@ -520,11 +537,11 @@ class Partition:
 
     # ------------------------------------------------------------------ failures
 
-    def _fail(self, failure: Failure, work: Dispatched, now: int) -> None:
+    def _fail(self, failure: Failure, now: int) -> None:
         """Hold, retry later, or give up."""
         slot = self.app.slot(failure.event, failure.node)
         assert slot is not None
-        context = work.contexts[failure.context] if failure.context >= 0 else None
+        context = self.contexts[failure.context] if failure.context >= 0 else None
         self.named.pop((failure.id, failure.node), None)
         entry = HoldEntry(
             failure.node,

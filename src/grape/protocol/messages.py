@@ -91,7 +91,8 @@ class Named(Struct, frozen=True, array_like=True):
 
 
 class Work(Struct, frozen=True, array_like=True, tag=4):
-    """``careful``: announce every event before it starts and hand in results root by root."""
+    """``careful``: announce every event before it starts and hand in results root by root. Results name a context by
+    its number: those of the retries come first, from ``context_base`` on, then those of each batch."""
 
     partition: int
     epoch: int
@@ -100,6 +101,7 @@ class Work(Struct, frozen=True, array_like=True, tag=4):
     retries: list[RetryItem] = []
     careful: bool = False
     named: list[Named] = []
+    context_base: int = 0
 
 
 class Values(Struct, frozen=True, array_like=True, tag=5):
@@ -221,13 +223,12 @@ class Reply(Struct, frozen=True, array_like=True):
 
 
 class Result(Struct, frozen=True, array_like=True, tag=38):
-    """Effects of finished events. ``done``: (position, progress) of every batch that moved. ``more``: results of the
-    same work follow. ``counts``: (event, node) -> processed; ``emits``: name -> emitted."""
+    """Effects of finished events of one partition. ``ended``: works of which nothing more comes. ``done``: (position,
+    progress) of every batch that moved. ``counts``: "event>node" -> processed; ``emits``: name -> emitted."""
 
     partition: int
     epoch: int
-    seq: int
-    more: bool
+    ended: list[int]
     done: list[tuple[int, Progress]]
     retried: list[int] = []
     emitted: list[Emitted] = []

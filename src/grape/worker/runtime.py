@@ -68,7 +68,7 @@ class _Route(Struct, frozen=True):
     output: str
 
 
-class _Partition:
+class Assigned:
     """A partition that is assigned to this worker."""
 
     def __init__(self, assign: Assign) -> None:
@@ -82,7 +82,7 @@ class _Partition:
             self.locks.setdefault(node, set()).add(key)
 
 
-class _Effects:
+class Effects:
     """What a work has done so far and its result will say."""
 
     def __init__(self, limits: Limits) -> None:
@@ -127,7 +127,7 @@ class Runtime:
         """What the watchdog looks at."""
         self.progress = 0
         """Counts calls of ``event.progress()``."""
-        self._assigned: dict[int, _Partition] = {}
+        self._assigned: dict[int, Assigned] = {}
         self._chunk: dict[str, int] = {}
 
     # ------------------------------------------------------------------ messages
@@ -149,8 +149,8 @@ class Runtime:
                     self._handlers[node.name], slots, self, self._names, self._partitions, self.limits
                 )
         self._routes: dict[tuple[str, bool], dict[str, _Route]] = {}
-        self._effects = _Effects(self.limits)
-        self._part = _Partition(Assign(0, 0))
+        self._effects = Effects(self.limits)
+        self._part = Assigned(Assign(0, 0))
         self._careful = False
         self._named: dict[tuple[str, str], Named] = {}
 
@@ -172,7 +172,7 @@ class Runtime:
                 unit.handler.instance.teardown()
 
     def assign(self, message: Assign) -> None:
-        self._assigned[message.partition] = _Partition(message)
+        self._assigned[message.partition] = Assigned(message)
 
     def revoke(self, message: Revoke) -> None:
         self._assigned.pop(message.partition, None)
@@ -185,34 +185,34 @@ class Runtime:
         self._part = part
         self._careful = message.careful
         self._named = {(named.id, named.node): named for named in message.named}
-        self._effects = _Effects(self.limits)
+        self._effects = Effects(self.limits)
         self._bound_cache()
         started = self._clock()
-        self._run_retries(message.retries)
+        self._run_retries(message.retries, message.context_base)
         for item, context in zip(message.batches, _context_bases(message), strict=True):
             for ended in self._run_batch(item, context):
                 full = self._clock() - started > _WORK_SECONDS or self._effects.emits > _WORK_EMITS
                 if self._careful:
-                    yield self._result(message, more=True)
+                    yield self.result(self._part, self._effects, [])
+                    self._effects = Effects(self.limits)
                 elif full and not ended:
-                    yield self._result(message, more=False)
+                    yield self.result(self._part, self._effects, [message.seq])
                     return
             if not self._careful and (self._clock() - started > _WORK_SECONDS or self._effects.emits > _WORK_EMITS):
                 break
-        yield self._result(message, more=False)
+        yield self.result(self._part, self._effects, [message.seq])
 
-    def _result(self, message: Work, more: bool) -> Result:
-        effects, self._effects = self._effects, _Effects(self.limits)
+    def result(self, part: Assigned, effects: Effects, ended: list[int]) -> Result:
+        """What has been done in ``part`` since its last result."""
         states: list[StateChanges] = []
-        for table in self._part.tables.values():
+        for table in part.tables.values():
             changes = table.take_changes()
             if changes is not None:
                 states.append(changes)
         return Result(
-            message.partition,
-            message.epoch,
-            message.seq,
-            more,
+            part.number,
+            part.epoch,
+            ended,
             list(effects.done.items()),
             effects.retried,
             effects.outbox.pack(),
@@ -233,7 +233,7 @@ class Runtime:
 
     # ------------------------------------------------------------------ what runs
 
-    def _run_retries(self, items: list[RetryItem]) -> None:
+    def _run_retries(self, items: list[RetryItem], base: int) -> None:
         stuck: set[tuple[str, str | None]] = set()
         relock: set[tuple[str, str]] = set()
         for number, item in enumerate(items):
@@ -248,7 +248,7 @@ class Runtime:
                 locks.discard(key)
             failures = len(self._effects.failures)
             self._retrying = item
-            self._run_stage(unit, self._retry_stage(item, run, key, number))
+            self._run_stage(unit, self._retry_stage(item, run, key, base + number))
             self._retrying = None
             failed = any(f.hold == item.hold for f in self._effects.failures[failures:])
             if not failed:
@@ -830,7 +830,7 @@ def _done_up_to(progress: Progress, start: int, end: int) -> Progress:
 
 def _context_bases(work: Work) -> list[int]:
     """Contexts of a work are numbered: first one a retry, then those of each batch."""
-    base, out = len(work.retries), []
+    base, out = work.context_base + len(work.retries), []
     for item in work.batches:
         out.append(base)
         base += item.contexts
