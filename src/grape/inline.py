@@ -21,6 +21,7 @@ from grape.protocol.messages import (
     Welcome,
     Work,
 )
+from grape.worker.concurrent import AsyncPool
 from grape.worker.runtime import Runtime
 
 
@@ -58,6 +59,7 @@ class InlineLink:
         self._inbox: deque[ToWorker] = deque()
         self._ended = False
         self._scheduled = False
+        self._async_pool: AsyncPool | None = None
         self.runtime = Runtime(
             topology.handlers,
             topology.spec(),
@@ -90,8 +92,11 @@ class InlineLink:
         runtime = self.runtime
         match message:
             case Work():
-                for result in runtime.work(message):
-                    self._receive(self, result)
+                if self._async_pool is not None:
+                    self._async_pool.work(message)
+                else:
+                    for result in runtime.work(message):
+                        self._receive(self, result)
             case Assign():
                 runtime.assign(message)
             case Revoke():
@@ -99,6 +104,8 @@ class InlineLink:
             case Welcome():
                 runtime.welcome(message)
                 runtime.setup()
+                if runtime.is_async:
+                    self._async_pool = AsyncPool(runtime, lambda result: self._receive(self, result))
             case Drain():
                 runtime.teardown()
                 self.kill()

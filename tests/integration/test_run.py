@@ -391,3 +391,70 @@ t.add_slot("b", B())
     assert sorted(row["data"]["answer"] for row in finals) == ["x", "y", "z"]
     assert len({row["id"] for row in finals}) == 3
     assert len([row for row in rows(out) if not row["final"]]) == 3
+
+
+ASYNC = """
+import asyncio
+from grape import Context, Node, State, Topology
+
+class Fetch(Node):
+    seen = State(list[int])
+    async def process(self, event):
+        self.seen.append(event.data["n"])
+        await asyncio.sleep(0.02)
+        if event.data["n"] == 2 and event.attempt == 1:
+            raise RuntimeError("once")
+        self.emit("got", list(self.seen))
+
+t = Topology("fetch")
+t.add_slot("in", Fetch(), backoff=0.01, concurrency=50)
+
+@t.slot("got", emits="out")
+async def pass_on(value: list[int], ctx: Context, n: State[int] = State(int, default=0)) -> dict:
+    n.value += 1
+    return {"seen": value, "n": n.value}
+
+t.add_output("out")
+"""
+
+
+@pytest.mark.parametrize("how", [[], ["--inline"]])
+def test_async_slots_run_many_keys_at_once_and_each_key_in_order(tmp_path: Path, how: list[str]) -> None:
+    app = write_app(tmp_path, ASYNC)
+    events = tmp_path / "in.jsonl"
+    events.write_text("".join(f'{{"k": "k{k}", "n": {n}}}\n' for n in range(5) for k in range(40)))
+    out = tmp_path / "out.jsonl"
+    done = grape("run", app, "--feed", f"in={events},key=k", "--take", f"out={out}", "--workers", 1, *how)
+    assert done.returncode == 0, done.stderr
+    got: dict[str, list[Any]] = {}
+    for row in rows(out):
+        got.setdefault(row["key"], []).append(row["data"])
+    assert set(got) == {f"k{k}" for k in range(40)}
+    for values in got.values():
+        assert [v["seen"] for v in values] == [list(range(n + 1)) for n in range(5)]
+        assert [v["n"] for v in values] == [1, 2, 3, 4, 5]
+
+
+def test_an_async_handler_over_its_timeout_is_cancelled(tmp_path: Path) -> None:
+    app = write_app(
+        tmp_path,
+        """
+import asyncio
+from grape import Topology
+
+t = Topology("slow")
+t.add_output("out")
+
+@t.slot("line", emits="out", timeout=0.2, retries=0)
+async def work(line: str) -> str:
+    if line == "hang":
+        await asyncio.sleep(60)
+    return line
+""",
+    )
+    lines = tmp_path / "lines.txt"
+    lines.write_text("a\nhang\nb\n")
+    out = tmp_path / "out.jsonl"
+    done = grape("run", app, "--feed", f"line={lines}", "--take", f"out={out}", "--data", tmp_path / "d")
+    assert done.returncode == 1, done.stderr
+    assert sorted(row["data"] for row in rows(out)) == ["a", "b"]

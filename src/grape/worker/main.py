@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import asyncio
 import contextlib
 import ctypes
 import os
@@ -12,6 +13,7 @@ import socket
 import sys
 import threading
 from collections import deque
+from typing import Any
 
 import msgspec
 
@@ -35,6 +37,7 @@ from grape.protocol.messages import (
 )
 from grape.worker import output
 from grape.worker.blame import user_traceback
+from grape.worker.concurrent import AsyncPool
 from grape.worker.runtime import Runtime
 from grape.worker.watchdog import Watchdog
 
@@ -56,6 +59,22 @@ class Engine:
         data = frame(message)
         with self._lock:
             self._sock.sendall(data)
+
+    def fileno(self) -> int:
+        return self._sock.fileno()
+
+    def read_some(self) -> list[ToWorker] | None:
+        """What is there, after one read; None: the engine is gone. Only call it when there is something to read."""
+        if not self._inbox and not self._fill():
+            return None
+        messages = list(self._inbox)
+        self._inbox.clear()
+        return messages
+
+    @property
+    def has_messages(self) -> bool:
+        """Messages that came while the answer to a question was awaited."""
+        return bool(self._inbox)
 
     def receive(self) -> ToWorker | None:
         """The next message in order; None: the engine is gone."""
@@ -119,6 +138,9 @@ def run(sock: socket.socket, topology: Topology) -> None:
                 runtime.setup()
                 watchdog = Watchdog(runtime, engine.send, message.limits.heartbeat_timeout / 6)
                 watchdog.start()
+                if runtime.is_async:
+                    asyncio.run(run_async(engine, runtime))
+                    break
             case Drain() | None:
                 break
             case Values():
@@ -126,6 +148,50 @@ def run(sock: socket.socket, topology: Topology) -> None:
     if watchdog is not None:
         watchdog.stop()
         runtime.teardown()
+
+
+async def run_async(engine: Engine, runtime: Runtime) -> None:
+    """The same loop for a pool with async nodes; ends when the engine says so, or is gone."""
+    pool = AsyncPool(runtime, engine.send)
+    loop = asyncio.get_running_loop()
+    ended = loop.create_future()
+
+    def readable() -> None:
+        try:
+            messages = engine.read_some()
+            while messages is not None:
+                for message in messages:
+                    match message:
+                        case Work():
+                            pool.work(message)
+                        case Assign():
+                            pool.assign(message)
+                        case Revoke():
+                            pool.revoke(message)
+                        case Drain():
+                            messages = None
+                            break
+                if messages is None or not engine.has_messages:
+                    break
+                messages = engine.read_some()
+            if messages is None and not ended.done():
+                ended.set_result(None)
+        except BaseException as e:
+            if not ended.done():
+                ended.set_exception(e)
+
+    def failed(_: object, context: dict[str, Any]) -> None:
+        error = context.get("exception") or RuntimeError(context.get("message"))
+        if not ended.done():
+            ended.set_exception(error)
+
+    loop.set_exception_handler(failed)
+    loop.add_reader(engine.fileno(), readable)
+    try:
+        await ended
+        pool.flush()
+    finally:
+        loop.remove_reader(engine.fileno())
 
 
 def refuse(sock: socket.socket, error: BaseException) -> None:

@@ -120,13 +120,15 @@ class Runtime:
         self.topology = topology
         self._handlers = handlers
         self._ask = ask
-        self._announce = announce
+        self.announce = announce
         self._clock = clock
         self.now_us = wall
         self.running: tuple[Unit, Stage] | None = None
         """What the watchdog looks at."""
         self.progress = 0
         """Counts calls of ``event.progress()``."""
+        self.retries: dict[tuple[str, str], RetryItem] = {}
+        """Held events that run right now, by (id, node)."""
         self._assigned: dict[int, Assigned] = {}
         self._chunk: dict[str, int] = {}
 
@@ -137,8 +139,8 @@ class Runtime:
         self.limits = message.limits
         self.taken = message.taken
         self._unchained = message.unchained
-        self._partitions = Partitions(message.partitions)
-        self._names = Names(self.topology.name, [*self.topology.events, *self.topology.outputs])
+        self.partitions = Partitions(message.partitions)
+        self.names = Names(self.topology.name, [*self.topology.events, *self.topology.outputs])
         routing = route(self.topology)
         self._routing: Routing = routing
         self.units: dict[str, Unit] = {}
@@ -146,7 +148,7 @@ class Runtime:
             if node.pool == self.pool and node.name in self._handlers:
                 slots = {slot.event: slot for slot in self.topology.slots if slot.node == node.name}
                 self.units[node.name] = make_unit(
-                    self._handlers[node.name], slots, self, self._names, self._partitions, self.limits
+                    self._handlers[node.name], slots, self, self.names, self.partitions, self.limits
                 )
         self._routes: dict[tuple[str, bool], dict[str, _Route]] = {}
         self._effects = Effects(self.limits)
@@ -174,6 +176,27 @@ class Runtime:
     def assign(self, message: Assign) -> None:
         self._assigned[message.partition] = Assigned(message)
 
+    def assigned(self, partition: int) -> Assigned | None:
+        return self._assigned.get(partition)
+
+    def enter(self, part: Assigned, effects: Effects) -> None:
+        """What runs from now on belongs to ``part``, and goes into ``effects``."""
+        self._part = part
+        self._effects = effects
+
+    def start_carefully(self, work: Work) -> None:
+        self._careful = True
+        self._named = {(named.id, named.node): named for named in work.named}
+
+    def end_carefully(self) -> None:
+        self._careful = False
+        self._named = {}
+
+    @property
+    def is_async(self) -> bool:
+        """Whether the pool has async nodes; then `AsyncPool` has to run its works."""
+        return any(unit.is_async for unit in self.units.values())
+
     def revoke(self, message: Revoke) -> None:
         self._assigned.pop(message.partition, None)
 
@@ -186,10 +209,10 @@ class Runtime:
         self._careful = message.careful
         self._named = {(named.id, named.node): named for named in message.named}
         self._effects = Effects(self.limits)
-        self._bound_cache()
+        self.bound_cache()
         started = self._clock()
-        self._run_retries(message.retries, message.context_base)
-        for item, context in zip(message.batches, _context_bases(message), strict=True):
+        self.run_retries(message.retries, message.context_base)
+        for item, context in self.batches_of(message):
             for ended in self._run_batch(item, context):
                 full = self._clock() - started > _WORK_SECONDS or self._effects.emits > _WORK_EMITS
                 if self._careful:
@@ -224,7 +247,23 @@ class Runtime:
             effects.emit_counts,
         )
 
-    def _bound_cache(self) -> None:
+    def batches_of(self, work: Work) -> Iterator[tuple[BatchItem, int]]:
+        """The batches of a work, each with the number of its first context: those of the retries come before."""
+        base = work.context_base + len(work.retries)
+        for item in work.batches:
+            yield item, base
+            base += item.contexts
+
+    @staticmethod
+    def contexts_of(run: Run, item: BatchItem, offset: int, base: int) -> list[int] | None:
+        """The numbers of the contexts of a run's events; ``offset``: index of its first event in the batch."""
+        if item.calls:
+            return list(range(base + offset, base + offset + run.count))
+        if run.meta.contexts is None:
+            return None
+        return [-1 if number < 0 else base + number for number in run.meta.contexts]
+
+    def bound_cache(self) -> None:
         tables = [t for part in self._assigned.values() for t in part.tables.values()]
         size = sum(t.size for t in tables)
         if size > self.limits.cache_bytes:
@@ -233,13 +272,12 @@ class Runtime:
 
     # ------------------------------------------------------------------ what runs
 
-    def _run_retries(self, items: list[RetryItem], base: int) -> None:
+    def run_retries(self, items: list[RetryItem], base: int) -> None:
         stuck: set[tuple[str, str | None]] = set()
         relock: set[tuple[str, str]] = set()
         for number, item in enumerate(items):
-            unit = self.units.get(item.node)
-            run = next(runs_of(item.body))
-            key = (RunColumns(run).keys or [None])[0]
+            stage, unit = self.retry_stage(item, base + number)
+            key = stage.key_of(0)
             line = (item.node, key)
             if unit is None or (key is not None and line in stuck):
                 continue
@@ -247,9 +285,9 @@ class Runtime:
             if key is not None:
                 locks.discard(key)
             failures = len(self._effects.failures)
-            self._retrying = item
-            self._run_stage(unit, self._retry_stage(item, run, key, base + number))
-            self._retrying = None
+            self.retries[item.id, item.node] = item
+            self.run_stage(unit, stage)
+            del self.retries[item.id, item.node]
             failed = any(f.hold == item.hold for f in self._effects.failures[failures:])
             if not failed:
                 self._effects.retried.append(item.hold)
@@ -262,15 +300,23 @@ class Runtime:
         for node, key in relock:
             self.locked(node).add(key)
 
-    _retrying: RetryItem | None = None
-
-    def _retry_stage(self, item: RetryItem, run: Run, key: str | None, number: int) -> RetryStage:
-        data = RunColumns(run).raw(0)
+    def retry_stage(self, item: RetryItem, context: int) -> tuple[RetryStage, Unit | None]:
+        """The stage of a held event, and its unit (None: the node is gone). ``context``: its number."""
+        run = next(runs_of(item.body))
+        columns = RunColumns(run)
         hops = run.meta.hops if isinstance(run.meta.hops, int) else run.meta.hops[0]
-        context = number if item.context >= 0 else -1
-        stage = RetryStage(run.meta.names[0], key, data, hops, context, item.created, item.id, item.attempt)
+        stage = RetryStage(
+            run.meta.names[0],
+            (columns.keys or [None])[0],
+            columns.raw(0),
+            hops,
+            context if item.context >= 0 else -1,
+            item.created,
+            item.id,
+            item.attempt,
+        )
         stage.on_progress = self._count_progress
-        return stage
+        return stage, self.units.get(item.node)
 
     def _run_batch(self, item: BatchItem, context_base: int) -> Iterator[bool]:
         """Run what is not done of a batch, chunk by chunk; yields after each whether the batch has ended."""
@@ -279,7 +325,7 @@ class Runtime:
         done = self._effects.done
         for run in runs_of(item.body):
             columns: RunColumns | None = None
-            contexts = _contexts(run, item, offset, context_base)
+            contexts = self.contexts_of(run, item, offset, context_base)
             at = 0
             while at < run.count:
                 start = at
@@ -314,24 +360,21 @@ class Runtime:
     def _run_roots(
         self, columns: RunColumns, start: int, end: int, item: BatchItem, offset: int, contexts: list[int] | None
     ) -> None:
-        meta = columns.run.meta
-        nodes = meta.only
-        if nodes is None:
-            nodes = [
-                n
-                for listener in self._routing.listeners.get(meta.names[0], ())
-                if listener.pool == self.pool
-                for n in listener.nodes
-            ]
+        name = columns.run.meta.names[0]
         before, emits = self._clock(), self._effects.emits
-        for node in nodes:
-            unit = self.units.get(node)
-            if unit is None:
-                continue
+        for unit in self.units_of(columns.run):
             stage = RootStage(columns, start, end, item.created, item.id_prefix, offset, contexts)
             stage.on_progress = self._count_progress
-            self._run_stage(unit, stage)
-        self._adapt(meta.names[0], end - start, self._clock() - before, self._effects.emits - emits)
+            self.run_stage(unit, stage)
+        self._adapt(name, end - start, self._clock() - before, self._effects.emits - emits)
+
+    def units_of(self, run: Run) -> list[Unit]:
+        """The nodes that a run is for."""
+        nodes = run.meta.only
+        if nodes is None:
+            listeners = self._routing.listeners.get(run.meta.names[0], ())
+            nodes = [node for listener in listeners if listener.pool == self.pool for node in listener.nodes]
+        return [self.units[node] for node in nodes if node in self.units]
 
     def _adapt(self, name: str, events: int, took: float, emits: int) -> None:
         """A chunk should take some milliseconds, and not fill the memory with what it emits."""
@@ -345,42 +388,42 @@ class Runtime:
     def _count_progress(self) -> None:
         self.progress += 1
 
-    def _run_stage(self, unit: Unit, stage: Stage) -> None:
+    def run_stage(self, unit: Unit, stage: Stage) -> None:
         """One node over one stage, and all that chains from it."""
         stage = self._without_lost(unit, stage)
         if not stage.count:
             return
         if unit.has_state:
-            self._fill(unit, stage)
+            self.fill(unit, stage)
         if self._careful:
             self._run_carefully(unit, stage)
             return
-        self._count(unit, stage)
+        self.count(unit, stage)
         self.running = (unit, stage)
         try:
             emissions = unit.run(stage)
         finally:
             self.running = None
         if emissions is not None:
-            self._deliver(unit, stage, emissions)
+            self.deliver(unit, stage, emissions)
 
     def _run_carefully(self, unit: Unit, stage: Stage) -> None:
         for i in range(stage.count):
             single = stage.pick([i])
-            self._count(unit, single)
+            self.count(unit, single)
             event_id = single.id_of(0)
             named = self._named.get((event_id, unit.node))
             if named is not None:
                 self.fail(unit, single, 0, None, named)
                 continue
-            self._announce(Announce(self._part.number, self._part.epoch, event_id, unit.node))
+            self.announce(Announce(self._part.number, self._part.epoch, event_id, unit.node))
             self.running = (unit, single)
             try:
                 emissions = unit.run(single)
             finally:
                 self.running = None
             if emissions is not None:
-                self._deliver(unit, single, emissions)
+                self.deliver(unit, single, emissions)
 
     def _without_lost(self, unit: Unit, stage: Stage) -> Stage:
         """Without events that have come too far (max-hops): those are dead."""
@@ -395,13 +438,13 @@ class Runtime:
                     f"the event was emitted over {limit} hops away from the outside (max-hops): does "
                     f"{stage.name_of(i)!r} go round in a circle? A delayed emit starts at 0 again"
                 )
-                self._count(unit, stage.pick([i]))
+                self.count(unit, stage.pick([i]))
                 self.fail(unit, stage, i, None, Named("", unit.node, "too-many-hops", text, False), final=True)
             else:
                 kept.append(i)
         return stage.pick(kept)
 
-    def _fill(self, unit: Unit, stage: Stage) -> None:
+    def fill(self, unit: Unit, stage: Stage) -> None:
         table = self.table(unit.node)
         missing = table.missing(stage.keys or ())
         if missing:
@@ -409,7 +452,7 @@ class Runtime:
             answer = self._ask(Ask(part.number, part.epoch, unit.node, [key.encode() for key in missing]))
             table.fill(missing, answer)
 
-    def _count(self, unit: Unit, stage: Stage) -> None:
+    def count(self, unit: Unit, stage: Stage) -> None:
         counts = self._effects.counts
         if isinstance(stage.names, str):
             name = f"{stage.names}>{unit.node}"
@@ -442,7 +485,7 @@ class Runtime:
         final: bool = False,
     ) -> None:
         slot = unit.slots[stage.name_of(index)]
-        retrying = self._retrying if isinstance(stage, RetryStage) or self._is_retry(stage) else None
+        retrying = self.retries.get((stage.id_of(index), unit.node))
         deaths = (retrying.named_deaths if retrying is not None else 0) + (named is not None and named.death)
         verdict = (
             "dead"
@@ -476,24 +519,20 @@ class Runtime:
     def behind(self, unit: Unit, stage: Stage, index: int) -> None:
         self._record(unit, stage, index, behind=True)
 
-    def _is_retry(self, stage: Stage) -> bool:
-        return self._retrying is not None and stage.id_of(0) == self._retrying.id
-
     def _record(self, unit: Unit, stage: Stage, index: int, **what: Any) -> None:
         name, key = stage.name_of(index), stage.key_of(index)
-        hold = -1
-        if self._retrying is not None and self._retrying.node == unit.node:
-            hold = self._retrying.hold if stage.id_of(index) == self._retrying.id else -1
+        event_id = stage.id_of(index)
+        retrying = self.retries.get((event_id, unit.node)) if self.retries else None
         body = one(name, key, stage.data_of(index), hops=stage.hops_of(index))
         self._effects.failures.append(
             Failure(
                 unit.node,
                 name,
-                stage.id_of(index),
+                event_id,
                 key,
                 stage.created(),
                 body,
-                hold=hold,
+                hold=-1 if retrying is None else retrying.hold,
                 context=stage.context_of(index),
                 **what,
             )
@@ -503,7 +542,7 @@ class Runtime:
 
     # ------------------------------------------------------------------ what was emitted
 
-    def _deliver(self, unit: Unit, stage: Stage, emissions: Emissions) -> None:
+    def deliver(self, unit: Unit, stage: Stage, emissions: Emissions) -> None:
         """Run what chains, collect the rest."""
         self._effects.emits += len(emissions)
         if emissions.marks is None:
@@ -631,7 +670,7 @@ class Runtime:
         return nodes or name
 
     def _numbers(self, keys: list[str | None]) -> list[int]:
-        own, partitions = self._part.number, self._partitions
+        own, partitions = self._part.number, self.partitions
         if None in keys:
             return [own if key is None else partitions[key] for key in keys]
         return list(map(partitions.__getitem__, keys))  # type: ignore[arg-type]
@@ -706,7 +745,7 @@ class Runtime:
     ) -> None:
         self._collect(routed.near, self._part.number, name, keys, data, hops, contexts)
         for target in routed.chained:
-            self._run_stage(target, ChildStage(stage, len(keys), name, keys, data, hops, contexts, flat, marks))
+            self.run_stage(target, ChildStage(stage, len(keys), name, keys, data, hops, contexts, flat, marks))
 
     def _collect(
         self,
@@ -770,7 +809,7 @@ class Runtime:
         name = delayed.name
         counts = self._effects.emit_counts
         counts[name] = counts.get(name, 0) + 1
-        number = self._part.number if key is None else self._partitions[key]
+        number = self._part.number if key is None else self.partitions[key]
         contexts = [] if context < 0 else [context]
         body = one(name, key, data, **({"contexts": [0]} if contexts else {}))
         for log in self._logs_of(name):
@@ -826,20 +865,3 @@ def _done_up_to(progress: Progress, start: int, end: int) -> Progress:
     for i in range(start, end):
         progress = progress.with_done(i)
     return progress
-
-
-def _context_bases(work: Work) -> list[int]:
-    """Contexts of a work are numbered: first one a retry, then those of each batch."""
-    base, out = work.context_base + len(work.retries), []
-    for item in work.batches:
-        out.append(base)
-        base += item.contexts
-    return out
-
-
-def _contexts(run: Run, item: BatchItem, offset: int, base: int) -> list[int] | None:
-    if item.calls:
-        return list(range(base + offset, base + offset + run.count))
-    if run.meta.contexts is None:
-        return None
-    return [-1 if number < 0 else base + number for number in run.meta.contexts]

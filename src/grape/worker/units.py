@@ -181,13 +181,13 @@ class Unit(ABC):
             return
         emits = self.slots[event].emits
         if len(emits) != 1:
-            raise _stray_result(self.node, emits, value)
+            raise stray_result(self.node, emits, value)
         self._sink.data.append(to_value(value, self._limits.max_event))
         self._sink.names.append(emits[0])
         self._sink.keys.append(INHERIT)
 
 
-def _stray_result(node: str, emits: tuple[str, ...], value: Any) -> HandlerError:
+def stray_result(node: str, emits: tuple[str, ...], value: Any) -> HandlerError:
     declared = f"declares several ({', '.join(emits)})" if emits else "declares none"
     return HandlerError(
         f"{node!r} returned or yielded a {type(value).__name__}, but its slot {declared}: exactly one emits= says "
@@ -267,7 +267,7 @@ class FunctionUnit(Unit):
                 continue
             try:
                 if emits[0 if uniform else i] is None:
-                    raise _stray_result(self.node, self.slots[stage.name_of(i)].emits, value)
+                    raise stray_result(self.node, self.slots[stage.name_of(i)].emits, value)
                 if type(value) not in (bool, float):
                     out[i] = to_value(value, self._limits.max_event)
             except Failures as e:
