@@ -1,0 +1,1 @@
+"""Our rows beside limits and peers, in the same run: `make bench`."""
