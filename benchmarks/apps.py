@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 from grape import Event, Node, State, Topology
@@ -56,7 +57,7 @@ STEPS = ("s0", "s1", "s2", "s3", "s4", "out")
 
 def chain_functions() -> Topology:
     t = Topology("chain")
-    for here, there in zip(STEPS, STEPS[1:], strict=False):
+    for here, there in pairwise(STEPS):
         t.add_slot(here, rotate_to(there), emits=there, name=f"rotate_{there}")
     t.add_output("out")
     return t
@@ -72,7 +73,7 @@ def rotate_to(there: str) -> Any:
 
 def chain_nodes() -> Topology:
     t = Topology("chain_nodes")
-    for here, there in zip(STEPS, STEPS[1:], strict=False):
+    for here, there in pairwise(STEPS):
         t.add_slot(here, Rotate(there), emits=there)
     t.add_output("out")
     return t

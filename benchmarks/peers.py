@@ -1,0 +1,91 @@
+"""Peers and limits, each in a process of its own: ``python -m benchmarks.peers NAME SIZE DIR`` prints
+{"seconds", "events"}.
+
+Bytewax gets the same events from a source of one partition a worker, in batches; with recovery it writes its snapshots
+to DIR. Plain Python is the limit: the same work in one loop, nothing durable.
+"""
+
+from __future__ import annotations
+
+import collections
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from benchmarks import data
+
+BATCH = 1_000
+
+
+def plain_keyed(size: int, keys: int) -> tuple[float, int]:
+    began = time.perf_counter()
+    counts: dict[str, int] = {}
+    for i in range(size):
+        key = data.key_of(i, keys)
+        counts[key] = counts.get(key, 0) + 1
+    return time.perf_counter() - began, size
+
+
+def rotate(text: str) -> str:
+    return text[1:] + text[0]
+
+
+def plain_chain(size: int) -> tuple[float, int]:
+    began = time.perf_counter()
+    source = data.PlainEvents(size)
+    position: int | None = None
+    while (got := source(position)) is not None:
+        events, position = got
+        for text in events:
+            rotate(rotate(rotate(rotate(rotate(text)))))
+    return time.perf_counter() - began, size
+
+
+def plain_wordcount(size: int) -> tuple[float, int]:
+    text = data.text_file(Path("/tmp/grape-bench-text.txt"), size)
+    began = time.perf_counter()
+    counts: collections.Counter[str] = collections.Counter()
+    with text.open() as f:
+        for line in f:
+            counts.update(line.split())
+    return time.perf_counter() - began, counts.total()
+
+
+def bytewax(flow: str, size: int, directory: Path, processes: int, recovery: bool) -> tuple[float, int]:
+    """Run a flow of `benchmarks.bytewax_flows`; its source and sink note the times."""
+    directory.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, "-m", "bytewax.testing", f"benchmarks.bytewax_flows:{flow}({size}, '{directory}')"]
+    command += ["-p", str(processes)]
+    if recovery:
+        store = directory / "recovery"
+        store.mkdir()
+        subprocess.run([sys.executable, "-m", "bytewax.recovery", str(store), "4"], check=True)
+        command += ["-r", str(store), "-s", "1", "-b", "0"]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    times = [float(line) for path in directory.glob("time-*") for line in path.read_text().split()]
+    events = sum(int(path.read_text()) for path in directory.glob("events-*"))
+    return max(times) - min(times), events
+
+
+def main() -> None:
+    name, size, directory = sys.argv[1], int(sys.argv[2]), Path(sys.argv[3])
+    peer, _, row = name.partition(":")
+    if peer == "plain":
+        seconds, events = {
+            "keyed-1k": lambda: plain_keyed(size, 1_000),
+            "keyed-1m": lambda: plain_keyed(size, size // 2),
+            "chain": lambda: plain_chain(size),
+            "wordcount": lambda: plain_wordcount(size),
+        }[row]()
+    else:
+        processes = 2 if "2" in peer else 1
+        flow: Any = {"keyed-1k": "keyed_1k", "keyed-1m": "keyed_1m", "chain": "chain", "wordcount": "wordcount"}[row]
+        seconds, events = bytewax(flow, size, directory, processes, "recovery" in peer)
+    print(json.dumps({"seconds": seconds, "events": events}))
+
+
+if __name__ == "__main__":
+    main()
