@@ -1,6 +1,6 @@
 """Run every row beside its limits and peers, interleaved, several rounds; print ratios; write ``results.json``.
 
-    python -m benchmarks [--rounds 3] [--scale 1.0] [--only keyed-1k,...]
+python -m benchmarks [--rounds 3] [--scale 1.0] [--only keyed-1k,...]
 """
 
 from __future__ import annotations
@@ -23,13 +23,25 @@ ROWS: dict[str, tuple[int, str, list[str], tuple[str, float, float]]] = {
     "keyed-1k": (
         1_000_000,
         "keyed-1k",
-        ["bytewax:keyed-1k", "bytewax2:keyed-1k", "bytewax-recovery:keyed-1k", "bytewax2-recovery:keyed-1k", "plain:keyed-1k"],
+        [
+            "bytewax:keyed-1k",
+            "bytewax2:keyed-1k",
+            "bytewax-recovery:keyed-1k",
+            "bytewax2-recovery:keyed-1k",
+            "plain:keyed-1k",
+        ],
         ("recovery", 2.0, 3.0),
     ),
     "keyed-1m": (
         2_000_000,
         "keyed-1m",
-        ["bytewax:keyed-1m", "bytewax2:keyed-1m", "bytewax-recovery:keyed-1m", "bytewax2-recovery:keyed-1m", "plain:keyed-1m"],
+        [
+            "bytewax:keyed-1m",
+            "bytewax2:keyed-1m",
+            "bytewax-recovery:keyed-1m",
+            "bytewax2-recovery:keyed-1m",
+            "plain:keyed-1m",
+        ],
         ("recovery", 4.0, 8.0),
     ),
     "chain-functions": (
@@ -102,7 +114,15 @@ def run_row(
         print(f"  {name:18s} {median:12,.0f} /s   grape = {medians['grape'] / median:6.2f} x")
     verdict = "aim reached" if ratio >= aim else "floor reached" if ratio >= floor else "BELOW THE FLOOR"
     print(f"  -> {ratio:.2f} x {best} (floor {floor}, aim {aim}): {verdict}", flush=True)
-    return {"size": size, "median": medians, "all": figures, "against": best, "ratio": ratio, "floor": floor, "aim": aim}
+    return {
+        "size": size,
+        "median": medians,
+        "all": figures,
+        "against": best,
+        "ratio": ratio,
+        "floor": floor,
+        "aim": aim,
+    }
 
 
 if __name__ == "__main__":
