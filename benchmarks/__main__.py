@@ -18,45 +18,16 @@ from typing import Any
 
 ROOT = Path(__file__).parent
 
-# row -> (size, our command, competitors, (competitor to beat, floor, aim))
-ROWS: dict[str, tuple[int, str, list[str], tuple[str, float, float]]] = {
-    "keyed-1k": (
-        1_000_000,
-        "keyed-1k",
-        [
-            "bytewax:keyed-1k",
-            "bytewax2:keyed-1k",
-            "bytewax-recovery:keyed-1k",
-            "bytewax2-recovery:keyed-1k",
-            "plain:keyed-1k",
-        ],
-        ("recovery", 2.0, 3.0),
-    ),
-    "keyed-1m": (
-        2_000_000,
-        "keyed-1m",
-        [
-            "bytewax:keyed-1m",
-            "bytewax2:keyed-1m",
-            "bytewax-recovery:keyed-1m",
-            "bytewax2-recovery:keyed-1m",
-            "plain:keyed-1m",
-        ],
-        ("recovery", 4.0, 8.0),
-    ),
-    "chain-functions": (
-        1_000_000,
-        "chain-functions",
-        ["bytewax:chain", "bytewax2:chain", "plain:chain"],
-        ("memory", 0.7, 1.0),
-    ),
-    "chain-nodes": (1_000_000, "chain-nodes", ["bytewax:chain", "bytewax2:chain", "plain:chain"], ("memory", 0.3, 0.5)),
-    "wordcount": (
-        50,
-        "wordcount",
-        ["bytewax:wordcount", "bytewax2:wordcount", "bytewax-recovery:wordcount", "plain:wordcount"],
-        ("memory", 2.0, 2.5),
-    ),
+BYTEWAX = ("bytewax", "bytewax2")
+RECOVERING = ("bytewax-recovery", "bytewax2-recovery")
+
+# row -> (size, the peers' name of it, who else runs, (what to beat, floor, aim))
+ROWS: dict[str, tuple[int, str, tuple[str, ...], tuple[str, float, float]]] = {
+    "keyed-1k": (1_000_000, "keyed-1k", (*BYTEWAX, *RECOVERING, "plain"), ("recovery", 2.0, 3.0)),
+    "keyed-1m": (2_000_000, "keyed-1m", (*BYTEWAX, *RECOVERING, "plain"), ("recovery", 4.0, 8.0)),
+    "chain-functions": (1_000_000, "chain", (*BYTEWAX, "plain"), ("memory", 0.7, 1.0)),
+    "chain-nodes": (1_000_000, "chain", (*BYTEWAX, "plain"), ("memory", 0.3, 0.5)),
+    "wordcount": (50, "wordcount", (*BYTEWAX, *RECOVERING, "plain"), ("memory", 2.0, 2.5)),
 }
 
 
@@ -88,30 +59,30 @@ def main() -> None:
     base = Path(tempfile.mkdtemp(prefix="grape-bench-", dir=ROOT.parent))
     results: dict[str, Any] = {"machine": platform.processor() or platform.machine(), "rounds": options.rounds}
     try:
-        for row, (size, ours, competitors, target) in ROWS.items():
+        for row, (size, name, peers, target) in ROWS.items():
             if not options.only or row in options.only.split(","):
-                results[row] = run_row(row, int(size * options.scale), ours, competitors, target, options.rounds, base)
+                results[row] = run_row(row, int(size * options.scale), name, peers, target, options.rounds, base)
     finally:
         shutil.rmtree(base, ignore_errors=True)
     (ROOT / "results.json").write_text(json.dumps(results, indent=2) + "\n")
 
 
 def run_row(
-    row: str, size: int, ours: str, competitors: list[str], target: tuple[str, float, float], rounds: int, base: Path
+    row: str, size: int, name: str, peers: tuple[str, ...], target: tuple[str, float, float], rounds: int, base: Path
 ) -> dict[str, Any]:
     figures: dict[str, list[float]] = {}
     for _ in range(rounds):
-        figures.setdefault("grape", []).append(measure("benchmarks.rows", ours, size, base))
-        for name in competitors:
-            figures.setdefault(name.partition(":")[0], []).append(measure("benchmarks.peers", name, size, base))
+        figures.setdefault("grape", []).append(measure("benchmarks.rows", row, size, base))
+        for peer in peers:
+            figures.setdefault(peer, []).append(measure("benchmarks.peers", f"{peer}:{name}", size, base))
     medians = {name: statistics.median(values) for name, values in figures.items()}
     kind, floor, aim = target
     rivals = {n: m for n, m in medians.items() if n.startswith("bytewax") and ("recovery" in n) == (kind == "recovery")}
     best = max(rivals, key=lambda n: rivals[n])
     ratio = medians["grape"] / rivals[best]
     print(f"\n{row}: size {size:,}")
-    for name, median in medians.items():
-        print(f"  {name:18s} {median:12,.0f} /s   grape = {medians['grape'] / median:6.2f} x")
+    for who, median in medians.items():
+        print(f"  {who:18s} {median:12,.0f} /s   grape = {medians['grape'] / median:6.2f} x")
     verdict = "aim reached" if ratio >= aim else "floor reached" if ratio >= floor else "BELOW THE FLOOR"
     print(f"  -> {ratio:.2f} x {best} (floor {floor}, aim {aim}): {verdict}", flush=True)
     return {
