@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from grape.cli import state
+from grape.cli import dead, state
+from grape.cli.doctor import doctor
 from grape.cli.run import run
 
 app = typer.Typer(
@@ -36,7 +37,9 @@ def _root(
 
 
 app.command()(run)
+app.add_typer(dead.app, name="dead")
 app.add_typer(state.app, name="state")
+app.command()(doctor)
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""A data directory as its tools see it: apps, keyed state, dead letters, stopped events.
+"""A data directory as its tools see it: apps, keyed state, dead letters, stopped events, and whether it is whole.
 
 Nothing here takes the directory's lock, and no read transaction lasts longer than a slice of rows, so that all of it
 works beside a running engine. What is read then is of one moment per slice, not of one moment as a whole.
@@ -19,9 +19,10 @@ from msgspec import Struct
 
 from grape.abc.transport import Table
 from grape.engine.catalog import read_catalog
-from grape.errors import Corrupt, UsageError
+from grape.errors import Corrupt, EngineError, StorageFailed, UsageError
 from grape.model import batch as codec
 from grape.model.address import CATALOG, PartitionId, partition_of
+from grape.model.cursor import Cursor
 from grape.model.stored import (
     OUTPUT,
     REPLIES,
@@ -32,11 +33,15 @@ from grape.model.stored import (
     DeadLetter,
     HoldEntry,
     decode_dead,
+    decode_head,
     decode_hold,
+    decode_source,
+    decode_taker,
+    decode_timer,
     row_key,
     state_key,
 )
-from grape.store.lmdb import Reader
+from grape.store.lmdb import Finding, Holder, Reader, holder
 
 T = TypeVar("T")
 
@@ -172,20 +177,6 @@ class Directory:
             raise UsageError(f"{self.reader.directory} holds no app {name!r}{near(name, apps)}; its apps: {known}")
         return apps[name]
 
-    def rows(self, partition: PartitionId, table: Table, prefix: bytes = b"") -> Iterator[tuple[bytes, bytes]]:
-        """Rows whose key begins with ``prefix``, in key order.
-
-        Raises:
-            Corrupt: a row fails its checksum.
-        """
-        after = prefix
-        while rows := self.reader.scan(partition, table, after, SLICE):
-            for key, value in rows:
-                if not key.startswith(prefix):
-                    return
-                yield key, value
-            after = rows[-1][0] + b"\0"
-
     # ------------------------------------------------------------------ state
 
     def states(self, record: AppRecord, node: str | None, prefix: str) -> Iterator[StateRow]:
@@ -199,7 +190,7 @@ class Directory:
             number, pool = self._home(record, name)
             start = state_key(number, prefix.encode("utf-8", "surrogateescape"))
             for n in range(record.partitions):
-                for key, value in self.rows(PartitionId(record.id, pool, n), "state", start):
+                for key, value in rows_of(self.reader, PartitionId(record.id, pool, n), "state", start):
                     row = _state_row(name, key[2:], value)
                     if row is not None:
                         yield row
@@ -236,11 +227,11 @@ class Directory:
             Corrupt: a row cannot be read.
         """
         for log, partition in partitions_of(record):
-            for key, value in self.rows(partition, "dead"):
+            for key, value in rows_of(self.reader, partition, "dead"):
                 place = Place(log, partition, False, int.from_bytes(key, "big"))
                 yield Letter(place, decoded(decode_dead, value, "dead letter"))
             if not log.startswith(SOURCE):
-                for key, value in self.rows(partition, "hold"):
+                for key, value in rows_of(self.reader, partition, "hold"):
                     entry = decoded(decode_hold, value, "hold entry")
                     if entry.stopped:
                         yield Letter(Place(log, partition, True, int.from_bytes(key, "big")), entry)
@@ -281,6 +272,21 @@ def open_reader(path: str | os.PathLike[str]) -> Reader:
         return Reader(directory)
     except OSError as e:
         raise UsageError(f"the data directory {directory} cannot be read: {e}") from None
+
+
+def rows_of(reader: Reader, partition: PartitionId, table: Table, prefix: bytes = b"") -> Iterator[tuple[bytes, bytes]]:
+    """Rows whose key begins with ``prefix``, in key order.
+
+    Raises:
+        Corrupt: a row fails its checksum.
+    """
+    after = prefix
+    while rows := reader.scan(partition, table, after, SLICE):
+        for key, value in rows:
+            if not key.startswith(prefix):
+                return
+            yield key, value
+        after = rows[-1][0] + b"\0"
 
 
 def partitions_of(record: AppRecord) -> Iterator[tuple[str, PartitionId]]:
@@ -363,3 +369,156 @@ def _value(packed: bytes) -> Any:
         return msgspec.msgpack.decode(packed)
     except (msgspec.DecodeError, RecursionError, TypeError):  # such as a map with a map as a key
         return packed
+
+
+# ------------------------------------------------------------------ doctor
+
+
+class LogReport(Struct):
+    """What a log of an app holds, and the rows beside it. ``app``: number of the app. ``what``: what its batches hold,
+    "" if it never has any. ``events``, ``batches``, ``size`` (bytes): what waits."""
+
+    app: int
+    title: str
+    what: str
+    is_pool: bool
+    batches: int = 0
+    events: int = 0
+    size: int = 0
+    held: int = 0
+    stopped: int = 0
+    timers: int = 0
+    dead: int = 0
+    note: str = ""
+
+
+class Checkup:
+    """The doctor's visit: `run` walks everything once. On a directory in use the counts are of several moments.
+
+    Args:
+        path: the data directory.
+
+    Raises:
+        UsageError, Corrupt, StorageFailed: as `Directory.open`.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.reader = open_reader(path)
+        self.path = self.reader.directory
+        self.holder: Holder | None = holder(self.path)
+        self.size = sum(entry.stat().st_size for entry in os.scandir(self.path) if entry.name == "data.mdb")
+        self.doubtful = (self.path / "verify").exists()
+        self.apps: list[AppRecord] = []
+        self.logs: list[LogReport] = []
+        self.rows = 0
+        self._reports: dict[tuple[int, int], LogReport] = {}
+        self._cursors: dict[PartitionId, Cursor] = {}
+        self._findings: list[str] = []
+
+    def __enter__(self) -> Checkup:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.reader.close()
+
+    def run(self, progress: Callable[[int], None] | None) -> list[str]:
+        """Check and count everything. ``progress``: called with the number of rows checked so far.
+
+        Returns:
+            What is damaged, a line each.
+        """
+        try:
+            self._read_heads()
+        except (EngineError, UsageError) as e:
+            self._findings.append(str(e))
+
+        def counted(rows: int) -> None:
+            self.rows = rows
+            if progress is not None:
+                progress(rows)
+
+        try:
+            for finding in self.reader.verify(self._check_batch, counted):
+                self._findings.append(self._named(finding))
+        except Exception as e:  # a tree so broken that not even the walk over it ends in order
+            self._findings.append(f"the file cannot be walked: {type(e).__name__}: {e}")
+        for record in self.apps:
+            for log, partition in partitions_of(record):
+                self._count_rows(self._reports[record.id, record.logs[log]], log, partition)
+        return list(dict.fromkeys(self._findings))
+
+    def _read_heads(self) -> None:
+        head = self.reader.head(CATALOG)
+        catalog = read_catalog(b"" if head is None else head.head)
+        self.apps = sorted(catalog.apps.values(), key=lambda record: record.name)
+        for record in self.apps:
+            for name, number in record.logs.items():
+                self.logs.append(_report(record, name))
+                self._reports[record.id, number] = self.logs[-1]
+                parts = 1 if name.startswith((SOURCE, TAKER)) else record.partitions
+                for n in range(parts):
+                    try:
+                        self._read_head(name, PartitionId(record.id, number, n))
+                    except Corrupt as e:
+                        self._findings.append(str(e))
+
+    def _read_head(self, name: str, partition: PartitionId) -> None:
+        head = self.reader.head(partition)
+        if head is None or not head.head:
+            return
+        report = self._reports[partition.app, partition.pool]
+        if name.startswith(SOURCE):
+            report.note = f"{decoded(decode_source, head.head, 'head of a source').fed:,} events fed"
+        elif name.startswith(TAKER):
+            taker = decoded(decode_taker, head.head, "head of a taker")
+            report.note = f"{taker.taken:,} events taken, {taker.length:,} bytes"
+        elif report.is_pool:
+            self._cursors[partition] = decoded(decode_head, head.head, "head of a partition").cursor
+
+    def _check_batch(self, log: PartitionId, position: int, batch: bytes) -> str | None:
+        try:
+            header = codec.check(batch)
+        except Corrupt as e:
+            return str(e)
+        report = self._reports.get((log.app, log.pool))
+        cursor = self._cursors.get(log, Cursor())
+        if report is not None and not cursor.is_finished(position):
+            report.batches += 1
+            report.events += header.events - cursor.progress(position).finished()
+            report.size += len(batch)
+        return None
+
+    def _named(self, finding: Finding) -> str:
+        partition = finding.partition
+        report = None if partition is None else self._reports.get((partition.app, partition.pool))
+        where = f" (log {report.title}, partition {partition.number})" if report is not None and partition else ""
+        return f"{finding}{where}"
+
+    def _count_rows(self, report: LogReport, log: str, partition: PartitionId) -> None:
+        try:
+            for _, value in rows_of(self.reader, partition, "dead"):
+                decoded(decode_dead, value, f"dead letter of {report.title}")
+                report.dead += 1
+            if log.startswith(SOURCE):
+                return
+            for _, value in rows_of(self.reader, partition, "hold"):
+                report.held += 1
+                report.stopped += decoded(decode_hold, value, f"hold entry of {report.title}").stopped
+            for _, value in rows_of(self.reader, partition, "timer"):
+                decoded(decode_timer, value, f"timer of {report.title}")
+                report.timers += 1
+        except (Corrupt, StorageFailed) as e:
+            if not self._findings:  # else the walk over the file has named it
+                self._findings.append(str(e))
+
+
+def _report(record: AppRecord, log: str) -> LogReport:
+    if log.startswith(OUTPUT):
+        return LogReport(record.id, f"output {log[1:]}", "events not taken", False)
+    if log.startswith(SOURCE):
+        return LogReport(record.id, f"source {log[1:]}", "", False)
+    if log.startswith(TAKER):
+        return LogReport(record.id, f"taker {log[1:]}", "", False)
+    if log == REPLIES:
+        return LogReport(record.id, "replies", "replies not taken", False)
+    return LogReport(record.id, f"pool {log}", "events waiting", True)

@@ -1,0 +1,141 @@
+"""``grape doctor``: what is in a data directory, and whether it is whole."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from typing import Annotated, Final
+
+import typer
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+from grape.cli.console import complain, err
+from grape.cli.run import EXIT_ENGINE, EXIT_INT, EXIT_OK, EXIT_USE
+from grape.cli.state import Data, escaped
+from grape.errors import EngineError, GrapeError
+from grape.tools.directory import Checkup, LogReport
+
+_SHOWN: Final = 100
+
+
+def doctor(
+    data: Data,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Only what is damaged.")] = False,
+) -> None:
+    """Check a data directory: walk all of it, verify every checksum, count what waits. It may be in use.
+
+    Exit codes: 0 whole; 2 no data directory of Grape; 3 damaged.
+    """
+    # In a process of its own: reading a file that was cut off kills the process that reads it.
+    sys.stdout.flush()
+    child = os.fork()
+    if child == 0:
+        _in_child(data, quiet)
+    while True:
+        try:
+            _, status = os.waitpid(child, 0)
+            break
+        except KeyboardInterrupt:
+            continue
+    if os.WIFSIGNALED(status):
+        number = os.WTERMSIG(status)
+        if number not in (signal.SIGBUS, signal.SIGSEGV, signal.SIGABRT):
+            raise typer.Exit(128 + number)
+        name = signal.Signals(number).name
+        complain(f"{data}/data.mdb is cut off, or so damaged that it cannot be read ({name})\n{_ADVICE}")
+        raise typer.Exit(EXIT_ENGINE)
+    raise typer.Exit(os.waitstatus_to_exitcode(status))
+
+
+def _in_child(data: str, quiet: bool) -> None:
+    code = EXIT_ENGINE
+    try:
+        code = _examine(data, quiet)
+        sys.stdout.flush()
+    except GrapeError as e:
+        complain(str(e))
+        code = EXIT_ENGINE if isinstance(e, EngineError) else EXIT_USE
+        if code == EXIT_ENGINE:
+            err.print(_ADVICE, markup=False)
+    except KeyboardInterrupt:
+        code = EXIT_INT
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        os._exit(code)
+
+
+def _examine(data: str, quiet: bool) -> int:
+    with Checkup(data) as checkup:
+        with _progress() as progress:
+            findings = checkup.run(progress)
+        if not quiet:
+            for line in _lines(checkup):
+                print(line)
+        for finding in findings[:_SHOWN]:
+            print(f"damaged: {escaped(finding)}")
+        if len(findings) > _SHOWN:
+            print(f"damaged: {len(findings) - _SHOWN:,} more")
+        if findings:
+            print(_ADVICE)
+        elif not quiet:
+            print(f"whole: all {checkup.rows:,} rows are what was written")
+    return EXIT_ENGINE if findings else EXIT_OK
+
+
+_ADVICE: Final = (
+    "what to do: stop the engine and keep a copy of the directory; check disk and memory of the machine (dmesg). "
+    "Nothing damaged is ever used: the engine stops where it meets it. Restore the directory from a backup, or feed "
+    "the input again into a new one; `grape state list` and `grape dead list` show what can still be read"
+)
+
+
+@contextlib.contextmanager
+def _progress() -> Iterator[Callable[[int], None] | None]:
+    if not err.is_terminal:
+        yield None
+        return
+    columns = SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn()
+    with Progress(*columns, console=err, transient=True) as progress:
+        task = progress.add_task("checking", total=None)
+        yield lambda rows: progress.update(task, description=f"checking: {rows:,} rows")
+
+
+def _lines(checkup: Checkup) -> Iterator[str]:
+    used = "not in use" if checkup.holder is None else f"in use by process {checkup.holder.pid or '(unknown)'}"
+    yield f"{checkup.path}: {_size(checkup.size)} on disk, {used}"
+    if checkup.doubtful:
+        yield "the last run ended with an I/O error: the next one checks everything before it starts"
+    if not checkup.apps:
+        yield "no apps"
+    for record in checkup.apps:
+        nodes = ", ".join(sorted(record.nodes))
+        yield escaped(f"app {record.name}: {record.partitions} partitions; nodes {nodes}")
+        for log in checkup.logs:
+            if log.app == record.id:
+                yield "  " + escaped(_log_line(log))
+
+
+def _log_line(log: LogReport) -> str:
+    parts = [f"{log.events:,} {log.what} in {log.batches:,} batches ({_size(log.size)})"] if log.what else []
+    parts += [
+        f"{count:,} {name}"
+        for name, count in (("held", log.held), ("stopped", log.stopped), ("timers", log.timers), ("dead", log.dead))
+        if count or log.is_pool
+    ]
+    parts += [log.note] if log.note else []
+    return f"{log.title}: {', '.join(parts)}"
+
+
+def _size(size: float) -> str:
+    if size < 1000:
+        return f"{size:.0f} bytes"
+    for unit in ("kB", "MB"):
+        size /= 1000
+        if size < 1000:
+            return f"{size:.3g} {unit}"
+    return f"{size / 1000:.3g} GB"

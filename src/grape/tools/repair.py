@@ -1,0 +1,215 @@
+"""Dead letters and stopped events: try them again, or drop them. Owns the directory meanwhile, as an engine does.
+
+Every partition is changed by commits of its own, each of which moves a letter as a whole: out of the dead letters and
+into the log, in one transaction. A crash leaves each letter where it was or where it should be, and nowhere twice.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator
+from itertools import groupby
+from queue import SimpleQueue
+from typing import Final, Literal
+
+from msgspec import Struct
+
+from grape.abc.transport import Arrival, Callbacks, Claim, Commit, Outcome, Rows, Send, Table
+from grape.errors import Corrupt, StorageFailed
+from grape.model import batch as codec
+from grape.model.address import PartitionId
+from grape.model.stored import SOURCE, AppRecord, DeadLetter, Head, HoldEntry, decode_head, encode, row_key
+from grape.tools.directory import Directory, Letter, Place, decoded, near, open_reader, run_of
+from grape.transports.embedded import EmbeddedTransport
+
+_COMMIT_BYTES: Final = 32 << 20
+_COMMIT_LETTERS: Final = 10_000
+
+Action = Literal["retry", "drop"]
+
+
+class Changes(Struct):
+    """``dead`` and ``stopped``: how many letters of each kind were changed; ``refused``: id -> why not."""
+
+    dead: int = 0
+    stopped: int = 0
+    refused: dict[str, str] = {}
+
+
+class _Draft:
+    """The next commit of a partition."""
+
+    def __init__(self, head: Head | None) -> None:
+        self.head = head
+        self.sends: list[Send] = []
+        self.rows: dict[Table, list[tuple[bytes, bytes | None]]] = {}
+        self.dead = self.stopped = self.size = 0
+
+
+class Repair:
+    """The data directory ``path``, locked.
+
+    Raises:
+        UsageError: as `Directory.open`; InUse (names the pid) if an engine is running on it.
+        Corrupt, StorageFailed: as `Directory.open`.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        open_reader(path).close()  # only what is there already: opening to write would make a directory
+        self._posted: SimpleQueue[Callable[[], None]] = SimpleQueue()
+        self._outcomes: list[Outcome] = []
+        self._error: BaseException | None = None
+        callbacks = Callbacks(self._done, self._arrived, self._failed)
+        self._transport = EmbeddedTransport.open(path, callbacks, self._posted.put)
+        try:
+            self.directory = Directory(self._transport.store)
+        except BaseException:
+            self._transport.close()
+            raise
+
+    def __enter__(self) -> Repair:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._transport.close()
+
+    def retry(self, record: AppRecord, places: Iterable[Place]) -> Changes:
+        """Dead letters go back into the log, for their node alone and under their old id; stopped events are due.
+
+        Raises:
+            Corrupt: something stored cannot be read; what was committed before stays.
+            StorageFailed: the disk refused.
+        """
+        return self._change(record, places, "retry")
+
+    def drop(self, record: AppRecord, places: Iterable[Place]) -> Changes:
+        """Remove letters for good. What lined up behind a stopped event becomes due. Errors as `retry`."""
+        return self._change(record, places, "drop")
+
+    # ------------------------------------------------------------------ one partition after the other
+
+    def _change(self, record: AppRecord, places: Iterable[Place], action: Action) -> Changes:
+        changes = Changes()
+        # In the order of their numbers, so that events of a key keep their order.
+        for partition, group in groupby(sorted(set(places), key=_order), lambda place: place.partition):
+            self._change_partition(record, partition, list(group), action, changes)
+        return changes
+
+    def _change_partition(
+        self, record: AppRecord, partition: PartitionId, places: list[Place], action: Action, changes: Changes
+    ) -> None:
+        letters = self._allowed(record, places, action, changes)
+        claim: Claim | None = None
+        number = 0
+        draft = _Draft(None)
+        for letter in letters:
+            if claim is None:
+                claim = self._transport.claim(partition)
+                is_source = letter.place.log.startswith(SOURCE)
+                draft = _Draft(None if is_source else _head(claim.head))
+            self._put(record, letter, action, draft)
+            if draft.size > _COMMIT_BYTES or draft.dead + draft.stopped >= _COMMIT_LETTERS:
+                number += 1
+                self._commit(partition, claim, number, draft, changes)
+                draft = _Draft(draft.head)
+        if claim is not None and draft.dead + draft.stopped:
+            self._commit(partition, claim, number + 1, draft, changes)
+
+    def _allowed(self, record: AppRecord, places: list[Place], action: Action, changes: Changes) -> Iterator[Letter]:
+        for place in places:
+            letter = self.directory.letter(place)
+            if letter is None:
+                why = "there is no such letter (any more)"
+            else:
+                why = refusal(record, letter) if action == "retry" else ""
+            if why or letter is None:
+                changes.refused[place.id] = why
+            else:
+                yield letter
+
+    def _put(self, record: AppRecord, letter: Letter, action: Action, draft: _Draft) -> None:
+        place, row = letter.place, letter.row
+        key = row_key(place.number)
+        if isinstance(row, DeadLetter):
+            draft.dead += 1
+            draft.rows.setdefault("dead", []).append((key, None))
+            if action == "retry":
+                assert draft.head is not None
+                send = _again(record, letter, draft.head)
+                draft.sends.append(send)
+                draft.size += len(send.batch)
+        else:
+            draft.stopped += 1
+            value: bytes | None = None
+            if action == "retry":
+                row.stopped, row.due, row.attempts = False, 0, 0
+                value = encode(row)
+                draft.size += len(value)
+            draft.rows.setdefault("hold", []).append((key, value))
+
+    def _commit(self, partition: PartitionId, claim: Claim, number: int, draft: _Draft, changes: Changes) -> None:
+        head = claim.head if draft.head is None else encode(draft.head)
+        rows: list[tuple[Table, Rows]] = list(draft.rows.items())
+        self._transport.commit(Commit(partition, claim.term, number, head, draft.sends, rows))
+        self._outcomes.clear()
+        while not self._outcomes and self._error is None:
+            self._posted.get()()
+        if self._error is not None:
+            raise self._error if isinstance(self._error, StorageFailed | Corrupt) else StorageFailed(str(self._error))
+        if self._outcomes != ["committed"]:
+            raise StorageFailed(f"partition {partition} was not changed: {self._outcomes[0]}")
+        changes.dead += draft.dead
+        changes.stopped += draft.stopped
+
+    def _done(self, outcomes: list[tuple[Commit, Outcome]]) -> None:
+        self._outcomes.extend(outcome for _, outcome in outcomes)
+
+    def _arrived(self, arrivals: list[Arrival]) -> None:
+        pass
+
+    def _failed(self, error: BaseException) -> None:
+        self._error = error
+
+
+def _order(place: Place) -> tuple[PartitionId, bool, int]:
+    return place.partition, place.stopped, place.number
+
+
+def _head(packed: bytes) -> Head:
+    return decoded(decode_head, packed, "head of a partition") if packed else Head()
+
+
+def refusal(record: AppRecord, letter: Letter) -> str:
+    """Why ``letter`` cannot be tried again; "": it can."""
+    row = letter.row
+    if not row.node:
+        where = f" ({letter.origin})" if letter.origin else ""
+        return f"it never became an event: correct the input{where} and feed it again, then drop the letter"
+    node = record.nodes.get(row.node)
+    if node is None:
+        return f"node {row.node!r} is gone from app {record.name!r}{near(row.node, record.nodes)}"
+    if not any(slot.event == row.event and slot.node == row.node for slot in record.topology.slots):
+        return f"node {row.node!r} has no slot for event {row.event!r} any more"
+    if isinstance(row, HoldEntry) and node.pool != letter.place.log:
+        return f"node {row.node!r} has moved to pool {node.pool!r}"
+    return ""
+
+
+def _again(record: AppRecord, letter: Letter, head: Head) -> Send:
+    """The event as a batch for the log of its node, under the next number that its partition has for that log."""
+    row, run, own = letter.row, run_of(letter), letter.place.partition
+    hops = run.meta.hops
+    meta = codec.RunMeta(
+        [row.event],
+        hops=hops if isinstance(hops, int) else hops[0],
+        only=[row.node],
+        ids={0: row.id} if row.id else None,
+        contexts=None if row.context is None else [0],
+    )
+    body = codec.encode_run(meta, 1, codec.keys_of(run), codec.raw_data_of(run))
+    target = PartitionId(own.app, record.logs[record.nodes[row.node].pool], own.number)
+    packed = target.packed()
+    sequence = head.sent.get(packed, 0)
+    head.sent[packed] = sequence + 1
+    contexts = () if row.context is None else (row.context,)
+    return Send(target, codec.seal(body, 1, own, record.incarnation, sequence, row.created, contexts), 1)
