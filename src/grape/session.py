@@ -86,6 +86,7 @@ class Outcomes(Struct, kw_only=True):
     backlog: int
     due: float | None
     dead_stored: int
+    stopped_events: int
 
 
 class Taker(Struct):
@@ -175,7 +176,9 @@ class Session:
             await self._open(data, topology)
             self.ready.set()
             outcome = await self._serve(data)
-            kept = kept or outcome.dead_stored > 0 or outcome.backlog > 0 or outcome.stopped
+            kept = (
+                kept or outcome.dead_stored > 0 or outcome.stopped_events > 0 or outcome.backlog > 0 or outcome.stopped
+            )
             outcome.kept = kept
             return outcome
         finally:
@@ -296,6 +299,7 @@ class Session:
             backlog=app.backlog_events + app.holds + app.timers,
             due=None if due is None else due / 1e6,
             dead_stored=self._count_dead(),
+            stopped_events=engine.stopped_events,
         )
 
     def _is_over(self, engine: Engine) -> bool:
@@ -467,20 +471,23 @@ class Session:
             self._source_threads.append(thread)
 
     def _read_source(self, feed: Feed) -> None:
-        """On the source's thread: read a chunk, prepare it, hand it in, and go on when it is durable."""
+        """On the source's thread: read and prepare a chunk while the last one is committed, then hand it in."""
         source = feed.source
         try:
             position = feed.head.position
+            durable = threading.Event()
+            durable.set()
             while not self._stopping and (chunk := source.read(position)) is not None:
                 if self._must_be_slots(chunk.columns):
                     return
                 prepared = feed.prepare(chunk, self.clock.now())
                 position = chunk.position
+                if not self._wait_durable(durable):
+                    return
                 durable = threading.Event()
-                self.call(lambda p=prepared, c=chunk, d=durable: self._hand_in(feed, p, c.size, d))  # type: ignore[misc]
-                while not durable.wait(0.5):
-                    if self._stopping or self._fatal is not None:
-                        return
+                self.call(partial(self._hand_in, feed, prepared, chunk.size, durable))
+            if not self._wait_durable(durable):
+                return
             if not self._stopping:
                 self.call(self._source_ended)
         except GrapeError as e:
@@ -488,6 +495,13 @@ class Session:
         except Exception as e:
             text = f"source {source.name!r} failed: {type(e).__name__}: {e}"
             self.call(lambda: self._stop_with(UserError(text)))
+
+    def _wait_durable(self, durable: threading.Event) -> bool:
+        """Wait for the commit of the last chunk; False: the run ends before."""
+        while not durable.wait(0.2):
+            if self._stopping or self._fatal is not None:
+                return False
+        return True
 
     def _must_be_slots(self, columns: list[Any]) -> bool:
         assert self.app is not None

@@ -228,7 +228,7 @@ async def _run(options: Options, sources: list[Source], takers: list[Taker], as_
     report(session, outcomes, meter, options, as_json)
     if got and (outcomes.stopped or outcomes.backlog):
         return EXIT_INT if got[0] == signal.SIGINT else EXIT_TERM
-    return EXIT_DEAD if outcomes.dead_stored else EXIT_OK
+    return EXIT_DEAD if outcomes.dead_stored or outcomes.stopped_events else EXIT_OK
 
 
 async def _watch(meter: Meter) -> None:
@@ -282,11 +282,16 @@ def report(session: Session, outcomes: Outcomes, meter: Meter, options: Options,
     for name, count in found["dropped_outputs"].items():
         say(f"output {name!r}: {count:,} events had no taker and were dropped (--take {name}=FILE keeps them)")
     where = f"--data {outcomes.data}"
-    if outcomes.stopped or outcomes.backlog:
+    if outcomes.stopped or outcomes.backlog > outcomes.stopped_events:
         due = ""
         if outcomes.due is not None:
             due = f"; the next is due {time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(outcomes.due))}"
         say(f"{outcomes.backlog:,} events wait in {outcomes.data}{due}. Resume with the same command and {where}")
+    if outcomes.stopped_events:
+        say(
+            f'{outcomes.stopped_events:,} events failed for good and hold their keys (on_fail="stop"); decide with: '
+            f"grape dead list {where}"
+        )
     if outcomes.dead_stored:
         say(f"{outcomes.dead_stored:,} dead letters; look at them with: grape dead list {where}")
     if options.data is None and outcomes.kept:

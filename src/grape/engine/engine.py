@@ -116,6 +116,11 @@ class Engine:
         now = self.clock.now()
         return all(p.quiet and p.waiting_events == 0 and (p.next_due() or now + 1) > now for p in self._owners.values())
 
+    @property
+    def stopped_events(self) -> int:
+        """Failed events with ``on_fail="stop"`` that wait for an operator."""
+        return sum(p.holds.stopped for p in self._owners.values())
+
     def next_due(self) -> int | None:
         """When the next timer or retry is due (microseconds of wall time)."""
         return min((d for p in self._owners.values() if (d := p.next_due()) is not None), default=None)

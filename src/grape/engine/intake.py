@@ -26,15 +26,15 @@ class Feed:
         claim = transport.claim(self.id)
         self._term, self._number = claim.term, 0
         self.head = decode_source(claim.head) if claim.head else SourceHead()
-        self.is_new = not claim.head
+        self._planned = self.head
         self._partitions = Partitions(app.partitions)
         self._commit: Commit | None = None
         self._then: Callable[[], None] | None = None
         self.size = 0
 
     def prepare(self, chunk: Chunk, now: int) -> tuple[list[Send], SourceHead, list[tuple[bytes, bytes]], Counter[str]]:
-        """Make the batches of a chunk: the work, without the commit."""
-        head = self.head
+        """Make the batches of a chunk, which follows the one prepared before: the work, without the commit."""
+        head = self._planned
         sent = dict(head.sent)
         sends: list[Send] = []
         counts: Counter[str] = Counter()
@@ -46,6 +46,7 @@ class Feed:
                 self._make(part, number, sent, sends, now)
         dead = [(row_key(head.next_dead + i), encode(letter)) for i, letter in enumerate(_letters(chunk, now))]
         new = SourceHead(chunk.position, sent, head.fed + sum(counts.values()), spread, head.next_dead + len(chunk.bad))
+        self._planned = new
         return sends, new, dead, counts
 
     def _by_partition(self, columns: Columns, spread: int) -> list[tuple[int, Columns]]:

@@ -173,8 +173,9 @@ class Partition:
 
     @property
     def finished(self) -> bool:
-        """Nothing is left to do now or later, but for stopped entries."""
-        return self.quiet and self.waiting_events == 0 and len(self.holds) == self.holds.stopped and not self._timers
+        """Nothing is left to do now or later, but for what an operator has to decide: stopped entries, and what waits
+        behind them."""
+        return self.quiet and self.waiting_events == 0 and not self._timers and self.holds.next_due() is None
 
     @property
     def hold_is_full(self) -> bool:
@@ -700,8 +701,8 @@ class Partition:
     def take_in(self, name: str, key: str | None, data: bytes, event_id: str, trace: str, now: int) -> None:
         """An event from a client (without a number of its own), for the pools that listen to it: this one."""
         ids = {0: event_id} if event_id else None
-        body = codec.one(name, key, msgspec.Raw(data), ids=ids)
         contexts = [Context(trace=trace)] if trace else []
+        body = codec.one(name, key, msgspec.Raw(data), ids=ids, contexts=[0] if trace else None)
         self.send(self.pool, self.number, body, 1, contexts, now)
 
     def remember(self, event_id: str, crc: int, now: int) -> None:

@@ -563,12 +563,12 @@ class Reader:
             while after is not None:
                 findings: list[Finding] = []
                 deadline = time.monotonic() + SLICE_SECONDS
+                count = 0
                 try:
                     with self._reading() as txn:
                         cursor = txn.cursor(self._dbs[name])
                         more = cursor.set_range(after) if after else cursor.first()
                         after = None
-                        count = 0
                         while more:
                             k, v = cursor.item()
                             if count >= SLICE_ROWS or time.monotonic() > deadline:
