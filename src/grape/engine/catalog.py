@@ -73,7 +73,7 @@ def update_record(
         if name not in numbers:
             numbers[name] = next_log
             next_log += 1
-    nodes: dict[str, NodeRecord] = {}
+    nodes = dict(old.nodes)  # one that is gone keeps its number: its state is still there
     next_node = old.next_node
     for node in topology.nodes:
         before = old.nodes.get(node.name)
