@@ -185,9 +185,10 @@ def refusal(record: AppRecord, letter: Letter) -> str:
     if not row.node:
         where = f" ({letter.origin})" if letter.origin else ""
         return f"it never became an event: correct the input{where} and feed it again, then drop the letter"
-    node = record.nodes.get(row.node)
+    present = {spec.name for spec in record.topology.nodes}
+    node = record.nodes.get(row.node) if row.node in present else None
     if node is None:
-        return f"node {row.node!r} is gone from app {record.name!r}{near(row.node, record.nodes)}"
+        return f"node {row.node!r} is gone from app {record.name!r}{near(row.node, present)}"
     if not any(slot.event == row.event and slot.node == row.node for slot in record.topology.slots):
         return f"node {row.node!r} has no slot for event {row.event!r} any more"
     if isinstance(row, HoldEntry) and node.pool != letter.place.log:
