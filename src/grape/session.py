@@ -131,7 +131,6 @@ class Session:
         self._aborting = False
         self._fatal: GrapeError | None = None
         self._pump_scheduled = False
-        self._source_threads: list[threading.Thread] = []
         self._begins: dict[Take, tuple[int, bytes] | None] = {}
 
     # ------------------------------------------------------------------ from other threads
@@ -468,7 +467,6 @@ class Session:
         for feed in self.feeds:
             thread = threading.Thread(target=self._read_source, args=(feed,), name="grape-source", daemon=True)
             thread.start()
-            self._source_threads.append(thread)
 
     def _read_source(self, feed: Feed) -> None:
         """On the source's thread: read and prepare a chunk while the last one is committed, then hand it in."""

@@ -6,9 +6,9 @@ from collections import Counter
 from collections.abc import Callable
 
 from grape.abc.source import Chunk, Columns, Source
-from grape.abc.transport import Commit, Outcome, Send, Transport
+from grape.abc.transport import Rows, Send, Table, Transport
 from grape.engine.app import App
-from grape.errors import Corrupt
+from grape.engine.committer import Committer
 from grape.model import batch as codec
 from grape.model.address import Partitions
 from grape.model.stored import SOURCE, DeadLetter, SourceHead, decode_source, encode, row_key
@@ -21,15 +21,13 @@ class Feed:
         self.source = source
         self.id = app.log(SOURCE + source.name, 0)
         self._app = app
-        self._transport = transport
         self._calls = calls
-        claim = transport.claim(self.id)
-        self._term, self._number = claim.term, 0
-        self.head = decode_source(claim.head) if claim.head else SourceHead()
+        self._committer = Committer(transport, self.id, f"source {source.name!r}")
+        self.done = self._committer.done
+        found = self._committer.claimed_head
+        self.head = decode_source(found) if found else SourceHead()
         self._planned = self.head
         self._partitions = Partitions(app.partitions)
-        self._commit: Commit | None = None
-        self._then: Callable[[], None] | None = None
         self.size = 0
 
     def prepare(self, chunk: Chunk, now: int) -> tuple[list[Send], SourceHead, list[tuple[bytes, bytes]], Counter[str]]:
@@ -103,9 +101,7 @@ class Feed:
     ) -> None:
         """Hand in a prepared chunk of ``size`` bytes of input; ``then`` is called when it is durable."""
         sends, head, dead, counts = prepared
-        self._number += 1
-        rows = [("dead", dead)] if dead else []
-        commit = Commit(self.id, self._term, self._number, encode(head), sends, rows)  # type: ignore[arg-type]
+        rows: list[tuple[Table, Rows]] = [("dead", [*dead])] if dead else []
 
         def committed() -> None:
             self.head = head
@@ -114,25 +110,7 @@ class Feed:
             self._app.stats.dead += len(dead)
             then()
 
-        self._commit, self._then = commit, committed
-        self._transport.commit(commit)
-
-    def done(self, commit: Commit, outcome: Outcome) -> None:
-        """The outcome of the commit under way."""
-        if commit is not self._commit or self._then is None:
-            return
-        if outcome == "unknown":
-            claim = self._transport.claim(self.id)
-            self._term, self._number = claim.term, 0
-            if (claim.number, claim.head) != (commit.number, commit.head):
-                self._number = 1
-                self._commit = Commit(self.id, claim.term, 1, commit.head, commit.sends, commit.rows)
-                self._transport.commit(self._commit)
-                return
-        elif outcome == "fenced":
-            raise Corrupt(f"source {self.source.name!r} was taken over by another engine")
-        then, self._commit, self._then = self._then, None, None
-        then()
+        self._committer.submit(encode(head), sends, rows, then=committed)
 
 
 def _letters(chunk: Chunk, now: int) -> list[DeadLetter]:

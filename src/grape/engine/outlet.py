@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterator
 
 from msgspec import Struct
 
-from grape.abc.transport import Commit, Outcome, Rows, Table, Transport, Trim
+from grape.abc.transport import Rows, Table, Transport, Trim
 from grape.engine.app import App
-from grape.errors import Corrupt
+from grape.engine.committer import Committer
 from grape.model import batch as codec
 from grape.model.stored import TAKER, TakerHead, decode_taker, encode
 
@@ -39,11 +39,10 @@ class Take:
         self._app = app
         self._log = log
         self._transport = transport
-        claim = transport.claim(self.id)
-        self._term, self._number = claim.term, 0
-        self.head = decode_taker(claim.head) if claim.head else TakerHead()
-        self._commit: Commit | None = None
-        self._then: Callable[[], None] | None = None
+        self._committer = Committer(transport, self.id, f"taker {name!r}")
+        self.done = self._committer.done
+        found = self._committer.claimed_head
+        self.head = decode_taker(found) if found else TakerHead()
         self._fresh = set(range(app.partitions))
         """Partitions that may have something to take."""
 
@@ -57,7 +56,7 @@ class Take:
     @property
     def is_idle(self) -> bool:
         """Everything there is has been taken and committed."""
-        return not self._fresh and self._commit is None
+        return not self._fresh and not self._committer.is_busy
 
     def read(self, max_bytes: int) -> Taken | None:
         """What can be taken now; None: nothing."""
@@ -114,31 +113,11 @@ class Take:
         """``taken`` is where it belongs: move on. ``then`` is called when that is durable."""
         old = self.head
         head = TakerHead({**old.positions, **taken.positions}, length, tail, old.taken + taken.events)
-        self._number += 1
         trims = [Trim(self._app.log(self._log, number), at) for number, at in taken.positions.items()]
-        commit = Commit(self.id, self._term, self._number, encode(head), (), rows or (), trims)
 
         def committed() -> None:
             self.head = head
             self._app.stats.taken[self._log[1:]] += taken.events
             then()
 
-        self._commit, self._then = commit, committed
-        self._transport.commit(commit)
-
-    def done(self, commit: Commit, outcome: Outcome) -> None:
-        """The outcome of the commit under way."""
-        if commit is not self._commit or self._then is None:
-            return
-        if outcome == "unknown":
-            claim = self._transport.claim(self.id)
-            self._term, self._number = claim.term, 0
-            if (claim.number, claim.head) != (commit.number, commit.head):
-                self._number = 1
-                self._commit = Commit(self.id, claim.term, 1, commit.head, (), commit.rows, commit.trims)
-                self._transport.commit(self._commit)
-                return
-        elif outcome == "fenced":
-            raise Corrupt(f"taker {self.name!r} was taken over by another engine")
-        then, self._commit, self._then = self._then, None, None
-        then()
+        self._committer.submit(encode(head), (), rows or (), trims, then=committed)

@@ -13,14 +13,16 @@ import hashlib
 import heapq
 import random
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Final, TypeVar
 
 import msgspec
 from msgspec import Struct
 
-from grape.abc.transport import Commit, Outcome, Rows, Send, Table, Transport, Trim
+from grape.abc.transport import Rows, Send, Table, Transport, Trim
 from grape.engine.app import App
 from grape.engine.clock import Clock
+from grape.engine.committer import Committer
 from grape.engine.hold import HoldList
 from grape.engine.inbox import Inbox
 from grape.errors import Corrupt, ProtocolError
@@ -108,17 +110,17 @@ class Partition:
         self.window = _FIRST_WINDOW
         self.top_up = any(node.is_async for node in app.topology.nodes if node.pool == pool)
         self._draft = _Draft()
-        self._committing: tuple[Commit, _Draft] | None = None
+        self._committing: _Draft | None = None
         self._claim()
 
     # ------------------------------------------------------------------ start
 
     def _claim(self) -> None:
-        claim = self.transport.claim(self.id)
-        self._term, self._number = claim.term, 0
-        self._last_head = claim.head
+        self._committer = Committer(self.transport, self.id, f"partition {self.pool}/{self.number}")
+        self.done = self._committer.done
+        found = self._committer.claimed_head
         try:
-            self.head: Head = decode_head(claim.head) if claim.head else Head()
+            self.head: Head = decode_head(found) if found else Head()
         except (msgspec.MsgspecError, ValueError) as e:
             raise Corrupt(f"the head of partition {self.pool}/{self.number} cannot be read: {e}") from None
         self.inbox = Inbox(self.head)
@@ -712,7 +714,7 @@ class Partition:
     def remembered(self, event_id: str) -> int | None:
         """The checksum of the event that was accepted under this id, if any (also if its commit is under way)."""
         key = b"id:" + event_id.encode()
-        drafts = [self._draft] + ([self._committing[1]] if self._committing else [])
+        drafts = [self._draft] + ([self._committing] if self._committing else [])
         for draft in drafts:
             value = draft.rows.get("text", {}).get(key)
             if value is not None:
@@ -733,44 +735,16 @@ class Partition:
             return
         position, above = self.inbox.advance()
         draft, self._draft = self._draft, _Draft()
-        self._number += 1
+        self._committing = draft
         rows: list[tuple[Table, Rows]] = [(table, list(rows.items())) for table, rows in draft.rows.items()]
-        commit = Commit(
-            self.id,
-            self._term,
-            self._number,
+        self._committer.submit(
             encode(self.head),
             draft.sends,
             rows,
             (Trim(self.id, position),),
             tuple((self.id, at) for at in above),
+            then=partial(self._committed, draft),
         )
-        self._committing = commit, draft
-        self.transport.commit(commit)
-
-    def done(self, commit: Commit, outcome: Outcome) -> None:
-        """The outcome of the commit under way."""
-        if self._committing is None or commit is not self._committing[0]:
-            return
-        if outcome == "unknown":
-            self._settle(commit)
-            return
-        if outcome == "fenced":
-            raise Fenced(f"partition {self.pool}/{self.number} was taken over by another engine")
-        self._committed(self._committing[1])
-
-    def _settle(self, commit: Commit) -> None:
-        """Read back whether the commit counts; if not, submit the same once more under the new term."""
-        assert self._committing is not None
-        claim = self.transport.claim(self.id)
-        self._term, self._number = claim.term, 0
-        if claim.number == commit.number and claim.head == commit.head:
-            self._committed(self._committing[1])
-            return
-        self._number = 1
-        again = msgspec.structs.replace(commit, term=claim.term, number=1)
-        self._committing = again, self._committing[1]
-        self.transport.commit(again)
 
     def _committed(self, draft: _Draft) -> None:
         self._committing = None
@@ -781,12 +755,6 @@ class Partition:
         for then in draft.then:
             then()
         self.flush()
-
-
-class Fenced(Corrupt):
-    """Another engine owns the partition."""
-
-    code = "fenced"
 
 
 def _decoded(decode: Callable[[bytes], T], value: bytes, what: str) -> T:

@@ -26,7 +26,7 @@ class Head(Struct, array_like=True):
     """The committed state of a pool's partition.
 
     ``seen``: per origin (packed id + incarnation) the next sequence number to accept. ``sent``: per target log (packed)
-    the number of batches sent to it. ``chains``: position up to which events wait that older code emitted.
+    the number of batches sent to it.
     """
 
     cursor: Cursor = msgspec.field(default_factory=Cursor)
