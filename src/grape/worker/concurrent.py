@@ -1,6 +1,6 @@
 """Async slots: up to ``concurrency`` events at once, one per (node, key), each with effects of its own.
 
-An async event is a *job*: it runs as a task with its own sink and its own view of the state. When it has succeeded its
+An async event is a *job*: it runs as a task with columns and a view of the state of its own. When it has succeeded its
 effects are merged into those of its partition, and its root event is finished once all its jobs are. What is finished
 is handed in after 20 ms at the latest. Synchronous nodes of the same pool run between the tasks, stage by stage.
 """
@@ -13,15 +13,16 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, Final
 
-from grape.authoring.emitter import INHERIT, Context, Emitter
+from grape.authoring.emitter import Context, Emitter
 from grape.authoring.state import State
 from grape.errors import EventOver, HandlerError
 from grape.model.batch import runs_of
 from grape.model.cursor import Progress
 from grape.model.event import Event
 from grape.protocol.messages import Announce, Assign, BatchItem, Named, Result, Revoke, Work
-from grape.worker.emits import Sink, bind
-from grape.worker.runtime import Assigned, Effects, Runtime
+from grape.worker.effects import Assigned, Effects
+from grape.worker.emits import EmitColumns, bind
+from grape.worker.runtime import Runtime
 from grape.worker.stage import RootStage, RunColumns, Stage
 from grape.worker.units import Emissions, StateAccess, Unit, arguments, stray_result
 from grape.worker.values import Unfit, to_value
@@ -72,7 +73,7 @@ class Job:
         self.stage = stage
         self.part = part
         self.done = done
-        self.sink = Sink(pool.runtime.limits.max_result)
+        self.columns = EmitColumns(pool.runtime.limits.max_result)
         self.emitter = Context()
         self.access: StateAccess | None = None
         self.is_over = False
@@ -268,9 +269,9 @@ class AsyncPool:
                 error = e
         if error is not None:
             runtime.fail(unit, stage, 0, error)
-        elif job.sink.names:
-            names, keys, data = job.sink.take()
-            runtime.deliver(unit, stage, Emissions(names, keys, data, [len(names)], None))
+        elif job.columns.data:
+            names, keys, data = job.columns.take()
+            runtime.deliver(unit, stage, Emissions(names, keys, data, [len(data)], None))
         job.done()
         self._flush_soon()
 
@@ -285,7 +286,7 @@ class AsyncPool:
             job.access = StateAccess(unit.node, runtime.table(unit.node), event, runtime.now_us())
         bind(
             job.emitter,
-            job.sink,
+            job.columns,
             unit.node,
             runtime.names,
             runtime.partitions,
@@ -326,9 +327,7 @@ class AsyncPool:
         emits = job.unit.slots[event.name].emits
         if len(emits) != 1:
             raise stray_result(job.unit.node, emits, value)
-        job.sink.data.append(to_value(value, self.runtime.limits.max_event))
-        job.sink.names.append(emits[0])
-        job.sink.keys.append(INHERIT)
+        job.columns.put(emits[0], to_value(value, self.runtime.limits.max_event))
 
     # ------------------------------------------------------------------ careful mode
 

@@ -53,74 +53,122 @@ class Names:
         return UnknownEvent(f"node {node!r} emits {name!r}, neither a slot nor an output of {self.app!r}{hint}")
 
 
-class Sink:
-    """Columns of what a stage emits, in order. ``names`` may hold `Delayed` and `Replied` beside text; ``keys`` may
-    hold INHERIT."""
+class EmitColumns:
+    """What a stage emits, in order: ``data`` one an emit; ``keys`` shorter than it while what follows all inherits;
+    ``runs`` the places where the name changes, as (first emit, name). A name is text, `Delayed` or `Replied`."""
 
-    __slots__ = ("_max_result", "_next_check", "data", "keys", "names")
+    __slots__ = ("_max_result", "_next_check", "data", "keys", "name", "runs")
 
     def __init__(self, max_result: int) -> None:
-        self.names: list[Any] = []
-        self.keys: list[Any] = []
         self.data: list[Any] = []
+        self.keys: list[Any] = []
+        self.runs: list[tuple[int, Any]] = []
+        self.name: Any = None
+        """The name of the last run."""
         self._max_result = max_result
         self._next_check = _CHECK_EVERY
 
-    def take(self) -> tuple[list[Any], list[Any], list[Any]]:
-        """The columns, and start anew. The lists themselves stay: closures hold on to them."""
-        out = self.names[:], self.keys[:], self.data[:]
+    def put(self, name: Any, value: Any) -> None:
+        """One emit more, with the key of its event."""
+        self.go_on_as(name)
+        self.data.append(value)
+
+    def go_on_as(self, name: Any) -> None:
+        """What follows is called ``name``."""
+        if name != self.name:
+            self.runs.append((len(self.data), name))
+            self.name = name
+
+    def take(self) -> tuple[str | list[Any], list[Any] | None, list[Any]]:
+        """Names (one text if all have it), keys (None: all inherit) and data, and start anew. The lists themselves
+        stay: closures hold on to them."""
+        count = len(self.data)
+        names: str | list[Any] = []
+        if len(self.runs) == 1 and type(self.name) is str:
+            names = self.name
+        else:
+            ends = [start for start, _ in self.runs[1:]] + [count]
+            names = [name for (start, name), end in zip(self.runs, ends, strict=True) for _ in range(start, end)]
+        keys = None
+        if self.keys:
+            self.pad_keys()
+            keys = self.keys[:]
+        data = self.data[:]
         self.cut(0)
-        return out
+        return names, keys, data
+
+    def pad_keys(self) -> None:
+        """Say explicitly that what has been emitted without a key inherits it."""
+        self.keys.extend(repeat(INHERIT, len(self.data) - len(self.keys)))
 
     def cut(self, mark: int) -> None:
         """Forget everything behind ``mark``."""
-        del self.names[mark:], self.keys[mark:], self.data[mark:]
+        del self.keys[mark:], self.data[mark:]
+        while self.runs and self.runs[-1][0] >= mark:
+            self.runs.pop()
+        self.name = self.runs[-1][1] if self.runs else None
         self._next_check = max(_CHECK_EVERY, mark + _CHECK_EVERY)
 
     def check_size(self, start: int) -> None:
         """Raise TooLarge if what was emitted since ``start`` has outgrown ``max-result``."""
-        if len(self.names) < self._next_check:
+        count = len(self.data)
+        if count < self._next_check:
             return
-        self._next_check = len(self.names) + _CHECK_EVERY
-        size = len(encode(self.data[start:])) + 12 * (len(self.keys) - start)
+        self._next_check = count + _CHECK_EVERY
+        size = len(encode(self.data[start:])) + 12 * (count - start)
         if size > self._max_result:
             raise TooLarge(
-                f"one event emitted over {self._max_result >> 20} MiB (max-result) in {len(self.names) - start} events;"
+                f"one event emitted over {self._max_result >> 20} MiB (max-result) in {count - start} events;"
                 f" emit fewer, or emit events to itself that go on with the rest"
             )
 
 
 def bind(
     emitter: Emitter,
-    sink: Sink,
+    columns: EmitColumns,
     node: str,
     names: Names,
     partitions: Partitions,
     max_event: int,
     start: Callable[[], int],
 ) -> None:
-    """Give ``emitter`` the closures that fill ``sink``. ``start`` tells where the running event's emits begin."""
+    """Give ``emitter`` the closures that fill ``columns``. ``start`` tells where the running event's emits begin."""
     known = names.known
-    put_name, put_key, put_data = sink.names.append, sink.keys.append, sink.data.append
-    column = sink.names
+    all_data, all_keys = columns.data, columns.keys
+    put_data, put_key = all_data.append, all_keys.append
+    check_every = _CHECK_EVERY
 
     def emit(event: str, data: Any = None, *, key: Any = INHERIT, delay: float | timedelta | None = None) -> None:
-        if event not in known:
-            raise names.unknown(event, node)
-        if data is not None:
-            kind = type(data)
-            if kind is not str or not data.isascii() or len(data) > max_event:
-                data = to_value(data, max_event)
-        if key is not INHERIT and key is not None:
-            partitions[key]
-        if delay is not None:
-            put_name(Delayed(event, int(seconds(delay, "delay") * 1e6)))
+        # Runs once per emit. The usual one: text, under the same name as the last one, with the key of its event.
+        if (
+            event is columns.name
+            and key is INHERIT
+            and delay is None
+            and type(data) is str
+            and data.isascii()
+            and len(data) <= max_event
+        ):
+            put_data(data)
         else:
-            put_name(event)
-        put_key(key)
-        put_data(data)
-        if len(column) >= _CHECK_EVERY:
-            sink.check_size(start())
+            # Whatever can be refused is refused before a column is touched.
+            if event not in known:
+                raise names.unknown(event, node)
+            if data is not None:
+                data = to_value(data, max_event)
+            name: Any = event
+            if delay is not None:
+                name = Delayed(event, int(seconds(delay, "delay") * 1e6))
+            if key is not INHERIT:
+                if key is not None:
+                    partitions[key]
+                if len(all_keys) != len(all_data):
+                    columns.pad_keys()
+                put_key(key)
+            if name is not columns.name:
+                columns.go_on_as(name)
+            put_data(data)
+        if len(all_data) >= check_every:
+            columns.check_size(start())
 
     def emit_many(
         event: str, *, keys: Collection[str | None] | None = None, data: Collection[Any] | None = None
@@ -128,23 +176,23 @@ def bind(
         if event not in known:
             raise names.unknown(event, node)
         count = column_length(keys, data)
-        if keys is None:
-            all_keys: Iterable[Any] = repeat(INHERIT, count)
-        else:
-            all_keys = keys = list(keys)
-            deque(map(partitions.__getitem__, (key for key in keys if key is not None)), 0)  # checks them all
-        all_data = repeat(None, count) if data is None else [to_value(item, max_event) for item in data]
-        sink.names.extend(repeat(event, count))
-        sink.keys.extend(all_keys)
-        sink.data.extend(all_data)
-        if len(column) >= _CHECK_EVERY:
-            sink.check_size(start())
+        if keys is not None:
+            keys = list(keys)
+            checked: Iterable[str | None] = keys if None not in keys else (key for key in keys if key is not None)
+            deque(map(partitions.__getitem__, checked), 0)  # type: ignore[arg-type]
+        values = repeat(None, count) if data is None else [to_value(item, max_event) for item in data]
+        if not count:
+            return
+        if keys is not None:
+            columns.pad_keys()
+            all_keys.extend(keys)
+        columns.go_on_as(event)
+        all_data.extend(values)
+        if len(all_data) >= check_every:
+            columns.check_size(start())
 
     def reply(data: Any = None, *, final: bool = True) -> None:
-        value = to_value(data, max_event)
-        put_name(Replied(bool(final)))
-        put_key(None)
-        put_data(value)
+        columns.put(Replied(bool(final)), to_value(data, max_event))
 
     attributes = emitter.__dict__
     attributes["emit"] = emit

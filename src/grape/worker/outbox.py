@@ -17,7 +17,7 @@ class Target(NamedTuple):
 
 
 class Columns:
-    """A run that grows. ``data`` None: all nil so far; ``index`` None: all have ``names[0]``."""
+    """A run that grows. ``keys`` None: all keyless so far; ``data`` None: all nil; ``index`` None: all ``names[0]``."""
 
     __slots__ = ("contexts", "count", "data", "group", "hops", "index", "keys", "names", "only")
 
@@ -25,7 +25,7 @@ class Columns:
         self.group = group
         self.names = [name]
         self.index: bytearray | None = None
-        self.keys: list[str | None] = []
+        self.keys: list[str | None] | None = None
         self.data: list[Any] | None = None
         self.hops: int | list[int] = hops
         self.contexts: list[int] | None = None
@@ -35,16 +35,21 @@ class Columns:
     def extend(
         self,
         name: str,
-        keys: Sequence[str | None],
+        keys: Sequence[str | None] | None,
         data: Sequence[Any] | None,
         hops: int | Sequence[int],
         contexts: Sequence[int] | None,
     ) -> None:
-        """Append events of one name."""
-        n = len(keys)
+        """Append events of one name; ``keys`` or ``data`` say how many."""
+        n = len(keys if keys is not None else data or ())
         if name != self.names[-1] or self.index is not None:
             self._extend_index(name, n)
-        self.keys.extend(keys)
+        if keys is not None:
+            if self.keys is None:
+                self.keys = [None] * self.count
+            self.keys.extend(keys)
+        elif self.keys is not None:
+            self.keys.extend([None] * n)
         if data is not None:
             if self.data is None:
                 self.data = [None] * self.count
@@ -131,7 +136,9 @@ class Outbox:
                     at = numbers[number] = len(contexts)
                     contexts.append(number)
                 local.append(at)
-        keyless = columns.keys.count(None) == columns.count
+        all_keys = columns.keys
+        if all_keys is not None and all_keys.count(None) == columns.count:
+            all_keys = None
 
         def encode(start: int, end: int) -> bytes:
             whole = end - start == columns.count
@@ -144,7 +151,7 @@ class Outbox:
                 None,
                 None if local is None else local[start:end],
             )
-            keys = None if keyless else columns.keys if whole else columns.keys[start:end]
+            keys = all_keys if whole or all_keys is None else all_keys[start:end]
             data = columns.data if whole or columns.data is None else columns.data[start:end]
             return encode_run(meta, end - start, keys, data)
 

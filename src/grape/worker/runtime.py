@@ -9,92 +9,43 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from itertools import repeat
 from typing import Any, Final
 
-from msgspec import Struct
-
-from grape.authoring.emitter import INHERIT
 from grape.authoring.handler import Handler
 from grape.model.address import Partitions
 from grape.model.batch import Run, one, runs_of
 from grape.model.cursor import Progress
 from grape.model.policy import after_failure, locks_key
 from grape.model.routing import Routing, route
-from grape.model.topology import Limits, TopologySpec
+from grape.model.topology import TopologySpec
 from grape.protocol.messages import (
     Announce,
     Ask,
     Assign,
     BatchItem,
-    Emitted,
     Failure,
     FromWorker,
     Named,
-    Reply,
     Result,
     RetryItem,
     Revoke,
     StateChanges,
-    Timer,
     Welcome,
     Work,
 )
 from grape.worker.blame import blame
-from grape.worker.emits import Delayed, Names, Replied
-from grape.worker.outbox import Outbox, Target
-from grape.worker.stage import ChildStage, RetryStage, RootStage, RunColumns, Stage
+from grape.worker.delivery import Delivery
+from grape.worker.effects import Assigned, Effects
+from grape.worker.emits import Names
+from grape.worker.stage import RetryStage, RootStage, RunColumns, Stage
 from grape.worker.state import StateTable
 from grape.worker.units import Emissions, Unit, make_unit
-from grape.worker.values import Raw, encode
-
-OUTPUT: Final = ">"
-"""First character of the log name of an output; pools have their bare names."""
 
 _MAX_CHUNK: Final = 1024
 _CHUNK_SECONDS: Final = 0.010
 _CHUNK_EMITS: Final = 20_000
 _WORK_SECONDS: Final = 0.100
 _WORK_EMITS: Final = 200_000
-
-
-class _Route(Struct, frozen=True):
-    """Where one name leads when one node emits it. ``chained``: units of this pool that run at once if the key stays in
-    the partition; ``near``: (log, group, only) for such events beside the chained ones; ``far``: for all others."""
-
-    chained: tuple[Unit, ...]
-    near: tuple[tuple[str, object, list[str] | None], ...]
-    far: tuple[tuple[str, object, list[str] | None], ...]
-    output: str
-
-
-class Assigned:
-    """A partition that is assigned to this worker."""
-
-    def __init__(self, assign: Assign) -> None:
-        self.number = assign.partition
-        self.epoch = assign.epoch
-        self.empty = assign.empty
-        self.chain_new = assign.chain_new
-        self.tables: dict[str, StateTable] = {}
-        self.locks: dict[str, set[str]] = {}
-        for node, key in assign.held:
-            self.locks.setdefault(node, set()).add(key)
-
-
-class Effects:
-    """What a work has done so far and its result will say."""
-
-    def __init__(self, limits: Limits) -> None:
-        self.outbox = Outbox(limits.batch_target, limits.batch_max)
-        self.emits = 0
-        self.timers: list[Timer] = []
-        self.failures: list[Failure] = []
-        self.replies: list[Reply] = []
-        self.retried: list[int] = []
-        self.done: dict[int, Progress] = {}
-        self.counts: dict[str, int] = {}
-        self.emit_counts: dict[str, int] = {}
 
 
 class Runtime:
@@ -137,8 +88,6 @@ class Runtime:
     def welcome(self, message: Welcome) -> None:
         self.pool = message.pool
         self.limits = message.limits
-        self.taken = message.taken
-        self._unchained = message.unchained
         self.partitions = Partitions(message.partitions)
         self.names = Names(self.topology.name, [*self.topology.events, *self.topology.outputs])
         routing = route(self.topology)
@@ -150,7 +99,9 @@ class Runtime:
                 self.units[node.name] = make_unit(
                     self._handlers[node.name], slots, self, self.names, self.partitions, self.limits
                 )
-        self._routes: dict[tuple[str, bool], dict[str, _Route]] = {}
+        self._delivery = Delivery(
+            self.pool, self.units, routing, message.unchained, message.taken, self.partitions, self.run_stage
+        )
         self._effects = Effects(self.limits)
         self._part = Assigned(Assign(0, 0))
         self._careful = False
@@ -544,321 +495,7 @@ class Runtime:
 
     def deliver(self, unit: Unit, stage: Stage, emissions: Emissions) -> None:
         """Run what chains, collect the rest."""
-        self._effects.emits += len(emissions)
-        if emissions.marks is None:
-            self._deliver_results(unit, stage, emissions)
-        else:
-            self._deliver_emits(unit, stage, emissions)
-
-    def _deliver_results(self, unit: Unit, stage: Stage, emissions: Emissions) -> None:
-        """One emit an event, all with the key of their event: nothing leaves the partition."""
-        flat, data = emissions.flat, emissions.data
-        assert data is not None
-        n = len(data)
-
-        def of_events(column: Any) -> Any:
-            if flat is None or not isinstance(column, list):
-                return column
-            return [column[i] for i in flat]
-
-        keys = of_events(stage.keys)
-        hops = of_events(_one_more(stage.hops))
-        contexts = of_events(stage.contexts)
-        if isinstance(emissions.names, str):
-            self._send(unit, stage, emissions.names, keys or [None] * n, data, hops, contexts, flat, None, None)
-            return
-        for name in dict.fromkeys(emissions.names):
-            picked = [i for i, other in enumerate(emissions.names) if other == name]
-            self._send(
-                unit,
-                stage,
-                name,
-                [None] * len(picked) if keys is None else [keys[i] for i in picked],
-                [data[i] for i in picked],
-                hops if isinstance(hops, int) else [hops[i] for i in picked],
-                None if contexts is None else [contexts[i] for i in picked],
-                [flat[i] for i in picked] if flat is not None else picked,
-                None,
-                None,
-            )
-
-    def _deliver_emits(self, unit: Unit, stage: Stage, emissions: Emissions) -> None:
-        names, keys, data, marks = emissions.names, emissions.keys, emissions.data, emissions.marks
-        assert isinstance(names, list)
-        assert keys is not None
-        assert data is not None
-        assert marks is not None
-        first = names[0]
-        uniform = type(first) is str and names.count(first) == len(names)
-        origins: list[int] | None = None
-        if INHERIT in keys or not isinstance(stage.hops, int) or stage.contexts is not None or not uniform:
-            origins = _origins(marks)
-        if INHERIT in keys:
-            own = stage.key_column()
-            assert origins is not None
-            keys = [own[at] if key is INHERIT else key for key, at in zip(keys, origins, strict=True)]
-        hops = _one_more(stage.hops)
-        if isinstance(hops, list):
-            assert origins is not None
-            hops = [hops[at] for at in origins]
-        contexts = stage.contexts
-        if contexts is not None:
-            assert origins is not None
-            contexts = [contexts[at] for at in origins]
-        if uniform:
-            self._send(unit, stage, first, keys, data, hops, contexts, None, marks, self._numbers(keys))
-            return
-        groups = self._in_order(unit, stage, names, keys, data, contexts, hops, origins or [])
-        for name, picked in groups:
-            self._send(
-                unit,
-                stage,
-                name,
-                [keys[i] for i in picked],
-                [data[i] for i in picked],
-                hops if isinstance(hops, int) else [hops[i] for i in picked],
-                None if contexts is None else [contexts[i] for i in picked],
-                picked,
-                marks,
-                self._numbers([keys[i] for i in picked]),
-            )
-
-    def _in_order(
-        self,
-        unit: Unit,
-        stage: Stage,
-        names: list[Any],
-        keys: list[str | None],
-        data: list[Any],
-        contexts: list[int] | None,
-        hops: int | list[int],
-        origins: list[int],
-    ) -> list[tuple[str, list[int]]]:
-        """Emits of several names as consecutive groups of one name each, so that a node which listens to several of
-        them gets them in order. Timers and replies are done with here."""
-        groups: list[tuple[str, list[int]]] = []
-        shared = len({self._listeners_key(unit, n) for n in set(names) if type(n) is str}) < len(
-            {n for n in names if type(n) is str}
-        )
-        by_name: dict[str, list[int]] = {}
-        for i, name in enumerate(names):
-            if type(name) is str:
-                if shared:
-                    if groups and groups[-1][0] == name:
-                        groups[-1][1].append(i)
-                    else:
-                        groups.append((name, [i]))
-                else:
-                    picked = by_name.get(name)
-                    if picked is None:
-                        picked = by_name[name] = []
-                        groups.append((name, picked))
-                    picked.append(i)
-            elif type(name) is Delayed:
-                context = -1 if contexts is None else contexts[i]
-                self._delay(name, keys[i], data[i], context)
-            elif type(name) is Replied:
-                context = stage.context_of(origins[i])
-                if context >= 0:
-                    value = data[i]
-                    packed = bytes(value) if type(value) is Raw else encode(value)
-                    self._effects.replies.append(Reply(context, packed, name.final))
-        return groups
-
-    def _listeners_key(self, unit: Unit, name: str) -> object:
-        nodes = frozenset(n for listener in self._routing.listeners.get(name, ()) for n in listener.nodes)
-        return nodes or name
-
-    def _numbers(self, keys: list[str | None]) -> list[int]:
-        own, partitions = self._part.number, self.partitions
-        if None in keys:
-            return [own if key is None else partitions[key] for key in keys]
-        return list(map(partitions.__getitem__, keys))  # type: ignore[arg-type]
-
-    def _send(
-        self,
-        unit: Unit,
-        stage: Stage,
-        name: str,
-        keys: list[str | None],
-        data: list[Any],
-        hops: int | list[int],
-        contexts: list[int] | None,
-        flat: list[int] | None,
-        marks: list[int] | None,
-        numbers: list[int] | None,
-    ) -> None:
-        """Events of one name. ``numbers``: their partitions, None: all stay in this one."""
-        counts = self._effects.emit_counts
-        counts[name] = counts.get(name, 0) + len(keys)
-        routed = self._route(unit.node, name)
-        own = self._part.number
-        if routed.output:
-            if name in self.taken:
-                self._collect(routed.far, own, name, keys, data, hops, contexts)
-            return
-        if routed.chained:
-            near = (
-                None
-                if numbers is None or numbers.count(own) == len(numbers)
-                else [i for i, number in enumerate(numbers) if number == own]
-            )
-            if near is None:
-                self._chain(unit, stage, routed, name, keys, data, hops, contexts, flat, marks)
-                return
-            far = [i for i, number in enumerate(numbers or ()) if number != own]
-            if near:
-                self._chain(
-                    unit,
-                    stage,
-                    routed,
-                    name,
-                    [keys[i] for i in near],
-                    [data[i] for i in near],
-                    hops if isinstance(hops, int) else [hops[i] for i in near],
-                    None if contexts is None else [contexts[i] for i in near],
-                    near if flat is None else [flat[i] for i in near],
-                    marks,
-                )
-            keys = [keys[i] for i in far]
-            data = [data[i] for i in far]
-            hops = hops if isinstance(hops, int) else [hops[i] for i in far]
-            contexts = None if contexts is None else [contexts[i] for i in far]
-            numbers = [numbers[i] for i in far] if numbers is not None else None
-        if numbers is None:
-            self._collect(routed.far, own, name, keys, data, hops, contexts)
-        else:
-            self._scatter(routed.far, name, keys, data, hops, contexts, numbers)
-
-    def _chain(
-        self,
-        unit: Unit,
-        stage: Stage,
-        routed: _Route,
-        name: str,
-        keys: list[str | None],
-        data: list[Any],
-        hops: int | list[int],
-        contexts: list[int] | None,
-        flat: list[int] | None,
-        marks: list[int] | None,
-    ) -> None:
-        self._collect(routed.near, self._part.number, name, keys, data, hops, contexts)
-        for target in routed.chained:
-            self.run_stage(target, ChildStage(stage, len(keys), name, keys, data, hops, contexts, flat, marks))
-
-    def _collect(
-        self,
-        logs: tuple[tuple[str, object, list[str] | None], ...],
-        partition: int,
-        name: str,
-        keys: list[str | None],
-        data: list[Any] | None,
-        hops: int | list[int],
-        contexts: list[int] | None,
-    ) -> None:
-        """Append to one partition of every log."""
-        for log, group, only in logs:
-            base = hops if isinstance(hops, int) else hops[0]
-            columns = self._effects.outbox.columns(Target(log, partition), group, name, base, only)
-            columns.extend(name, keys, data, hops, contexts)
-
-    def _scatter(
-        self,
-        logs: tuple[tuple[str, object, list[str] | None], ...],
-        name: str,
-        keys: list[str | None],
-        data: list[Any],
-        hops: int | list[int],
-        contexts: list[int] | None,
-        numbers: list[int],
-    ) -> None:
-        """Sort by partition, then append. The usual case (no data, or nothing but keys and data) has loops of its own:
-        this is where every event of a splitter passes."""
-        if isinstance(hops, int) and contexts is None:
-            by_key: dict[int, list[str | None]] = {number: [] for number in set(numbers)}
-            if data.count(None) == len(data):
-                put = {number: column.append for number, column in by_key.items()}
-                for number, key in zip(numbers, keys, strict=True):
-                    put[number](key)
-                for number, column in by_key.items():
-                    self._collect(logs, number, name, column, None, hops, None)
-                return
-            by_data: dict[int, list[Any]] = {number: [] for number in by_key}
-            for number, key, value in zip(numbers, keys, data, strict=True):
-                by_key[number].append(key)
-                by_data[number].append(value)
-            for number, column in by_key.items():
-                self._collect(logs, number, name, column, by_data[number], hops, None)
-            return
-        rows: dict[int, list[int]] = {}
-        for i, number in enumerate(numbers):
-            rows.setdefault(number, []).append(i)
-        for number, picked in rows.items():
-            self._collect(
-                logs,
-                number,
-                name,
-                [keys[i] for i in picked],
-                [data[i] for i in picked],
-                hops if isinstance(hops, int) else [hops[i] for i in picked],
-                None if contexts is None else [contexts[i] for i in picked],
-            )
-
-    def _delay(self, delayed: Delayed, key: str | None, data: Any, context: int) -> None:
-        name = delayed.name
-        counts = self._effects.emit_counts
-        counts[name] = counts.get(name, 0) + 1
-        number = self._part.number if key is None else self.partitions[key]
-        contexts = [] if context < 0 else [context]
-        body = one(name, key, data, **({"contexts": [0]} if contexts else {}))
-        for log in self._logs_of(name):
-            self._effects.timers.append(Timer(delayed.delay, Emitted(log, number, 1, body, contexts)))
-
-    def _logs_of(self, name: str) -> list[str]:
-        if name in self._routing.outputs:
-            return [OUTPUT + name] if name in self.taken else []
-        return [listener.pool for listener in self._routing.listeners[name]]
-
-    def _route(self, node: str, name: str) -> _Route:
-        routes = self._routes.setdefault((node, self._part.chain_new), {})
-        found = routes.get(name)
-        if found is None:
-            found = routes[name] = self._make_route(node, name)
-        return found
-
-    def _make_route(self, node: str, name: str) -> _Route:
-        if name in self._routing.outputs:
-            return _Route((), (), ((OUTPUT + name, name, None),), name)
-        pairs = self._routing.chained
-        if not self._part.chain_new:
-            pairs = pairs - self._unchained
-        chained: list[Unit] = []
-        near: list[tuple[str, object, list[str] | None]] = []
-        far: list[tuple[str, object, list[str] | None]] = []
-        for listener in self._routing.listeners[name]:
-            group = (listener.pool, listener.nodes)
-            far.append((listener.pool, group, None))
-            rest = [target for target in listener.nodes if (node, target) not in pairs]
-            if listener.pool == self.pool:
-                chained += [self.units[target] for target in listener.nodes if (node, target) in pairs]
-            if rest:
-                near.append((listener.pool, group, None if len(rest) == len(listener.nodes) else rest))
-        return _Route(tuple(chained), tuple(near), tuple(far), "")
-
-
-def _one_more(hops: int | list[int]) -> int | list[int]:
-    return hops + 1 if isinstance(hops, int) else [h + 1 for h in hops]
-
-
-def _origins(marks: list[int]) -> list[int]:
-    """For every emit the index of the event that made it."""
-    out: list[int] = []
-    before = 0
-    for i, mark in enumerate(marks):
-        out.extend(repeat(i, mark - before))
-        before = mark
-    return out
+        self._delivery.deliver(self._part, self._effects, unit, stage, emissions)
 
 
 def _done_up_to(progress: Progress, start: int, end: int) -> Progress:

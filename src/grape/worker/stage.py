@@ -219,9 +219,10 @@ class RetryStage(Stage):
 
 class ChildStage(Stage):
     """Chained events. ``flat[i]`` is the place of event i among all that the parent stage emitted; ``marks[j]`` is how
-    many the parent's events up to j emitted. Both None: event i is what event i of the parent emitted."""
+    many the parent's events up to j emitted. Both None: event i is what event i of the parent emitted. ``kinds``: the
+    types of ``data``, if known."""
 
-    __slots__ = ("data", "flat", "marks", "parent")
+    __slots__ = ("data", "flat", "kinds", "marks", "parent")
 
     def __init__(
         self,
@@ -229,14 +230,16 @@ class ChildStage(Stage):
         count: int,
         names: str | list[str],
         keys: list[str | None] | None,
-        data: Column | None,
+        data: Column,
         hops: int | list[int],
         contexts: list[int] | None,
         flat: list[int] | None,
         marks: list[int] | None,
+        kinds: set[type] | None = None,
     ) -> None:
         super().__init__(count, names, keys, hops, contexts)
         self.data = data
+        self.kinds = kinds
         self.parent = parent
         self.flat = flat
         self.marks = marks
@@ -254,10 +257,10 @@ class ChildStage(Stage):
         return f"{self.parent.id_of(origin)}.{ordinal}"
 
     def data_of(self, index: int) -> Any:
-        return None if self.data is None else self.data[index]
+        return self.data[index]
 
     def values(self, payload: Payload) -> Column | None:
-        return payload.nils(self.count) if self.data is None else payload.items(self.data)
+        return payload.items(self.data, self.kinds)
 
 
 class PickedStage(Stage):

@@ -90,9 +90,10 @@ class Payload:
         except (msgspec.ValidationError, msgspec.DecodeError, RecursionError):
             return [self._one(raw) for raw in _raw_column(packed)]
 
-    def items(self, values: list[Any]) -> list[Any]:
-        """Values as they travelled inside the worker: plain ones, and Raw."""
-        kinds = set(map(type, values))
+    def items(self, values: list[Any], kinds: set[type] | None = None) -> list[Any]:
+        """Values as they travelled inside the worker: plain ones, and Raw. ``kinds``: their types, if known."""
+        if kinds is None:
+            kinds = set(map(type, values))
         if self._any:
             return [decode(v) if type(v) is Raw else v for v in values] if Raw in kinds else values
         if kinds <= self._exact:

@@ -1,0 +1,341 @@
+"""Where what a stage emitted goes: at once into the next stage (chained pairs), or into the outbox by target log."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import repeat
+from typing import Any, Final, TypeVar
+
+from msgspec import Struct
+
+from grape.authoring.emitter import INHERIT
+from grape.model.address import Partitions
+from grape.model.batch import one
+from grape.model.routing import Routing
+from grape.protocol.messages import Emitted, Reply, Timer
+from grape.worker.effects import Assigned, Effects
+from grape.worker.emits import Delayed, Replied
+from grape.worker.outbox import Target
+from grape.worker.stage import ChildStage, Stage
+from grape.worker.units import Emissions, Unit
+from grape.worker.values import Raw, encode
+
+OUTPUT: Final = ">"
+"""First character of the log name of an output; pools have their bare names."""
+
+T = TypeVar("T")
+
+
+class _Log(Struct, frozen=True):
+    """A log that takes a name. Only names of one ``group`` share a run; ``only``: these nodes alone are meant."""
+
+    name: str
+    group: object
+    only: list[str] | None = None
+
+
+class _Route(Struct, frozen=True):
+    """Where one name leads when one node emits it. ``chained``: units of this pool that run at once if the key stays in
+    the partition; ``near``: logs for such events beside the chained ones; ``far``: for all others. ``dropped``: it is
+    an output that nobody takes."""
+
+    chained: tuple[Unit, ...]
+    near: tuple[_Log, ...]
+    far: tuple[_Log, ...]
+    dropped: bool = False
+
+
+class _Flow(Struct, frozen=True):
+    """Events of one name on their way. ``keys`` None: all keyless. ``flat``: their places among all that the stage
+    emitted, None: in order. ``kinds``: types of ``data``, if known."""
+
+    name: str
+    keys: list[str | None] | None
+    data: list[Any]
+    hops: int | list[int]
+    contexts: list[int] | None
+    flat: list[int] | None
+    kinds: set[type] | None = None
+
+    def pick(self, indexes: list[int]) -> _Flow:
+        flat = indexes if self.flat is None else _picked(self.flat, indexes)
+        hops = self.hops if isinstance(self.hops, int) else _picked(self.hops, indexes)
+        keys = None if self.keys is None else _picked(self.keys, indexes)
+        contexts = None if self.contexts is None else _picked(self.contexts, indexes)
+        return _Flow(self.name, keys, _picked(self.data, indexes), hops, contexts, flat, self.kinds)
+
+
+def _picked(column: list[T], indexes: list[int]) -> list[T]:
+    return [column[i] for i in indexes]
+
+
+class Delivery:
+    """Of one worker.
+
+    Args:
+        pool: its name.
+        units: its nodes.
+        routing: of the whole topology.
+        unchained: pairs that chain only in partitions with ``chain_new``.
+        taken: outputs that somebody takes.
+        partitions: key -> partition.
+        run_stage: runs a chained stage, which may deliver in turn.
+    """
+
+    def __init__(
+        self,
+        pool: str,
+        units: dict[str, Unit],
+        routing: Routing,
+        unchained: frozenset[tuple[str, str]],
+        taken: frozenset[str],
+        partitions: Partitions,
+        run_stage: Callable[[Unit, Stage], None],
+    ) -> None:
+        self._pool = pool
+        self._units = units
+        self._routing = routing
+        self._unchained = unchained
+        self._taken = taken
+        self._partitions = partitions
+        self._run_stage = run_stage
+        self._routes: dict[tuple[str, bool], dict[str, _Route]] = {}
+        self._part: Assigned
+        self._effects: Effects
+
+    def deliver(self, part: Assigned, effects: Effects, unit: Unit, stage: Stage, emissions: Emissions) -> None:
+        """Run what chains, collect the rest in ``effects``. ``stage`` of ``unit`` ran in ``part``."""
+        self._part, self._effects = part, effects  # a chained stage delivers into the same
+        effects.emits += len(emissions)
+        if emissions.marks is None:
+            self._results(unit, stage, emissions, emissions.flat)
+            return
+        origins = _origins(emissions.marks)
+        if isinstance(emissions.names, str) and emissions.keys is None:
+            self._results(unit, stage, emissions, origins)
+        else:
+            self._emits(unit, stage, emissions, emissions.marks, origins)
+
+    def _results(self, unit: Unit, stage: Stage, emissions: Emissions, origins: list[int] | None) -> None:
+        """All have the key of their event, so nothing leaves the partition. ``origins``: the event of each, None: one
+        an event."""
+        names, marks = emissions.names, emissions.marks
+
+        def of_events(column: Any) -> Any:
+            return column if origins is None or not isinstance(column, list) else _picked(column, origins)
+
+        keys, hops, contexts = of_events(stage.keys), of_events(_one_more(stage.hops)), of_events(stage.contexts)
+        flow = _Flow("", keys, emissions.data, hops, contexts, None if marks is not None else origins, emissions.kinds)
+        if isinstance(names, str):
+            self._send(unit, stage, _named(flow, names), marks, None)
+            return
+        for name in dict.fromkeys(names):
+            picked = [i for i, other in enumerate(names) if other == name]
+            self._send(unit, stage, _named(flow.pick(picked), name), marks, None)
+
+    def _emits(self, unit: Unit, stage: Stage, emissions: Emissions, marks: list[int], origins: list[int]) -> None:
+        """Emits that name their own keys, or several events."""
+        names, keys, data = emissions.names, emissions.keys, emissions.data
+        if keys is None:
+            keys = [INHERIT] * len(data)
+        if INHERIT in keys:
+            own = stage.key_column()
+            keys = [own[at] if key is INHERIT else key for key, at in zip(keys, origins, strict=True)]
+        hops = _one_more(stage.hops)
+        if isinstance(hops, list):
+            hops = _picked(hops, origins)
+        contexts = None if stage.contexts is None else _picked(stage.contexts, origins)
+        flow = _Flow("", keys, data, hops, contexts, None)
+        if isinstance(names, str):
+            self._send(unit, stage, _named(flow, names), marks, self._numbers(keys))
+            return
+        for name, picked in self._in_order(stage, names, flow, origins):
+            part = _named(flow.pick(picked), name)
+            self._send(unit, stage, part, marks, self._numbers(part.keys or []))
+
+    def _in_order(self, stage: Stage, names: list[Any], flow: _Flow, origins: list[int]) -> list[tuple[str, list[int]]]:
+        """Emits of several names as consecutive groups of one name each, so that a node which listens to several of
+        them gets them in order. Timers and replies are done with here."""
+        groups: list[tuple[str, list[int]]] = []
+        text = {name for name in names if type(name) is str}
+        shared = len({self._listeners_key(name) for name in text}) < len(text)
+        by_name: dict[str, list[int]] = {}
+        for i, name in enumerate(names):
+            if type(name) is str:
+                if shared:
+                    if groups and groups[-1][0] == name:
+                        groups[-1][1].append(i)
+                    else:
+                        groups.append((name, [i]))
+                else:
+                    picked = by_name.get(name)
+                    if picked is None:
+                        picked = by_name[name] = []
+                        groups.append((name, picked))
+                    picked.append(i)
+            elif type(name) is Delayed:
+                assert flow.keys is not None
+                self._delay(name, flow.keys[i], flow.data[i], -1 if flow.contexts is None else flow.contexts[i])
+            elif type(name) is Replied:
+                context = stage.context_of(origins[i])
+                if context >= 0:
+                    value = flow.data[i]
+                    packed = bytes(value) if type(value) is Raw else encode(value)
+                    self._effects.replies.append(Reply(context, packed, name.final))
+        return groups
+
+    def _listeners_key(self, name: str) -> object:
+        nodes = frozenset(n for listener in self._routing.listeners.get(name, ()) for n in listener.nodes)
+        return nodes or name
+
+    def _numbers(self, keys: list[str | None]) -> list[int]:
+        own, partitions = self._part.number, self._partitions
+        if None in keys:
+            return [own if key is None else partitions[key] for key in keys]
+        return list(map(partitions.__getitem__, keys))  # type: ignore[arg-type]
+
+    def _send(self, unit: Unit, stage: Stage, flow: _Flow, marks: list[int] | None, numbers: list[int] | None) -> None:
+        """``numbers``: the partition of each event, None: all stay in this one."""
+        counts = self._effects.emit_counts
+        counts[flow.name] = counts.get(flow.name, 0) + len(flow.data)
+        route = self._route(unit.node, flow.name)
+        if route.dropped:
+            return
+        own = self._part.number
+        if flow.name in self._routing.outputs:  # an output is taken from the partition that emits it
+            numbers = None
+        if route.chained:
+            far: list[int] = []
+            near = flow
+            if numbers is not None and numbers.count(own) != len(numbers):
+                near = flow.pick([i for i, number in enumerate(numbers) if number == own])
+                far = [i for i, number in enumerate(numbers) if number != own]
+            if near.data:
+                self._chain(stage, route, near, marks)
+            if far:
+                assert numbers is not None
+                self._scatter(route.far, flow.pick(far), _picked(numbers, far))
+        elif numbers is None:
+            self._collect(route.far, own, flow.name, flow.keys, flow.data, flow.hops, flow.contexts)
+        else:
+            self._scatter(route.far, flow, numbers)
+
+    def _chain(self, stage: Stage, route: _Route, flow: _Flow, marks: list[int] | None) -> None:
+        if route.near:
+            self._collect(route.near, self._part.number, flow.name, flow.keys, flow.data, flow.hops, flow.contexts)
+        for target in route.chained:
+            child = ChildStage(
+                stage,
+                len(flow.data),
+                flow.name,
+                flow.keys,
+                flow.data,
+                flow.hops,
+                flow.contexts,
+                flow.flat,
+                marks,
+                flow.kinds,
+            )
+            self._run_stage(target, child)
+
+    def _collect(
+        self,
+        logs: tuple[_Log, ...],
+        partition: int,
+        name: str,
+        keys: list[str | None] | None,
+        data: list[Any] | None,
+        hops: int | list[int],
+        contexts: list[int] | None,
+    ) -> None:
+        """Append to one partition of every log. ``data`` None: all nil."""
+        for log in logs:
+            base = hops if isinstance(hops, int) else hops[0]
+            columns = self._effects.outbox.columns(Target(log.name, partition), log.group, name, base, log.only)
+            columns.extend(name, keys, data, hops, contexts)
+
+    def _scatter(self, logs: tuple[_Log, ...], flow: _Flow, numbers: list[int]) -> None:
+        """Sort by partition, then append. The usual case (no data, or nothing but keys and data) has loops of its own:
+        this is where every event of a splitter passes."""
+        name, keys, data, hops = flow.name, flow.keys, flow.data, flow.hops
+        if keys is not None and isinstance(hops, int) and flow.contexts is None:
+            by_key: dict[int, list[str | None]] = {number: [] for number in set(numbers)}
+            if data.count(None) == len(data):
+                put = {number: column.append for number, column in by_key.items()}
+                for number, key in zip(numbers, keys, strict=True):
+                    put[number](key)
+                for number, column in by_key.items():
+                    self._collect(logs, number, name, column, None, hops, None)
+                return
+            by_data: dict[int, list[Any]] = {number: [] for number in by_key}
+            for number, key, value in zip(numbers, keys, data, strict=True):
+                by_key[number].append(key)
+                by_data[number].append(value)
+            for number, column in by_key.items():
+                self._collect(logs, number, name, column, by_data[number], hops, None)
+            return
+        rows: dict[int, list[int]] = {}
+        for i, number in enumerate(numbers):
+            rows.setdefault(number, []).append(i)
+        for number, picked in rows.items():
+            part = flow.pick(picked)
+            self._collect(logs, number, name, part.keys, part.data, part.hops, part.contexts)
+
+    def _delay(self, delayed: Delayed, key: str | None, data: Any, context: int) -> None:
+        name = delayed.name
+        counts = self._effects.emit_counts
+        counts[name] = counts.get(name, 0) + 1
+        number = self._part.number if key is None else self._partitions[key]
+        contexts = [] if context < 0 else [context]
+        body = one(name, key, data, **({"contexts": [0]} if contexts else {}))
+        for log in self._logs_of(name):
+            self._effects.timers.append(Timer(delayed.delay, Emitted(log, number, 1, body, contexts)))
+
+    def _logs_of(self, name: str) -> list[str]:
+        if name in self._routing.outputs:
+            return [OUTPUT + name] if name in self._taken else []
+        return [listener.pool for listener in self._routing.listeners[name]]
+
+    def _route(self, node: str, name: str) -> _Route:
+        routes = self._routes.setdefault((node, self._part.chain_new), {})
+        found = routes.get(name)
+        if found is None:
+            found = routes[name] = self._make_route(node, name)
+        return found
+
+    def _make_route(self, node: str, name: str) -> _Route:
+        if name in self._routing.outputs:
+            return _Route((), (), (_Log(OUTPUT + name, name),), dropped=name not in self._taken)
+        pairs = self._routing.chained
+        if not self._part.chain_new:
+            pairs = pairs - self._unchained
+        chained: list[Unit] = []
+        near: list[_Log] = []
+        far: list[_Log] = []
+        for listener in self._routing.listeners[name]:
+            group = (listener.pool, listener.nodes)
+            far.append(_Log(listener.pool, group))
+            rest = [target for target in listener.nodes if (node, target) not in pairs]
+            if listener.pool == self._pool:
+                chained += [self._units[target] for target in listener.nodes if (node, target) in pairs]
+            if rest:
+                near.append(_Log(listener.pool, group, None if len(rest) == len(listener.nodes) else rest))
+        return _Route(tuple(chained), tuple(near), tuple(far))
+
+
+def _named(flow: _Flow, name: str) -> _Flow:
+    return _Flow(name, flow.keys, flow.data, flow.hops, flow.contexts, flow.flat, flow.kinds)
+
+
+def _one_more(hops: int | list[int]) -> int | list[int]:
+    return hops + 1 if isinstance(hops, int) else [h + 1 for h in hops]
+
+
+def _origins(marks: list[int]) -> list[int]:
+    """For every emit the index of the event that made it."""
+    out: list[int] = []
+    before = 0
+    for i, mark in enumerate(marks):
+        out.extend(repeat(i, mark - before))
+        before = mark
+    return out
