@@ -22,7 +22,7 @@ from typing import Any, Final
 import msgspec
 from msgspec import Struct
 
-from grape.abc.source import Sink, Source
+from grape.abc.source import Chunk, Sink, Source
 from grape.abc.transport import Arrival, Callbacks, Commit, Outcome, Rows, Table
 from grape.authoring.loading import load
 from grape.authoring.topology import Topology
@@ -35,6 +35,7 @@ from grape.engine.intake import Feed
 from grape.engine.outlet import Take, Taken
 from grape.engine.supervisor import ProcessLink, Supervisor
 from grape.errors import GrapeError, ProtocolError, StorageFailed, UsageError, UserError
+from grape.feeding import Feeder
 from grape.inline import InlineLink
 from grape.isolates.process import Command, python_worker, spawn
 from grape.model.address import CATALOG, DEFAULT_PARTITIONS
@@ -47,7 +48,6 @@ _STARTUP: Final = 60.0
 _DRAIN: Final = 5.0
 _TAKE_BYTES: Final = 4 << 20
 _MIN_RESERVE: Final = 256 << 20
-_PREPARED: Final = 2
 
 
 class Options(Struct, kw_only=True):
@@ -240,10 +240,10 @@ class Session:
         rng = random.Random()
         sizes = {pool.name: self._size(record.partitions) for pool in topology.pools}
         reserve = options.reserve if options.reserve is not None else max(_MIN_RESERVE, options.max_size // 10)
-        self.engine = Engine(app, self._transport, self, self.clock, rng, sizes, self._stop_with, reserve, self._notice)
+        self.engine = Engine(app, self._transport, self, self.clock, rng, sizes, self.stop_with, reserve, self._notice)
         calls = any(t.event is None for t in self.takers)
         for source in self.sources:
-            feed = Feed(app, source, self._transport, calls)
+            feed = Feed(app, source, self._transport, calls, self.clock)
             source.open(feed.head.position)
             self.feeds.append(feed)
             self.engine.own(feed.id, feed.done)
@@ -265,7 +265,8 @@ class Session:
         assert engine is not None
         assert app is not None
         engine.start()
-        self._start_sources()
+        for feed in self.feeds:
+            Feeder(feed, self).start()
         takers = [asyncio.create_task(self._take(t, k)) for t, k in zip(self.takers, self.takes, strict=True)]
         stopped = False
         try:
@@ -452,90 +453,57 @@ class Session:
 
     def _failed(self, error: BaseException) -> None:
         failure = error if isinstance(error, GrapeError) else StorageFailed(str(error))
-        self._stop_with(failure)
+        self.stop_with(failure)
         if not self._saved.done():
             self._saved.set_exception(failure)
 
-    def _stop_with(self, error: GrapeError) -> None:
+    def stop_with(self, error: GrapeError) -> None:
         if self._fatal is None:
             self._fatal = error
         self._wake.set()
 
     # ------------------------------------------------------------------ feeding
 
-    def _start_sources(self) -> None:
-        for feed in self.feeds:
-            thread = threading.Thread(target=self._read_source, args=(feed,), name="grape-source", daemon=True)
-            thread.start()
+    @property
+    def is_ending(self) -> bool:
+        """Sources are to stop."""
+        return self._stopping or self._fatal is not None
 
-    def _read_source(self, feed: Feed) -> None:
-        """On the source's thread: read and prepare a chunk while the last one is committed, then hand it in."""
-        source = feed.source
-        try:
-            position = feed.head.position
-            durable = threading.Event()
-            durable.set()
-            while not self._stopping and (chunk := source.read(position)) is not None:
-                if self._must_be_slots(chunk.columns):
-                    return
-                prepared = feed.prepare(chunk, self.clock.now())
-                position = chunk.position
-                if not self._wait_durable(durable):
-                    return
-                durable = threading.Event()
-                self.call(partial(self._hand_in, feed, prepared, chunk.size, durable))
-            if not self._wait_durable(durable):
-                return
-            if not self._stopping:
-                self.call(self._source_ended)
-        except GrapeError as e:
-            self.call(lambda error=e: self._stop_with(error))  # type: ignore[misc]
-        except Exception as e:
-            text = f"source {source.name!r} failed: {type(e).__name__}: {e}"
-            self.call(lambda: self._stop_with(UserError(text)))
+    def later(self, delay: float, function: Callable[[], None]) -> None:
+        """Run on the engine's thread, in ``delay`` seconds."""
+        self._loop.call_later(delay, function)
 
-    def _wait_durable(self, durable: threading.Event) -> bool:
-        """Wait for the commit of the last chunk; False: the run ends before."""
-        while not durable.wait(0.2):
-            if self._stopping or self._fatal is not None:
-                return False
-        return True
-
-    def _must_be_slots(self, columns: list[Any]) -> bool:
+    def check_chunk(self, chunk: Chunk) -> None:
+        """
+        Raises:
+            UsageError: it has events that nothing listens to.
+        """
         assert self.app is not None
-        listeners = self.app.routing.listeners
-        for part in columns:
-            if part.name not in listeners:
-                error = UsageError(_no_such("slot", part.name, self.app.topology.events, self.app.topology))
-                self.call(lambda error=error: self._stop_with(error))  # type: ignore[misc]
-                return True
-        return False
+        for part in chunk.columns:
+            if part.name not in self.app.routing.listeners:
+                raise UsageError(_no_such("slot", part.name, self.app.topology.events, self.app.topology))
 
-    def _hand_in(self, feed: Feed, prepared: Any, size: int, durable: threading.Event) -> None:
-        engine, app = self.engine, self.app
-        assert engine is not None
-        assert app is not None
-        if self._stopping or self._fatal is not None:
-            return
-        if app.stats.dead > self.options.max_dead:
-            self._stop_with(
+    def may_feed(self) -> bool:
+        """Whether anything may come in now; stops the run if there are too many dead letters."""
+        assert self.engine is not None
+        assert self.app is not None
+        dead, limit = self.app.stats.dead, self.options.max_dead
+        if dead > limit:
+            self.stop_with(
                 UserError(
-                    f"{app.stats.dead} dead letters are more than --max-dead {self.options.max_dead}: feeding stopped. "
+                    f"{dead} dead letters are more than --max-dead {limit}: feeding stopped. "
                     f"Look at them with: grape dead list --data {self.options.data or 'DIR'}"
                 )
             )
-            return
-        if not engine.intake_is_open:
-            self._loop.call_later(0.005, self._hand_in, feed, prepared, size, durable)
-            return
+            return False
+        return self.engine.intake_is_open
 
-        def committed() -> None:
-            self.fed_bytes += size
-            durable.set()
+    def fed(self, size: int) -> None:
+        """So many bytes of input have become durable."""
+        self.fed_bytes += size
 
-        feed.commit(prepared, size, committed)
-
-    def _source_ended(self) -> None:
+    def source_ended(self) -> None:
+        """All of a source is durable."""
         self.sources_open -= 1
         self._wake.set()
 
@@ -576,9 +544,9 @@ class Session:
                 length, tail = await self._loop.run_in_executor(self._executor, write)
                 await self._commit_taken(take, taken, length, tail, rows)
         except GrapeError as e:
-            self._stop_with(e)
+            self.stop_with(e)
         except OSError as e:
-            self._stop_with(StorageFailed(f"{taker.sink.name}: {e}"))
+            self.stop_with(StorageFailed(f"{taker.sink.name}: {e}"))
 
     async def _commit_taken(
         self, take: Take, taken: Taken, length: int, tail: bytes, rows: list[tuple[Table, Rows]] | None = None

@@ -93,10 +93,12 @@ class Claim(Struct, frozen=True):
 
 
 class Stored(Struct, frozen=True):
-    """A batch of a log. Positions grow; they are dense only where nothing was dropped."""
+    """A batch of a log. Positions grow; they are dense only where nothing was dropped. ``known``: these are the very
+    bytes that were submitted, never out of memory since, so their checksum need not be looked at."""
 
     position: int
     batch: bytes
+    known: bool = False
 
 
 class Arrival(Struct, frozen=True):
@@ -151,7 +153,7 @@ class Transport(ABC):
         as fit in ``max_bytes``. Positions start at 0 and are never used again, even when the log is emptied.
 
         Raises:
-            Corrupt: the store is damaged. (The batch's own checksum is the reader's to check.)
+            Corrupt: the store is damaged. (The batch's own checksum is the reader's to check, unless it is `known`.)
         """
 
     @abstractmethod

@@ -242,7 +242,7 @@ class _Json(_Parser):
 
 def _are_short(keys: list[str]) -> bool:
     """Whether all are surely keys by their length."""
-    return min(map(len, keys)) > 0 and max(map(len, keys)) * 4 <= MAX_KEY_BYTES
+    return all(keys) and max(map(len, keys)) * 4 <= MAX_KEY_BYTES
 
 
 _JSON_NAMES: Final = {dict: "an object", list: "an array", str: "text", bool: "true or false", type(None): "null"}
@@ -778,18 +778,22 @@ class CallableSource(Source):
 
     def _columns(self, items: list[Any], bad: list[Bad]) -> list[Columns]:
         kinds = set(map(type, items))
-        if kinds == {tuple} and set(map(len, items)) == {2}:
-            keys, data = zip(*items, strict=True)
-            return self._column(self._event, list(keys), list(data), 0, bad)
+        if kinds == {tuple}:
+            try:
+                keys = [key for key, _ in items]
+            except ValueError:  # not all are pairs: below, one by one
+                pass
+            else:
+                return self._column(self._event, keys, list(map(itemgetter(1), items)), 0, bad)
         if tuple not in kinds and not any(issubclass(kind, Event) for kind in kinds):
             return self._column(self._event, None, items, 0, bad)
         events = [self._event_of(i, item) for i, item in enumerate(items)]
         columns: list[Columns] = []
         start = 0
         for name, group in groupby(events, itemgetter(0)):
-            _, keys, data = zip(*group, strict=True)
-            columns += self._column(name, list(keys), list(data), start, bad)
-            start += len(keys)
+            _, group_keys, group_data = map(list, zip(*group, strict=True))
+            columns += self._column(name, group_keys, group_data, start, bad)
+            start += len(group_keys)
         return columns
 
     def _event_of(self, index: int, item: Any) -> tuple[str, Any, Any]:
@@ -811,7 +815,7 @@ class CallableSource(Source):
         kinds = set() if keys is None else set(map(type, keys))
         if kinds == {type(None)}:
             keys = None
-        if keys is None or (kinds == {str} and _are_short(keys) and _is_unicode(keys)):
+        if keys is None or (kinds == {str} and _are_unicode(keys, 0) and _are_short(keys)):
             try:
                 return [Columns(name, keys, self._values(data))]
             except HandlerError:
@@ -841,7 +845,7 @@ class CallableSource(Source):
             HandlerError: one cannot travel.
         """
         kinds = set(map(type, data))
-        if kinds == {str} and max(map(len, data)) * 4 <= self._max_event and _is_unicode(data):
+        if kinds == {str} and _are_unicode(data, self._max_event):
             return data
         if kinds == {int} and min(data) >= MIN_INT and max(data) <= MAX_INT:
             return data
@@ -850,12 +854,18 @@ class CallableSource(Source):
         return [to_value(value, self._max_event) for value in data]
 
 
-def _is_unicode(texts: list[str]) -> bool:
-    try:
-        "".join(texts).encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+def _are_unicode(texts: list[str], limit: int) -> bool:
+    """Whether all can be encoded and surely none has more than ``limit`` bytes (0: no limit). Looked at as one text,
+    which costs a tenth of looking at each."""
+    together = "".join(texts)
+    width = 1
+    if not together.isascii():
+        width = 4
+        try:
+            together.encode()
+        except UnicodeEncodeError:
+            return False
+    return not limit or len(together) * width <= limit or max(map(len, texts)) * width <= limit
 
 
 # ------------------------------------------------------------------ --feed

@@ -5,34 +5,55 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 
+from msgspec import Struct
+
 from grape.abc.source import Chunk, Columns, Source
 from grape.abc.transport import Rows, Send, Table, Transport
 from grape.engine.app import App
+from grape.engine.clock import Clock
 from grape.engine.committer import Committer
 from grape.model import batch as codec
 from grape.model.address import Partitions
 from grape.model.stored import SOURCE, DeadLetter, SourceHead, decode_source, encode, row_key
 
 
+class Prepared(Struct, frozen=True):
+    """A chunk as it will be committed. ``head`` is what holds when it and all before it are. ``size``: bytes of input;
+    ``bytes``: of its batches."""
+
+    sends: list[Send]
+    head: SourceHead
+    dead: list[tuple[bytes, bytes]]
+    counts: Counter[str]
+    size: int
+    bytes: int
+
+
 class Feed:
     """One source. ``prepare`` runs on the source's thread, all else on the engine's."""
 
-    def __init__(self, app: App, source: Source, transport: Transport, calls: bool) -> None:
+    def __init__(self, app: App, source: Source, transport: Transport, calls: bool, clock: Clock) -> None:
         self.source = source
         self.id = app.log(SOURCE + source.name, 0)
         self._app = app
         self._calls = calls
+        self._clock = clock
         self._committer = Committer(transport, self.id, f"source {source.name!r}")
         self.done = self._committer.done
         found = self._committer.claimed_head
         self.head = decode_source(found) if found else SourceHead()
         self._planned = self.head
         self._partitions = Partitions(app.partitions)
-        self.size = 0
 
-    def prepare(self, chunk: Chunk, now: int) -> tuple[list[Send], SourceHead, list[tuple[bytes, bytes]], Counter[str]]:
+    @property
+    def is_busy(self) -> bool:
+        """A commit is under way."""
+        return self._committer.is_busy
+
+    def prepare(self, chunk: Chunk) -> Prepared:
         """Make the batches of a chunk, which follows the one prepared before: the work, without the commit."""
         head = self._planned
+        now = self._clock.now()
         sent = dict(head.sent)
         sends: list[Send] = []
         counts: Counter[str] = Counter()
@@ -45,7 +66,7 @@ class Feed:
         dead = [(row_key(head.next_dead + i), encode(letter)) for i, letter in enumerate(_letters(chunk, now))]
         new = SourceHead(chunk.position, sent, head.fed + sum(counts.values()), spread, head.next_dead + len(chunk.bad))
         self._planned = new
-        return sends, new, dead, counts
+        return Prepared(sends, new, dead, counts, chunk.size, sum(len(send.batch) for send in sends))
 
     def _by_partition(self, columns: Columns, spread: int) -> list[tuple[int, Columns]]:
         """Keyed events go where their key lives, keyless ones anywhere, a batch at a time."""
@@ -53,15 +74,17 @@ class Feed:
         count = self._app.partitions
         if keys is None:
             return self._slices(name, data, spread)
-        rows: dict[int, tuple[list[str | None], list[object]]] = {}
         partitions = self._partitions
-        for i, (key, value) in enumerate(zip(keys, data, strict=True)):
-            number = (spread + (i >> 10)) % count if key is None else partitions[key]
-            row = rows.get(number)
-            if row is None:
-                row = rows[number] = ([], [])
-            row[0].append(key)
-            row[1].append(value)
+        if None in keys:
+            numbers = [(spread + (i >> 10)) % count if key is None else partitions[key] for i, key in enumerate(keys)]
+        else:
+            numbers = list(map(partitions.__getitem__, keys))  # type: ignore[arg-type]
+        rows: dict[int, tuple[list[str | None], list[object]]] = {number: ([], []) for number in set(numbers)}
+        put = {number: (row[0].append, row[1].append) for number, row in rows.items()}
+        for number, key, value in zip(numbers, keys, data, strict=True):
+            put_key, put_value = put[number]
+            put_key(key)
+            put_value(value)
         return [(number, Columns(name, k, d)) for number, (k, d) in rows.items()]
 
     def _slices(self, name: str, data: list[object], spread: int) -> list[tuple[int, Columns]]:
@@ -93,20 +116,17 @@ class Feed:
                 sealed = codec.seal(body, events, self.id, self._app.record.incarnation, sequence, now, (), flags)
                 sends.append(Send(target, sealed, events))
 
-    def commit(
-        self,
-        prepared: tuple[list[Send], SourceHead, list[tuple[bytes, bytes]], Counter[str]],
-        size: int,
-        then: Callable[[], None],
-    ) -> None:
-        """Hand in a prepared chunk of ``size`` bytes of input; ``then`` is called when it is durable."""
-        sends, head, dead, counts = prepared
+    def commit(self, chunks: list[Prepared], then: Callable[[], None]) -> None:
+        """Commit prepared chunks as one step; ``then`` is called when they are durable."""
+        sends = [send for chunk in chunks for send in chunk.sends]
+        dead = [row for chunk in chunks for row in chunk.dead]
         rows: list[tuple[Table, Rows]] = [("dead", [*dead])] if dead else []
+        head = chunks[-1].head
 
         def committed() -> None:
             self.head = head
-            self.size += size
-            self._app.stats.fed.update(counts)
+            for chunk in chunks:
+                self._app.stats.fed.update(chunk.counts)
             self._app.stats.dead += len(dead)
             then()
 

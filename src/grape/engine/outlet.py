@@ -72,7 +72,8 @@ class Take:
                 self._fresh.discard(number)
                 continue
             for stored in found:
-                events += codec.check(stored.batch).events
+                header = codec.header_of(stored.batch) if stored.known else codec.check(stored.batch)
+                events += header.events
                 size += len(stored.batch)
                 batches.append(stored.batch)
                 positions[number] = stored.position + 1

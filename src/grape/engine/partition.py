@@ -277,7 +277,7 @@ class Partition:
                 if events >= room or budget <= 0:
                     break
                 try:
-                    header = codec.check(stored.batch)
+                    header = codec.header_of(stored.batch) if stored.known else codec.check(stored.batch)
                 except Corrupt as e:
                     raise Corrupt(f"{self.pool}/{self.number} at {stored.position}: {e}") from None
                 batch = self.inbox.offer(stored.position, header, len(stored.batch))

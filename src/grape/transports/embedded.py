@@ -6,6 +6,7 @@ Partitions commit independently of each other; that many commits share one trans
 from __future__ import annotations
 
 import os
+from collections import deque
 from collections.abc import Sequence
 from typing import Final
 
@@ -35,21 +36,24 @@ FEATURES: Final = Features(
 )
 
 
+RECENT_BYTES: Final = 16 * MIB
+"""Batches that are kept in memory from their commit until they are trimmed: most are read once, right after it."""
+
+
 def _claim(writing: Writing, partition: PartitionId) -> Claim:
     term, number, head = writing.head(partition) or (0, 0, b"")
     writing.set_head(partition, term + 1, 0, head)
     return Claim(term + 1, number, head)
 
 
-def _apply(writing: Writing, commit: Commit) -> tuple[Commit, Outcome, bool]:
-    """The third: whether it took effect just now."""
+def _apply(writing: Writing, commit: Commit) -> tuple[Commit, Outcome, list[int]]:
+    """The third: the positions of its batches, if it took effect just now."""
     term, number = writing.term(commit.partition)
     if term != commit.term:
-        return commit, "fenced", False
+        return commit, "fenced", []
     if number == commit.number:
-        return commit, "committed", False
-    for send in commit.sends:
-        writing.append(send.target, send.batch, send.events)
+        return commit, "committed", []
+    positions = [writing.append(send.target, send.batch, send.events) for send in commit.sends]
     for table, rows in commit.rows:
         writing.put(commit.partition, table, rows)
     for trim in commit.trims:
@@ -57,7 +61,49 @@ def _apply(writing: Writing, commit: Commit) -> tuple[Commit, Outcome, bool]:
     for log, position in commit.drops:
         writing.drop(log, position)
     writing.set_head(commit.partition, commit.term, commit.number, commit.head)
-    return commit, "committed", True
+    return commit, "committed", positions
+
+
+class _Recent:
+    """The last batches of every log, without a gap up to its end, as long as all of them fit."""
+
+    def __init__(self, limit: int) -> None:
+        self._left = limit
+        self._logs: dict[PartitionId, deque[Stored]] = {}
+
+    def add(self, log: PartitionId, position: int, batch: bytes) -> None:
+        if len(batch) > self._left:
+            self._forget(log)  # else there would be a gap
+            return
+        self._left -= len(batch)
+        self._logs.setdefault(log, deque()).append(Stored(position, batch, known=True))
+
+    def trim(self, log: PartitionId, position: int) -> None:
+        batches = self._logs.get(log)
+        while batches and batches[0].position < position:
+            self._left += len(batches.popleft().batch)
+
+    def drop(self, log: PartitionId, position: int) -> None:
+        if any(stored.position == position for stored in self._logs.get(log, ())):
+            self._forget(log)
+
+    def _forget(self, log: PartitionId) -> None:
+        self._left += sum(len(stored.batch) for stored in self._logs.pop(log, ()))
+
+    def read(self, log: PartitionId, after: int, max_bytes: int) -> list[Stored] | None:
+        """As `Transport.read`; None: it is not known here."""
+        batches = self._logs.get(log)
+        if not batches or batches[0].position > after:
+            return None
+        out: list[Stored] = []
+        size = 0
+        for stored in batches:
+            if stored.position >= after:
+                size += len(stored.batch)
+                if out and size > max_bytes:
+                    break
+                out.append(stored)
+        return out
 
 
 class EmbeddedTransport(Transport):
@@ -75,6 +121,7 @@ class EmbeddedTransport(Transport):
         self._callbacks = callbacks
         self._closed = False
         self._submissions = Submissions(FEATURES)
+        self._recent = _Recent(RECENT_BYTES)
         store.on_failed(self._failed)
 
     @classmethod
@@ -93,18 +140,22 @@ class EmbeddedTransport(Transport):
         self._submissions.check(commit)
         self.store.submit(_apply, commit, self._report)
 
-    def _report(self, results: list[tuple[Commit, Outcome, bool]]) -> None:
+    def _report(self, results: list[tuple[Commit, Outcome, list[int]]]) -> None:
         if self._closed:
             return
-        self._callbacks.done([(commit, outcome) for commit, outcome, _ in results])
         arrived: dict[PartitionId, list[int]] = {}
-        for commit, _, fresh in results:
-            if fresh:
-                for send in commit.sends:
-                    sums = arrived.setdefault(send.target, [0, 0, 0])
-                    sums[0] += 1
-                    sums[1] += send.events
-                    sums[2] += len(send.batch)
+        for commit, _, positions in results:
+            for send, position in zip(commit.sends, positions, strict=False):
+                self._recent.add(send.target, position, send.batch)
+                sums = arrived.setdefault(send.target, [0, 0, 0])
+                sums[0] += 1
+                sums[1] += send.events
+                sums[2] += len(send.batch)
+            for trim in commit.trims:
+                self._recent.trim(trim.target, trim.position)
+            for log, position in commit.drops:
+                self._recent.drop(log, position)
+        self._callbacks.done([(commit, outcome) for commit, outcome, _ in results])
         if arrived and not self._closed:
             self._callbacks.arrived([Arrival(log, *sums) for log, sums in arrived.items()])
 
@@ -113,7 +164,8 @@ class EmbeddedTransport(Transport):
             self._callbacks.failed(error)
 
     def read(self, log: PartitionId, after: int, max_bytes: int) -> list[Stored]:
-        return self.store.read(log, after, max_bytes)
+        recent = self._recent.read(log, after, max_bytes)
+        return self.store.read(log, after, max_bytes) if recent is None else recent
 
     def waiting(self, log: PartitionId, after: int) -> Arrival:
         return self.store.waiting(log, after)

@@ -6,6 +6,7 @@ import argparse
 import asyncio
 import contextlib
 import ctypes
+import gc
 import os
 import resource
 import signal
@@ -222,6 +223,9 @@ def main() -> None:
     except (TopologyError, Exception) as e:
         refuse(sock, e)
         sys.exit(2)
+    # What is loaded stays. The default of 700 would look for cycles several times in every stage.
+    gc.freeze()
+    gc.set_threshold(20_000)
     try:
         run(sock, topology)
     except (BrokenPipeError, ConnectionResetError):

@@ -18,8 +18,9 @@ from grape.protocol.messages import StateChanges
 from grape.worker.values import PLAIN, Raw, decode, encode, to_value
 
 MISSING: Final = object()
-_ENTRY_OVERHEAD: Final = 200
-"""Bytes that a cached entry costs beside its encoded value: text key, dict slots, object headers."""
+_ENTRY_OVERHEAD: Final = 150
+"""Bytes that a cached entry costs beside its encoded value: text key, dict slots, object headers. Measured with keys of
+ten characters and integers."""
 
 _decode_record = msgspec.msgpack.Decoder(dict[str, Raw]).decode
 
@@ -87,7 +88,7 @@ class StateTable:
     # -------------------------------------------------------------- reading
 
     def missing(self, keys: Iterable[str | None]) -> list[str]:
-        """Keys that have to be asked for."""
+        """Keys that have to be asked for, sorted: the store finds neighbours faster."""
         unknown = set(keys)
         unknown.discard(None)
         unknown -= self.values.keys()
@@ -95,7 +96,7 @@ class StateTable:
             for key in unknown:
                 self.values[key] = MISSING  # type: ignore[index]
             return []
-        return list(unknown)  # type: ignore[arg-type]
+        return sorted(unknown)  # type: ignore[arg-type]
 
     def fill(self, keys: list[str], records: list[bytes | None]) -> None:
         """Take the answer to what `missing` returned."""
