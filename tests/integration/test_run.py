@@ -435,6 +435,34 @@ def test_async_slots_run_many_keys_at_once_and_each_key_in_order(tmp_path: Path,
         assert [v["n"] for v in values] == [1, 2, 3, 4, 5]
 
 
+def test_an_async_event_may_stay_far_behind_the_others(tmp_path: Path) -> None:
+    """What is finished behind it is committed while it runs, however much: more than an integer's 64 bits can mark."""
+    app = write_app(
+        tmp_path,
+        "import asyncio\nfrom grape import Topology\n"
+        "t = Topology('far')\nt.add_output('seen')\nothers = asyncio.Event()\nleft = 399\n"
+        "@t.slot('line', emits='seen', concurrency=400)\n"
+        "async def work(line: str) -> str:\n"
+        "    global left\n"
+        "    if line == '0':\n"
+        "        await others.wait()\n"
+        "        await asyncio.sleep(0.2)  # so that the others are handed in while this one runs\n"
+        "    else:\n"
+        "        left -= 1\n"
+        "        if not left:\n"
+        "            others.set()\n"
+        "    return line\n",
+    )
+    lines = tmp_path / "lines.txt"
+    lines.write_text("".join(f"{i}\n" for i in range(400)))
+    out = tmp_path / "seen.jsonl"
+    done = grape("run", app, "--feed", f"line={lines}", "--take", f"seen={out}", "--partitions", 1, "--workers", 1)
+    assert done.returncode == 0, done.stderr
+    assert "replaced" not in done.stderr
+    assert sorted(int(row["data"]) for row in rows(out)) == list(range(400))
+    assert rows(out)[-1]["data"] == "0"
+
+
 def test_an_async_handler_over_its_timeout_is_cancelled(tmp_path: Path) -> None:
     app = write_app(
         tmp_path,

@@ -441,9 +441,10 @@ class Partition:
             if batch is None:
                 raise ProtocolError(f"progress of batch {position}, which is finished")
             before = self.head.cursor.progress(position)
-            if not before.first <= progress.first <= batch.header.events or progress.behind < 0:
+            if not before.first <= progress.first <= batch.header.events:
                 raise ProtocolError(f"progress {progress.first} of {batch.header.events} events at {position}")
-            if progress.behind >> max(0, batch.header.events - progress.first - 1):
+            room = max(0, batch.header.events - progress.first - 1)
+            if len(progress.behind) > room // 8 + 1 or progress.bits >> room:
                 raise ProtocolError(f"progress behind the end of the batch at {position}")
         for number in result.retried:
             if number not in holds:

@@ -8,29 +8,42 @@ from msgspec import Struct
 class Progress(Struct, frozen=True, array_like=True):
     """Within one batch: everything before ``first`` is finished, and behind it what ``behind`` marks.
 
-    ``behind`` is a bit string, least significant bit first, whose bit 0 is event ``first + 1``.
+    ``behind`` is a bitmap, little-endian, whose bit 0 (lowest of the first byte) is event ``first + 1``.
     """
 
     first: int = 0
-    behind: int = 0
+    behind: bytes = b""
+
+    @classmethod
+    def of(cls, first: int, bits: int) -> Progress:
+        """``bits``: the bitmap as an integer."""
+        return cls(first, bits.to_bytes((bits.bit_length() + 7) // 8, "little"))
+
+    @property
+    def bits(self) -> int:
+        """The bitmap as an integer."""
+        return int.from_bytes(self.behind, "little")
 
     def finished(self) -> int:
         """Number of finished events."""
-        return self.first + self.behind.bit_count()
+        return self.first + self.bits.bit_count()
 
     def with_done(self, index: int) -> Progress:
         """One more finished event."""
         if index < self.first:
             return self
         if index > self.first:
-            return Progress(self.first, self.behind | 1 << (index - self.first - 1))
-        first, behind = self.first + 1, self.behind
-        while behind & 1:
-            first, behind = first + 1, behind >> 1
-        return Progress(first, behind >> 1)
+            return Progress.of(self.first, self.bits | 1 << (index - self.first - 1))
+        first, bits = self.first + 1, self.bits
+        while bits & 1:
+            first, bits = first + 1, bits >> 1
+        return Progress.of(first, bits >> 1)
 
     def is_done(self, index: int) -> bool:
-        return index < self.first or (index > self.first and bool(self.behind >> (index - self.first - 1) & 1))
+        if index <= self.first:
+            return index < self.first
+        at = index - self.first - 1
+        return at >> 3 < len(self.behind) and bool(self.behind[at >> 3] >> (at & 7) & 1)
 
 
 class Cursor(Struct, array_like=True):
