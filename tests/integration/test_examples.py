@@ -1,0 +1,97 @@
+"""The examples, run by the real command, with their complete results."""
+
+from __future__ import annotations
+
+import collections
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+GRAPE = str(Path(sys.executable).parent / "grape")
+
+
+def grape(where: Path, *arguments: object) -> dict[str, Any]:
+    """Run in ``where``; returns what ``--summary json`` says."""
+    command = [GRAPE, "run", *map(str, arguments), "--summary", "json"]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=120, cwd=where)
+    assert done.returncode == 0, done.stderr
+    summary: dict[str, Any] = json.loads(done.stdout)
+    return summary
+
+
+def rows(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_01_wordcount(tmp_path: Path) -> None:
+    text = Path(__file__).parents[2] / "ARCHITECTURE.md"
+    command = [EXAMPLES / "01-wordcount" / "wordcount.py", "--feed", f"line={text}", "--data", "words"]
+    command += ["--take", "total=total.jsonl"]
+    grape(tmp_path, *command)
+    want = collections.Counter(text.read_text().split())
+    taken = rows(tmp_path / "total.jsonl")
+    assert sorted((row["key"], row["data"]["count"]) for row in taken) == sorted(
+        (word, n) for word, count in want.items() for n in range(1, count + 1)
+    )
+    again = grape(tmp_path, *command)
+    assert again["slots"] == {}
+    assert rows(tmp_path / "total.jsonl") == taken
+
+
+CRAWL = ["crawler.py", "--feed", "start=start.txt", "--data", "crawl"]
+CRAWL += ["--take", "found=found.jsonl", "--take", "broken=broken.jsonl"]
+
+
+def test_02_crawler(tmp_path: Path) -> None:
+    here = shutil.copytree(EXAMPLES / "02-crawler", tmp_path / "crawler")
+    summary = grape(here, *CRAWL)
+    found, broken = rows(here / "found.jsonl"), rows(here / "broken.jsonl")
+    assert {row["key"]: (row["data"]["words"], row["data"]["links"]) for row in found} == {
+        "index.md": (41, 6),
+        "soil.md": (16, 3),
+        "two words.md": (8, 0),
+        "guide/start.md": (25, 5),
+        "guide/prune.md": (13, 4),
+        "guide/list.txt": (4, 0),
+    }
+    assert len(found) == 6
+    missing, outside = "No such file or directory", "outside of the directory"
+    assert sorted((row["data"]["page"], row["data"]["link"], row["data"]["why"]) for row in broken) == [
+        ("guide/prune.md", "../harvest.md", missing),
+        ("guide/start.md", "../../crawler.py", outside),
+        ("guide/start.md", "../soil.md#clay", "no anchor #clay"),
+        ("guide/start.md", "/etc/passwd", outside),
+        ("index.md", "#the-cellar", "no anchor #the-cellar"),
+        ("index.md", "harvest.md", missing),
+        ("soil.md", "#sand", "no anchor #sand"),
+    ]
+    assert summary["slots"] == {"start>Start": 1, "page>Page": 19}
+    again = grape(here, *CRAWL)
+    assert again["slots"] == {}
+    assert (rows(here / "found.jsonl"), rows(here / "broken.jsonl")) == (found, broken)
+
+
+def test_02_crawler_on_a_page_of_odd_links(tmp_path: Path) -> None:
+    here = shutil.copytree(EXAMPLES / "02-crawler", tmp_path / "crawler")
+    site = here / "site"
+    (here / "secret.md").write_text("# Secret\n")
+    (site / "away.md").symlink_to(here / "secret.md")
+    odd = {
+        "away.md": "outside of the directory",
+        "guide": "Is a directory",
+        "%00": "embedded null byte",
+        "x" * 300: "File name too long",
+        "guide/../index.md": "",
+        "http://[odd": "",
+        "mailto:a@b": "",
+    }
+    (site / "index.md").write_text("# Odd\n" + "".join(f"[a]({link})\n" for link in odd) + "[a]()\n")
+    grape(here, *CRAWL)
+    assert {row["data"]["link"]: row["data"]["why"] for row in rows(here / "broken.jsonl")} == {
+        link: why for link, why in odd.items() if why
+    }
+    assert [row["key"] for row in rows(here / "found.jsonl")] == ["index.md"]
