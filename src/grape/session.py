@@ -14,7 +14,7 @@ import shutil
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, Final
@@ -28,18 +28,20 @@ from grape.authoring.loading import load
 from grape.authoring.topology import Topology
 from grape.connectors.sinks import json_lines, reply_lines
 from grape.engine.app import App, Stats
-from grape.engine.catalog import CatalogStore, update_record
+from grape.engine.catalog import CatalogStore, update_record, with_logs
 from grape.engine.clock import SystemClock
 from grape.engine.engine import Engine
 from grape.engine.intake import Feed
+from grape.engine.migration import Migration, plan, refuse_drops
 from grape.engine.outlet import Take, Taken
+from grape.engine.partition import Partition
 from grape.engine.supervisor import ProcessLink, Supervisor
 from grape.errors import GrapeError, ProtocolError, StorageFailed, UsageError, UserError
 from grape.feeding import Feeder
 from grape.inline import InlineLink
 from grape.isolates.process import Command, python_worker, spawn
-from grape.model.address import CATALOG, DEFAULT_PARTITIONS
-from grape.model.stored import OUTPUT, REPLIES, SOURCE, TAKER
+from grape.model.address import CATALOG, DEFAULT_PARTITIONS, PartitionId
+from grape.model.stored import OUTPUT, REPLIES, SOURCE, TAKER, AppRecord, NodeRecord
 from grape.model.topology import Limits, TopologySpec
 from grape.protocol.messages import Ask, FromWorker, Hello, Refusal
 from grape.transports.embedded import EmbeddedTransport
@@ -131,6 +133,7 @@ class Session:
         self._aborting = False
         self._fatal: GrapeError | None = None
         self._pump_scheduled = False
+        self._migrating: dict[PartitionId, Partition] = {}
         self._begins: dict[Take, tuple[int, bytes] | None] = {}
 
     # ------------------------------------------------------------------ from other threads
@@ -232,10 +235,10 @@ class Session:
                 raise UsageError(f"--take {event}: {_no_such('output', event, topology.outputs, topology)}")
         logs = [SOURCE + s.name for s in self.sources] + [TAKER + t.sink.name for t in self.takers]
         store = CatalogStore(self._transport)
-        record = update_record(store.catalog, topology, options.partitions, DEFAULT_PARTITIONS, logs)
-        if store.catalog.apps.get(record.name) != record:
-            store.save(record)
-            await self._saved
+        await self._migrate(store, topology)
+        dropped = options.drop_slots | options.drop_nodes
+        record = update_record(store.catalog, topology, options.partitions, DEFAULT_PARTITIONS, logs, dropped)
+        await self._save(store, record)
         self.app = app = App(record, topology, options.limits, taken)
         rng = random.Random()
         sizes = {pool.name: self._size(record.partitions) for pool in topology.pools}
@@ -256,6 +259,68 @@ class Session:
             self.engine.own(take.id, take.done)
             for number in take.logs:
                 self.engine.on_arrival(app.log(log, number), partial(self._output_arrived, take, number))
+
+    async def _save(self, store: CatalogStore, record: AppRecord) -> None:
+        if store.catalog.apps.get(record.name) != record:
+            self._saved = self._loop.create_future()
+            store.save(record)
+            await self._saved
+
+    async def _migrate(self, store: CatalogStore, topology: TopologySpec) -> None:
+        """Adapt what is stored to a topology that has changed.
+
+        Raises:
+            UsageError: something would be lost that nobody allowed to be dropped.
+        """
+        options = self.options
+        record = store.catalog.apps.get(topology.name)
+        if record is None:
+            refuse_drops("--drop-slot", options.drop_slots, {slot.event for slot in topology.slots})
+            refuse_drops("--drop-node", options.drop_nodes, {node.name for node in topology.nodes})
+            return
+        record = with_logs(record, [pool.name for pool in topology.pools])
+        if record.moving:  # an earlier start was killed while it did this
+            await self._move(store, self._migration(record, topology), record, record.moving)
+            record = store.catalog.apps[topology.name]
+        migration = self._migration(record, topology)
+        migration.check(options.drop_slots, options.drop_nodes)
+        await self._settle(migration.steps())
+        if migration.plan.moved:
+            await self._move(store, migration, record, migration.plan.moved)
+
+    def _migration(self, record: AppRecord, topology: TopologySpec) -> Migration:
+        app = App(record, record.topology, self.options.limits, frozenset())
+        rng = random.Random()
+
+        def partition(pool: str, number: int) -> Partition:
+            found = Partition(app, pool, number, self._transport, self.clock, rng)
+            self._migrating[found.id] = found
+            return found
+
+        partitions: list[Partition] = []
+        if plan(record, topology) or record.moving:
+            pools = dict.fromkeys([pool.name for pool in record.topology.pools])
+            pools.update(dict.fromkeys(node.pool for node in record.nodes.values()))
+            partitions = [partition(pool, n) for pool in pools for n in range(record.partitions)]
+        return Migration(app, topology, partitions, partition)
+
+    async def _move(self, store: CatalogStore, migration: Migration, record: AppRecord, moved: dict[str, str]) -> None:
+        await self._save(store, msgspec.structs.replace(record, moving=moved))
+        await self._settle(migration.moves(moved))
+        nodes = {
+            name: NodeRecord(node.id, moved.get(name, node.pool), node.states) for name, node in record.nodes.items()
+        }
+        await self._save(store, msgspec.structs.replace(record, nodes=nodes, moving={}))
+
+    async def _settle(self, steps: Iterator[Partition]) -> None:
+        """One commit after the other."""
+        for partition in steps:
+            partition.flush()
+            while not partition.settled:
+                if self._fatal is not None:
+                    raise self._fatal
+                self._wake.clear()
+                await self._wake.wait()
 
     def _size(self, partitions: int) -> int:
         return min(self.options.workers or os.cpu_count() or 1, partitions)
@@ -440,6 +505,8 @@ class Session:
             if commit.partition == CATALOG:
                 if not self._saved.done():
                     self._saved.set_result(None)
+            elif self.engine is None:
+                self._migrating[commit.partition].done(commit, outcome)
             else:
                 rest.append((commit, outcome))
         if rest and self.engine is not None:

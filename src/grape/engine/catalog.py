@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterable
 
 import msgspec
 
 from grape.abc.transport import Commit, Transport
 from grape.errors import Corrupt, UsageError
 from grape.model.address import CATALOG
-from grape.model.stored import FORMAT, REPLIES, AppRecord, Catalog, NodeRecord, decode_catalog, encode
+from grape.model.routing import route
+from grape.model.stored import FORMAT, OUTPUT, REPLIES, AppRecord, Catalog, NodeRecord, decode_catalog, encode
 from grape.model.topology import TopologySpec
 
 
@@ -50,10 +52,26 @@ class CatalogStore:
         return commit
 
 
+def with_logs(record: AppRecord, names: Iterable[str]) -> AppRecord:
+    """The record with a number for every log in ``names``."""
+    numbers, next_log = dict(record.logs), record.next_log
+    for name in names:
+        if name not in numbers:
+            numbers[name] = next_log
+            next_log += 1
+    return msgspec.structs.replace(record, logs=numbers, next_log=next_log)
+
+
 def update_record(
-    catalog: Catalog, topology: TopologySpec, partitions: int | None, default_partitions: int, logs: list[str]
+    catalog: Catalog,
+    topology: TopologySpec,
+    partitions: int | None,
+    default_partitions: int,
+    logs: list[str],
+    dropped: frozenset[str] = frozenset(),
 ) -> AppRecord:
-    """The record for ``topology``: the one that is there with what is new added, or a new one.
+    """The record for ``topology``: the one that is there, adapted, or a new one. ``dropped``: what was allowed to go.
+    The number of a node that is gone is never used again.
 
     Raises:
         UsageError: it has another number of partitions.
@@ -67,13 +85,7 @@ def update_record(
             f"app {old.name!r} has {old.partitions} partitions in this data directory, --partitions says {partitions}. "
             f"The number is fixed when an app is created: leave the option out, or use another directory"
         )
-    numbers = dict(old.logs)
-    next_log = old.next_log
-    for name in [*(pool.name for pool in topology.pools), *(f">{o}" for o in topology.outputs), REPLIES, *logs]:
-        if name not in numbers:
-            numbers[name] = next_log
-            next_log += 1
-    nodes = dict(old.nodes)  # one that is gone keeps its number: its state is still there
+    nodes: dict[str, NodeRecord] = {}
     next_node = old.next_node
     for node in topology.nodes:
         before = old.nodes.get(node.name)
@@ -82,4 +94,15 @@ def update_record(
         else:
             number = before.id
         nodes[node.name] = NodeRecord(number, node.pool, tuple(s.name for s in node.states))
-    return AppRecord(old.name, old.id, old.incarnation, old.partitions, numbers, nodes, topology, next_log, next_node)
+    chained = route(topology).chained
+    new = (chained - route(old.topology).chained) | old.unchained
+    names = [*(pool.name for pool in topology.pools), *(f"{OUTPUT}{o}" for o in topology.outputs), REPLIES, *logs]
+    return msgspec.structs.replace(
+        with_logs(old, names),
+        nodes=nodes,
+        topology=topology,
+        next_node=next_node,
+        moving={},
+        unchained=new & chained,
+        dropped=old.dropped | dropped,
+    )

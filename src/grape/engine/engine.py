@@ -177,6 +177,9 @@ class Engine:
         if partition.settled:
             for worker, ask in self._deferred.pop(partition.id, ()):
                 self._answer(worker, partition, ask)
+            owner = self.pools[partition.pool].owner(partition.number)
+            if owner is not None and not partition.chains and not partition.works and partition.may_chain:
+                self._assign(owner, partition)
             self._offer(partition)
             self._pump_owner(partition)
 
@@ -276,15 +279,29 @@ class Engine:
         worker.state = "ready"
         assert worker.link is not None
         worker.link.send(
-            Welcome(VERSION, worker.pool, worker.name, self.app.partitions, self.app.limits, self.app.taken)
+            Welcome(
+                VERSION,
+                worker.pool,
+                worker.name,
+                self.app.partitions,
+                self.app.limits,
+                self.app.taken,
+                self.app.record.unchained,
+            )
         )
         for partition in pool.owned_by(worker.index):
             worker.partitions[partition.number] = partition
-            worker.link.send(
-                Assign(partition.number, partition.reassign(), partition.holds.locked(), partition.is_empty)
-            )
-            worker.queue(partition.number)
+            self._assign(worker, partition)
         self._pump(worker)
+
+    def _assign(self, worker: Worker, partition: Partition) -> None:
+        """The partition is the worker's, in a new epoch."""
+        assert worker.link is not None
+        epoch = partition.reassign()
+        worker.link.send(
+            Assign(partition.number, epoch, partition.holds.locked(), partition.is_empty, partition.chains)
+        )
+        worker.queue(partition.number)
 
     def _refused(self, worker: Worker, message: Refusal) -> None:
         """The app cannot be loaded."""

@@ -12,23 +12,24 @@ from __future__ import annotations
 import hashlib
 import heapq
 import random
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Final, TypeVar
 
 import msgspec
 from msgspec import Struct
 
-from grape.abc.transport import Rows, Send, Table, Transport, Trim
+from grape.abc.transport import Rows, Send, Stored, Table, Transport, Trim
 from grape.engine.app import App
 from grape.engine.clock import Clock
 from grape.engine.committer import Committer
 from grape.engine.hold import HoldList
-from grape.engine.inbox import Inbox
+from grape.engine.inbox import Inbox, OpenBatch
 from grape.errors import Corrupt, ProtocolError
 from grape.model import batch as codec
 from grape.model.address import MAX_KEY_BYTES
 from grape.model.batch import Context
+from grape.model.cursor import Progress
 from grape.model.policy import after_failure, backoff, locks_key
 from grape.model.stored import (
     REPLIES,
@@ -105,6 +106,8 @@ class Partition:
         self.works: dict[int, Dispatched] = {}
         self.contexts: list[Context] = []
         """Of all works that are out, by number; results name them so."""
+        self.chains = True
+        """Whether the worker that has it may chain all pairs."""
         self.careful: set[int] = set()
         self.named: dict[tuple[str, str], Named] = {}
         self.window = _FIRST_WINDOW
@@ -135,14 +138,14 @@ class Partition:
 
     def _load_holds(self) -> None:
         self.holds = HoldList()
-        for key, value in self._all_rows("hold"):
+        for key, value in self.rows("hold"):
             entry = _decoded(decode_hold, value, "hold entry")
             self.holds.add(int.from_bytes(key, "big"), entry, len(value))
         self.app.holds += len(self.holds)
 
-    def _all_rows(self, table: Table) -> Iterable[tuple[bytes, bytes]]:
-        after = b""
-        while rows := self.transport.scan(self.id, table, after, 1000):
+    def rows(self, table: Table, after: bytes = b"", before: bytes | None = None) -> Iterator[tuple[bytes, bytes]]:
+        """Committed rows with ``after`` <= key (< ``before``), in order."""
+        while rows := self.transport.scan(self.id, table, after, 1000, before):
             yield from rows
             after = rows[-1][0] + b"\0"
 
@@ -330,10 +333,16 @@ class Partition:
     def reassign(self) -> int:
         """A new epoch: whatever a worker had is to be done again. Returns the epoch."""
         self.epoch += 1
+        self.chains = self.may_chain
         self.works.clear()
         self.inbox.give_back()
         self.holds.give_back(self.holds.numbers())
         return self.epoch
+
+    @property
+    def may_chain(self) -> bool:
+        """Nothing waits any more that was emitted by code in which fewer pairs chained."""
+        return self.head.cursor.position >= self.head.chain_from
 
     def suspect(self, work: Dispatched) -> None:
         """The worker died over this work, nobody knows at which event: go carefully through it."""
@@ -726,6 +735,62 @@ class Partition:
     def then(self, callback: Callable[[], None]) -> None:
         """Call when what is in the draft now has been committed."""
         self._draft.then.append(callback)
+        self._draft.changed = True
+
+    # ------------------------------------------------------------------ when the code has changed
+
+    def stored(self) -> Iterator[Stored]:
+        """Every batch in the log that is not finished.
+
+        Raises:
+            Corrupt: one is not what was written.
+        """
+        at = self.head.cursor.position
+        while found := self.transport.read(self.id, at, self.app.limits.dispatch_bytes):
+            for stored in found:
+                codec.check(stored.batch)
+                at = stored.position + 1
+                if not self.head.cursor.is_finished(stored.position):
+                    yield stored
+
+    def unfinished(self) -> Iterator[tuple[OpenBatch, Progress, bytes]]:
+        """Batches that are to be worked on, how far each is, and its bytes."""
+        for stored in self.stored():
+            batch = self.inbox.offer(stored.position, codec.header_of(stored.batch), len(stored.batch))
+            if batch is not None:
+                yield batch, self.head.cursor.progress(stored.position), stored.batch
+
+    def finish_unstarted(self, position: int, index: int) -> None:
+        """One event of an open batch is finished without having been handed out."""
+        batch = self.inbox.open[position]
+        newly = self.inbox.progress(position, self.head.cursor.progress(position).with_done(index))
+        self._forget(newly, 0 if position in self.inbox.open else batch.size)
+        self._draft.changed = True
+
+    def give_up(self, entry: HoldEntry, kind: str, text: str) -> None:
+        """The event becomes a dead letter."""
+        self._bury(msgspec.structs.replace(entry, kind=kind, text=text), self.clock.now())
+
+    def release(self, number: int) -> None:
+        """A hold entry is done with."""
+        self._release(number, self.clock.now())
+
+    def chain_behind(self, position: int) -> None:
+        """Pairs that did not chain in older code chain from ``position`` on."""
+        self.head.chain_from = max(self.head.chain_from, position)
+        self._draft.changed = True
+
+    def drop_timer(self, key: bytes) -> None:
+        """A timer is gone. For use before anything runs: it may stay in the memory of this partition."""
+        self.put_row("timer", key, None)
+
+    def put_row(self, table: Table, key: bytes, value: bytes | None) -> None:
+        """Write or remove a row with the next commit."""
+        self._draft.put(table, key, value)
+
+    def add_timer(self, due: int, entry: TimerEntry) -> None:
+        """A timer with the next commit. ``due``: microseconds of wall time."""
+        self._add_timer(due, entry)
         self._draft.changed = True
 
     # ------------------------------------------------------------------ commit

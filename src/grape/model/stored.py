@@ -26,7 +26,8 @@ class Head(Struct, array_like=True):
     """The committed state of a pool's partition.
 
     ``seen``: per origin (packed id + incarnation) the next sequence number to accept. ``sent``: per target log (packed)
-    the number of batches sent to it.
+    the number of batches sent to it. ``chain_from``: position from which on the pairs chain that did not in older code
+    (`AppRecord.unchained`). ``migrated``: (digest of a topology, position up to which the log has been adapted to it).
     """
 
     cursor: Cursor = msgspec.field(default_factory=Cursor)
@@ -35,6 +36,8 @@ class Head(Struct, array_like=True):
     next_hold: int = 0
     next_timer: int = 0
     next_dead: int = 0
+    chain_from: int = 0
+    migrated: tuple[bytes, int] = (b"", 0)
 
 
 class HoldEntry(Struct, array_like=True):
@@ -117,7 +120,9 @@ class NodeRecord(Struct, array_like=True):
 
 
 class AppRecord(Struct, array_like=True):
-    """``logs``: number of every log name. ``incarnation``: random, so that ids of a new directory differ."""
+    """``logs``: number of every log name. ``incarnation``: random, so that ids of a new directory differ. ``moving``:
+    nodes whose state is being moved, with their new pools. ``unchained``: pairs that chain in the topology and did not
+    in an older one. ``dropped``: slots and nodes that were dropped when they were gone."""
 
     name: str
     id: int
@@ -128,6 +133,9 @@ class AppRecord(Struct, array_like=True):
     topology: TopologySpec
     next_log: int = 1
     next_node: int = 1
+    moving: dict[str, str] = {}
+    unchained: frozenset[tuple[str, str]] = frozenset()
+    dropped: frozenset[str] = frozenset()
 
 
 class Catalog(Struct, array_like=True):

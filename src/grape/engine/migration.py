@@ -1,0 +1,394 @@
+"""When the code has changed: what is stored belongs to slots and nodes that may be gone, or have moved.
+
+    plan (pure) -> survey (what waits, what is stored) -> refuse, or steps (each one commit of one partition)
+
+Partitions of the *old* topology do the work, before any worker is there. Every step can be repeated: a start that is
+killed in between is followed by one that finds the rest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from difflib import get_close_matches
+from hashlib import blake2b
+from typing import Any, Final
+
+import msgspec
+from msgspec import Struct
+
+from grape.engine.app import App
+from grape.engine.inbox import OpenBatch
+from grape.engine.partition import Partition
+from grape.errors import UsageError
+from grape.model import batch as codec
+from grape.model.batch import Context
+from grape.model.routing import Routing, route
+from grape.model.stored import (
+    AppRecord,
+    HoldEntry,
+    TimerEntry,
+    decode_hold,
+    decode_timer,
+    encode,
+    state_key,
+)
+from grape.model.topology import TopologySpec
+
+SlotId = tuple[str, str]
+"""(event, node)"""
+
+_STEP_ROWS: Final = 5_000
+_STEP_BYTES: Final = 4 << 20
+_PAGE: Final = 1_000
+_DROPPED: Final = "slot-dropped"
+
+
+class Plan(Struct, frozen=True):
+    """What differs. ``slots``: gone, or in another pool now; ``moved``: node -> new pool; ``nodes``: gone; ``chained``:
+    pairs that chain now and did not before."""
+
+    slots: frozenset[SlotId]
+    moved: dict[str, str]
+    nodes: frozenset[str]
+    chained: frozenset[tuple[str, str]]
+
+    def __bool__(self) -> bool:
+        return bool(self.slots or self.moved or self.nodes or self.chained)
+
+
+def plan(record: AppRecord, new: TopologySpec) -> Plan:
+    """Compare what is stored with a new topology."""
+    pools = {node.name: node.pool for node in new.nodes}
+    slots = {(slot.event, slot.node) for slot in new.slots}
+    moved = {name: pools[name] for name, node in record.nodes.items() if name in pools and pools[name] != node.pool}
+    gone = {
+        (slot.event, slot.node)
+        for slot in record.topology.slots
+        if (slot.event, slot.node) not in slots or slot.node in moved
+    }
+    chained = route(new).chained - route(record.topology).chained
+    return Plan(frozenset(gone), moved, frozenset(record.nodes.keys() - pools.keys()), chained)
+
+
+class Waiting(Struct):
+    """Events that wait for one slot."""
+
+    log: int = 0
+    held: int = 0
+    timers: int = 0
+
+    @property
+    def total(self) -> int:
+        return self.log + self.held + self.timers
+
+    def __str__(self) -> str:
+        parts = [(self.log, "in the log"), (self.held, "held for a retry"), (self.timers, "as timers")]
+        return ", ".join(f"{n:,} {where}" for n, where in parts if n)
+
+
+class _Event(Struct):
+    """An event in the log that is not finished. ``gone``: its nodes that are; ``stays``: others still wait for it."""
+
+    batch: OpenBatch
+    index: int
+    entry: HoldEntry
+    gone: list[str]
+    stays: bool
+
+
+class Migration:
+    """From ``app``, with the old record and topology, to ``new``.
+
+    Args:
+        partitions: of all pools of the old topology, claimed.
+        partition: makes a partition of a pool of the new topology, for state that moves.
+    """
+
+    def __init__(
+        self,
+        app: App,
+        new: TopologySpec,
+        partitions: list[Partition],
+        partition: Callable[[str, int], Partition],
+    ) -> None:
+        self.plan = plan(app.record, new)
+        self._app = app
+        self._new = new
+        self._new_routing: Routing = route(new)
+        self._new_pools = {node.name: node.pool for node in new.nodes}
+        self._there = {(slot.event, slot.node, self._new_pools[slot.node]) for slot in new.slots}
+        self._partitions = partitions
+        self._partition = partition
+        self._digest = blake2b(encode(new), digest_size=8).digest()
+
+    # ------------------------------------------------------------------ what there is
+
+    def survey(self) -> tuple[dict[SlotId, Waiting], dict[str, int]]:
+        """What waits for slots that are gone, and how many keys have state of nodes that are."""
+        waiting: dict[SlotId, Waiting] = {}
+
+        def of(event: str, node: str) -> Waiting:
+            return waiting.setdefault((event, node), Waiting())
+
+        for partition in self._partitions:
+            for event in self._log(partition):
+                for node in event.gone:
+                    of(event.entry.event, node).log += 1
+            for _, held in self._held(partition):
+                of(held.event, held.node).held += 1
+            for _, timer, nodes in self._timers(partition):
+                for node in nodes:
+                    of(_name_in(timer.body), node).timers += 1
+        states = {node: sum(1 for _ in self._states(node)) for node in sorted(self.plan.nodes)}
+        return waiting, {node: count for node, count in states.items() if count}
+
+    def check(self, drop_slots: frozenset[str], drop_nodes: frozenset[str]) -> None:
+        """
+        Raises:
+            UsageError: something would be lost that nobody allowed to be dropped.
+        """
+        self._check_options(drop_slots, drop_nodes)
+        waiting, states = self.survey()
+        app, lines = self._app.record.name, []
+        for (event, node), found in sorted(waiting.items()):
+            if event in drop_slots or f"{event}>{node}" in drop_slots:
+                continue
+            counts = f"{found.total:,} events wait for it ({found})"
+            if node in self.plan.moved:
+                what = (
+                    f"slot {event!r} -> {node} has moved to pool {self.plan.moved[node]!r}, and {counts} in its old one"
+                )
+            else:
+                what = f"slot {event!r} -> {node} is gone from app {app!r}, and {counts}"
+            lines.append(f"{what}. Run the old code until they are done, or give them up: --drop-slot {event}")
+        for node, count in states.items():
+            if node not in drop_nodes:
+                near = get_close_matches(node, self._new_pools.keys() - self._app.record.nodes.keys(), 1)
+                renamed = f"; if it was renamed, keep the old name: name={node!r} on {near[0]!r}" if near else ""
+                lines.append(
+                    f"node {node!r} is gone from app {app!r}, and it has state of {count:,} keys. Bring it back, or "
+                    f"remove the state: --drop-node {node}{renamed}"
+                )
+        if lines:
+            raise UsageError("\n".join(lines))
+
+    def _check_options(self, drop_slots: frozenset[str], drop_nodes: frozenset[str]) -> None:
+        known = {name for event, node in self.plan.slots for name in (event, f"{event}>{node}")}
+        known |= self._app.record.dropped
+        there = {name for slot in self._new.slots for name in (slot.event, f"{slot.event}>{slot.node}")}
+        for option, given, gone, present in (
+            ("--drop-slot", drop_slots, known, there),
+            ("--drop-node", drop_nodes, self.plan.nodes | self._app.record.dropped, set(self._new_pools)),
+        ):
+            refuse_drops(option, given - gone, present, gone)
+
+    # ------------------------------------------------------------------ doing it
+
+    def steps(self) -> Iterator[Partition]:
+        """Do what the plan says; every partition that is yielded has to be flushed and settled before the next step."""
+        for partition in self._partitions:
+            yield from self._bury_held(partition)
+            yield from self._bury_timers(partition)
+            yield from self._bury_log(partition)
+            if self.plan.chained:  # what waits was emitted by code that did not chain: only behind it may the new pairs
+                partition.chain_behind(max((stored.position + 1 for stored in partition.stored()), default=0))
+                yield partition
+        for node in sorted(self.plan.nodes):
+            yield from self._remove_state(node)
+
+    def _bury_held(self, partition: Partition) -> Iterator[Partition]:
+        for n, (number, entry) in enumerate(list(self._held(partition)), 1):
+            partition.give_up(entry, _DROPPED, self._why(entry.event, entry.node))
+            partition.release(number)
+            if n % _STEP_ROWS == 0:
+                yield partition
+        yield partition
+
+    def _bury_timers(self, partition: Partition) -> Iterator[Partition]:
+        for n, (key, timer, nodes) in enumerate(list(self._timers(partition)), 1):
+            event = _name_in(timer.body)
+            for node in nodes:
+                entry = HoldEntry(node, event, "", _key_in(timer.body), partition.clock.now(), timer.body)
+                entry.context = timer.context
+                partition.give_up(entry, _DROPPED, self._why(event, node))
+            if self._stays(event, timer.log, None):
+                continue
+            partition.drop_timer(key)
+            if n % _STEP_ROWS == 0:
+                yield partition
+        yield partition
+
+    def _bury_log(self, partition: Partition) -> Iterator[Partition]:
+        """A batch whose events also have other listeners stays, so its position is remembered with the letters."""
+        digest, done = partition.head.migrated
+        if digest != self._digest:
+            done = 0
+        rows = size = 0
+        position = -1
+        for event in list(self._log(partition)) if self.plan.slots else []:
+            if event.batch.position != position and (rows >= _STEP_ROWS or size >= _STEP_BYTES):
+                yield partition
+                rows = size = 0
+            position = event.batch.position
+            if position >= done:
+                for node in event.gone:
+                    entry = msgspec.structs.replace(event.entry, node=node)
+                    partition.give_up(entry, _DROPPED, self._why(entry.event, node))
+                    rows, size = rows + 1, size + len(entry.body)
+            if not event.stays:
+                partition.finish_unstarted(event.batch.position, event.index)
+            partition.head.migrated = (self._digest, position + 1)
+        yield partition
+
+    def _remove_state(self, node: str) -> Iterator[Partition]:
+        number = self._app.node_id(node)
+        for partition in self._partitions:
+            if partition.pool != self._app.record.nodes[node].pool:
+                continue
+            for keys in _pages(self._states_in(partition, number)):
+                for key, _ in keys:
+                    partition.put_row("state", key, None)
+                yield partition
+
+    def moves(self, moved: dict[str, str]) -> Iterator[Partition]:
+        """Copy state of nodes (name -> pool) to their new pool, then remove it from the old one. The record must say so
+        before the first step (`AppRecord.moving`), as in between it is in both places."""
+        old = {(p.pool, p.number): p for p in self._partitions}
+        for node, pool in sorted(moved.items()):
+            number = self._app.node_id(node)
+            before = self._app.record.nodes[node].pool
+            for n in range(self._app.record.partitions):
+                source = old[before, n]
+                rows = self._states_in(source, number)
+                first = next(rows, None)
+                if first is None:
+                    continue
+                target = old.get((pool, n)) or self._partition(pool, n)
+                for page in _pages(_chain(first, rows)):
+                    for key, value in page:
+                        target.put_row("state", key, value)
+                        due = _expiry(value)
+                        if due:
+                            target.add_timer(due, TimerEntry(node=number, key=key[2:]))
+                    yield target
+                for page in _pages(self._states_in(source, number)):
+                    for key, _ in page:
+                        source.put_row("state", key, None)
+                    yield source
+
+    def _why(self, event: str, node: str) -> str:
+        return f"slot {event!r} -> {node} is gone from app {self._app.record.name!r} (--drop-slot)"
+
+    # ------------------------------------------------------------------ reading
+
+    def _listeners(self, event: str, pool: str) -> list[str]:
+        return [n for found in self._app.routing.listeners.get(event, ()) if found.pool == pool for n in found.nodes]
+
+    def _stays(self, event: str, pool: str, only: list[str] | None) -> bool:
+        """Whether a node of the new topology takes this event from this log."""
+        for found in self._new_routing.listeners.get(event, ()):
+            if found.pool == pool and (only is None or any(node in only for node in found.nodes)):
+                return True
+        return False
+
+    def _gone(self, event: str, nodes: Iterable[str], pool: str) -> list[str]:
+        return [node for node in nodes if (event, node, pool) not in self._there]
+
+    def _log(self, partition: Partition) -> Iterator[_Event]:
+        """Unfinished events of the log for which a slot is gone."""
+        pool = partition.pool
+        for batch, progress, stored in partition.unfinished():
+            header = batch.header
+            calls = bool(header.flags & codec.SELF_REPLY)
+            table = codec.contexts_of(stored, header)
+            offset = 0
+            for run in codec.runs_of(codec.body_of(stored, header)):
+                only = run.meta.only
+                gone = {name: self._gone(name, only or self._listeners(name, pool), pool) for name in run.meta.names}
+                stays = {name: self._stays(name, pool, only) for name in run.meta.names}
+                keys, data = codec.keys_of(run), codec.raw_data_of(run)
+                for i, name in enumerate(codec.names_of(run)):
+                    index = offset + i
+                    if not (gone[name] or not stays[name]) or progress.is_done(index):
+                        continue
+                    hops = run.meta.hops if isinstance(run.meta.hops, int) else run.meta.hops[i]
+                    key = None if keys is None else keys[i]
+                    body = codec.one(name, key, None if data is None else data[i], hops=hops)
+                    event_id = (run.meta.ids or {}).get(i) or f"{header.id_prefix}{index}"
+                    entry = HoldEntry("", name, event_id, key, header.created, body)
+                    if calls:
+                        entry.context = Context(f"{header.id_prefix}{index}", partition.number)
+                    elif run.meta.contexts is not None and run.meta.contexts[i] >= 0:
+                        entry.context = table[run.meta.contexts[i]]
+                    yield _Event(batch, index, entry, gone[name], stays[name])
+                offset += run.count
+
+    def _held(self, partition: Partition) -> Iterator[tuple[int, HoldEntry]]:
+        for key, value in partition.rows("hold"):
+            entry = decode_hold(value)
+            if self._gone(entry.event, [entry.node], partition.pool):
+                yield int.from_bytes(key, "big"), entry
+
+    def _timers(self, partition: Partition) -> Iterator[tuple[bytes, TimerEntry, list[str]]]:
+        for key, value in partition.rows("timer"):
+            timer = decode_timer(value)
+            if timer.log:
+                event = _name_in(timer.body)
+                nodes = self._gone(event, self._listeners(event, timer.log), timer.log)
+                if nodes:
+                    yield key, timer, nodes
+
+    def _states(self, node: str) -> Iterator[tuple[bytes, bytes]]:
+        number = self._app.node_id(node)
+        for partition in self._partitions:
+            if partition.pool == self._app.record.nodes[node].pool:
+                yield from self._states_in(partition, number)
+
+    @staticmethod
+    def _states_in(partition: Partition, number: int) -> Iterator[tuple[bytes, bytes]]:
+        return partition.rows("state", state_key(number, b""), state_key(number + 1, b""))
+
+
+def refuse_drops(option: str, given: Iterable[str], present: set[str], gone: Iterable[str] = ()) -> None:
+    """
+    Raises:
+        UsageError: something is to be dropped that is not gone.
+    """
+    for name in sorted(given):
+        if name in present:
+            raise UsageError(f"{option} {name}: it is still in the topology; only what is gone from it can be dropped")
+        near = get_close_matches(name, gone, 3)
+        hint = f"did you mean {' or '.join(near)}?" if near else f"gone are {', '.join(sorted(gone)) or 'none'}"
+        raise UsageError(f"{option} {name}: there is nothing of that name that is gone from the topology; {hint}")
+
+
+def _name_in(body: bytes) -> str:
+    return next(codec.runs_of(body)).meta.names[0]
+
+
+def _key_in(body: bytes) -> str | None:
+    keys = codec.keys_of(next(codec.runs_of(body)))
+    return None if keys is None else keys[0]
+
+
+def _expiry(record: bytes) -> int:
+    """When all of a state record has expired (microseconds of wall time); 0: never."""
+    fields: dict[str, Any] = msgspec.msgpack.decode(record)
+    due = fields.pop("", None) or {}
+    return max(due.values()) if fields and all(name in due for name in fields) else 0
+
+
+def _pages(rows: Iterator[tuple[bytes, bytes]]) -> Iterator[list[tuple[bytes, bytes]]]:
+    page: list[tuple[bytes, bytes]] = []
+    for row in rows:
+        page.append(row)
+        if len(page) >= _PAGE:
+            yield page
+            page = []
+    if page:
+        yield page
+
+
+def _chain(first: tuple[bytes, bytes], rest: Iterator[tuple[bytes, bytes]]) -> Iterator[tuple[bytes, bytes]]:
+    yield first
+    yield from rest
