@@ -22,10 +22,11 @@ from grape.model.address import PartitionId
 from grape.model.batch import RunMeta, encode_run, one, seal
 
 ORIGIN = PartitionId(1, 2, 3)
+TARGET = PartitionId(1, 5, 4)
 
 
 def sealed(*runs: bytes, events: int) -> bytes:
-    return seal(b"".join(runs), events, ORIGIN, 0xABC, 7, 0)
+    return seal(b"".join(runs), events, ORIGIN, TARGET, 0xABC, 7, 0)
 
 
 def refusal(sink: JsonLinesSink | StdoutSink, length: int = 0, tail: bytes = b"") -> str:
@@ -249,13 +250,13 @@ def test_ids_are_those_of_the_events() -> None:
         events=5,
     )
     assert [json.loads(line) for line in json_lines(batch)] == [
-        {"event": "a", "key": "k", "data": 1, "id": "00000abc-2.3-7-0"},
-        {"event": "b", "key": None, "data": [2], "id": "00000abc-2.3-7-1"},
-        {"event": "a", "key": "ü", "data": {"x": None}, "id": "00000abc-2.3-7-2"},
-        {"event": "c", "key": None, "data": None, "id": "00000abc-2.3-7-3"},
+        {"event": "a", "key": "k", "data": 1, "id": "00000abc-2.3-5.4-7-0"},
+        {"event": "b", "key": None, "data": [2], "id": "00000abc-2.3-5.4-7-1"},
+        {"event": "a", "key": "ü", "data": {"x": None}, "id": "00000abc-2.3-5.4-7-2"},
+        {"event": "c", "key": None, "data": None, "id": "00000abc-2.3-5.4-7-3"},
         {"event": "c", "key": None, "data": None, "id": "given"},
     ]
-    assert json_lines(batch)[0] == b'{"event":"a","key":"k","data":1,"id":"00000abc-2.3-7-0"}'
+    assert json_lines(batch)[0] == b'{"event":"a","key":"k","data":1,"id":"00000abc-2.3-5.4-7-0"}'
 
 
 @pytest.mark.parametrize(

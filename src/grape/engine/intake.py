@@ -113,7 +113,9 @@ class Feed:
             for body, events in pieces:
                 sequence = sent.get(packed, 0)
                 sent[packed] = sequence + 1
-                sealed = codec.seal(body, events, self.id, self._app.record.incarnation, sequence, now, (), flags)
+                sealed = codec.seal(
+                    body, events, self.id, target, self._app.record.incarnation, sequence, now, (), flags
+                )
                 sends.append(Send(target, sealed, events))
 
     def commit(self, chunks: list[Prepared], then: Callable[[], None]) -> None:

@@ -532,7 +532,7 @@ class Partition:
         packed = target.packed()
         sequence = self.head.sent.get(packed, 0)
         self.head.sent[packed] = sequence + 1
-        sealed = codec.seal(body, events, self.id, self.app.record.incarnation, sequence, now, contexts, flags)
+        sealed = codec.seal(body, events, self.id, target, self.app.record.incarnation, sequence, now, contexts, flags)
         self._draft.sends.append(Send(target, sealed, events))
         self._draft.changed = True
 

@@ -26,8 +26,9 @@ VERSION: Final = 1
 SELF_REPLY: Final = 1
 """Header flag: every event of this batch is a call of its own, answered under its own id."""
 
-# crc, version, flags, reserved, events, origin (app, pool, number), incarnation, sequence, created us, contexts size
-_HEADER = struct.Struct("<IBBHIHHHIQQI")
+# crc, version, flags, target pool, events, origin (app, pool, number), target number, incarnation, sequence,
+# created us, contexts size. The target's app is the origin's.
+_HEADER = struct.Struct("<IBBHIHHHHIQQI")
 _RUN = struct.Struct("<IIII")
 _CRC = struct.Struct("<I")
 HEADER_SIZE: Final = _HEADER.size
@@ -37,6 +38,7 @@ class Header(NamedTuple):
     """``sequence``: dense per (origin, incarnation, target log). ``created``: microseconds of wall time."""
 
     origin: PartitionId
+    target: PartitionId
     incarnation: int
     sequence: int
     created: int
@@ -46,9 +48,10 @@ class Header(NamedTuple):
 
     @property
     def id_prefix(self) -> str:
-        """What all event ids of the batch begin with; the index follows."""
-        o = self.origin
-        return f"{self.incarnation:08x}-{o.pool}.{o.number}-{self.sequence}-"
+        """What all event ids of the batch begin with; the index follows. The target is part of it because the sequence
+        numbers are counted per target."""
+        o, t = self.origin, self.target
+        return f"{self.incarnation:08x}-{o.pool}.{o.number}-{t.pool}.{t.number}-{self.sequence}-"
 
 
 class Context(Struct, frozen=True, omit_defaults=True, array_like=True):
@@ -102,6 +105,7 @@ def seal(
     body: bytes,
     events: int,
     origin: PartitionId,
+    target: PartitionId,
     incarnation: int,
     sequence: int,
     created: int,
@@ -110,7 +114,9 @@ def seal(
 ) -> bytes:
     """Put the header before ``body``: what the engine does to everything that enters a log."""
     table = encode(contexts) if contexts else b""
-    header = _HEADER.pack(0, VERSION, flags, 0, events, *origin, incarnation, sequence, created, len(table))
+    header = _HEADER.pack(
+        0, VERSION, flags, target.pool, events, *origin, target.number, incarnation, sequence, created, len(table)
+    )
     tail = crc32(header[4:])
     if table:
         tail = crc32(table, tail)
@@ -125,10 +131,13 @@ def header_of(batch: bytes | memoryview) -> Header:
     """
     if len(batch) < HEADER_SIZE:
         raise Corrupt(f"a batch of {len(batch)} bytes is shorter than its header")
-    _, version, flags, _, events, app, pool, number, incarnation, sequence, created, size = _HEADER.unpack_from(batch)
+    _, version, flags, to_pool, events, app, pool, number, to_number, incarnation, sequence, created, size = (
+        _HEADER.unpack_from(batch)
+    )
     if version != VERSION:
         raise Corrupt(f"a batch of format version {version}; this Grape reads version {VERSION}")
-    return Header(PartitionId(app, pool, number), incarnation, sequence, created, events, flags, size)
+    origin, target = PartitionId(app, pool, number), PartitionId(app, to_pool, to_number)
+    return Header(origin, target, incarnation, sequence, created, events, flags, size)
 
 
 def check(batch: bytes) -> Header:

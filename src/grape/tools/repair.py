@@ -213,4 +213,4 @@ def _again(record: AppRecord, letter: Letter, head: Head) -> Send:
     sequence = head.sent.get(packed, 0)
     head.sent[packed] = sequence + 1
     contexts = () if row.context is None else (row.context,)
-    return Send(target, codec.seal(body, 1, own, record.incarnation, sequence, row.created, contexts), 1)
+    return Send(target, codec.seal(body, 1, own, target, record.incarnation, sequence, row.created, contexts), 1)
