@@ -1,0 +1,97 @@
+"""An asyncio loop that lives on a fake clock: ``asyncio.sleep(5)`` takes no time, but moves the clock by five seconds.
+
+It does nothing by itself. Whoever owns it runs it one round at a time, and moves the clock to its next timer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+import math
+from collections.abc import Callable
+from contextvars import Context
+from typing import Any, Final, TypeVarTuple, Unpack
+
+from grape.engine.clock import FakeClock
+
+Ts = TypeVarTuple("Ts")
+
+_RESOLUTION: Final = 1e-9
+"""Seconds; as asyncio's own."""
+
+
+class FakeLoop(asyncio.SelectorEventLoop):
+    """
+    Args:
+        clock: the time of ``call_later``, ``asyncio.sleep`` and timeouts.
+
+    Attributes:
+        has_work: something is ready to run; `run_round` runs it.
+    """
+
+    def __init__(self, clock: FakeClock) -> None:
+        self.has_work = False
+        self._clock = clock
+        self._begin = clock.now()
+        self._timers: list[tuple[float, int, asyncio.TimerHandle]] = []
+        self._numbered = 0
+        self._error: BaseException | None = None
+        super().__init__()
+        self.set_exception_handler(self._note)
+
+    def time(self) -> float:
+        return (self._clock.now() - self._begin) / 1e6
+
+    def call_soon(
+        self, callback: Callable[[Unpack[Ts]], object], *args: *Ts, context: Context | None = None
+    ) -> asyncio.Handle:
+        self.has_work = True
+        return super().call_soon(callback, *args, context=context)
+
+    def call_at(
+        self, when: float, callback: Callable[[Unpack[Ts]], object], *args: *Ts, context: Context | None = None
+    ) -> asyncio.TimerHandle:
+        handle = super().call_at(when, callback, *args, context=context)
+        self._numbered += 1
+        heapq.heappush(self._timers, (when, self._numbered, handle))
+        return handle
+
+    def next_due(self) -> int | None:
+        """When the next timer is due, microseconds of the clock; None: there is none."""
+        while self._timers:
+            when, _, handle = self._timers[0]
+            if not handle.cancelled() and when > self.time() + _RESOLUTION:
+                return self._begin + math.ceil(when * 1e6)
+            heapq.heappop(self._timers)
+            # One that is due now runs with the next round; asyncio itself remembers it.
+            self.has_work = self.has_work or not handle.cancelled()
+        return None
+
+    def run_round(self) -> None:
+        """Run what is ready now; what that makes ready runs in the next round.
+
+        Raises:
+            BaseException: what a callback raised, or a task to which nobody listens.
+        """
+        self.has_work = False
+        self.stop()  # asyncio: stopped before it runs, a loop does one round without waiting
+        self.run_forever()
+        if self._error is not None:
+            error, self._error = self._error, None
+            raise error
+
+    def fail(self, error: BaseException) -> None:
+        """Let ``error`` come out of the next `run_round`, or of this one."""
+        self._error = self._error or error
+
+    def abandon(self) -> None:
+        """Cancel everything and close."""
+        for _ in range(3):  # a handler may await in its ``finally``; one that goes on for longer is left alone
+            for task in asyncio.all_tasks(self):
+                task.cancel()
+            self.stop()
+            self.run_forever()
+        self.close()
+
+    def _note(self, _: object, context: dict[str, Any]) -> None:
+        self.fail(context.get("exception") or RuntimeError(context.get("message")))

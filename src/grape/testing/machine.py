@@ -1,0 +1,459 @@
+"""An engine, its workers, its source and its takers in one thread: nothing moves unless somebody says so.
+
+Everything in here is the real thing (engine, partitions, feeding, taking, worker runtime, memory transport). Only what
+moves them is not: no event loop, no threads, no wall clock. `Machine.moves` lists what could happen next, and whoever
+drives picks: `grape.testing.Harness` the first, the simulator any.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Coroutine, Generator
+from functools import partial
+from random import Random
+from typing import Any, Final
+
+import msgspec
+
+from grape.abc.source import Chunk, Columns, Source
+from grape.abc.transport import Arrival, Callbacks, Commit, Outcome, Rows, Table
+from grape.authoring.topology import Topology
+from grape.engine.app import App
+from grape.engine.catalog import read_catalog, update_record
+from grape.engine.clock import FakeClock
+from grape.engine.committer import Committer
+from grape.engine.engine import Engine
+from grape.engine.intake import Feed, Prepared
+from grape.engine.outlet import Take
+from grape.errors import GrapeError
+from grape.inline import InlineLink
+from grape.model import batch as codec
+from grape.model.address import CATALOG, DEFAULT_PARTITIONS
+from grape.model.event import Event, Lineage
+from grape.model.stored import FORMAT, OUTPUT, REPLIES, SOURCE, TAKER, AppRecord, Catalog, encode
+from grape.model.topology import Limits, TopologySpec
+from grape.protocol.messages import Announce, Ask, FromWorker, ToWorker, Values
+from grape.testing.loop import FakeLoop
+from grape.transports.memory import MemoryBroker, MemoryTransport
+
+_TAKE_BYTES: Final = 1 << 20
+
+Move = Callable[[], None]
+
+
+class Crash(BaseException):
+    """Raised by a handler, it ends its worker on the spot, like a segmentation fault: nothing of the running work
+    arrives. No ``except Exception`` stops it."""
+
+
+class ListSource(Source):
+    """Reads a list of chunks that may grow; the position is the number of chunks read."""
+
+    name = "test"
+
+    def __init__(self) -> None:
+        self.chunks: list[list[Columns]] = []
+
+    def open(self, position: bytes) -> None:
+        pass
+
+    def read(self, position: bytes) -> Chunk | None:
+        at = int(position or b"0")
+        if at >= len(self.chunks):
+            return None
+        return Chunk(self.chunks[at], b"%d" % (at + 1), [], 0)
+
+
+class ListTaker:
+    """Appends what is taken to a list, as a file sink does to its file: what lies behind the committed length was
+    written but never committed, and is cut off by the next write."""
+
+    def __init__(self, log: str) -> None:
+        self.log = log
+        self.name = f"{log}=test"
+        self.entries: list[Event] = []
+        self.take: Take | None = None
+        self.is_committing = False
+
+    @property
+    def committed(self) -> list[Event]:
+        assert self.take is not None
+        return self.entries[: self.take.head.length]
+
+    def open(self, app: App, transport: MemoryTransport) -> Take:
+        self.is_committing = False
+        self.take = Take(app, self.name, self.log, transport)
+        return self.take
+
+    def has_work(self) -> bool:
+        return self.take is not None and not self.is_committing and not self.take.is_idle
+
+    def move(self) -> None:
+        """Write and submit what can be taken."""
+        take = self.take
+        assert take is not None
+        taken = take.read(_TAKE_BYTES)
+        if taken is None:
+            return
+        late: list[set[int]] = [set()] * len(taken.batches)
+        rows: list[tuple[Table, Rows]] = []
+        if self.log == REPLIES:
+            late, finals = take.after_final(taken.batches)
+            rows = [("text", finals)]
+        del self.entries[take.head.length :]
+        for batch, skip in zip(taken.batches, late, strict=True):
+            self.entries += [event for i, event in enumerate(events_of(batch)) if i not in skip]
+        self.is_committing = True
+        take.commit(taken, len(self.entries), b"", self._committed, rows)
+
+    def _committed(self) -> None:
+        self.is_committing = False
+
+
+class StoredLineage(Lineage):
+    """Where the events of a stored batch come from."""
+
+    __slots__ = ("_header", "_hops", "_ids")
+
+    def __init__(self, header: codec.Header) -> None:
+        self._header = header
+        self._ids: dict[int, str] = {}
+        self._hops: list[int] = []
+
+    def add(self, run: codec.Run) -> None:
+        hops, at = run.meta.hops, len(self._hops)
+        self._hops += [hops] * run.count if isinstance(hops, int) else hops
+        self._ids.update((at + i, own) for i, own in (run.meta.ids or {}).items())
+
+    def id_of(self, index: int) -> str:
+        return self._ids.get(index) or f"{self._header.id_prefix}{index}"
+
+    def time_of(self, index: int) -> float:
+        return self._header.created / 1e6
+
+    def attempt_of(self, index: int) -> int:
+        return 1
+
+    def hops_of(self, index: int) -> int:
+        return self._hops[index]
+
+    def trace_of(self, index: int) -> str | None:
+        return None
+
+    def progress(self) -> None:
+        pass
+
+
+def events_of(batch: bytes) -> list[Event]:
+    """The events of a sealed batch; their data decoded to builtins."""
+    header = codec.header_of(batch)
+    lineage = StoredLineage(header)
+    events: list[Event] = []
+    for run in codec.runs_of(codec.body_of(batch, header)):
+        lineage.add(run)
+        names = codec.names_of(run)
+        keys = codec.keys_of(run) or [None] * run.count
+        data = codec.data_of(run) or [None] * run.count
+        for name, key, value in zip(names, keys, data, strict=True):
+            events.append(Event(name, key, value, lineage, len(events)))
+    return events
+
+
+class Worker(InlineLink):
+    """A worker whose words lie on the way until they are delivered, one by one, and which can die at any moment."""
+
+    def __init__(self, machine: Machine, pool: str, index: int, topology: Topology) -> None:
+        self.pool = pool
+        self.index = index
+        self.said: deque[FromWorker] = deque()
+        self.is_dead = False
+        self.loop: FakeLoop | None = None
+        self._tasks: deque[Callable[[], object]] = deque()
+        self._values: list[list[bytes | None]] = []
+        self._machine = machine
+        if any(node.is_async and node.pool == pool for node in topology.spec().nodes):
+            self.loop = FakeLoop(machine.clock)
+            self.loop.set_task_factory(self._new_task)
+        super().__init__(topology, self._say, self._ask, self._soon, _ignore, machine.elapsed, machine.clock.now)
+
+    def _new_task(
+        self, loop: asyncio.AbstractEventLoop, coroutine: Coroutine[Any, Any, Any] | Generator[Any, None, Any]
+    ) -> asyncio.Task[Any]:
+        task: asyncio.Task[Any] = asyncio.Task(coroutine, loop=loop)
+        task.add_done_callback(self._noticed)
+        return task
+
+    def _noticed(self, task: asyncio.Task[Any]) -> None:
+        """A crash ends the worker, whoever awaits the task."""
+        if not task.cancelled() and isinstance(task.exception(), Crash) and self.loop is not None:
+            self.loop.fail(Crash())
+
+    # What the runtime calls
+
+    def _say(self, _: InlineLink, message: FromWorker) -> None:
+        if self.is_dead:
+            return
+        self.said.append(message)
+        if isinstance(message, Announce):
+            self._machine.interrupt(self)
+
+    def _soon(self, task: Callable[[], object]) -> None:
+        if self.loop is not None:
+            self.loop.call_soon(task)
+        else:
+            self._tasks.append(task)
+
+    def _ask(self, _: InlineLink, ask: Ask) -> list[bytes | None]:
+        """As over a socket: what was said before arrives first, and the answer may have to wait for a commit."""
+        self._machine.interrupt(self)
+        while self.said:
+            self.deliver()
+        self._machine.engine.received(self.pool, self.index, self, ask)
+        while not self._values:
+            if self.is_dead or not self._machine.transport.step():
+                raise Crash  # the engine has ended this worker, or stopped
+        return self._values.pop()
+
+    # What the engine calls
+
+    def send(self, message: ToWorker) -> None:
+        if isinstance(message, Values):
+            self._values.append(message.values)
+        elif not self.is_dead:
+            super().send(message)
+
+    def kill(self) -> None:
+        self.die(len(self.said))
+
+    # What the driver calls
+
+    @property
+    def has_work(self) -> bool:
+        if self.is_dead:
+            return False
+        if self.loop is None:
+            return bool(self._tasks)
+        self.loop.next_due()
+        return self.loop.has_work
+
+    def run(self) -> None:
+        """Take one message, or run one round of the loop."""
+        try:
+            if self.loop is None:
+                self._tasks.popleft()()
+            else:
+                self.loop.run_round()
+        except Crash:
+            self.die(len(self.said))
+
+    def deliver(self) -> None:
+        """The oldest word arrives at the engine."""
+        self._machine.engine.received(self.pool, self.index, self, self.said.popleft())
+
+    def die(self, arriving: int) -> None:
+        """End now. Of what was said and not delivered, the first ``arriving`` messages still arrive."""
+        if self.is_dead:
+            return
+        self.is_dead = True
+        while len(self.said) > arriving:
+            self.said.pop()
+        self._tasks.clear()
+        super().kill()
+
+    def bury(self) -> None:
+        """Nothing of it is left."""
+        self.is_dead = True
+        if self.loop is not None and not self.loop.is_closed():
+            self.loop.abandon()
+
+
+def _ignore(_: InlineLink, how: str) -> None:
+    """`InlineLink` reports its end; here the driver decides when it is noticed."""
+
+
+def _never(_: Worker) -> None:
+    pass
+
+
+class Machine:
+    """One engine at a time; `stop` and `start` are a kill and a new start on what is committed.
+
+    Args:
+        build: makes the topology, for every worker anew: as worker processes do, which share nothing.
+        clock: stands unless it is moved.
+        broker: what is committed; outlives the engines.
+        partitions: of the app.
+        workers: per pool.
+        rng: jitter of the back-off, and incarnations.
+        elapsed: monotonic seconds as the workers see them; they measure with it how long handlers take.
+
+    Attributes:
+        interrupt: called with a worker in the middle of its work (it asks for state, or announces an event); may raise
+            `Crash`.
+    """
+
+    def __init__(
+        self,
+        build: Callable[[], Topology],
+        clock: FakeClock,
+        broker: MemoryBroker,
+        *,
+        partitions: int,
+        workers: int = 1,
+        limits: Limits | None = None,
+        rng: Random | None = None,
+        elapsed: Callable[[], float] | None = None,
+    ) -> None:
+        self.clock = clock
+        self.broker = broker
+        self.limits = limits or Limits()
+        self.interrupt: Callable[[Worker], None] = _never
+        self.elapsed = elapsed or (lambda: clock.now() / 1e6)
+        self.source = ListSource()
+        self.notices: list[str] = []
+        self.failure: GrapeError | None = None
+        self._build = build
+        self._partitions = partitions
+        self._workers = workers
+        self._rng = rng or Random(0)
+        self.topology = build()
+        self.spec: TopologySpec = self.topology.spec()
+        self.outputs = {name: ListTaker(OUTPUT + name) for name in self.spec.outputs}
+        self.replies = ListTaker(REPLIES)
+        self.is_running = False
+        self.start()
+
+    # ------------------------------------------------------------------ life
+
+    def start(self) -> None:
+        """Claim everything, and go on where the committed state says."""
+        self.workers: list[Worker] = []
+        self.transport = MemoryTransport(Callbacks(self._done, self._arrived, self._failed), self.broker)
+        self._catalog: Committer | None = Committer(self.transport, CATALOG, "the catalog")
+        record = self._record(self._catalog)
+        self._catalog = None
+        self.app = app = App(record, self.spec, self.limits, frozenset(self.spec.outputs))
+        sizes = dict.fromkeys((pool.name for pool in self.spec.pools), self._workers)
+        self.engine = Engine(
+            app, self.transport, self, self.clock, self._rng, sizes, self._stop_with, notice=self.notices.append
+        )
+        self.is_running = True
+        self.feed = Feed(app, self.source, self.transport, True, self.clock)
+        self.engine.own(self.feed.id, self.feed.done)
+        self._prepared: deque[Prepared] = deque()
+        self._read_to = self.feed.head.position
+        for taker in [*self.outputs.values(), self.replies]:
+            take = taker.open(app, self.transport)
+            self.engine.own(take.id, take.done)
+            for number in take.logs:
+                self.engine.on_arrival(app.log(taker.log, number), partial(take.arrived, number))
+        self.engine.start()
+        self.read()
+
+    def _record(self, catalog: Committer) -> AppRecord:
+        known = read_catalog(catalog.claimed_head)
+        logs = [SOURCE + self.source.name, TAKER + self.replies.name, *(TAKER + t.name for t in self.outputs.values())]
+        before = known.apps.get(self.spec.name)
+        record = update_record(known, self.spec, self._partitions, DEFAULT_PARTITIONS, logs)
+        if before is None:
+            record = msgspec.structs.replace(record, incarnation=self._rng.getrandbits(32))
+        if record != before:
+            apps = {**known.apps, record.name: record}
+            catalog.submit(
+                encode(Catalog(FORMAT, apps, max(known.next_app, record.id + 1))),
+                then=lambda: None,
+            )
+            while catalog.is_busy:
+                self.transport.step()
+        return record
+
+    def spawn(self, pool: str, index: int) -> Worker:
+        """`grape.engine.pool.Spawner`."""
+        worker = Worker(self, pool, index, self._build())
+        self.workers.append(worker)
+        return worker
+
+    def stop(self) -> None:
+        """Everything is gone at once but what is committed, or under way in the broker."""
+        self.is_running = False
+        self.transport.kill()
+        for worker in self.workers:
+            worker.bury()
+        self.workers = []
+
+    # ------------------------------------------------------------------ callbacks
+
+    def _done(self, outcomes: list[tuple[Commit, Outcome]]) -> None:
+        if self._catalog is None:
+            self.engine.done(outcomes)
+            return
+        for commit, outcome in outcomes:
+            self._catalog.done(commit, outcome)
+
+    def _arrived(self, arrivals: list[Arrival]) -> None:
+        if self._catalog is None:
+            self.engine.arrived(arrivals)
+
+    def _failed(self, error: BaseException) -> None:
+        self.engine.transport_failed(error)
+
+    def _stop_with(self, error: GrapeError) -> None:
+        self.failure = self.failure or error
+
+    # ------------------------------------------------------------------ moves
+
+    def read(self) -> list[Prepared]:
+        """Prepare what was added to the source; returns it."""
+        added: list[Prepared] = []
+        while (chunk := self.source.read(self._read_to)) is not None:
+            self._read_to = chunk.position
+            added.append(self.feed.prepare(chunk))
+        self._prepared += added
+        return added
+
+    def moves(self) -> list[Move]:
+        """What can happen next, most urgent first. Empty: nothing, before the clock moves.
+
+        Raises:
+            GrapeError: the engine had to stop.
+        """
+        if self.failure is not None:
+            raise self.failure
+        moves: list[Move] = []
+        for worker in self.workers:
+            if worker.said:
+                moves.append(worker.deliver)
+            elif worker.is_dead:
+                moves.append(partial(self._notice_end, worker))
+            if worker.has_work:
+                moves.append(worker.run)
+        if self.transport.outstanding:
+            moves.append(self._step)
+        if self._prepared and not self.feed.is_busy and self.engine.intake_is_open:
+            moves.append(self._feed)
+        moves += [taker.move for taker in [*self.outputs.values(), self.replies] if taker.has_work()]
+        return moves
+
+    def _step(self) -> None:
+        self.transport.step()
+
+    def _feed(self) -> None:
+        batch, self._prepared = list(self._prepared), deque()
+        self.feed.commit(batch, lambda: None)
+
+    def _notice_end(self, worker: Worker) -> None:
+        self.workers.remove(worker)
+        worker.bury()
+        self.engine.gone(worker.pool, worker.index, worker, "it was killed")
+
+    def tick(self) -> int | None:
+        """Let happen what is due; returns when something will be due next (microseconds), None: nothing ever.
+
+        Raises:
+            GrapeError: the engine had to stop.
+        """
+        wakes = [self.engine.tick()] + [w.loop.next_due() for w in self.workers if w.loop is not None]
+        if self.failure is not None:
+            raise self.failure
+        return min((at for at in wakes if at is not None), default=None)
