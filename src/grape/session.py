@@ -48,6 +48,7 @@ from grape.transports.embedded import EmbeddedTransport
 
 _STARTUP: Final = 60.0
 _DRAIN: Final = 5.0
+_STALL: Final = 3.0
 _TAKE_BYTES: Final = 4 << 20
 _MIN_RESERVE: Final = 256 << 20
 
@@ -132,7 +133,7 @@ class Session:
         self._stopping = False
         self._aborting = False
         self._fatal: GrapeError | None = None
-        self._pump_scheduled = False
+        self._full_since = 0.0
         self._migrating: dict[PartitionId, Partition] = {}
         self._begins: dict[Take, tuple[int, bytes] | None] = {}
 
@@ -242,7 +243,9 @@ class Session:
         self.app = app = App(record, topology, options.limits, taken)
         rng = random.Random()
         sizes = {pool.name: self._size(record.partitions) for pool in topology.pools}
-        reserve = options.reserve if options.reserve is not None else max(_MIN_RESERVE, options.max_size // 10)
+        reserve = options.reserve
+        if reserve is None:
+            reserve = max(_MIN_RESERVE, min(options.max_size, self._transport.room()) // 10)
         self.engine = Engine(app, self._transport, self, self.clock, rng, sizes, self.stop_with, reserve, self._notice)
         calls = any(t.event is None for t in self.takers)
         for source in self.sources:
@@ -341,6 +344,7 @@ class Session:
                 self._wake.clear()
                 wake = engine.tick()
                 engine.check_room()
+                self._check_stall(engine)
                 if self._stopping:
                     stopped = await self._drain(engine)
                     break
@@ -366,6 +370,15 @@ class Session:
             dead_stored=self._count_dead(),
             stopped_events=engine.stopped_events,
         )
+
+    def _check_stall(self, engine: Engine) -> None:
+        """Sources wait while the disk is full, for as long as working off what waits may make room."""
+        if not (self.sources_open and engine.is_full and engine.finished):
+            self._full_since = 0.0
+        elif not self._full_since:
+            self._full_since = time.monotonic()
+        elif time.monotonic() - self._full_since > _STALL:
+            self.stop_with(engine.stalled())
 
     def _is_over(self, engine: Engine) -> bool:
         app = self.app

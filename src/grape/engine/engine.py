@@ -15,7 +15,7 @@ from grape.engine.app import App
 from grape.engine.clock import Clock
 from grape.engine.partition import Partition
 from grape.engine.pool import Pool, Spawner, Worker
-from grape.errors import Corrupt, GrapeError, ProtocolError, Runaway, TopologyError, UserError
+from grape.errors import Corrupt, GrapeError, ProtocolError, Runaway, StorageFailed, TopologyError, UserError
 from grape.model.address import PartitionId
 from grape.model.stored import state_key
 from grape.protocol.messages import (
@@ -465,7 +465,21 @@ class Engine:
             and not self.draining
             and app.backlog_events < limits.backlog_events
             and app.backlog_bytes < limits.backlog_bytes
-            and self.transport.room() > self._reserve
+            and not self.is_full
+        )
+
+    @property
+    def is_full(self) -> bool:
+        """Only the reserve is left of what disk and map can take."""
+        return self.transport.room() <= self._reserve
+
+    def stalled(self) -> StorageFailed:
+        """Why a run has to end that is full although nothing is left to be worked off."""
+        room, reserve = self.transport.room() >> 20, self._reserve >> 20
+        return StorageFailed(
+            f"there is room for {room:,} MiB, and {reserve:,} MiB are kept in reserve: nothing can be taken in, and "
+            f"nothing is left to be worked off. Free disk space (or raise max-size) and start the same command again: "
+            f"it goes on where it was"
         )
 
     def check_room(self) -> None:

@@ -571,8 +571,9 @@ class Partition:
             assert value is not None
             entry = _decoded(decode_hold, value, "hold entry")
         if failure.behind:
-            entry.behind = True
-            self._hold(entry)
+            if failure.hold < 0:  # else it stays where it stands in its line
+                entry.behind = True
+                self._hold(entry)
             return
         entry.attempts += 1
         entry.behind = False

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import sys
 from collections import deque
 from collections.abc import Callable
 from typing import Any, Final
@@ -22,12 +23,14 @@ from grape.model.event import Event
 from grape.protocol.messages import Announce, Assign, BatchItem, Named, Result, Revoke, Work
 from grape.worker.effects import Assigned, Effects
 from grape.worker.emits import EmitColumns, bind
+from grape.worker.retries import Retries
 from grape.worker.runtime import Runtime
 from grape.worker.stage import RootStage, RunColumns, Stage
 from grape.worker.units import Emissions, StateAccess, Unit, arguments, stray_result
 from grape.worker.values import Unfit, to_value
 
 FLUSH_SECONDS: Final = 0.020
+FLUSH_BYTES: Final = 16 << 20
 
 _current: contextvars.ContextVar[Job | None] = contextvars.ContextVar("grape_job", default=None)
 
@@ -73,7 +76,7 @@ class Job:
         self.stage = stage
         self.part = part
         self.done = done
-        self.columns = EmitColumns(pool.runtime.limits.max_result)
+        self.columns = EmitColumns(pool.runtime.limits.max_result, single=True)
         self.emitter = Context()
         self.access: StateAccess | None = None
         self.is_over = False
@@ -100,6 +103,7 @@ class AsyncPool:
         self._flush_due = False
         self._works: deque[Work] = deque()
         self._careful: asyncio.Task[None] | None = None
+        runtime.single = True
         for unit in runtime.units.values():
             if unit.is_async:
                 _bind_shared(unit)
@@ -136,10 +140,11 @@ class AsyncPool:
         self._enter(part)
         runtime = self.runtime
         runtime.bound_cache()
+        retries = Retries(runtime)
         for number, item in enumerate(message.retries):
             stage, unit = runtime.retry_stage(item, message.context_base + number)
             if unit is None or not unit.is_async:
-                runtime.run_retries([item], message.context_base + number)
+                retries.run(item, message.context_base + number)
                 self._finish_of(work, part)
                 continue
             key = stage.key_of(0)
@@ -147,6 +152,7 @@ class AsyncPool:
                 runtime.locked(unit.node).discard(key)
             runtime.retries[item.id, unit.node] = item
             self._submit(Job(self, unit, stage, part, self._retried(work, part, unit, item.hold, key, item.rest)))
+        retries.finish()
         for batch, base in runtime.batches_of(message):
             self._start_batch(batch, base, work, part)
         if not message.batches and not message.retries:
@@ -195,6 +201,8 @@ class AsyncPool:
                         self._enter(part)
                         runtime.run_stage(unit, stage)
                 self._done(root, part)
+                if self._effects_of(part).size > FLUSH_BYTES:
+                    self.flush()
             offset += run.count
 
     # ------------------------------------------------------------------ jobs
@@ -270,8 +278,9 @@ class AsyncPool:
         if error is not None:
             runtime.fail(unit, stage, 0, error)
         elif job.columns.data:
+            size = job.columns.size
             names, keys, data = job.columns.take()
-            runtime.deliver(unit, stage, Emissions(names, keys, data, [len(data)], None))
+            runtime.deliver(unit, stage, Emissions(names, keys, data, [len(data)], None, size))
         job.done()
         self._flush_soon()
 
@@ -291,7 +300,6 @@ class AsyncPool:
             runtime.names,
             runtime.partitions,
             runtime.limits.max_event,
-            lambda: 0,
         )
         _current.set(job)
         handler = unit.handler
@@ -339,6 +347,7 @@ class AsyncPool:
         runtime = self.runtime
         runtime.start_carefully(message)
         work = _Work(message)
+        retries = Retries(runtime)
         for number, item in enumerate(message.retries):
             stage, unit = runtime.retry_stage(item, message.context_base + number)
             if unit is not None and unit.is_async:
@@ -349,9 +358,11 @@ class AsyncPool:
                 done = self._retried(work, part, unit, item.hold, key, item.rest)
                 await self._one_carefully(Job(self, unit, stage, part, done), message.named)
             else:
-                runtime.run_retries([item], message.context_base + number)
+                retries.run(item, message.context_base + number)
                 self._finish_of(work, part)
             self.flush()
+            self._enter(part)
+        retries.finish()
         for batch, base in runtime.batches_of(message):
             in_work = _Item(batch, work)
             offset = 0
@@ -397,7 +408,8 @@ class AsyncPool:
     def _effects_of(self, part: Assigned) -> Effects:
         effects = self._effects.get(part.number)
         if effects is None:
-            effects = self._effects[part.number] = Effects(self.runtime.limits)
+            # A result is handed in long before it is too large; only one event can make it so, which is looked at.
+            effects = self._effects[part.number] = Effects(self.runtime.limits, sys.maxsize)
         return effects
 
     def _enter(self, part: Assigned) -> None:
@@ -426,6 +438,8 @@ class AsyncPool:
         self._flush_soon()
 
     def _flush_soon(self) -> None:
+        if any(effects.size > FLUSH_BYTES for effects in self._effects.values()):
+            self.flush()
         if not self._flush_due:
             self._flush_due = True
             asyncio.get_running_loop().call_later(FLUSH_SECONDS, self.flush)

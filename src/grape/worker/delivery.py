@@ -107,6 +107,7 @@ class Delivery:
         """Run what chains, collect the rest in ``effects``. ``stage`` of ``unit`` ran in ``part``."""
         self._part, self._effects = part, effects  # a chained stage delivers into the same
         effects.emits += len(emissions)
+        effects.add_size(emissions.size)
         if emissions.marks is None:
             self._results(unit, stage, emissions, emissions.flat)
             return

@@ -5,6 +5,7 @@ from __future__ import annotations
 from grape.model.cursor import Progress
 from grape.model.topology import Limits
 from grape.protocol.messages import Assign, Failure, Reply, Timer
+from grape.worker.emits import TooMuch
 from grape.worker.outbox import Outbox
 from grape.worker.state import StateTable
 
@@ -22,11 +23,22 @@ class Assigned:
         for node, key in assign.held:
             self.locks.setdefault(node, set()).add(key)
 
+    def copy_locks(self) -> dict[str, set[str]]:
+        return {node: set(keys) for node, keys in self.locks.items()}
+
+    def forget(self, locks: dict[str, set[str]]) -> None:
+        """What was done since the last result has not happened; ``locks`` are those of then."""
+        self.tables = {}
+        self.empty = False
+        self.locks = locks
+
 
 class Effects:
-    """What a work has done so far and its result will say."""
+    """What a work has done so far and its result will say. ``size``: about how many bytes, at most ``max_size``."""
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: Limits, max_size: int | None = None) -> None:
+        self.size = 0
+        self._max_size = limits.max_result if max_size is None else max_size
         self.outbox = Outbox(limits.batch_target, limits.batch_max)
         self.emits = 0
         self.timers: list[Timer] = []
@@ -36,3 +48,12 @@ class Effects:
         self.done: dict[int, Progress] = {}
         self.counts: dict[str, int] = {}
         self.emit_counts: dict[str, int] = {}
+
+    def add_size(self, size: int) -> None:
+        """
+        Raises:
+            TooMuch: it is more than a result can hold.
+        """
+        self.size += size
+        if self.size > self._max_size:
+            raise TooMuch

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections import deque
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Collection, Iterable
 from datetime import timedelta
 from itertools import repeat
 from typing import Any, Final
@@ -14,10 +14,15 @@ from msgspec import Struct
 from grape.authoring.emitter import INHERIT, Emitter, column_length, seconds
 from grape.errors import EventOver, TooLarge, UnknownEvent
 from grape.model.address import Partitions
-from grape.worker.values import encode, to_value
+from grape.worker.values import Raw, encode, to_value
 
-_CHECK_EVERY: Final = 32_768
-"""Emits of one stage after which their size is looked at."""
+MEASURE_EMITS: Final = 32_768
+_MEASURE_BYTES: Final = 4 << 20
+"""After so many emits, or bytes in large ones, it is measured how much a stage has emitted."""
+_SMALL: Final = 256
+_EMIT_BYTES: Final = 64
+"""What a small emit is taken for until it is measured."""
+_SIZED: Final = frozenset({str, bytes, Raw})
 
 
 class Delayed(Struct, frozen=True):
@@ -53,25 +58,37 @@ class Names:
         return UnknownEvent(f"node {node!r} emits {name!r}, neither a slot nor an output of {self.app!r}{hint}")
 
 
+class TooMuch(BaseException):
+    """What several events have done together is over ``max-result``: they have to run one by one. Not an Exception, so
+    that no handler catches it."""
+
+
 class EmitColumns:
     """What a stage emits, in order: ``data`` one an emit; ``keys`` shorter than it while what follows all inherits;
-    ``runs`` the places where the name changes, as (first emit, name). A name is text, `Delayed` or `Replied`."""
+    ``runs`` the places where the name changes, as (first emit, name). A name is text, `Delayed` or `Replied`.
 
-    __slots__ = ("_max_result", "_next_check", "data", "keys", "name", "runs")
+    ``single``: all of it comes from one event, which fails if it is over ``max_result`` bytes; else it is `TooMuch`.
+    """
 
-    def __init__(self, max_result: int) -> None:
+    __slots__ = ("_big", "_max_result", "_measured", "_size", "data", "keys", "name", "runs", "single")
+
+    def __init__(self, max_result: int, single: bool = False) -> None:
         self.data: list[Any] = []
         self.keys: list[Any] = []
         self.runs: list[tuple[int, Any]] = []
         self.name: Any = None
         """The name of the last run."""
+        self.single = single
         self._max_result = max_result
-        self._next_check = _CHECK_EVERY
+        self._size = 0  # of the first ``_measured`` emits
+        self._measured = 0
+        self._big = 0  # bytes of keys and large values since
 
     def put(self, name: Any, value: Any) -> None:
         """One emit more, with the key of its event."""
         self.go_on_as(name)
         self.data.append(value)
+        self.weigh(weight(value))
 
     def go_on_as(self, name: Any) -> None:
         """What follows is called ``name``."""
@@ -107,20 +124,45 @@ class EmitColumns:
         while self.runs and self.runs[-1][0] >= mark:
             self.runs.pop()
         self.name = self.runs[-1][1] if self.runs else None
-        self._next_check = max(_CHECK_EVERY, mark + _CHECK_EVERY)
+        self._size = self._size * mark // self._measured if mark < self._measured else self._size
+        self._measured = min(self._measured, mark)
+        if not mark:
+            self._big = 0
 
-    def check_size(self, start: int) -> None:
-        """Raise TooLarge if what was emitted since ``start`` has outgrown ``max-result``."""
-        count = len(self.data)
-        if count < self._next_check:
-            return
-        self._next_check = count + _CHECK_EVERY
-        size = len(encode(self.data[start:])) + 12 * (count - start)
-        if size > self._max_result:
+    # -------------------------------------------------------------- how much it is
+
+    @property
+    def size(self) -> int:
+        """Bytes, about."""
+        return self._size + self._big + _EMIT_BYTES * (len(self.data) - self._measured)
+
+    def weigh(self, size: int) -> None:
+        """``size`` bytes more in keys and values that are not small.
+
+        Raises:
+            TooLarge, TooMuch: see the class.
+        """
+        self._big += size
+        if self._big > _MEASURE_BYTES or len(self.data) - self._measured >= MEASURE_EMITS:
+            self.measure()
+
+    def measure(self) -> None:
+        """Look how much it really is. Errors as `weigh`."""
+        keys = self.keys[self._measured :]
+        self._size += len(encode(self.data[self._measured :])) + sum(len(key) for key in keys if type(key) is str)
+        self._measured, self._big = len(self.data), 0
+        if self._size > self._max_result:
+            if not self.single:
+                raise TooMuch
             raise TooLarge(
-                f"one event emitted over {self._max_result >> 20} MiB (max-result) in {count - start} events;"
+                f"one event emitted over {self._max_result >> 20} MiB (max-result) in {len(self.data)} events;"
                 f" emit fewer, or emit events to itself that go on with the rest"
             )
+
+
+def weight(value: Any) -> int:
+    """Bytes of a value that has its size at hand, else 0."""
+    return len(value) if type(value) in _SIZED else 0
 
 
 def bind(
@@ -130,45 +172,49 @@ def bind(
     names: Names,
     partitions: Partitions,
     max_event: int,
-    start: Callable[[], int],
 ) -> None:
-    """Give ``emitter`` the closures that fill ``columns``. ``start`` tells where the running event's emits begin."""
+    """Give ``emitter`` the closures that fill ``columns``."""
     known = names.known
     all_data, all_keys = columns.data, columns.keys
     put_data, put_key = all_data.append, all_keys.append
-    check_every = _CHECK_EVERY
+    small = min(_SMALL, max_event)
+    measure_emits = MEASURE_EMITS
 
     def emit(event: str, data: Any = None, *, key: Any = INHERIT, delay: float | timedelta | None = None) -> None:
-        # Runs once per emit. The usual one: text, under the same name as the last one, with the key of its event.
+        # Runs once per emit. The usual one: short text, under the same name as the last one, with its event's key.
         if (
             event is columns.name
             and key is INHERIT
             and delay is None
             and type(data) is str
             and data.isascii()
-            and len(data) <= max_event
+            and len(data) <= small
         ):
             put_data(data)
-        else:
-            # Whatever can be refused is refused before a column is touched.
-            if event not in known:
-                raise names.unknown(event, node)
-            if data is not None:
-                data = to_value(data, max_event)
-            name: Any = event
-            if delay is not None:
-                name = Delayed(event, int(seconds(delay, "delay") * 1e6))
-            if key is not INHERIT:
-                if key is not None:
-                    partitions[key]
-                if len(all_keys) != len(all_data):
-                    columns.pad_keys()
-                put_key(key)
-            if name is not columns.name:
-                columns.go_on_as(name)
-            put_data(data)
-        if len(all_data) >= check_every:
-            columns.check_size(start())
+            if len(all_data) >= measure_emits:
+                columns.weigh(0)
+            return
+        # Whatever can be refused is refused before a column is touched.
+        if event not in known:
+            raise names.unknown(event, node)
+        size = 0
+        if data is not None:
+            data = to_value(data, max_event)
+            size = weight(data)
+        name: Any = event
+        if delay is not None:
+            name = Delayed(event, int(seconds(delay, "delay") * 1e6))
+        if key is not INHERIT:
+            if key is not None:
+                partitions[key]
+                size += len(key)
+            if len(all_keys) != len(all_data):
+                columns.pad_keys()
+            put_key(key)
+        if name is not columns.name:
+            columns.go_on_as(name)
+        put_data(data)
+        columns.weigh(size)
 
     def emit_many(
         event: str, *, keys: Collection[str | None] | None = None, data: Collection[Any] | None = None
@@ -188,8 +234,7 @@ def bind(
             all_keys.extend(keys)
         columns.go_on_as(event)
         all_data.extend(values)
-        if len(all_data) >= check_every:
-            columns.check_size(start())
+        columns.weigh(sum(map(weight, all_data[-count:])) + (0 if keys is None else sum(map(len, filter(None, keys)))))
 
     def reply(data: Any = None, *, final: bool = True) -> None:
         columns.put(Replied(bool(final)), to_value(data, max_event))

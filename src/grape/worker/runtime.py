@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, Final
 
 from grape.authoring.handler import Handler
+from grape.errors import TooLarge
 from grape.model.address import Partitions
 from grape.model.batch import Run, one, runs_of
 from grape.model.cursor import Progress
@@ -36,7 +37,8 @@ from grape.protocol.messages import (
 from grape.worker.blame import blame
 from grape.worker.delivery import Delivery
 from grape.worker.effects import Assigned, Effects
-from grape.worker.emits import Names
+from grape.worker.emits import Names, TooMuch
+from grape.worker.retries import Retries
 from grape.worker.stage import RetryStage, RootStage, RunColumns, Stage
 from grape.worker.state import StateTable
 from grape.worker.units import Emissions, Unit, make_unit
@@ -44,8 +46,11 @@ from grape.worker.units import Emissions, Unit, make_unit
 _MAX_CHUNK: Final = 1024
 _CHUNK_SECONDS: Final = 0.010
 _CHUNK_EMITS: Final = 20_000
+_CHUNK_BYTES: Final = 4 << 20
 _WORK_SECONDS: Final = 0.100
 _WORK_EMITS: Final = 200_000
+_WORK_BYTES: Final = 16 << 20
+"""After so much a work is handed in, and the engine sends the rest anew."""
 
 
 class Runtime:
@@ -105,7 +110,14 @@ class Runtime:
         self._effects = Effects(self.limits)
         self._part = Assigned(Assign(0, 0))
         self._careful = False
+        self.single = False
+        """Root events run one by one, so that what one of them does too much of is its own failure."""
         self._named: dict[tuple[str, str], Named] = {}
+
+    @property
+    def effects(self) -> Effects:
+        """Of what runs."""
+        return self._effects
 
     @property
     def place(self) -> tuple[int, int]:
@@ -156,25 +168,86 @@ class Runtime:
         part = self._assigned.get(message.partition)
         if part is None or part.epoch != message.epoch:
             return
-        self._part = part
-        self._careful = message.careful
-        self._named = {(named.id, named.node): named for named in message.named}
         self._effects = Effects(self.limits)
+        self._part = part
         self.bound_cache()
+        if not message.careful:
+            locks = part.copy_locks()
+            try:
+                yield self._work_together(message)
+                return
+            except TooMuch:
+                # Nothing has been handed in yet. What is committed can be asked for again.
+                part.forget(locks)
+                self._effects = Effects(self.limits)
+        yield from self._work_singly(message)
+
+    def _work_together(self, message: Work) -> Result:
+        """In chunks, until it is done or has become long; what is left then, the engine sends again.
+
+        Raises:
+            TooMuch: the effects of a chunk are over ``max-result``.
+        """
         started = self._clock()
-        self.run_retries(message.retries, message.context_base)
+        effects = self._effects
+
+        def is_long() -> bool:
+            return self._clock() - started > _WORK_SECONDS or effects.emits > _WORK_EMITS or effects.size > _WORK_BYTES
+
+        retries = Retries(self)
+        for number, retried in enumerate(message.retries):
+            retries.run(retried, message.context_base + number)
+        retries.finish()
         for item, context in self.batches_of(message):
             for ended in self._run_batch(item, context):
-                full = self._clock() - started > _WORK_SECONDS or self._effects.emits > _WORK_EMITS
-                if self._careful:
-                    yield self.result(self._part, self._effects, [])
-                    self._effects = Effects(self.limits)
-                elif full and not ended:
-                    yield self.result(self._part, self._effects, [message.seq])
-                    return
-            if not self._careful and (self._clock() - started > _WORK_SECONDS or self._effects.emits > _WORK_EMITS):
+                if not ended and is_long():
+                    return self.result(self._part, effects, [message.seq])
+            if is_long():
                 break
-        yield self.result(self._part, self._effects, [message.seq])
+        return self.result(self._part, effects, [message.seq])
+
+    def _work_singly(self, message: Work) -> Iterator[Result]:
+        """Root by root, each handed in at once: in careful mode, or because together it was too much."""
+        self.single = True
+        if message.careful:
+            self.start_carefully(message)
+        retries = Retries(self)
+        for number, retried in enumerate(message.retries):
+            retries.run(
+                retried,
+                message.context_base + number,
+                lambda unit, stage: self._alone(lambda: self.run_stage(unit, stage), [(unit, stage)]),
+            )
+            yield self._hand_in([])
+        retries.finish()
+        for item, context in self.batches_of(message):
+            for _ in self._run_batch(item, context):
+                yield self._hand_in([])
+        self.single = False
+        self.end_carefully()
+        yield self._hand_in([message.seq])
+
+    def _alone(self, run: Callable[[], None], stages: list[tuple[Unit, Stage]]) -> None:
+        """Run one root event, which is all that there is in ``effects``; too much of it is its failure, at all of its
+        nodes (``stages``)."""
+        locks = self._part.copy_locks()
+        try:
+            run()
+        except TooMuch:
+            self._part.forget(locks)
+            self._effects = Effects(self.limits)
+            error = TooLarge(
+                f"the event and what chained from it had effects of over {self.limits.max_result >> 20} MiB "
+                f"(max-result): emits, state and replies together"
+            )
+            for unit, stage in stages:
+                self.count(unit, stage)
+                self.fail(unit, stage, 0, error)
+
+    def _hand_in(self, ended: list[int]) -> Result:
+        result = self.result(self._part, self._effects, ended)
+        self._effects = Effects(self.limits)
+        return result
 
     def result(self, part: Assigned, effects: Effects, ended: list[int]) -> Result:
         """What has been done in ``part`` since its last result."""
@@ -223,34 +296,6 @@ class Runtime:
 
     # ------------------------------------------------------------------ what runs
 
-    def run_retries(self, items: list[RetryItem], base: int) -> None:
-        stuck: set[tuple[str, str | None]] = set()
-        relock: set[tuple[str, str]] = set()
-        for number, item in enumerate(items):
-            stage, unit = self.retry_stage(item, base + number)
-            key = stage.key_of(0)
-            line = (item.node, key)
-            if unit is None or (key is not None and line in stuck):
-                continue
-            locks = self.locked(item.node)
-            if key is not None:
-                locks.discard(key)
-            failures = len(self._effects.failures)
-            self.retries[item.id, item.node] = item
-            self.run_stage(unit, stage)
-            del self.retries[item.id, item.node]
-            failed = any(f.hold == item.hold for f in self._effects.failures[failures:])
-            if not failed:
-                self._effects.retried.append(item.hold)
-            if key is not None:
-                if key in locks:
-                    stuck.add(line)
-                    relock.discard((item.node, key))
-                elif item.rest:
-                    relock.add((item.node, key))
-        for node, key in relock:
-            self.locked(node).add(key)
-
     def retry_stage(self, item: RetryItem, context: int) -> tuple[RetryStage, Unit | None]:
         """The stage of a held event, and its unit (None: the node is gone). ``context``: its number."""
         run = next(runs_of(item.body))
@@ -273,7 +318,6 @@ class Runtime:
         """Run what is not done of a batch, chunk by chunk; yields after each whether the batch has ended."""
         progress = item.done
         offset = 0
-        done = self._effects.done
         for run in runs_of(item.body):
             columns: RunColumns | None = None
             contexts = self.contexts_of(run, item, offset, context_base)
@@ -283,7 +327,7 @@ class Runtime:
                 while start < run.count and progress.is_done(offset + start):
                     start += 1
                 end = start
-                limit = 1 if self._careful else self._chunk_size(run)
+                limit = 1 if self.single else self._chunk_size(run)
                 while (
                     end < run.count and end - start < limit and not (progress.behind and progress.is_done(offset + end))
                 ):
@@ -303,7 +347,7 @@ class Runtime:
                 yield finished >= item.events
             offset += run.count
         if not item.events:
-            done[item.position] = Progress(0)
+            self._effects.done[item.position] = Progress(0)
 
     def _chunk_size(self, run: Run) -> int:
         return self._chunk.get(run.meta.names[0], 1)
@@ -311,13 +355,24 @@ class Runtime:
     def _run_roots(
         self, columns: RunColumns, start: int, end: int, item: BatchItem, offset: int, contexts: list[int] | None
     ) -> None:
-        name = columns.run.meta.names[0]
-        before, emits = self._clock(), self._effects.emits
+        stages: list[tuple[Unit, Stage]] = []
         for unit in self.units_of(columns.run):
             stage = RootStage(columns, start, end, item.created, item.id_prefix, offset, contexts)
             stage.on_progress = self._count_progress
-            self.run_stage(unit, stage)
-        self._adapt(name, end - start, self._clock() - before, self._effects.emits - emits)
+            stages.append((unit, stage))
+
+        def run() -> None:
+            for unit, stage in stages:
+                self.run_stage(unit, stage)
+
+        if self.single:
+            self._alone(run, stages)
+            return
+        effects = self._effects
+        before, emits, size = self._clock(), effects.emits, effects.size
+        run()
+        took = self._clock() - before
+        self._adapt(columns.run.meta.names[0], end - start, took, effects.emits - emits, effects.size - size)
 
     def units_of(self, run: Run) -> list[Unit]:
         """The nodes that a run is for."""
@@ -327,12 +382,13 @@ class Runtime:
             nodes = [node for listener in listeners if listener.pool == self.pool for node in listener.nodes]
         return [self.units[node] for node in nodes if node in self.units]
 
-    def _adapt(self, name: str, events: int, took: float, emits: int) -> None:
+    def _adapt(self, name: str, events: int, took: float, emits: int, nbytes: int) -> None:
         """A chunk should take some milliseconds, and not fill the memory with what it emits."""
         size = self._chunk.get(name, 1)
-        if took > 2 * _CHUNK_SECONDS or emits > 2 * _CHUNK_EMITS:
+        load = max(took / _CHUNK_SECONDS, emits / _CHUNK_EMITS, nbytes / _CHUNK_BYTES)
+        if load > 2:
             size = max(1, min(size, events) // 2)
-        elif events >= size and took < _CHUNK_SECONDS / 2 and emits < _CHUNK_EMITS / 2:
+        elif events >= size and load < 0.5:
             size = min(_MAX_CHUNK, size * 4)
         self._chunk[name] = size
 
@@ -349,32 +405,31 @@ class Runtime:
         if self._careful:
             self._run_carefully(unit, stage)
             return
+        self._run_unit(unit, stage)
+
+    def _run_unit(self, unit: Unit, stage: Stage) -> None:
         self.count(unit, stage)
         self.running = (unit, stage)
         try:
             emissions = unit.run(stage)
         finally:
             self.running = None
+        if unit.has_state:
+            self._effects.add_size(self.table(unit.node).take_written())
         if emissions is not None:
             self.deliver(unit, stage, emissions)
 
     def _run_carefully(self, unit: Unit, stage: Stage) -> None:
         for i in range(stage.count):
             single = stage.pick([i])
-            self.count(unit, single)
             event_id = single.id_of(0)
             named = self._named.get((event_id, unit.node))
             if named is not None:
+                self.count(unit, single)
                 self.fail(unit, single, 0, None, named)
                 continue
             self.announce(Announce(self._part.number, self._part.epoch, event_id, unit.node))
-            self.running = (unit, single)
-            try:
-                emissions = unit.run(single)
-            finally:
-                self.running = None
-            if emissions is not None:
-                self.deliver(unit, single, emissions)
+            self._run_unit(unit, single)
 
     def _without_lost(self, unit: Unit, stage: Stage) -> Stage:
         """Without events that have come too far (max-hops): those are dead."""

@@ -22,6 +22,8 @@ _ENTRY_OVERHEAD: Final = 150
 """Bytes that a cached entry costs beside its encoded value: text key, dict slots, object headers. Measured with keys of
 ten characters and integers."""
 
+_SIZED: Final = frozenset({str, bytes, Raw})
+
 _decode_record = msgspec.msgpack.Decoder(dict[str, Raw]).decode
 
 
@@ -82,6 +84,7 @@ class StateTable:
         self.expires: dict[str, dict[str, int]] = {}
         self.extras: dict[str, dict[str, Raw]] = {}
         self.complete = complete
+        self._written = 0
         self._max_event = max_event
         self._average = 0.0
 
@@ -145,7 +148,10 @@ class StateTable:
         """
         if type(value) is State:
             raise BadState(f"state {name!r} was assigned a State; assign a value")
-        return to_value(value, self._max_event)
+        stored = to_value(value, self._max_event)
+        if type(stored) in _SIZED:
+            self._written += len(stored)
+        return stored
 
     def store(self, key: str, changes: dict[str, Any], now_us: int) -> None:
         """Apply an event's changes {name: cached form, MISSING deletes}. The event has succeeded."""
@@ -170,6 +176,11 @@ class StateTable:
                 elif ttl is not None:
                     due[name] = now_us + ttl
             self.expires[key] = due
+
+    def take_written(self) -> int:
+        """Bytes of text, bytes and encoded values that were stored since the last time this was asked."""
+        written, self._written = self._written, 0
+        return written
 
     def _record(self, key: str) -> bytes | None:
         value = self.values[key]

@@ -19,7 +19,7 @@ from grape.errors import HandlerError, NoKey
 from grape.model.address import Partitions
 from grape.model.event import Event
 from grape.model.topology import Limits, SlotSpec
-from grape.worker.emits import EmitColumns, Names, bind, unbind
+from grape.worker.emits import EmitColumns, Names, bind, unbind, weight
 from grape.worker.stage import Stage
 from grape.worker.state import MISSING, BadState, StateTable
 from grape.worker.values import MAX_INT, MIN_INT, PLAIN, Payload, Raw, Unfit, to_value
@@ -31,14 +31,15 @@ Failures: Final = (Exception, SystemExit)
 class Emissions(Struct, frozen=True):
     """What a stage emitted. ``marks[i]``: how many its events up to i emitted; None: one an event at most, entry j
     comes from event ``flat[j]`` (flat None: from event j). ``names``: one for all, or one an entry (with `Delayed` and
-    `Replied` among them). ``keys`` None: all inherit; else one an entry, INHERIT among them. ``kinds``: the types of
-    ``data``, if known."""
+    `Replied` among them). ``keys`` None: all inherit; else one an entry, INHERIT among them. ``size``: about how many
+    bytes. ``kinds``: the types of ``data``, if known."""
 
     names: str | list[Any]
     keys: list[Any] | None
     data: list[Any]
     marks: list[int] | None
     flat: list[int] | None
+    size: int
     kinds: set[type] | None = None
 
     def __len__(self) -> int:
@@ -50,7 +51,9 @@ _ONE_EACH: Final = list(range(1, 8193))
 
 
 class Host(Protocol):
-    """What a unit needs of the runtime."""
+    """What a unit needs of the runtime. ``single``: see `Runtime`."""
+
+    single: bool
 
     def fail(self, unit: Unit, stage: Stage, index: int, error: BaseException) -> None:
         """The event failed: it goes to the hold list, and its key may be locked from now on."""
@@ -105,7 +108,6 @@ class Unit(ABC):
             self._names,
             self._partitions,
             self._limits.max_event,
-            self._event_start,
         )
 
     def _event_start(self) -> int:
@@ -121,6 +123,8 @@ class Unit(ABC):
         data = stage.values(self.payload)
         locked = self._host.locked(self.node)
         self._marks.clear()
+        self._columns.cut(0)
+        self._columns.single = stage.count == 1 or self._host.single
         self._bind()
         self._begin(stage, data)
         start = 0
@@ -178,11 +182,12 @@ class Unit(ABC):
     def _finish(self, stage: Stage) -> Emissions | None:
         if not self._columns.data:
             return None
+        size = self._columns.size
         names, keys, data = self._columns.take()
         marks = self._marks
         if keys is None and type(names) is str and len(data) == len(marks) and marks == _ONE_EACH[: len(marks)]:
-            return Emissions(names, None, data, None, None)
-        return Emissions(names, keys, data, marks[:], None)
+            return Emissions(names, None, data, None, None, size)
+        return Emissions(names, keys, data, marks[:], None, size)
 
     def _returned(self, event: str, value: Any) -> None:
         """A handler returned or yielded something: emit it."""
@@ -237,7 +242,8 @@ class FunctionUnit(Unit):
         if kinds == {type(None)}:
             return None
         emits = self._emits(names)
-        if kinds == {str} and all(emits) and _are_small_ascii(out, self._limits.max_event):
+        size = _ascii_size(out, self._limits.max_event) if kinds == {str} and all(emits) else -1
+        if size >= 0:
             flat = None
         else:
             self._settle(stage, out, emits)
@@ -248,11 +254,12 @@ class FunctionUnit(Unit):
                 flat = None
             else:
                 out = [out[i] for i in flat]
+            size = sum(map(weight, out))
         if flat is not None or kinds != {str}:
             kinds = None
         if isinstance(names, str):
-            return Emissions(emits[0] or "", None, out, None, flat, kinds)
-        return Emissions([emits[i] for i in flat] if flat is not None else emits, None, out, None, flat, kinds)
+            return Emissions(emits[0] or "", None, out, None, flat, size, kinds)
+        return Emissions([emits[i] for i in flat] if flat is not None else emits, None, out, None, flat, size, kinds)
 
     def _emits(self, names: str | list[str]) -> list[str | None]:
         """Where results go, per event (one entry if all have one name); None: nowhere."""
@@ -283,10 +290,13 @@ class FunctionUnit(Unit):
                 self._host.fail(self, stage, i, e)
 
 
-def _are_small_ascii(texts: list[str], largest: int) -> bool:
-    """Whether all can travel as they are: looked at as one text, which costs a tenth of looking at each."""
+def _ascii_size(texts: list[str], largest: int) -> int:
+    """Bytes of all together if each can travel as it is, else -1. Looked at as one text, which costs a tenth of looking
+    at each."""
     together = "".join(texts)
-    return together.isascii() and (len(together) <= largest or max(map(len, texts)) <= largest)
+    if not together.isascii() or (len(together) > largest and max(map(len, texts)) > largest):
+        return -1
+    return len(together)
 
 
 class NodeUnit(Unit):
@@ -591,6 +601,8 @@ class BatchUnit(NodeUnit):
         self.stage = stage
         data = stage.values(self.payload)
         self._marks.clear()
+        self._columns.cut(0)
+        self._columns.single = stage.count == 1 or self._host.single
         self._bind()
         self._begin(stage, data)
         host = self._host

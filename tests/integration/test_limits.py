@@ -1,0 +1,230 @@
+"""Whatever a handler does too much of: the limits hold, the error is that event's, memory stays bounded."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+GRAPE = str(Path(sys.executable).parent / "grape")
+
+
+class Ran:
+    def __init__(self, done: subprocess.CompletedProcess[str], data: Path) -> None:
+        self.code = done.returncode
+        self.stderr = done.stderr
+        self.data = data
+        lines = done.stdout.splitlines()
+        self.summary: dict[str, Any] = json.loads(lines[-1]) if lines else {}
+
+    @property
+    def dead(self) -> list[dict[str, Any]]:
+        listed = subprocess.run(
+            [GRAPE, "dead", "list", "--json", "--data", str(self.data)], check=True, capture_output=True, text=True
+        )
+        return [json.loads(line) for line in listed.stdout.splitlines()]
+
+    def peak(self, who: str) -> float:
+        """MB of private memory."""
+        return float(self.summary["peak_private_mb"][who])
+
+
+def run(tmp_path: Path, code: str, lines: list[str], *more: object) -> Ran:
+    (tmp_path / "app.py").write_text(code)
+    (tmp_path / "lines.txt").write_text("".join(f"{line}\n" for line in lines))
+    data = tmp_path / "data"
+    command = [GRAPE, "run", "app.py", "--feed", "line=lines.txt", "--data", data, "--workers", 1, *more]
+    done = subprocess.run(
+        [*map(str, command), "--summary", "json"],
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=200,
+        cwd=tmp_path,
+    )
+    return Ran(done, data)
+
+
+HEAD = "from grape import Node, State, Topology\nt = Topology('limits')\n"
+
+
+def test_one_event_emits_a_million(tmp_path: Path) -> None:
+    """F39: in one logical commit, in batches, with memory that does not grow with it."""
+    code = HEAD + (
+        "class Fan(Node):\n"
+        "    def process(self, event):\n"
+        "        for i in range(int(event.data)):\n"
+        "            self.emit('leaf', i, key=f'k{i % 1000}')\n"
+        "class Leaf(Node):\n"
+        "    seen = State(int, default=0)\n"
+        "    def process(self, event):\n"
+        "        self.seen += 1\n"
+        "t.add_slot('line', Fan())\n"
+        "t.add_slot('leaf', Leaf())\n"
+    )
+    ran = run(tmp_path, code, ["1000000", "7"])
+    assert ran.code == 0, ran.stderr
+    assert ran.summary["slots"]["leaf>Leaf"] == 1_000_007
+    assert ran.peak("main.0") < 400
+    assert ran.peak("engine") < 400
+
+
+def test_one_event_emits_more_than_a_result_may_hold(tmp_path: Path) -> None:
+    """F39"""
+    code = HEAD + (
+        "class Fan(Node):\n"
+        "    def process(self, event):\n"
+        "        for _ in range(int(event.data)):\n"
+        "            self.emit('leaf', 'x' * 1_000_000)\n"
+        "t.add_slot('line', Fan(), retries=0)\n"
+        "@t.slot('leaf')\n"
+        "def leaf(text: str) -> None:\n"
+        "    pass\n"
+    )
+    ran = run(tmp_path, code, ["1", "2", "100", "3", "4"])
+    assert ran.code == 1, ran.stderr
+    (letter,) = ran.dead
+    assert letter["kind"] == "too-large"
+    assert "max-result" in letter["text"]
+    assert ran.summary["slots"]["leaf>leaf"] == 10
+    assert "replaced" not in ran.stderr
+
+
+def test_many_events_emit_much_each(tmp_path: Path) -> None:
+    """Chunks follow what is emitted in bytes, not only in events."""
+    code = HEAD + (
+        "class Fan(Node):\n"
+        "    def process(self, event):\n"
+        "        self.emit('leaf', event.data * 4_000_000)\n"
+        "t.add_slot('line', Fan())\n"
+        "@t.slot('leaf')\n"
+        "def leaf(text: str) -> None:\n"
+        "    assert len(text) == 4_000_000\n"
+    )
+    ran = run(tmp_path, code, ["x"] * 200)
+    assert ran.code == 0, ran.stderr
+    assert ran.summary["slots"]["leaf>leaf"] == 200
+    assert "replaced" not in ran.stderr
+    assert ran.peak("main.0") < 500
+
+
+@pytest.mark.parametrize("kind", ["def", "async def"])
+def test_a_chain_whose_effects_are_too_much_together(tmp_path: Path, kind: str) -> None:
+    """No event of the chain is over the limit; the root fails, alone."""
+    code = HEAD + (
+        "class Fan(Node):\n"
+        "    def process(self, event):\n"
+        "        for i in range(int(event.data)):\n"
+        "            self.emit('middle', i)\n"
+        "class Middle(Node):\n"
+        "    def process(self, event):\n"
+        "        self.emit('leaf', 'x' * 2_000_000)\n"
+        "t.add_slot('line', Fan(), emits='middle', retries=0)\n"
+        "t.add_slot('middle', Middle(), emits='leaf', retries=0)\n"
+        "@t.slot('leaf', chain=False)\n"
+        f"{kind} leaf(text: str) -> None:\n"
+        "    pass\n"
+    )
+    ran = run(tmp_path, code, ["1", "2", "50", "3", "4"])
+    assert "replaced" not in ran.stderr
+    if kind == "def":
+        assert ran.code == 1, ran.stderr
+        (letter,) = ran.dead
+        assert (letter["event"], letter["kind"]) == ("line", "too-large")
+        assert "what chained from it" in letter["text"]
+        assert ran.summary["slots"]["leaf>leaf"] == 10
+    else:  # beside async events, whose effects stand, those of the chain fail that pass the limit
+        assert {(letter["event"], letter["kind"]) for letter in ran.dead} == {("middle", "too-large")}
+        assert ran.summary["slots"]["leaf>leaf"] + len(ran.dead) == 60
+
+
+def test_a_state_value_that_grows_without_end(tmp_path: Path) -> None:
+    """F47: it fails at max-event, for its key alone."""
+    code = HEAD + (
+        "class Keep(Node):\n"
+        "    text = State(list[str])\n"
+        "    def process(self, event):\n"
+        "        self.text.append(event.data * 1_000_000 if event.key == 'a' else event.data)\n"
+        "class Split(Node):\n"
+        "    def process(self, event):\n"
+        "        self.emit('word', event.data, key=event.data)\n"
+        "t.add_slot('line', Split())\n"
+        "t.add_slot('word', Keep(), retries=0)\n"
+    )
+    ran = run(tmp_path, code, ["a", "b"] * 12)
+    assert ran.code == 1, ran.stderr
+    assert {(letter["key"], letter["kind"]) for letter in ran.dead} == {("a", "too-large")}
+    assert "max-event" in ran.dead[0]["text"]
+    assert len(ran.dead) == 12 - 8
+    listed = subprocess.run(
+        [GRAPE, "state", "get", "--data", ran.data, "--node", "Keep", "b"], check=True, capture_output=True, text=True
+    )
+    assert len(json.loads(listed.stdout)["state"]["text"]) == 12
+
+
+def test_large_states_of_many_keys(tmp_path: Path) -> None:
+    """What is written is bounded in bytes, not only in events."""
+    code = HEAD + (
+        "class Keep(Node):\n"
+        "    text = State(str, default='')\n"
+        "    def process(self, event):\n"
+        "        self.text = 'y' * 3_000_000\n"
+        "class Split(Node):\n"
+        "    def process(self, event):\n"
+        "        self.emit('word', key=event.data)\n"
+        "t.add_slot('line', Split())\n"
+        "t.add_slot('word', Keep())\n"
+    )
+    ran = run(tmp_path, code, [f"k{i}" for i in range(100)], "--partitions", 2)
+    assert ran.code == 0, ran.stderr
+    assert "replaced" not in ran.stderr
+    assert ran.peak("main.0") < 500
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of its own, of 330 MB."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=330m", "tmpfs", place], check=True)
+    try:
+        yield place
+    finally:
+        subprocess.run(["umount", "-l", place], check=True)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small disk needs root")
+def test_a_full_disk_stops_the_source_and_then_the_run(tmp_path: Path, small_disk: Path) -> None:
+    """F17: what was accepted is worked off, nothing is lost, and with more room it goes on."""
+    code = HEAD + (
+        "class Keep(Node):\n"
+        "    text = State(str, default='')\n"
+        "    def process(self, event):\n"
+        "        self.text = event.data\n"
+        "class Split(Node):\n"
+        "    def process(self, event):\n"
+        "        self.emit('word', event.data, key=event.data[:10])\n"
+        "t.add_slot('line', Split())\n"
+        "t.add_slot('word', Keep())\n"
+    )
+    (tmp_path / "app.py").write_text(code)
+    lines = [f"{i:010d}" + "z" * 5_000 for i in range(20_000)]
+    (tmp_path / "lines.txt").write_text("".join(f"{line}\n" for line in lines))
+    command = [GRAPE, "run", "app.py", "--feed", "line=lines.txt", "--data", str(small_disk / "data")]
+    full = subprocess.run(command, check=False, capture_output=True, text=True, timeout=200, cwd=tmp_path)
+    assert full.returncode == 3, full.stderr
+    assert "kept in reserve" in full.stderr
+    assert "Traceback" not in full.stderr
+    subprocess.run(["mount", "-o", "remount,size=900m", small_disk], check=True)
+    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=200, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    listed = subprocess.run(
+        [GRAPE, "state", "list", "--data", small_disk / "data"], check=True, capture_output=True, text=True
+    )
+    assert len(listed.stdout.splitlines()) == 20_000
