@@ -255,7 +255,7 @@ class Session:
             self.engine.own(feed.id, feed.done)
         for taker in self.takers:
             log = REPLIES if taker.event is None else OUTPUT + taker.event
-            take = Take(app, taker.sink.name, log, self._transport)
+            take = Take(app, taker.sink.name, log, self._transport, self.clock)
             begin = taker.sink.open(take.head.length, take.head.tail)
             self._begins[take] = begin if begin != (take.head.length, take.head.tail) else None
             self.takes.append(take)
@@ -618,8 +618,7 @@ class Session:
                 late: list[set[int]] = [set()] * len(taken.batches)
                 rows: list[tuple[Table, Rows]] = []
                 if taker.event is None:
-                    late, finals = take.after_final(taken.batches)
-                    rows = [("text", finals)]
+                    late, rows = take.after_final(taken.batches)
                 write = partial(_write, taker.sink, taken.batches, late, lines)
                 length, tail = await self._loop.run_in_executor(self._executor, write)
                 await self._commit_taken(take, taken, length, tail, rows)

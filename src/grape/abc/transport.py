@@ -15,14 +15,14 @@ from msgspec import Struct
 from grape.errors import TooLarge
 from grape.model.address import PartitionId
 
-Table = Literal["state", "hold", "timer", "dead", "text"]
+Table = Literal["state", "hold", "timer", "dead", "text", "expiry"]
 """Rows beside the log of a partition; one key space per (partition, table).
 
 ``state`` keyed state, ``hold`` failed events and what waits behind them, ``timer`` by due time, ``dead`` dead letters,
-``text`` tracebacks and the ids of remembered client events.
+``text`` tracebacks and the ids of remembered client events, ``expiry`` by due time what of these may go.
 """
 
-TABLES: tuple[Table, ...] = ("state", "hold", "timer", "dead", "text")
+TABLES: tuple[Table, ...] = ("state", "hold", "timer", "dead", "text", "expiry")
 
 Outcome = Literal["committed", "fenced", "unknown"]
 """``committed``: durable, visible, and never undone. ``fenced``: refused and without any effect, as another term

@@ -21,6 +21,8 @@ T = TypeVar("T")
 N = TypeVar("N")
 Collected = TypeVar("Collected", bound=list[Any] | dict[Any, Any] | set[Any])
 
+WRITTEN: Final = "_grape_written"
+"""Key in the ``__dict__`` of a node: the names of states that were assigned. Set by the runtime."""
 LOADER: Final = "_grape_load"
 """Key in the ``__dict__`` of a node: ``(name) -> value``, which also stores the value there. Set by the runtime."""
 
@@ -53,13 +55,14 @@ class State(Generic[T]):
 
     A plain state is no data descriptor, so that a value in the ``__dict__`` of the node is read and written at the
     speed of an attribute. One that is decoded on first use (not ``is_plain``) is a data descriptor, so that it can be
-    deleted without having been read.
+    deleted without having been read; so is one with a ttl, which an assignment of the same value prolongs.
 
     Attributes:
         name: that of the attribute or argument.
         value_type: what stored values are decoded to; includes None if the default is None.
         ttl: seconds after the last write at which a value reads as the default again; None: kept until deleted.
         is_plain: the type is one of int, str, float, bool, bytes and None, or a union of these.
+        is_bare: an assignment to it is that of an attribute, which nobody sees.
     """
 
     if TYPE_CHECKING:
@@ -70,7 +73,8 @@ class State(Generic[T]):
     else:
 
         def __new__(cls, value_type: Any, /, **options: Any) -> State[Any]:
-            return object.__new__(cls if _is_plain(value_type) else _DecodedState)
+            is_seen = options.get("ttl") is not None or not _is_plain(value_type)
+            return object.__new__(_SeenState if is_seen else cls)
 
     @overload
     def __init__(
@@ -109,6 +113,7 @@ class State(Generic[T]):
         self.value_type: Any = value_type if default is not None else typing.Optional[value_type]  # noqa: UP045
         self.is_plain = _is_plain(value_type)
         self.ttl = _checked_ttl(ttl)
+        self.is_bare = self.is_plain and self.ttl is None
         self._default: Any = default
         self._copy_default = default is not None and type(default) not in _PLAIN
         self._value: Any = _MISSING
@@ -172,8 +177,8 @@ class State(Generic[T]):
             ) from None
 
 
-class _DecodedState(State[T]):
-    """A state that is not plain."""
+class _SeenState(State[T]):
+    """A state whose every access is seen."""
 
     if not TYPE_CHECKING:
 
@@ -184,7 +189,10 @@ class _DecodedState(State[T]):
             return attributes[self.name] if self.name in attributes else self._load(attributes)
 
         def __set__(self, instance: object, value: Any) -> None:
-            instance.__dict__[self.name] = value
+            attributes = instance.__dict__
+            attributes[self.name] = value
+            if WRITTEN in attributes:
+                attributes[WRITTEN].add(self.name)
 
         def __delete__(self, instance: object) -> None:
             attributes = instance.__dict__

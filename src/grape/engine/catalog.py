@@ -8,6 +8,7 @@ from collections.abc import Iterable
 import msgspec
 
 from grape.abc.transport import Commit, Transport
+from grape.engine.check import check_topology
 from grape.errors import Corrupt, UsageError
 from grape.model.address import CATALOG
 from grape.model.routing import route
@@ -75,7 +76,9 @@ def update_record(
 
     Raises:
         UsageError: it has another number of partitions.
+        TopologyError: the topology does not hang together.
     """
+    check_topology(topology)
     old = catalog.apps.get(topology.name)
     if old is None:
         count = partitions or default_partitions

@@ -11,6 +11,9 @@ class Clock(Protocol):
     def now(self) -> int:
         """Microseconds of wall time that only ever go forward by what really passed."""
 
+    def boot_offset(self) -> int:
+        """What another process of this machine adds to CLOCK_BOOTTIME (microseconds) to get the same time."""
+
 
 class SystemClock:
     """Wall time at the start, advanced by CLOCK_BOOTTIME: a clock that is set, or a suspended machine, neither fires
@@ -27,6 +30,9 @@ class SystemClock:
     def now(self) -> int:
         return (self._offset + self._elapsed()) // 1000
 
+    def boot_offset(self) -> int:
+        return self._offset // 1000
+
 
 class FakeClock:
     """A clock that stands until it is told to go on. Microseconds."""
@@ -36,6 +42,9 @@ class FakeClock:
 
     def now(self) -> int:
         return self._now
+
+    def boot_offset(self) -> int:
+        return 0  # nobody else can have this time
 
     def advance(self, seconds: float) -> None:
         self._now += int(seconds * 1e6)

@@ -16,7 +16,7 @@ from grape.engine.clock import Clock
 from grape.engine.partition import Partition
 from grape.engine.pool import Pool, Spawner, Worker
 from grape.errors import Corrupt, GrapeError, ProtocolError, Runaway, StorageFailed, TopologyError, UserError
-from grape.model.address import PartitionId
+from grape.model.address import MAX_KEY_BYTES, PartitionId
 from grape.model.stored import state_key
 from grape.protocol.messages import (
     VERSION,
@@ -36,6 +36,8 @@ from grape.protocol.messages import (
 
 _CREDIT: Final = 3
 """Works a worker may have: one that runs, and what keeps it busy while that one is committed."""
+_NEEDED: Final = {"partition", "cache"}
+_MAX_TEXT: Final = 16_000
 _STARTS: Final = 3
 """Failures in a row after which a pool that never started gives up."""
 
@@ -237,7 +239,7 @@ class Engine:
                 case Ask():
                     self._ask(worker, message)
                 case Announce():
-                    worker.announced = (message.partition, message.id, message.node)
+                    self._announced(worker, message)
                 case Stuck():
                     self._stuck(worker, message)
                 case Beat():
@@ -266,6 +268,10 @@ class Engine:
             return
         if worker.state != "starting":
             raise ProtocolError("a second hello")
+        lacks = sorted(_NEEDED - set(message.capabilities))
+        if lacks:
+            self.stop_with(TopologyError(f"worker {worker.name} lacks what this engine needs: {', '.join(lacks)}"))
+            return
         if message.topology != self.app.topology:
             self.stop_with(
                 TopologyError(
@@ -287,6 +293,7 @@ class Engine:
                 self.app.limits,
                 self.app.taken,
                 self.app.record.unchained,
+                self.clock.boot_offset(),
             )
         )
         for partition in pool.owned_by(worker.index):
@@ -305,14 +312,31 @@ class Engine:
 
     def _refused(self, worker: Worker, message: Refusal) -> None:
         """The app cannot be loaded."""
-        worker.explained = message.text
-        if message.kind in ("topology", "usage"):
+        worker.explained = message.text[:_MAX_TEXT]
+        if message.kind in ("topology", "usage") and worker.state == "starting":
             self.stop_with(TopologyError(message.text))
 
-    def _result(self, worker: Worker, result: Result) -> None:
-        partition = worker.partitions.get(result.partition)
-        if partition is None or partition.epoch != result.epoch:
+    def _assigned(self, worker: Worker, message: Result | Ask | Announce | Stuck) -> Partition | None:
+        """The partition that a message is about; None, counted: it is no longer the worker's."""
+        partition = worker.partitions.get(message.partition)
+        if partition is None or partition.epoch != message.epoch:
             self.app.stats.stale_frames += 1
+            return None
+        return partition
+
+    def _check_node(self, worker: Worker, message: Ask | Announce | Stuck) -> None:
+        node = self.app.node(message.node)
+        if node is None or node.pool != worker.pool:
+            raise ProtocolError(f"a word about node {message.node!r:.300}, which is not in pool {worker.pool!r}")
+
+    def _announced(self, worker: Worker, message: Announce) -> None:
+        if self._assigned(worker, message) is not None:
+            self._check_node(worker, message)
+            worker.announced = (message.partition, message.id, message.node)
+
+    def _result(self, worker: Worker, result: Result) -> None:
+        partition = self._assigned(worker, result)
+        if partition is None:
             return
         partition.apply(result)
         worker.announced = None
@@ -322,15 +346,16 @@ class Engine:
         self._pump(worker)
 
     def _ask(self, worker: Worker, ask: Ask) -> None:
-        partition = worker.partitions.get(ask.partition)
+        partition = self._assigned(worker, ask)
         assert worker.link is not None
-        if partition is None or partition.epoch != ask.epoch:
-            self.app.stats.stale_frames += 1
+        if partition is None:
             worker.link.send(Values([None] * len(ask.keys)))
             return
-        node = self.app.node(ask.node)
-        if node is None or not node.states or node.pool != worker.pool:
-            raise ProtocolError(f"a question for the state of {ask.node!r}, which has none in this pool")
+        self._check_node(worker, ask)
+        if not all(1 <= len(key) <= MAX_KEY_BYTES for key in ask.keys):
+            raise ProtocolError(f"a question for a key of 0 or over {MAX_KEY_BYTES} bytes")
+        if any(asking is worker for asking, _ in self._deferred.get(partition.id, ())):
+            raise ProtocolError("a question before the last one was answered")
         if partition.settled:
             self._answer(worker, partition, ask)
         else:
@@ -347,14 +372,15 @@ class Engine:
         return self.transport.get(partition.id, "state", [prefix + key for key in keys])
 
     def _stuck(self, worker: Worker, message: Stuck) -> None:
-        partition = worker.partitions.get(message.partition)
-        worker.explained = message.text
-        if partition is None or partition.epoch != message.epoch:
+        partition = self._assigned(worker, message)
+        worker.explained = message.text[:_MAX_TEXT]
+        if partition is None:
             return
+        self._check_node(worker, message)
         for number, seq in worker.outstanding:
             if number == message.partition and seq in partition.works:
                 partition.suspect(partition.works[seq])
-        partition.name(message.id, message.node, "timeout", message.text, death=False)
+        partition.name(message.id, message.node, "timeout", worker.explained, death=False)
 
     def gone(self, pool: str, index: int, link: object, how: str) -> None:
         """The worker process has ended; ``how`` says so ("killed by signal 9 (SIGKILL)")."""
@@ -437,12 +463,14 @@ class Engine:
         due = self.next_due()
         if due is not None:
             wakes.append(due)
+        wakes += [expiry for p in self._owners.values() if (expiry := p.next_expiry()) is not None]
         return max(min(wakes), now) if wakes else None
 
     def _fire(self, now: int) -> None:
         for partition in self._owners.values():
             while partition.fire(now):
                 pass
+            partition.expire(now)
             due = partition.holds.next_due()
             if due is not None and due <= now:
                 self._offer(partition)

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from difflib import get_close_matches
 from hashlib import blake2b
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 from msgspec import Struct
@@ -30,6 +30,7 @@ from grape.model.stored import (
     decode_hold,
     decode_timer,
     encode,
+    expiry_of,
     state_key,
 )
 from grape.model.topology import TopologySpec
@@ -267,9 +268,9 @@ class Migration:
                 for page in _pages(_chain(first, rows)):
                     for key, value in page:
                         target.put_row("state", key, value)
-                        due = _expiry(value)
+                        due = expiry_of(value)
                         if due:
-                            target.add_timer(due, TimerEntry(node=number, key=key[2:]))
+                            target.add_expiry(due, "state", key)
                     yield target
                 for page in _pages(self._states_in(source, number)):
                     for key, _ in page:
@@ -332,11 +333,10 @@ class Migration:
     def _timers(self, partition: Partition) -> Iterator[tuple[bytes, TimerEntry, list[str]]]:
         for key, value in partition.rows("timer"):
             timer = decode_timer(value)
-            if timer.log:
-                event = _name_in(timer.body)
-                nodes = self._gone(event, self._listeners(event, timer.log), timer.log)
-                if nodes:
-                    yield key, timer, nodes
+            event = _name_in(timer.body)
+            nodes = self._gone(event, self._listeners(event, timer.log), timer.log)
+            if nodes:
+                yield key, timer, nodes
 
     def _states(self, node: str) -> Iterator[tuple[bytes, bytes]]:
         number = self._app.node_id(node)
@@ -369,13 +369,6 @@ def _name_in(body: bytes) -> str:
 def _key_in(body: bytes) -> str | None:
     keys = codec.keys_of(next(codec.runs_of(body)))
     return None if keys is None else keys[0]
-
-
-def _expiry(record: bytes) -> int:
-    """When all of a state record has expired (microseconds of wall time); 0: never."""
-    fields: dict[str, Any] = msgspec.msgpack.decode(record)
-    due = fields.pop("", None) or {}
-    return max(due.values()) if fields and all(name in due for name in fields) else 0
 
 
 def _pages(rows: Iterator[tuple[bytes, bytes]]) -> Iterator[list[tuple[bytes, bytes]]]:

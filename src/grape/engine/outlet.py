@@ -8,11 +8,13 @@ from msgspec import Struct
 
 from grape.abc.transport import Rows, Table, Transport, Trim
 from grape.engine.app import App
+from grape.engine.clock import Clock
 from grape.engine.committer import Committer
 from grape.model import batch as codec
-from grape.model.stored import TAKER, TakerHead, decode_taker, encode
+from grape.model.stored import TAKER, Expiry, TakerHead, decode_expiry, decode_taker, encode, timer_key
 
 _FINAL = b"final:"
+_EXPIRIES_AT_ONCE = 10_000
 
 
 def _calls(batch: bytes) -> Iterator[tuple[str, bool]]:
@@ -33,12 +35,13 @@ class Taken(Struct, frozen=True):
 class Take:
     """One taker of the output log ``log`` (all its partitions). Engine's thread only."""
 
-    def __init__(self, app: App, name: str, log: str, transport: Transport) -> None:
+    def __init__(self, app: App, name: str, log: str, transport: Transport, clock: Clock) -> None:
         self.name = name
         self.id = app.log(TAKER + name, 0)
         self._app = app
         self._log = log
         self._transport = transport
+        self._clock = clock
         self._committer = Committer(transport, self.id, f"taker {name!r}")
         self.done = self._committer.done
         found = self._committer.claimed_head
@@ -79,9 +82,9 @@ class Take:
                 positions[number] = stored.position + 1
         return Taken(batches, positions, events) if batches else None
 
-    def after_final(self, batches: list[bytes]) -> tuple[list[set[int]], list[tuple[bytes, bytes | None]]]:
+    def after_final(self, batches: list[bytes]) -> tuple[list[set[int]], list[tuple[Table, Rows]]]:
         """For batches of the reply home: which replies come after the final one of their call (per batch, indexes), and
-        the rows that remember the finals among the others."""
+        the rows that remember the finals among the others for the reply-ttl."""
         calls = [list(_calls(batch)) for batch in batches]
         keys = list(dict.fromkeys(_FINAL + request.encode() for batch in calls for request, _ in batch))
         ended = {
@@ -90,7 +93,7 @@ class Take:
             if found is not None
         }
         late: list[set[int]] = []
-        rows: list[tuple[bytes, bytes | None]] = []
+        texts: dict[bytes, bytes | None] = {}
         for batch in calls:
             late.append(set())
             for i, (request, final) in enumerate(batch):
@@ -99,9 +102,17 @@ class Take:
                     late[-1].add(i)
                 elif final:
                     ended.add(key)
-                    rows.append((key, b""))
+                    texts[key] = b""
         self._app.stats.late_replies += sum(map(len, late))
-        return late, rows
+        now = self._clock.now()
+        due = now + int(self._app.limits.reply_ttl * 1e6)
+        expiries: dict[bytes, bytes | None] = {}
+        for i, key in enumerate(texts):
+            expiries[timer_key(due, self.head.taken << 16 | i)] = encode(Expiry("text", key))
+        for place, value in self._transport.scan(self.id, "expiry", b"", _EXPIRIES_AT_ONCE, timer_key(now, 0)):
+            expiries[place] = None
+            texts.setdefault(decode_expiry(value).key, None)
+        return late, [("text", list(texts.items())), ("expiry", list(expiries.items()))]
 
     def commit(
         self,

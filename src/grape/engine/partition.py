@@ -12,35 +12,38 @@ from __future__ import annotations
 import hashlib
 import heapq
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
-from typing import Final, TypeVar
+from typing import Final, Literal, TypeVar
 
 import msgspec
 from msgspec import Struct
 
 from grape.abc.transport import Rows, Send, Stored, Table, Transport, Trim
 from grape.engine.app import App
+from grape.engine.check import Checker, check_progress, once
 from grape.engine.clock import Clock
 from grape.engine.committer import Committer
 from grape.engine.hold import HoldList
 from grape.engine.inbox import Inbox, OpenBatch
 from grape.errors import Corrupt, ProtocolError
 from grape.model import batch as codec
-from grape.model.address import MAX_KEY_BYTES
 from grape.model.batch import Context
 from grape.model.cursor import Progress
 from grape.model.policy import after_failure, backoff, locks_key
 from grape.model.stored import (
     REPLIES,
     DeadLetter,
+    Expiry,
     Head,
     HoldEntry,
     TimerEntry,
+    decode_expiry,
     decode_head,
     decode_hold,
     decode_timer,
     encode,
+    expiry_of,
     row_key,
     state_key,
     timer_key,
@@ -53,18 +56,23 @@ _TIMER_WINDOW: Final = 2_000
 """Timers of a partition that are kept in memory; the rest stays in its rows."""
 _TIMERS_AT_ONCE: Final = 500
 _RETRIES_AT_ONCE: Final = 500
+_EXPIRIES_AT_ONCE: Final = 500
+_NEVER: Final = 1 << 62
 _CAREFUL_EVENTS: Final = 256
 _FIRST_WINDOW: Final = 1_024
 _MIN_WINDOW: Final = 64
+_MAX_KIND: Final = 255
+_MAX_TEXT: Final = 16_000
 _REPLY_DEAD: Final = "the event that should have answered became a dead letter"
 
 
 class Dispatched(Struct):
-    """A work that a worker has. ``positions``: its batches, and how many of their events are left."""
+    """A work that a worker has. ``positions``: its batches, and how many of their events are left. ``holds``: its
+    retried entries, and (event, node) of each."""
 
     seq: int
     positions: dict[int, int]
-    holds: list[int]
+    holds: dict[int, tuple[str, str]]
     careful: bool
     events: int
 
@@ -112,6 +120,7 @@ class Partition:
         self.named: dict[tuple[str, str], Named] = {}
         self.window = _FIRST_WINDOW
         self.top_up = any(node.is_async for node in app.topology.nodes if node.pool == pool)
+        self._checker = Checker(app, pool)
         self._draft = _Draft()
         self._committing: _Draft | None = None
         self._claim()
@@ -135,6 +144,7 @@ class Partition:
         self.app.backlog_bytes += self.waiting_bytes
         self._load_holds()
         self._load_timers()
+        self._next_expiry = self._first_expiry(0)
 
     def _load_holds(self) -> None:
         self.holds = HoldList()
@@ -229,8 +239,9 @@ class Partition:
             batches, positions, events = self._batches(self.contexts, careful)
         if not batches and not retries:
             return None
+        holds = {r.hold: (codec.name_of(r.body), r.node) for r in retries}
         self.seq += 1
-        self.works[self.seq] = Dispatched(self.seq, positions, [r.hold for r in retries], careful, events)
+        self.works[self.seq] = Dispatched(self.seq, positions, holds, careful, events)
         named = list(self.named.values())
         return Work(self.number, self.epoch, self.seq, batches, retries, careful, named, base)
 
@@ -438,9 +449,11 @@ class Partition:
             self.inbox.give_back()
 
     def _check(self, result: Result) -> None:
-        app = self.app
-        contexts = len(self.contexts)
-        holds = {number for work in self.works.values() for number in work.holds if number in self.holds}
+        check, contexts = self._checker, len(self.contexts)
+        held = {n: slot for work in self.works.values() for n, slot in work.holds.items() if n in self.holds}
+        once(result.ended, "the end of work")
+        once((position for position, _ in result.done), "progress of batch")
+        once((*result.retried, *(f.hold for f in result.failures if f.hold >= 0)), "entry")
         for seq in result.ended:
             if seq not in self.works:
                 raise ProtocolError(f"the end of work {seq} of partition {self.number}, which is not in work")
@@ -449,78 +462,30 @@ class Partition:
             batch = self.inbox.open.get(position)
             if batch is None:
                 raise ProtocolError(f"progress of batch {position}, which is finished")
-            before = self.head.cursor.progress(position)
-            if not before.first <= progress.first <= batch.header.events:
-                raise ProtocolError(f"progress {progress.first} of {batch.header.events} events at {position}")
-            room = max(0, batch.header.events - progress.first - 1)
-            if len(progress.behind) > room // 8 + 1 or progress.bits >> room:
-                raise ProtocolError(f"progress behind the end of the batch at {position}")
+            check_progress(position, batch.header.events, self.head.cursor.progress(position), progress)
         for number in result.retried:
-            if number not in holds:
+            if number not in held:
                 raise ProtocolError(f"retried entry {number}, which is not in this work")
         for emitted in result.emitted:
-            self._check_emitted(emitted.target, emitted.partition, emitted.body, emitted.events)
-            if emitted.contexts and not 0 <= min(emitted.contexts) <= max(emitted.contexts) < contexts:
-                raise ProtocolError("an emit with a context that this work does not have")
+            check.emitted(emitted, contexts)
         for timer in result.timers:
-            if timer.delay < 0 or timer.emitted.events != 1 or len(timer.emitted.contexts) > 1:
-                raise ProtocolError("a timer holds one event and a delay")
-            self._check_emitted(timer.emitted.target, timer.emitted.partition, timer.emitted.body, 1)
-            if timer.emitted.contexts and not 0 <= timer.emitted.contexts[0] < contexts:
-                raise ProtocolError("a timer with a context that this work does not have")
+            check.timer(timer, contexts)
         for changes in result.states:
-            self._check_state(changes)
+            check.state(changes)
         for failure in result.failures:
-            slot = app.slot(failure.event, failure.node)
-            if slot is None:
-                raise ProtocolError(f"a failure of {failure.event!r} at {failure.node!r}, which is no slot")
-            if failure.hold >= 0 and failure.hold not in holds:
-                raise ProtocolError(f"a failure of entry {failure.hold}, which is not in this work")
-            if not -1 <= failure.context < contexts:
-                raise ProtocolError("a failure with a context that this work does not have")
-            codec.check_body(failure.body, 1)
+            check.failure(failure, contexts, held)
         for reply in result.replies:
-            if not 0 <= reply.context < contexts:
-                raise ProtocolError("a reply to a context that this work does not have")
-
-    def _check_emitted(self, target: str, partition: int, body: bytes, events: int) -> None:
-        names = self.app.names_of(target)
-        if names is None:
-            raise ProtocolError(f"an emit to {target!r}, which is neither a pool nor an output")
-        if not 0 <= partition < self.app.partitions:
-            raise ProtocolError(f"an emit to partition {partition} of {self.app.partitions}")
-        strange = codec.check_body(body, events).keys() - names
-        if strange:
-            raise ProtocolError(f"an emit of {sorted(strange)} to {target!r}, where nothing listens to it")
-
-    def _check_state(self, changes: StateChanges) -> None:
-        node = self.app.node(changes.node)
-        if node is None or node.pool != self.pool or not node.states:
-            raise ProtocolError(f"state of {changes.node!r}, which has none in pool {self.pool!r}")
-        n = len(changes.keys)
-        if len(changes.values) != n or (changes.expires is not None and len(changes.expires) != n):
-            raise ProtocolError(f"state of {changes.node!r} in columns of different length")
-        if not n:
-            return
-        if not len(min(changes.keys, key=len)) >= 1 or len(max(changes.keys, key=len)) > MAX_KEY_BYTES:
-            raise ProtocolError(f"a key of 0 or over {MAX_KEY_BYTES} bytes in the state of {changes.node!r}")
-        try:
-            b"\n".join(changes.keys).decode()
-        except UnicodeDecodeError:
-            raise ProtocolError(f"a key of {changes.node!r} is not UTF-8") from None
-        largest = max((len(v) for v in changes.values if v is not None), default=0)
-        if largest > self.app.limits.max_result:
-            raise ProtocolError(f"a state of {largest} bytes of {changes.node!r}")
+            check.reply(reply, contexts)
+        check.counts(result.counts, result.emits)
 
     def _change_state(self, changes: StateChanges) -> None:
         prefix = state_key(self.app.node_id(changes.node), b"")
         rows = self._draft.rows.setdefault("state", {})
         rows.update(zip([prefix + key for key in changes.keys], changes.values, strict=True))
         if changes.expires is not None:
-            node = self.app.node_id(changes.node)
             for key, due in zip(changes.keys, changes.expires, strict=True):
                 if due:
-                    self._add_timer(due, TimerEntry(node=node, key=key))
+                    self.add_expiry(due, "state", prefix + key)
 
     # ------------------------------------------------------------------ sending
 
@@ -540,7 +505,12 @@ class Partition:
         homes: dict[int, list[tuple[Context, bytes, bool]]] = {}
         for reply in replies:
             homes.setdefault(reply[0].home, []).append(reply)
-        for home, parts in homes.items():
+        groups = [
+            (home, group)
+            for home, parts in homes.items()
+            for group in _grouped(parts, lambda part: len(part[1]), self.app.limits.batch_max)
+        ]
+        for home, parts in groups:
             meta = codec.RunMeta(["part", "final"], bytes(final for _, _, final in parts))
             body = codec.encode_run(
                 meta, len(parts), [c.request for c, _, _ in parts], [msgspec.Raw(data) for _, data, _ in parts]
@@ -580,8 +550,8 @@ class Partition:
         if failure.named:
             entry.named_deaths += 1
             entry.careful = True
-        entry.kind, entry.text = failure.kind, failure.text
-        entry.trace = self._keep_text(failure.trace)
+        entry.kind, entry.text = failure.kind[:_MAX_KIND], failure.text[:_MAX_TEXT]
+        entry.trace = self._keep_text(failure.trace[:_MAX_TEXT])
         self.app.stats.failures[f"{failure.event}>{failure.node}"] += 1
         verdict = (
             "dead"
@@ -673,41 +643,59 @@ class Partition:
         while self._timers and self._timers[0][0] <= now and len(keys) < _TIMERS_AT_ONCE:
             keys.append(heapq.heappop(self._timers)[1])
         bodies: dict[tuple[str, int], list[bytes]] = {}
-        expired: list[TimerEntry] = []
         for key, value in zip(keys, self.transport.get(self.id, "timer", keys), strict=True):
             if value is None:
                 raise Corrupt(f"a timer of partition {self.pool}/{self.number} is missing")
             entry: TimerEntry = _decoded(decode_timer, value, "timer")
             self._draft.put("timer", key, None)
             self.app.timers -= 1
-            if not entry.log:
-                expired.append(entry)
-            elif entry.context is not None:
+            if entry.context is not None:
                 self.send(entry.log, entry.partition, entry.body, 1, [entry.context], now)
             elif self.app.names_of(entry.log) is not None:
                 bodies.setdefault((entry.log, entry.partition), []).append(entry.body)
         for (log, number), parts in bodies.items():
-            self.send(log, number, b"".join(parts), len(parts), [], now)
-        self._expire(expired, now)
+            for group in _grouped(parts, len, self.app.limits.batch_max):
+                self.send(log, number, b"".join(group), len(group), [], now)
         if not self._timers and self._timers_end is not None:
             self._draft.then.append(self._load_timers)
         self.flush()
         return True
 
-    def _expire(self, entries: list[TimerEntry], now: int) -> None:
-        """Remove state whose time has come, unless it was written again since, or is in work."""
-        for entry in entries:
-            key = state_key(entry.node, entry.key)
-            (record,) = self.transport.get(self.id, "state", [key])
-            if record is None:
+    # ------------------------------------------------------------------ expiry
+
+    def add_expiry(self, due: int, table: Literal["state", "text"], key: bytes) -> None:
+        """The row may go when it is ``due`` (microseconds of wall time)."""
+        self._draft.put("expiry", timer_key(due, self.head.next_timer), encode(Expiry(table, key)))
+        self.head.next_timer += 1
+        self._next_expiry = min(self._next_expiry, due)
+
+    def expire(self, now: int) -> None:
+        """Remove what has expired, a bounded number at once; nobody waits for it."""
+        if now < self._next_expiry or not self.settled:
+            return
+        due = self.transport.scan(self.id, "expiry", b"", _EXPIRIES_AT_ONCE, timer_key(now + 1, 0))
+        self._next_expiry = self._first_expiry(now + 1 if len(due) < _EXPIRIES_AT_ONCE else 0)
+        for place, value in due:
+            self._draft.put("expiry", place, None)
+            entry: Expiry = _decoded(decode_expiry, value, "expiry")
+            if entry.table == "text":
+                self._draft.put("text", entry.key, None)
                 continue
-            fields = msgspec.msgpack.decode(record)
-            due = fields.get("", {})
-            last = max((due.get(name, 1 << 62) for name in fields if name), default=0)
-            if last <= now and not self.works:
-                self._draft.put("state", key, None)
-            elif last < 1 << 62:
-                self._add_timer(max(last, now + 1_000_000), entry)
+            (record,) = self.transport.get(self.id, "state", [entry.key])
+            last = 0 if record is None else expiry_of(record)
+            if last > now:
+                self.add_expiry(last, "state", entry.key)  # it was written again since
+            elif last:
+                self._draft.put("state", entry.key, None)
+        self.flush()
+
+    def next_expiry(self) -> int | None:
+        """When `expire` has something to do (microseconds of wall time)."""
+        return self._next_expiry if self._next_expiry < _NEVER and self.settled else None
+
+    def _first_expiry(self, after: int) -> int:
+        rows = self.transport.scan(self.id, "expiry", timer_key(after, 0), 1)
+        return int.from_bytes(rows[0][0][:8], "big") if rows else _NEVER
 
     # ------------------------------------------------------------------ from outside
 
@@ -719,8 +707,10 @@ class Partition:
         self.send(self.pool, self.number, body, 1, contexts, now)
 
     def remember(self, event_id: str, crc: int, now: int) -> None:
-        """A client's id, to recognise it when it comes again."""
-        self._draft.put("text", b"id:" + event_id.encode(), now.to_bytes(8, "big") + crc.to_bytes(4, "big"))
+        """A client's id, to recognise it when it comes again within the dedup-horizon."""
+        key = b"id:" + event_id.encode()
+        self._draft.put("text", key, now.to_bytes(8, "big") + crc.to_bytes(4, "big"))
+        self.add_expiry(now + int(self.app.limits.dedup_horizon * 1e6), "text", key)
 
     def remembered(self, event_id: str) -> int | None:
         """The checksum of the event that was accepted under this id, if any (also if its commit is under way)."""
@@ -789,11 +779,6 @@ class Partition:
         """Write or remove a row with the next commit."""
         self._draft.put(table, key, value)
 
-    def add_timer(self, due: int, entry: TimerEntry) -> None:
-        """A timer with the next commit. ``due``: microseconds of wall time."""
-        self._add_timer(due, entry)
-        self._draft.changed = True
-
     # ------------------------------------------------------------------ commit
 
     def flush(self) -> None:
@@ -822,6 +807,20 @@ class Partition:
         for then in draft.then:
             then()
         self.flush()
+
+
+def _grouped(items: Iterable[T], size: Callable[[T], int], limit: int) -> Iterator[list[T]]:
+    """``items`` in order, in groups of at most ``limit`` (but for one larger item)."""
+    group: list[T] = []
+    total = 0
+    for item in items:
+        if group and total + size(item) > limit:
+            yield group
+            group, total = [], 0
+        group.append(item)
+        total += size(item)
+    if group:
+        yield group
 
 
 def _decoded(decode: Callable[[bytes], T], value: bytes, what: str) -> T:

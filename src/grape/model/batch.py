@@ -23,6 +23,7 @@ from grape.errors import Corrupt, ProtocolError
 from grape.model.address import PartitionId
 
 VERSION: Final = 1
+MAX_EVENTS: Final = (1 << 31) - 1
 SELF_REPLY: Final = 1
 """Header flag: every event of this batch is a call of its own, answered under its own id."""
 
@@ -221,7 +222,7 @@ def runs_of(body: bytes | memoryview) -> Iterator[Run]:
             raise ProtocolError("a run is longer than its batch")
         try:
             meta = _decode_meta(view[at : at + m])
-        except msgspec.MsgspecError as e:
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as e:
             raise ProtocolError(f"a run's meta cannot be read: {e}") from None
         at += m
         yield Run(count, meta, bytes(view[at : at + k]), bytes(view[at + k : at + k + d]))
@@ -246,6 +247,15 @@ def names_of(run: Run) -> list[str]:
     return [names[0]] * run.count if index is None else [names[i] for i in index]
 
 
+def name_of(body: bytes) -> str:
+    """The name of the first event of a body."""
+    return next(runs_of(body)).meta.names[0]
+
+
+def hops_of(meta: RunMeta, index: int) -> int:
+    return meta.hops if isinstance(meta.hops, int) else meta.hops[index]
+
+
 def _array_length(packed: bytes) -> int:
     """What a msgpack array's mark says about its length; -1 if it is not an array."""
     mark = packed[0]
@@ -258,13 +268,15 @@ def _array_length(packed: bytes) -> int:
     return -1
 
 
-def check_body(body: bytes, events: int) -> dict[str, int]:
-    """Check a body that came from a worker without decoding keys or data; return how many events each name has.
+def check_body(body: bytes, events: int, contexts: int = 0) -> list[RunMeta]:
+    """Check a body that came from a worker without decoding keys or data; returns the metas of its runs.
+
+    ``contexts``: how many its table has.
 
     Raises:
         ProtocolError: lengths, counts or columns do not fit together.
     """
-    counts: dict[str, int] = {}
+    metas: list[RunMeta] = []
     total = 0
     for run in runs_of(body):
         count, meta = run.count, run.meta
@@ -276,18 +288,18 @@ def check_body(body: bytes, events: int) -> dict[str, int]:
             raise ProtocolError(f"a run of {count} events with another number of values")
         if isinstance(meta.hops, list) and len(meta.hops) != count:
             raise ProtocolError(f"a run of {count} events with another number of hops")
-        if meta.contexts is not None and len(meta.contexts) != count:
-            raise ProtocolError(f"a run of {count} events with another number of contexts")
+        if meta.contexts is not None:
+            if len(meta.contexts) != count:
+                raise ProtocolError(f"a run of {count} events with another number of contexts")
+            if not -1 <= min(meta.contexts) <= max(meta.contexts) < contexts:
+                raise ProtocolError(f"a run with a context outside of its table of {contexts}")
         if meta.index is None:
             if len(meta.names) != 1:
                 raise ProtocolError("a run of several names without an index")
-            counts[meta.names[0]] = counts.get(meta.names[0], 0) + count
-        else:
-            if len(meta.index) != count or max(meta.index) >= len(meta.names):
-                raise ProtocolError("a run's index does not fit its names")
-            for i, name in enumerate(meta.names):
-                counts[name] = counts.get(name, 0) + meta.index.count(i)
+        elif len(meta.index) != count or max(meta.index) >= len(meta.names):
+            raise ProtocolError("a run's index does not fit its names")
+        metas.append(meta)
         total += count
-    if total != events:
+    if total != events or not 1 <= total <= MAX_EVENTS:
         raise ProtocolError(f"a batch said to hold {events} events holds {total}")
-    return counts
+    return metas

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Any, Final, Literal
 
 import msgspec
 from msgspec import Struct
@@ -83,14 +83,19 @@ class DeadLetter(Struct, array_like=True):
 
 
 class TimerEntry(Struct, array_like=True):
-    """Either an emit (``log`` set) or the end of a state record (``node`` set)."""
+    """A delayed emit."""
 
-    log: str = ""
-    partition: int = 0
-    body: bytes = b""
+    log: str
+    partition: int
+    body: bytes
     context: Context | None = None
-    node: int = 0
-    key: bytes = b""
+
+
+class Expiry(Struct, array_like=True):
+    """A row that may go when it is due: a state record that has expired by then, or something remembered."""
+
+    table: Literal["state", "text"]
+    key: bytes
 
 
 class SourceHead(Struct, array_like=True):
@@ -148,6 +153,7 @@ encode: Final = msgspec.msgpack.Encoder().encode
 decode_head: Final = msgspec.msgpack.Decoder(Head).decode
 decode_hold: Final = msgspec.msgpack.Decoder(HoldEntry).decode
 decode_dead: Final = msgspec.msgpack.Decoder(DeadLetter).decode
+decode_expiry: Final = msgspec.msgpack.Decoder(Expiry).decode
 decode_timer: Final = msgspec.msgpack.Decoder(TimerEntry).decode
 decode_source: Final = msgspec.msgpack.Decoder(SourceHead).decode
 decode_taker: Final = msgspec.msgpack.Decoder(TakerHead).decode
@@ -162,6 +168,13 @@ def row_key(number: int) -> bytes:
 def timer_key(due: int, number: int) -> bytes:
     """Due time (us) and a number that makes it unique; sorts by due time."""
     return due.to_bytes(8, "big") + number.to_bytes(8, "big")
+
+
+def expiry_of(record: bytes) -> int:
+    """When all of a state record has expired (microseconds of wall time); 0: never."""
+    fields: dict[str, Any] = msgspec.msgpack.decode(record)
+    due: dict[str, int] = fields.pop("", None) or {}
+    return max(due.values()) if fields and all(name in due for name in fields) else 0
 
 
 def state_key(node: int, key: bytes) -> bytes:

@@ -82,7 +82,11 @@ class TopologySpec(Struct, frozen=True, omit_defaults=True):
 
 
 class Limits(Struct, frozen=True):
-    """Sizes in bytes, counts in events. One value for the engine and all its workers."""
+    """Sizes in bytes, counts in events, times in seconds. One value for the engine and all its workers.
+
+    ``dedup_horizon``: so long a client's event id is recognised when it comes again. ``reply_ttl``: so long it is known
+    that a call has ended.
+    """
 
     max_event: int = 8 << 20
     batch_target: int = 128 << 10
@@ -97,4 +101,6 @@ class Limits(Struct, frozen=True):
     backlog_events: int = 1_000_000
     backlog_bytes: int = 1 << 30
     heartbeat_timeout: float = 30.0
+    dedup_horizon: float = 86_400.0
+    reply_ttl: float = 600.0
     named_deaths: int = 3

@@ -21,7 +21,8 @@ VERSION: Final = 1
 
 class Welcome(Struct, frozen=True, array_like=True, tag=1):
     """The answer to `Hello`: run ``pool``. ``taken``: outputs that somebody takes, all others need not be sent.
-    ``unchained``: pairs (node, target) that may chain only in partitions assigned with ``chain_new``."""
+    ``unchained``: pairs (node, target) that may chain only in partitions assigned with ``chain_new``. ``boot_offset``:
+    microseconds that make CLOCK_BOOTTIME the engine's time, by which state expires."""
 
     version: int
     pool: str
@@ -30,6 +31,7 @@ class Welcome(Struct, frozen=True, array_like=True, tag=1):
     limits: Limits
     taken: frozenset[str]
     unchained: frozenset[tuple[str, str]] = frozenset()
+    boot_offset: int = 0
 
 
 class Assign(Struct, frozen=True, array_like=True, tag=2):
@@ -178,7 +180,8 @@ class Emitted(Struct, frozen=True, array_like=True):
 
 
 class StateChanges(Struct, frozen=True, array_like=True):
-    """Columns. Value None deletes. ``expires``: 0 = never."""
+    """Columns. Value None deletes. ``expires``: when the engine should look whether the record has expired as a whole;
+    0: it need not, or will already."""
 
     node: str
     keys: list[bytes]

@@ -238,7 +238,7 @@ class Harness:
         """
         end = self._clock.now() + round(within * 1e6)
         self.settle()
-        while (due := self._machine.tick()) is not None:
+        while not self._machine.is_finished and (due := self._machine.tick()) is not None:
             if due > end:
                 raise UsageError(
                     f"not finished after {within:g} s: the next timer or retry is due in "

@@ -21,7 +21,7 @@ from grape.abc.transport import Arrival, Callbacks, Commit, Outcome, Rows, Table
 from grape.authoring.topology import Topology
 from grape.engine.app import App
 from grape.engine.catalog import read_catalog, update_record
-from grape.engine.clock import FakeClock
+from grape.engine.clock import Clock, FakeClock
 from grape.engine.committer import Committer
 from grape.engine.engine import Engine
 from grape.engine.intake import Feed, Prepared
@@ -81,9 +81,9 @@ class ListTaker:
         assert self.take is not None
         return self.entries[: self.take.head.length]
 
-    def open(self, app: App, transport: MemoryTransport) -> Take:
+    def open(self, app: App, transport: MemoryTransport, clock: Clock) -> Take:
         self.is_committing = False
-        self.take = Take(app, self.name, self.log, transport)
+        self.take = Take(app, self.name, self.log, transport, clock)
         return self.take
 
     def has_work(self) -> bool:
@@ -99,8 +99,7 @@ class ListTaker:
         late: list[set[int]] = [set()] * len(taken.batches)
         rows: list[tuple[Table, Rows]] = []
         if self.log == REPLIES:
-            late, finals = take.after_final(taken.batches)
-            rows = [("text", finals)]
+            late, rows = take.after_final(taken.batches)
         del self.entries[take.head.length :]
         for batch, skip in zip(taken.batches, late, strict=True):
             self.entries += [event for i, event in enumerate(events_of(batch)) if i not in skip]
@@ -344,7 +343,7 @@ class Machine:
         self._prepared: deque[Prepared] = deque()
         self._read_to = self.feed.head.position
         for taker in [*self.outputs.values(), self.replies]:
-            take = taker.open(app, self.transport)
+            take = taker.open(app, self.transport, self.clock)
             self.engine.own(take.id, take.done)
             for number in take.logs:
                 self.engine.on_arrival(app.log(taker.log, number), partial(take.arrived, number))
@@ -446,6 +445,27 @@ class Machine:
         self.workers.remove(worker)
         worker.bury()
         self.engine.gone(worker.pool, worker.index, worker, "it was killed")
+
+    @property
+    def is_finished(self) -> bool:
+        """Nothing is left to do, now or later, but for stopped events and what waits behind them."""
+        takers = [*self.outputs.values(), self.replies]
+        return (
+            not self._prepared
+            and not self.feed.is_busy
+            and self.engine.finished
+            and self.transport.idle
+            and all(not taker.is_committing and not taker.has_work() for taker in takers)
+        )
+
+    def left(self) -> str:
+        """In words, what is not done."""
+        app = self.app
+        return (
+            f"{len(self._prepared)} chunks are not fed, {app.backlog_events} events wait, {app.holds} are held, "
+            f"{app.timers} timers stand, {self.transport.outstanding} steps of the transport are outstanding, "
+            f"works are {'' if self.engine.in_flight else 'not '}in flight"
+        )
 
     def tick(self) -> int | None:
         """Let happen what is due; returns when something will be due next (microseconds), None: nothing ever.

@@ -13,7 +13,9 @@ import signal
 import socket
 import sys
 import threading
+import time
 from collections import deque
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -135,6 +137,7 @@ def run(sock: socket.socket, topology: Topology) -> None:
             case Welcome():
                 if message.version != VERSION:
                     raise ProtocolError(f"the engine speaks protocol {message.version}, this worker {VERSION}")
+                runtime.now_us = engine_time(message.boot_offset)
                 runtime.welcome(message)
                 runtime.setup()
                 watchdog = Watchdog(runtime, engine.send, message.limits.heartbeat_timeout / 6)
@@ -149,6 +152,11 @@ def run(sock: socket.socket, topology: Topology) -> None:
     if watchdog is not None:
         watchdog.stop()
         runtime.teardown()
+
+
+def engine_time(offset: int) -> Callable[[], int]:
+    """The engine's wall time (microseconds), which goes on evenly when somebody sets the clock."""
+    return lambda: offset + time.clock_gettime_ns(time.CLOCK_BOOTTIME) // 1000
 
 
 async def run_async(engine: Engine, runtime: Runtime) -> None:

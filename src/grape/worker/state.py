@@ -83,6 +83,8 @@ class StateTable:
         self.dirty: dict[str, None] = {}
         self.expires: dict[str, dict[str, int]] = {}
         self.extras: dict[str, dict[str, Raw]] = {}
+        self._unscheduled: set[str] = set()
+        """Keys whose record the engine will not look at when it expires."""
         self.complete = complete
         self._written = 0
         self._max_event = max_event
@@ -115,6 +117,8 @@ class StateTable:
         expiries = fields.pop("", None)
         if expiries is not None:
             self.expires[key] = decode(expiries)
+            if len(self.expires[key]) < len(fields):
+                self._unscheduled.add(key)
         if self.single is not None and len(fields) == 1 and self.single.name in fields:
             return self.single.load(fields[self.single.name])
         known: dict[str, Any] = {}
@@ -169,6 +173,8 @@ class StateTable:
         self.dirty[key] = None
         if self.has_ttl:
             due = dict(self.expires.get(key, ()))
+            if max(due.values(), default=0) <= now_us:
+                self._unscheduled.add(key)
             for name, value in changes.items():
                 ttl = self.types[name].ttl_us
                 if value is MISSING:
@@ -209,6 +215,13 @@ class StateTable:
         names = [self.single.name] if self.single is not None else list(value)
         return max((due[n] for n in names), default=0) if all(n in due for n in names) else 0
 
+    def _schedule(self, key: str) -> int:
+        """When the engine should look at the record, unless it will do so already."""
+        due = self._expiry(key) if key in self._unscheduled else 0
+        if due:
+            self._unscheduled.discard(key)
+        return due
+
     def take_changes(self) -> StateChanges | None:
         """What this work changed, for its result; the values stay cached and count as committed with the next work."""
         if not self.dirty:
@@ -221,7 +234,7 @@ class StateTable:
             records: list[bytes | None] = [None if (v := values[k]) is MISSING else head + encode(v) for k in keys]
         else:
             records = [self._record(k) for k in keys]
-        expires = [self._expiry(k) for k in keys] if self.has_ttl else None
+        expires = [self._schedule(k) for k in keys] if self.has_ttl else None
         self._note_size(sum(map(len, filter(None, records))), len(records))
         self.dirty = {}
         return StateChanges(self.node, [k.encode() for k in keys], records, expires)
@@ -246,4 +259,5 @@ class StateTable:
             del self.values[key]
             self.expires.pop(key, None)
             self.extras.pop(key, None)
+            self._unscheduled.discard(key)
         self.complete = False

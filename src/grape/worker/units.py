@@ -14,7 +14,7 @@ from msgspec import Struct
 
 from grape.authoring.emitter import Context, Emitter
 from grape.authoring.handler import Handler
-from grape.authoring.state import LOADER, State
+from grape.authoring.state import LOADER, WRITTEN, State
 from grape.errors import HandlerError, NoKey
 from grape.model.address import Partitions
 from grape.model.event import Event
@@ -338,7 +338,6 @@ class CountingUnit(NodeUnit):
     def _begin(self, stage: Stage, data: list[Any] | None) -> None:
         super()._begin(stage, data)
         self._table = self._host.table(self.node)
-        self._now = self._host.now_us() if self._table.has_ttl else 0
 
     def _fast(self) -> None:
         table = self._table
@@ -346,7 +345,7 @@ class CountingUnit(NodeUnit):
         assert state is not None
         stage = self.stage
         assert stage is not None
-        if table.has_ttl or state.default is MISSING or stage.keys is None or None in stage.keys:
+        if state.default is MISSING or stage.keys is None or None in stage.keys:
             for i in range(len(self._events)):
                 self._one(i)
                 self._close(i)
@@ -392,12 +391,12 @@ class CountingUnit(NodeUnit):
             return
         state = table.single
         assert state is not None
-        old = state.read(table.cached(key, name, self._now))
+        old = state.read(table.cached(key, name, 0))
         attributes[name] = old
         self._returned(event.name, self._call(event))
         new = attributes.get(name, MISSING)
         if new is not old:
-            table.store(key, {name: self._checked(new)}, self._now)
+            table.store(key, {name: self._checked(new)}, 0)
 
     def _undo(self) -> None:
         super()._undo()
@@ -447,6 +446,7 @@ class StateAccess:
         self._now = now_us
         self._seen: dict[str, Any] = {}
         self._values: dict[str, Any] = {}
+        self._prolonged: set[str] = set()
 
     def _cached(self, name: str) -> Any:
         key = self._event.key
@@ -467,9 +467,12 @@ class StateAccess:
             self._values[name] = value
         return value
 
-    def write(self, name: str, value: Any) -> None:
+    def write(self, name: str, value: Any, assigned: bool = True) -> None:
+        """``assigned`` prolongs a state with a ttl, whether or not the value is another one."""
         self._cached(name)
         self._values[name] = value
+        if assigned and self._table.types[name].ttl_us is not None:
+            self._prolonged.add(name)
 
     def delete(self, name: str) -> None:
         self._cached(name)
@@ -485,7 +488,9 @@ class StateAccess:
         for name, value in self._values.items():
             seen = self._seen[name]
             new = MISSING if value is MISSING else self._table.encode_value(name, value)
-            if new is not seen and not (new is MISSING or seen is MISSING) and type(new) is type(seen):
+            if name in self._prolonged and new is not MISSING:
+                pass
+            elif new is not seen and not (new is MISSING or seen is MISSING) and type(new) is type(seen):
                 if bytes(new) == bytes(seen) if type(new) is Raw else new == seen:
                     continue
             elif new is seen or (seen is MISSING and type(new) is Raw and new == encoded_default(self._table, name)):
@@ -510,6 +515,7 @@ class GeneralUnit(NodeUnit):
         self._access: StateAccess | None = None
         self._is_generator = self.handler.kind == "generator"
         self._is_node = self.handler.instance is not None
+        self._bare = [name for name, state in self.handler.states.items() if state.is_bare]
         if self._is_node and self.has_state:
             self.emitter.__dict__[LOADER] = self._load
 
@@ -535,6 +541,11 @@ class GeneralUnit(NodeUnit):
             self._access = access = StateAccess(self.node, self._table, event, self._host.now_us())
             self._touched: set[str] = set()
             self._clear()
+            self._written: set[str] = set()
+            self.emitter.__dict__[WRITTEN] = self._written
+            if self._is_node and event.key is not None:
+                for name in self._bare:  # so that they can be deleted without having been read
+                    self._load(name)
         result = self._call(*arguments(self.handler, event, self.emitter, access))
         if self._is_generator:
             for item in result:
@@ -552,7 +563,7 @@ class GeneralUnit(NodeUnit):
         attributes = self.emitter.__dict__
         for name in self.handler.states:
             if name in attributes:
-                access.write(name, attributes[name])
+                access.write(name, attributes[name], assigned=name in self._written)
             elif name in self._touched:
                 access.delete(name)
 
@@ -676,4 +687,4 @@ def make_unit(
 
 
 def _is_countable(states: dict[str, State[Any]]) -> bool:
-    return len(states) == 1 and all(s.is_plain for s in states.values())
+    return len(states) == 1 and all(s.is_bare for s in states.values())
