@@ -38,6 +38,7 @@ _CREDIT: Final = 3
 """Works a worker may have: one that runs, and what keeps it busy while that one is committed."""
 _NEEDED: Final = {"partition", "cache"}
 _MAX_TEXT: Final = 16_000
+_ANSWER_BYTES: Final = 16 << 20
 _STARTS: Final = 3
 """Failures in a row after which a pool that never started gives up."""
 
@@ -352,6 +353,9 @@ class Engine:
             worker.link.send(Values([None] * len(ask.keys)))
             return
         self._check_node(worker, ask)
+        node = self.app.node(ask.node)
+        if node is None or not node.states:
+            raise ProtocolError(f"a question for the state of {ask.node!r}, which has none")
         if not all(1 <= len(key) <= MAX_KEY_BYTES for key in ask.keys):
             raise ProtocolError(f"a question for a key of 0 or over {MAX_KEY_BYTES} bytes")
         if any(asking is worker for asking, _ in self._deferred.get(partition.id, ())):
@@ -364,7 +368,7 @@ class Engine:
     def _answer(self, worker: Worker, partition: Partition, ask: Ask) -> None:
         if worker.state != "ready" or worker.link is None:
             return
-        worker.link.send(Values(self.state_of(partition, ask.node, ask.keys)))
+        worker.link.send(Values(_first_of(self.state_of(partition, ask.node, ask.keys))))
 
     def state_of(self, partition: Partition, node: str, keys: list[bytes]) -> list[bytes | None]:
         """Committed state records of ``node``, None where there is none."""
@@ -373,7 +377,7 @@ class Engine:
 
     def _stuck(self, worker: Worker, message: Stuck) -> None:
         partition = self._assigned(worker, message)
-        worker.explained = message.text[:_MAX_TEXT]
+        worker.explained, worker.named = message.text[:_MAX_TEXT], True
         if partition is None:
             return
         self._check_node(worker, message)
@@ -399,8 +403,8 @@ class Engine:
         else:
             if not self.draining:
                 self.app.stats.worker_deaths += 1
-            if not worker.explained:
-                self._blame(worker, how)
+            if not worker.named:
+                self._blame(worker, worker.explained or how)
         for partition in worker.partitions.values():
             partition.reassign()
             self._deferred.pop(partition.id, None)
@@ -533,3 +537,13 @@ class Engine:
             for worker in pool.workers.values():
                 if worker.state != "gone" and worker.link is not None:
                     worker.link.send(Drain())
+
+
+def _first_of(values: list[bytes | None]) -> list[bytes | None]:
+    """As many as make a frame of a good size, at least one: the worker asks again for the rest."""
+    size = 0
+    for i, value in enumerate(values):
+        size += len(value or b"")
+        if i and size > _ANSWER_BYTES:
+            return values[:i]
+    return values

@@ -40,6 +40,8 @@ class Worker:
         self.is_queued: set[int] = set()
         self.announced: tuple[int, str, str] | None = None
         self.explained = ""
+        self.named = False
+        """It has said itself which event it ends over."""
 
     def queue(self, partition: int) -> None:
         """The partition may have work."""

@@ -13,7 +13,11 @@ from grape.protocol.messages import FromWorker, ToWorker
 MAX_FRAME: Final = 96 << 20
 """Largest frame in bytes: a result of ``max-result`` (64 MB) and what describes it."""
 
+_SMALL: Final = 4096
 LENGTH: Final = struct.Struct("<I")
+
+_ARRAY_MARKS: Final = bytes(0x90 <= mark <= 0x9F or mark in (0xDC, 0xDD) for mark in range(256))
+"""What the first byte of a message can be: all are msgpack arrays."""
 
 _encoder = msgspec.msgpack.Encoder()
 T = TypeVar("T")
@@ -44,13 +48,18 @@ class FrameReader(Generic[T]):
     def __init__(self, kind: type[T] | object, limit: int = MAX_FRAME) -> None:
         self._decode = msgspec.msgpack.Decoder(kind).decode
         self._limit = limit
-        self._chunks: list[bytes] = []
+        self._chunks: list[bytes | bytearray] = []
         self._have = 0
         self._need = LENGTH.size
 
     def feed(self, data: bytes) -> list[T]:
         """Take what the socket gave; return the messages that are complete now, in order."""
-        self._chunks.append(data)
+        if len(data) >= _SMALL:
+            self._chunks.append(data)
+        elif self._chunks and isinstance(self._chunks[-1], bytearray):
+            self._chunks[-1] += data  # a frame that drips in must not cost an object a byte
+        else:
+            self._chunks.append(bytearray(data))
         self._have += len(data)
         if self._have < self._need:
             return []
@@ -64,6 +73,9 @@ class FrameReader(Generic[T]):
             size = LENGTH.unpack_from(view, at)[0]
             if size > self._limit:
                 raise ProtocolError(f"a frame says it has {size} bytes; the limit is {self._limit}")
+            if end - at > LENGTH.size and not _ARRAY_MARKS[view[at + LENGTH.size]]:
+                # Found at once, not when as many bytes have come as stray ones announce.
+                raise ProtocolError(f"a frame of {size} bytes is not a message: it begins with {view[at + 4]:#04x}")
             if end - at < LENGTH.size + size:
                 self._need = LENGTH.size + size
                 break
@@ -73,7 +85,7 @@ class FrameReader(Generic[T]):
             except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as e:
                 raise ProtocolError(f"a frame of {size} bytes is not a message: {e}") from None
             at = start + size
-        self._chunks = [buffer[at:]] if at < end else []
+        self._chunks = [bytes(view[at:])] if at < end else []
         self._have = end - at
         return out
 
