@@ -1,6 +1,9 @@
 """Run every row beside its limits and peers, interleaved, several rounds; print ratios; write ``results.json``.
 
-python -m benchmarks [--rounds 3] [--scale 1.0] [--only keyed-1k,...]
+python -m benchmarks [--rounds 3] [--scale 1.0] [--only keyed-1k,latency,...]
+
+Rows of work done a second: keyed-1k, keyed-1m, chain-functions, chain-nodes, wordcount. Others: latency (one event from
+``emit`` to ``outputs``), memory (1 GB of text with 10 M distinct words), tenfold (ten times the events).
 """
 
 from __future__ import annotations
@@ -13,87 +16,154 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parent
+RESULTS = ROOT / "results.json"
 
 BYTEWAX = ("bytewax", "bytewax2")
 RECOVERING = ("bytewax-recovery", "bytewax2-recovery")
 
 # row -> (size, the peers' name of it, who else runs, (what to beat, floor, aim))
 ROWS: dict[str, tuple[int, str, tuple[str, ...], tuple[str, float, float]]] = {
-    "keyed-1k": (1_000_000, "keyed-1k", (*BYTEWAX, *RECOVERING, "plain"), ("recovery", 2.0, 3.0)),
+    "keyed-1k": (4_000_000, "keyed-1k", (*BYTEWAX, *RECOVERING, "plain"), ("recovery", 2.0, 3.0)),
     "keyed-1m": (2_000_000, "keyed-1m", (*BYTEWAX, *RECOVERING, "plain"), ("recovery", 4.0, 8.0)),
-    "chain-functions": (1_000_000, "chain", (*BYTEWAX, "plain"), ("memory", 0.7, 1.0)),
-    "chain-nodes": (1_000_000, "chain", (*BYTEWAX, "plain"), ("memory", 0.3, 0.5)),
+    "chain-functions": (4_000_000, "chain", (*BYTEWAX, "plain"), ("memory", 0.7, 1.0)),
+    "chain-nodes": (2_000_000, "chain", (*BYTEWAX, "plain"), ("memory", 0.3, 0.5)),
     "wordcount": (50, "wordcount", (*BYTEWAX, *RECOVERING, "plain"), ("memory", 2.0, 2.5)),
 }
 
 
-def measure(module: str, name: str, size: int, base: Path) -> float:
-    """Events a second of one run in a process of its own."""
-    directory = Path(tempfile.mkdtemp(dir=base))
-    try:
-        done = subprocess.run(
-            [sys.executable, "-m", module, name, str(size), str(directory)],
-            cwd=ROOT.parent,
-            check=True,
-            capture_output=True,
-            text=True,
-        )
-        found = json.loads(done.stdout.splitlines()[-1])
-        return float(found["events"] / found["seconds"])
-    except subprocess.CalledProcessError as e:
-        raise SystemExit(f"{name} failed:\n{e.stderr[-3000:]}") from None
-    finally:
-        shutil.rmtree(directory, ignore_errors=True)
+class Bench:
+    """Where it runs, and how often."""
+
+    def __init__(self, base: Path, rounds: int, scale: float) -> None:
+        self.base = base
+        self.rounds = rounds
+        self.scale = scale
+
+    def measure(self, module: str, name: str, size: int) -> dict[str, float]:
+        """One run in a process of its own; what it prints."""
+        directory = Path(tempfile.mkdtemp(dir=self.base))
+        try:
+            done = subprocess.run(
+                [sys.executable, "-m", module, name, str(size), str(directory)],
+                cwd=ROOT.parent,
+                check=True,
+                capture_output=True,
+                text=True,
+            )
+            found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+            return found
+        except subprocess.CalledProcessError as e:
+            raise SystemExit(f"{name} failed:\n{e.stderr[-3000:]}") from None
+        finally:
+            shutil.rmtree(directory, ignore_errors=True)
+
+    def rate(self, module: str, name: str, size: int) -> float:
+        """Events a second."""
+        found = self.measure(module, name, size)
+        return found["events"] / found["seconds"]
+
+
+def throughput(row: str) -> Callable[[Bench], dict[str, Any]]:
+    size, name, peers, (kind, floor, aim) = ROWS[row]
+
+    def run(bench: Bench) -> dict[str, Any]:
+        count = int(size * bench.scale)
+        figures: dict[str, list[float]] = {}
+        for _ in range(bench.rounds):
+            figures.setdefault("grape", []).append(bench.rate("benchmarks.rows", row, count))
+            for peer in peers:
+                figures.setdefault(peer, []).append(bench.rate("benchmarks.peers", f"{peer}:{name}", count))
+        medians = {who: statistics.median(values) for who, values in figures.items()}
+        rivals = {
+            who: m for who, m in medians.items() if "bytewax" in who and ("recovery" in who) == (kind == "recovery")
+        }
+        best = max(rivals, key=lambda who: rivals[who])
+        print(f"\n{row}: size {count:,}")
+        for who, median in medians.items():
+            print(f"  {who:18s} {median:12,.0f} /s   grape = {medians['grape'] / median:6.2f} x")
+        ratio = medians["grape"] / rivals[best]
+        verdict(f"{ratio:.2f} x {best}", ratio >= floor, ratio >= aim, f"floor {floor}, aim {aim}")
+        return {"size": count, "median": medians, "all": figures, "against": best, "ratio": ratio}
+
+    return run
+
+
+def latency(bench: Bench) -> dict[str, Any]:
+    """One event at a time: accepted, processed, visible in ``outputs``."""
+    count = max(100, int(500 * bench.scale))
+    ours = [bench.measure("benchmarks.rows", "latency", count) for _ in range(bench.rounds)]
+    limit = [bench.measure("benchmarks.peers", "lmdb:latency", count) for _ in range(bench.rounds)]
+    p50 = statistics.median(found["p50_ms"] for found in ours)
+    p99 = statistics.median(found["p99_ms"] for found in ours)
+    commits = statistics.median(found["p50_ms"] for found in limit)
+    print(f"\nlatency: {count} events, one after the other")
+    print(f"  grape              p50 {p50:.2f} ms, p99 {p99:.2f} ms")
+    print(f"  two LMDB commits   p50 {commits:.2f} ms   grape = {p50 / commits:.2f} x")
+    verdict(f"p50 {p50:.2f} ms", p50 <= 1.5, p50 <= 0.7, "floor 1.5 ms, aim 0.7 ms")
+    return {"p50_ms": p50, "p99_ms": p99, "two_lmdb_commits_p50_ms": commits, "ratio": p50 / commits}
+
+
+def memory(bench: Bench) -> dict[str, Any]:
+    """Private memory of each process; once, as it takes minutes."""
+    found = bench.measure("benchmarks.rows", "memory", int(1000 * bench.scale))
+    peaks = {who: mb for who, mb in found.items() if who.startswith("mb:")}
+    print(f"\nmemory: {found['events']:,.0f} words, {found['keys']:,.0f} distinct, {found['seconds']:.0f} s")
+    for who, mb in peaks.items():
+        print(f"  {who[3:]:18s} {mb:7.0f} MB")
+    most = max(peaks.values())
+    verdict(f"{most:.0f} MB", most <= 500, most <= 250, "floor 500 MB, aim 250 MB")
+    return found
+
+
+def tenfold(bench: Bench) -> dict[str, Any]:
+    """Ten times the events take ten times as long."""
+    small, large = int(1_000_000 * bench.scale), int(10_000_000 * bench.scale)
+    rates: dict[int, list[float]] = {small: [], large: []}
+    for _ in range(bench.rounds):
+        for size, values in rates.items():
+            values.append(bench.rate("benchmarks.rows", "keyed-1k", size))
+    medians = {size: statistics.median(values) for size, values in rates.items()}
+    took = (large / medians[large]) / (small / medians[small])
+    print("\ntenfold: keyed-1k")
+    for size, median in medians.items():
+        print(f"  {size:12,} events {median:12,.0f} /s")
+    print(f"  -> ten times the events take {took:.1f} times as long", flush=True)
+    return {"rates": medians, "times": took}
+
+
+def verdict(what: str, floor: bool, aim: bool, goals: str) -> None:
+    print(
+        f"  -> {what} ({goals}): {'aim reached' if aim else 'floor reached' if floor else 'BELOW THE FLOOR'}",
+        flush=True,
+    )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--scale", type=float, default=1.0)
-    parser.add_argument("--only", default="")
+    parser.add_argument("--scale", type=float, default=1.0, help="of all sizes; results.json is written for 1.0 only")
+    parser.add_argument("--only", default="", help="rows, with commas")
     options = parser.parse_args()
+    rows: dict[str, Callable[[Bench], dict[str, Any]]] = {row: throughput(row) for row in ROWS}
+    rows |= {"latency": latency, "memory": memory, "tenfold": tenfold}
+    wanted = options.only.split(",") if options.only else list(rows)
+    if strange := set(wanted) - rows.keys():
+        parser.error(f"no such rows: {', '.join(sorted(strange))}; there are {', '.join(rows)}")
+    results: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     base = Path(tempfile.mkdtemp(prefix="grape-bench-", dir=ROOT.parent))
-    results: dict[str, Any] = {"machine": platform.processor() or platform.machine(), "rounds": options.rounds}
     try:
-        for row, (size, name, peers, target) in ROWS.items():
-            if not options.only or row in options.only.split(","):
-                results[row] = run_row(row, int(size * options.scale), name, peers, target, options.rounds, base)
+        for row in wanted:
+            found = rows[row](Bench(base, options.rounds, options.scale))
+            results[row] = {"rounds": options.rounds, "machine": platform.processor() or platform.machine(), **found}
+            if options.scale == 1.0:
+                RESULTS.write_text(json.dumps(results, indent=1) + "\n")
     finally:
         shutil.rmtree(base, ignore_errors=True)
-    (ROOT / "results.json").write_text(json.dumps(results, indent=2) + "\n")
-
-
-def run_row(
-    row: str, size: int, name: str, peers: tuple[str, ...], target: tuple[str, float, float], rounds: int, base: Path
-) -> dict[str, Any]:
-    figures: dict[str, list[float]] = {}
-    for _ in range(rounds):
-        figures.setdefault("grape", []).append(measure("benchmarks.rows", row, size, base))
-        for peer in peers:
-            figures.setdefault(peer, []).append(measure("benchmarks.peers", f"{peer}:{name}", size, base))
-    medians = {name: statistics.median(values) for name, values in figures.items()}
-    kind, floor, aim = target
-    rivals = {n: m for n, m in medians.items() if n.startswith("bytewax") and ("recovery" in n) == (kind == "recovery")}
-    best = max(rivals, key=lambda n: rivals[n])
-    ratio = medians["grape"] / rivals[best]
-    print(f"\n{row}: size {size:,}")
-    for who, median in medians.items():
-        print(f"  {who:18s} {median:12,.0f} /s   grape = {medians['grape'] / median:6.2f} x")
-    verdict = "aim reached" if ratio >= aim else "floor reached" if ratio >= floor else "BELOW THE FLOOR"
-    print(f"  -> {ratio:.2f} x {best} (floor {floor}, aim {aim}): {verdict}", flush=True)
-    return {
-        "size": size,
-        "median": medians,
-        "all": figures,
-        "against": best,
-        "ratio": ratio,
-        "floor": floor,
-        "aim": aim,
-    }
 
 
 if __name__ == "__main__":

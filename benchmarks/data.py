@@ -44,6 +44,23 @@ def key_of(i: int, keys: int) -> str:
     return f"k{i * 7_919_993 % keys}"
 
 
+def quantiles(seconds: list[float]) -> dict[str, float]:
+    """In milliseconds."""
+    ordered = sorted(seconds)
+    return {"p50_ms": 1e3 * ordered[len(ordered) // 2], "p99_ms": 1e3 * ordered[int(len(ordered) * 0.99)]}
+
+
+def scattered_words(path: Path, megabytes: int, words: int) -> Path:
+    """A text of that size in which ``words`` distinct words of 19 characters come round again and again, scattered."""
+    with path.open("w") as f:
+        at = size = 0
+        while size < megabytes * 1_000_000:
+            block = [f"word-{(at + i) * 7_919_993 % words:014d}" for i in range(50_000)]
+            at += len(block)
+            size += f.write("\n".join(" ".join(block[i : i + 10]) for i in range(0, len(block), 10)) + "\n")
+    return path
+
+
 def text_file(path: Path, megabytes: int, words: int = 50_000, seed: int = 1) -> Path:
     """A text with Zipf-like words, about 80 characters a line."""
     if path.exists() and path.stat().st_size >= megabytes * 1_000_000:

@@ -15,6 +15,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+import lmdb
+
 from benchmarks import data
 
 BATCH = 1_000
@@ -54,6 +56,21 @@ def plain_wordcount(size: int) -> tuple[float, int]:
     return time.perf_counter() - began, counts.total()
 
 
+def lmdb_latency(count: int, directory: Path) -> dict[str, float]:
+    """Two durable commits of one small row each, which one event needs: accepted, and processed."""
+    environment = lmdb.open(str(directory / "limit"), map_size=1 << 28)
+    times: list[float] = []
+    for i in range(count):
+        began = time.perf_counter()
+        for part in range(2):
+            with environment.begin(write=True) as txn:
+                txn.put(b"%d-%d" % (i, part), data.PAYLOAD.encode())
+        times.append(time.perf_counter() - began)
+        time.sleep(0.002)
+    environment.close()
+    return data.quantiles(times)
+
+
 def bytewax(flow: str, size: int, directory: Path, processes: int, recovery: bool) -> tuple[float, int]:
     """Run a flow of `benchmarks.bytewax_flows`; its source and sink note the times."""
     directory.mkdir(parents=True, exist_ok=True)
@@ -73,6 +90,9 @@ def bytewax(flow: str, size: int, directory: Path, processes: int, recovery: boo
 def main() -> None:
     name, size, directory = sys.argv[1], int(sys.argv[2]), Path(sys.argv[3])
     peer, _, row = name.partition(":")
+    if peer == "lmdb":
+        print(json.dumps(lmdb_latency(size, directory)))
+        return
     if peer == "plain":
         seconds, events = {
             "keyed-1k": lambda: plain_keyed(size, 1_000),

@@ -1,5 +1,5 @@
 """Our rows. Each runs in a process of its own: ``python -m benchmarks.rows NAME SIZE DIR`` prints
-{"seconds", "events"}.
+{"seconds", "events"}; latency and memory print what they are about.
 
 The clock starts when the source is asked for its first event and stops at the last commit.
 """
@@ -7,6 +7,7 @@ The clock starts when the source is asked for its first event and stops at the l
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -71,6 +72,40 @@ def wordcount(size: int, directory: Path) -> tuple[float, int]:
     return summary.seconds, summary.slots["word>Count"]
 
 
+def latency(count: int, directory: Path) -> dict[str, float]:
+    """Milliseconds from ``emit`` until the output event is in the caller's hands. Nothing else is under way."""
+    times: list[float] = []
+    with grape.open("benchmarks.apps:echo", data=directory, outputs=("out",), workers=WORKERS) as engine:
+        outputs = engine.outputs("out", timeout=10)
+        for i in range(count + 100):
+            began = time.perf_counter()
+            engine.emit("in", data.PAYLOAD, key=f"k{i % 50}")
+            next(outputs)
+            if i >= 100:
+                times.append(time.perf_counter() - began)
+            time.sleep(0.002)  # unloaded: the engine has come to rest
+    return data.quantiles(times)
+
+
+def memory(megabytes: int, directory: Path) -> dict[str, float]:
+    """Peak private memory (MB) of every process of a wordcount by ``grape run``, with 10 words for each kilobyte that
+    are distinct."""
+    keys = megabytes * 10_000
+    text = data.scattered_words(directory / "words.txt", megabytes, keys)
+    command = [
+        str(Path(sys.executable).parent / "grape"),
+        "run",
+        "benchmarks/apps.py:wordcount",
+        "--workers",
+        str(WORKERS),
+    ]
+    command += ["--feed", f"line={text}", "--data", str(directory / "data"), "--summary", "json"]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    summary = json.loads(done.stdout.splitlines()[-1])
+    peaks = {f"mb:{who}": mb for who, mb in summary["peak_private_mb"].items()}
+    return {"seconds": summary["seconds"], "events": summary["slots"]["word>Count"], "keys": keys, **peaks}
+
+
 def main() -> None:
     name, size, directory = sys.argv[1], int(sys.argv[2]), Path(sys.argv[3])
     rows: dict[str, Callable[[], tuple[float, int]]] = {
@@ -80,8 +115,12 @@ def main() -> None:
         "chain-nodes": lambda: chain("chain_nodes", size, directory),
         "wordcount": lambda: wordcount(size, directory),
     }
-    seconds, events = rows[name]()
-    print(json.dumps({"seconds": seconds, "events": events}))
+    if name in rows:
+        seconds, events = rows[name]()
+        found = {"seconds": seconds, "events": events}
+    else:
+        found = latency(size, directory) if name == "latency" else memory(size, directory)
+    print(json.dumps(found))
 
 
 if __name__ == "__main__":

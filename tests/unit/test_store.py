@@ -650,7 +650,7 @@ def _with_fault(shim: Path, directory: Path, deed: str, at: int, seed: int = 1) 
 
 @pytest.mark.parametrize("deed", ["kill", "torn", "powercut"])
 def test_f7_killed_at_every_write_and_sync(tmp_path: Path, shim: Path, deed: str) -> None:
-    """F1, F2, F3, F7, F14: from the making of the directory to the last commit, before each write and sync, in the
+    """F1, F2, F3, F7, F11, F14: from the making of the directory to the last commit, before each write and sync, in the
     middle of each write, and with unsynced pages lost: nothing confirmed is lost, nothing is half."""
     at = 0
     found: set[int] = set()
