@@ -107,7 +107,7 @@ class Work(Struct, frozen=True, array_like=True, tag=4):
 
 
 class Values(Struct, frozen=True, array_like=True, tag=5):
-    """The answer to `Ask`, in its order."""
+    """The answer to `Ask`, in its order; if it is shorter, the worker asks again for the rest."""
 
     values: list[bytes | None]
 

@@ -93,6 +93,14 @@ class Engine:
         return bool(data)
 
     def ask(self, question: Ask) -> list[bytes | None]:
+        """Ask until all is answered: one answer may hold the first values only."""
+        values = self._ask(question)
+        while len(values) < len(question.keys):
+            rest = question.keys[len(values) :]
+            values += self._ask(Ask(question.partition, question.epoch, question.node, rest))
+        return values
+
+    def _ask(self, question: Ask) -> list[bytes | None]:
         """Send a question and wait for its answer, past whatever comes before it."""
         self.send(question)
         seen = 0
