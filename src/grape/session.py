@@ -186,6 +186,8 @@ class Session:
             return outcome
         finally:
             self.ready.set()
+            if self.engine is not None:
+                self.engine.draining = True  # whoever ends now is not replaced
             self._supervisor.kill_all()
             for source in self.sources:
                 with contextlib.suppress(Exception):

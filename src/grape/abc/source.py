@@ -6,17 +6,20 @@ Feeding is exactly once: the position is committed together with the events that
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import Any
 
 from msgspec import Struct
 
 
 class Columns(Struct, frozen=True):
-    """Events of one name. ``keys`` None: all keyless. ``data``: values, `msgspec.Raw` among them if already encoded."""
+    """Events of one name. ``keys`` None: all keyless. ``data``: values, `msgspec.Raw` among them if already encoded.
+    ``lines``: where each stood in the input, if that tells it from all others for ever."""
 
     name: str
     keys: list[str | None] | None
     data: list[Any]
+    lines: Sequence[int] | None = None
 
 
 class Bad(Struct, frozen=True):

@@ -14,7 +14,7 @@ import select
 import stat
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from hashlib import blake2b
 from itertools import groupby
 from operator import itemgetter
@@ -92,12 +92,17 @@ class _Parser(ABC):
             columns = self._together(block, lines)
             if columns is not None:
                 count = block.count(b"\n") + (not block.endswith(b"\n"))
-                return [columns] if columns.data else [], [], count
+                numbers: Sequence[int] = range(first, first + count)
+                if len(columns.data) < count:  # blank lines are no events
+                    numbers = [n for n, line in enumerate(lines or _split(block), first) if line.strip()]
+                numbered = Columns(columns.name, columns.keys, columns.data, numbers)
+                return [numbered] if columns.data else [], [], count
         return self._singly(block, place, first)
 
     def _singly(self, block: bytes, place: str, first: int) -> tuple[list[Columns], list[Bad], int]:
         keys: list[str | None] = []
         data: list[Any] = []
+        numbers: list[int] = []
         bad: list[Bad] = []
         lines = _split(block)
         for number, line in enumerate(lines, first):
@@ -114,8 +119,9 @@ class _Parser(ABC):
             if event is not None:
                 keys.append(event[0])
                 data.append(event[1])
+                numbers.append(number)
         keyless = all(key is None for key in keys)
-        return [Columns(self.event, None if keyless else keys, data)] if data else [], bad, len(lines)
+        return [Columns(self.event, None if keyless else keys, data, numbers)] if data else [], bad, len(lines)
 
     def over(self, place: str, raw: bytes, size: int | None) -> Bad:
         """A line over max-event."""
@@ -690,7 +696,9 @@ class Stdin(Source):
     def _chunk(self, block: bytes, taken: int) -> Chunk:
         columns, bad, lines = self._parser.parse(block, "<stdin>", self._line + 1)
         self._line += lines
-        return Chunk(columns, self._position(), bad, self._read_bytes - taken)
+        # The next standard input has lines of the same numbers.
+        unnumbered = [Columns(part.name, part.keys, part.data) for part in columns]
+        return Chunk(unnumbered, self._position(), bad, self._read_bytes - taken)
 
     def _position(self) -> bytes:
         return _pack((self._read_bytes, self._line))

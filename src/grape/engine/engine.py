@@ -262,13 +262,13 @@ class Engine:
             worker.link.kill()
 
     def _hello(self, worker: Worker, message: Hello) -> None:
+        if worker.state != "starting":
+            raise ProtocolError("a second hello")
         if message.version != VERSION:
             self.stop_with(
                 TopologyError(f"worker {worker.name} speaks protocol {message.version}; this engine speaks {VERSION}")
             )
             return
-        if worker.state != "starting":
-            raise ProtocolError("a second hello")
         lacks = sorted(_NEEDED - set(message.capabilities))
         if lacks:
             self.stop_with(TopologyError(f"worker {worker.name} lacks what this engine needs: {', '.join(lacks)}"))

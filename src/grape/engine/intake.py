@@ -73,7 +73,7 @@ class Feed:
         name, keys, data = columns.name, columns.keys, columns.data
         count = self._app.partitions
         if keys is None:
-            return self._slices(name, data, spread)
+            return self._slices(columns, spread)
         partitions = self._partitions
         if None in keys:
             numbers = [(spread + (i >> 10)) % count if key is None else partitions[key] for i, key in enumerate(keys)]
@@ -85,24 +85,33 @@ class Feed:
             put_key, put_value = put[number]
             put_key(key)
             put_value(value)
-        return [(number, Columns(name, k, d)) for number, (k, d) in rows.items()]
+        places: dict[int, list[int]] = {}
+        if self._calls and columns.lines is not None:
+            for number, line in zip(numbers, columns.lines, strict=True):
+                places.setdefault(number, []).append(line)
+        return [(number, Columns(name, k, d, places.get(number))) for number, (k, d) in rows.items()]
 
-    def _slices(self, name: str, data: list[object], spread: int) -> list[tuple[int, Columns]]:
+    def _slices(self, columns: Columns, spread: int) -> list[tuple[int, Columns]]:
         limits = self._app.limits
+        name, data, lines = columns.name, columns.data, columns.lines
         size = len(codec.encode(data))
         step = max(1, len(data) * limits.batch_target // max(size, 1))
         count = self._app.partitions
         return [
-            ((spread + i) % count, Columns(name, None, data[at : at + step]))
+            ((spread + i) % count, Columns(name, None, data[at : at + step], lines and lines[at : at + step]))
             for i, at in enumerate(range(0, len(data), step))
         ]
 
     def _make(self, columns: Columns, number: int, sent: dict[bytes, int], sends: list[Send], now: int) -> None:
         limits = self._app.limits
         keys, data = columns.keys, columns.data
-        meta = codec.RunMeta([columns.name])
+        # A call is answered under its event's id: one that says where its event stood.
+        lines = columns.lines if self._calls else None
+        prefix = f"{self._app.record.incarnation:08x}-{self.source.name}:"
 
         def encode_part(start: int, end: int) -> bytes:
+            ids = None if lines is None else {i: f"{prefix}{line}" for i, line in enumerate(lines[start:end])}
+            meta = codec.RunMeta([columns.name], ids=ids)
             return codec.encode_run(meta, end - start, None if keys is None else keys[start:end], data[start:end])
 
         pieces = codec.split(encode_part, 0, len(data), limits.batch_target, limits.batch_max)

@@ -318,7 +318,7 @@ class Migration:
                     event_id = (run.meta.ids or {}).get(i) or f"{header.id_prefix}{index}"
                     entry = HoldEntry("", name, event_id, key, header.created, body)
                     if calls:
-                        entry.context = Context(f"{header.id_prefix}{index}", partition.number)
+                        entry.context = Context(event_id, partition.number)
                     elif run.meta.contexts is not None and run.meta.contexts[i] >= 0:
                         entry.context = table[run.meta.contexts[i]]
                     yield _Event(batch, index, entry, gone[name], stays[name])

@@ -302,9 +302,9 @@ class Partition:
                 left = header.events - progress.finished()
                 calls = bool(header.flags & codec.SELF_REPLY)
                 table = codec.contexts_of(stored.batch, header)
+                body = codec.body_of(stored.batch, header)
                 if calls:
-                    home = self.number
-                    contexts.extend(Context(f"{header.id_prefix}{i}", home) for i in range(header.events))
+                    contexts.extend(Context(event_id, self.number) for event_id in codec.ids_of(header, body))
                 else:
                     contexts.extend(table)
                 items.append(
@@ -313,7 +313,7 @@ class Partition:
                         header.id_prefix,
                         header.created,
                         header.events,
-                        codec.body_of(stored.batch, header),
+                        body,
                         progress,
                         header.events if calls else len(table),
                         calls,

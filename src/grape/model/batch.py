@@ -159,6 +159,15 @@ def contexts_of(batch: bytes, header: Header) -> list[Context]:
     return _decode_contexts(memoryview(batch)[HEADER_SIZE : HEADER_SIZE + header.contexts_size])
 
 
+def ids_of(header: Header, body: bytes) -> list[str]:
+    """The ids of all events of a batch."""
+    ids: list[str] = []
+    for run in runs_of(body):
+        given, at = run.meta.ids or {}, len(ids)
+        ids += [given.get(i) or f"{header.id_prefix}{at + i}" for i in range(run.count)]
+    return ids
+
+
 def body_of(batch: bytes, header: Header) -> bytes:
     return batch[HEADER_SIZE + header.contexts_size :]
 
