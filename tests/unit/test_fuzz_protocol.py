@@ -37,7 +37,7 @@ from grape.protocol.messages import (
     Stuck,
     Timer,
 )
-from unit.lying import CAPABILITIES, EVENTS, TOPOLOGY, Rig, emitted, failure, result, run, states
+from unit.lying import CAPABILITIES, TOPOLOGY, Rig, emitted, failure, result, run, states
 
 SECONDS: Final = 5.0
 """Of each of the four tests in the default suite."""
@@ -113,11 +113,10 @@ def values_of(kind: Any) -> SearchStrategy[Any]:
     return st.builds(kind, **{name: values_of(fields[name]) for name in kind.__struct_fields__})
 
 
-results: Final = values_of(Result)
 words: Final = st.one_of(*map(values_of, (Ask, Announce, Stuck, Beat, Refusal, Hello)))
 
 
-def right(rig: Rig) -> list[FromWorker]:
+def right(rig: Rig) -> list[Any]:
     """Messages that an honest worker could send now."""
     work = rig.work
     return [
@@ -215,15 +214,39 @@ def a_frame_that_was_changed(data: st.DataObject) -> None:
     gets_done(rig)
 
 
-def a_result_of_anything(data: st.DataObject) -> None:
+def changed(data: st.DataObject, value: Any, kind: Any) -> Any:
+    """``value``, with one thing in it that is not what it was."""
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if isinstance(value, msgspec.Struct):
+        name = data.draw(st.sampled_from(value.__struct_fields__))
+        field = typing.get_type_hints(type(value))[name]
+        return msgspec.structs.replace(value, **{name: changed(data, getattr(value, name), field)})
+    if origin is tuple and value:
+        at = data.draw(st.integers(0, len(value) - 1))
+        return (*value[:at], changed(data, value[at], arguments[at]), *value[at + 1 :])
+    if isinstance(value, list) and origin is list:
+        at = data.draw(st.integers(0, max(0, len(value) - 1)))
+        what = data.draw(st.sampled_from(["change", "twice", "drop", "new"]))
+        if what == "new" or not value:
+            return [*value, data.draw(values_of(arguments[0]))]
+        middle = {"change": [changed(data, value[at], arguments[0])], "twice": [value[at]] * 2, "drop": []}[what]
+        return [*value[:at], *middle, *value[at + 1 :]]
+    return data.draw(values_of(kind))
+
+
+def a_result_that_was_changed(data: st.DataObject) -> None:
     rig = Rig()
     if data.draw(st.booleans()):
         rig.fail_one()
-    base = result(rig, done=[(b.position, Progress(EVENTS)) for b in rig.work.batches])
-    forged = data.draw(results)
-    # Most of what is drawn at once is wrong at once: replace some fields of a right result.
-    names = data.draw(st.sets(st.sampled_from(Result.__struct_fields__), max_size=4))
-    deliver(rig, msgspec.structs.replace(base, **{name: getattr(forged, name) for name in names}))
+        good = result(rig, retried=[item.hold for item in rig.work.retries])
+        if data.draw(st.booleans()):
+            good = result(rig, failures=[failure(hold=0)])
+    else:
+        good = right(rig)[-1]
+        rig.say(result(rig, ended=[], done=[(0, Progress.of(1, 0b1))]))
+    for _ in range(data.draw(st.integers(1, 3))):
+        good = changed(data, good, Result)
+    deliver(rig, good)
     gets_done(rig)
 
 
@@ -245,7 +268,7 @@ def words_of_anything(data: st.DataObject) -> None:
 TESTS: Final[list[tuple[SearchStrategy[Any], Callable[[Any], None]]]] = [
     (st.binary(max_size=200), random_bytes),
     (st.data(), a_frame_that_was_changed),
-    (st.data(), a_result_of_anything),
+    (st.data(), a_result_that_was_changed),
     (st.data(), words_of_anything),
 ]
 
