@@ -123,8 +123,12 @@ class QueueSink(Sink):
         self.name = f"{event}=@api"
         self.is_raw = True
         self._queue: SimpleQueue[bytes] = SimpleQueue()
+        self._limit = limit
         self._space = threading.Semaphore(limit)
         self._closed = False
+
+    def is_quick(self, lines: int) -> bool:
+        return self._queue.qsize() + lines < self._limit
 
     def open(self, length: int, tail: bytes) -> tuple[int, bytes]:
         return 0, b""

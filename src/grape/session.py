@@ -49,6 +49,8 @@ from grape.transports.embedded import EmbeddedTransport
 _STARTUP: Final = 60.0
 _DRAIN: Final = 5.0
 _STALL: Final = 3.0
+_TICK: Final = 0.005
+_IDLE: Final = 0.25
 _TAKE_BYTES: Final = 4 << 20
 _MIN_RESERVE: Final = 256 << 20
 
@@ -339,20 +341,21 @@ class Session:
             Feeder(feed, self).start()
         takers = [asyncio.create_task(self._take(t, k)) for t, k in zip(self.takers, self.takes, strict=True)]
         stopped = False
+        ticked = 0.0
         try:
             while True:
                 if self._fatal is not None:
                     raise self._fatal
                 self._wake.clear()
-                wake = engine.tick()
-                engine.check_room()
-                self._check_stall(engine)
+                timeout = ticked + _TICK - time.monotonic()
+                if timeout <= 0:  # what is due is looked for now and then, not after every message
+                    timeout = self._tick(engine)
+                    ticked = time.monotonic()
                 if self._stopping:
                     stopped = await self._drain(engine)
                     break
                 if self._is_over(engine):
                     break
-                timeout = 0.25 if wake is None else min(0.25, max(0.0005, (wake - self.clock.now()) / 1e6))
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(self._wake.wait(), timeout)
         finally:
@@ -372,6 +375,13 @@ class Session:
             dead_stored=self._count_dead(),
             stopped_events=engine.stopped_events,
         )
+
+    def _tick(self, engine: Engine) -> float:
+        """Do what is due; returns in how many seconds to look again at the latest."""
+        wake = engine.tick()
+        engine.check_room()
+        self._check_stall(engine)
+        return _IDLE if wake is None else min(_IDLE, max(0.0005, (wake - self.clock.now()) / 1e6))
 
     def _check_stall(self, engine: Engine) -> None:
         """Sources wait while the disk is full, for as long as working off what waits may make room."""
@@ -622,7 +632,10 @@ class Session:
                 if taker.event is None:
                     late, rows = take.after_final(taken.batches)
                 write = partial(_write, taker.sink, taken.batches, late, lines)
-                length, tail = await self._loop.run_in_executor(self._executor, write)
+                if taker.sink.is_quick(len(taken.batches)):
+                    length, tail = write()
+                else:
+                    length, tail = await self._loop.run_in_executor(self._executor, write)
                 await self._commit_taken(take, taken, length, tail, rows)
         except GrapeError as e:
             self.stop_with(e)

@@ -87,6 +87,10 @@ class Sink(ABC):
     name: str
     is_raw: bool = False
 
+    def is_quick(self, lines: int) -> bool:
+        """``write`` of so many lines (or batches) would not wait now, so that the engine's thread may call it."""
+        return False
+
     @abstractmethod
     def open(self, length: int, tail: bytes) -> tuple[int, bytes]:
         """Get ready to append at ``length``: what stands behind it was written but never committed, and is cut off.
