@@ -14,7 +14,7 @@ import shutil
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, Final
@@ -22,28 +22,25 @@ from typing import Any, Final
 import msgspec
 from msgspec import Struct
 
-from grape.abc.source import Chunk, Sink, Source
-from grape.abc.transport import Arrival, Callbacks, Commit, Outcome, Rows, Table
+from grape.abc.source import Chunk, Source
+from grape.abc.transport import Arrival, Callbacks, Commit, Outcome
 from grape.authoring.loading import load
 from grape.authoring.topology import Topology
-from grape.connectors.sinks import json_lines, reply_lines
 from grape.engine.app import App, Stats
-from grape.engine.catalog import CatalogStore, update_record, with_logs
 from grape.engine.clock import SystemClock
 from grape.engine.engine import Engine
 from grape.engine.intake import Feed
-from grape.engine.migration import Migration, plan, refuse_drops
-from grape.engine.outlet import Take, Taken
-from grape.engine.partition import Partition
+from grape.engine.outlet import Take
 from grape.engine.supervisor import ProcessLink, Supervisor
 from grape.errors import GrapeError, ProtocolError, StorageFailed, UsageError, UserError
-from grape.feeding import Feeder
 from grape.inline import InlineLink
 from grape.isolates.process import Command, python_worker, spawn
-from grape.model.address import CATALOG, DEFAULT_PARTITIONS, PartitionId
-from grape.model.stored import OUTPUT, REPLIES, SOURCE, TAKER, AppRecord, NodeRecord
+from grape.model.stored import OUTPUT, REPLIES, SOURCE, TAKER
 from grape.model.topology import Limits, TopologySpec
 from grape.protocol.messages import Ask, FromWorker, Hello, Refusal
+from grape.session.feeding import Feeder
+from grape.session.opening import Opening
+from grape.session.taking import Taker, Taking
 from grape.transports.embedded import EmbeddedTransport
 
 _STARTUP: Final = 60.0
@@ -51,7 +48,6 @@ _DRAIN: Final = 5.0
 _STALL: Final = 3.0
 _TICK: Final = 0.005
 _IDLE: Final = 0.25
-_TAKE_BYTES: Final = 4 << 20
 _MIN_RESERVE: Final = 256 << 20
 
 
@@ -94,13 +90,6 @@ class Outcomes(Struct, kw_only=True):
     stopped_events: int
 
 
-class Taker(Struct):
-    """A sink and what it takes: the event (None: replies)."""
-
-    event: str | None
-    sink: Sink
-
-
 class Session:
     """One run. Everything but ``stop`` and ``call`` happens on the thread that awaits ``run``.
 
@@ -123,8 +112,9 @@ class Session:
         self._printed = printed
         self.engine: Engine | None = None
         self.app: App | None = None
+        self._opening: Opening | None = None
         self.feeds: list[Feed] = []
-        self.takes: list[Take] = []
+        self._takings: list[Taking] = []
         self.fed_bytes = 0
         self.sources_open = len(sources)
         self.started = time.monotonic()
@@ -136,8 +126,6 @@ class Session:
         self._aborting = False
         self._fatal: GrapeError | None = None
         self._full_since = 0.0
-        self._migrating: dict[PartitionId, Partition] = {}
-        self._begins: dict[Take, tuple[int, bytes] | None] = {}
 
     # ------------------------------------------------------------------ from other threads
 
@@ -229,7 +217,6 @@ class Session:
 
     async def _open(self, data: str, topology: TopologySpec) -> None:
         options = self.options
-        self._saved: asyncio.Future[None] = self._loop.create_future()
         callbacks = Callbacks(self._done, self._arrived, self._failed)
         self._transport = EmbeddedTransport.open(
             data, callbacks, self._loop.call_soon_threadsafe, max_size=options.max_size
@@ -239,11 +226,8 @@ class Session:
             if event not in topology.outputs:
                 raise UsageError(f"--take {event}: {_no_such('output', event, topology.outputs, topology)}")
         logs = [SOURCE + s.name for s in self.sources] + [TAKER + t.sink.name for t in self.takers]
-        store = CatalogStore(self._transport)
-        await self._migrate(store, topology)
-        dropped = options.drop_slots | options.drop_nodes
-        record = update_record(store.catalog, topology, options.partitions, DEFAULT_PARTITIONS, logs, dropped)
-        await self._save(store, record)
+        self._opening = Opening(self._transport, self.clock, options.limits, options.drop_slots, options.drop_nodes)
+        record = await self._opening.record(topology, options.partitions, logs)
         self.app = app = App(record, topology, options.limits, taken)
         rng = random.Random()
         sizes = {pool.name: self._size(record.partitions) for pool in topology.pools}
@@ -260,74 +244,11 @@ class Session:
         for taker in self.takers:
             log = REPLIES if taker.event is None else OUTPUT + taker.event
             take = Take(app, taker.sink.name, log, self._transport, self.clock)
-            begin = taker.sink.open(take.head.length, take.head.tail)
-            self._begins[take] = begin if begin != (take.head.length, take.head.tail) else None
-            self.takes.append(take)
+            taking = Taking(taker, take, self._executor, self._wake.set, self.stop_with)
+            self._takings.append(taking)
             self.engine.own(take.id, take.done)
             for number in take.logs:
-                self.engine.on_arrival(app.log(log, number), partial(self._output_arrived, take, number))
-
-    async def _save(self, store: CatalogStore, record: AppRecord) -> None:
-        if store.catalog.apps.get(record.name) != record:
-            self._saved = self._loop.create_future()
-            store.save(record)
-            await self._saved
-
-    async def _migrate(self, store: CatalogStore, topology: TopologySpec) -> None:
-        """Adapt what is stored to a topology that has changed.
-
-        Raises:
-            UsageError: something would be lost that nobody allowed to be dropped.
-        """
-        options = self.options
-        record = store.catalog.apps.get(topology.name)
-        if record is None:
-            refuse_drops("--drop-slot", options.drop_slots, {slot.event for slot in topology.slots})
-            refuse_drops("--drop-node", options.drop_nodes, {node.name for node in topology.nodes})
-            return
-        record = with_logs(record, [pool.name for pool in topology.pools])
-        if record.moving:  # an earlier start was killed while it did this
-            await self._move(store, self._migration(record, topology), record, record.moving)
-            record = store.catalog.apps[topology.name]
-        migration = self._migration(record, topology)
-        migration.check(options.drop_slots, options.drop_nodes)
-        await self._settle(migration.steps())
-        if migration.plan.moved:
-            await self._move(store, migration, record, migration.plan.moved)
-
-    def _migration(self, record: AppRecord, topology: TopologySpec) -> Migration:
-        app = App(record, record.topology, self.options.limits, frozenset())
-        rng = random.Random()
-
-        def partition(pool: str, number: int) -> Partition:
-            found = Partition(app, pool, number, self._transport, self.clock, rng)
-            self._migrating[found.id] = found
-            return found
-
-        partitions: list[Partition] = []
-        if plan(record, topology) or record.moving:
-            pools = dict.fromkeys([pool.name for pool in record.topology.pools])
-            pools.update(dict.fromkeys(node.pool for node in record.nodes.values()))
-            partitions = [partition(pool, n) for pool in pools for n in range(record.partitions)]
-        return Migration(app, topology, partitions, partition)
-
-    async def _move(self, store: CatalogStore, migration: Migration, record: AppRecord, moved: dict[str, str]) -> None:
-        await self._save(store, msgspec.structs.replace(record, moving=moved))
-        await self._settle(migration.moves(moved))
-        nodes = {
-            name: NodeRecord(node.id, moved.get(name, node.pool), node.states) for name, node in record.nodes.items()
-        }
-        await self._save(store, msgspec.structs.replace(record, nodes=nodes, moving={}))
-
-    async def _settle(self, steps: Iterator[Partition]) -> None:
-        """One commit after the other."""
-        for partition in steps:
-            partition.flush()
-            while not partition.settled:
-                if self._fatal is not None:
-                    raise self._fatal
-                self._wake.clear()
-                await self._wake.wait()
+                self.engine.on_arrival(app.log(log, number), partial(taking.arrived, number))
 
     def _size(self, partitions: int) -> int:
         return min(self.options.workers or os.cpu_count() or 1, partitions)
@@ -339,7 +260,7 @@ class Session:
         engine.start()
         for feed in self.feeds:
             Feeder(feed, self).start()
-        takers = [asyncio.create_task(self._take(t, k)) for t, k in zip(self.takers, self.takes, strict=True)]
+        takers = [asyncio.create_task(taking.run()) for taking in self._takings]
         stopped = False
         ticked = 0.0
         try:
@@ -397,7 +318,7 @@ class Session:
         assert app is not None
         if self.options.keep_open or self.sources_open or app.backlog_events:
             return False
-        if not all(take.is_idle for take in self.takes):
+        if not all(taking.take.is_idle for taking in self._takings):
             return False
         return engine.finished or (not self.options.wait and engine.waits_only_for_time)
 
@@ -525,17 +446,12 @@ class Session:
     # ------------------------------------------------------------------ transport callbacks
 
     def _done(self, outcomes: list[tuple[Commit, Outcome]]) -> None:
-        rest = []
-        for commit, outcome in outcomes:
-            if commit.partition == CATALOG:
-                if not self._saved.done():
-                    self._saved.set_result(None)
-            elif self.engine is None:
-                self._migrating[commit.partition].done(commit, outcome)
-            else:
-                rest.append((commit, outcome))
-        if rest and self.engine is not None:
-            self.engine.done(rest)
+        if self.engine is not None:
+            self.engine.done(outcomes)
+        else:
+            assert self._opening is not None
+            for commit, outcome in outcomes:
+                self._opening.done(commit, outcome)
         self._wake.set()
 
     def _arrived(self, arrivals: list[Arrival]) -> None:
@@ -546,8 +462,8 @@ class Session:
     def _failed(self, error: BaseException) -> None:
         failure = error if isinstance(error, GrapeError) else StorageFailed(str(error))
         self.stop_with(failure)
-        if not self._saved.done():
-            self._saved.set_exception(failure)
+        if self._opening is not None:
+            self._opening.failed(failure)
 
     def stop_with(self, error: GrapeError) -> None:
         if self._fatal is None:
@@ -598,69 +514,6 @@ class Session:
         """All of a source is durable."""
         self.sources_open -= 1
         self._wake.set()
-
-    # ------------------------------------------------------------------ taking
-
-    def _output_arrived(self, take: Take, partition: int) -> None:
-        take.arrived(partition)
-        event = self._fresh.get(take)
-        if event is not None:
-            event.set()
-
-    @property
-    def _fresh(self) -> dict[Take, asyncio.Event]:
-        events: dict[Take, asyncio.Event] = self.__dict__.setdefault("_fresh_events", {})
-        return events
-
-    async def _take(self, taker: Taker, take: Take) -> None:
-        fresh = self._fresh[take] = asyncio.Event()
-        begin = self._begins[take]
-        if begin is not None:  # the sink starts elsewhere: that must stand before anything is written
-            await self._commit_taken(take, Taken([], {}, 0), *begin)
-        lines = json_lines if taker.event is not None else reply_lines
-        try:
-            while True:
-                taken = take.read(_TAKE_BYTES)
-                if taken is None:
-                    self._wake.set()
-                    await fresh.wait()
-                    fresh.clear()
-                    continue
-
-                late: list[set[int]] = [set()] * len(taken.batches)
-                rows: list[tuple[Table, Rows]] = []
-                if taker.event is None:
-                    late, rows = take.after_final(taken.batches)
-                write = partial(_write, taker.sink, taken.batches, late, lines)
-                if taker.sink.is_quick(len(taken.batches)):
-                    length, tail = write()
-                else:
-                    length, tail = await self._loop.run_in_executor(self._executor, write)
-                await self._commit_taken(take, taken, length, tail, rows)
-        except GrapeError as e:
-            self.stop_with(e)
-        except OSError as e:
-            self.stop_with(StorageFailed(f"{taker.sink.name}: {e}"))
-
-    async def _commit_taken(
-        self, take: Take, taken: Taken, length: int, tail: bytes, rows: list[tuple[Table, Rows]] | None = None
-    ) -> None:
-        durable: asyncio.Future[None] = self._loop.create_future()
-        take.commit(taken, length, tail, lambda: None if durable.done() else durable.set_result(None), rows)
-        await durable
-
-
-def _write(
-    sink: Sink, batches: list[bytes], late: list[set[int]], lines: Callable[[bytes], list[bytes]]
-) -> tuple[int, bytes]:
-    """On the taker's thread."""
-    if sink.is_raw:
-        return sink.write(batches)
-    out: list[bytes] = []
-    for batch, skip in zip(batches, late, strict=True):
-        of_batch = lines(batch)
-        out += [line for i, line in enumerate(of_batch) if i not in skip] if skip else of_batch
-    return sink.write(out)
 
 
 class _Died(Exception):

@@ -1,0 +1,139 @@
+"""The data directory at the start of a run: its catalog, and what changed code means for what is stored."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Iterator
+
+import msgspec
+
+from grape.abc.transport import Commit, Outcome, Transport
+from grape.engine.app import App
+from grape.engine.catalog import CatalogStore, update_record, with_logs
+from grape.engine.clock import Clock
+from grape.engine.migration import Migration, plan, refuse_drops
+from grape.engine.partition import Partition
+from grape.errors import GrapeError
+from grape.model.address import CATALOG, DEFAULT_PARTITIONS, PartitionId
+from grape.model.stored import AppRecord, NodeRecord
+from grape.model.topology import Limits, TopologySpec
+
+
+class Opening:
+    """Makes the record of one app fit its topology. Until it is done, all outcomes of commits are its own.
+
+    Args:
+        transport: claimed by this process alone.
+        drop_slots, drop_nodes: what may go that is gone from the topology.
+    """
+
+    def __init__(
+        self,
+        transport: Transport,
+        clock: Clock,
+        limits: Limits,
+        drop_slots: frozenset[str] = frozenset(),
+        drop_nodes: frozenset[str] = frozenset(),
+    ) -> None:
+        self._transport = transport
+        self._clock = clock
+        self._limits = limits
+        self._drop_slots = drop_slots
+        self._drop_nodes = drop_nodes
+        self._store = CatalogStore(transport)
+        self._partitions: dict[PartitionId, Partition] = {}
+        self._is_saved = True
+        self._changed = asyncio.Event()
+        self._error: GrapeError | None = None
+
+    # ------------------------------------------------------------------ callbacks of the transport
+
+    def done(self, commit: Commit, outcome: Outcome) -> None:
+        """A commit has ended."""
+        if commit.partition == CATALOG:
+            self._is_saved = True
+        else:
+            self._partitions[commit.partition].done(commit, outcome)
+        self._changed.set()
+
+    def failed(self, error: GrapeError) -> None:
+        """The transport cannot go on."""
+        self._error = error
+        self._changed.set()
+
+    # ------------------------------------------------------------------ the record
+
+    async def record(self, topology: TopologySpec, partitions: int | None, logs: list[str]) -> AppRecord:
+        """The app's record in the catalog, after everything stored has been adapted to ``topology``.
+
+        Raises:
+            UsageError: another number of partitions, or something would be lost that nobody allowed to be dropped.
+            EngineError: the store is damaged, or the disk refused.
+        """
+        await self._migrate(topology)
+        dropped = self._drop_slots | self._drop_nodes
+        record = update_record(self._store.catalog, topology, partitions, DEFAULT_PARTITIONS, logs, dropped)
+        await self._save(record)
+        return record
+
+    async def _migrate(self, topology: TopologySpec) -> None:
+        record = self._store.catalog.apps.get(topology.name)
+        if record is None:
+            refuse_drops("--drop-slot", self._drop_slots, {slot.event for slot in topology.slots})
+            refuse_drops("--drop-node", self._drop_nodes, {node.name for node in topology.nodes})
+            return
+        record = with_logs(record, [pool.name for pool in topology.pools])
+        if record.moving:  # an earlier start was killed while it did this
+            await self._move(self._migration(record, topology), record, record.moving)
+            record = self._store.catalog.apps[topology.name]
+        migration = self._migration(record, topology)
+        migration.check(self._drop_slots, self._drop_nodes)
+        await self._settle(migration.steps())
+        if migration.plan.moved:
+            await self._move(migration, record, migration.plan.moved)
+
+    def _migration(self, record: AppRecord, topology: TopologySpec) -> Migration:
+        app = App(record, record.topology, self._limits, frozenset())
+        rng = random.Random()
+
+        def partition(pool: str, number: int) -> Partition:
+            found = Partition(app, pool, number, self._transport, self._clock, rng)
+            self._partitions[found.id] = found
+            return found
+
+        partitions: list[Partition] = []
+        if plan(record, topology) or record.moving:
+            pools = dict.fromkeys([pool.name for pool in record.topology.pools])
+            pools.update(dict.fromkeys(node.pool for node in record.nodes.values()))
+            partitions = [partition(pool, n) for pool in pools for n in range(record.partitions)]
+        return Migration(app, topology, partitions, partition)
+
+    async def _move(self, migration: Migration, record: AppRecord, moved: dict[str, str]) -> None:
+        await self._save(msgspec.structs.replace(record, moving=moved))
+        await self._settle(migration.moves(moved))
+        nodes = {
+            name: NodeRecord(node.id, moved.get(name, node.pool), node.states) for name, node in record.nodes.items()
+        }
+        await self._save(msgspec.structs.replace(record, nodes=nodes, moving={}))
+
+    # ------------------------------------------------------------------ one commit after the other
+
+    async def _save(self, record: AppRecord) -> None:
+        if self._store.catalog.apps.get(record.name) != record:
+            self._is_saved = False
+            self._store.save(record)
+            while not self._is_saved:
+                await self._next()
+
+    async def _settle(self, steps: Iterator[Partition]) -> None:
+        for partition in steps:
+            partition.flush()
+            while not partition.settled:
+                await self._next()
+
+    async def _next(self) -> None:
+        self._changed.clear()
+        await self._changed.wait()
+        if self._error is not None:
+            raise self._error
