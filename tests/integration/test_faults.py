@@ -90,6 +90,34 @@ def test_an_emit_to_nowhere_is_that_events_failure(tmp_path: Path) -> None:
     assert sorted(outputs(tmp_path / "out.jsonl"), key=int) == [str(i) for i in range(10) if i not in (3, 4, 5)]
 
 
+def test_too_many_dead_letters_stop_the_feeding(tmp_path: Path) -> None:
+    """What was taken in is worked off, and the same command goes on where it was."""
+    code = (
+        "from grape import Topology\nt = Topology('bad')\nt.add_output('out')\n"
+        "@t.slot('line', emits='out', retries=0)\n"
+        "def work(line: str) -> str:\n"
+        "    if line.startswith('bad'):\n"
+        "        raise ValueError(line)\n"
+        "    return line\n"
+    )
+    filler = "x" * 2000
+    lines = [f"bad {filler}"] * 50 + [f"{i} {filler}" for i in range(30_000)]
+    first = run(tmp_path, code, lines, "--take", "out=out.jsonl", "--max-dead", 20)
+    assert first.returncode == 1, first.stderr
+    assert "feeding stopped before the end of the input: more than 20 dead letters" in first.stderr
+    assert "grape dead list --data data" in first.stderr
+    taken = len(outputs(tmp_path / "out.jsonl"))
+    assert taken < 30_000
+    again = run(tmp_path, code, lines, "--take", "out=out.jsonl", "--max-dead", 20)
+    assert again.returncode == 1
+    assert len(outputs(tmp_path / "out.jsonl")) == taken
+    done = run(tmp_path, code, lines, "--take", "out=out.jsonl", "--max-dead", 50)
+    assert done.returncode == 1, done.stderr
+    assert "feeding stopped" not in done.stderr
+    assert len(outputs(tmp_path / "out.jsonl")) == 30_000
+    assert len(dead(tmp_path)) == 50
+
+
 SLOW_APP = """
 import time
 from grape import Node, Topology

@@ -292,6 +292,11 @@ def report(session: Session, outcomes: Outcomes, meter: Meter, options: Options,
             f'{outcomes.stopped_events:,} events failed for good and hold their keys (on_fail="stop"); decide with: '
             f"grape dead list {where}"
         )
+    if outcomes.feeding_stopped:
+        say(
+            f"feeding stopped before the end of the input: more than {options.max_dead:,} dead letters (--max-dead). "
+            f"Resume with the same command and {where}, when they are fewer or more are allowed"
+        )
     if outcomes.dead_stored:
         say(f"{outcomes.dead_stored:,} dead letters; look at them with: grape dead list {where}")
     if options.data is None and outcomes.kept:

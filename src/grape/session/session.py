@@ -35,6 +35,7 @@ from grape.engine.supervisor import ProcessLink, Supervisor
 from grape.errors import GrapeError, ProtocolError, StorageFailed, UsageError, UserError
 from grape.inline import InlineLink
 from grape.isolates.process import Command, python_worker, spawn
+from grape.model.address import PartitionId
 from grape.model.stored import OUTPUT, REPLIES, SOURCE, TAKER
 from grape.model.topology import Limits, TopologySpec
 from grape.protocol.messages import Ask, FromWorker, Hello, Refusal
@@ -76,7 +77,8 @@ class Options(Struct, kw_only=True):
 
 
 class Outcomes(Struct, kw_only=True):
-    """How a run ended. ``stopped``: by a signal or `Session.stop`, with work left."""
+    """How a run ended. ``stopped``: by a signal or `Session.stop`, with work left. ``feeding_stopped``: before the end
+    of the input, as there were too many dead letters."""
 
     stats: Stats
     app: str
@@ -88,6 +90,7 @@ class Outcomes(Struct, kw_only=True):
     due: float | None
     dead_stored: int
     stopped_events: int
+    feeding_stopped: bool
 
 
 class Session:
@@ -126,6 +129,8 @@ class Session:
         self._aborting = False
         self._fatal: GrapeError | None = None
         self._full_since = 0.0
+        self._dead_before = 0
+        self._feeding_stopped = False
 
     # ------------------------------------------------------------------ from other threads
 
@@ -189,7 +194,9 @@ class Session:
             transport = getattr(self, "_transport", None)
             if transport is not None:
                 transport.close()
-            if temporary and not kept:
+            if temporary and not kept and self.app is not None and self.app.stats.fed and self._fatal is not None:
+                self._notice(f"the data directory was kept: {data}")
+            elif temporary and not kept:
                 shutil.rmtree(data, ignore_errors=True)
 
     async def _describe(self) -> TopologySpec:
@@ -229,6 +236,7 @@ class Session:
         self._opening = Opening(self._transport, self.clock, options.limits, options.drop_slots, options.drop_nodes)
         record = await self._opening.record(topology, options.partitions, logs)
         self.app = app = App(record, topology, options.limits, taken)
+        self._dead_before = self._count_dead()
         rng = random.Random()
         sizes = {pool.name: self._size(record.partitions) for pool in topology.pools}
         reserve = options.reserve
@@ -295,6 +303,7 @@ class Session:
             due=None if due is None else due / 1e6,
             dead_stored=self._count_dead(),
             stopped_events=engine.stopped_events,
+            feeding_stopped=self._feeding_stopped,
         )
 
     def _tick(self, engine: Engine) -> float:
@@ -316,7 +325,8 @@ class Session:
     def _is_over(self, engine: Engine) -> bool:
         app = self.app
         assert app is not None
-        if self.options.keep_open or self.sources_open or app.backlog_events:
+        feeding = self.sources_open and not self._feeding_stopped
+        if self.options.keep_open or feeding or app.backlog_events:
             return False
         if not all(taking.take.is_idle for taking in self._takings):
             return False
@@ -346,20 +356,21 @@ class Session:
                 await asyncio.wait_for(self._wake.wait(), 0.05)
 
     def _count_dead(self) -> int:
+        """Dead letters in the directory: of partitions, and of sources (input that never became an event)."""
         assert self.app is not None
         record = self.app.record
         total = 0
-        for name, number in record.logs.items():
-            parts = 1 if name[:1] in (SOURCE, TAKER) else record.partitions
-            if name.startswith((OUTPUT, REPLIES, TAKER)):
-                continue
-            for n in range(parts):
-                after = b""
-                from_id = self.app.log(name, n)
-                while rows := self._transport.scan(from_id, "dead", after, 1000):
-                    total += len(rows)
-                    after = rows[-1][0] + b"\0"
-            del number
+        for name in record.logs:
+            if not name.startswith((OUTPUT, REPLIES, TAKER)):
+                for number in range(1 if name.startswith(SOURCE) else record.partitions):
+                    total += self._count_rows(self.app.log(name, number))
+        return total
+
+    def _count_rows(self, partition: PartitionId) -> int:
+        total, after = 0, b""
+        while rows := self._transport.scan(partition, "dead", after, 1000):
+            total += len(rows)
+            after = rows[-1][0] + b"\0"
         return total
 
     # ------------------------------------------------------------------ Spawner and Listener
@@ -475,7 +486,7 @@ class Session:
     @property
     def is_ending(self) -> bool:
         """Sources are to stop."""
-        return self._stopping or self._fatal is not None
+        return self._stopping or self._feeding_stopped or self._fatal is not None
 
     def later(self, delay: float, function: Callable[[], None]) -> None:
         """Run on the engine's thread, in ``delay`` seconds."""
@@ -492,17 +503,12 @@ class Session:
                 raise UsageError(_no_such("slot", part.name, self.app.topology.events, self.app.topology))
 
     def may_feed(self) -> bool:
-        """Whether anything may come in now; stops the run if there are too many dead letters."""
+        """Whether anything may come in now; not any more once there are too many dead letters."""
         assert self.engine is not None
         assert self.app is not None
-        dead, limit = self.app.stats.dead, self.options.max_dead
-        if dead > limit:
-            self.stop_with(
-                UserError(
-                    f"{dead} dead letters are more than --max-dead {limit}: feeding stopped. "
-                    f"Look at them with: grape dead list --data {self.options.data or 'DIR'}"
-                )
-            )
+        if self._dead_before + self.app.stats.dead > self.options.max_dead:
+            self._feeding_stopped = True
+            self._wake.set()
             return False
         return self.engine.intake_is_open
 
