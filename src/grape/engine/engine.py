@@ -397,7 +397,8 @@ class Engine:
         if self.failure is not None:
             return
         if not self.draining:
-            self._notice(f"worker {worker.name} is replaced: {worker.explained or how}")
+            why, _, _ = (worker.explained or how).partition("\n")  # a stack goes with the event, not here
+            self._notice(f"worker {worker.name} is replaced: {why}")
         if not was_ready:
             self._failed_start(here, worker, how)
         else:
