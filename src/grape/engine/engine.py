@@ -35,7 +35,8 @@ from grape.protocol.messages import (
 )
 
 _CREDIT: Final = 3
-"""Works a worker may have: one that runs, and what keeps it busy while that one is committed."""
+"""Works a synchronous worker may have: one that runs, and what keeps it busy while that one is committed. With async
+slots any number of works run at once, within what a partition may have in work."""
 _NEEDED: Final = {"partition", "cache"}
 _MAX_TEXT: Final = 16_000
 _ANSWER_BYTES: Final = 16 << 20
@@ -210,9 +211,9 @@ class Engine:
             return
         now = self.clock.now()
         assert worker.link is not None
-        while len(worker.outstanding) < _CREDIT:
-            partition = worker.next_partition()
-            if partition is None:
+        while partition := worker.next_partition():
+            if len(worker.outstanding) >= _CREDIT and not partition.top_up:
+                worker.queue(partition.number)
                 return
             if not partition.has_work(now):
                 continue
@@ -465,11 +466,14 @@ class Engine:
             self._check_hearts(pool, now)
         self.pump()
         wakes = [at for pool in self.pools.values() for at in pool.respawn_at.values()]
-        due = self.next_due()
-        if due is not None:
-            wakes.append(due)
+        wakes += [due for p in self._owners.values() if (due := self._next_due_here(p)) is not None]
         wakes += [expiry for p in self._owners.values() if (expiry := p.next_expiry()) is not None]
         return max(min(wakes), now) if wakes else None
+
+    def _next_due_here(self, partition: Partition) -> int | None:
+        """When something of it can be done by itself. A retry has to wait for a worker, which is told when it is there."""
+        has_worker = self.pools[partition.pool].owner(partition.number) is not None
+        return partition.next_due() if has_worker else partition.next_timer()
 
     def _fire(self, now: int) -> None:
         for partition in self._owners.values():

@@ -144,6 +144,7 @@ class Partition:
         self.app.backlog_bytes += self.waiting_bytes
         self._load_holds()
         self._load_timers()
+        self.app.timers += len(self._timers) if self._timers_end is None else sum(1 for _ in self.rows("timer"))
         self._next_expiry = self._first_expiry(0)
 
     def _load_holds(self) -> None:
@@ -199,9 +200,12 @@ class Partition:
 
     def next_due(self) -> int | None:
         """When something becomes due by itself: a retry or a timer (microseconds of wall time)."""
-        timer = self._timers[0][0] if self._timers else None
-        hold = self.holds.next_due()
-        return min((due for due in (timer, hold) if due is not None), default=None)
+        dues = (self.next_timer(), self.holds.next_due())
+        return min((due for due in dues if due is not None), default=None)
+
+    def next_timer(self) -> int | None:
+        """When the next timer is due (microseconds of wall time)."""
+        return self._timers[0][0] if self._timers else None
 
     def has_work(self, now: int) -> bool:
         """Whether `make_work` would find something."""
@@ -230,7 +234,7 @@ class Partition:
         if not self.works:
             self.contexts = []
         base = len(self.contexts)
-        retries = [] if self.works else self._retries(now, self.contexts)
+        retries = self._retries(now, self.contexts)
         careful = bool(self.named) or any(r.named_deaths for r in retries) or bool(self.careful)
         batches: list[BatchItem] = []
         positions: dict[int, int] = {}

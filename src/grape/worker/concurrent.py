@@ -12,7 +12,8 @@ import contextvars
 import sys
 from collections import deque
 from collections.abc import Callable
-from typing import Any, Final
+from functools import partial
+from typing import Any, Final, NamedTuple
 
 from grape.authoring.emitter import Context, Emitter
 from grape.authoring.state import State
@@ -20,7 +21,7 @@ from grape.errors import EventOver, HandlerError
 from grape.model.batch import runs_of
 from grape.model.cursor import Progress
 from grape.model.event import Event
-from grape.protocol.messages import Announce, Assign, BatchItem, Named, Result, Revoke, Work
+from grape.protocol.messages import Announce, Assign, BatchItem, Named, Result, RetryItem, Revoke, Work
 from grape.worker.effects import Assigned, Effects
 from grape.worker.emits import EmitColumns, bind
 from grape.worker.retries import Retries
@@ -40,14 +41,16 @@ class Timeout(HandlerError):
 
 
 class _Root:
-    """A root event and how many of its jobs still run."""
+    """An event of a work at all of its nodes. What they do takes effect together, when the last one is done, so that it
+    is handed in as a whole or not at all. ``left``: jobs that still run. ``done``: called then."""
 
-    __slots__ = ("index", "item", "jobs")
+    __slots__ = ("done", "jobs", "left", "part")
 
-    def __init__(self, item: _Item, index: int) -> None:
-        self.item = item
-        self.index = index
-        self.jobs = 0
+    def __init__(self, part: Assigned, done: Callable[[], None]) -> None:
+        self.part = part
+        self.done = done
+        self.jobs: list[Job] = []
+        self.left = 0
 
 
 class _Item:
@@ -68,19 +71,33 @@ class _Work:
         self.left = len(message.batches) + len(message.retries)
 
 
-class Job:
-    """One event at one async node."""
+class _Retry(NamedTuple):
+    """A held event, among the others of its work."""
 
-    def __init__(self, pool: AsyncPool, unit: Unit, stage: Stage, part: Assigned, done: Callable[[], None]) -> None:
+    item: RetryItem
+    all: Retries
+
+
+class Job:
+    """One event at one node. ``finish`` brings what it did into the effects of its partition."""
+
+    def __init__(self, pool: AsyncPool, unit: Unit, stage: Stage, root: _Root, retry: _Retry | None = None) -> None:
         self.unit = unit
         self.stage = stage
-        self.part = part
-        self.done = done
+        self.root = root
+        self.part = root.part
+        self.retry = retry
         self.columns = EmitColumns(pool.runtime.limits.max_result, single=True)
         self.emitter = Context()
         self.access: StateAccess | None = None
         self.is_over = False
-        self.deadline = 0.0
+        self.finish: Callable[[], None] = _nothing
+
+    @property
+    def line(self) -> tuple[int, int, str, str] | None:
+        """Where it queues up: only one event of a (node, key) at a time."""
+        key = self.stage.key_of(0)
+        return None if key is None else (self.part.number, self.part.epoch, self.unit.node, key)
 
 
 class AsyncPool:
@@ -96,7 +113,9 @@ class AsyncPool:
         self._send = send
         self._effects: dict[int, Effects] = {}
         self._ended: dict[int, list[int]] = {}
-        self._lines: dict[tuple[int, str, str], deque[Job]] = {}
+        self._lines: dict[tuple[int, int, str, str], deque[Job]] = {}
+        self._ready: deque[Job] = deque()
+        self._is_admitting = False
         self._waiting: dict[str, deque[Job]] = {}
         self._running: dict[str, int] = {}
         self._tasks: dict[asyncio.Task[None], Job] = {}
@@ -146,34 +165,14 @@ class AsyncPool:
             if unit is None or not unit.is_async:
                 retries.run(item, message.context_base + number)
                 self._finish_of(work, part)
-                continue
-            key = stage.key_of(0)
-            if key is not None:
-                runtime.locked(unit.node).discard(key)
-            runtime.retries[item.id, unit.node] = item
-            self._submit(Job(self, unit, stage, part, self._retried(work, part, unit, item.hold, key, item.rest)))
-        retries.finish()
+            else:
+                root = _Root(part, partial(self._finish_of, work, part))
+                self._submit(root, [Job(self, unit, stage, root, _Retry(item, retries))])
         for batch, base in runtime.batches_of(message):
             self._start_batch(batch, base, work, part)
         if not message.batches and not message.retries:
             self._end(work, part)
         self._flush_soon()
-
-    def _retried(
-        self, work: _Work, part: Assigned, unit: Unit, hold: int, key: str | None, rest: bool
-    ) -> Callable[[], None]:
-        def done() -> None:
-            for held in [h for h, item in self.runtime.retries.items() if item.hold == hold and h[1] == unit.node]:
-                del self.runtime.retries[held]
-            effects = self._effects_of(part)
-            failed = any(f.hold == hold for f in effects.failures)
-            if not failed:
-                effects.retried.append(hold)
-                if rest and key is not None:
-                    part.locks.setdefault(unit.node, set()).add(key)
-            self._finish_of(work, part)
-
-        return done
 
     def _start_batch(self, batch: BatchItem, base: int, work: _Work, part: Assigned) -> None:
         item = _Item(batch, work)
@@ -187,39 +186,57 @@ class AsyncPool:
             columns = RunColumns(run)
             contexts = runtime.contexts_of(run, batch, offset, base)
             units = runtime.units_of(run)
-            asynchronous = [unit for unit in units if unit.is_async]
             for at in range(run.count):
                 if batch.done.is_done(offset + at):
                     continue
                 stage = RootStage(columns, at, at + 1, batch.created, batch.id_prefix, offset, contexts)
-                root = _Root(item, offset + at)
-                root.jobs = len(asynchronous) + 1
+                root = _Root(part, partial(self._root_done, item, offset + at, part))
+                jobs = [Job(self, unit, stage, root) for unit in units]
+                if any(job.unit.is_async or job.line in self._lines for job in jobs):
+                    self._submit(root, jobs)
+                    continue
+                self._enter(part)
                 for unit in units:
-                    if unit.is_async:
-                        self._submit(Job(self, unit, stage, part, lambda r=root: self._done(r, part)))  # type: ignore[misc]
-                    else:
-                        self._enter(part)
-                        runtime.run_stage(unit, stage)
-                self._done(root, part)
+                    runtime.run_stage(unit, stage)
+                root.done()
                 if self._effects_of(part).size > FLUSH_BYTES:
                     self.flush()
             offset += run.count
 
     # ------------------------------------------------------------------ jobs
 
-    def _submit(self, job: Job) -> None:
-        """Behind its (node, key), then within the slot's concurrency."""
-        key = job.stage.key_of(0)
-        if key is not None:
-            line = (job.part.number, job.unit.node, key)
-            queue = self._lines.get(line)
-            if queue is not None:
-                queue.append(job)
-                return
-            self._lines[line] = deque()
-        self._admit(job)
+    def _submit(self, root: _Root, jobs: list[Job]) -> None:
+        """Each behind its (node, key), then within its slot's concurrency. All jobs of an event queue up before any of
+        the next one, so they never wait for each other in a circle."""
+        root.jobs = jobs
+        root.left = len(jobs)
+        for job in jobs:
+            line = job.line
+            if line is not None:
+                queue = self._lines.get(line)
+                if queue is not None:
+                    queue.append(job)
+                    continue
+                self._lines[line] = deque()
+            self._admit(job)
 
     def _admit(self, job: Job) -> None:
+        """Start it, or the next one that may start. (A synchronous job may end at once and let others start: a loop,
+        as they may be many.)"""
+        self._ready.append(job)
+        if self._is_admitting:
+            return
+        self._is_admitting = True
+        try:
+            while self._ready:
+                self._start_job(self._ready.popleft())
+        finally:
+            self._is_admitting = False
+
+    def _start_job(self, job: Job) -> None:
+        if not job.unit.is_async:
+            self._finished(job, partial(self.runtime.run_stage, job.unit, job.stage))
+            return
         node = job.unit.node
         limit = min(slot.concurrency for slot in job.unit.slots.values())
         if self._running.get(node, 0) >= limit:
@@ -237,25 +254,12 @@ class AsyncPool:
         waiting = self._waiting.get(node)
         if waiting:
             self._admit(waiting.popleft())
-        key = job.stage.key_of(0)
-        if key is not None:
-            line = (job.part.number, node, key)
-            queue = self._lines[line]
-            if queue:
-                self._admit(queue.popleft())
-            else:
-                del self._lines[line]
         if not task.cancelled() and task.exception() is not None:
             raise task.exception()  # type: ignore[misc]
 
     async def _run(self, job: Job) -> None:
-        unit, stage, part, runtime = job.unit, job.stage, job.part, self.runtime
-        if not self._is_current(part):
-            return
-        self._enter(part)
-        if stage.key_of(0) in runtime.locked(unit.node) and unit.slots[stage.name_of(0)].ordered:
-            runtime.behind(unit, stage, 0)
-            job.done()
+        unit, stage, runtime = job.unit, job.stage, self.runtime
+        if not self._is_current(job.part) or not self._begin(job):
             return
         error: BaseException | None = None
         try:
@@ -265,24 +269,73 @@ class AsyncPool:
         except (Exception, SystemExit) as e:
             error = e
         job.is_over = True
-        if not self._is_current(part):
+        if self._is_current(job.part):
+            runtime.count(unit, stage)
+            self._finished(job, partial(self._take_effect, job, error))
+
+    def _begin(self, job: Job) -> bool:
+        """Whether the job may run: nothing that failed before it keeps its key. If not, it is over."""
+        unit, stage, runtime = job.unit, job.stage, self.runtime
+        self._enter(job.part)
+        if job.retry is not None:
+            if job.retry.all.begin(job.retry.item, unit, stage):
+                return True
+            self._finished(job, _nothing)
+            return False
+        if stage.key_of(0) in runtime.locked(unit.node) and unit.slots[stage.name_of(0)].ordered:
+            self._finished(job, partial(runtime.behind, unit, stage, 0))
+            return False
+        return True
+
+    def _finished(self, job: Job, finish: Callable[[], None]) -> None:
+        """The job has run. With the last one of its event all take effect, and those that waited for them may start."""
+        job.finish = finish
+        root = job.root
+        root.left -= 1
+        if root.left:
             return
-        self._enter(part)
-        runtime.count(unit, stage)
-        if error is None:
-            try:
-                if job.access is not None:
+        self._enter(root.part)
+        for one in root.jobs:
+            one.finish()
+        root.done()
+        for one in root.jobs:
+            self._leave(one)
+        self._flush_soon()
+
+    def _leave(self, job: Job) -> None:
+        line = job.line
+        queue = None if line is None else self._lines.get(line)
+        if line is None or queue is None:
+            return
+        if queue:
+            self._admit(queue.popleft())
+        else:
+            del self._lines[line]
+
+    def _take_effect(self, job: Job, error: BaseException | None) -> None:
+        unit, stage, runtime = job.unit, job.stage, self.runtime
+        if job.access is not None:
+            runtime.table(unit.node).in_use.discard(stage.key_of(0) or "")
+            if error is None:
+                try:
                     job.access.apply()
-            except HandlerError as e:
-                error = e
+                except HandlerError as e:
+                    error = e
         if error is not None:
             runtime.fail(unit, stage, 0, error)
         elif job.columns.data:
             size = job.columns.size
             names, keys, data = job.columns.take()
             runtime.deliver(unit, stage, Emissions(names, keys, data, [len(data)], None, size))
-        job.done()
-        self._flush_soon()
+        if job.retry is not None:
+            job.retry.all.end(job.retry.item, unit, stage, error is not None)
+
+    def _fail_named(self, job: Job, named: Named) -> None:
+        unit, stage, runtime = job.unit, job.stage, self.runtime
+        runtime.count(unit, stage)
+        runtime.fail(unit, stage, 0, None, named)
+        if job.retry is not None:
+            job.retry.all.end(job.retry.item, unit, stage, True)
 
     async def _call(self, job: Job) -> None:
         unit, stage, runtime = job.unit, job.stage, self.runtime
@@ -292,7 +345,10 @@ class AsyncPool:
         (event,) = stage.events(data)
         if unit.has_state:
             runtime.fill(unit, stage)
-            job.access = StateAccess(unit.node, runtime.table(unit.node), event, runtime.now_us())
+            table = runtime.table(unit.node)
+            if event.key is not None:
+                table.in_use.add(event.key)
+            job.access = StateAccess(unit.node, table, event, runtime.now_us())
         bind(
             job.emitter,
             job.columns,
@@ -351,18 +407,14 @@ class AsyncPool:
         for number, item in enumerate(message.retries):
             stage, unit = runtime.retry_stage(item, message.context_base + number)
             if unit is not None and unit.is_async:
-                key = stage.key_of(0)
-                if key is not None:
-                    runtime.locked(unit.node).discard(key)
-                runtime.retries[item.id, unit.node] = item
-                done = self._retried(work, part, unit, item.hold, key, item.rest)
-                await self._one_carefully(Job(self, unit, stage, part, done), message.named)
+                root = _Root(part, partial(self._finish_of, work, part))
+                root.jobs, root.left = [Job(self, unit, stage, root, _Retry(item, retries))], 1
+                await self._one_carefully(root.jobs[0], message.named)
             else:
                 retries.run(item, message.context_base + number)
                 self._finish_of(work, part)
             self.flush()
             self._enter(part)
-        retries.finish()
         for batch, base in runtime.batches_of(message):
             in_work = _Item(batch, work)
             offset = 0
@@ -373,15 +425,16 @@ class AsyncPool:
                     if batch.done.is_done(offset + at):
                         continue
                     root_stage = RootStage(columns, at, at + 1, batch.created, batch.id_prefix, offset, contexts)
-                    for node in runtime.units_of(run):
-                        self._enter(part)
-                        if node.is_async:
-                            await self._one_carefully(Job(self, node, root_stage, part, _nothing), message.named)
+                    root = _Root(part, partial(self._root_done, in_work, offset + at, part))
+                    root.jobs = [Job(self, unit, root_stage, root) for unit in runtime.units_of(run)]
+                    root.left = len(root.jobs)
+                    for job in root.jobs:
+                        if job.unit.is_async:
+                            await self._one_carefully(job, message.named)
                         else:
-                            runtime.run_stage(node, root_stage)
-                    root = _Root(in_work, offset + at)
-                    root.jobs = 1
-                    self._done(root, part)
+                            self._finished(job, partial(runtime.run_stage, job.unit, root_stage))
+                    if not root.jobs:
+                        root.done()
                     self.flush()
                 offset += run.count
         runtime.end_carefully()
@@ -392,10 +445,8 @@ class AsyncPool:
         event_id, node = job.stage.id_of(0), job.unit.node
         for one in named:
             if (one.id, one.node) == (event_id, node):
-                self._enter(job.part)
-                self.runtime.count(job.unit, job.stage)
-                self.runtime.fail(job.unit, job.stage, 0, None, one)
-                job.done()
+                if self._begin(job):
+                    self._finished(job, partial(self._fail_named, job, one))
                 return
         self.runtime.announce(Announce(job.part.number, job.part.epoch, event_id, node))
         await asyncio.ensure_future(self._run(job))
@@ -416,12 +467,8 @@ class AsyncPool:
         """What happens now belongs to ``part``."""
         self.runtime.enter(part, self._effects_of(part))
 
-    def _done(self, root: _Root, part: Assigned) -> None:
-        root.jobs -= 1
-        if root.jobs or not self._is_current(part):
-            return
-        item = root.item
-        item.progress = item.progress.with_done(root.index)
+    def _root_done(self, item: _Item, index: int, part: Assigned) -> None:
+        item.progress = item.progress.with_done(index)
         item.left -= 1
         self._effects_of(part).done[item.position] = item.progress
         if not item.left:

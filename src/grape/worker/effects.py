@@ -9,6 +9,8 @@ from grape.worker.emits import TooMuch
 from grape.worker.outbox import Outbox
 from grape.worker.state import StateTable
 
+Locks = tuple[dict[str, set[str]], dict[tuple[str, str], set[str]]]
+
 
 class Assigned:
     """A partition that is assigned to this worker."""
@@ -20,17 +22,22 @@ class Assigned:
         self.chain_new = assign.chain_new
         self.tables: dict[str, StateTable] = {}
         self.locks: dict[str, set[str]] = {}
+        self.lines: dict[tuple[str, str], set[str]] = {}
+        """Ids of the events that were handed in as failed or behind, by the (node, key) whose line they stand in, until
+        they have been retried. When the engine sends the first one back it may not know all of them yet."""
         for node, key in assign.held:
             self.locks.setdefault(node, set()).add(key)
 
-    def copy_locks(self) -> dict[str, set[str]]:
-        return {node: set(keys) for node, keys in self.locks.items()}
+    def copy_locks(self) -> Locks:
+        """Locks and lines, as they are now."""
+        locks = {node: set(keys) for node, keys in self.locks.items()}
+        return locks, {line: set(ids) for line, ids in self.lines.items()}
 
-    def forget(self, locks: dict[str, set[str]]) -> None:
+    def forget(self, locks: Locks) -> None:
         """What was done since the last result has not happened; ``locks`` are those of then."""
         self.tables = {}
         self.empty = False
-        self.locks = locks
+        self.locks, self.lines = locks
 
 
 class Effects:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from grape.protocol.messages import RetryItem
-from grape.worker.effects import Effects
+from grape.worker.effects import Assigned, Effects
 from grape.worker.stage import RetryStage, Stage
 from grape.worker.units import Unit
 
@@ -19,6 +19,9 @@ class Host(Protocol):
     @property
     def effects(self) -> Effects: ...
 
+    @property
+    def part(self) -> Assigned: ...
+
     def retry_stage(self, item: RetryItem, context: int) -> tuple[RetryStage, Unit | None]: ...
 
     def locked(self, node: str) -> set[str]: ...
@@ -27,39 +30,60 @@ class Host(Protocol):
 
 
 class Retries:
-    """Runs synchronous nodes' held events. One that fails again keeps those that stand behind it in its line."""
+    """Lets held events pass the locks of their keys. One that fails again keeps those that stand behind it in its line,
+    and the lock stays as long as another event of the line is held, also one of which the engine does not know yet."""
 
     def __init__(self, host: Host) -> None:
         self._host = host
         self._stuck: set[tuple[str, str]] = set()
-        self._relock: set[tuple[str, str]] = set()
 
     def run(self, item: RetryItem, context: int, guard: Callable[[Unit, Stage], None] | None = None) -> None:
-        """Try one more time. ``guard`` runs the stage instead, if given."""
+        """Try one of a synchronous node once more. ``guard`` runs the stage instead, if given."""
         host = self._host
         stage, unit = host.retry_stage(item, context)
-        key = stage.key_of(0)
-        line = (item.node, key or "")
-        if unit is None or (key is not None and line in self._stuck):
+        if unit is None or not self.begin(item, unit, stage):
             return
-        locks = host.locked(item.node)
-        if key is not None:
-            locks.discard(key)
-        host.retries[item.id, item.node] = item
         try:
             (guard or host.run_stage)(unit, stage)
-        finally:
+        except BaseException:
             del host.retries[item.id, item.node]
-        if not any(failure.hold == item.hold for failure in host.effects.failures):
-            host.effects.retried.append(item.hold)
-        if key is not None:
-            if key in host.locked(item.node):
-                self._stuck.add(line)
-                self._relock.discard(line)
-            elif item.rest:
-                self._relock.add(line)
+            raise
+        failed = any(failure.hold == item.hold for failure in host.effects.failures)
+        self.end(item, unit, stage, failed)
 
-    def finish(self) -> None:
-        """The last one is done: a line of which more waits in the engine stays locked."""
-        for node, key in self._relock:
-            self._host.locked(node).add(key)
+    def begin(self, item: RetryItem, unit: Unit, stage: Stage) -> bool:
+        """The event is about to run; False: it may not, as one before it has failed again."""
+        line = _line(unit, stage)
+        if line is not None:
+            if line in self._stuck:
+                return False
+            self._host.locked(unit.node).discard(line[1])
+        self._host.retries[item.id, item.node] = item
+        return True
+
+    def end(self, item: RetryItem, unit: Unit, stage: Stage, failed: bool) -> None:
+        """The event has run."""
+        host = self._host
+        del host.retries[item.id, item.node]
+        if not failed:
+            host.effects.retried.append(item.hold)
+        line = _line(unit, stage)
+        if line is None:
+            return
+        locked = host.locked(unit.node)
+        if line[1] in locked:
+            self._stuck.add(line)
+            return
+        held = host.part.lines.get(line)
+        if held is not None:
+            held.discard(item.id)
+            if not held:
+                del host.part.lines[line]
+        if held or item.rest:
+            locked.add(line[1])
+
+
+def _line(unit: Unit, stage: Stage) -> tuple[str, str] | None:
+    """The (node, key) in whose line the held event stands; None: it is on its own."""
+    key = stage.key_of(0)
+    return (unit.node, key) if key is not None and unit.slots[stage.name_of(0)].ordered else None

@@ -120,6 +120,11 @@ class Runtime:
         return self._effects
 
     @property
+    def part(self) -> Assigned:
+        """Where it runs."""
+        return self._part
+
+    @property
     def place(self) -> tuple[int, int]:
         """Partition and epoch of what runs."""
         return self._part.number, self._part.epoch
@@ -197,7 +202,6 @@ class Runtime:
         retries = Retries(self)
         for number, retried in enumerate(message.retries):
             retries.run(retried, message.context_base + number)
-        retries.finish()
         for item, context in self.batches_of(message):
             for ended in self._run_batch(item, context):
                 if not ended and is_long():
@@ -219,7 +223,6 @@ class Runtime:
                 lambda unit, stage: self._alone(lambda: self.run_stage(unit, stage), [(unit, stage)]),
             )
             yield self._hand_in([])
-        retries.finish()
         for item, context in self.batches_of(message):
             for _ in self._run_batch(item, context):
                 yield self._hand_in([])
@@ -334,11 +337,12 @@ class Runtime:
                     end += 1
                     if not progress.behind:
                         end = min(run.count, start + limit)
-                if start < end:
-                    if columns is None:
-                        columns = RunColumns(run)
-                    self._run_roots(columns, start, end, item, offset, contexts)
                 at = end
+                if start == end:
+                    continue  # nothing of it was left: an earlier work has done it
+                if columns is None:
+                    columns = RunColumns(run)
+                self._run_roots(columns, start, end, item, offset, contexts)
                 finished = offset + end
                 progress = (
                     Progress(finished) if not progress.behind else _done_up_to(progress, offset + start, finished)
@@ -506,6 +510,7 @@ class Runtime:
         key = stage.key_of(index)
         if locks_key(slot, key, verdict) and key is not None:
             self.locked(unit.node).add(key)
+            self._part.lines.setdefault((unit.node, key), set()).add(stage.id_of(index))
         if named is not None:
             kind, text, trace = named.kind, named.text, ""
         else:
@@ -523,6 +528,9 @@ class Runtime:
         )
 
     def behind(self, unit: Unit, stage: Stage, index: int) -> None:
+        key = stage.key_of(index)
+        assert key is not None
+        self._part.lines.setdefault((unit.node, key), set()).add(stage.id_of(index))
         self._record(unit, stage, index, behind=True)
 
     def _record(self, unit: Unit, stage: Stage, index: int, **what: Any) -> None:

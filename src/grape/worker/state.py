@@ -81,6 +81,8 @@ class StateTable:
         self.has_ttl = any(t.ttl_us is not None for t in self.types.values())
         self.values: dict[str, Any] = {}
         self.dirty: dict[str, None] = {}
+        self.in_use: set[str] = set()
+        """Keys whose event is running while others may be evicted."""
         self.expires: dict[str, dict[str, int]] = {}
         self.extras: dict[str, dict[str, Raw]] = {}
         self._unscheduled: set[str] = set()
@@ -255,7 +257,7 @@ class StateTable:
         if self.dirty:
             return
         count = int(len(self.values) * share) + 1
-        for key in list(self.values)[:count]:
+        for key in [key for key in self.values if key not in self.in_use][:count]:
             del self.values[key]
             self.expires.pop(key, None)
             self.extras.pop(key, None)
