@@ -493,7 +493,7 @@ class StateAccess:
             elif new is not seen and not (new is MISSING or seen is MISSING) and type(new) is type(seen):
                 if bytes(new) == bytes(seen) if type(new) is Raw else new == seen:
                     continue
-            elif new is seen or (seen is MISSING and type(new) is Raw and new == encoded_default(self._table, name)):
+            elif new is seen or (seen is MISSING and is_default(self._table, name, new)):
                 continue
             changes[name] = new
         if changes:
@@ -502,9 +502,10 @@ class StateAccess:
             self._table.store(key, changes, self._now)
 
 
-def encoded_default(table: StateTable, name: str) -> Any:
-    """The cached form of the default: reading a mutable default and leaving it alone is no change."""
-    return table.encode_value(name, table.types[name].make_default())
+def is_default(table: StateTable, name: str, new: Any) -> bool:
+    """Whether ``new`` is the cached form of the default: loading it and leaving it alone is no change."""
+    default = table.encode_value(name, table.types[name].make_default())
+    return type(new) is type(default) and bool(new == default)
 
 
 class GeneralUnit(NodeUnit):
