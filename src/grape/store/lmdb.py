@@ -30,10 +30,10 @@ from itertools import takewhile
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any, Final, NamedTuple, TypeVar
-from zlib import crc32
 
 import lmdb
 from msgspec import Struct
+from zlib_ng.zlib_ng import crc32
 
 from grape.abc.transport import TABLES, Arrival, Rows, Stored, Table
 from grape.errors import Corrupt, InUse, StorageFailed, UsageError
