@@ -30,7 +30,7 @@ from grape.errors import Conflict, Full, GrapeError, TopologyError, UnknownEvent
 from grape.model import batch as codec
 from grape.model.address import partition_of
 from grape.model.event import Event
-from grape.model.topology import Limits
+from grape.model.topology import Limits, TopologySpec
 from grape.session import Options, Outcomes, Session, Taker
 from grape.worker.values import encode
 
@@ -109,11 +109,9 @@ def open(
     caller = inspect.currentframe()
     options = _options(topology, data, workers, partitions, config, inline, limits, caller.f_back if caller else None)
     options.keep_open = True
-    if outputs is None:
-        outputs = topology.spec().outputs if isinstance(topology, Topology) else ()
-    queues = {name: QueueSink(name) for name in outputs}
-    takers = [Taker(name, sink) for name, sink in queues.items()]
-    return RunningEngine(options, [], takers, queues).start()
+    engine = RunningEngine(options, [], [])
+    engine.take(outputs)
+    return engine.start()
 
 
 class QueueSink(Sink):
@@ -209,9 +207,8 @@ class RunningEngine:
         options: Options,
         sources: list[Source],
         takers: list[Taker],
-        queues: dict[str, QueueSink] | None = None,
     ) -> None:
-        self._queues = queues or {}
+        self._queues: dict[str, QueueSink] = {}
         self._session = Session(options, sources, takers, _print_line)
         self._result: Future[Outcomes] = Future()
         self._thread = threading.Thread(target=self._main, name="grape-engine", daemon=True)
@@ -222,6 +219,15 @@ class RunningEngine:
                 self._result.set_result(runner.run(self._session.run()))
         except BaseException as e:
             self._result.set_exception(e)
+
+    def take(self, names: tuple[str, ...] | None) -> None:
+        """Before the start: let ``outputs()`` be asked for these; None: for all of the topology."""
+
+        def takers(topology: TopologySpec) -> list[Taker]:
+            self._queues = {name: QueueSink(name) for name in (topology.outputs if names is None else names)}
+            return [Taker(name, sink) for name, sink in self._queues.items()]
+
+        self._session.more_takers = takers
 
     def start(self) -> RunningEngine:
         """Start and wait until it takes events.

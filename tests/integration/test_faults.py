@@ -9,6 +9,8 @@ import threading
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 import grape
 from grape import Event
 from grape.model.topology import Limits
@@ -116,6 +118,46 @@ def test_too_many_dead_letters_stop_the_feeding(tmp_path: Path) -> None:
     assert "feeding stopped" not in done.stderr
     assert len(outputs(tmp_path / "out.jsonl")) == 30_000
     assert len(dead(tmp_path)) == 50
+
+
+def test_a_taker_that_raises_ends_the_run_with_its_line(tmp_path: Path) -> None:
+    """And nothing is lost: the next run goes on with the event that it raised on."""
+    app = tmp_path / "taken_app.py"
+    app.write_text(
+        "from grape import Topology\nt = Topology('taken')\nt.add_output('out')\n"
+        "@t.slot('line', emits='out')\ndef work(line: str) -> str:\n    return line\n"
+    )
+    lines = tmp_path / "lines.txt"
+    lines.write_text("a\nb\n")
+    seen: list[str] = []
+    got: list[str] = []
+
+    def take(event: Event) -> None:
+        seen.append(event.data)
+        if len(seen) == 1:
+            raise ValueError("not today")
+        got.append(event.data)
+
+    def go() -> None:
+        grape.run(f"{app}:t", feed={"line": lines}, take={"out": take}, data=tmp_path / "d", workers=1, partitions=1)
+
+    with pytest.raises(grape.UserError, match=r"ValueError: not today at .*test_faults.py:\d+"):
+        go()
+    go()
+    assert got == ["a", "b"]
+
+
+def test_all_outputs_of_a_topology_named_by_text_are_open(tmp_path: Path) -> None:
+    app = tmp_path / "open_app.py"
+    app.write_text(
+        "from grape import Topology\nt = Topology('opened')\nt.add_output('out')\n"
+        "@t.slot('line', emits='out')\ndef work(line: str) -> str:\n    return line\n"
+    )
+    with grape.open(f"{app}:t", workers=1) as engine:
+        engine.emit("line", "x")
+        assert next(engine.outputs("out", timeout=10)).data == "x"
+        with pytest.raises(grape.UsageError, match="no output 'oot'"):
+            next(engine.outputs("oot"))
 
 
 SLOW_APP = """

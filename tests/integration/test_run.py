@@ -25,7 +25,11 @@ def grape(*arguments: object, **options: Any) -> subprocess.CompletedProcess[str
 
 
 def rows(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    return json_lines(path.read_text())
+
+
+def json_lines(text: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in text.splitlines()]
 
 
 @pytest.fixture
@@ -217,6 +221,11 @@ def work(line: str) -> str:
     assert summary["failures"] == {"line>work": 2}
     assert sorted(row["data"] for row in rows(out)) == ["a", "b"]
     assert "over its timeout of 0.3 s" in done.stderr
+    (letter,) = json_lines(grape("dead", "list", "--json", "--data", tmp_path / "d").stdout)
+    shown = json.loads(grape("dead", "show", letter["id"], "--json", "--data", tmp_path / "d").stdout)
+    assert letter["text"].endswith("(timeout= on its slot)")
+    assert f'File "{app}", line 9, in work' in shown["traceback"]
+    assert "grape/worker" not in shown["traceback"]
 
 
 def test_a_topology_that_cannot_be_loaded_is_the_users_line(tmp_path: Path) -> None:

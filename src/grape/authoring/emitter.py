@@ -18,6 +18,8 @@ from msgspec import Struct
 
 from grape.model.address import check_key
 
+_MAX_SECONDS: Final = 100 * 365.25 * 86_400
+
 
 class Inherit(Enum):
     """The type of ``INHERIT``, the key of an emit that names none: that of the event being handled."""
@@ -153,11 +155,11 @@ class Node(Emitter):
 
 
 def seconds(value: float | timedelta, what: str) -> float:
-    """``value`` in seconds, checked: not negative, finite.
+    """``value`` in seconds, checked: not negative, at most a hundred years.
 
     Raises:
         TypeError: neither a number nor a timedelta.
-        ValueError: negative or not finite.
+        ValueError: negative, not finite or too long.
     """
     if isinstance(value, timedelta):
         value = value.total_seconds()
@@ -165,6 +167,8 @@ def seconds(value: float | timedelta, what: str) -> float:
         raise TypeError(f"{what} is a number of seconds or a timedelta, not {type(value).__name__}: {value!r:.60}")
     if not math.isfinite(value) or value < 0:
         raise ValueError(f"{what} must be finite and not negative, not {value!r}")
+    if value > _MAX_SECONDS:
+        raise ValueError(f"{what} is at most {_MAX_SECONDS:g} s (a hundred years), not {value!r}")
     return float(value)
 
 
@@ -201,7 +205,7 @@ def _travelled(data: Any) -> Any:
         TypeError: it cannot travel.
     """
     if type(data) is int and not -(2**63) <= data < 2**63:
-        raise TypeError(f"an integer of {data.bit_length()} bits cannot travel: 64 is the limit")
+        raise TypeError(f"the integer {data!r:.40} cannot travel: it must be from -2^63 to 2^63-1")
     try:
         msgspec.msgpack.encode(data)
     except (TypeError, ValueError, OverflowError, RecursionError) as e:

@@ -79,6 +79,9 @@ def reply_lines(batch: bytes) -> list[bytes]:
     return lines
 
 
+_UNREADABLE: Final = (msgspec.DecodeError, RecursionError, TypeError, UnicodeDecodeError)
+
+
 def _keys(run: codec.Run) -> list[str | None]:
     return codec.keys_of(run) or [None] * run.count
 
@@ -86,14 +89,14 @@ def _keys(run: codec.Run) -> list[str | None]:
 def _data(run: codec.Run) -> list[Any]:
     try:
         return codec.data_of(run) or [None] * run.count
-    except (msgspec.DecodeError, RecursionError, TypeError):  # such as a map with a map as a key
+    except _UNREADABLE:  # such as a map with a map as a key
         return [_readable(bytes(raw)) for raw in codec.raw_data_of(run) or repeat(b"", run.count)]
 
 
 def _readable(packed: bytes) -> Any:
     try:
         return _decode(packed)
-    except (msgspec.DecodeError, RecursionError, TypeError):
+    except _UNREADABLE:
         return packed
 
 

@@ -385,7 +385,8 @@ class Engine:
         for number, seq in worker.outstanding:
             if number == message.partition and seq in partition.works:
                 partition.suspect(partition.works[seq])
-        partition.name(message.id, message.node, "timeout", worker.explained, death=False)
+        trace = message.trace[:_MAX_TEXT]
+        partition.name(message.id, message.node, "timeout", worker.explained, death=False, trace=trace)
 
     def gone(self, pool: str, index: int, link: object, how: str) -> None:
         """The worker process has ended; ``how`` says so ("killed by signal 9 (SIGKILL)")."""
@@ -471,7 +472,7 @@ class Engine:
         return max(min(wakes), now) if wakes else None
 
     def _next_due_here(self, partition: Partition) -> int | None:
-        """When something of it can be done by itself. A retry has to wait for a worker, which is told when it is there."""
+        """When something of it can be done by itself. A retry waits for a worker, which gets it when it is there."""
         has_worker = self.pools[partition.pool].owner(partition.number) is not None
         return partition.next_due() if has_worker else partition.next_timer()
 

@@ -366,9 +366,9 @@ class Partition:
             if number in self.holds:
                 self.careful.add(-1 - number)
 
-    def name(self, event_id: str, node: str, kind: str, text: str, death: bool) -> None:
+    def name(self, event_id: str, node: str, kind: str, text: str, death: bool, trace: str = "") -> None:
         """A worker died, or got stuck, over this event: hand it in as failed next time."""
-        self.named[event_id, node] = Named(event_id, node, kind, text, death)
+        self.named[event_id, node] = Named(event_id, node, kind, text, death, trace)
 
     @property
     def is_empty(self) -> bool:

@@ -68,8 +68,8 @@ class BatchItem(Struct, frozen=True, array_like=True):
 
 
 class RetryItem(Struct, frozen=True, array_like=True):
-    """A held event, for ``node`` alone. ``attempt`` counts from 1 and includes this one (0: it only waited behind
-    another). ``rest``: more of its line follow later, so its key stays locked. ``context``: -1 for none."""
+    """A held event, for ``node`` alone. ``attempt`` counts from 1 and includes this one. ``rest``: more of its line
+    follow later, so its key stays locked. ``context``: -1 for none."""
 
     hold: int
     node: str
@@ -90,6 +90,7 @@ class Named(Struct, frozen=True, array_like=True):
     kind: str
     text: str
     death: bool
+    trace: str = ""
 
 
 class Work(Struct, frozen=True, array_like=True, tag=4):
@@ -159,13 +160,14 @@ class Beat(Struct, frozen=True, array_like=True, tag=36):
 
 
 class Stuck(Struct, frozen=True, array_like=True, tag=37):
-    """The event overran its slot's timeout. The process ends itself right after this."""
+    """The event overran its slot's timeout. The process ends itself right after this. ``trace``: where it was."""
 
     partition: int
     epoch: int
     id: str
     node: str
     text: str
+    trace: str = ""
 
 
 class Emitted(Struct, frozen=True, array_like=True):

@@ -113,6 +113,8 @@ class Session:
         self.sources = sources
         self.takers = takers
         self._printed = printed
+        self.more_takers: Callable[[TopologySpec], list[Taker]] = lambda topology: []
+        """What is also taken, once the topology is known."""
         self.engine: Engine | None = None
         self.app: App | None = None
         self._opening: Opening | None = None
@@ -171,6 +173,7 @@ class Session:
         kept = not temporary
         try:
             topology = await self._describe()
+            self.takers += self.more_takers(topology)
             await self._open(data, topology)
             self.ready.set()
             outcome = await self._serve(data)

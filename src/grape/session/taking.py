@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import traceback
 from collections.abc import Callable
 from concurrent.futures import Executor
 from functools import partial
@@ -14,7 +15,7 @@ from grape.abc.source import Sink
 from grape.abc.transport import Rows, Table
 from grape.connectors.sinks import json_lines, reply_lines
 from grape.engine.outlet import Take, Taken
-from grape.errors import GrapeError, StorageFailed
+from grape.errors import GrapeError, StorageFailed, UserError
 
 _TAKE_BYTES: Final = 4 << 20
 
@@ -90,6 +91,11 @@ class Taking:
             self._failed(e)
         except OSError as e:
             self._failed(StorageFailed(f"{sink.name}: {e}"))
+        except Exception as e:  # whatever a function that takes has raised
+            frames = traceback.extract_tb(e.__traceback__)
+            where = f" at {frames[-1].filename}:{frames[-1].lineno}" if frames else ""
+            what = f"taking {sink.name!r} failed with {type(e).__name__}: {e}{where}"
+            self._failed(UserError(f"{what}; the next run goes on with what it failed on"))
 
     async def _commit(
         self, taken: Taken, length: int, tail: bytes, rows: list[tuple[Table, Rows]] | None = None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import traceback
 from pathlib import Path
+from types import FrameType
 from typing import Final
 
 from grape.errors import GrapeError
@@ -26,6 +27,14 @@ def blame(error: BaseException) -> tuple[str, str, str]:
         text = f"<its text cannot be had: {type(e).__name__}>"
     line = f"{type(error).__name__}: {text}" if text else type(error).__name__
     return kind, line[:_MAX_TEXT], user_traceback(error)[:_MAX_TRACE]
+
+
+def user_stack(frame: FrameType | None) -> str:
+    """Where the user's code is, from its first line on."""
+    lines = traceback.extract_stack(frame) if frame is not None else []
+    first = next((i for i, line in enumerate(lines) if line.filename.startswith(_OURS)), 0)
+    mine = [line for line in lines[first:] if not line.filename.startswith(_OURS)]
+    return "Running (most recent call last):\n" + "".join(traceback.StackSummary.from_list(mine).format())
 
 
 def user_traceback(error: BaseException) -> str:

@@ -512,7 +512,7 @@ class Runtime:
             self.locked(unit.node).add(key)
             self._part.lines.setdefault((unit.node, key), set()).add(stage.id_of(index))
         if named is not None:
-            kind, text, trace = named.kind, named.text, ""
+            kind, text, trace = named.kind, named.text, named.trace
         else:
             assert error is not None
             kind, text, trace = blame(error)

@@ -48,7 +48,7 @@ def to_value(data: Any, max_event: int) -> Any:
     if kind is int:
         if MIN_INT <= data <= MAX_INT:
             return data
-        raise BadValue(f"an integer of {data.bit_length()} bits cannot travel: 64 is the limit")
+        raise BadValue(f"the integer {data!r:.40} cannot travel: it must be from -2^63 to 2^63-1")
     if kind is bytes:
         if len(data) > max_event:
             raise TooLarge(f"{len(data)} bytes are over max-event ({max_event})")

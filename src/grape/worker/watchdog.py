@@ -6,11 +6,11 @@ import os
 import sys
 import threading
 import time
-import traceback
 from collections.abc import Callable
 from typing import Final
 
 from grape.protocol.messages import Beat, FromWorker, Stuck
+from grape.worker.blame import user_stack
 from grape.worker.runtime import Runtime
 
 _SAMPLE: Final = 0.05
@@ -61,10 +61,9 @@ class Watchdog(threading.Thread):
                 self._report(unit.node, stage.id_of(index), slot.timeout)
 
     def _report(self, node: str, event_id: str, timeout: float) -> None:
-        frame = sys._current_frames().get(self._main or 0)
-        stack = "".join(traceback.format_stack(frame)[-6:]) if frame is not None else ""
-        text = f"{node!r} ran over its timeout of {timeout:g} s (timeout= on its slot)\n{stack}"
+        text = f"{node!r} ran over its timeout of {timeout:g} s (timeout= on its slot)"
         partition, epoch = self._runtime.place
-        self._send(Stuck(partition, epoch, event_id, node, text))
+        trace = user_stack(sys._current_frames().get(self._main or 0))
+        self._send(Stuck(partition, epoch, event_id, node, text, trace))
         sys.stderr.flush()
         os._exit(EXIT_STUCK)
