@@ -68,6 +68,7 @@ def run(
     partitions: int | None = None,
     config: dict[str, Any] | None = None,
     inline: bool = False,
+    wait: bool = True,
     limits: Limits | None = None,
 ) -> Summary:
     """Run until all input is processed and nothing is in flight.
@@ -79,6 +80,7 @@ def run(
         data: the data directory; None: a temporary one.
         workers: processes per pool; None: one a core.
         inline: run the slots in this process.
+        wait: for timers that are due later; else they stay in ``data``, which must be given.
 
     Raises:
         UserError: wrong use, a topology that cannot be built or imported, workers that cannot start.
@@ -86,6 +88,9 @@ def run(
     """
     caller = inspect.currentframe()
     options = _options(topology, data, workers, partitions, config, inline, limits, caller.f_back if caller else None)
+    if not wait and data is None:
+        raise UsageError("wait=False leaves timers in a data directory: say which one with data=")
+    options.wait = wait
     engine = RunningEngine(options, _sources(feed or {}), _takers(take or {}))
     return engine.wait()
 
