@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import os
 import signal
 import sys
@@ -122,6 +123,9 @@ def run(
             raise UsageError("--no-wait leaves timers in a data directory: say which one with --data DIR")
     except GrapeError as e:
         fail(e)
+    # This process is the engine's alone: what is loaded stays, and batches are no garbage cycles.
+    gc.freeze()
+    gc.set_threshold(20_000)
     code = asyncio.Runner(loop_factory=new_event_loop).run(_run(options, sources, takers, summary == "json"))
     sys.stdout.flush()
     sys.stderr.flush()
