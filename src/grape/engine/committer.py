@@ -33,6 +33,9 @@ class Committer:
         self._what = what
         self._commit: Commit | None = None
         self._then: Callable[[], None] | None = None
+        self.reclaimed: Callable[[bool], None] = _ignore
+        """Called when an outcome was unknown, with whether the commit counts: what has arrived in the log of the
+        partition until now is not told any more."""
         self.claimed_head = self._claim()[1]
 
     def _claim(self) -> tuple[int, bytes]:
@@ -71,10 +74,17 @@ class Committer:
             return
         if outcome == "fenced":
             raise Fenced(f"{self._what} was taken over by another engine")
-        if outcome == "unknown" and self._claim() != (commit.number, commit.head):
-            self._number = 1
-            self._commit = msgspec.structs.replace(commit, term=self._term, number=1)
-            self._transport.commit(self._commit)
-            return
+        if outcome == "unknown":
+            counts = self._claim() == (commit.number, commit.head)
+            self.reclaimed(counts)
+            if not counts:
+                self._number = 1
+                self._commit = msgspec.structs.replace(commit, term=self._term, number=1)
+                self._transport.commit(self._commit)
+                return
         then, self._commit, self._then = self._then, None, None
         then()
+
+
+def _ignore(counts: bool) -> None:
+    pass

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Protocol
+
 from msgspec import Struct
 
 from grape.model.batch import Header
 from grape.model.cursor import Cursor, Progress
-from grape.model.stored import Head
+
+
+class Reader(Protocol):
+    """What an inbox needs of a head."""
+
+    cursor: Cursor
+    seen: dict[bytes, int]
 
 
 class OpenBatch(Struct):
@@ -30,7 +38,7 @@ class Inbox:
     before is a duplicate and counts as finished.
     """
 
-    def __init__(self, head: Head) -> None:
+    def __init__(self, head: Reader) -> None:
         self._head = head
         self.open: dict[int, OpenBatch] = {}
         self.read_to = head.cursor.position
@@ -45,7 +53,6 @@ class Inbox:
 
     def offer(self, position: int, header: Header, size: int) -> OpenBatch | None:
         """A batch was read. Returns it if it is to be worked on now (also one that is open already)."""
-        self.read_to = max(self.read_to, position + 1)
         found = self.open.get(position)
         if found is not None:
             return found
@@ -65,6 +72,10 @@ class Inbox:
             return None
         self._head.seen[origin_key(header)] = expected + 1
         return self._accept(position, header, size)
+
+    def passed(self, position: int) -> None:
+        """Everything up to ``position`` has been offered."""
+        self.read_to = max(self.read_to, position + 1)
 
     def _accept(self, position: int, header: Header, size: int) -> OpenBatch:
         batch = self.open[position] = OpenBatch(position, header, size)
@@ -104,8 +115,7 @@ class Inbox:
         for batch in self.open.values():
             batch.in_work = False
 
-    @property
-    def first_idle(self) -> int:
-        """Where to read on: the first open batch that no worker has, else what was not read yet."""
-        idle = [p for p, b in self.open.items() if not b.in_work]
-        return min(idle, default=self.read_to)
+    def idle(self) -> list[int]:
+        """Accepted batches that no worker has, in the order in which they were accepted: of one origin that is the
+        order of their numbers, which that of their positions need not be."""
+        return [p for p in self._head.cursor.partial if p not in self.open or not self.open[p].in_work]

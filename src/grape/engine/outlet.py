@@ -10,8 +10,11 @@ from grape.abc.transport import Rows, Table, Transport, Trim
 from grape.engine.app import App
 from grape.engine.clock import Clock
 from grape.engine.committer import Committer
+from grape.engine.inbox import Inbox
 from grape.model import batch as codec
-from grape.model.stored import TAKER, Expiry, TakerHead, decode_expiry, decode_taker, encode, timer_key
+from grape.model.address import PartitionId
+from grape.model.cursor import Progress
+from grape.model.stored import TAKER, Expiry, Reading, TakerHead, decode_expiry, decode_taker, encode, timer_key
 
 _FINAL = b"final:"
 _EXPIRIES_AT_ONCE = 10_000
@@ -25,10 +28,10 @@ def _calls(batch: bytes) -> Iterator[tuple[str, bool]]:
 
 
 class Taken(Struct, frozen=True):
-    """Batches read from an output, partition by partition, and the positions behind them."""
+    """Batches read from an output, partition by partition. ``logs``: the partitions that were read on."""
 
     batches: list[bytes]
-    positions: dict[int, int]
+    logs: frozenset[int]
     events: int
 
 
@@ -46,6 +49,8 @@ class Take:
         self.done = self._committer.done
         found = self._committer.claimed_head
         self.head = decode_taker(found) if found else TakerHead()
+        self._readings = {number: self.head.logs.get(number) or Reading() for number in self.logs}
+        self._inboxes = {number: Inbox(reading) for number, reading in self._readings.items()}
         self._fresh = set(range(app.partitions))
         """Partitions that may have something to take."""
 
@@ -62,25 +67,32 @@ class Take:
         return not self._fresh and not self._committer.is_busy
 
     def read(self, max_bytes: int) -> Taken | None:
-        """What can be taken now; None: nothing."""
+        """What can be taken now, each batch once and those of one origin in order; None: nothing. What was read must be
+        committed before the next read."""
         batches: list[bytes] = []
-        positions: dict[int, int] = {}
+        logs: set[int] = set()
         events = size = 0
         for number in sorted(self._fresh):
-            if size >= max_bytes:
-                break
-            at = self.head.positions.get(number, 0)
-            found = self._transport.read(self._app.log(self._log, number), at, max_bytes - size)
-            if not found:
-                self._fresh.discard(number)
-                continue
-            for stored in found:
-                header = codec.header_of(stored.batch) if stored.known else codec.check(stored.batch)
-                events += header.events
-                size += len(stored.batch)
-                batches.append(stored.batch)
-                positions[number] = stored.position + 1
-        return Taken(batches, positions, events) if batches else None
+            inbox = self._inboxes[number]
+            while size < max_bytes:
+                found = self._transport.read(self._app.log(self._log, number), inbox.read_to, max_bytes - size)
+                if not found and not inbox.unpark():
+                    self._fresh.discard(number)
+                    break
+                for stored in found:
+                    header = codec.header_of(stored.batch) if stored.known else codec.check(stored.batch)
+                    batch = inbox.offer(stored.position, header, len(stored.batch))
+                    inbox.passed(stored.position)
+                    if batch is not None:
+                        inbox.progress(batch.position, Progress(header.events))
+                        events += header.events
+                        size += len(stored.batch)
+                        batches.append(stored.batch)
+                        logs.add(number)
+            if inbox.dropped:
+                inbox.dropped.clear()
+                logs.add(number)
+        return Taken(batches, frozenset(logs), events) if logs else None
 
     def after_final(self, batches: list[bytes]) -> tuple[list[set[int]], list[tuple[Table, Rows]]]:
         """For batches of the reply home: which replies come after the final one of their call (per batch, indexes), and
@@ -123,13 +135,19 @@ class Take:
         rows: list[tuple[Table, Rows]] | None = None,
     ) -> None:
         """``taken`` is where it belongs: move on. ``then`` is called when that is durable."""
-        old = self.head
-        head = TakerHead({**old.positions, **taken.positions}, length, tail, old.taken + taken.events)
-        trims = [Trim(self._app.log(self._log, number), at) for number, at in taken.positions.items()]
+        trims: list[Trim] = []
+        drops: list[tuple[PartitionId, int]] = []
+        for number in taken.logs:
+            log = self._app.log(self._log, number)
+            position, above = self._inboxes[number].advance()
+            trims.append(Trim(log, position))
+            drops += [(log, at) for at in above]
+        logs = {number: reading for number, reading in self._readings.items() if reading.seen}
+        head = TakerHead(logs, length, tail, self.head.taken + taken.events)
 
         def committed() -> None:
             self.head = head
             self._app.stats.taken[self._log[1:]] += taken.events
             then()
 
-        self._committer.submit(encode(head), (), rows or (), trims, then=committed)
+        self._committer.submit(encode(head), (), rows or (), trims, drops, then=committed)

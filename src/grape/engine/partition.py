@@ -87,6 +87,9 @@ class _Draft:
         self.new_timers: list[tuple[int, bytes]] = []
         self.then: list[Callable[[], None]] = []
         self.changed = False
+        self.finished_events = 0
+        self.finished_bytes = 0
+        """Of the batches that were finished as a whole: until the commit counts they stand in the log."""
 
     def put(self, table: Table, key: bytes, value: bytes | None) -> None:
         self.rows.setdefault(table, {})[key] = value
@@ -130,6 +133,7 @@ class Partition:
     def _claim(self) -> None:
         self._committer = Committer(self.transport, self.id, f"partition {self.pool}/{self.number}")
         self.done = self._committer.done
+        self._committer.reclaimed = self._recount
         found = self._committer.claimed_head
         try:
             self.head: Head = decode_head(found) if found else Head()
@@ -176,6 +180,16 @@ class Partition:
         self.waiting_bytes += size
         self.app.backlog_events += events
         self.app.backlog_bytes += size
+
+    def _recount(self, counts: bool) -> None:
+        """How much waits, after a claim: arrivals from before it are not told any more. ``counts``: the commit under
+        way has taken effect."""
+        waiting = self.transport.waiting(self.id, 0)
+        drafts = [self._draft] + ([] if counts or self._committing is None else [self._committing])
+        begun = sum(p.finished() for p in self.head.cursor.partial.values())
+        events = waiting.events - begun - sum(draft.finished_events for draft in drafts)
+        size = waiting.size - sum(draft.finished_bytes for draft in drafts)
+        self.arrived(events - self.waiting_events, size - self.waiting_bytes)
 
     @property
     def quiet(self) -> bool:
@@ -284,53 +298,63 @@ class Partition:
         items: list[BatchItem] = []
         positions: dict[int, int] = {}
         events = 0
-        at = self.inbox.first_idle
         budget = limits.dispatch_bytes
-        while events < room and budget > 0:
-            found = self.transport.read(self.id, at, min(budget, limits.batch_max * 2))
-            if not found:
+        for stored in self._readable():
+            if events >= room or budget <= 0:
                 break
-            for stored in found:
-                at = stored.position + 1
-                if events >= room or budget <= 0:
-                    break
-                try:
-                    header = codec.header_of(stored.batch) if stored.known else codec.check(stored.batch)
-                except Corrupt as e:
-                    raise Corrupt(f"{self.pool}/{self.number} at {stored.position}: {e}") from None
-                batch = self.inbox.offer(stored.position, header, len(stored.batch))
-                if batch is None or batch.in_work:
-                    continue
-                batch.in_work = True
-                progress = self.head.cursor.progress(stored.position)
-                left = header.events - progress.finished()
-                calls = bool(header.flags & codec.SELF_REPLY)
-                table = codec.contexts_of(stored.batch, header)
-                body = codec.body_of(stored.batch, header)
-                if calls:
-                    contexts.extend(Context(event_id, self.number) for event_id in codec.ids_of(header, body))
-                else:
-                    contexts.extend(table)
-                items.append(
-                    BatchItem(
-                        stored.position,
-                        header.id_prefix,
-                        header.created,
-                        header.events,
-                        body,
-                        progress,
-                        header.events if calls else len(table),
-                        calls,
-                    )
+            try:
+                header = codec.header_of(stored.batch) if stored.known else codec.check(stored.batch)
+            except Corrupt as e:
+                raise Corrupt(f"{self.pool}/{self.number} at {stored.position}: {e}") from None
+            batch = self.inbox.offer(stored.position, header, len(stored.batch))
+            if batch is None or batch.in_work:
+                continue
+            batch.in_work = True
+            progress = self.head.cursor.progress(stored.position)
+            left = header.events - progress.finished()
+            calls = bool(header.flags & codec.SELF_REPLY)
+            table = codec.contexts_of(stored.batch, header)
+            body = codec.body_of(stored.batch, header)
+            if calls:
+                contexts.extend(Context(event_id, self.number) for event_id in codec.ids_of(header, body))
+            else:
+                contexts.extend(table)
+            items.append(
+                BatchItem(
+                    stored.position,
+                    header.id_prefix,
+                    header.created,
+                    header.events,
+                    body,
+                    progress,
+                    header.events if calls else len(table),
+                    calls,
                 )
-                positions[stored.position] = left
-                events += left
-                budget -= len(stored.batch)
+            )
+            positions[stored.position] = left
+            events += left
+            budget -= len(stored.batch)
         self._note_duplicates()
         return items, positions, events
 
+    def _readable(self) -> Iterator[Stored]:
+        """What may be worked on: first what was accepted before, in that order, then what follows in the log."""
+        for position in self.inbox.idle():
+            found = self.transport.read(self.id, position, 1)
+            if not found or found[0].position != position:
+                raise Corrupt(f"{self.pool}/{self.number}: the batch at {position} is not finished, and is gone")
+            yield found[0]
+        at = self.inbox.read_to
+        while batches := self.transport.read(self.id, at, 2 * self.app.limits.batch_max):
+            for stored in batches:
+                yield stored
+                self.inbox.passed(stored.position)
+            at = batches[-1].position + 1
+
     def _note_duplicates(self) -> None:
         for _, events, size in self.inbox.dropped:
+            self._draft.finished_events += events
+            self._draft.finished_bytes += size
             self._forget(events, size)
             self._draft.changed = True
         self.inbox.dropped.clear()
@@ -372,8 +396,8 @@ class Partition:
 
     @property
     def is_empty(self) -> bool:
-        """No state is stored."""
-        return not self.transport.scan(self.id, "state", b"", 1)
+        """No state is stored, nor about to be."""
+        return self.settled and not self.transport.scan(self.id, "state", b"", 1)
 
     # ------------------------------------------------------------------ results
 
@@ -396,8 +420,11 @@ class Partition:
             work.positions[position] -= newly
             work.events -= newly
             if ended:
+                self._draft.finished_events += batch.header.events
+                self._draft.finished_bytes += batch.size
                 self.careful.discard(position)
         for number in result.retried:
+            self._tried(number)
             self._release(number, now)
         for emitted in result.emitted:
             contexts = [self.contexts[i] for i in emitted.contexts]
@@ -411,6 +438,8 @@ class Partition:
                 TimerEntry(timer.emitted.target, timer.emitted.partition, timer.emitted.body, context),
             )
         for failure in result.failures:
+            if failure.hold >= 0:
+                self._tried(failure.hold)
             self._fail(failure, now)
         replies = [(self.contexts[r.context], r.data, r.final) for r in result.replies]
         self._reply([r for r in replies if r[0].request], now)
@@ -419,6 +448,12 @@ class Partition:
         for seq in result.ended:
             self._end_work(self.works[seq])
         self._draft.changed = True
+
+    def _tried(self, number: int) -> None:
+        """The entry is no longer the work's: another one may get it before this one ends."""
+        for work in self.works.values():
+            if work.holds.pop(number, None) is not None:
+                self.careful.discard(-1 - number)
 
     def _work_on(self, position: int) -> Dispatched:
         """The work that has the batch at ``position``.
@@ -449,8 +484,7 @@ class Partition:
             self.window = max(_MIN_WINDOW, min(self.window // 2, 2 * done))
         elif not work.careful:
             self.window = min(self.app.limits.dispatch_events, self.window * 2)
-        if self.inbox.unpark():
-            self.inbox.give_back()
+        self.inbox.unpark()
 
     def _check(self, result: Result) -> None:
         check, contexts = self._checker, len(self.contexts)

@@ -108,10 +108,17 @@ class SourceHead(Struct, array_like=True):
     next_dead: int = 0
 
 
-class TakerHead(Struct, array_like=True):
-    """``positions``: per partition of the output the next batch to take. ``length`` and ``tail``: of the file."""
+class Reading(Struct, array_like=True):
+    """How far a log was read: as the same fields of `Head`."""
 
-    positions: dict[int, int] = {}
+    cursor: Cursor = msgspec.field(default_factory=Cursor)
+    seen: dict[bytes, int] = {}
+
+
+class TakerHead(Struct, array_like=True):
+    """``logs``: what was taken of each partition of the output. ``length`` and ``tail``: of the file."""
+
+    logs: dict[int, Reading] = {}
     length: int = 0
     tail: bytes = b""
     taken: int = 0

@@ -69,7 +69,7 @@ class Taking:
         try:
             if self._begin != (take.head.length, take.head.tail):
                 # The sink starts elsewhere: that must stand before anything is written.
-                await self._commit(Taken([], {}, 0), *self._begin)
+                await self._commit(Taken([], frozenset(), 0), *self._begin)
             while True:
                 taken = take.read(_TAKE_BYTES)
                 if taken is None:

@@ -272,6 +272,7 @@ class MemoryTransport(Transport):
             else:
                 self._reports.append(_Report(commit, "fenced"))
         self.broker._settle(partition)
+        self._arrivals = deque(arrival for arrival in self._arrivals if arrival.partition != partition)
         owned = self.broker._partition(partition)
         claim = Claim(owned.term + 1, owned.number, owned.head)
         owned.term, owned.number = claim.term, 0
