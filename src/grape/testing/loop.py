@@ -18,6 +18,7 @@ Ts = TypeVarTuple("Ts")
 
 _RESOLUTION: Final = 1e-9
 """Seconds; as asyncio's own."""
+_MOST_ROUNDS: Final = 10_000
 
 
 class FakeLoop(asyncio.SelectorEventLoop):
@@ -86,8 +87,11 @@ class FakeLoop(asyncio.SelectorEventLoop):
 
     def abandon(self) -> None:
         """Cancel everything and close."""
-        for _ in range(3):  # a handler may await in its ``finally``; one that goes on for longer is left alone
-            for task in asyncio.all_tasks(self):
+        for _ in range(_MOST_ROUNDS):  # one that ends lets another start; a handler may await in its ``finally``
+            tasks = asyncio.all_tasks(self)
+            if not tasks:
+                break
+            for task in tasks:
                 task.cancel()
             self.stop()
             self.run_forever()

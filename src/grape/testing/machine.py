@@ -33,7 +33,7 @@ from grape.model.address import CATALOG, DEFAULT_PARTITIONS
 from grape.model.event import Event, Lineage
 from grape.model.stored import FORMAT, OUTPUT, REPLIES, SOURCE, TAKER, AppRecord, Catalog, encode
 from grape.model.topology import Limits, TopologySpec
-from grape.protocol.messages import Announce, Ask, FromWorker, ToWorker, Values
+from grape.protocol.messages import Announce, Ask, FromWorker, ToWorker, Values, Welcome
 from grape.testing.loop import FakeLoop
 from grape.transports.memory import MemoryBroker, MemoryTransport
 
@@ -167,6 +167,7 @@ class Worker(InlineLink):
         self.index = index
         self.said: deque[FromWorker] = deque()
         self.is_dead = False
+        self.is_welcome = False
         self.loop: FakeLoop | None = None
         self._tasks: deque[Callable[[], object]] = deque()
         self._values: list[list[bytes | None]] = []
@@ -220,6 +221,7 @@ class Worker(InlineLink):
         if isinstance(message, Values):
             self._values.append(message.values)
         elif not self.is_dead:
+            self.is_welcome = self.is_welcome or isinstance(message, Welcome)
             super().send(message)
 
     def kill(self) -> None:

@@ -1,0 +1,132 @@
+"""The simulator: a `Machine` whose next move is chosen by chance, with kills in between, until nothing is left to do.
+
+Equal seeds give equal runs. The transport is the weak `memory` (see `grape.transports.memory`), so that commits are
+lost or end unknown and batches arrive late, twice and out of order; workers and engines die at random moments.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from random import Random
+from typing import Final
+
+from msgspec import Struct
+
+from grape.authoring.topology import Topology
+from grape.engine.clock import FakeClock
+from grape.model.topology import Limits
+from grape.testing.machine import Crash, Machine, Worker
+from grape.transports.memory import MemoryBroker, Weakness
+
+_MOST_MOVES: Final = 400_000
+
+
+class Chaos(Struct, frozen=True):
+    """What goes wrong, as probabilities per move, and how often at most.
+
+    ``weakness`` None: the plain transport. ``worker_kill``: a worker dies between two moves; of what it has said and
+    the engine has not heard, a random part arrives. ``inner_kill``: a worker dies in the middle of a work, where it
+    asks for state or announces an event. ``engine_kill``: the engine and all its workers are gone. ``stall``: a handler
+    seems to take so long that a work ends early. ``kills``: of all kinds together.
+    """
+
+    weakness: Weakness | None = Weakness()
+    worker_kill: float = 0.002
+    inner_kill: float = 0.01
+    engine_kill: float = 0.001
+    tick: float = 0.02
+    stall: float = 0.02
+    kills: int = 5
+
+
+class Stuck(Exception):
+    """The simulated engine stands still with work left, or never comes to an end."""
+
+
+class Simulator:
+    """One simulated run.
+
+    Args:
+        build: makes the topology, for every worker anew.
+        seed: of all chance in the run.
+        chaos: what goes wrong.
+        partitions, workers, limits: as of `Machine`.
+    """
+
+    def __init__(
+        self,
+        build: Callable[[], Topology],
+        seed: int,
+        *,
+        chaos: Chaos | None = None,
+        partitions: int = 3,
+        workers: int = 2,
+        limits: Limits | None = None,
+    ) -> None:
+        self.chaos = chaos or Chaos()
+        self._rng = Random(seed)
+        self._kills = self.chaos.kills
+        self._elapsed = 0.0
+        self.moves = 0
+        self.clock = FakeClock()
+        weak = self.chaos.weakness
+        broker = MemoryBroker() if weak is None else MemoryBroker(self._rng.getrandbits(32), weak)
+        self.machine = Machine(
+            build,
+            self.clock,
+            broker,
+            partitions=partitions,
+            workers=workers,
+            limits=limits,
+            rng=Random(self._rng.getrandbits(32)),
+            elapsed=self._tell_elapsed,
+        )
+        self.machine.interrupt = self._interrupt
+
+    def run(self) -> None:
+        """Until nothing is left: no event, no timer, no retry, and nothing under way in the transport.
+
+        Raises:
+            Stuck: it does not get there.
+            GrapeError: the engine stopped.
+        """
+        machine, rng, chaos = self.machine, self._rng, self.chaos
+        while self.moves < _MOST_MOVES:
+            self.moves += 1
+            if self._kills > 0:
+                chance = rng.random()
+                if chance < chaos.engine_kill:
+                    self._kills -= 1
+                    machine.stop()
+                    machine.start()
+                    continue
+                # (A worker that dies three times in a row before it has started is the app's fault.)
+                started = [worker for worker in machine.workers if worker.is_welcome]
+                if chance < chaos.engine_kill + chaos.worker_kill and started:
+                    self._kills -= 1
+                    worker = rng.choice(started)
+                    worker.die(rng.randint(0, len(worker.said)))
+                    continue
+            moves = machine.moves()
+            if moves and rng.random() >= chaos.tick:
+                rng.choice(moves)()
+                continue
+            wake = machine.tick()
+            if machine.moves():
+                continue
+            if wake is None:
+                if machine.is_finished:
+                    return
+                raise Stuck(f"nothing moves after {self.moves:,} moves, but {machine.left()}")
+            self.clock.advance_to(wake)
+        raise Stuck(f"no end after {self.moves:,} moves: {machine.left()}")
+
+    def _interrupt(self, worker: Worker) -> None:
+        if self._kills > 0 and self._rng.random() < self.chaos.inner_kill:
+            self._kills -= 1
+            raise Crash
+
+    def _tell_elapsed(self) -> float:
+        if self._rng.random() < self.chaos.stall:
+            self._elapsed += 0.07
+        return self._elapsed

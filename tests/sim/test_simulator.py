@@ -1,0 +1,36 @@
+"""The simulator: random topologies, input and faults from a seed, against the sequential reference.
+
+`GRAPE_SIM_SEEDS` says how many seeds (500), `GRAPE_SIM_SEED` names a single one.
+"""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from tests.sim.check import run_seed
+from tests.sim.regressions import SEEDS
+
+_BLOCK = 50
+_ONE = os.environ.get("GRAPE_SIM_SEED")
+_COUNT = int(os.environ.get("GRAPE_SIM_SEEDS", "500"))
+
+
+@pytest.mark.skipif(_ONE is not None, reason="GRAPE_SIM_SEED names one seed")
+@pytest.mark.parametrize("start", range(0, _COUNT, _BLOCK))
+def test_seeds(start: int) -> None:
+    """F4, F5, F6, F37 (kills of workers and engines at random moments), F80 (commits that are lost, or end unknown)"""
+    for seed in range(start, min(start + _BLOCK, _COUNT)):
+        run_seed(seed)
+
+
+@pytest.mark.skipif(_ONE is not None, reason="GRAPE_SIM_SEED names one seed")
+@pytest.mark.parametrize("seed", SEEDS, ids=lambda seed: f"{seed}")
+def test_seeds_that_found_something(seed: int) -> None:
+    run_seed(seed)
+
+
+@pytest.mark.skipif(_ONE is None, reason="for one seed: GRAPE_SIM_SEED=1234")
+def test_one_seed() -> None:
+    run_seed(int(_ONE or "0"))
