@@ -77,7 +77,8 @@ class Take:
             while size < max_bytes:
                 found = self._transport.read(self._app.log(self._log, number), inbox.read_to, max_bytes - size)
                 if not found and not inbox.unpark():
-                    self._fresh.discard(number)
+                    if number not in logs and not inbox.dropped:  # else it is fresh until that is committed
+                        self._fresh.discard(number)
                     break
                 for stored in found:
                     header = codec.header_of(stored.batch) if stored.known else codec.check(stored.batch)
