@@ -70,8 +70,10 @@ class _Recent:
     def __init__(self, limit: int) -> None:
         self._left = limit
         self._logs: dict[PartitionId, deque[Stored]] = {}
+        self._ends: dict[PartitionId, int] = {}
 
     def add(self, log: PartitionId, position: int, batch: bytes) -> None:
+        self._ends[log] = position + 1
         if len(batch) > self._left:
             self._forget(log)  # else there would be a gap
             return
@@ -92,6 +94,8 @@ class _Recent:
 
     def read(self, log: PartitionId, after: int, max_bytes: int) -> list[Stored] | None:
         """As `Transport.read`; None: it is not known here."""
+        if after >= self._ends.get(log, 1 << 64):
+            return []
         batches = self._logs.get(log)
         if not batches or batches[0].position > after:
             return None
