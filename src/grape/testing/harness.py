@@ -12,7 +12,6 @@ from typing import Any, Final
 import msgspec
 from msgspec import Struct
 
-from grape.abc.source import Columns
 from grape.abc.transport import Table
 from grape.authoring.topology import Topology
 from grape.engine.clock import FakeClock
@@ -176,9 +175,7 @@ class Harness:
             what = f"topology {app.record.name!r} has no slot"
             raise UnknownEvent(_no_such(what, event, app.routing.listeners) + extra)
         value = to_value(data, app.limits.max_event)
-        keys: list[str | None] | None = None if key is None else [check_key(key)]
-        self._machine.source.chunks.append([Columns(event, keys, [value])])
-        (prepared,) = self._machine.read()
+        (prepared,) = self._machine.add(event, value, None if key is None else check_key(key))
         ids = list(_ids_of(prepared))
         self._calls.update(dict.fromkeys(ids, ids[0]))
         return ids[0]

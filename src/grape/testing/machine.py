@@ -413,6 +413,12 @@ class Machine:
         self._prepared += added
         return added
 
+    def add(self, event: str, data: Any = None, key: str | None = None) -> list[Prepared]:
+        """One more event for the source, in a chunk of its own; returns it as it will be committed."""
+        keys: list[str | None] | None = None if key is None else [key]
+        self.source.chunks.append([Columns(event, keys, [data])])
+        return self.read()
+
     def moves(self) -> list[Move]:
         """What can happen next, most urgent first. Empty: nothing, before the clock moves.
 
