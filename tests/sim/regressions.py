@@ -2,5 +2,10 @@
 
 from __future__ import annotations
 
-SEEDS: dict[int, str] = {}
+SEEDS: dict[int, str] = {
+    1: "a taker took a batch twice that came twice",
+    56: "accepted batches were worked on by position after a worker had died",
+    71: "a partition was assigned as empty while its first state was being committed",
+    1404: "a node that listens to two names, each also heard by others, got their events out of order",
+}
 """seed -> what it found"""

@@ -130,8 +130,7 @@ class Delivery:
         if isinstance(names, str):
             self._send(unit, stage, _named(flow, names), marks, None)
             return
-        for name in dict.fromkeys(names):
-            picked = [i for i, other in enumerate(names) if other == name]
+        for name, picked in self._in_order(stage, names, flow, []):
             self._send(unit, stage, _named(flow.pick(picked), name), marks, None)
 
     def _emits(self, unit: Unit, stage: Stage, emissions: Emissions, marks: list[int], origins: list[int]) -> None:
@@ -158,8 +157,7 @@ class Delivery:
         """Emits of several names as consecutive groups of one name each, so that a node which listens to several of
         them gets them in order. Timers and replies are done with here."""
         groups: list[tuple[str, list[int]]] = []
-        text = {name for name in names if type(name) is str}
-        shared = len({self._listeners_key(name) for name in text}) < len(text)
+        shared = self._shares_nodes({name for name in names if type(name) is str})
         by_name: dict[str, list[int]] = {}
         for i, name in enumerate(names):
             if type(name) is str:
@@ -185,9 +183,10 @@ class Delivery:
                     self._effects.replies.append(Reply(context, packed, name.final))
         return groups
 
-    def _listeners_key(self, name: str) -> object:
-        nodes = frozenset(n for listener in self._routing.listeners.get(name, ()) for n in listener.nodes)
-        return nodes or name
+    def _shares_nodes(self, names: set[str]) -> bool:
+        """Whether some node listens to several of ``names``: it has to get them in the order of their emits."""
+        nodes = [n for name in names for listener in self._routing.listeners.get(name, ()) for n in listener.nodes]
+        return len(set(nodes)) < len(nodes)
 
     def _numbers(self, keys: list[str | None]) -> list[int]:
         own, partitions = self._part.number, self._partitions
