@@ -267,6 +267,7 @@ class Worker(InlineLink):
         self.is_dead = True
         if self.loop is not None and not self.loop.is_closed():
             self.loop.abandon()
+        self._async_pool = None  # the frames of a crash hold events, in which the garbage collector does not look
 
 
 def _ignore(_: InlineLink, how: str) -> None:

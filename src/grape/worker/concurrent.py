@@ -297,6 +297,7 @@ class AsyncPool:
         self._enter(root.part)
         for one in root.jobs:
             one.finish()
+            one.finish = _nothing
         root.done()
         for one in root.jobs:
             self._leave(one)
@@ -329,6 +330,7 @@ class AsyncPool:
             runtime.deliver(unit, stage, Emissions(names, keys, data, [len(data)], None, size))
         if job.retry is not None:
             job.retry.all.end(job.retry.item, unit, stage, error is not None)
+        job.access = None
 
     def _fail_named(self, job: Job, named: Named) -> None:
         unit, stage, runtime = job.unit, job.stage, self.runtime
@@ -382,6 +384,8 @@ class AsyncPool:
             else:
                 self._returned(job, event, await result)
         finally:
+            # Through an event, which the garbage collector does not look into, the job would hold on to itself.
+            stage.on_progress = _nothing
             if timer is not None:
                 timer.cancel()
 

@@ -153,8 +153,12 @@ class Unit(ABC):
                 self._close(i)
             return self._finish(stage)
         finally:
-            unbind(self.emitter, self.node)
-            self.stage = None
+            self._end()
+
+    def _end(self) -> None:
+        """The stage is over, however it ended: nothing of it is kept."""
+        unbind(self.emitter, self.node)
+        self.stage = None
 
     def _must_wait(self, stage: Stage, index: int) -> bool:
         """Whether a failed event of the same key has to be done with first."""
@@ -304,6 +308,11 @@ class NodeUnit(Unit):
 
     def _begin(self, stage: Stage, data: list[Any] | None) -> None:
         self._events = stage.events(data)
+
+    def _end(self) -> None:
+        # Through an event, which the garbage collector does not look into, a whole worker would hold on to itself.
+        self._events = []
+        super()._end()
 
     def _fast(self) -> None:
         process, mark, emitted = self._call, self._marks.append, self._columns.data
@@ -573,6 +582,10 @@ class GeneralUnit(NodeUnit):
             for name in self.handler.states:
                 self.emitter.__dict__.pop(name, None)
 
+    def _end(self) -> None:
+        self._access = None
+        super()._end()
+
     def _undo(self) -> None:
         super()._undo()
         self._clear()
@@ -645,8 +658,7 @@ class BatchUnit(NodeUnit):
                 self._close(i)
             return self._finish(stage)
         finally:
-            unbind(self.emitter, self.node)
-            self.stage = None
+            self._end()
 
     def _results(self, events: list[Event]) -> list[Any]:
         """One outcome an event; a raise fails all of them singly."""
