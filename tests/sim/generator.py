@@ -29,7 +29,7 @@ MANUAL: Final = ("node", "counter", "general", "stateful", "async", "async-node"
 """Kinds that emit by name, with keys and delays, and may reply."""
 
 
-class NodePlan(Struct, frozen=True):
+class NodePlan(Struct, frozen=True, eq=False):
     """``targets``: what it emits, of which ``emits`` is declared."""
 
     name: str
@@ -56,7 +56,7 @@ class Root(Struct, frozen=True):
     mode: str
 
 
-class Plan(Struct, frozen=True):
+class Plan(Struct, frozen=True, eq=False):
     """``chunks``: the input, chunk by chunk."""
 
     seed: int
@@ -174,7 +174,7 @@ def make_plan(seed: int) -> Plan:
 # ------------------------------------------------------------------ what an event does
 
 
-@lru_cache(maxsize=10_000)
+@lru_cache(maxsize=2_000)
 def react(plan: Plan, node: NodePlan, uid: str, rounds: int, mode: str, key: str | None) -> Reaction:
     """``key`` is only looked at where a handler can see it."""
     rng = Random(crc32(f"{plan.seed}/{node.name}/{uid}".encode()))
