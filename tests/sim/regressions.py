@@ -7,5 +7,6 @@ SEEDS: dict[int, str] = {
     56: "accepted batches were worked on by position after a worker had died",
     71: "a partition was assigned as empty while its first state was being committed",
     1404: "a node that listens to two names, each also heard by others, got their events out of order",
+    5278: "a held event went out with its line while an earlier work still had it",
 }
 """seed -> what it found"""

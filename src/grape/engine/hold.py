@@ -119,7 +119,7 @@ class HoldList:
             taken = 0
             for number in queue:
                 entry = self._held[number]
-                if entry.stopped or len(out) >= limit or (entry.careful and taken):
+                if entry.stopped or entry.in_work or len(out) >= limit or (entry.careful and taken):
                     break
                 entry.in_work = True
                 out.append((entry, False))
