@@ -6,6 +6,8 @@ SEEDS: dict[int, str] = {
     1: "a taker took a batch twice that came twice",
     56: "accepted batches were worked on by position after a worker had died",
     71: "a partition was assigned as empty while its first state was being committed",
+    245: "a retry unlocked its key although an event behind it was still on its way to the engine",
+    269: "the end of a work gave back held events that another work had got meanwhile",
     1404: "a node that listens to two names, each also heard by others, got their events out of order",
     5278: "a held event went out with its line while an earlier work still had it",
 }
