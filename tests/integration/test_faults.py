@@ -147,6 +147,28 @@ def test_a_taker_that_raises_ends_the_run_with_its_line(tmp_path: Path) -> None:
     assert got == ["a", "b"]
 
 
+def test_takers_come_and_go(tmp_path: Path) -> None:
+    """Each gets what is emitted while it is there, several at once all of it."""
+    code = (
+        "from grape import Topology\nt = Topology('takers')\nt.add_output('out')\n"
+        "@t.slot('line', emits='out')\ndef work(line: str) -> str:\n    return line\n"
+    )
+    want: dict[str, list[str]] = {"a": [], "b": [], "c": []}
+    for number, takers in enumerate(["a", "ab", "b", "", "abc", "c", "a"]):
+        lines = [f"{number}.{i}" for i in range(200)]
+        with (tmp_path / "all.txt").open("a") as file:
+            file.write("".join(f"{line}\n" for line in lines))
+        (tmp_path / "app.py").write_text(code)
+        command = [GRAPE, "run", "app.py", "--feed", "line=all.txt", "--data", "data", "--partitions", "4"]
+        for name in takers:
+            command += ["--take", f"out={name}.jsonl"]
+            want[name] += lines
+        done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=60, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+    for name, lines in want.items():
+        assert sorted(outputs(tmp_path / f"{name}.jsonl")) == sorted(lines), name
+
+
 def test_all_outputs_of_a_topology_named_by_text_are_open(tmp_path: Path) -> None:
     app = tmp_path / "open_app.py"
     app.write_text(

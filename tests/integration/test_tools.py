@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from grape.store.lmdb import holder
 from grape.tools.repair import Repair
 
 GRAPE = str(Path(sys.executable).parent / "grape")
@@ -347,10 +348,11 @@ def test_beside_a_running_engine(bench: Bench) -> None:
     engine = subprocess.Popen(command, stderr=subprocess.PIPE)
     try:
         deadline = time.monotonic() + 20
-        while time.monotonic() < deadline:
-            done = grape("dead", "retry", "--all", "--data", bench.data)
-            if done.returncode == 2:
-                break
+        while (found := holder(bench.data)) is None or found.pid != engine.pid:
+            assert engine.poll() is None
+            assert time.monotonic() < deadline
+        done = grape("dead", "retry", "--all", "--data", bench.data)
+        assert done.returncode == 2
         assert f"in use by process {engine.pid}" in done.stderr
         assert grape("dead", "list", "--data", bench.data).returncode == 0
         doctor = grape("doctor", "--data", bench.data)

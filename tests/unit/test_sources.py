@@ -348,7 +348,7 @@ def test_json_lines_are_those_of_a_straight_read(
         (b'{"id":"\xff"}', "not-utf8", "byte 7"),
         (b"[" * 100_000, "bad-json", "deep"),
         (b'{"id":1,"n":18446744073709551616}', "bad-value", "cannot travel"),
-        (b"9223372036854775808", "bad-value", "64"),
+        (b"9223372036854775808", "bad-value", "2^63-1"),
         (b'{"idd":1}', "bad-key", "no field 'id' to take the key from; did you mean 'idd'?"),
         (b"[1]", "bad-key", "an array"),
         (b"1", "bad-key", "a number"),

@@ -79,7 +79,7 @@ class Engine:
         self.draining = False
         self._owners: dict[PartitionId, Partition] = {}
         self._others: dict[PartitionId, Owner] = {}
-        self._arrivals: dict[PartitionId, Callable[[], None]] = {}
+        self._arrivals: dict[PartitionId, list[Callable[[], None]]] = {}
         self._deferred: dict[PartitionId, list[tuple[Worker, Ask]]] = {}
         self._due: dict[PartitionId, int] = {}
         self.pools: dict[str, Pool] = {}
@@ -143,7 +143,7 @@ class Engine:
 
     def on_arrival(self, log: PartitionId, call: Callable[[], None]) -> None:
         """Call when something arrived in ``log`` (an output)."""
-        self._arrivals[log] = call
+        self._arrivals.setdefault(log, []).append(call)
 
     def done(self, outcomes: list[tuple[Commit, Outcome]]) -> None:
         """`Callbacks.done`."""
@@ -165,8 +165,7 @@ class Engine:
         for arrival in arrivals:
             partition = self._owners.get(arrival.partition)
             if partition is None:
-                call = self._arrivals.get(arrival.partition)
-                if call is not None:
+                for call in self._arrivals.get(arrival.partition, ()):
                     call()
                 continue
             partition.arrived(arrival.events, arrival.size)
@@ -375,6 +374,12 @@ class Engine:
         """Committed state records of ``node``, None where there is none."""
         prefix = state_key(self.app.node_id(node), b"")
         return self.transport.get(partition.id, "state", [prefix + key for key in keys])
+
+    def state_at_once(self, partition: Partition, node: str, keys: list[bytes]) -> list[bytes | None]:
+        """As `state_of`, with what is yet to be committed: for a worker in this process, which cannot wait for it."""
+        prefix = state_key(self.app.node_id(node), b"")
+        found = self.state_of(partition, node, keys)
+        return [partition.pending_state(prefix + key, value) for key, value in zip(keys, found, strict=True)]
 
     def _stuck(self, worker: Worker, message: Stuck) -> None:
         partition = self._assigned(worker, message)

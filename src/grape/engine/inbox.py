@@ -73,6 +73,11 @@ class Inbox:
         self._head.seen[origin_key(header)] = expected + 1
         return self._accept(position, header, size)
 
+    def catch_up(self, header: Header) -> None:
+        """Whatever its origin sent before this batch is gone: take it as the next one."""
+        key = origin_key(header)
+        self._head.seen[key] = max(self._head.seen.get(key, 0), header.sequence)
+
     def passed(self, position: int) -> None:
         """Everything up to ``position`` has been offered."""
         self.read_to = max(self.read_to, position + 1)

@@ -51,6 +51,10 @@ class Take:
         self.head = decode_taker(found) if found else TakerHead()
         self._readings = {number: self.head.logs.get(number) or Reading() for number in self.logs}
         self._inboxes = {number: Inbox(reading) for number, reading in self._readings.items()}
+        self.peers: list[Take] = []
+        """All takers of this output in this run: what all of them have is dropped."""
+        self._owed: set[int] = set()
+        """Partitions of which more can be dropped than this taker's last commit did."""
         self._fresh = set(range(app.partitions))
         """Partitions that may have something to take."""
 
@@ -58,19 +62,24 @@ class Take:
     def logs(self) -> list[int]:
         return list(range(self._app.partitions))
 
+    def committed(self, partition: int) -> int:
+        """Up to where it has taken a partition's log, durably."""
+        reading = self.head.logs.get(partition)
+        return 0 if reading is None else reading.cursor.position
+
     def arrived(self, partition: int) -> None:
         self._fresh.add(partition)
 
     @property
     def is_idle(self) -> bool:
         """Everything there is has been taken and committed."""
-        return not self._fresh and not self._committer.is_busy
+        return not self._fresh and not self._owed and not self._committer.is_busy
 
     def read(self, max_bytes: int) -> Taken | None:
         """What can be taken now, each batch once and those of one origin in order; None: nothing. What was read must be
         committed before the next read."""
         batches: list[bytes] = []
-        logs: set[int] = set()
+        logs, self._owed = self._owed, set()
         events = size = 0
         for number in sorted(self._fresh):
             inbox = self._inboxes[number]
@@ -82,6 +91,8 @@ class Take:
                     break
                 for stored in found:
                     header = codec.header_of(stored.batch) if stored.known else codec.check(stored.batch)
+                    if self._transport.features.exact_forwarding:
+                        inbox.catch_up(header)  # there are no gaps but of what went to an earlier taker
                     batch = inbox.offer(stored.position, header, len(stored.batch))
                     inbox.passed(stored.position)
                     if batch is not None:
@@ -138,16 +149,23 @@ class Take:
         """``taken`` is where it belongs: move on. ``then`` is called when that is durable."""
         trims: list[Trim] = []
         drops: list[tuple[PartitionId, int]] = []
+        dropped: dict[int, int] = {}
         for number in taken.logs:
             log = self._app.log(self._log, number)
             position, above = self._inboxes[number].advance()
-            trims.append(Trim(log, position))
-            drops += [(log, at) for at in above]
+            others = [peer.committed(number) for peer in self.peers if peer is not self]
+            dropped[number] = min([position, *others])
+            trims.append(Trim(log, dropped[number]))
+            drops += [] if others else [(log, at) for at in above]
         logs = {number: reading for number, reading in self._readings.items() if reading.seen}
         head = TakerHead(logs, length, tail, self.head.taken + taken.events)
 
         def committed() -> None:
             self.head = head
+            # A peer may have come on while this was under way.
+            self._owed |= {
+                n for n, at in dropped.items() if min(peer.committed(n) for peer in self.peers or [self]) > at
+            }
             self._app.stats.taken[self._log[1:]] += taken.events
             then()
 

@@ -761,6 +761,13 @@ class Partition:
         (value,) = self.transport.get(self.id, "text", [key])
         return None if value is None else int.from_bytes(value[8:12], "big")
 
+    def pending_state(self, key: bytes, committed: bytes | None) -> bytes | None:
+        """A state record as the draft or the commit under way has it, else ``committed``."""
+        for draft in (self._draft, self._committing):
+            if draft is not None and key in draft.rows.get("state", {}):
+                return draft.rows["state"][key]
+        return committed
+
     def then(self, callback: Callable[[], None]) -> None:
         """Call when what is in the draft now has been committed."""
         self._draft.then.append(callback)

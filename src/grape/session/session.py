@@ -252,16 +252,21 @@ class Session:
             source.open(feed.head.position)
             self.feeds.append(feed)
             self.engine.own(feed.id, feed.done)
+        takes: dict[str, list[Take]] = {}
         for taker in self.takers:
             log = REPLIES if taker.event is None else OUTPUT + taker.event
             take = Take(app, taker.sink.name, log, self._transport, self.clock)
             taking = Taking(taker, take, self._executor, self._wake.set, self.stop_with)
             self._takings.append(taking)
+            takes.setdefault(log, []).append(take)
+            take.peers = takes[log]
             self.engine.own(take.id, take.done)
             for number in take.logs:
                 self.engine.on_arrival(app.log(log, number), partial(taking.arrived, number))
 
     def _size(self, partitions: int) -> int:
+        if self.options.inline:
+            return 1  # there is one set of nodes in this process
         return min(self.options.workers or os.cpu_count() or 1, partitions)
 
     async def _serve(self, data: str) -> Outcomes:
@@ -403,7 +408,7 @@ class Session:
     def _answer_inline(self, worker: InlineLink, ask: Ask) -> list[bytes | None]:
         assert self.engine is not None
         pool, _ = self._names[worker]
-        return self.engine.state_of(self.engine.partition(pool, ask.partition), ask.node, ask.keys)
+        return self.engine.state_at_once(self.engine.partition(pool, ask.partition), ask.node, ask.keys)
 
     def received(self, worker: ProcessLink | InlineLink, message: FromWorker) -> None:
         pool, index = self._names[worker]
