@@ -43,7 +43,7 @@ TOPOLOGY: Final = TopologySpec(
 )
 CAPABILITIES: Final = ["partition", "cache", "chain"]
 EVENTS: Final = 10
-LIMITS: Final = Limits(max_event=200_000, batch_max=100_000)
+LIMITS: Final = Limits(max_event=200_000, batch_max=100_000, heartbeat_timeout=1e9)
 
 
 class LyingWorker:
