@@ -157,6 +157,32 @@ def test_one_of_two_listeners_is_gone(tmp_path: Path) -> None:
     assert sorted(seen, key=int) == [str(i) for i in range(LINES - waiting, LINES)]
 
 
+def test_a_timer_of_which_one_listener_is_gone(tmp_path: Path) -> None:
+    """F93: it stays for the other one, and is a dead letter once."""
+    head = (
+        "from grape import Node, Topology\n"
+        "class Wait(Node):\n"
+        "    def process(self, event):\n"
+        "        self.emit('later', event.data, delay=3600)\n"
+        "t = Topology('app')\n"
+        "t.add_slot('line', Wait())\n"
+        "@t.slot('later')\ndef first(text: str) -> None:\n    pass\n"
+    )
+    app, text, data = write(tmp_path, head + "@t.slot('later')\ndef second(text: str) -> None:\n    pass\n", lines=3)
+    run = ("run", app, "--data", data, "--no-wait")
+    assert grape(*run, "--feed", f"line={text}").returncode == 0
+    app.write_text(head)
+    refused = grape(*run)
+    assert refused.returncode == 2
+    assert "slot 'later' -> second is gone from app 'app', and 3 events wait for it (3 as timers)" in refused.stderr
+    for _ in range(2):
+        done = grape(*run, "--drop-slot", "later>second")
+        assert done.returncode == 1, done.stderr
+        assert "3 events wait in" in done.stderr
+        letters = rows(grape("dead", "list", "--json", "--data", data).stdout)
+        assert [letter["node"] for letter in letters] == ["second"] * 3
+
+
 def test_a_node_that_is_gone_is_refused_while_it_has_state(tmp_path: Path) -> None:
     """F93"""
     app, text, data = write(tmp_path, COUNT.format(name="Count", options=""))

@@ -206,18 +206,27 @@ class Migration:
         yield partition
 
     def _bury_timers(self, partition: Partition) -> Iterator[Partition]:
-        for n, (key, timer, nodes) in enumerate(list(self._timers(partition)), 1):
-            event = _name_in(timer.body)
-            for node in nodes:
-                entry = HoldEntry(node, event, "", _key_in(timer.body), partition.clock.now(), timer.body)
-                entry.context = timer.context
-                partition.give_up(entry, _DROPPED, self._why(event, node))
-            if self._stays(event, timer.log, None):
-                continue
-            partition.drop_timer(key)
+        """A timer for which others wait too stays, so that its letters come with the mark that they are written."""
+        timers = list(self._timers(partition))
+        stays = {key for key, timer, _ in timers if self._stays(_name_in(timer.body), timer.log, None)}
+        for n, (key, timer, nodes) in enumerate([row for row in timers if row[0] not in stays], 1):
+            self._bury_timer(partition, timer, nodes)
+            partition.put_row("timer", key, None)
             if n % _STEP_ROWS == 0:
                 yield partition
         yield partition
+        if stays and partition.head.migrated[0] != self._digest:
+            for _, timer, nodes in [row for row in timers if row[0] in stays]:
+                self._bury_timer(partition, timer, nodes)
+            partition.head.migrated = (self._digest, 0)
+            yield partition
+
+    def _bury_timer(self, partition: Partition, timer: TimerEntry, nodes: list[str]) -> None:
+        event = _name_in(timer.body)
+        for node in nodes:
+            entry = HoldEntry(node, event, "", _key_in(timer.body), partition.clock.now(), timer.body)
+            entry.context = timer.context
+            partition.give_up(entry, _DROPPED, self._why(event, node))
 
     def _bury_log(self, partition: Partition) -> Iterator[Partition]:
         """A batch whose events also have other listeners stays, so its position is remembered with the letters."""

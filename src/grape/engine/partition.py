@@ -83,7 +83,6 @@ class _Draft:
     def __init__(self) -> None:
         self.sends: list[Send] = []
         self.rows: dict[Table, dict[bytes, bytes | None]] = {}
-        self.new_holds: list[tuple[int, HoldEntry, int]] = []
         self.new_timers: list[tuple[int, bytes]] = []
         self.then: list[Callable[[], None]] = []
         self.changed = False
@@ -815,10 +814,6 @@ class Partition:
         """Pairs that did not chain in older code chain from ``position`` on."""
         self.head.chain_from = max(self.head.chain_from, position)
         self._draft.changed = True
-
-    def drop_timer(self, key: bytes) -> None:
-        """A timer is gone. For use before anything runs: it may stay in the memory of this partition."""
-        self.put_row("timer", key, None)
 
     def put_row(self, table: Table, key: bytes, value: bytes | None) -> None:
         """Write or remove a row with the next commit."""

@@ -69,7 +69,6 @@ class Pool:
         self.workers: dict[int, Worker] = {}
         self.failed_starts = 0
         self.respawn_at: dict[int, int] = {}
-        self.respawns = 0
 
     def owner(self, partition: int) -> Worker | None:
         worker = self.workers.get(partition % self.size)

@@ -122,7 +122,6 @@ class TakerHead(Struct, array_like=True):
     length: int = 0
     tail: bytes = b""
     taken: int = 0
-    finals: dict[str, int] = {}
 
 
 class NodeRecord(Struct, array_like=True):
