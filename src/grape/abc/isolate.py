@@ -1,11 +1,12 @@
 """The contract of an isolate: how the worker processes of a pool are confined.
 
-Two phases. ``prepare`` finds out, by trying, whether the host can do what is asked, and builds what the pool's workers
-share; it refuses by name and remedy, so that a level is never weaker than what was asked for. ``spawn`` starts one worker.
+Two phases. ``prepare`` finds out, by trying, whether the host can do what is asked, and builds what the pool's
+workers share; it refuses by name and remedy, so that a level is never weaker than what was asked for. ``spawn``
+starts one worker.
 
 An isolate is constructed with (pool, config), where ``config`` is its own `Config`: a frozen `Struct` decoded from
-``[pool.NAME.isolate]`` of a profile. All methods but ``Process.terminate`` and ``Process.kill`` may block and are called from
-one thread that lives as long as the engine (workers die with the thread that started them).
+``[pool.NAME.isolate]`` of a profile. All methods but ``Process.terminate`` and ``Process.kill`` may block and are
+called from one thread that lives as long as the engine (workers die with the thread that started them).
 """
 
 from __future__ import annotations
@@ -19,10 +20,10 @@ from msgspec import Struct
 class Command(Struct, frozen=True, kw_only=True):
     """What to run.
 
-    ``argv``: without the arguments that an isolate adds itself: ``--fd N`` (the socket) and ``--parent PID`` (0: the jail
-    sees to it that the worker dies with the engine). ``directory``: the app's own; the worker starts there, unless
-    it has to have another one, and may read it. ``env``: variables beside those that every worker keeps. ``readable``:
-    further files and directories that the runtime needs to see.
+    ``argv``: without the arguments that an isolate adds itself: ``--fd N`` (the socket) and ``--parent PID`` (0: the
+    jail sees to it that the worker dies with the engine). ``directory``: the app's own; the worker starts there,
+    unless it has to have another one, and may read it. ``env``: variables beside those that every worker keeps.
+    ``readable``: further files and directories that the runtime needs to see.
     """
 
     argv: tuple[str, ...]
@@ -44,8 +45,11 @@ class Ability(Struct, frozen=True):
 
 
 class Ending(Struct, frozen=True):
-    """How a worker ended. ``code``: exit code of the worker itself, negative: a signal. ``reason``: what the jail knows of
-    it, in words and with the limit ("out of memory: the worker reached its limit of 512 MiB (isolate.memory)"), or ""."""
+    """How a worker ended.
+
+    ``code``: exit code of the worker itself, negative: a signal. ``reason``: what the jail knows of it, in words and
+    with the limit ("out of memory: the worker reached its limit of 512 MiB (isolate.memory)"), or "".
+    """
 
     code: int
     reason: str = ""
@@ -54,8 +58,8 @@ class Ending(Struct, frozen=True):
 class Process(Protocol):
     """A worker that was started.
 
-    ``socket`` and the pipes ``stdout``, ``stderr`` do not block; who has the process reads them and closes the socket and the
-    pidfd. ``pid`` is that of the process started on the host. ``pidfd`` becomes readable when it has ended.
+    ``socket`` and the pipes ``stdout``, ``stderr`` do not block; who has the process reads them and closes the socket
+    and the pidfd. ``pid`` is that of the process started on the host. ``pidfd`` becomes readable when it has ended.
     """
 
     pid: int
@@ -71,8 +75,8 @@ class Process(Protocol):
         """End the worker and everything it started (SIGKILL). Does not block; harmless when it has ended."""
 
     def reap(self) -> Ending:
-        """After ``pidfd`` became readable: collect the process, end whatever is left of its descendants, remove what was
-        its own (temporary directory, cgroup leaf), close the pipes. Called once. Blocking."""
+        """After ``pidfd`` became readable: collect the process, end whatever is left of its descendants, remove what
+        was its own (temporary directory, cgroup leaf), close the pipes. Called once. Blocking."""
 
 
 class Isolate(Protocol):
