@@ -164,9 +164,9 @@ class Session:
         temporary = options.data is None
         data = options.data or tempfile.mkdtemp(prefix="grape-")
         self._command = Command(
-            python_worker(options.target, msgspec.json.encode(options.config).decode()),
-            options.directory,
-            options.env,
+            argv=python_worker(options.target, msgspec.json.encode(options.config).decode()),
+            directory=options.directory,
+            env=options.env,
         )
         self._supervisor = Supervisor(lambda: spawn(self._command), self)
         self._executor = ThreadPoolExecutor(max(1, len(self.takers)), thread_name_prefix="grape-take")

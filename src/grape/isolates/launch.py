@@ -1,0 +1,133 @@
+"""Starting a process: one socket, null as stdin, two pipes, nothing else inherited; and the programs that confine it.
+
+What confines a process is set between fork and exec by small programs of util-linux, so that it holds for every
+executable, whatever its language; Python code cannot run there safely in a process with threads.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import shutil
+import socket
+import subprocess
+from collections.abc import Sequence
+from typing import Final
+
+from msgspec import Struct
+
+from grape.abc.isolate import Ability
+from grape.errors import Unsupported
+from grape.isolates.procs import TAG, engine_id
+
+KEPT: Final = ("PATH", "HOME", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "VIRTUAL_ENV")
+"""Variables of the engine that a worker keeps; all others only if asked for."""
+
+_SOCKET_BUFFER: Final = 4 << 20
+_OOM_SCORE: Final = b"500"
+
+
+class Child(Struct):
+    """A process that was started. ``socket`` and the pipes do not block."""
+
+    pid: int
+    pidfd: int
+    socket: socket.socket
+    stdout: int
+    stderr: int
+    popen: subprocess.Popen[bytes]
+
+
+def start(
+    argv: Sequence[str],
+    *,
+    directory: str,
+    env: dict[str, str],
+    umask: int = 0o077,
+    parent: int | None = None,
+    inherit: tuple[int, ...] = (),
+) -> Child:
+    """Start ``argv --fd N --parent PID`` in a session of its own. It dies with the thread that calls this, if
+    something in ``argv`` sees to it.
+
+    Args:
+        parent: what stands for PID; the caller's, if None.
+        inherit: further descriptors.
+
+    Raises:
+        OSError: it cannot be started.
+    """
+    with contextlib.ExitStack() as undo:
+        ours, theirs = socket.socketpair()
+        undo.callback(theirs.close)
+        with contextlib.ExitStack() as undo_all:
+            undo_all.callback(ours.close)
+            for end in (ours, theirs):
+                for option in (socket.SO_SNDBUF, socket.SO_RCVBUF):
+                    end.setsockopt(socket.SOL_SOCKET, option, _SOCKET_BUFFER)
+            ours.setblocking(False)
+            pipes = []
+            for _ in range(2):
+                reading, writing = os.pipe()
+                undo_all.callback(os.close, reading)
+                undo.callback(os.close, writing)
+                os.set_blocking(reading, False)
+                pipes.append((reading, writing))
+            popen = subprocess.Popen(
+                [*argv, "--fd", str(theirs.fileno()), "--parent", str(os.getpid() if parent is None else parent)],
+                stdin=subprocess.DEVNULL,
+                stdout=pipes[0][1],
+                stderr=pipes[1][1],
+                cwd=directory,
+                env=env,
+                umask=umask,
+                pass_fds=(theirs.fileno(), *inherit),
+                start_new_session=True,
+            )
+            with contextlib.suppress(OSError), open(f"/proc/{popen.pid}/oom_score_adj", "wb", buffering=0) as file:
+                file.write(_OOM_SCORE)  # when the host is out of memory, the engine is not what goes first
+            try:
+                pidfd = os.pidfd_open(popen.pid)
+            except OSError:
+                popen.kill()
+                popen.wait()
+                raise
+            undo_all.pop_all()
+        return Child(popen.pid, pidfd, ours, pipes[0][0], pipes[1][0], popen)
+
+
+def worker_env(own: dict[str, str], tag: str) -> dict[str, str]:
+    """What a worker's environment consists of: what every worker keeps, the app's own, and its tag."""
+    env = {name: os.environ[name] for name in KEPT if name in os.environ}
+    env.setdefault("PYTHONUNBUFFERED", "1")
+    return {**env, **own, TAG: tag}
+
+
+def new_tag() -> str:
+    """Of one worker: this engine's id and something random."""
+    return f"{engine_id()}-{secrets.token_hex(8)}"
+
+
+def find_tool(program: str, package: str) -> str:
+    """Full path of a program that has to be installed.
+
+    Raises:
+        Unsupported: it is not.
+    """
+    path = shutil.which(program, path=os.environ.get("PATH", "") + ":/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin")
+    if path is None:
+        raise Unsupported(f"the program {program} is not on this host; install the package {package}")
+    return path
+
+
+def attempt(name: str, argv: Sequence[str], remedy: str = "") -> Ability:
+    """Whether a command works here, by running it."""
+    try:
+        done = subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, timeout=10, check=False)
+    except (OSError, subprocess.TimeoutExpired) as e:
+        return Ability(name, False, str(e), remedy)
+    if done.returncode != 0:
+        said = done.stderr.decode("utf-8", "replace").strip() or f"{argv[0]} ended with {done.returncode}"
+        return Ability(name, False, said, remedy)
+    return Ability(name, True)
