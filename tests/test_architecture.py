@@ -23,7 +23,7 @@ BELOW: dict[str, set[str]] = {
     "worker": {"errors", "model", "authoring", "protocol"},
     "engine": {"errors", "model", "abc", "protocol"},
 }
-TOP = {"session", "inline", "running", "cli", "testing", "tools"}
+TOP = {"builtins", "session", "inline", "running", "cli", "testing", "tools"}
 LAZY = {("__init__.py", "__getattr__"), ("running.py", "new_event_loop")}
 
 

@@ -28,6 +28,10 @@ _SOCKET_BUFFER: Final = 4 << 20
 _OOM_SCORE: Final = b"500"
 
 
+STARTED: Final[set[int]] = set()
+"""Pids of children of this process that somebody waits for."""
+
+
 class Child(Struct):
     """A process that was started. ``socket`` and the pipes do not block."""
 
@@ -37,6 +41,16 @@ class Child(Struct):
     stdout: int
     stderr: int
     popen: subprocess.Popen[bytes]
+
+    def wait(self) -> tuple[int, float]:
+        """Wait for its end, close the pipes. Returns exit code (negative: a signal) and seconds of CPU time that it
+        and what it waited for have used."""
+        _, status, usage = os.wait4(self.pid, 0)
+        STARTED.discard(self.pid)
+        self.popen.returncode = os.waitstatus_to_exitcode(status)
+        os.close(self.stdout)
+        os.close(self.stderr)
+        return self.popen.returncode, usage.ru_utime + usage.ru_stime
 
 
 def start(
@@ -93,6 +107,7 @@ def start(
                 popen.kill()
                 popen.wait()
                 raise
+            STARTED.add(popen.pid)
             undo_all.pop_all()
         return Child(popen.pid, pidfd, ours, pipes[0][0], pipes[1][0], popen)
 

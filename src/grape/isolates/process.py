@@ -23,6 +23,7 @@ from msgspec import Meta, Struct
 from grape.abc.isolate import Ability, Command, Ending
 from grape.errors import Unsupported
 from grape.isolates.launch import KEPT, Child, attempt, find_tool, new_tag, start, worker_env
+from grape.isolates.parent import reap_orphans
 from grape.isolates.procs import descendants, end_descendants, end_strays, stat
 from grape.isolates.scratch import Scratch
 from grape.model.section import Duration, Size, show_size
@@ -258,13 +259,11 @@ class WorkerProcess:
 
     def reap(self) -> Ending:
         left = end_descendants(self.pid, self._tag, self._since)
-        _, status, usage = os.wait4(self.pid, 0)
         self._is_over = True
-        code = self._child.popen.returncode = os.waitstatus_to_exitcode(status)
-        for pipe in (self.stdout, self.stderr):
-            os.close(pipe)
+        code, seconds = self._child.wait()
+        reap_orphans()
         self._scratch.remove(self._own)
-        reasons = [self.why(code, usage.ru_utime + usage.ru_stime)]
+        reasons = [self.why(code, seconds)]
         if left:
             reasons.append(f"processes that it started could not be ended: {', '.join(map(str, left))}")
         return Ending(code, "; ".join(filter(None, reasons)))

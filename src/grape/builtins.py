@@ -1,0 +1,62 @@
+"""What can be plugged, by kind and name: the one list of what Grape brings along, and what installed packages add."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import importlib.metadata
+from typing import Final, cast
+
+from grape.abc.isolate import Isolate
+from grape.errors import UsageError
+
+BUILTINS: Final[dict[str, dict[str, str]]] = {
+    "isolate": {
+        "process": "grape.isolates.process:ProcessIsolate",
+        "cgroup": "grape.isolates.cgroup:CgroupIsolate",
+        "sandbox": "grape.isolates.sandbox:SandboxIsolate",
+        "container": "grape.isolates.container:ContainerIsolate",
+    },
+}
+"""Kind, name, "module:Class". Packages add to a kind with entry points of the group ``grape.KINDs``."""
+
+
+def isolate(name: str) -> type[Isolate]:
+    """The level of confinement of this name.
+
+    Raises:
+        UsageError: there is none (with the near ones), or its package fails to import.
+    """
+    return cast(type[Isolate], _find("isolate", name))
+
+
+def names(kind: str) -> list[str]:
+    """What there is of a kind: Grape's own in their order, then what packages add."""
+    own = list(BUILTINS[kind])
+    return own + sorted({point.name for point in _entry_points(kind)} - set(own))
+
+
+def _find(kind: str, name: str) -> object:
+    """Grape's own come first: a package cannot take their place."""
+    path = BUILTINS[kind].get(name)
+    if path is not None:
+        module, _, attribute = path.partition(":")
+        return getattr(importlib.import_module(module), attribute)
+    for point in _entry_points(kind):
+        if point.name == name:
+            try:
+                return point.load()
+            except Exception as e:
+                package = point.dist.name if point.dist is not None else "(unknown)"
+                raise UsageError(
+                    f"{kind} {name!r}: the package {package} says it is {point.value}, which fails to import: "
+                    f"{type(e).__name__}: {e}; repair or reinstall the package"
+                ) from e
+    known = names(kind)
+    near = difflib.get_close_matches(name, known, 3, 0.5)
+    hint = f"did you mean {' or '.join(map(repr, near))}?" if near else f"there are {', '.join(map(repr, known))}"
+    raise UsageError(f"there is no {kind} {name!r}; {hint}")
+
+
+def _entry_points(kind: str) -> list[importlib.metadata.EntryPoint]:
+    return list(importlib.metadata.entry_points(group=f"grape.{kind}s"))
