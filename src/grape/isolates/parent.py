@@ -1,4 +1,4 @@
-"""What the engine's process does to be a good parent: settings of a whole process, for `grape run`, not for a library."""
+"""What makes the engine's process a good parent: settings of a whole process, for `grape run`, not for a library."""
 
 from __future__ import annotations
 
