@@ -290,7 +290,12 @@ def _privileges(setpriv: str, uid: int = -1, gid: int = -1) -> list[str]:
 
 
 def _limits(prlimit: str, config: ProcessConfig) -> list[str]:
-    argv = [prlimit, "--core=0"]
+    return [prlimit, *(f"--{name}={soft}:{hard}" for name, soft, hard in resource_limits(config))]
+
+
+def resource_limits(config: ProcessConfig) -> list[tuple[str, int, int]]:
+    """Name (``nofile``: RLIMIT_NOFILE), soft and hard limit, none above what the engine has itself."""
+    found = [("core", 0, 0)]
     wanted = (
         ("data", resource.RLIMIT_DATA, config.memory),
         ("as", resource.RLIMIT_AS, config.address_space),
@@ -303,10 +308,10 @@ def _limits(prlimit: str, config: ProcessConfig) -> list[str]:
     for name, number, limit in wanted:
         if limit is not None:
             most = resource.getrlimit(number)[1]
-            hard = int(limit) if most == resource.RLIM_INFINITY else min(int(limit), most)
+            soft = int(limit) if most == resource.RLIM_INFINITY else min(int(limit), most)
             # one second between SIGXCPU, which says why, and SIGKILL
-            argv.append(f"--{name}={hard}:{hard + 1}" if name == "cpu" and hard != most else f"--{name}={hard}")
-    return argv
+            found.append((name, soft, soft + 1 if name == "cpu" and soft != most else soft))
+    return found
 
 
 def _cpu_seconds(limit: float) -> int:
