@@ -124,7 +124,10 @@ class ProcessIsolate:
             *_privileges(find_tool("setpriv", "util-linux"), self.uid, self.gid),
             *_limits(find_tool("prlimit", "util-linux"), self.config),
         ]
-        self._scratch = Scratch()
+        try:
+            self._scratch = Scratch()
+        except OSError as e:
+            raise self.refusal(f"there is no place for temporary directories: {e}; set TMPDIR to one") from e
         end_strays()
 
     def refusal(self, text: str) -> Unsupported:

@@ -20,6 +20,7 @@ import secrets
 import select
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 import time
@@ -65,6 +66,21 @@ def descriptors() -> list[str]:
         with contextlib.suppress(FileNotFoundError):
             found.append(f"{name}: {os.readlink(f'/proc/self/fd/{name}')}")
     return sorted(found)
+
+
+def python_for(uid: int) -> str:
+    """A Python that this user can execute; only root may ask.
+
+    Raises:
+        AssertionError: there is none.
+    """
+    for python in (sys.executable, "/usr/bin/python3", "/usr/local/bin/python3"):
+        with contextlib.suppress(OSError):
+            argv = [python, "-I", "-S", "-c", "import socket"]
+            done = subprocess.run(argv, user=uid, group=uid, extra_groups=[], capture_output=True, check=False)
+            if done.returncode == 0:
+                return python
+    raise AssertionError(f"no Python that the user {uid} can execute: install one in /usr (apt-get install python3)")
 
 
 class Started:
