@@ -20,7 +20,7 @@ from typing import Annotated, ClassVar, Final, Literal
 
 from msgspec import Meta, Struct
 
-from grape.abc.isolate import Ability, Command, Ending
+from grape.abc.isolate import Ability, Command, Ending, Process
 from grape.errors import Unsupported
 from grape.isolates.launch import KEPT, Child, attempt, find_tool, new_tag, start, worker_env
 from grape.isolates.parent import reap_orphans
@@ -100,7 +100,7 @@ class ProcessIsolate:
         rows.append(attempt("limits", [prlimit, "--core=0", "--nofile=64", "/bin/true"], _UTIL_LINUX))
         root = os.geteuid() == 0
         rows.append(
-            attempt("another user (uid)", [*_privileges(setpriv, 65534, 65534), "/bin/true"])
+            attempt("another user (uid)", [*_privileges(setpriv, 65534, 65534), "/bin/true"], "run grape as root")
             if root
             else Ability("another user (uid)", False, "the engine is not root", "run grape as root, or leave uid out")
         )
@@ -122,13 +122,17 @@ class ProcessIsolate:
             )
         self._confine = [
             *_privileges(find_tool("setpriv", "util-linux"), self.uid, self.gid),
-            *_limits(find_tool("prlimit", "util-linux"), self.config),
+            *_limits(find_tool("prlimit", "util-linux"), self.process_limits()),
         ]
         try:
             self._scratch = Scratch()
         except OSError as e:
             raise self.refusal(f"there is no place for temporary directories: {e}; set TMPDIR to one") from e
         end_strays()
+
+    def process_limits(self) -> ProcessConfig:
+        """Those that each process of a worker has."""
+        return self.config
 
     def refusal(self, text: str) -> Unsupported:
         return Unsupported(f"[pool.{self.pool}.isolate] {text}")
@@ -164,7 +168,7 @@ class ProcessIsolate:
 
     # ------------------------------------------------------------------ spawn
 
-    def spawn(self, worker: str, command: Command) -> WorkerProcess:
+    def spawn(self, worker: str, command: Command) -> Process:
         """
         Raises:
             OSError: it cannot be started now; PermissionError: nor may the user of the workers read what they need.
