@@ -5,10 +5,20 @@ from __future__ import annotations
 from typing import Any
 
 from grape.abc.isolate import Isolate
+from grape.errors import Unsupported
+from grape.isolates.cgroups import open_group
 from grape.isolates.sandbox import SandboxConfig, SandboxIsolate
-from grape.testing.contracts.isolate import IsolateContract
+from grape.testing.contracts.isolate import ConfinedContract, IsolateContract
 
 
-class TestSandbox(IsolateContract):
+def has_cgroups() -> bool:
+    try:
+        open_group().close()
+    except Unsupported:
+        return False
+    return True
+
+
+class TestSandbox(ConfinedContract if has_cgroups() else IsolateContract):  # type: ignore[misc]
     def isolate(self, **fields: Any) -> Isolate:
         return SandboxIsolate("main", SandboxConfig(**fields))

@@ -6,10 +6,8 @@ it is seen outside; it goes away with the descriptor that holds it.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import subprocess
-import tempfile
 from collections.abc import Sequence
 from typing import Final
 
@@ -32,26 +30,23 @@ read rest
 class Stage:
     """``enter``: a command that runs the rest inside. ``place``: where a path is found there."""
 
-    def __init__(self, paths: Sequence[str]) -> None:
+    def __init__(self, directory: str, paths: Sequence[str]) -> None:
         """Blocking, some ms.
+
+        Args:
+            directory: an empty one that nobody else has, to mount on; those above have to be open to everybody.
 
         Raises:
             OSError: the mounts cannot be made; the text is that of the program that failed.
         """
-        self._directory = tempfile.mkdtemp(prefix="grape-stage-", dir="/run" if os.access("/run", os.W_OK) else None)
-        self.place = {path: f"{self._directory}/{i}" for i, path in enumerate(paths)}
-        try:
-            os.chmod(self._directory, 0o755)
-            self._namespace = self._build(paths)
-        except BaseException:
-            os.rmdir(self._directory)
-            raise
+        self.place = {path: f"{directory}/{i}" for i, path in enumerate(paths)}
+        self._namespace = self._build(directory, paths)
         # Not inherited, but opened through /proc: what is inside must not get a descriptor of the host's mounts.
         self.enter = (find_tool("nsenter", "util-linux"), f"--mount=/proc/{os.getpid()}/fd/{self._namespace}", "--")
 
-    def _build(self, paths: Sequence[str]) -> int:
+    def _build(self, directory: str, paths: Sequence[str]) -> int:
         unshare = find_tool("unshare", "util-linux")
-        argv = [unshare, "--mount", "--propagation", "private", "--", "/bin/sh", "-c", _BUILD, self._directory, *paths]
+        argv = [unshare, "--mount", "--propagation", "private", "--", "/bin/sh", "-c", _BUILD, directory, *paths]
         with subprocess.Popen(
             argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd="/"
         ) as process:
@@ -64,5 +59,3 @@ class Stage:
 
     def close(self) -> None:
         os.close(self._namespace)
-        with contextlib.suppress(OSError):
-            os.rmdir(self._directory)
