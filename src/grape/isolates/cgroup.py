@@ -153,24 +153,21 @@ class CgroupProcess:
 
     def kill(self) -> None:
         self._was_killed = True
+        self._process.kill_alone()  # it may not be in there yet
         self._leaf.kill()
-        self._process.kill()
 
     def reap(self) -> Ending:
         left = end(self._leaf)
         events = self._leaf.events()
-        ending = self._process.reap()
+        ending = self._process.collect(left)
         reasons = [ending.reason]
         if self._config.memory is not None and events.oom:
             whole = ending.code == -signal.SIGKILL and not self._was_killed
             who = "the worker" if whole else "a process of the worker was ended when it"
-            reasons.append(
-                f"out of memory: {who} reached its limit of {show_size(self._config.memory)} (isolate.memory)"
-            )
+            limit = show_size(self._config.memory)
+            reasons.append(f"out of memory: {who} reached its limit of {limit} (isolate.memory)")
         if events.pids and ending.code != 0:
             reasons.append(f"it reached its limit of {self._config.pids} processes and threads (isolate.pids)")
-        if left:
-            reasons.append(f"processes that it started could not be ended: {', '.join(map(str, left))}")
         try:
             self._leaf.remove()
         except OSError as e:

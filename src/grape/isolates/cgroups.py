@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 import secrets
 import signal
 import time
@@ -111,7 +112,7 @@ def locate(cgroup: str, mountinfo: str) -> Found:
     found: dict[str, str] = {}
     for line in mountinfo.splitlines():
         before, _, after = line.partition(" - ")
-        root, point = before.split()[3:5]
+        root, point = (_unescape(word) for word in before.split()[3:5])
         kind, _, options = after.split(maxsplit=2)
         if kind == "cgroup2" and unified:
             found.setdefault("", _inside(point, root, unified))
@@ -120,6 +121,11 @@ def locate(cgroup: str, mountinfo: str) -> Found:
                 found.setdefault(controller, _inside(point, root, split[controller]))
     top = found.pop("", None)
     return Found(top, found)
+
+
+def _unescape(word: str) -> str:
+    """Spaces and such are octal numbers in mountinfo."""
+    return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), word)
 
 
 def _inside(point: str, root: str, path: str) -> str:

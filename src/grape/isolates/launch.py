@@ -19,17 +19,13 @@ from msgspec import Struct
 
 from grape.abc.isolate import Ability
 from grape.errors import Unsupported
-from grape.isolates.procs import TAG, engine_id
+from grape.isolates.procs import STARTED, TAG, engine_id
 
 KEPT: Final = ("PATH", "HOME", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "VIRTUAL_ENV")
 """Variables of the engine that a worker keeps; all others only if asked for."""
 
 _SOCKET_BUFFER: Final = 4 << 20
 _OOM_SCORE: Final = b"500"
-
-
-STARTED: Final[set[int]] = set()
-"""Pids of children of this process that somebody waits for."""
 
 
 class Child(Struct):

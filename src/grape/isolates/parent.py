@@ -7,8 +7,7 @@ import ctypes
 import os
 from typing import Final
 
-from grape.isolates.launch import STARTED
-from grape.isolates.procs import children, stat
+from grape.isolates.procs import STARTED, children, stat
 
 _PR_SET_DUMPABLE: Final = 4
 _PR_SET_CHILD_SUBREAPER: Final = 36

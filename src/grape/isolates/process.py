@@ -249,15 +249,18 @@ class WorkerProcess:
         self._signal(self.pidfd, signal.SIGTERM)
 
     def kill(self) -> None:
-        if self._is_over:
-            return
-        below = descendants(self.pid)
+        if not self._is_over:
+            below = descendants(self.pid)
+            self.kill_alone()
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(self.pid, signal.SIGKILL)  # not another's: the pid is not free before it is reaped
+            for fd in below:
+                self._signal(fd, signal.SIGKILL)
+                os.close(fd)
+
+    def kill_alone(self) -> None:
+        """Without what it started."""
         self._signal(self.pidfd, signal.SIGKILL)
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(self.pid, signal.SIGKILL)  # not another's: the pid is not free before it is reaped
-        for fd in below:
-            self._signal(fd, signal.SIGKILL)
-            os.close(fd)
 
     def _signal(self, pidfd: int, number: int) -> None:
         if not self._is_over:
@@ -265,7 +268,10 @@ class WorkerProcess:
                 signal.pidfd_send_signal(pidfd, number)
 
     def reap(self) -> Ending:
-        left = end_descendants(self.pid, self._tag, self._since)
+        return self.collect(end_descendants(self.pid, self._tag, self._since))
+
+    def collect(self, left: list[int]) -> Ending:
+        """The part of `reap` that comes when descendants have ended but for ``left``."""
         self._is_over = True
         code, seconds = self._child.wait()
         reap_orphans()

@@ -15,6 +15,9 @@ from msgspec import Struct
 TAG: Final = "GRAPE_WORKER"
 """Variable that every worker has; whatever it starts inherits it."""
 
+STARTED: Final[set[int]] = set()
+"""Pids of children of this process that somebody waits for; each has a session of its own."""
+
 _PATIENCE: Final = 5.0
 _DESCENDANTS: Final = 4096
 
@@ -63,8 +66,12 @@ def end_descendants(worker: int, tag: str, since: int) -> list[int]:
     """
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(worker, signal.SIGKILL)
+    # To look at an environment may take seconds while its process forks; other workers and theirs are passed over.
+    others = STARTED - {worker}
     mark = f"{TAG}={tag}".encode()
-    return _end_all(lambda pid, one: one.session == worker or mark in _environ(pid), worker, since)
+    return _end_all(
+        lambda pid, one: one.session == worker or (one.session not in others and mark in _environ(pid)), worker, since
+    )
 
 
 def end_strays() -> None:

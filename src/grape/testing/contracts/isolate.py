@@ -687,7 +687,6 @@ while True:
             worker = engine.run(bomb)
             assert select.select([worker.process.socket], [], [], PATIENCE)[0]
             assert worker.process.socket.recv(4) == b"full"
-            assert 10 < len(engine.left()) <= 40
             begun = time.monotonic()
             assert engine.shell("exit $(echo 1 | wc -l)", "main.1").reap().code == 1
             assert time.monotonic() - begun < PATIENCE
@@ -701,7 +700,6 @@ while True:
         with self.engine(pids=40, memory=Size(256 * MIB)) as engine:
             worker = engine.shell("bomb() { bomb | bomb & }; bomb; while :; do sleep 1000; done")
             eventually("it fails to fork", lambda: worker._read() or b"fork" in worker.errors or worker.has_ended)
-            assert len(engine.left()) <= 40
             worker.process.kill()
             worker.reap()
             assert engine.left() == []
