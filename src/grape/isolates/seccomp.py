@@ -34,36 +34,37 @@ def _names(text: str) -> tuple[str, ...]:
 
 ALLOWED: Final = _names(
     """
-    access chdir chmod chown chown32 close close_range copy_file_range creat dup dup2 dup3 faccessat faccessat2
-    fadvise64 fadvise64_64 fallocate fchdir fchmod fchmodat fchmodat2 fchown fchown32 fchownat fcntl fcntl64
-    fdatasync fgetxattr flistxattr flock fremovexattr fsetxattr fstat fstat64 fstatat64 fstatfs fstatfs64 fsync
-    ftruncate ftruncate64 futimesat getcwd getdents getdents64 getxattr inotify_add_watch inotify_init
-    inotify_init1 inotify_rm_watch lchown lchown32 lgetxattr link linkat listxattr llistxattr _llseek
-    lremovexattr lseek lsetxattr lstat lstat64 mkdir mkdirat mknod mknodat newfstatat open openat openat2 pipe
-    pipe2 pread64 preadv preadv2 pwrite64 pwritev pwritev2 read readahead readlink readlinkat readv removexattr
-    rename renameat renameat2 rmdir sendfile sendfile64 setxattr stat stat64 statfs statfs64 statx symlink
-    symlinkat truncate truncate64 umask unlink unlinkat utime utimensat utimensat_time64 utimes write writev brk
-    cacheflush get_mempolicy madvise map_shadow_stack mincore mlock mlock2 mlockall mprotect mremap mseal msync
-    munlock munlockall munmap pkey_alloc pkey_free pkey_mprotect arch_prctl capget capset execve execveat exit
-    exit_group fork get_robust_list get_thread_area getcpu getegid getegid32 geteuid geteuid32 getgid getgid32
-    getgroups getgroups32 getpgid getpgrp getpid getppid getpriority getresgid getresgid32 getresuid getresuid32
-    getrlimit getrusage getsid gettid getuid getuid32 ioprio_get ioprio_set kill membarrier pidfd_open
-    pidfd_send_signal prlimit64 restart_syscall rseq rt_sigaction rt_sigpending rt_sigprocmask rt_sigqueueinfo
-    rt_sigreturn rt_sigsuspend rt_sigtimedwait rt_sigtimedwait_time64 rt_tgsigqueueinfo sched_get_priority_max
-    sched_get_priority_min sched_getaffinity sched_getattr sched_getparam sched_getscheduler
-    sched_rr_get_interval sched_rr_get_interval_time64 sched_setaffinity sched_setattr sched_setparam
-    sched_setscheduler sched_yield set_robust_list set_thread_area set_tid_address setfsgid setfsgid32 setfsuid
-    setfsuid32 setgid setgid32 setgroups setgroups32 setpgid setpriority setregid setregid32 setresgid
-    setresgid32 setresuid setresuid32 setreuid setreuid32 setrlimit setsid setuid setuid32 sigaltstack signalfd
-    signalfd4 sigreturn sysinfo tgkill times tkill ugetrlimit uname vfork wait4 waitid waitpid alarm
-    clock_getres clock_getres_time64 clock_gettime clock_gettime64 clock_nanosleep clock_nanosleep_time64
-    getitimer gettimeofday nanosleep setitimer time timer_create timer_delete timer_getoverrun timer_gettime
+    _llseek _newselect accept accept4 access alarm arch_prctl arm_fadvise64_64 bind breakpoint brk cacheflush
+    capget capset chdir chmod chown chown32 clock_getres clock_getres_time64 clock_gettime clock_gettime64
+    clock_nanosleep clock_nanosleep_time64 close close_range connect copy_file_range creat dup dup2 dup3
+    epoll_create epoll_create1 epoll_ctl epoll_pwait epoll_pwait2 epoll_wait eventfd eventfd2 execve execveat
+    exit exit_group faccessat faccessat2 fadvise64 fadvise64_64 fallocate fchdir fchmod fchmodat fchmodat2
+    fchown fchown32 fchownat fcntl fcntl64 fdatasync fgetxattr flistxattr flock fork fremovexattr fsetxattr
+    fstat fstat64 fstatat64 fstatfs fstatfs64 fsync ftruncate ftruncate64 futex futex_requeue futex_time64
+    futex_wait futex_waitv futex_wake futimesat get_mempolicy get_robust_list get_thread_area getcpu getcwd
+    getdents getdents64 getegid getegid32 geteuid geteuid32 getgid getgid32 getgroups getgroups32 getitimer
+    getpeername getpgid getpgrp getpid getppid getpriority getrandom getresgid getresgid32 getresuid getresuid32
+    getrlimit getrusage getsid getsockname getsockopt gettid gettimeofday getuid getuid32 getxattr
+    inotify_add_watch inotify_init inotify_init1 inotify_rm_watch ioprio_get ioprio_set kill landlock_add_rule
+    landlock_create_ruleset landlock_restrict_self lchown lchown32 lgetxattr link linkat listen listxattr
+    llistxattr lremovexattr lseek lsetxattr lstat lstat64 madvise map_shadow_stack membarrier mincore mkdir
+    mkdirat mknod mknodat mlock mlock2 mlockall mprotect mremap mseal msync munlock munlockall munmap nanosleep
+    newfstatat open openat openat2 pause pidfd_open pidfd_send_signal pipe pipe2 pkey_alloc pkey_free
+    pkey_mprotect poll ppoll ppoll_time64 pread64 preadv preadv2 prlimit64 pselect6 pselect6_time64 pwrite64
+    pwritev pwritev2 read readahead readlink readlinkat readv recv recvfrom recvmmsg recvmmsg_time64 recvmsg
+    removexattr rename renameat renameat2 restart_syscall rmdir rseq rt_sigaction rt_sigpending rt_sigprocmask
+    rt_sigqueueinfo rt_sigreturn rt_sigsuspend rt_sigtimedwait rt_sigtimedwait_time64 rt_tgsigqueueinfo
+    sched_get_priority_max sched_get_priority_min sched_getaffinity sched_getattr sched_getparam
+    sched_getscheduler sched_rr_get_interval sched_rr_get_interval_time64 sched_setaffinity sched_setattr
+    sched_setparam sched_setscheduler sched_yield select send sendfile sendfile64 sendmmsg sendmsg sendto
+    set_robust_list set_thread_area set_tid_address set_tls setfsgid setfsgid32 setfsuid setfsuid32 setgid
+    setgid32 setgroups setgroups32 setitimer setpgid setpriority setregid setregid32 setresgid setresgid32
+    setresuid setresuid32 setreuid setreuid32 setrlimit setsid setsockopt setuid setuid32 setxattr shutdown
+    sigaltstack signalfd signalfd4 sigreturn stat stat64 statfs statfs64 statx symlink symlinkat sync_file_range
+    sync_file_range2 sysinfo tgkill time timer_create timer_delete timer_getoverrun timer_gettime
     timer_gettime64 timer_settime timer_settime64 timerfd_create timerfd_gettime timerfd_gettime64
-    timerfd_settime timerfd_settime64 epoll_create epoll_create1 epoll_ctl epoll_pwait epoll_pwait2 epoll_wait
-    eventfd eventfd2 futex futex_requeue futex_time64 futex_wait futex_waitv futex_wake getrandom _newselect
-    poll ppoll ppoll_time64 pselect6 pselect6_time64 select accept accept4 bind connect getpeername getsockname
-    getsockopt listen recv recvfrom recvmmsg recvmmsg_time64 recvmsg send sendmmsg sendmsg sendto setsockopt
-    shutdown landlock_add_rule landlock_create_ruleset landlock_restrict_self
+    timerfd_settime timerfd_settime64 times tkill truncate truncate64 ugetrlimit umask uname unlink unlinkat
+    utime utimensat utimensat_time64 utimes vfork wait4 waitid waitpid write writev
     """
 )
 
@@ -71,11 +72,11 @@ DENIED: Final = _names(
     """
     acct add_key adjtimex bpf chroot clock_adjtime clock_settime fanotify_init fanotify_mark fsconfig fsmount
     fsopen fspick get_kernel_syms kcmp keyctl lookup_dcookie mbind migrate_pages mount mount_setattr move_mount
-    move_pages name_to_handle_at nfsservctl open_tree open_tree_attr perf_event_open pidfd_getfd process_madvise
-    process_mrelease process_vm_readv process_vm_writev ptrace quotactl quotactl_fd request_key seccomp
-    set_mempolicy set_mempolicy_home_node setdomainname sethostname setns settimeofday shmat shmctl shmdt shmget
-    semctl semget semop semtimedop semtimedop_time64 msgctl msgget msgrcv msgsnd stime syslog umount umount2
-    unshare userfaultfd uselib vhangup vm86 vm86old
+    move_pages msgctl msgget msgrcv msgsnd name_to_handle_at nfsservctl open_tree open_tree_attr perf_event_open
+    pidfd_getfd process_madvise process_mrelease process_vm_readv process_vm_writev ptrace quotactl quotactl_fd
+    request_key seccomp semctl semget semop semtimedop semtimedop_time64 set_mempolicy set_mempolicy_home_node
+    setdomainname sethostname setns settimeofday shmat shmctl shmdt shmget stime syslog umount umount2 unshare
+    uselib userfaultfd vhangup vm86 vm86old
     """
 )
 

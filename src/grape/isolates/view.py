@@ -34,8 +34,6 @@ DEVICES: Final = ("null", "zero", "full", "random", "urandom")
 DEVICE_LINKS: Final = {"fd": "/proc/self/fd", "stdin": "fd/0", "stdout": "fd/1", "stderr": "fd/2"}
 
 ETC: Final = {
-    "passwd": f"root:x:0:0::/:/bin/false\ngrape:x:{UID}:{UID}::{TEMP}:/bin/sh\n",
-    "group": f"root:x:0:\ngrape:x:{UID}:\n",
     "hosts": f"127.0.0.1 localhost {HOSTNAME}\n::1 localhost\n",
     "nsswitch.conf": "passwd: files\ngroup: files\nhosts: files\n",
 }
@@ -85,6 +83,14 @@ def view(command: Command, readable: Iterable[str] = (), *, runtime: bool = True
         tuple((path, target) for path, target in links.items() if not is_within(path, paths)),
         program,
     )
+
+
+def passwd(uid: int) -> dict[str, str]:
+    """The files of /etc that say who the worker is."""
+    return {
+        "passwd": f"grape:x:{uid}:{uid}::{TEMP}:/bin/sh\n",
+        "group": f"grape:x:{uid}:\n",
+    }
 
 
 def find_program(command: Command) -> str:
