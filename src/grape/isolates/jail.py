@@ -21,7 +21,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, ClassVar, Final
+from typing import Annotated, ClassVar, Final, cast
 
 from msgspec import Meta
 from msgspec.structs import replace
@@ -37,7 +37,7 @@ from grape.isolates.process import ProcessConfig, ProcessIsolate, resource_limit
 from grape.isolates.procs import TAG, children, end_strays, stat
 from grape.isolates.scratch import Scratch
 from grape.isolates.stage import Stage
-from grape.isolates.view import TEMP, View, is_open_to, is_readable_by
+from grape.isolates.view import DEVICES, GRAPE, TEMP, View, is_open_to, is_readable_by
 from grape.model.section import Size, show_size
 
 _UIDS: Final = 0x70000000
@@ -106,7 +106,7 @@ class Jail(ProcessIsolate, ABC):
         except Unsupported as e:
             why, _, remedy = str(e).rpartition("; ")
             rows.append(Ability("limits of a worker as a whole", False, f"{why}; they are those of a process", remedy))
-        isolate = cls("NAME", cls.Config())
+        isolate = cls("NAME", cast(JailConfig, cls.Config()))
         try:
             isolate.prepare()
             rows.append(Ability(f"a {cls.name}", True, isolate.how()))
@@ -204,7 +204,9 @@ class Jail(ProcessIsolate, ABC):
             Unsupported: it does not work.
         """
         try:
-            process = self.spawn("trial", Command(argv=("/bin/sh", "-c", "true | true"), directory=TRIAL))
+            process = self.spawn(
+                "trial", Command(argv=("/bin/sh", "-c", "true | true"), directory=os.path.join(GRAPE, "isolates"))
+            )
         except OSError as e:
             raise self.refusal(f"{e.strerror or e}{why_no_namespaces()}") from None
         try:
@@ -294,9 +296,6 @@ class Jail(ProcessIsolate, ABC):
             self._group.close()
             self._group = None
         super().close()
-
-
-TRIAL: Final = "/usr/lib"
 
 
 class JailProcess:
@@ -429,6 +428,20 @@ def worker_code(code: int) -> int:
     """From what bubblewrap and OCI runtimes end with, as shells do: 128 and the signal. That of a worker which ended
     with such a number by itself is taken for the signal."""
     return 128 - code if 128 < code <= 128 + 64 else code
+
+
+def landlock_options(read: tuple[str, ...]) -> list[str]:
+    """What of a jail Landlock leaves, beside its temporary directories; nothing where the kernel does not have it."""
+    if not landlock.abi():
+        return []
+    options = ["--names", "/"]
+    for path in read:
+        options += ["--read", path]
+    for path in ("/tmp", "/dev/shm"):
+        options += ["--write", path]
+    for name in DEVICES:
+        options += ["--device", f"/dev/{name}"]
+    return options
 
 
 def wait_for(pidfd: int, patience: float) -> bool:

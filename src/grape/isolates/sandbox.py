@@ -19,7 +19,7 @@ from typing import ClassVar, Final
 from grape.abc.isolate import Ability, Command
 from grape.errors import Unsupported
 from grape.isolates import landlock, seccomp
-from grape.isolates.jail import Jail, JailConfig, JailProcess
+from grape.isolates.jail import Jail, JailConfig, JailProcess, landlock_options
 from grape.isolates.launch import find_tool, new_tag, start
 from grape.isolates.process import ProcessConfig
 from grape.isolates.procs import TAG
@@ -181,20 +181,6 @@ class SandboxIsolate(Jail):
         if "landlock" in self.layers:
             options += landlock_options((*seen.paths, "/etc", "/proc", "/dev"))
         return landlock.step(os.path.join(GRAPE, "isolates"), python=PYTHON, options=options)
-
-
-def landlock_options(read: tuple[str, ...]) -> list[str]:
-    """What of a jail Landlock leaves, beside its temporary directories; nothing where the kernel does not have it."""
-    if not landlock.abi():
-        return []
-    options = ["--names", "/"]
-    for path in read:
-        options += ["--read", path]
-    for path in ("/tmp", "/dev/shm"):
-        options += ["--write", path]
-    for name in DEVICES:
-        options += ["--device", f"/dev/{name}"]
-    return options
 
 
 def _reader(status: int) -> Callable[[], int | None]:
