@@ -268,9 +268,6 @@ class ContainerIsolate(Jail):
                 "cwd": TEMP if self.config.working_directory == "own" else command.directory,
                 "capabilities": {kind: [] for kind in ("bounding", "effective", "permitted", "inheritable", "ambient")},
                 "noNewPrivileges": True,
-                "rlimits": [
-                    {"type": f"RLIMIT_{name.upper()}", "soft": soft, "hard": hard} for name, soft, hard in self.limits
-                ],
             },
             "root": {"path": layout.root, "readonly": True},
             "hostname": HOSTNAME,
@@ -294,7 +291,7 @@ class ContainerIsolate(Jail):
         program = seen.program
         if config.python and command.argv[0] == sys.executable:
             program = config.python
-        options = ["--die"]
+        options = ["--die", *self.limit_options()]  # the runtime itself needs more than some workers may have
         if "landlock" in self.layers:
             options += landlock_options((*shown, "/proc", "/dev", *(() if self._image else ("/etc",))))
         where = _STEP if config.python else os.path.join(GRAPE, "isolates")

@@ -285,6 +285,10 @@ class Jail(ProcessIsolate, ABC):
         here.update(self._stages[private].place)
         return list(self._stages[private].enter), here
 
+    def limit_options(self) -> list[str]:
+        """Of the last step."""
+        return [word for name, soft, hard in self.limits for word in ("--limit", f"{name}={soft}:{hard}")]
+
     def env(self, command: Command, tag: str) -> dict[str, str]:
         return {**worker_env({}, tag), "HOME": TEMP, **command.env, "TMPDIR": TEMP, TAG: tag}
 

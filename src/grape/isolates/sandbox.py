@@ -175,9 +175,7 @@ class SandboxIsolate(Jail):
 
     def _step(self, seen: View) -> list[str]:
         """What runs in the jail, up to the worker's own command line."""
-        options = []
-        for name, soft, hard in self.limits:
-            options += ["--limit", f"{name}={soft}:{hard}"]
+        options = self.limit_options()
         if "landlock" in self.layers:
             options += landlock_options((*seen.paths, "/etc", "/proc", "/dev"))
         return landlock.step(os.path.join(GRAPE, "isolates"), python=PYTHON, options=options)
