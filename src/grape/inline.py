@@ -77,6 +77,9 @@ class InlineLink:
             self._scheduled = True
             self._schedule(self._step)
 
+    def terminate(self) -> None:
+        self.kill()
+
     def kill(self) -> None:
         if not self._ended:
             self._ended = True

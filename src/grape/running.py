@@ -26,16 +26,19 @@ from grape.abc.source import Sink, Source
 from grape.authoring.topology import Topology
 from grape.connectors.sinks import JsonLinesSink
 from grape.connectors.sources import CallableSource, parse_feed
+from grape.engine.supervisor import Line
 from grape.errors import Conflict, Full, GrapeError, TopologyError, UnknownEvent, UsageError
 from grape.model import batch as codec
 from grape.model.address import partition_of
 from grape.model.event import Event
 from grape.model.topology import Limits, TopologySpec
 from grape.session import Options, Outcomes, Session, Taker
+from grape.session.profiles import load_profiles
 from grape.worker.values import encode
 
 Feed = Mapping[str, Any]
 Take = Mapping[str, Any]
+Profiles = str | os.PathLike[str] | Mapping[str, Mapping[str, Any]] | None
 
 
 class Summary(Struct, frozen=True):
@@ -69,6 +72,7 @@ def run(
     config: dict[str, Any] | None = None,
     inline: bool = False,
     wait: bool = True,
+    profile: Profiles = None,
     limits: Limits | None = None,
 ) -> Summary:
     """Run until all input is processed and nothing is in flight.
@@ -78,7 +82,8 @@ def run(
         feed: event -> a path (text or .jsonl), a `Source`, or a callable ``read(position) -> (events, position)``.
         take: event -> a path for JSON lines, or a callable that gets each `Event` of the output.
         data: the data directory; None: a temporary one.
-        workers: processes per pool; None: one a core.
+        workers: processes of a pool whose profile does not say; None: one a core.
+        profile: how pools are kept and confined: a TOML file, or pool -> its keys ({"main": {"pool-limit": 4}}).
         inline: run the slots in this process.
         wait: for timers that are due later; else they stay in ``data``, which must be given.
 
@@ -88,6 +93,7 @@ def run(
     """
     caller = inspect.currentframe()
     options = _options(topology, data, workers, partitions, config, inline, limits, caller.f_back if caller else None)
+    options.profiles = load_profiles(profile, options.config)
     if not wait and data is None:
         raise UsageError("wait=False leaves timers in a data directory: say which one with data=")
     options.wait = wait
@@ -104,6 +110,7 @@ def open(
     partitions: int | None = None,
     config: dict[str, Any] | None = None,
     inline: bool = False,
+    profile: Profiles = None,
     limits: Limits | None = None,
 ) -> RunningEngine:
     """An engine to talk to: ``with grape.open(topology) as e: e.emit(...); for event in e.outputs("total"): ...``.
@@ -113,6 +120,7 @@ def open(
     """
     caller = inspect.currentframe()
     options = _options(topology, data, workers, partitions, config, inline, limits, caller.f_back if caller else None)
+    options.profiles = load_profiles(profile, options.config)
     options.keep_open = True
     engine = RunningEngine(options, [], [])
     engine.take(outputs)
@@ -300,8 +308,9 @@ class RunningEngine:
         if listeners is None:
             accepted.set_exception(UnknownEvent(f"app {app.record.name!r} has no slot {event!r}"))
             return
-        if not engine.intake_is_open:
-            accepted.set_exception(Full(f"{app.backlog_events} events wait; the limit is {app.limits.backlog_events}"))
+        pools = {listener.pool for listener in listeners}
+        if not engine.intake_is_open(pools):
+            accepted.set_exception(Full(engine.over_limit(pools) or "the disk is full but for the reserve, or it ends"))
             return
         try:
             spread = key if key is not None else event_id
@@ -372,9 +381,9 @@ class RunningEngine:
         self.close()
 
 
-def _print_line(worker: str, stream: str, slot: str, line: str) -> None:
-    out = sys.stderr if stream == "stderr" else sys.stdout
-    out.write(f"[{slot + ' ' if slot else ''}{worker}] {line}\n")
+def _print_line(worker: str, line: Line) -> None:
+    out = sys.stdout if line.level == "stdout" else sys.stderr
+    out.write(f"[{line.slot + ' ' if line.slot else ''}{worker}] {line.text}\n")
 
 
 def _options(

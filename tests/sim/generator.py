@@ -143,7 +143,6 @@ def make_plan(seed: int) -> Plan:
         cache_bytes=rng.choice((0, 2_000, 64 << 20)),
         hold_events=10_000 if stops else rng.choice((2, 10_000)),
         named_deaths=NAMED_DEATHS,
-        heartbeat_timeout=1e9,  # nobody beats here
         reply_ttl=1e9,  # however long it takes, the first final reply ends the call
     )
     chaos = Chaos(

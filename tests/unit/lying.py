@@ -14,6 +14,8 @@ from grape.errors import GrapeError
 from grape.model import batch as codec
 from grape.model.batch import RunMeta
 from grape.model.cursor import Progress
+from grape.model.profile import Profile
+from grape.model.section import Duration
 from grape.model.stored import SOURCE, Catalog
 from grape.model.topology import Limits, NodeSpec, PoolSpec, SlotSpec, StateSpec, TopologySpec
 from grape.protocol.messages import (
@@ -43,7 +45,10 @@ TOPOLOGY: Final = TopologySpec(
 )
 CAPABILITIES: Final = ["partition", "cache", "chain"]
 EVENTS: Final = 10
-LIMITS: Final = Limits(max_event=200_000, batch_max=100_000, heartbeat_timeout=1e9)
+LIMITS: Final = Limits(max_event=200_000, batch_max=100_000)
+PROFILE: Final = Profile(
+    idle_timeout=Duration(0), heartbeat_timeout=Duration(1e9), startup_timeout=Duration(1e9)
+)  # its clock jumps
 
 
 class LyingWorker:
@@ -55,6 +60,9 @@ class LyingWorker:
 
     def send(self, message: ToWorker) -> None:
         self.sent.append(message)
+
+    def terminate(self) -> None:
+        self.kill()
 
     def kill(self) -> None:
         self.killed = True
@@ -84,7 +92,8 @@ class Rig:
             self,
             self.clock,
             random.Random(0),
-            {"main": 1, "far": 1},
+            dict.fromkeys(("main", "far"), PROFILE),
+            1,
             self._stop,
             notice=self.notices.append,
         )

@@ -5,14 +5,14 @@ workers share; it refuses by name and remedy, so that a level is never weaker th
 starts one worker.
 
 An isolate is constructed with (pool, config), where ``config`` is its own `Config`: a frozen `Struct` decoded from
-``[pool.NAME.isolate]`` of a profile. All methods but ``Process.terminate`` and ``Process.kill`` may block and are
-called from one thread that lives as long as the engine (workers die with the thread that started them).
+``[pool.NAME.isolate]`` of a profile. Its methods may block; ``spawn`` is always called from the same thread, which
+lives as long as the engine (workers die with the thread that started them), ``Process.reap`` from any.
 """
 
 from __future__ import annotations
 
 import socket
-from typing import ClassVar, Protocol
+from typing import Any, ClassVar, Protocol
 
 from msgspec import Struct
 
@@ -84,6 +84,8 @@ class Isolate(Protocol):
 
     name: ClassVar[str]
     Config: ClassVar[type[Struct]]
+
+    def __init__(self, pool: str, config: Any) -> None: ...
 
     @classmethod
     def abilities(cls) -> list[Ability]:

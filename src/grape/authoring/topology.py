@@ -29,6 +29,7 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 MAX_NAME_BYTES: Final = 255
 MAX_BATCH: Final = 8192
 MAX_COUNT: Final = 1_000_000
+_TIMEOUT: Final = 60.0
 
 
 class SlotOptions(TypedDict, total=False):
@@ -38,12 +39,13 @@ class SlotOptions(TypedDict, total=False):
     retries: int
     backoff: float | timedelta
     backoff_max: float | timedelta
-    timeout: float | timedelta
+    timeout: float | timedelta | None
     on_fail: OnFail
     ordered: bool
     chain: bool
     concurrency: int
     batch: int
+    long: bool
     pool: str | None
     name: str | None
 
@@ -56,6 +58,7 @@ class _Slot(Struct, frozen=True):
     pool: str | None
     declared_at: str
     scope: dict[str, Any]
+    is_long: bool
 
 
 class _Built(Struct, frozen=True):
@@ -93,12 +96,13 @@ class Topology:
         retries: int = 3,
         backoff: float | timedelta = 1.0,
         backoff_max: float | timedelta = 60.0,
-        timeout: float | timedelta = 60.0,
+        timeout: float | timedelta | None = None,
         on_fail: OnFail = "dead",
         ordered: bool = True,
         chain: bool = True,
         concurrency: int = 100,
         batch: int = 1,
+        long: bool = False,
         pool: str | None = None,
         name: str | None = None,
     ) -> None:
@@ -112,12 +116,14 @@ class Topology:
             retries: attempts after the first one.
             backoff: wait before the second attempt; doubles with every further one, with full jitter.
             backoff_max: the longest wait.
-            timeout: longest run of one event; 0: none.
+            timeout: longest run of one event, 60 s; 0: none.
             on_fail: after the last attempt, "dead" frees the key, "stop" keeps it until an operator acts.
             ordered: later events of the same key wait while one is retried.
             chain: may run at once after the emitting node, in its worker; False: its input is committed before.
             concurrency: events that an async handler works on at once.
             batch: above 1, the handler gets lists of up to that many payloads and returns a list of that length.
+            long: its handler may run for minutes or hours: the node gets a pool of its own, named as the node unless
+                ``pool`` is given, whose workers take one event at a time, without a timeout unless one is given.
             pool: worker processes to run in; "main" unless given here or at another slot of the node.
             name: the node's name; else its own, else that of its class or function.
 
@@ -127,9 +133,18 @@ class Topology:
         site = _Site()
         where = site.where
         _checked_name(event, "an event", where)
+        node_name = self._node_name(node, name, where)
+        if _one_of(long, "long", (True, False), where):
+            pool = node_name if pool is None else pool
+            if batch != 1:
+                raise TopologyError(
+                    f"{where}: a slot with long=True takes one event at a time, not batch={batch!r:.60}"
+                )
+        if timeout is None:
+            timeout = 0.0 if long else _TIMEOUT
         spec = SlotSpec(
             event=event,
-            node=self._node_name(node, name, where),
+            node=node_name,
             emits=tuple(dict.fromkeys((*_names(emits, where), *_names(getattr(node, "emits", ()), where)))),
             retries=_whole(retries, "retries", 0, MAX_COUNT, where),
             backoff=_seconds(backoff, "backoff", where),
@@ -147,7 +162,7 @@ class Topology:
         if pool is not None:
             _checked_name(pool, "a pool", where)
         self._check_node(spec, node, pool, where)
-        self._slots.append(_Slot(spec, node, pool, where, site.scope))
+        self._slots.append(_Slot(spec, node, pool, where, site.scope, long))
         self._built = None
 
     def slot(self, event: str, **options: Unpack[SlotOptions]) -> Callable[[Function], Function]:
@@ -303,12 +318,23 @@ class Topology:
             for name, handler in handlers.items()
         )
         pools = dict.fromkeys((*self._pools, *(node.pool for node in nodes)))
+        long = {slot.spec.node: slot for slot in self._slots if slot.is_long}
+        long_pools = {node.pool: long[node.name] for node in nodes if node.name in long}
+        for node in nodes:
+            if node.pool in long_pools and node.name not in long:
+                slot = long_pools[node.pool]
+                raise TopologyError(
+                    f"{slot.declared_at}: slot {slot.spec.event!r} ({slot.spec.node}) has long=True, so that only such "
+                    f"nodes can be in pool {node.pool!r}; {node.name!r} has to go to another one (pool=)"
+                )
         return TopologySpec(
             name=self.name,
             nodes=nodes,
             slots=tuple(slot.spec for slot in self._slots),
             outputs=tuple(self._outputs),
-            pools=tuple(PoolSpec(pool) for pool in sorted(pools, key=lambda pool: pool != DEFAULT_POOL)),
+            pools=tuple(
+                PoolSpec(pool, pool in long_pools) for pool in sorted(pools, key=lambda pool: pool != DEFAULT_POOL)
+            ),
         )
 
 

@@ -11,8 +11,10 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, Task, TextColumn
 from rich.text import Text
 
+from grape.engine.supervisor import Line
 from grape.session import Session
 
+_STYLES = {"stdout": "cyan", "debug": "cyan", "info": "cyan", "error": "red", "critical": "red"}
 err = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
@@ -28,12 +30,13 @@ def say(text: str) -> None:
     err.print(escape(text))
 
 
-def show_line(worker: str, stream: str, slot: str, line: str) -> None:
-    """What a handler printed."""
-    where = f"{slot} {worker}" if slot else worker
-    text = "".join(c if c.isprintable() or c == "\t" else f"\\x{ord(c):02x}" for c in line)
-    style = "yellow" if stream == "stderr" else "cyan"
-    err.print(f"[{style}]{escape(f'[{where}]')}[/] {escape(text)}")
+def show_line(worker: str, line: Line) -> None:
+    """What a handler printed, or logged."""
+    where = f"{line.slot} {worker}" if line.slot else worker
+    text = "".join(c if c.isprintable() or c == "\t" else f"\\x{ord(c):02x}" for c in line.text)
+    level = f"{line.level.upper()} " if line.level not in ("stdout", "stderr") else ""
+    style = _STYLES.get(line.level, "yellow")
+    err.print(f"[{style}]{escape(f'[{where}]')}[/] {level}{escape(text)}")
 
 
 class _Numbers(ProgressColumn):

@@ -11,11 +11,16 @@ from collections.abc import Callable, Iterator
 from typing import Annotated, Final
 
 import typer
+from rich.console import Console
+from rich.markup import escape
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
 
+from grape import builtins
+from grape.abc.isolate import Ability
 from grape.cli.console import complain, err
 from grape.cli.run import EXIT_ENGINE, EXIT_INT, EXIT_OK, EXIT_USE
-from grape.cli.state import Data, escaped
+from grape.cli.state import escaped
 from grape.errors import EngineError, GrapeError
 from grape.tools.directory import Checkup, LogReport
 
@@ -23,13 +28,23 @@ _SHOWN: Final = 100
 
 
 def doctor(
-    data: Data,
+    data: Annotated[
+        str | None, typer.Option("--data", metavar="DIR", help="Check this data directory; it may be in use.")
+    ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="Only what is damaged.")] = False,
 ) -> None:
-    """Check a data directory: walk all of it, verify every checksum, count what waits. It may be in use.
+    """What this host can do to confine workers, by level; with --data, whether a data directory is whole: walk all of
+    it, verify every checksum, count what waits.
+
+    \b
+    grape doctor                     # before [pool.NAME.isolate] type = "sandbox"
+    grape doctor --data words
 
     Exit codes: 0 whole; 2 no data directory of Grape; 3 damaged.
     """
+    if data is None:
+        show_host()
+        return
     # In a process of its own: reading a file that was cut off kills the process that reads it.
     sys.stdout.flush()
     child = os.fork()
@@ -49,6 +64,23 @@ def doctor(
         complain(f"{data}/data.mdb is cut off, or so damaged that it cannot be read ({name})\n{_ADVICE}")
         raise typer.Exit(EXIT_ENGINE)
     raise typer.Exit(os.waitstatus_to_exitcode(status))
+
+
+def show_host() -> None:
+    """Which levels of confinement this host can give, and what the others lack."""
+    table = Table(box=None, pad_edge=False, show_header=True, header_style="bold")
+    for title in ("isolate", "", "needs", "found, or what to do"):
+        table.add_column(title, overflow="fold")
+    for name in builtins.names("isolate"):
+        try:
+            rows = builtins.isolate(name).abilities()
+        except GrapeError as e:
+            rows = [Ability("to be loaded", False, str(e))]
+        for i, row in enumerate(rows):
+            found = row.why if row.works else "; ".join(filter(None, (row.why, row.remedy)))
+            mark = "[green]yes[/]" if row.works else "[red]no[/]"
+            table.add_row(name if not i else "", mark, escape(row.name), escape(escaped(found)))
+    Console(highlight=False).print(table)
 
 
 def _in_child(data: str, quiet: bool) -> None:

@@ -23,9 +23,11 @@ from grape.cli.console import Meter, complain, say, show_line
 from grape.connectors.sinks import JsonLinesSink, StdoutSink, parse_take
 from grape.connectors.sources import Stdin, parse_feed
 from grape.errors import EngineError, GrapeError, UsageError
+from grape.isolates.parent import become_subreaper_and_undumpable
 from grape.model.topology import Limits
 from grape.running import new_event_loop
 from grape.session import Options, Outcomes, Session, Taker
+from grape.session.profiles import load_profiles
 
 EXIT_OK, EXIT_DEAD, EXIT_USE, EXIT_ENGINE, EXIT_INT, EXIT_TERM = 0, 1, 2, 3, 130, 143
 
@@ -59,7 +61,7 @@ def run(
         ),
     ] = None,
     workers: Annotated[
-        str, typer.Option(metavar="N|auto", help="Worker processes per pool; auto: one a core.")
+        str, typer.Option(metavar="N|auto", help="Workers of a pool whose profile does not say; auto: one a core.")
     ] = "auto",
     inline: Annotated[
         bool, typer.Option("--inline", help="Run slots in the engine's process: for a debugger.")
@@ -75,6 +77,10 @@ def run(
         list[str] | None, typer.Option(metavar="NODE", help="The node is gone: remove its state. Repeatable.")
     ] = None,
     config: Annotated[str | None, typer.Option(metavar="FILE", help="TOML or JSON, given to topology(config).")] = None,
+    profile: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="TOML: how each pool is kept and confined, in tables [pool.NAME]."),
+    ] = None,
     set_: Annotated[
         list[str] | None, typer.Option("--set", metavar="K=V", help="One value of the config; a.b=1 nests. Repeatable.")
     ] = None,
@@ -90,6 +96,7 @@ def run(
     \b
     grape run wordcount.py --feed line=book.txt --data ./words      # again: it resumes
     grape run orders.py --feed order=orders.jsonl,key=id --take accepted=accepted.jsonl
+    grape run plugins.py --feed job=jobs.jsonl --profile strict.toml     # [pool.main.isolate] type = "sandbox"
     tail -f log | grape run watch.py --feed line=- --take alarm
 
     Exit codes: 0 done; 1 dead letters; 2 wrong use or topology; 3 the engine had to stop; 130, 143 interrupted.
@@ -99,11 +106,13 @@ def run(
     try:
         parse_target(target)
         limits = Limits()
+        settings = read_config(config, set_ or ())
         options = Options(
             target=target,
-            config=read_config(config, set_ or ()),
+            config=settings,
             data=data,
             workers=parse_workers(workers),
+            profiles=load_profiles(profile, settings),
             partitions=partitions,
             env=dict(parse_env(env or ())),
             max_dead=max_dead,
@@ -123,6 +132,7 @@ def run(
             raise UsageError("--no-wait leaves timers in a data directory: say which one with --data DIR")
     except GrapeError as e:
         fail(e)
+    become_subreaper_and_undumpable()
     # This process is the engine's alone: what is loaded stays, and batches are no garbage cycles.
     gc.freeze()
     gc.set_threshold(20_000)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 
 from grape.model.address import PartitionId
 from grape.model.routing import Routing, route
@@ -53,6 +54,14 @@ class App:
             for pool in topology.pools
         }
 
+        long = {pool.name for pool in topology.pools if pool.long}
+        self.long_events = frozenset(
+            event
+            for event, listeners in self.routing.listeners.items()
+            if any(listener.pool in long for listener in listeners)
+        )
+        """Events whose handlers may run for long: keyless ones are spread one by one."""
+
     @property
     def partitions(self) -> int:
         return self.record.partitions
@@ -69,6 +78,10 @@ class App:
     def log(self, name: str, number: int) -> PartitionId:
         """The log ``name`` (a pool, or an output, source, taker with its mark) of partition ``number``."""
         return PartitionId(self.record.id, self.record.logs[name], number)
+
+    def pools_of(self, events: Iterable[str]) -> set[str]:
+        """The pools with a listener to one of these events."""
+        return {listener.pool for event in events for listener in self.routing.listeners.get(event, ())}
 
     def names_of(self, log: str) -> frozenset[str] | None:
         """Event names that may stand in ``log``; None if there is no such log to emit to."""

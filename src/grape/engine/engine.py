@@ -7,7 +7,7 @@ code runs under asyncio with processes and LMDB, and under the simulator with a 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Final
 
 from grape.abc.transport import Arrival, Commit, Outcome, Transport
@@ -15,16 +15,16 @@ from grape.engine.app import App
 from grape.engine.clock import Clock
 from grape.engine.partition import Partition
 from grape.engine.pool import Pool, Spawner, Worker
-from grape.errors import Corrupt, GrapeError, ProtocolError, Runaway, StorageFailed, TopologyError, UserError
+from grape.errors import Corrupt, GrapeError, ProtocolError, Runaway, StorageFailed, TopologyError
 from grape.model.address import MAX_KEY_BYTES, PartitionId
+from grape.model.profile import Profile
+from grape.model.section import show_size
 from grape.model.stored import state_key
 from grape.protocol.messages import (
     VERSION,
     Announce,
     Ask,
-    Assign,
     Beat,
-    Drain,
     FromWorker,
     Hello,
     Refusal,
@@ -40,8 +40,7 @@ slots any number of works run at once, within what a partition may have in work.
 _NEEDED: Final = {"partition", "cache"}
 _MAX_TEXT: Final = 16_000
 _ANSWER_BYTES: Final = 16 << 20
-_STARTS: Final = 3
-"""Failures in a row after which a pool that never started gives up."""
+_STARTS_AT_ONCE: Final = 64
 
 Owner = Callable[[Commit, Outcome], None]
 
@@ -51,9 +50,12 @@ class Engine:
 
     Args:
         app: as the catalog has it.
-        sizes: workers per pool.
+        profiles: how pools are kept that are not kept as usual.
+        default_size: workers of a pool whose profile does not say.
         failed: called once when the engine has to stop; nothing is committed afterwards.
+        reserve: bytes of room at which nothing is taken in any more.
         notice: called with what an operator should know, a line each.
+        starts_at_once: workers that may be on their way.
     """
 
     def __init__(
@@ -63,15 +65,16 @@ class Engine:
         spawner: Spawner,
         clock: Clock,
         rng: random.Random,
-        sizes: dict[str, int],
+        profiles: dict[str, Profile],
+        default_size: int,
         failed: Callable[[GrapeError], None],
         reserve: int = 0,
         notice: Callable[[str], None] = lambda text: None,
+        starts_at_once: int = _STARTS_AT_ONCE,
     ) -> None:
         self.app = app
         self.transport = transport
         self.clock = clock
-        self._spawner = spawner
         self._failed = failed
         self._reserve = reserve
         self._notice = notice
@@ -83,26 +86,39 @@ class Engine:
         self._deferred: dict[PartitionId, list[tuple[Worker, Ask]]] = {}
         self._due: dict[PartitionId, int] = {}
         self.pools: dict[str, Pool] = {}
-        for pool in app.topology.pools:
-            partitions = [Partition(app, pool.name, n, transport, clock, rng) for n in range(app.record.partitions)]
-            self.pools[pool.name] = Pool(pool.name, sizes.get(pool.name, 1), partitions)
+
+        def may_start() -> bool:
+            return sum(pool.starting for pool in self.pools.values()) < starts_at_once
+
+        for spec in app.topology.pools:
+            partitions = [Partition(app, spec.name, n, transport, clock, rng) for n in range(app.record.partitions)]
             self._owners.update((p.id, p) for p in partitions)
+            self.pools[spec.name] = Pool(
+                spec,
+                profiles.get(spec.name, Profile()),
+                default_size,
+                partitions,
+                app,
+                clock,
+                spawner,
+                self._pump,
+                may_start,
+                notice,
+                self.stop_with,
+            )
 
     # ------------------------------------------------------------------ life
 
     def start(self) -> None:
         """Start the workers."""
         for pool in self.pools.values():
-            for index in range(pool.size):
-                self._spawn(pool, index)
-
-    def _spawn(self, pool: Pool, index: int) -> None:
-        worker = pool.workers[index] = Worker(pool.name, index, self.clock.now())
-        worker.link = self._spawner.spawn(pool.name, index)
+            pool.start()
 
     def drain(self) -> None:
         """Hand out nothing more; what is running is still committed."""
         self.draining = True
+        for pool in self.pools.values():
+            pool.freeze()
 
     @property
     def in_flight(self) -> bool:
@@ -182,7 +198,7 @@ class Engine:
                 self._answer(worker, partition, ask)
             owner = self.pools[partition.pool].owner(partition.number)
             if owner is not None and not partition.chains and not partition.works and partition.may_chain:
-                self._assign(owner, partition)
+                self.pools[partition.pool].give(partition, owner)
             self._offer(partition)
             self._pump_owner(partition)
 
@@ -209,9 +225,10 @@ class Engine:
         if self.draining or self.failure is not None:
             return
         now = self.clock.now()
+        credit = 1 if self.pools[worker.pool].is_long else _CREDIT
         assert worker.link is not None
         while partition := worker.next_partition():
-            if len(worker.outstanding) >= _CREDIT and not partition.top_up:
+            if len(worker.outstanding) >= credit and not partition.top_up:
                 worker.queue(partition.number)
                 return
             if not partition.has_work(now):
@@ -223,6 +240,7 @@ class Engine:
                 return
             if work is not None:
                 worker.outstanding.append((partition.number, work.seq))
+                worker.idle_since = None
                 worker.link.send(work)
 
     # ------------------------------------------------------------------ workers
@@ -282,8 +300,6 @@ class Engine:
             )
             return
         pool = self.pools[worker.pool]
-        pool.failed_starts = 0
-        worker.state = "ready"
         assert worker.link is not None
         worker.link.send(
             Welcome(
@@ -295,21 +311,13 @@ class Engine:
                 self.app.taken,
                 self.app.record.unchained,
                 self.clock.boot_offset(),
+                float(pool.profile.heartbeat_timeout),
+                pool.profile.concurrency,
             )
         )
-        for partition in pool.owned_by(worker.index):
-            worker.partitions[partition.number] = partition
-            self._assign(worker, partition)
-        self._pump(worker)
-
-    def _assign(self, worker: Worker, partition: Partition) -> None:
-        """The partition is the worker's, in a new epoch."""
-        assert worker.link is not None
-        epoch = partition.reassign()
-        worker.link.send(
-            Assign(partition.number, epoch, partition.holds.locked(), partition.is_empty, partition.chains)
-        )
-        worker.queue(partition.number)
+        pool.joined(worker)
+        for other in self.pools.values():
+            other.reconcile()  # one less is on its way
 
     def _refused(self, worker: Worker, message: Refusal) -> None:
         """The app cannot be loaded."""
@@ -343,7 +351,12 @@ class Engine:
         worker.announced = None
         for seq in result.ended:
             worker.outstanding.remove((result.partition, seq))
+        if not worker.outstanding:
+            worker.idle_since = self.clock.now()
         partition.flush()
+        pool = self.pools[worker.pool]
+        pool.progressed(worker, sum(result.counts.values()))
+        pool.work_ended(partition)
         self._pump(worker)
 
     def _ask(self, worker: Worker, ask: Ask) -> None:
@@ -393,47 +406,34 @@ class Engine:
         trace = message.trace[:_MAX_TEXT]
         partition.name(message.id, message.node, "timeout", worker.explained, death=False, trace=trace)
 
-    def gone(self, pool: str, index: int, link: object, how: str) -> None:
-        """The worker process has ended; ``how`` says so ("killed by signal 9 (SIGKILL)")."""
+    def gone(self, pool: str, index: int, link: object, how: str) -> str:
+        """The worker process has ended; ``how`` says so ("killed by signal 9 (SIGKILL)"). Returns why, if it should not
+        have, else ""."""
         here = self.pools[pool]
         worker = here.workers.get(index)
         if worker is None or worker.link is not link or worker.state == "gone":
-            return
-        was_ready = worker.state == "ready"
-        worker.state = "gone"
+            return ""
         if self.failure is not None:
-            return
-        if not self.draining:
-            why, _, _ = (worker.explained or how).partition("\n")  # a stack goes with the event, not here
-            self._notice(f"worker {worker.name} is replaced: {why}")
-        if not was_ready:
-            self._failed_start(here, worker, how)
-        else:
-            if not self.draining:
+            worker.state = "gone"
+            return ""
+        why = worker.explained or how
+        is_expected = worker.state == "leaving" or self.draining
+        if not is_expected:
+            self._notice(f"worker {worker.name} is replaced: {_first_line(why)}")
+        was_named = worker.named
+        if worker.state == "ready":
+            if not is_expected:
                 self.app.stats.worker_deaths += 1
-            if not worker.named:
-                self._blame(worker, worker.explained or how)
-        for partition in worker.partitions.values():
-            partition.reassign()
-            self._deferred.pop(partition.id, None)
-        worker.partitions = {}
-        if not self.draining and self.failure is None:
-            delay = 0 if was_ready else 200_000
-            here.respawn_at[index] = self.clock.now() + delay
-            if not delay:
-                self._respawn(here)
+            was_named = was_named or self._blame(worker, why)
+        for number in worker.partitions:
+            self._deferred.pop(here.partitions[number].id, None)
+        here.ended(worker, why, not is_expected and not was_named)
+        return "" if is_expected else why
 
-    def _failed_start(self, pool: Pool, worker: Worker, how: str) -> None:
-        pool.failed_starts += 1
-        if pool.failed_starts >= _STARTS:
-            why = worker.explained or how
-            self.stop_with(
-                UserError(f"pool {pool.name!r}: a worker failed at its start {_STARTS} times in a row\n{why}")
-            )
-
-    def _blame(self, worker: Worker, how: str) -> None:
-        """Find out what the worker died of: with careful mode, it is the event that it announced last."""
+    def _blame(self, worker: Worker, how: str) -> bool:
+        """Find out what the worker died of: in careful mode it is the event that it announced last, then True."""
         text = f"the worker died: {how}"
+        was_named = False
         first = True
         for number, seq in worker.outstanding:
             partition = worker.partitions.get(number)
@@ -445,14 +445,9 @@ class Engine:
             first = False
             if work.careful and worker.announced is not None and worker.announced[0] == number:
                 partition.name(worker.announced[1], worker.announced[2], "worker-died", text, death=True)
+                was_named = True
             partition.suspect(work)
-
-    def _respawn(self, pool: Pool) -> None:
-        now = self.clock.now()
-        for index, at in list(pool.respawn_at.items()):
-            if at <= now:
-                del pool.respawn_at[index]
-                self._spawn(pool, index)
+        return was_named
 
     # ------------------------------------------------------------------ time
 
@@ -467,19 +462,11 @@ class Engine:
         except GrapeError as e:
             self.stop_with(e)
             return None
-        for pool in self.pools.values():
-            self._respawn(pool)
-            self._check_hearts(pool, now)
+        wakes = [at for pool in self.pools.values() if (at := pool.tick(now)) is not None]
         self.pump()
-        wakes = [at for pool in self.pools.values() for at in pool.respawn_at.values()]
-        wakes += [due for p in self._owners.values() if (due := self._next_due_here(p)) is not None]
+        wakes += [due for p in self._owners.values() if (due := _next_due(p, now)) is not None]
         wakes += [expiry for p in self._owners.values() if (expiry := p.next_expiry()) is not None]
         return max(min(wakes), now) if wakes else None
-
-    def _next_due_here(self, partition: Partition) -> int | None:
-        """When something of it can be done by itself. A retry waits for a worker, which gets it when it is there."""
-        has_worker = self.pools[partition.pool].owner(partition.number) is not None
-        return partition.next_due() if has_worker else partition.next_timer()
 
     def _fire(self, now: int) -> None:
         for partition in self._owners.values():
@@ -490,26 +477,23 @@ class Engine:
             if due is not None and due <= now:
                 self._offer(partition)
 
-    def _check_hearts(self, pool: Pool, now: int) -> None:
-        limit = int(self.app.limits.heartbeat_timeout * 1e6)
-        for worker in pool.workers.values():
-            if worker.state == "ready" and now - worker.heard > limit and worker.link is not None:
-                worker.heard = now
-                worker.link.kill()
-
     # ------------------------------------------------------------------ intake
 
-    @property
-    def intake_is_open(self) -> bool:
-        """Whether anything may come in from outside."""
-        app, limits = self.app, self.app.limits
-        return (
-            self.failure is None
-            and not self.draining
-            and app.backlog_events < limits.backlog_events
-            and app.backlog_bytes < limits.backlog_bytes
-            and not self.is_full
-        )
+    def intake_is_open(self, pools: Iterable[str]) -> bool:
+        """Whether anything may come into these pools from outside."""
+        return self.failure is None and not self.draining and not self.is_full and self.over_limit(pools) is None
+
+    def over_limit(self, pools: Iterable[str]) -> str | None:
+        """In words, what keeps these pools from taking more: the app's backlog is over the limit of one of them."""
+        app = self.app
+        for name in pools:
+            profile = self.pools[name].profile
+            if app.backlog_events >= profile.queue_limit:
+                return f"{app.backlog_events:,} events wait; pool {name!r} takes none over {profile.queue_limit:,}"
+            if app.backlog_bytes >= profile.queue_bytes:
+                waiting, limit = show_size(app.backlog_bytes), show_size(profile.queue_bytes)
+                return f"{waiting} of events wait; pool {name!r} takes none over {limit}"
+        return None
 
     @property
     def is_full(self) -> bool:
@@ -545,9 +529,18 @@ class Engine:
     def stop_workers(self) -> None:
         """Ask all to end."""
         for pool in self.pools.values():
-            for worker in pool.workers.values():
-                if worker.state != "gone" and worker.link is not None:
-                    worker.link.send(Drain())
+            pool.close()
+
+
+def _next_due(partition: Partition, now: int) -> int | None:
+    """When something of it is due that no other call will find: a retry that is due waits for a worker that can take
+    it, and goes out when there is one."""
+    due = partition.next_due()
+    return due if due is None or due > now else partition.next_timer()
+
+
+def _first_line(text: str) -> str:
+    return text.partition("\n")[0]  # a stack goes with the event, not here
 
 
 def _first_of(values: list[bytes | None]) -> list[bytes | None]:

@@ -95,7 +95,7 @@ class Feed:
         limits = self._app.limits
         name, data, lines = columns.name, columns.data, columns.lines
         size = len(codec.encode(data))
-        step = max(1, len(data) * limits.batch_target // max(size, 1))
+        step = max(1, len(data) * limits.batch_target // max(size, 1)) if name not in self._app.long_events else 1
         count = self._app.partitions
         return [
             ((spread + i) % count, Columns(name, None, data[at : at + step], lines and lines[at : at + step]))

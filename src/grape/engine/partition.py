@@ -121,6 +121,8 @@ class Partition:
         self.careful: set[int] = set()
         self.named: dict[tuple[str, str], Named] = {}
         self.window = _FIRST_WINDOW
+        self.is_moving = False
+        """It is to go to another worker: nothing more of it is handed out."""
         self.top_up = any(node.is_async for node in app.topology.nodes if node.pool == pool)
         self._checker = Checker(app, pool)
         self._draft = _Draft()
@@ -222,7 +224,7 @@ class Partition:
 
     def has_work(self, now: int) -> bool:
         """Whether `make_work` would find something."""
-        if not self.settled or (self.works and not self.top_up):
+        if not self.settled or self.is_moving or (self.works and not self.top_up):
             return False
         due = self.holds.next_due()
         if due is not None and due <= now:
@@ -235,6 +237,14 @@ class Partition:
             and in_work < self.app.limits.dispatch_events
             and not (self.works and self.careful)
         )
+
+    def waiting_since(self, now: int) -> int | None:
+        """When the oldest event was made, or became due, that no worker has; None: there is none."""
+        times = [due for due in (self.holds.next_due(),) if due is not None and due <= now]
+        times += [self.inbox.open[p].header.created for p in self.inbox.idle() if p in self.inbox.open]
+        found = self.transport.read(self.id, self.inbox.read_to, 1)
+        times += [codec.header_of(stored.batch).created for stored in found[:1]]
+        return min(times, default=None)
 
     # ------------------------------------------------------------------ dispatch
 

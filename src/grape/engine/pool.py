@@ -1,12 +1,33 @@
-"""The worker processes of one pool, as the engine sees them."""
+"""The workers of one pool: how many there are, which has which partition, how they come and go.
+
+Three numbers are brought together at every tick: ``size`` (how many there should be: `Scaler`), how many there are, and
+when the next may start (`Backoff`). Partitions follow: every one has a worker, evenly (`balance`). A partition leaves a
+worker by *revoke* and comes to another by *assign*, when nothing of it is in work; one that only moves to even things
+out does so once in ten seconds at most. A worker that is to end is *sealed*: it gives up its partitions, and then ends.
+"""
 
 from __future__ import annotations
 
 from collections import deque
-from typing import Literal, Protocol
+from collections.abc import Callable
+from typing import Final, Literal, Protocol
 
+from grape.engine.app import App
+from grape.engine.balance import balance
+from grape.engine.clock import Clock
 from grape.engine.partition import Partition
-from grape.protocol.messages import ToWorker
+from grape.engine.scaling import Backoff, Load, Scaler
+from grape.errors import GrapeError, UserError
+from grape.model.profile import Profile
+from grape.model.topology import PoolSpec
+from grape.protocol.messages import Assign, Drain, Revoke, ToWorker
+
+_STARTS: Final = 3
+"""Failures in a row after which a pool that never started gives up."""
+_MOVE_AGAIN: Final = 10_000_000
+_LOOK: Final = 200_000
+_KILL_AFTER: Final = 2_000_000
+"""SIGKILL follows SIGTERM."""
 
 
 class Link(Protocol):
@@ -15,8 +36,11 @@ class Link(Protocol):
     def send(self, message: ToWorker) -> None:
         """Put it on its way; never blocks."""
 
+    def terminate(self) -> None:
+        """Ask the process to end (SIGTERM)."""
+
     def kill(self) -> None:
-        """End the worker at once. Its end is reported as any other."""
+        """End the worker at once, with all that it started. Its end is reported as any other."""
 
 
 class Spawner(Protocol):
@@ -25,14 +49,17 @@ class Spawner(Protocol):
 
 
 class Worker:
-    """``outstanding``: works in the order in which the worker does them. ``announced``: careful mode's last word."""
+    """``outstanding``: works in the order in which the worker does them. ``announced``: careful mode's last word.
+    ``since``: when it came into its state. ``idle_since``: None while it has work. ``is_sealed``: it gives up its
+    partitions and then ends. ``processed``: events."""
 
     def __init__(self, pool: str, index: int, now: int) -> None:
         self.pool = pool
         self.index = index
         self.name = f"{pool}.{index}"
         self.link: Link | None = None
-        self.state: Literal["starting", "ready", "gone"] = "starting"
+        self.state: Literal["starting", "ready", "leaving", "gone"] = "starting"
+        self.since = now
         self.heard = now
         self.partitions: dict[int, Partition] = {}
         self.outstanding: deque[tuple[int, int]] = deque()
@@ -42,6 +69,10 @@ class Worker:
         self.explained = ""
         self.named = False
         """It has said itself which event it ends over."""
+        self.idle_since: int | None = None
+        self.is_sealed = False
+        self.was_asked = False
+        self.processed = 0
 
     def queue(self, partition: int) -> None:
         """The partition may have work."""
@@ -60,19 +91,340 @@ class Worker:
 
 
 class Pool:
-    """``size`` workers; partition n belongs to worker n % size."""
+    """See the module.
 
-    def __init__(self, name: str, size: int, partitions: list[Partition]) -> None:
-        self.name = name
-        self.size = size
+    Args:
+        spec, profile: what it is, and how it is kept.
+        default_size: workers if the profile does not say.
+        pump: gives a worker what it can take.
+        may_start: whether another worker of the engine may start now; many at once would all be slow.
+        notice: tells the operator.
+        failed: stops the engine.
+    """
+
+    def __init__(
+        self,
+        spec: PoolSpec,
+        profile: Profile,
+        default_size: int,
+        partitions: list[Partition],
+        app: App,
+        clock: Clock,
+        spawner: Spawner,
+        pump: Callable[[Worker], None],
+        may_start: Callable[[], bool],
+        notice: Callable[[str], None],
+        failed: Callable[[GrapeError], None],
+    ) -> None:
+        self.name = spec.name
+        self.is_long = spec.long
+        self.profile = profile
         self.partitions = partitions
         self.workers: dict[int, Worker] = {}
-        self.failed_starts = 0
-        self.respawn_at: dict[int, int] = {}
+        self.backoff = Backoff()
+        self.size = min(profile.at_start(default_size), len(partitions))
+        self.spawned = 0
+        self.crashed = 0
+        most = min(profile.limit(default_size), len(partitions))
+        self.scaler = Scaler(
+            min(profile.pool_min or 0, most), most, _us(profile.grow_threshold), _us(profile.idle_timeout)
+        )
+        self._app = app
+        self._clock = clock
+        self._spawner = spawner
+        self._pump = pump
+        self._may_start = may_start
+        self._notice = notice
+        self._failed = failed
+        self._owners: dict[int, Worker] = {}
+        self._moving: dict[int, Worker | None] = {}
+        self._moved_at: dict[int, int] = {}
+        self._looked = 0
+        self._was_ready = False
+        self._is_closed = False
+
+    # ------------------------------------------------------------------ questions
 
     def owner(self, partition: int) -> Worker | None:
-        worker = self.workers.get(partition % self.size)
-        return worker if worker is not None and worker.state == "ready" else None
+        """The worker that has it."""
+        return self._owners.get(partition)
 
-    def owned_by(self, index: int) -> list[Partition]:
-        return [p for p in self.partitions if p.number % self.size == index]
+    @property
+    def members(self) -> list[Worker]:
+        """Workers that may have partitions."""
+        return [w for w in self.workers.values() if w.state == "ready" and not w.is_sealed]
+
+    @property
+    def starting(self) -> int:
+        return sum(w.state == "starting" for w in self.workers.values())
+
+    @property
+    def alive(self) -> int:
+        """Workers that are there or on their way, and are to stay."""
+        return sum(w.state in ("starting", "ready") and not w.is_sealed for w in self.workers.values())
+
+    @property
+    def is_degraded(self) -> bool:
+        """Its workers end without having done anything; the reason stands in ``backoff``."""
+        return self.backoff.is_degraded
+
+    def oldest(self, now: int) -> int:
+        """How long the oldest event has waited for a worker (microseconds)."""
+        times = [p.waiting_since(now) for p in self.partitions if p.has_work(now)]
+        return max(0, now - min((time for time in times if time is not None), default=now))
+
+    def _load(self, now: int) -> Load:
+        size = self.alive
+        waiting = sum(p.has_work(now) for p in self.partitions)
+        return Load(size, self.starting, waiting, self.oldest(now) if 0 < size < self.scaler.most else 0)
+
+    # ------------------------------------------------------------------ coming
+
+    def start(self) -> None:
+        self.reconcile()
+
+    def reconcile(self) -> None:
+        """Start what is missing, as far as it may start now."""
+        if self._is_closed:
+            return
+        now = self._clock.now()
+        while self.alive < self.size and now >= self.backoff.until and self._may_start():
+            index = next(i for i in range(len(self.workers) + 1) if i not in self.workers)
+            worker = self.workers[index] = Worker(self.name, index, now)
+            self.spawned += 1
+            worker.link = self._spawner.spawn(self.name, index)
+
+    def joined(self, worker: Worker) -> None:
+        """It has said hello, and was welcomed."""
+        now = self._clock.now()
+        worker.state, worker.since, worker.idle_since = "ready", now, now
+        self._was_ready = True
+        self.rebalance()
+
+    # ------------------------------------------------------------------ partitions
+
+    def rebalance(self) -> None:
+        """Give every partition a worker, evenly."""
+        now = self._clock.now()
+        owners: dict[int, int | None] = {}
+        for partition in self.partitions:
+            heir = self._moving.get(partition.number) or self._owners.get(partition.number)
+            owners[partition.number] = None if heir is None else heir.index
+        members = {worker.index: worker for worker in self.members}
+        for number, index in balance(owners, list(members), lambda n: self._may_move(n, now)).items():
+            self._move(number, members[index])
+
+    def _may_move(self, number: int, now: int) -> bool:
+        return number not in self._moving and now - self._moved_at.get(number, -_MOVE_AGAIN) >= _MOVE_AGAIN
+
+    def _move(self, number: int, to: Worker | None) -> None:
+        partition = self.partitions[number]
+        if number not in self._owners:
+            if to is not None:
+                self.give(partition, to)
+        elif self._owners[number] is to:
+            self._moving.pop(number, None)
+            partition.is_moving = False
+        else:
+            self._moving[number] = to
+            partition.is_moving = True
+            self.work_ended(partition)
+
+    def work_ended(self, partition: Partition) -> None:
+        """If the partition is to move, and nothing of it is in work any more, it does."""
+        number = partition.number
+        if number not in self._moving or partition.works:
+            return
+        to = self._moving.pop(number)
+        partition.is_moving = False
+        owner = self._owners.pop(number)
+        del owner.partitions[number]
+        if owner.link is not None:
+            owner.link.send(Revoke(number, partition.epoch))
+        if to is not None and to.state == "ready":
+            self._moved_at[number] = self._clock.now()
+            self.give(partition, to)
+        else:
+            partition.reassign()
+            self.rebalance()
+        self._dismiss_if_empty(owner)
+
+    def give(self, partition: Partition, worker: Worker) -> None:
+        """The partition is the worker's, in a new epoch."""
+        assert worker.link is not None
+        epoch = partition.reassign()
+        self._owners[partition.number] = worker
+        worker.partitions[partition.number] = partition
+        worker.link.send(
+            Assign(partition.number, epoch, partition.holds.locked(), partition.is_empty, partition.chains)
+        )
+        worker.queue(partition.number)
+        self._pump(worker)
+
+    def _relieve(self, now: int) -> None:
+        """Hand what has waited too long behind a busy worker to one that has nothing to do."""
+        threshold = _us(self.profile.grow_threshold)
+        idle = [
+            w for w in self.members if not w.outstanding and not any(p.has_work(now) for p in w.partitions.values())
+        ]
+        if not idle:
+            return
+        waiting = [
+            (since, number)
+            for number, owner in self._owners.items()
+            if owner.outstanding
+            and self._may_move(number, now)
+            and not self.partitions[number].works
+            and self.partitions[number].has_work(now)
+            and (since := self.partitions[number].waiting_since(now)) is not None
+            and now - since > threshold
+        ]
+        for worker, (_, number) in zip(idle, sorted(waiting), strict=False):
+            self._move(number, worker)
+
+    # ------------------------------------------------------------------ going
+
+    def seal(self, worker: Worker) -> None:
+        """It is to end, once others have its partitions."""
+        if worker.is_sealed:
+            return
+        worker.is_sealed = True
+        self.rebalance()
+        self._dismiss_if_empty(worker)
+
+    def _dismiss_if_empty(self, worker: Worker) -> None:
+        if worker.is_sealed and worker.state == "ready" and not worker.partitions and not worker.outstanding:
+            self.dismiss(worker)
+
+    def dismiss(self, worker: Worker) -> None:
+        """Ask it to end."""
+        if worker.state in ("starting", "ready") and worker.link is not None:
+            worker.state, worker.since = "leaving", self._clock.now()
+            worker.link.send(Drain())
+
+    def freeze(self) -> None:
+        """No worker starts any more."""
+        self._is_closed = True
+
+    def close(self) -> None:
+        """All workers are asked to end."""
+        self.freeze()
+        for worker in list(self.workers.values()):
+            self.dismiss(worker)
+
+    def progressed(self, worker: Worker, events: int) -> None:
+        """It has handed in results of so many events."""
+        worker.processed += events
+        if self.backoff.crashes:
+            if self.is_degraded:
+                self._notice(f"pool {self.name!r} works again")
+            self.backoff.recovered()
+        if 0 < self.profile.max_events <= worker.processed:
+            self.seal(worker)
+
+    def ended(self, worker: Worker, why: str, is_crash: bool) -> None:
+        """The process has ended. ``is_crash``: nothing that it was asked to do, or an event was named for."""
+        was_starting = worker.state == "starting"
+        worker.state = "gone"
+        if self.workers.get(worker.index) is worker:
+            del self.workers[worker.index]
+        for number, partition in worker.partitions.items():
+            partition.reassign()
+            partition.is_moving = False
+            self._owners.pop(number, None)
+            self._moving.pop(number, None)
+        worker.partitions = {}
+        for number, to in self._moving.items():
+            if to is worker:
+                self._moving[number] = None
+        if self._is_closed:
+            return
+        if is_crash:
+            self._crashed(why)
+            if was_starting and not self._was_ready and self.backoff.crashes >= _STARTS:
+                self._failed(
+                    UserError(f"pool {self.name!r}: a worker failed at its start {_STARTS} times in a row\n{why}")
+                )
+                return
+        self.rebalance()
+        self.reconcile()
+
+    def _crashed(self, why: str) -> None:
+        self.crashed += 1
+        wait = self.backoff.crashed(self._clock.now(), why)
+        if self.is_degraded:
+            first, _, _ = why.partition("\n")
+            self._notice(
+                f"pool {self.name!r} is degraded: {self.backoff.crashes} workers in a row ended without having done "
+                f"anything, the last one as {first}. The next one starts in {wait // 1_000_000} s"
+            )
+
+    # ------------------------------------------------------------------ time
+
+    def tick(self, now: int) -> int | None:
+        """Do what is due; returns when something will be due by itself (microseconds of wall time)."""
+        self._check_lives(now)
+        if now - self._looked >= _LOOK or not self.alive:
+            self._looked = now
+            self._scale(now)
+        self.reconcile()
+        return self._next_wake(now)
+
+    def _scale(self, now: int) -> None:
+        load = self._load(now)
+        self.size = max(self.size, self.scaler.grow(now, load))
+        if self.size == load.size and not load.starting:
+            self._shrink(now)
+        if self.workers:
+            self.rebalance()
+            self._relieve(now)
+
+    def _shrink(self, now: int) -> None:
+        """One worker that has had nothing to do for long ends."""
+        idle = [w for w in self.members if w.idle_since is not None]
+        if not idle:
+            return
+        longest = min(idle, key=lambda w: (w.idle_since, -w.index))
+        if not self.scaler.may_leave(now, self.size, longest.idle_since):
+            return
+        if any(p.has_work(now) for p in longest.partitions.values()):
+            return
+        self.size -= 1
+        self.seal(longest)
+        for number in list(longest.partitions) if not self.members else ():
+            self._move(number, None)
+
+    def _check_lives(self, now: int) -> None:
+        profile = self.profile
+        for worker in list(self.workers.values()):
+            if worker.link is None:
+                continue
+            if worker.state == "starting" and now - worker.since > _us(profile.startup_timeout):
+                worker.explained = f"it was not ready within {profile.startup_timeout:g} s (startup-timeout)"
+                worker.since = now
+                worker.link.kill()
+            elif worker.state == "ready" and now - worker.heard > _us(profile.heartbeat_timeout):
+                worker.explained = f"it was silent for {profile.heartbeat_timeout:g} s (heartbeat-timeout)"
+                worker.heard = now
+                worker.link.kill()
+            elif worker.state == "leaving":
+                late = now - worker.since - _us(profile.termination_timeout)
+                if late > _KILL_AFTER:
+                    worker.link.kill()
+                elif late > 0 and not worker.was_asked:
+                    worker.was_asked = True
+                    worker.link.terminate()
+
+    def _next_wake(self, now: int) -> int | None:
+        wakes: list[float] = []
+        if self.alive < self.size and self.backoff.until > now:
+            wakes.append(self.backoff.until)
+        if self.size > self.scaler.least:
+            next_look = self._looked + _LOOK
+            wakes += [max(next_look, self.scaler.leaves_at(worker.idle_since)) for worker in self.members]
+        wake = min(wakes, default=float("inf"))
+        return None if wake == float("inf") else int(wake)
+
+
+def _us(seconds: float) -> int:
+    return int(seconds * 1e6)

@@ -1,4 +1,4 @@
-"""Worker processes under asyncio: their sockets, what they print, how they end."""
+"""Worker processes under asyncio: how they start, their sockets, what they print, how they end."""
 
 from __future__ import annotations
 
@@ -7,10 +7,13 @@ import contextlib
 import os
 import signal
 import socket
+import time
 from collections import deque
 from collections.abc import Callable
-from typing import Final, Protocol
+from concurrent.futures import ThreadPoolExecutor
+from typing import Final, NamedTuple, Protocol
 
+from grape.abc.isolate import Ending, Process
 from grape.errors import ProtocolError
 from grape.protocol.framing import frame, worker_frames
 from grape.protocol.messages import FromWorker, ToWorker
@@ -18,16 +21,17 @@ from grape.protocol.messages import FromWorker, ToWorker
 _READ: Final = 1 << 20
 _LINE: Final = 64 << 10
 _MARK: Final = "\x1e"
+OUTPUT_RATE: Final = 1_000_000
+"""Bytes a second that a worker may print; what is over it is cut, with a count. As many at once."""
 
 
-class Process(Protocol):
-    """What an isolate's ``spawn`` returns."""
+class Line(NamedTuple):
+    """A line that a worker printed. ``level``: "stdout" or "stderr", or that of a log record ("warning"). ``slot``: the
+    node that ran, "" if none did."""
 
-    pid: int
-    pidfd: int
-    socket: socket.socket
-    stdout: int
-    stderr: int
+    level: str
+    slot: str
+    text: str
 
 
 class Listener(Protocol):
@@ -39,26 +43,52 @@ class Listener(Protocol):
 
     def gone(self, worker: ProcessLink, how: str) -> None: ...
 
-    def printed(self, worker: ProcessLink, stream: str, slot: str, line: str) -> None: ...
+    def printed(self, worker: ProcessLink, line: Line) -> None: ...
 
 
 class ProcessLink:
-    """One worker process: whole messages both ways, lines of output, and its end, told once, after everything else."""
+    """One worker process: whole messages both ways, lines of output, and its end, told once, after everything else.
 
-    def __init__(self, process: Process, loop: asyncio.AbstractEventLoop, listener: Listener) -> None:
-        self.pid = process.pid
-        self._process = process
+    What is sent before the process is there goes out when it is.
+    """
+
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, listener: Listener, reaper: ThreadPoolExecutor, kept_lines: int
+    ) -> None:
+        self.pid = 0
+        self.last_lines: deque[Line] = deque(maxlen=kept_lines)
+        self._process: Process | None = None
         self._loop = loop
         self._listener = listener
+        self._reaper = reaper
         self._frames = worker_frames()
         self._unsent: deque[memoryview] = deque()
-        self._lines = {process.stdout: b"", process.stderr: b""}
+        self._lines: dict[int, bytes] = {}
         self._ended = False
+        self._is_killed = False
+        self._allowance = _Allowance()
+
+    # ------------------------------------------------------------------ start
+
+    def attach(self, process: Process) -> None:
+        """The process is there."""
+        loop = self._loop
+        self.pid = process.pid
+        self._process = process
         self._socket = process.socket
+        self._lines = {process.stdout: b"", process.stderr: b""}
         loop.add_reader(self._socket.fileno(), self._readable)
         for pipe in self._lines:
             loop.add_reader(pipe, self._printed, pipe)
         loop.add_reader(process.pidfd, self._exited)
+        if self._is_killed:
+            process.kill()
+        self._writable()
+
+    def failed(self, error: BaseException) -> None:
+        """No process could be started."""
+        self._ended = True
+        self._listener.gone(self, f"it could not be started: {error}")
 
     # ------------------------------------------------------------------ Link
 
@@ -66,13 +96,17 @@ class ProcessLink:
         if self._ended:
             return
         self._unsent.append(memoryview(frame(message)))
-        if len(self._unsent) == 1:
+        if len(self._unsent) == 1 and self._process is not None:
             self._writable()
 
+    def terminate(self) -> None:
+        if self._process is not None and not self._ended:
+            self._process.terminate()
+
     def kill(self) -> None:
-        if not self._ended:
-            with contextlib.suppress(ProcessLookupError):
-                signal.pidfd_send_signal(self._process.pidfd, signal.SIGKILL)
+        self._is_killed = True
+        if self._process is not None and not self._ended:
+            self._process.kill()
 
     # ------------------------------------------------------------------ socket
 
@@ -122,100 +156,155 @@ class ProcessLink:
             return
         except OSError:
             data = b""
-        if not data:
+        if data:
+            self._take_output(pipe, data)
+        else:
             self._loop.remove_reader(pipe)
-            self._tell_lines(pipe, self._lines[pipe], b"")
-            return
+            self._tell(pipe, self._lines[pipe])
+            self._lines[pipe] = b""
+
+    def _take_output(self, pipe: int, data: bytes) -> None:
         *lines, rest = (self._lines[pipe] + data).split(b"\n")
         if len(rest) > _LINE:
             lines.append(rest)
             rest = b""
         for line in lines:
-            self._tell_lines(pipe, line, rest)
+            self._tell(pipe, line)
         self._lines[pipe] = rest
 
-    def _tell_lines(self, pipe: int, line: bytes, rest: bytes) -> None:
-        self._lines[pipe] = rest
-        text = line.decode("utf-8", "replace")
-        slot = ""
-        if text.startswith(_MARK):
-            slot, _, text = text[1:].partition(_MARK)
-        if text or slot:
-            stream = "stdout" if pipe == self._process.stdout else "stderr"
-            self._listener.printed(self, stream, slot, text)
+    def _tell(self, pipe: int, raw: bytes) -> None:
+        if not raw:
+            return
+        may, cut = self._allowance.take(len(raw) + 1, time.monotonic())
+        if cut:
+            self._say(Line("stderr", "", f"({cut:,} lines were cut: over {OUTPUT_RATE / 1e6:g} MB a second)"))
+        if not may:
+            return
+        text, level, slot = raw.decode("utf-8", "replace"), "", ""
+        if text.startswith(_MARK) and text.count(_MARK) >= 3:
+            _, level, slot, text = text.split(_MARK, 3)
+        assert self._process is not None
+        self._say(Line(level or ("stdout" if pipe == self._process.stdout else "stderr"), slot, text))
+
+    def _say(self, line: Line) -> None:
+        self.last_lines.append(line)
+        self._listener.printed(self, line)
 
     # ------------------------------------------------------------------ end
 
     def _exited(self) -> None:
+        process, loop = self._process, self._loop
+        assert process is not None
         self._ended = True
-        loop, process = self._loop, self._process
         loop.remove_reader(process.pidfd)
-        while self._alive_socket() and self._read_some():
+        while self._has_more() and self._read_some():
             pass
         for pipe in list(self._lines):
             loop.remove_reader(pipe)
             with contextlib.suppress(OSError):
                 while data := os.read(pipe, _LINE):
-                    *lines, rest = (self._lines[pipe] + data).split(b"\n")
-                    for line in lines:
-                        self._tell_lines(pipe, line, rest)
-                    self._lines[pipe] = rest
-            self._tell_lines(pipe, self._lines[pipe], b"")
-        how = self._reap()
+                    self._take_output(pipe, data)
+            self._tell(pipe, self._lines[pipe])
+        if self._allowance.cut:
+            self._say(Line("stderr", "", f"({self._allowance.cut:,} lines were cut at its end)"))
         loop.remove_reader(self._socket.fileno())
         loop.remove_writer(self._socket.fileno())
         self._socket.close()
         os.close(process.pidfd)
-        self._listener.gone(self, how)
+        # What it left behind may take long to remove.
+        loop.run_in_executor(self._reaper, process.reap).add_done_callback(self._reaped)
 
-    def _alive_socket(self) -> bool:
+    def _has_more(self) -> bool:
         """Whether something is left to read."""
         try:
             return bool(self._socket.recv(1, socket.MSG_PEEK))
         except OSError:
             return False
 
-    def _reap(self) -> str:
-        popen = getattr(self._process, "popen", None)
-        code = popen.wait() if popen is not None else os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
-        for pipe in (popen.stdout, popen.stderr) if popen is not None else ():
-            pipe.close()
-        return how_it_ended(code)
+    def _reaped(self, reaped: asyncio.Future[Ending]) -> None:
+        error = reaped.exception()
+        how = f"it could not be cleaned up: {error}" if error is not None else how_it_ended(reaped.result())
+        self._listener.gone(self, how)
 
 
-def how_it_ended(code: int) -> str:
-    """An exit code in words."""
-    if code >= 0:
-        return f"it exited with code {code}"
+class _Allowance:
+    """How much may be printed: `OUTPUT_RATE` bytes a second, and as many at once. ``cut``: lines since the last one
+    that was let through."""
+
+    def __init__(self) -> None:
+        self._left = float(OUTPUT_RATE)
+        self._at = time.monotonic()
+        self.cut = 0
+
+    def take(self, size: int, now: float) -> tuple[bool, int]:
+        """Whether a line may be shown, and how many before it were not."""
+        self._left = min(OUTPUT_RATE, self._left + (now - self._at) * OUTPUT_RATE)
+        self._at = now
+        # Once something is cut, a good part of a second has to be free again: not one line in three, but a gap.
+        if self._left < (OUTPUT_RATE / 4 if self.cut else size):
+            self.cut += 1
+            return False, 0
+        self._left -= size
+        cut, self.cut = self.cut, 0
+        return True, cut
+
+
+def how_it_ended(ending: Ending) -> str:
+    """In words."""
+    if ending.reason:
+        return ending.reason
+    if ending.code >= 0:
+        return f"it exited with code {ending.code}"
     try:
-        return f"it was killed by signal {-code} ({signal.Signals(-code).name})"
+        return f"it was killed by signal {-ending.code} ({signal.Signals(-ending.code).name})"
     except ValueError:
-        return f"it was killed by signal {-code}"
-
-
-Spawn = Callable[[], Process]
+        return f"it was killed by signal {-ending.code}"
 
 
 class Supervisor:
-    """Starts worker processes and ties them to the engine."""
+    """Starts worker processes and ties them to a listener.
 
-    def __init__(self, spawn: Spawn, listener: Listener) -> None:
-        self._spawn = spawn
+    One thread starts them all, and lives until `close`: workers die with the thread that started them.
+    """
+
+    def __init__(self, listener: Listener) -> None:
         self._listener = listener
+        self._starter = ThreadPoolExecutor(1, thread_name_prefix="grape-spawn")
+        self._reaper = ThreadPoolExecutor(4, thread_name_prefix="grape-reap")
         self.links: set[ProcessLink] = set()
 
-    def start(self) -> ProcessLink:
-        """
-        Raises:
-            OSError: no process can be started.
-        """
-        link = ProcessLink(self._spawn(), asyncio.get_running_loop(), self._listener)
+    def start(self, spawn: Callable[[], Process], kept_lines: int) -> ProcessLink:
+        """Start one; ``spawn`` runs on the starting thread. It ends as any other if it cannot be started."""
+        loop = asyncio.get_running_loop()
+        link = ProcessLink(loop, self._listener, self._reaper, kept_lines)
         self.links.add(link)
+
+        def started(process: asyncio.Future[Process]) -> None:
+            error = process.exception()
+            if error is None:
+                link.attach(process.result())
+            else:
+                link.failed(error)
+
+        loop.run_in_executor(self._starter, spawn).add_done_callback(started)
         return link
+
+    async def on_starter(self, function: Callable[[], object]) -> None:
+        """Run something on the thread that starts workers."""
+        await asyncio.get_running_loop().run_in_executor(self._starter, function)
 
     def ended(self, link: ProcessLink) -> None:
         self.links.discard(link)
 
+    def terminate_all(self) -> None:
+        for link in list(self.links):
+            link.terminate()
+
     def kill_all(self) -> None:
         for link in list(self.links):
             link.kill()
+
+    def close(self) -> None:
+        """The threads end, and what they started with them."""
+        self._starter.shutdown(wait=False, cancel_futures=True)
+        self._reaper.shutdown(wait=False)

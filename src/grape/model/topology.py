@@ -51,7 +51,10 @@ class SlotSpec(Struct, frozen=True, omit_defaults=True):
 
 
 class PoolSpec(Struct, frozen=True, omit_defaults=True):
+    """``long``: its handlers may run for as long as they live; a worker gets one work at a time."""
+
     name: str
+    long: bool = False
 
 
 class TopologySpec(Struct, frozen=True, omit_defaults=True):
@@ -98,9 +101,6 @@ class Limits(Struct, frozen=True):
     hold_events: int = 10_000
     hold_bytes: int = 16 << 20
     cache_bytes: int = 64 << 20
-    backlog_events: int = 1_000_000
-    backlog_bytes: int = 1 << 30
-    heartbeat_timeout: float = 30.0
     dedup_horizon: float = 86_400.0
     reply_ttl: float = 600.0
     named_deaths: int = 3

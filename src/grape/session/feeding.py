@@ -6,7 +6,7 @@ While one commit is under way the source goes on; what it has prepared meanwhile
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Final, Protocol
 
@@ -38,8 +38,8 @@ class Host(Protocol):
             UsageError: it has events that nothing listens to.
         """
 
-    def may_feed(self) -> bool:
-        """Whether anything may come in now."""
+    def may_feed(self, events: Iterable[str]) -> bool:
+        """Whether such events may come in now."""
 
     def fed(self, size: int) -> None:
         """So many bytes of input have become durable."""
@@ -105,7 +105,7 @@ class Feeder:
         """Commit all that waits, unless a commit is under way or nothing may come in."""
         if not self._waiting or self._feed.is_busy or self._host.is_ending:
             return
-        if not self._host.may_feed():
+        if not self._host.may_feed({name for prepared in self._waiting for name in prepared.counts}):
             if not self._retrying:
                 self._retrying = True
                 self._host.later(_RETRY, self._retry)

@@ -14,7 +14,8 @@ import shutil
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, Final
@@ -31,35 +32,40 @@ from grape.engine.clock import SystemClock
 from grape.engine.engine import Engine
 from grape.engine.intake import Feed
 from grape.engine.outlet import Take
-from grape.engine.supervisor import ProcessLink, Supervisor
-from grape.errors import GrapeError, ProtocolError, StorageFailed, UsageError, UserError
+from grape.engine.supervisor import Line, ProcessLink
+from grape.errors import EngineError, GrapeError, StorageFailed, UsageError
 from grape.inline import InlineLink
-from grape.isolates.process import Command, python_worker, spawn
 from grape.model.address import PartitionId
+from grape.model.profile import Profile
+from grape.model.section import Duration
 from grape.model.stored import OUTPUT, REPLIES, SOURCE, TAKER
-from grape.model.topology import Limits, TopologySpec
-from grape.protocol.messages import Ask, FromWorker, Hello, Refusal
+from grape.model.topology import DEFAULT_POOL, Limits, TopologySpec
+from grape.protocol.messages import Ask, FromWorker
 from grape.session.feeding import Feeder
 from grape.session.opening import Opening
 from grape.session.taking import Taker, Taking
+from grape.session.workers import Printed, Workers, python_command
+from grape.tools.crashes import CrashLog
 from grape.transports.embedded import EmbeddedTransport
 
-_STARTUP: Final = 60.0
 _DRAIN: Final = 5.0
 _STALL: Final = 3.0
 _TICK: Final = 0.005
 _IDLE: Final = 0.25
 _MIN_RESERVE: Final = 256 << 20
+_INLINE: Final = Profile(pool_limit=1, idle_timeout=Duration(0), heartbeat_timeout=Duration(1e12))
+"""There is one set of nodes in this process, and no watchdog."""
 
 
 class Options(Struct, kw_only=True):
-    """What to run and how. ``target``: see `grape.authoring.loading.load`. ``workers``: per pool, 0 = one per core.
-    ``reserve`` and ``max_size``: bytes."""
+    """What to run and how. ``target``: see `grape.authoring.loading.load`. ``workers``: of a pool whose profile does
+    not say, 0 = one per core. ``reserve`` and ``max_size``: bytes."""
 
     target: str
     config: dict[str, Any] = {}
     data: str | None = None
     workers: int = 0
+    profiles: dict[str, Profile] = {}
     partitions: int | None = None
     env: dict[str, str] = {}
     max_dead: int = 1000
@@ -99,7 +105,7 @@ class Session:
     Args:
         options: what to run.
         sources, takers: see `grape.connectors`.
-        printed: called with (worker, stream, slot, line) for what handlers print.
+        printed: called with what handlers print.
     """
 
     def __init__(
@@ -107,7 +113,7 @@ class Session:
         options: Options,
         sources: list[Source],
         takers: list[Taker],
-        printed: Callable[[str, str, str, str], None],
+        printed: Printed,
     ) -> None:
         self.options = options
         self.sources = sources
@@ -124,8 +130,6 @@ class Session:
         self.sources_open = len(sources)
         self.started = time.monotonic()
         self.ready = threading.Event()
-        self._names: dict[ProcessLink | InlineLink, tuple[str, int]] = {}
-        self._early: list[tuple[ProcessLink | InlineLink, FromWorker]] = []
         self._wake = asyncio.Event()
         self._stopping = False
         self._aborting = False
@@ -159,20 +163,19 @@ class Session:
             EngineError: the engine had to stop.
         """
         self._loop = asyncio.get_running_loop()
+        self._loop.set_exception_handler(self._bug)
         self.clock = SystemClock()
         options = self.options
         temporary = options.data is None
         data = options.data or tempfile.mkdtemp(prefix="grape-")
-        self._command = Command(
-            argv=python_worker(options.target, msgspec.json.encode(options.config).decode()),
-            directory=options.directory,
-            env=options.env,
-        )
-        self._supervisor = Supervisor(lambda: spawn(self._command), self)
+        config = msgspec.json.encode(options.config).decode()
+        command = python_command(options.target, config, options.directory, options.env)
+        self._workers = Workers(options.target, command, options.profiles, self._printed, self._wake.set)
         self._executor = ThreadPoolExecutor(max(1, len(self.takers)), thread_name_prefix="grape-take")
         kept = not temporary
         try:
             topology = await self._describe()
+            self._check_profiles(topology)
             self.takers += self.more_takers(topology)
             await self._open(data, topology)
             self.ready.set()
@@ -185,8 +188,8 @@ class Session:
         finally:
             self.ready.set()
             if self.engine is not None:
-                self.engine.draining = True  # whoever ends now is not replaced
-            self._supervisor.kill_all()
+                self.engine.drain()  # whoever ends now is not replaced
+            await self._workers.close()
             for source in self.sources:
                 with contextlib.suppress(Exception):
                     source.close()
@@ -202,28 +205,24 @@ class Session:
             elif temporary and not kept:
                 shutil.rmtree(data, ignore_errors=True)
 
+    def _bug(self, _: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        """Something failed that nobody expected: an engine in an unknown state must not go on."""
+        error = context.get("exception")
+        trace = "".join(traceback.format_exception(error)) if error is not None else ""
+        self.stop_with(EngineError(f"the engine failed, which is a bug in it: {context.get('message')}\n{trace}"))
+
     async def _describe(self) -> TopologySpec:
-        """Start the first worker; it tells what the app is."""
+        """What the app is."""
         if self.options.inline:
             self._inline = self.options.topology or load(self.options.target, self.options.config)
             return self._inline.spec()
-        self._hello: asyncio.Future[TopologySpec] = self._loop.create_future()
-        self._first: ProcessLink | None = None
-        failures = 0
-        while True:
-            self._first = self._supervisor.start()
-            self._names[self._first] = ("", -1)
-            try:
-                return await asyncio.wait_for(asyncio.shield(self._hello), _STARTUP)
-            except TimeoutError:
-                raise UserError(f"{self.options.target}: the app did not load within {_STARTUP:g} s") from None
-            except _Died as e:
-                failures += 1
-                if failures >= 3:
-                    raise UserError(
-                        f"{self.options.target}: a worker failed at its start three times in a row\n{e}"
-                    ) from None
-                self._hello = self._loop.create_future()
+        return await self._workers.describe()
+
+    def _check_profiles(self, topology: TopologySpec) -> None:
+        known = [pool.name for pool in topology.pools]
+        for name in self.options.profiles:
+            if name not in known and name != DEFAULT_POOL:
+                raise UsageError(f"[pool.{name}]: {_no_such('pool', name, tuple(known), topology)}")
 
     async def _open(self, data: str, topology: TopologySpec) -> None:
         options = self.options
@@ -241,11 +240,26 @@ class Session:
         self.app = app = App(record, topology, options.limits, taken)
         self._dead_before = self._count_dead()
         rng = random.Random()
-        sizes = {pool.name: self._size(record.partitions) for pool in topology.pools}
+        if not options.inline:
+            await self._workers.prepare([pool.name for pool in topology.pools])
         reserve = options.reserve
         if reserve is None:
             reserve = max(_MIN_RESERVE, min(options.max_size, self._transport.room()) // 10)
-        self.engine = Engine(app, self._transport, self, self.clock, rng, sizes, self.stop_with, reserve, self._notice)
+        cores = os.cpu_count() or 1
+        self.engine = self._workers.engine = Engine(
+            app,
+            self._transport,
+            self,
+            self.clock,
+            rng,
+            dict.fromkeys((pool.name for pool in topology.pools), _INLINE) if options.inline else options.profiles,
+            options.workers or cores,
+            self.stop_with,
+            reserve,
+            self._notice,
+            max(4, 2 * cores),
+        )
+        self._workers.crash_log = CrashLog(data)
         calls = any(t.event is None for t in self.takers)
         for source in self.sources:
             feed = Feed(app, source, self._transport, calls, self.clock)
@@ -264,16 +278,12 @@ class Session:
             for number in take.logs:
                 self.engine.on_arrival(app.log(log, number), partial(taking.arrived, number))
 
-    def _size(self, partitions: int) -> int:
-        if self.options.inline:
-            return 1  # there is one set of nodes in this process
-        return min(self.options.workers or os.cpu_count() or 1, partitions)
-
     async def _serve(self, data: str) -> Outcomes:
         engine, app = self.engine, self.app
         assert engine is not None
         assert app is not None
         engine.start()
+        self._workers.end_unused()
         for feed in self.feeds:
             Feeder(feed, self).start()
         takers = [asyncio.create_task(taking.run()) for taking in self._takings]
@@ -355,13 +365,9 @@ class Session:
         return bool(app.backlog_events or app.holds or app.timers or self.sources_open)
 
     async def _end_workers(self, engine: Engine) -> None:
-        engine.draining = True
+        engine.drain()
         engine.stop_workers()
-        deadline = time.monotonic() + 2.0
-        while self._supervisor.links and time.monotonic() < deadline and not self._aborting:
-            self._wake.clear()
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._wake.wait(), 0.05)
+        await self._workers.end(lambda: self._aborting)
 
     def _count_dead(self) -> int:
         """Dead letters in the directory: of partitions, and of sources (input that never became an event)."""
@@ -381,86 +387,34 @@ class Session:
             after = rows[-1][0] + b"\0"
         return total
 
-    # ------------------------------------------------------------------ Spawner and Listener
+    # ------------------------------------------------------------------ Spawner
 
     def spawn(self, pool: str, index: int) -> ProcessLink | InlineLink:
-        if self.options.inline:
-            inline = InlineLink(
-                self._inline,
-                self.received,
-                self._answer_inline,
-                self._loop.call_soon,
-                self.gone,
-                time.monotonic,
-                self.clock.now,
-            )
-            self._names[inline] = (pool, index)
-            return inline
-        first, self._first = self._first, None
-        link = first if first is not None and first in self._supervisor.links else self._supervisor.start()
-        self._names[link] = (pool, index)
-        if link is first:
-            early, self._early = self._early, []
-            for one, message in early:
-                self._loop.call_soon(self.received, one, message)
-        return link
+        return self._spawn_inline(pool, index) if self.options.inline else self._workers.spawn(pool, index)
 
-    def _answer_inline(self, worker: InlineLink, ask: Ask) -> list[bytes | None]:
-        assert self.engine is not None
-        pool, _ = self._names[worker]
-        return self.engine.state_at_once(self.engine.partition(pool, ask.partition), ask.node, ask.keys)
+    def _spawn_inline(self, pool: str, index: int) -> InlineLink:
+        engine = self.engine
+        assert engine is not None
 
-    def received(self, worker: ProcessLink | InlineLink, message: FromWorker) -> None:
-        pool, index = self._names[worker]
-        if index < 0:
-            self._describing(worker, message)
-            return
-        assert self.engine is not None
-        self.engine.received(pool, index, worker, message)
-        self._wake.set()
+        def received(link: InlineLink, message: FromWorker) -> None:
+            engine.received(pool, index, link, message)
+            self._wake.set()
 
-    def _describing(self, worker: ProcessLink | InlineLink, message: FromWorker) -> None:
-        if isinstance(message, Hello):
-            self._early.append((worker, message))
-            if not self._hello.done():
-                self._hello.set_result(message.topology)
-        elif isinstance(message, Refusal) and not self._hello.done():
-            self._last_words = message.text
-            if message.kind in ("topology", "usage"):
-                self._hello.set_exception(UserError(message.text))
+        def answer(_: InlineLink, ask: Ask) -> list[bytes | None]:
+            return engine.state_at_once(engine.partition(pool, ask.partition), ask.node, ask.keys)
 
-    _last_words = ""
+        def gone(link: InlineLink, how: str) -> None:
+            engine.gone(pool, index, link, how)
+            self._wake.set()
 
-    def broken(self, worker: ProcessLink, error: ProtocolError) -> None:
-        pool, index = self._names[worker]
-        if self.engine is not None and index >= 0:
-            self.engine.broken(pool, index, worker, error)
-        worker.kill()
-
-    def gone(self, worker: ProcessLink | InlineLink, how: str) -> None:
-        if isinstance(worker, ProcessLink):
-            self._supervisor.ended(worker)
-        pool, index = self._names.pop(worker)
-        if index < 0:
-            if not self._hello.done():
-                self._hello.set_exception(_Died(self._last_words or how))
-        elif self.engine is not None:
-            self.engine.gone(pool, index, worker, how)
-        self._wake.set()
-
-    def printed(self, worker: ProcessLink, stream: str, slot: str, line: str) -> None:
-        pool, index = self._names.get(worker, ("", -1))
-        self._printed(f"{pool}.{index}" if index >= 0 else "start", stream, slot, line)
+        return InlineLink(self._inline, received, answer, self._loop.call_soon, gone, time.monotonic, self.clock.now)
 
     def _notice(self, text: str) -> None:
-        self._printed("engine", "stderr", "", text)
+        self._printed("engine", Line("stderr", "", text))
 
     def workers(self) -> list[tuple[str, int]]:
         """(name, pid) of every worker process there is."""
-        return [
-            (f"{pool}.{index}" if index >= 0 else "start", link.pid)
-            for link, (pool, index) in list(self._names.items())
-        ]
+        return self._workers.pids()
 
     # ------------------------------------------------------------------ transport callbacks
 
@@ -510,15 +464,15 @@ class Session:
             if part.name not in self.app.routing.listeners:
                 raise UsageError(_no_such("slot", part.name, self.app.topology.events, self.app.topology))
 
-    def may_feed(self) -> bool:
-        """Whether anything may come in now; not any more once there are too many dead letters."""
+    def may_feed(self, events: Iterable[str]) -> bool:
+        """Whether such events may come in now; not any more once there are too many dead letters."""
         assert self.engine is not None
         assert self.app is not None
         if self._dead_before + self.app.stats.dead > self.options.max_dead:
             self._feeding_stopped = True
             self._wake.set()
             return False
-        return self.engine.intake_is_open
+        return self.engine.intake_is_open(self.app.pools_of(events))
 
     def fed(self, size: int) -> None:
         """So many bytes of input have become durable."""
@@ -528,10 +482,6 @@ class Session:
         """All of a source is durable."""
         self.sources_open -= 1
         self._wake.set()
-
-
-class _Died(Exception):
-    """The first worker ended before it said hello."""
 
 
 def _no_such(kind: str, name: str, known: tuple[str, ...], topology: TopologySpec) -> str:

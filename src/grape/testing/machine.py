@@ -31,6 +31,8 @@ from grape.inline import InlineLink
 from grape.model import batch as codec
 from grape.model.address import CATALOG, DEFAULT_PARTITIONS
 from grape.model.event import Event, Lineage
+from grape.model.profile import Profile
+from grape.model.section import Duration
 from grape.model.stored import FORMAT, OUTPUT, REPLIES, SOURCE, TAKER, AppRecord, Catalog, encode
 from grape.model.topology import Limits, TopologySpec
 from grape.protocol.messages import Announce, Ask, FromWorker, ToWorker, Values, Welcome
@@ -287,6 +289,7 @@ class Machine:
         broker: what is committed; outlives the engines.
         partitions: of the app.
         workers: per pool.
+        profile: of all pools; as a rule nobody leaves.
         rng: jitter of the back-off, and incarnations.
         elapsed: monotonic seconds as the workers see them; they measure with it how long handlers take.
 
@@ -304,12 +307,14 @@ class Machine:
         partitions: int,
         workers: int = 1,
         limits: Limits | None = None,
+        profile: Profile | None = None,
         rng: Random | None = None,
         elapsed: Callable[[], float] | None = None,
     ) -> None:
         self.clock = clock
         self.broker = broker
         self.limits = limits or Limits()
+        self.profile = profile or Profile(idle_timeout=Duration(0))
         self.interrupt: Callable[[Worker], None] = _never
         self.elapsed = elapsed or (lambda: clock.now() / 1e6)
         self.source = ListSource()
@@ -336,9 +341,18 @@ class Machine:
         record = self._record(self._catalog)
         self._catalog = None
         self.app = app = App(record, self.spec, self.limits, frozenset(self.spec.outputs))
-        sizes = dict.fromkeys((pool.name for pool in self.spec.pools), self._workers)
+        never = Duration(1e9)  # nobody beats here, and the clock jumps
+        profile = msgspec.structs.replace(self.profile, heartbeat_timeout=never, startup_timeout=never)
         self.engine = Engine(
-            app, self.transport, self, self.clock, self._rng, sizes, self._stop_with, notice=self.notices.append
+            app,
+            self.transport,
+            self,
+            self.clock,
+            self._rng,
+            dict.fromkeys((pool.name for pool in self.spec.pools), profile),
+            self._workers,
+            self._stop_with,
+            notice=self.notices.append,
         )
         self.is_running = True
         self.feed = Feed(app, self.source, self.transport, True, self.clock)
@@ -438,7 +452,7 @@ class Machine:
                 moves.append(worker.run)
         if self.transport.outstanding:
             moves.append(self._step)
-        if self._prepared and not self.feed.is_busy and self.engine.intake_is_open:
+        if self._prepared and not self.feed.is_busy and self.engine.intake_is_open(self.engine.pools):
             moves.append(self._feed)
         moves += [taker.move for taker in [*self.outputs.values(), self.replies] if taker.has_work()]
         return moves

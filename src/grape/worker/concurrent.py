@@ -117,12 +117,15 @@ class AsyncPool:
         self._ready: deque[Job] = deque()
         self._is_admitting = False
         self._waiting: dict[str, deque[Job]] = {}
+        self._crowd: deque[Job] = deque()
+        """What only the worker's own limit keeps from running."""
         self._running: dict[str, int] = {}
         self._tasks: dict[asyncio.Task[None], Job] = {}
         self._flush_due = False
         self._works: deque[Work] = deque()
         self._careful: asyncio.Task[None] | None = None
         runtime.single = True
+        runtime.speaker = _speaker
         for unit in runtime.units.values():
             if unit.is_async:
                 _bind_shared(unit)
@@ -242,6 +245,9 @@ class AsyncPool:
         if self._running.get(node, 0) >= limit:
             self._waiting.setdefault(node, deque()).append(job)
             return
+        if len(self._tasks) >= self.runtime.concurrency:
+            self._crowd.append(job)
+            return
         self._running[node] = self._running.get(node, 0) + 1
         task = asyncio.ensure_future(self._run(job))
         self._tasks[task] = job
@@ -252,6 +258,8 @@ class AsyncPool:
         node = job.unit.node
         self._running[node] -= 1
         waiting = self._waiting.get(node)
+        if self._crowd:
+            self._admit(self._crowd.popleft())
         if waiting:
             self._admit(waiting.popleft())
         if not task.cancelled() and task.exception() is not None:
@@ -525,6 +533,11 @@ class _SharedState:
 
 def _nothing() -> None:
     pass
+
+
+def _speaker() -> str:
+    job = _current.get()
+    return "" if job is None else job.unit.node
 
 
 def _job(what: str) -> Job:

@@ -148,7 +148,7 @@ def run(sock: socket.socket, topology: Topology) -> None:
                 runtime.now_us = engine_time(message.boot_offset)
                 runtime.welcome(message)
                 runtime.setup()
-                watchdog = Watchdog(runtime, engine.send, message.limits.heartbeat_timeout / 6)
+                watchdog = Watchdog(runtime, engine.send, message.heartbeat_timeout / 6)
                 watchdog.start()
                 if runtime.is_async:
                     asyncio.run(run_async(engine, runtime))

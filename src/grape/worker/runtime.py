@@ -81,6 +81,8 @@ class Runtime:
         self.now_us = wall
         self.running: tuple[Unit, Stage] | None = None
         """What the watchdog looks at."""
+        self.speaker: Callable[[], str] = self._running_node
+        """The node that runs right now, "" for none: what is printed is said by it."""
         self.progress = 0
         """Counts calls of ``event.progress()``."""
         self.retries: dict[tuple[str, str], RetryItem] = {}
@@ -88,11 +90,16 @@ class Runtime:
         self._assigned: dict[int, Assigned] = {}
         self._chunk: dict[str, int] = {}
 
+    def _running_node(self) -> str:
+        running = self.running
+        return "" if running is None else running[0].node
+
     # ------------------------------------------------------------------ messages
 
     def welcome(self, message: Welcome) -> None:
         self.pool = message.pool
         self.limits = message.limits
+        self.concurrency = message.concurrency
         self.partitions = Partitions(message.partitions)
         self.names = Names(self.topology.name, [*self.topology.events, *self.topology.outputs])
         routing = route(self.topology)

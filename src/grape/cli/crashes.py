@@ -1,0 +1,81 @@
+"""``grape crashes``: how workers ended that should not have."""
+
+from __future__ import annotations
+
+import time
+from typing import Annotated, Any
+
+import typer
+
+from grape.cli.console import complain
+from grape.cli.run import EXIT_USE, fail
+from grape.cli.state import Data, escaped, print_lines
+from grape.errors import GrapeError
+from grape.tools.crashes import Crash, CrashLog
+from grape.tools.directory import Directory
+
+app = typer.Typer(no_args_is_help=True, help="How workers ended that should not have, and what they said last.")
+
+
+@app.command("list")
+def list_(
+    data: Data,
+    as_json: Annotated[bool, typer.Option("--json", help="JSON lines.")] = False,
+) -> None:
+    """The crashes of a data directory, oldest first; the newest 100 are kept. Works while it is in use.
+
+    \b
+    grape crashes list --data words
+    grape crashes show 3 --data words
+
+    Exit codes: 0; 2 no data directory.
+    """
+    found = _all(data)
+    if as_json:
+        print_lines(
+            {"number": number, "worker": c.worker, "pid": c.pid, "started": c.since, "ended": c.time, "why": c.why}
+            for number, c in found
+        )
+        return
+    for number, crash in found:
+        first = crash.why.partition("\n")[0]
+        print(f"{number:>5}  {_when(crash.time)}  {crash.worker:<14} {crash.pid:>7}  {escaped(first)}")
+
+
+@app.command()
+def show(
+    number: Annotated[int, typer.Argument(help="Of the crash, as `grape crashes list` shows it.")],
+    data: Data,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
+) -> None:
+    """One crash: why, and the last lines that the worker printed (crashlog-limit of the pool's profile, 50).
+
+    Exit codes: 0; 2 there is no such crash.
+    """
+    crash = dict(_all(data)).get(number)
+    if crash is None:
+        complain(f"there is no crash {number} in {data}; see: grape crashes list --data {data}")
+        raise typer.Exit(EXIT_USE)
+    if as_json:
+        lines: list[Any] = [{"level": level, "slot": slot, "text": text} for level, slot, text in crash.lines]
+        print_lines([{"number": number, "worker": crash.worker, "pid": crash.pid, "why": crash.why, "lines": lines}])
+        return
+    print(f"worker {crash.worker} (pid {crash.pid}), {_when(crash.since)} to {_when(crash.time)}")
+    for line in crash.why.split("\n"):
+        print(escaped(line, "\t"))
+    print(f"the last {len(crash.lines)} lines that it printed:" if crash.lines else "it had printed nothing")
+    for level, slot, text in crash.lines:
+        print(f"  {level:<8} {f'[{slot}] ' if slot else ''}{escaped(text, chr(9))}")
+
+
+def _all(data: str) -> list[tuple[int, Crash]]:
+    try:
+        with Directory.open(data):
+            return CrashLog(data).all()
+    except GrapeError as e:
+        fail(e)
+        raise
+
+
+def _when(seconds: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))
