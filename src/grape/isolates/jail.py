@@ -438,7 +438,7 @@ def landlock_options(read: tuple[str, ...]) -> list[str]:
     """What of a jail Landlock leaves, beside its temporary directories; nothing where the kernel does not have it."""
     if not landlock.abi():
         return []
-    options = ["--names", "/"]
+    options = []
     for path in read:
         options += ["--read", path]
     for path in ("/tmp", "/dev/shm"):

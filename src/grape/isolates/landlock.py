@@ -56,7 +56,7 @@ def abi() -> int:
         return 0
 
 
-def restrict(read: Sequence[str], write: Sequence[str], devices: Sequence[str], names: Sequence[str] = ()) -> None:
+def restrict(read: Sequence[str], write: Sequence[str], devices: Sequence[str]) -> None:
     """Give up everything but what is beneath these paths, for this process and all it starts.
 
     Nothing is left of TCP, of signals to processes that are not under this restriction, and of abstract sockets that
@@ -66,7 +66,6 @@ def restrict(read: Sequence[str], write: Sequence[str], devices: Sequence[str], 
         read: files and directories to read and execute.
         write: directories to do everything in, except that no devices can be made.
         devices: files to read and write.
-        names: directories to list.
     """
     have = abi()
     rights = 0
@@ -77,7 +76,6 @@ def restrict(read: Sequence[str], write: Sequence[str], devices: Sequence[str], 
     reading = _READ_FILE | _READ_DIR | _EXECUTE
     allowed = [(path, reading) for path in read]
     allowed += [(path, rights & ~(_MAKE_CHAR | _MAKE_BLOCK | _IOCTL_DEV)) for path in write]
-    allowed += [(path, _READ_DIR) for path in names]
     allowed += [(path, _READ_FILE | _WRITE_FILE | _TRUNCATE | _IOCTL_DEV) for path in devices]
     for path, bits in allowed:
         parent = os.open(path, os.O_PATH | os.O_CLOEXEC)
@@ -93,8 +91,8 @@ def step(directory: str, *, python: str, options: Sequence[str]) -> list[str]:
 
     Args:
         directory: where this file is, as seen in the jail.
-        options: ``--read PATH``, ``--write PATH``, ``--device PATH``, ``--names PATH`` as in `restrict`, which is done
-            with at least one of them; ``--limit NAME=SOFT:HARD``, by the names of ``resource.RLIMIT_*`` (NPROC counts
+        options: ``--read PATH``, ``--write PATH``, ``--device PATH`` as in `restrict`, which is done with at least
+            one of them; ``--limit NAME=SOFT:HARD``, by the names of ``resource.RLIMIT_*`` (NPROC counts
             in the user namespace, so it has to be set in it); ``--die`` (when the parent dies). Descriptors but 0, 1, 2
             and the N of the worker's ``--fd N`` are closed.
     """
@@ -103,7 +101,7 @@ def step(directory: str, *, python: str, options: Sequence[str]) -> list[str]:
 
 def main() -> None:
     """Confine this process and become what stands behind ``--``."""
-    values: dict[str, list[str]] = {"--read": [], "--write": [], "--device": [], "--names": [], "--limit": []}
+    values: dict[str, list[str]] = {"--read": [], "--write": [], "--device": [], "--limit": []}
     rest = iter(sys.argv[1:])
     for option in rest:
         if option == "--":
@@ -120,7 +118,7 @@ def main() -> None:
         name, _, amounts = limit.partition("=")
         soft, hard = map(int, amounts.split(":"))
         resource.setrlimit(getattr(resource, f"RLIMIT_{name.upper()}"), (soft, hard))
-    rules = [values[name] for name in ("--read", "--write", "--device", "--names")]
+    rules = [values[name] for name in ("--read", "--write", "--device")]
     if any(rules):
         _call_libc("prctl", _PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
         restrict(*rules)

@@ -147,7 +147,7 @@ class Check(Struct, frozen=True):
 class Rule(Struct, frozen=True):
     """What the calls ``names`` lead to: an error number, 0 (allowed), or None (the process is killed).
 
-    All checks have to hold. Several rules for one call: the one whose checks hold; no two may.
+    All checks have to hold. Of several rules for one call it is the one whose checks hold; if several do, they agree.
     """
 
     names: tuple[str, ...]
@@ -167,6 +167,7 @@ def rules(*, shared_memory: bool = True) -> list[Rule]:
         Rule(DENIED, errno.EPERM),
         Rule(DEADLY, None),
         Rule(("clone",), 0, (Check(0, 0, _CLONE_NEW),)),
+        *(Rule(("clone",), errno.EPERM, (Check(0, 1 << bit, 1 << bit),)) for bit in range(32) if _CLONE_NEW >> bit & 1),
         Rule(("personality",), 0, (Check(0, 0, _LOW),)),
         Rule(("personality",), 0, (Check(0, _LOW, _LOW),)),
         # The signal at the parent's death can be set but not unset: it is what ends a container with its engine.

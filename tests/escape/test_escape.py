@@ -1,0 +1,129 @@
+"""Every probe at every level against what expected.toml claims, for real: an expected denial that does not happen
+fails, and so does an opening that is denied.
+
+The engine is whoever runs the tests; if that is root, it is also an ordinary user for the levels that one can have.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+from grape import builtins
+from grape.errors import Unsupported
+from grape.isolates.cgroups import check
+from grape.isolates.jail import Jail
+from tests.escape.probes import PROBES
+from tests.escape.table import LEVELS, claim, expected, in_document, render
+from tests.escape.world import NOBODY, OUTSIDE, ROOT
+
+EXPECTED: Final = expected()
+PROJECT: Final = Path(__file__).parents[2]
+LAYERS: Final = ("namespaces", "seccomp", "landlock")
+
+
+@cache
+def refusal(level: str) -> str:
+    """What this host lacks for a level, or ""."""
+    kind = builtins.isolate(level)
+    fields = {"uid": NOBODY} if level == "cgroup" and ROOT else {}
+    isolate = kind("main", kind.Config(**fields))
+    try:
+        isolate.prepare()
+    except Unsupported as e:
+        return str(e)
+    finally:
+        isolate.close()
+    return ""
+
+
+@cache
+def run(level: str, without: str = "", as_user: bool = False) -> dict[str, str]:
+    """The outcomes, by name; of a program that is the engine."""
+    argv = [sys.executable, "-m", "tests.escape.world", level, without]
+    env = dict(os.environ)
+    if as_user and ROOT:
+        packages = [path for path in sys.path if path.endswith("site-packages")]
+        source = str(Path(builtins.__file__).parents[1])
+        argv[:1] = ["setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups", "/usr/bin/python3", "-B"]
+        env = {"PATH": os.defpath, "HOME": "/tmp", "PYTHONPATH": ":".join([source, *packages])}
+    done = subprocess.run(argv, cwd=PROJECT, env=env, capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 0, done.stderr
+    found: dict[str, str] = json.loads(done.stdout)
+    return found
+
+
+def compare(found: dict[str, str], level: str, as_root: bool, groups: bool, jailed: bool) -> list[str]:
+    """What is not as it is claimed."""
+    wrong = []
+    for name, outcome in found.items():
+        value = claim(EXPECTED[name][level], as_root, groups)
+        if outcome == "absent":  # ENOSYS: from the list of system calls, or this kernel does not have it at all
+            outcome = "denied" if jailed else value
+        if value not in (outcome, "depends"):
+            wrong.append(f"F{EXPECTED[name]['row']} {name}: {outcome}, not {value}")
+    return wrong
+
+
+def has_groups(level: str, as_user: bool) -> bool:
+    if level in ("process", "cgroup") or (as_user and ROOT):
+        return level == "cgroup"
+    try:
+        check()
+    except Unsupported:
+        return False
+    return True
+
+
+def test_the_table_knows_every_probe() -> None:
+    assert set(EXPECTED) == set(PROBES) | set(OUTSIDE)
+    for name, row in EXPECTED.items():
+        assert {*row} <= {"row", "tries", "alone", *LEVELS}, name
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_what_a_worker_tries(level: str) -> None:
+    if refusal(level):
+        kind = builtins.isolate(level)
+        fields = {"uid": NOBODY} if level == "cgroup" and ROOT else {}
+        with pytest.raises(Unsupported, match=r"\[pool.main.isolate\] ."):
+            kind("main", kind.Config(**fields)).prepare()
+        return
+    found = run(level)
+    assert set(found) == set(EXPECTED)
+    assert compare(found, level, ROOT, has_groups(level, False), issubclass(builtins.isolate(level), Jail)) == []
+
+
+@pytest.mark.skipif(not ROOT, reason="the test above is as an ordinary user already")
+@pytest.mark.parametrize("level", ["process", "sandbox", "container"])
+def test_what_a_worker_of_an_ordinary_user_tries(level: str) -> None:
+    found = run(level, as_user=True)
+    if "unsupported" in found:
+        assert refusal(level), f"root has it: {found['unsupported']}"
+        return
+    assert set(found) == set(EXPECTED)
+    assert compare(found, level, False, has_groups(level, True), issubclass(builtins.isolate(level), Jail)) == []
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+def test_without_one_layer_the_others_stop_what_is_not_its_own(layer: str) -> None:
+    """The worth of each layer; as an ordinary user, whose right to files does not depend on who else may read them."""
+    if refusal("sandbox"):
+        pytest.skip(refusal("sandbox"))
+    found = run("sandbox", layer, as_user=True)
+    lets_in = {name for name, outcome in found.items() if outcome == "open"}
+    alone = {name for name, row in EXPECTED.items() if row.get("alone") == layer}
+    absent = {name for name, outcome in found.items() if outcome == "absent"}
+    assert lets_in <= alone
+    assert alone <= lets_in | absent
+
+
+def test_the_table_in_the_guide_is_this_one() -> None:
+    assert in_document() == render(), "python -m tests.escape.table writes it"
