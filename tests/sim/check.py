@@ -46,7 +46,8 @@ def run_seed(seed: int) -> int:
 
 def describe(plan: Plan) -> str:
     lines = [
-        f"partitions {plan.partitions}, workers {plan.workers}, {len(plan.roots)} roots, {plan.chaos}, {plan.limits}"
+        f"partitions {plan.partitions}, workers {plan.workers}, {len(plan.roots)} roots, {plan.chaos}, {plan.limits}, "
+        f"{plan.profile}"
     ]
     return "\n".join([*lines, *map(str, plan.nodes)])
 
@@ -63,6 +64,7 @@ class Run:
             partitions=plan.partitions,
             workers=plan.workers,
             limits=plan.limits,
+            profile=plan.profile,
         )
         self.calls: dict[str, Call] = {}
         """Request id -> the call it is."""

@@ -13,6 +13,8 @@ from zlib import crc32
 from msgspec import Struct
 
 from grape import Context, Event, Node, State, Topology
+from grape.model.profile import Profile
+from grape.model.section import Duration
 from grape.model.topology import Limits
 from grape.testing import Crash
 from grape.testing.simulator import Chaos
@@ -66,6 +68,7 @@ class Plan(Struct, frozen=True, eq=False):
     partitions: int
     workers: int
     limits: Limits
+    profile: Profile
     chaos: Chaos
 
     @property
@@ -167,7 +170,24 @@ def make_plan(seed: int) -> Plan:
         size = rng.randint(1, 8)
         chunks.append(tuple(roots[:size]))
         roots = roots[size:]
-    return Plan(seed, tuple(nodes), outputs, tuple(chunks), rng.randint(1, 4), rng.randint(1, 2), limits, chaos)
+    return Plan(
+        seed, tuple(nodes), outputs, tuple(chunks), rng.randint(1, 4), rng.randint(1, 2), limits, profile(seed), chaos
+    )
+
+
+def profile(seed: int) -> Profile:
+    """How the pools are kept: most come and go."""
+    rng = Random(f"{seed}/profile")
+    if rng.random() < 0.3:
+        return Profile(idle_timeout=Duration(0))
+    return Profile(
+        pool_limit=rng.choice((None, 2, 4)),
+        pool_min=rng.choice((None, 0, 0, 1, 2)),
+        grow_threshold=Duration(rng.choice((0.0, 0.1, 1.0))),
+        idle_timeout=Duration(rng.choice((0.0, 0.3, 2.0, 20.0))),
+        max_events=rng.choice((0, 0, 1, 10)),
+        concurrency=rng.choice((1, 3, 1_000)),
+    )
 
 
 # ------------------------------------------------------------------ what an event does

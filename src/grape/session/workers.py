@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from collections.abc import Callable
 from functools import partial
@@ -211,7 +212,7 @@ class _Died(Exception):
 
 def python_command(target: str, config: str, directory: str, env: dict[str, str]) -> Command:
     """What runs a Python worker."""
-    return Command(argv=python_worker(target, config), directory=directory, env=env)
+    return Command(argv=python_worker(target, config), directory=os.path.abspath(directory), env=env)
 
 
 def make_isolate(pool: str, profile: Profile) -> Isolate:

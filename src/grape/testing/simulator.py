@@ -14,6 +14,7 @@ from msgspec import Struct
 
 from grape.authoring.topology import Topology
 from grape.engine.clock import FakeClock
+from grape.model.profile import Profile
 from grape.model.topology import Limits
 from grape.testing.machine import Crash, Machine, Worker
 from grape.transports.memory import MemoryBroker, Weakness
@@ -50,7 +51,7 @@ class Simulator:
         build: makes the topology, for every worker anew.
         seed: of all chance in the run.
         chaos: what goes wrong.
-        partitions, workers, limits: as of `Machine`.
+        partitions, workers, limits, profile: as of `Machine`.
     """
 
     def __init__(
@@ -62,6 +63,7 @@ class Simulator:
         partitions: int = 3,
         workers: int = 2,
         limits: Limits | None = None,
+        profile: Profile | None = None,
     ) -> None:
         self.chaos = chaos or Chaos()
         self._rng = Random(seed)
@@ -78,6 +80,7 @@ class Simulator:
             partitions=partitions,
             workers=workers,
             limits=limits,
+            profile=profile,
             rng=Random(self._rng.getrandbits(32)),
             elapsed=self._tell_elapsed,
         )

@@ -226,7 +226,8 @@ def main() -> None:
     parser.add_argument("--target", required=True)
     parser.add_argument("--config", default="{}")
     options = parser.parse_args()
-    die_with_parent(options.parent)
+    if options.parent:  # else the jail sees to it
+        die_with_parent(options.parent)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
