@@ -293,7 +293,8 @@ class ContainerIsolate(Jail):
             program = config.python
         options = ["--die", *self.limit_options()]  # the runtime itself needs more than some workers may have
         if "landlock" in self.layers:
-            options += landlock_options((*shown, "/proc", "/dev", *(() if self._image else ("/etc",))))
+            more = ("/proc", "/dev") if self._image else ("/proc", "/dev", "/etc")
+            options += landlock_options((*shown, *more), not config.python)
         where = _STEP if config.python else os.path.join(GRAPE, "isolates")
         return [
             *landlock.step(where, python=config.python or PYTHON, options=options),

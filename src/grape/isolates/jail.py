@@ -434,11 +434,11 @@ def worker_code(code: int) -> int:
     return 128 - code if 128 < code <= 128 + 64 else code
 
 
-def landlock_options(read: tuple[str, ...]) -> list[str]:
+def landlock_options(read: tuple[str, ...], is_grape_shown: bool = True) -> list[str]:
     """What of a jail Landlock leaves, beside its temporary directories; nothing where the kernel does not have it."""
     if not landlock.abi():
         return []
-    options = []
+    options = ["--names", os.path.dirname(GRAPE)] if is_grape_shown else []  # Python lists what it imports from
     for path in read:
         options += ["--read", path]
     for path in ("/tmp", "/dev/shm"):
