@@ -23,13 +23,16 @@ import uvloop
 from msgspec import Struct
 
 from grape.abc.source import Sink, Source
+from grape.authoring.emitter import seconds
 from grape.authoring.topology import Topology
 from grape.connectors.sinks import JsonLinesSink
 from grape.connectors.sources import CallableSource, parse_feed
 from grape.engine.supervisor import Line
+from grape.engine.telemetry import AppNumbers
 from grape.errors import Conflict, Full, GrapeError, TopologyError, UnknownEvent, UsageError
 from grape.model import batch as codec
 from grape.model.address import partition_of
+from grape.model.batch import Context
 from grape.model.event import Event
 from grape.model.topology import Limits, TopologySpec
 from grape.session import Options, Outcomes, Session, Taker
@@ -280,12 +283,21 @@ class RunningEngine:
         )
 
     def emit(
-        self, event: str, data: Any = None, *, key: str | None = None, id: str | None = None, timeout: float = 30.0
+        self,
+        event: str,
+        data: Any = None,
+        *,
+        key: str | None = None,
+        id: str | None = None,
+        deadline: float | None = None,
+        timeout: float = 30.0,
     ) -> None:
         """Hand in an event; returns when it is durable.
 
         Args:
             id: the event's own id: the same id and content is accepted once, other content is a conflict.
+            deadline: in so many seconds nobody is interested any more: no handler starts with it, or with what was
+                emitted for it, later than that; it becomes a dead letter.
             timeout: seconds to wait.
 
         Raises:
@@ -296,10 +308,13 @@ class RunningEngine:
         """
         packed = encode(data)
         accepted: Future[None] = Future()
-        self._session.call(lambda: self._accept(event, key, packed, id or "", accepted))
+        wait = None if deadline is None else int(seconds(deadline, "deadline=") * 1e6)
+        self._session.call(lambda: self._accept(event, key, packed, id or "", wait, accepted))
         accepted.result(timeout)
 
-    def _accept(self, event: str, key: str | None, data: bytes, event_id: str, accepted: Future[None]) -> None:
+    def _accept(
+        self, event: str, key: str | None, data: bytes, event_id: str, wait: int | None, accepted: Future[None]
+    ) -> None:
         engine, app = self._session.engine, self._session.app
         if engine is None or app is None or engine.failure is not None:
             accepted.set_exception(engine.failure if engine and engine.failure else Full("the engine is stopping"))
@@ -316,6 +331,7 @@ class RunningEngine:
             spread = key if key is not None else event_id
             number = partition_of(spread, app.partitions) if spread else self._next_partition(app.partitions)
             now = self._session.clock.now()
+            context = Context(deadline=0 if wait is None else now + wait)
             waiting = len(listeners)
 
             def durable() -> None:
@@ -336,7 +352,7 @@ class RunningEngine:
                         partition.flush()
                         continue
                     partition.remember(event_id, content, now)
-                partition.take_in(event, key, data, event_id, "", now)
+                partition.take_in(event, key, data, event_id, context, now)
                 partition.then(durable)
                 partition.flush()
             app.stats.fed[event] += 1
@@ -365,6 +381,26 @@ class RunningEngine:
                 yield from events_of(batch)
             elif timeout is not None or self._result.done():
                 return
+
+    def numbers(self) -> AppNumbers:
+        """What is measured, as it is now: queues, workers, rates, latencies, by pool; see `grape.engine.telemetry`.
+
+        Raises:
+            GrapeError: the engine has ended.
+        """
+        asked: Future[AppNumbers] = Future()
+
+        def answer() -> None:
+            engine = self._session.engine
+            try:
+                if engine is None:
+                    raise Full("the engine is not running")
+                asked.set_result(engine.numbers())
+            except BaseException as e:
+                asked.set_exception(e)
+
+        self._session.call(answer)
+        return asked.result(30.0)
 
     def close(self) -> Summary:
         """Stop: what runs is committed, the rest waits in the data directory."""

@@ -99,6 +99,9 @@ class Meter:
         total = sum(s for s in sizes if s is not None) if sizes and None not in sizes else None
         workers = sum(1 for p in engine.pools.values() for w in p.workers.values() if w.state == "ready")
         parts = [f"{self._rate:,.0f} events/s", f"backlog {app.backlog_events:,}", f"{workers} workers"]
+        degraded = [name for name, pool in engine.pools.items() if pool.is_degraded]
+        if degraded:
+            parts.append(f"degraded: {', '.join(degraded)}")
         if app.holds:
             parts.append(f"{app.holds:,} held")
         if app.stats.dead:

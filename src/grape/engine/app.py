@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable
 
+from grape.engine.telemetry import PoolStats
 from grape.model.address import PartitionId
 from grape.model.routing import Routing, route
 from grape.model.stored import OUTPUT, REPLIES, AppRecord
@@ -27,6 +28,7 @@ class Stats:
         self.finished = 0
         self.commits = 0
         self.worker_deaths = 0
+        self.pools: defaultdict[str, PoolStats] = defaultdict(PoolStats)
 
 
 class App:

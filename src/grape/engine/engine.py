@@ -15,6 +15,7 @@ from grape.engine.app import App
 from grape.engine.clock import Clock
 from grape.engine.partition import Partition
 from grape.engine.pool import Pool, Spawner, Worker
+from grape.engine.telemetry import AppNumbers
 from grape.errors import Corrupt, GrapeError, ProtocolError, Runaway, StorageFailed, TopologyError
 from grape.model.address import MAX_KEY_BYTES, PartitionId
 from grape.model.profile import Profile
@@ -521,6 +522,28 @@ class Engine:
             f"app {self.app.record.name!r} has eaten the reserve of the disk: {self.app.backlog_events} events wait, "
             f"most in pool {most.pool!r} ({events}). Does it emit more than it can process? "
             f"Make room or raise max-size; nothing accepted is lost"
+        )
+
+    def numbers(self) -> AppNumbers:
+        """Everything that is measured, as it is now."""
+        app, stats, now = self.app, self.app.stats, self.clock.now()
+        return AppNumbers(
+            fed=dict(stats.fed),
+            emitted=dict(stats.emitted),
+            processed=dict(stats.processed),
+            taken=dict(stats.taken),
+            failures=dict(stats.failures),
+            dead=stats.dead,
+            replies=stats.replies,
+            late_replies=stats.late_replies,
+            stale_frames=stats.stale_frames,
+            duplicates=sum(pool.duplicates for pool in stats.pools.values()),
+            commits=stats.commits,
+            worker_deaths=stats.worker_deaths,
+            backlog_events=app.backlog_events,
+            backlog_bytes=app.backlog_bytes,
+            timers=app.timers,
+            pools={name: pool.numbers(now) for name, pool in self.pools.items()},
         )
 
     def partition(self, pool: str, number: int) -> Partition:

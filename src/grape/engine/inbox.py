@@ -43,7 +43,6 @@ class Inbox:
         self.open: dict[int, OpenBatch] = {}
         self.read_to = head.cursor.position
         self._parked: dict[int, tuple[Header, int]] = {}
-        self.duplicates = 0
         self.dropped: list[tuple[int, int, int]] = []
         """Duplicates found by `offer`, as (position, events, bytes), until the caller takes note."""
 
@@ -63,7 +62,6 @@ class Inbox:
             return self._accept(position, header, size)
         expected = self._head.seen.get(origin_key(header), 0)
         if header.sequence < expected:
-            self.duplicates += 1
             self.dropped.append((position, header.events, size))
             cursor.finish(position)
             return None

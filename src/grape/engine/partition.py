@@ -120,11 +120,13 @@ class Partition:
         """Whether the worker that has it may chain all pairs."""
         self.careful: set[int] = set()
         self.named: dict[tuple[str, str], Named] = {}
+        self._deadlines: dict[int, int] = {}
         self.window = _FIRST_WINDOW
         self.is_moving = False
         """It is to go to another worker: nothing more of it is handed out."""
         self.top_up = any(node.is_async for node in app.topology.nodes if node.pool == pool)
         self._checker = Checker(app, pool)
+        self._stats = app.stats.pools[pool]
         self._draft = _Draft()
         self._committing: _Draft | None = None
         self._claim()
@@ -270,7 +272,14 @@ class Partition:
         self.seq += 1
         self.works[self.seq] = Dispatched(self.seq, positions, holds, careful, events)
         named = list(self.named.values())
-        return Work(self.number, self.epoch, self.seq, batches, retries, careful, named, base)
+        deadlines, self._deadlines = self._deadlines, {}
+        return Work(self.number, self.epoch, self.seq, batches, retries, careful, named, base, deadlines)
+
+    def _note_deadlines(self, contexts: list[Context], base: int) -> None:
+        """Those of ``contexts``, whose first one has the number ``base``, for the work that is being made."""
+        for i, context in enumerate(contexts):
+            if context.deadline:
+                self._deadlines[base + i] = context.deadline
 
     def _retries(self, now: int, contexts: list[Context]) -> list[RetryItem]:
         taken = self.holds.take_due(now, 1 if self.named else _RETRIES_AT_ONCE)
@@ -282,7 +291,9 @@ class Partition:
             if value is None:
                 raise Corrupt(f"hold entry {held.number} of partition {self.pool}/{self.number} is missing")
             entry: HoldEntry = _decoded(decode_hold, value, "hold entry")
-            contexts.append(entry.context or Context())
+            context = entry.context or Context()
+            self._note_deadlines([context], len(contexts))
+            contexts.append(context)
             items.append(
                 RetryItem(
                     held.number,
@@ -327,6 +338,7 @@ class Partition:
             if calls:
                 contexts.extend(Context(event_id, self.number) for event_id in codec.ids_of(header, body))
             else:
+                self._note_deadlines(table, len(contexts))
                 contexts.extend(table)
             items.append(
                 BatchItem(
@@ -362,6 +374,7 @@ class Partition:
 
     def _note_duplicates(self) -> None:
         for _, events, size in self.inbox.dropped:
+            self._stats.duplicates += 1
             self._draft.finished_events += events
             self._draft.finished_bytes += size
             self._forget(events, size)
@@ -426,6 +439,8 @@ class Partition:
             ended = position not in self.inbox.open
             self._forget(newly, batch.size if ended else 0)
             stats.finished += newly
+            self._stats.finished += newly
+            self._stats.latencies.add(now - batch.header.created, newly)
             work.positions[position] -= newly
             work.events -= newly
             if ended:
@@ -746,11 +761,11 @@ class Partition:
 
     # ------------------------------------------------------------------ from outside
 
-    def take_in(self, name: str, key: str | None, data: bytes, event_id: str, trace: str, now: int) -> None:
+    def take_in(self, name: str, key: str | None, data: bytes, event_id: str, context: Context, now: int) -> None:
         """An event from a client (without a number of its own), for the pools that listen to it: this one."""
         ids = {0: event_id} if event_id else None
-        contexts = [Context(trace=trace)] if trace else []
-        body = codec.one(name, key, msgspec.Raw(data), ids=ids, contexts=[0] if trace else None)
+        contexts = [context] if context != Context() else []
+        body = codec.one(name, key, msgspec.Raw(data), ids=ids, contexts=[0] if contexts else None)
         self.send(self.pool, self.number, body, 1, contexts, now)
 
     def remember(self, event_id: str, crc: int, now: int) -> None:

@@ -17,6 +17,7 @@ from grape.engine.balance import balance
 from grape.engine.clock import Clock
 from grape.engine.partition import Partition
 from grape.engine.scaling import Backoff, Load, Scaler
+from grape.engine.telemetry import PoolNumbers
 from grape.errors import GrapeError, UserError
 from grape.model.profile import Profile
 from grape.model.topology import PoolSpec
@@ -26,6 +27,7 @@ _STARTS: Final = 3
 """Failures in a row after which a pool that never started gives up."""
 _MOVE_AGAIN: Final = 10_000_000
 _LOOK: Final = 200_000
+_QUANTILES: Final = (0.5, 0.9, 0.99, 0.999)
 _KILL_AFTER: Final = 2_000_000
 """SIGKILL follows SIGTERM."""
 
@@ -129,7 +131,7 @@ class Pool:
         self.scaler = Scaler(
             min(profile.pool_min or 0, most), most, _us(profile.grow_threshold), _us(profile.idle_timeout)
         )
-        self._app = app
+        self._stats = app.stats.pools[spec.name]
         self._clock = clock
         self._spawner = spawner
         self._pump = pump
@@ -370,7 +372,37 @@ class Pool:
         self.reconcile()
         return self._next_wake(now)
 
+    def numbers(self, now: int) -> PoolNumbers:
+        """The pool as it is now."""
+        stats, profile = self._stats, self.profile
+        ready = [w for w in self.workers.values() if w.state == "ready"]
+        active = sum(w.idle_since is None for w in ready)
+        state = "degraded" if self.is_degraded else "running" if active else "idle" if ready else "empty"
+        return PoolNumbers(
+            state=state,
+            reason=self.backoff.reason if self.is_degraded else "",
+            queue_events=sum(p.waiting_events for p in self.partitions),
+            queue_bytes=sum(p.waiting_bytes for p in self.partitions),
+            queue_limit=profile.queue_limit,
+            queue_limit_bytes=int(profile.queue_bytes),
+            oldest_seconds=self.oldest(now) / 1e6,
+            held=sum(len(p.holds) for p in self.partitions),
+            workers_active=active,
+            workers_idle=len(ready) - active,
+            workers_starting=self.starting,
+            workers_leaving=sum(w.state == "leaving" for w in self.workers.values()),
+            workers_limit=self.scaler.most,
+            workers_spawned=self.spawned,
+            workers_crashed=self.crashed,
+            load=stats.load,
+            finished=stats.finished,
+            rate=stats.rate.rates(now, stats.finished),
+            latency=stats.latencies.quantiles(_QUANTILES),
+        )
+
     def _scale(self, now: int) -> None:
+        ready = [w for w in self.workers.values() if w.state == "ready"]
+        self._stats.look(now, sum(w.idle_since is None for w in ready), len(ready))
         load = self._load(now)
         self.size = max(self.size, self.scaler.grow(now, load))
         if self.size == load.size and not load.starting:

@@ -98,7 +98,8 @@ class Named(Struct, frozen=True, array_like=True):
 
 class Work(Struct, frozen=True, array_like=True, tag=4):
     """``careful``: announce every event before it starts and hand in results root by root. Results name a context by
-    its number: those of the retries come first, from ``context_base`` on, then those of each batch."""
+    its number: those of the retries come first, from ``context_base`` on, then those of each batch. ``deadlines``: of
+    contexts that have one, by number."""
 
     partition: int
     epoch: int
@@ -108,6 +109,7 @@ class Work(Struct, frozen=True, array_like=True, tag=4):
     careful: bool = False
     named: list[Named] = []
     context_base: int = 0
+    deadlines: dict[int, int] = {}
 
 
 class Values(Struct, frozen=True, array_like=True, tag=5):

@@ -33,6 +33,7 @@ from grape.engine.engine import Engine
 from grape.engine.intake import Feed
 from grape.engine.outlet import Take
 from grape.engine.supervisor import Line, ProcessLink
+from grape.engine.telemetry import AppNumbers
 from grape.errors import EngineError, GrapeError, StorageFailed, UsageError
 from grape.inline import InlineLink
 from grape.model.address import PartitionId
@@ -97,6 +98,7 @@ class Outcomes(Struct, kw_only=True):
     dead_stored: int
     stopped_events: int
     feeding_stopped: bool
+    numbers: AppNumbers | None = None
 
 
 class Session:
@@ -308,6 +310,7 @@ class Session:
         finally:
             for task in takers:
                 task.cancel()
+        numbers = engine.numbers()
         await self._end_workers(engine)
         due = engine.next_due()
         return Outcomes(
@@ -322,6 +325,7 @@ class Session:
             dead_stored=self._count_dead(),
             stopped_events=engine.stopped_events,
             feeding_stopped=self._feeding_stopped,
+            numbers=numbers,
         )
 
     def _tick(self, engine: Engine) -> float:

@@ -160,6 +160,7 @@ class AsyncPool:
     def _start(self, message: Work, part: Assigned) -> None:
         work = _Work(message)
         self._enter(part)
+        part.begin(message)
         runtime = self.runtime
         runtime.bound_cache()
         retries = Retries(runtime)
@@ -282,18 +283,20 @@ class AsyncPool:
             self._finished(job, partial(self._take_effect, job, error))
 
     def _begin(self, job: Job) -> bool:
-        """Whether the job may run: nothing that failed before it keeps its key. If not, it is over."""
+        """Whether the job may run: nothing that failed before it keeps its key, nor is it lost. If not, it is over."""
         unit, stage, runtime = job.unit, job.stage, self.runtime
         self._enter(job.part)
         if job.retry is not None:
-            if job.retry.all.begin(job.retry.item, unit, stage):
-                return True
-            self._finished(job, _nothing)
-            return False
-        if stage.key_of(0) in runtime.locked(unit.node) and unit.slots[stage.name_of(0)].ordered:
+            if not job.retry.all.begin(job.retry.item, unit, stage):
+                self._finished(job, _nothing)
+                return False
+        elif stage.key_of(0) in runtime.locked(unit.node) and unit.slots[stage.name_of(0)].ordered:
             self._finished(job, partial(runtime.behind, unit, stage, 0))
             return False
-        return True
+        lost = runtime.lost(unit, stage, 0)
+        if lost is not None:
+            self._finished(job, partial(self._fail_named, job, lost, True))
+        return lost is None
 
     def _finished(self, job: Job, finish: Callable[[], None]) -> None:
         """The job has run. With the last one of its event all take effect, and those that waited for them may start."""
@@ -340,10 +343,10 @@ class AsyncPool:
             job.retry.all.end(job.retry.item, unit, stage, error is not None)
         job.access = None
 
-    def _fail_named(self, job: Job, named: Named) -> None:
+    def _fail_named(self, job: Job, named: Named, final: bool = False) -> None:
         unit, stage, runtime = job.unit, job.stage, self.runtime
         runtime.count(unit, stage)
-        runtime.fail(unit, stage, 0, None, named)
+        runtime.fail(unit, stage, 0, None, named, final)
         if job.retry is not None:
             job.retry.all.end(job.retry.item, unit, stage, True)
 
@@ -412,6 +415,7 @@ class AsyncPool:
         while self._tasks:
             await asyncio.wait(list(self._tasks))
         self._enter(part)
+        part.begin(message)
         runtime = self.runtime
         runtime.start_carefully(message)
         work = _Work(message)

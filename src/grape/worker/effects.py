@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from grape.model.cursor import Progress
 from grape.model.topology import Limits
-from grape.protocol.messages import Assign, Failure, Reply, Timer
+from grape.protocol.messages import Assign, Failure, Reply, Timer, Work
 from grape.worker.emits import TooMuch
 from grape.worker.outbox import Outbox
 from grape.worker.state import StateTable
@@ -22,11 +22,17 @@ class Assigned:
         self.chain_new = assign.chain_new
         self.tables: dict[str, StateTable] = {}
         self.locks: dict[str, set[str]] = {}
+        self.deadlines: dict[int, int] = {}
+        """Of contexts that have one, by number."""
         self.lines: dict[tuple[str, str], set[str]] = {}
         """Ids of the events that were handed in as failed or behind, by the (node, key) whose line they stand in, until
         they have been retried. When the engine sends the first one back it may not know all of them yet."""
         for node, key in assign.held:
             self.locks.setdefault(node, set()).add(key)
+
+    def begin(self, work: Work) -> None:
+        """Take what it says of the events in it. Contexts are numbered anew when no work is out."""
+        self.deadlines = work.deadlines if not work.context_base else {**self.deadlines, **work.deadlines}
 
     def copy_locks(self) -> Locks:
         """Locks and lines, as they are now."""

@@ -182,6 +182,7 @@ class Runtime:
             return
         self._effects = Effects(self.limits)
         self._part = part
+        part.begin(message)
         self.bound_cache()
         if not message.careful:
             locks = part.copy_locks()
@@ -443,23 +444,35 @@ class Runtime:
             self._run_unit(unit, single)
 
     def _without_lost(self, unit: Unit, stage: Stage) -> Stage:
-        """Without events that have come too far (max-hops): those are dead."""
-        limit = self.limits.max_hops
-        hops = stage.hops
-        if not limit or (hops if isinstance(hops, int) else max(hops)) <= limit:
+        """Without events that must not be processed any more: those are dead."""
+        limit, hops = self.limits.max_hops, stage.hops
+        is_far = limit and (hops if isinstance(hops, int) else max(hops)) > limit
+        if not is_far and (not self._part.deadlines or stage.contexts is None):
             return stage
         kept = []
         for i in range(stage.count):
-            if stage.hops_of(i) > limit:
-                text = (
-                    f"the event was emitted over {limit} hops away from the outside (max-hops): does "
-                    f"{stage.name_of(i)!r} go round in a circle? A delayed emit starts at 0 again"
-                )
-                self.count(unit, stage.pick([i]))
-                self.fail(unit, stage, i, None, Named("", unit.node, "too-many-hops", text, False), final=True)
-            else:
+            lost = self.lost(unit, stage, i)
+            if lost is None:
                 kept.append(i)
+            else:
+                self.count(unit, stage.pick([i]))
+                self.fail(unit, stage, i, None, lost, final=True)
         return stage.pick(kept)
+
+    def lost(self, unit: Unit, stage: Stage, index: int) -> Named | None:
+        """Why the event must not be processed any more: it has come too far, or too late. None: it may."""
+        limit = self.limits.max_hops
+        if limit and stage.hops_of(index) > limit:
+            text = (
+                f"the event was emitted over {limit} hops away from the outside (max-hops): does "
+                f"{stage.name_of(index)!r} go round in a circle? A delayed emit starts at 0 again"
+            )
+            return Named("", unit.node, "too-many-hops", text, False)
+        deadline = self._part.deadlines.get(stage.context_of(index))
+        if deadline is not None and (late := self.now_us() - deadline) > 0:
+            text = f"its deadline had passed {late / 1e6:.3f} s before {unit.node!r} could get it"
+            return Named("", unit.node, "deadline", text, False)
+        return None
 
     def fill(self, unit: Unit, stage: Stage) -> None:
         table = self.table(unit.node)
