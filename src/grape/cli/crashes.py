@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from typing import Annotated, Any
 
@@ -18,11 +19,8 @@ app = typer.Typer(no_args_is_help=True, help="How workers ended that should not 
 
 
 @app.command("list")
-def list_(
-    data: Data,
-    as_json: Annotated[bool, typer.Option("--json", help="JSON lines.")] = False,
-) -> None:
-    """The crashes of a data directory, oldest first; the newest 100 are kept. Works while it is in use.
+def list_(data: Data) -> None:
+    """List crashes, oldest first; the newest 100 are kept: a table on a terminal, else JSON lines.
 
     \b
     grape crashes list --data words
@@ -31,7 +29,7 @@ def list_(
     Exit codes: 0; 2 no data directory.
     """
     found = _all(data)
-    if as_json:
+    if not sys.stdout.isatty():
         print_lines(
             {"number": number, "worker": c.worker, "pid": c.pid, "started": c.since, "ended": c.time, "why": c.why}
             for number, c in found
@@ -46,9 +44,10 @@ def list_(
 def show(
     number: Annotated[int, typer.Argument(help="Of the crash, as `grape crashes list` shows it.")],
     data: Data,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object also on a terminal.")] = False,
 ) -> None:
-    """One crash: why, and the last lines that the worker printed (crashlog-limit of the pool's profile, 50).
+    """Show why a worker crashed, and the last lines that it printed (crashlog-limit of its pool's profile, 50): JSON
+    (on a terminal as text).
 
     Exit codes: 0; 2 there is no such crash.
     """
@@ -56,7 +55,7 @@ def show(
     if crash is None:
         complain(f"there is no crash {number} in {data}; see: grape crashes list --data {data}")
         raise typer.Exit(EXIT_USE)
-    if as_json:
+    if as_json or not sys.stdout.isatty():
         lines: list[Any] = [{"level": level, "slot": slot, "text": text} for level, slot, text in crash.lines]
         print_lines([{"number": number, "worker": crash.worker, "pid": crash.pid, "why": crash.why, "lines": lines}])
         return

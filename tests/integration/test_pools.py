@@ -1,0 +1,462 @@
+"""Pools that manage themselves, with real worker processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+import grape
+from grape.engine.telemetry import AppNumbers, PoolNumbers
+from grape.errors import Full
+from grape.running import RunningEngine
+
+GRAPE = Path(sys.executable).parent / "grape"
+
+
+def grape_cli(*arguments: str | Path, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([GRAPE, *arguments], check=False, cwd=cwd, capture_output=True, text=True, timeout=60)
+
+
+def app_file(tmp_path: Path, text: str) -> str:
+    (tmp_path / "app.py").write_text(text)
+    return f"{tmp_path / 'app.py'}:t"
+
+
+def until(engine: RunningEngine, holds: Callable[[PoolNumbers], bool], seconds: float = 30.0) -> PoolNumbers:
+    """The numbers of pool "main", as soon as they are so."""
+    deadline = time.monotonic() + seconds
+    while True:
+        numbers = engine.numbers().pools["main"]
+        if holds(numbers):
+            return numbers
+        assert time.monotonic() < deadline, numbers
+        time.sleep(0.02)
+
+
+def collect(engine: RunningEngine, event: str, count: int) -> list[Any]:
+    found = []
+    for taken in engine.outputs(event, timeout=30.0):
+        found.append(taken.data)
+        if len(found) == count:
+            break
+    assert len(found) == count
+    return found
+
+
+PIDS = """
+import os, time
+from grape import Context, Node, State, Topology
+t = Topology("pids")
+t.add_output("out")
+
+class Work(Node):
+    seen = State(int, default=0)
+    def process(self, event):
+        time.sleep(event.data or 0)
+        self.seen += 1
+        self.emit("out", [os.getpid(), event.key, self.seen])
+
+t.add_slot("job", Work())
+t.add_slot("later", Work(), name="Later")
+"""
+
+
+def test_a_pool_grows_while_events_wait_and_shrinks_to_nothing_when_it_is_idle(tmp_path: Path) -> None:
+    profile = {"main": {"pool-min": 0, "pool-limit": 4, "grow-threshold": "200 ms", "idle-timeout": "500 ms"}}
+    with grape.open(app_file(tmp_path, PIDS), profile=profile) as engine:
+        for i in range(80):
+            engine.emit("job", 0.05, key=f"k{i}")
+        pids = {pid for pid, _, _ in collect(engine, "out", 80)}
+        numbers = until(engine, lambda n: n.state == "empty")
+        assert 2 <= len(pids) <= 4
+        assert numbers.workers_spawned == len(pids)
+        assert numbers.workers_crashed == 0
+        assert numbers.finished == 80
+        assert not [p for p in psutil.Process().children(recursive=True) if p.pid in pids]
+        engine.emit("job", 0, key="k1")  # the state is still there
+        ((pid, key, seen),) = collect(engine, "out", 1)
+        assert (key, seen) == ("k1", 2)
+        assert pid not in pids
+
+
+TIMER = """
+from grape import Node, Topology
+t = Topology("timer")
+t.add_output("out")
+
+class Wait(Node):
+    def process(self, event):
+        self.emit("due", delay=1.2)
+
+class Out(Node):
+    def process(self, event):
+        self.emit("out", "late")
+
+class Retry(Node):
+    def process(self, event):
+        if event.attempt == 1:
+            raise ValueError("not yet")
+        self.emit("out", "again")
+
+t.add_slot("in", Wait())
+t.add_slot("due", Out())
+t.add_slot("fragile", Retry(), backoff=3.0, backoff_max=3.0)
+"""
+
+
+def test_what_becomes_due_starts_a_worker_in_an_empty_pool(tmp_path: Path) -> None:
+    profile = {"main": {"pool-min": 0, "idle-timeout": "100 ms"}}
+    with grape.open(app_file(tmp_path, TIMER), profile=profile) as engine:
+        engine.emit("in")
+        until(engine, lambda n: n.state == "empty" and n.finished == 1)
+        assert collect(engine, "out", 1) == ["late"]
+        engine.emit("fragile")
+        assert collect(engine, "out", 1) == ["again"]
+
+
+def test_workers_are_replaced_after_max_events_and_nothing_is_lost(tmp_path: Path) -> None:
+    profile = {"main": {"pool-limit": 2, "max-events": 50}}
+    with grape.open(app_file(tmp_path, PIDS), profile=profile) as engine:
+        for i in range(400):
+            engine.emit("job", 0, key=f"k{i % 7}")
+        found = collect(engine, "out", 400)
+        numbers = engine.numbers()
+    assert len({pid for pid, _, _ in found}) >= 3
+    assert max(seen for _, key, seen in found if key == "k0") == 58
+    assert numbers.pools["main"].workers_crashed == 0
+    assert numbers.worker_deaths == 0
+    assert numbers.stale_frames == 0
+
+
+CRASHING = """
+import os, sys, threading, time
+from pathlib import Path
+from grape import Node, Topology
+here = Path(__file__).parent
+t = Topology("crashing")
+t.add_output("out")
+
+class Out(Node):
+    def setup(self):
+        with open(here / "starts", "a") as starts:
+            starts.write(f"{time.time()}\\n")
+        if (here / "broken").exists():
+            for i in range(100):
+                print("line", i)
+            print("\\x1b[31mred", file=sys.stderr)
+            sys.stderr.flush()
+            os.abort()
+    def process(self, event):
+        self.emit("out", event.data)
+
+t.add_slot("in", Out())
+"""
+
+
+def test_a_crash_loop_backs_off_is_degraded_and_recovers_by_itself(tmp_path: Path) -> None:
+    """F59, F69 of the original: 0, 1, 2 s.. between the starts."""
+    target = app_file(tmp_path, CRASHING)
+    profile = {"main": {"pool-limit": 1, "crashlog-limit": 20}}
+    data = tmp_path / "data"
+    with grape.open(target, profile=profile, data=data) as engine:
+        engine.emit("in", 1)
+        assert collect(engine, "out", 1) == [1]
+        (tmp_path / "broken").touch()
+        victims = [p for p in psutil.Process().children(recursive=True) if "grape.worker" in " ".join(p.cmdline())]
+        for process in victims:
+            process.kill()
+        numbers = until(engine, lambda n: n.workers_crashed >= 4)
+        assert numbers.state == "degraded"
+        assert "SIGABRT" in numbers.reason
+        (tmp_path / "broken").unlink()
+        engine.emit("in", 2)
+        assert collect(engine, "out", 1) == [2]
+        assert engine.numbers().pools["main"].state in ("running", "idle")
+    starts = [float(line) for line in (tmp_path / "starts").read_text().split()]
+    gaps = [after - before for before, after in pairwise(starts[1:])]
+    for gap, least in zip(gaps, (1.0, 2.0), strict=False):
+        assert gap >= least
+    listed = grape_cli("crashes", "list", "--data", data)
+    crashes = [json.loads(line) for line in listed.stdout.splitlines()]
+    assert "SIGKILL" in crashes[0]["why"]
+    assert [c["worker"] for c in crashes] == ["main.0"] * len(crashes)
+    number = str(crashes[1]["number"])
+    shown = grape_cli("crashes", "show", number, "--data", data)
+    crash = json.loads(shown.stdout)
+    assert "SIGABRT" in crash["why"]
+    texts = [line["text"] for line in crash["lines"]]
+    assert len(texts) == 20, "only the last ones are kept"
+    assert "line 99" in texts
+    assert {"level": "stderr", "slot": "", "text": "\x1b[31mred"} in crash["lines"]
+    missing = grape_cli("crashes", "show", "99999", "--data", data)
+    assert missing.returncode == 2
+    assert "grape crashes list" in missing.stderr
+
+
+LONG = """
+import os, time
+from grape import Event, Topology
+t = Topology("long")
+t.add_output("out")
+
+@t.slot("film", emits="out", long=True)
+def transcode(seconds: float, event: Event) -> list:
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        pass
+    return [os.getpid(), event.attempt]
+
+@t.slot("quick", emits="out")
+def quick(value: int) -> int:
+    return value
+
+@t.slot("progress", emits="out", timeout=0.5, retries=0)
+def moving(value: int, event: Event) -> int:
+    for _ in range(4):
+        time.sleep(0.3)
+        event.progress()
+    return value
+
+@t.slot("stuck", timeout=0.3, retries=0)
+def stuck(value: int) -> None:
+    while True:
+        pass
+"""
+
+
+def test_a_long_handler_is_never_run_twice_and_holds_nobody_up(tmp_path: Path) -> None:
+    """It outlives heartbeat-timeout by far: what counts is that its watchdog speaks."""
+    profile = {
+        "main": {"pool-limit": 1},
+        "transcode": {"pool-limit": 2, "heartbeat-timeout": "600 ms", "grow-threshold": 0},
+    }
+    with grape.open(app_file(tmp_path, LONG), profile=profile) as engine:
+        engine.emit("film", 3.0)
+        engine.emit("film", 3.0)
+        engine.emit("quick", 7)
+        started = time.monotonic()
+        assert collect(engine, "out", 1) == [7]
+        assert time.monotonic() - started < 2.5
+        films = collect(engine, "out", 2)
+        assert [attempt for _, attempt in films] == [1, 1]
+        assert len({pid for pid, _ in films}) == 2, "each has a worker of its own"
+        assert engine.numbers().worker_deaths == 0
+
+
+def test_progress_resets_the_timeout_and_what_spins_past_it_is_ended_with_its_stack(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    with grape.open(app_file(tmp_path, LONG), data=data, workers=1) as engine:
+        engine.emit("progress", 5)
+        assert collect(engine, "out", 1) == [5]
+        engine.emit("stuck", 1)
+        deadline = time.monotonic() + 20
+        while engine.numbers().dead < 1:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        numbers = engine.numbers()
+        assert numbers.pools["main"].workers_crashed == 0, "a named death is no crash of the pool"
+    dead = grape_cli("dead", "list", "--data", data).stdout
+    number = json.loads(dead)["id"]
+    dead = grape_cli("dead", "show", number, "--data", data).stdout
+    assert "timeout" in dead
+    assert "in stuck" in dead
+
+
+STUBBORN = """
+import os, signal, subprocess, sys, time
+from grape import Node, Topology
+t = Topology("stubborn")
+t.add_output("out")
+
+class Start(Node):
+    def process(self, event):
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        child = subprocess.Popen([sys.executable, "-c", "import os, signal, time\\n"
+            "signal.signal(signal.SIGTERM, signal.SIG_IGN)\\nos.setsid()\\ntime.sleep(600)"])
+        self.emit("out", [os.getpid(), child.pid])
+
+class Hang(Node):
+    def process(self, event):
+        if event.data:
+            time.sleep(600)
+
+t.add_slot("in", Start())
+t.add_slot("hang", Hang(), timeout=0)
+"""
+
+
+def test_at_the_end_nobody_is_left_not_even_who_ignores_sigterm(tmp_path: Path) -> None:
+    """F49, F52: a worker that ignores SIGTERM and hangs, and a daemon with a session of its own."""
+    with grape.open(app_file(tmp_path, STUBBORN), workers=1) as engine:
+        engine.emit("in")
+        ((worker, daemon),) = collect(engine, "out", 1)
+        engine.emit("hang", True)
+        assert psutil.pid_exists(daemon)
+        until(engine, lambda n: n.workers_active == 1)
+    for pid in (worker, daemon):
+        assert not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    assert not psutil.pid_exists(worker)
+
+
+LOUD = """
+import logging, sys
+from grape import Topology
+t = Topology("loud")
+
+@t.slot("in")
+def loud(count: int) -> None:
+    for i in range(count):
+        print("x" * 999)
+    print("tab\\tand \\x1b]0;title\\x07 bell")
+    logging.getLogger("mine").warning("a warning %d", 7)
+    logging.getLogger("mine").info("not shown")
+"""
+
+
+def test_what_handlers_print_has_slot_worker_and_level_and_is_cut_over_a_megabyte_a_second(tmp_path: Path) -> None:
+    app_file(tmp_path, LOUD)
+    (tmp_path / "in.jsonl").write_text("3\n")
+    command = ("run", "app.py", "--feed", "in=in.jsonl", "--workers", "1")
+    done = grape_cli(*command, cwd=tmp_path)
+    assert done.returncode == 0
+    lines = done.stderr.splitlines()
+    assert lines.count("[loud main.0] " + "x" * 999) == 3
+    assert any(line.startswith("[loud main.0] tab ") and line.endswith("and \\x1b]0;title\\x07 bell") for line in lines)
+    assert "[loud main.0] WARNING a warning 7" in lines
+    assert "not shown" not in done.stderr
+    (tmp_path / "in.jsonl").write_text("5000\n")
+    done = grape_cli(*command, cwd=tmp_path)
+    shown = done.stderr.count("x" * 999)
+    assert 900 <= shown <= 4_000
+    cut = sum(int(line.split("(")[1].split()[0].replace(",", "")) for line in done.stderr.splitlines() if "cut" in line)
+    assert shown + cut >= 5_000
+
+
+DEADLINE = """
+import time
+from grape import Event, Node, Topology
+t = Topology("deadline")
+t.add_output("out")
+
+class First(Node):
+    def process(self, event):
+        time.sleep(event.data)
+        self.emit("second", event.data)
+
+class Second(Node):
+    def process(self, event):
+        self.emit("out", event.data)
+
+t.add_slot("first", First(), emits="second")
+t.add_slot("second", Second())
+
+@t.slot("async", emits="out")
+async def waits(value: int) -> int:
+    return value
+"""
+
+
+@pytest.mark.parametrize("slot", ["second", "async"])
+def test_no_handler_starts_with_an_event_after_its_deadline(tmp_path: Path, slot: str) -> None:
+    """Also with what was emitted for it."""
+    data = tmp_path / "data"
+    with grape.open(app_file(tmp_path, DEADLINE), data=data, workers=1) as engine:
+        engine.emit(slot, 1, deadline=30.0)
+        assert collect(engine, "out", 1) == [1]
+        engine.emit("first", 0.3, deadline=0.1)
+        engine.emit(slot, 2, deadline=0.0)
+        engine.emit(slot, 3)
+        assert collect(engine, "out", 1) == [3]
+        deadline = time.monotonic() + 20
+        while engine.numbers().dead < 2:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+    dead = grape_cli("dead", "list", "--data", data).stdout
+    assert dead.count("deadline had passed") == 2
+
+
+def test_the_numbers_of_a_pool_are_what_happened(tmp_path: Path) -> None:
+    """J87-J89 of the original, with values under a known load."""
+    profile = {"main": {"pool-limit": 2, "queue-limit": 500, "queue-bytes": "1 MiB"}}
+    with grape.open(app_file(tmp_path, PIDS), profile=profile) as engine:
+        until(engine, lambda n: n.state == "idle" and n.workers_idle == 2)
+        for i in range(20):
+            engine.emit("job", 0.02, key=f"k{i}")
+        collect(engine, "out", 20)
+        numbers: AppNumbers = engine.numbers()
+        pool = until(engine, lambda n: n.workers_active == 0)
+    assert numbers.fed == {"job": 20}
+    assert numbers.processed == {"job>Work": 20}
+    assert numbers.emitted == {"out": 20}
+    assert pool.finished == 20
+    assert (pool.queue_events, pool.queue_bytes, pool.held) == (0, 0, 0)
+    assert (pool.queue_limit, pool.queue_limit_bytes) == (500, 1 << 20)
+    assert (pool.workers_limit, pool.workers_spawned, pool.workers_crashed) == (2, 2, 0)
+    assert 0.015 < pool.latency["0.5"] < 5.0
+    assert pool.latency["0.5"] <= pool.latency["0.99"]
+    assert pool.rate["1"] > 0
+
+
+def test_intake_into_a_pool_stops_at_its_own_limit(tmp_path: Path) -> None:
+    text = PIDS.replace('t.add_slot("later", Work(), name="Later")', 't.add_slot("vip", Work(), name="V", pool="vip")')
+    profile = {"main": {"pool-limit": 1, "queue-limit": 5}, "vip": {"pool-limit": 1, "queue-limit": 50}}
+    with grape.open(app_file(tmp_path, text), profile=profile) as engine:
+
+        def flood() -> None:
+            for i in range(50):
+                engine.emit("job", 0.2, key=f"k{i}")
+
+        with pytest.raises(Full, match=r"pool 'main' takes none over 5"):
+            flood()
+        engine.emit("vip", 0, key="k")  # another pool still takes some
+
+
+def run_cli(tmp_path: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    (tmp_path / "in.jsonl").write_text("1\n")
+    return grape_cli("run", "app.py", "--feed", "in=in.jsonl", *arguments, cwd=tmp_path)
+
+
+def test_mistakes_in_a_profile_are_one_clear_line(tmp_path: Path) -> None:
+    app_file(tmp_path, LOUD)
+    for text, words in (
+        ("[pool.mian]\npool-limit = 2\n", ["[pool.mian]", "did you mean 'main'"]),
+        ("[pool.main]\nidel-timeout = 2\n", ["idel-timeout", "did you mean idle-timeout"]),
+        ('[pool.main.isolate]\ntype = "sandbx"\n', ["'sandbx'", "did you mean 'sandbox'"]),
+        ('[pool.main.isolate]\ntype = "process"\nmemry = 3\n', ["memry", "did you mean memory"]),
+        ('[pool.main.isolate]\ntype = "process"\nmemory = "lots"\n', ["memory", "'lots' is no size"]),
+    ):
+        (tmp_path / "p.toml").write_text(text)
+        done = run_cli(tmp_path, "--profile", "p.toml")
+        assert done.returncode == 2, done.stderr
+        assert len(done.stderr.splitlines()) == 1, done.stderr
+        for word in words:
+            assert word in done.stderr
+
+
+def test_a_worker_that_never_gets_ready_is_told_by_its_timeout(tmp_path: Path) -> None:
+    """F60: an import that takes long."""
+    app_file(tmp_path, "import time\ntime.sleep(60)\n" + LOUD)
+    (tmp_path / "p.toml").write_text('[pool.main]\nstartup-timeout = "500 ms"\n')
+    done = run_cli(tmp_path, "--profile", "p.toml")
+    assert done.returncode == 2
+    assert "did not load within 0.5 s (startup-timeout)" in done.stderr
+
+
+def test_a_limit_of_the_isolate_is_named_in_the_failure(tmp_path: Path) -> None:
+    """F48: CPU time."""
+    app_file(tmp_path, LOUD.replace('    print("tab', '    while True: pass\n    print("tab'))
+    (tmp_path / "p.toml").write_text('[pool.main.isolate]\ntype = "process"\ncpu = "1 s"\n')
+    done = run_cli(tmp_path, "--profile", "p.toml", "--data", "data", "--workers", "1")
+    assert done.returncode == 1, done.stderr
+    assert "out of CPU time: it reached its limit of 1 s (isolate.cpu)" in done.stderr
+    assert os.path.isdir(tmp_path / "data" / "crashes")
