@@ -79,7 +79,7 @@ def test_a_pool_grows_while_events_wait_and_shrinks_to_nothing_when_it_is_idle(t
         pids = {pid for pid, _, _ in collect(engine, "out", 80)}
         numbers = until(engine, lambda n: n.state == "empty")
         assert 2 <= len(pids) <= 4
-        assert numbers.workers_spawned == len(pids)
+        assert numbers.workers_spawned >= len(pids)
         assert numbers.workers_crashed == 0
         assert numbers.finished == 80
         assert not [p for p in psutil.Process().children(recursive=True) if p.pid in pids]
