@@ -370,13 +370,17 @@ def _runtimes(wanted: str) -> list[str]:
     for name in [wanted] if wanted else ["crun", "runc"]:
         with contextlib.suppress(Unsupported):
             found.append(find_tool(name, name))
-    if not found and not wanted:
-        with contextlib.suppress(Unsupported, OSError, subprocess.SubprocessError):
-            argv = [find_tool("podman", "podman"), "info", "--format", "{{.Host.OCIRuntime.Path}}"]
-            said = subprocess.run(argv, capture_output=True, text=True, timeout=30, check=True).stdout.strip()
-            if os.access(said, os.X_OK):
-                found.append(said)
-    return found
+    return found or ([] if wanted else _of_podman())
+
+
+def _of_podman() -> list[str]:
+    """The runtime that podman would use, which may be in a place of its own."""
+    with contextlib.suppress(Unsupported, OSError, subprocess.SubprocessError):
+        argv = [find_tool("podman", "podman"), "info", "--format", "{{.Host.OCIRuntime.Path}}"]
+        said = subprocess.run(argv, capture_output=True, text=True, timeout=30, check=True).stdout.strip()
+        if os.access(said, os.X_OK):
+            return [said]
+    return []
 
 
 def _is_crun(path: str) -> bool:

@@ -31,7 +31,7 @@ from grape.errors import Unsupported
 from grape.isolates import landlock, seccomp
 from grape.isolates.cgroup import CgroupConfig
 from grape.isolates.cgroups import Events, Group, Leaf, Limits, check, end, open_group
-from grape.isolates.launch import Child, find_tool, worker_env
+from grape.isolates.launch import Child, attempt, find_tool, worker_env
 from grape.isolates.parent import reap_orphans
 from grape.isolates.process import ProcessConfig, ProcessIsolate, resource_limits
 from grape.isolates.procs import TAG, children, end_strays, stat
@@ -208,7 +208,7 @@ class Jail(ProcessIsolate, ABC):
                 "trial", Command(argv=("/bin/sh", "-c", "true | true"), directory=os.path.join(GRAPE, "isolates"))
             )
         except OSError as e:
-            raise self.refusal(f"{e.strerror or e}{why_no_namespaces()}") from None
+            raise self.refusal(f"{e.strerror or e}{self._why_no_namespaces()}") from None
         try:
             ended = wait_for(process.pidfd, _PATIENCE)
             said = read_pipe(process.stderr)
@@ -218,7 +218,30 @@ class Jail(ProcessIsolate, ABC):
             os.close(process.pidfd)
             process.socket.close()
         if not ended or ending.code != 0:
-            raise self.refusal(f"one was tried and failed: {said or ending}{why_no_namespaces()}")
+            raise self.refusal(f"one was tried and failed: {said or ending}{self._why_no_namespaces()}")
+
+    def _why_no_namespaces(self) -> str:
+        """What to say if the worker's user gets no user namespace on this host; the usual reasons."""
+        user = [self.setpriv, "--reuid", str(self.uid), "--clear-groups"] if self.uid != -1 else []
+        unshare = find_tool("unshare", "util-linux")
+        if attempt("", [*user, unshare, "--user", "/bin/true"]).works:
+            return ""
+        for path, wrong, remedy in (
+            ("/proc/sys/user/max_user_namespaces", "0", "sysctl user.max_user_namespaces=10000"),
+            ("/proc/sys/kernel/unprivileged_userns_clone", "0", "sysctl kernel.unprivileged_userns_clone=1"),
+            (
+                "/proc/sys/kernel/apparmor_restrict_unprivileged_userns",
+                "1",
+                "an AppArmor profile that allows `userns` to the program, or "
+                "sysctl kernel.apparmor_restrict_unprivileged_userns=0",
+            ),
+        ):
+            with contextlib.suppress(OSError):
+                if Path(path).read_text().strip() == wrong:
+                    return f"; user namespaces are switched off for ordinary users ({path} is {wrong}): {remedy}"
+        return (
+            "; ordinary users get no user namespaces here: in a container, the profile of the outer one must allow them"
+        )
 
     def refusal(self, text: str) -> Unsupported:
         return Unsupported(f"[pool.{self.pool}.isolate] {self.name}: {text}")
@@ -475,21 +498,3 @@ def _is_mapped(number: int, path: str) -> bool:
     """Whether a user or group exists in this process's user namespace."""
     ranges = [list(map(int, line.split())) for line in Path(path).read_text().splitlines()]
     return any(first <= number < first + count for first, _, count in ranges)
-
-
-def why_no_namespaces() -> str:
-    """The usual reasons for a host on which an ordinary user gets no user namespace."""
-    for path, wrong, remedy in (
-        ("/proc/sys/user/max_user_namespaces", "0", "sysctl user.max_user_namespaces=10000"),
-        ("/proc/sys/kernel/unprivileged_userns_clone", "0", "sysctl kernel.unprivileged_userns_clone=1"),
-        (
-            "/proc/sys/kernel/apparmor_restrict_unprivileged_userns",
-            "1",
-            "an AppArmor profile that allows `userns` to the program, or "
-            "sysctl kernel.apparmor_restrict_unprivileged_userns=0",
-        ),
-    ):
-        with contextlib.suppress(OSError):
-            if Path(path).read_text().strip() == wrong:
-                return f"; user namespaces are switched off for ordinary users ({path} is {wrong}): {remedy}"
-    return "; it needs user namespaces for ordinary users: in a container, the profile of the outer one must allow them"

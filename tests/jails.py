@@ -1,0 +1,42 @@
+"""Hosts that lack something, for real, and engines that are another user: programs in a namespace of their own."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+import grape
+
+ROOT: Final = os.geteuid() == 0
+NOBODY: Final = 65534
+PROJECT: Final = Path(__file__).parents[1]
+_PATH: Final = "/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin"
+
+
+def as_nobody(argv: Sequence[str]) -> subprocess.CompletedProcess[str]:
+    """Run a Python command line as an ordinary user, with the Python of the host, who may not enter /root; only root
+    may ask."""
+    packages = [path for path in sys.path if path.endswith("site-packages")]
+    env = {"PATH": _PATH, "HOME": "/tmp", "PYTHONPATH": ":".join([str(Path(grape.__file__).parents[1]), *packages])}
+    user = ["setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups", "/usr/bin/python3", "-B"]
+    return subprocess.run(
+        [*user, *argv], cwd=PROJECT, env=env, capture_output=True, text=True, check=False, timeout=200
+    )
+
+
+def without(files: Sequence[str], code: str, before: str = "") -> str:
+    """What a Python script prints on a host that does not have some files; ``before``: shell commands, as root of a
+    user namespace."""
+    hide = [f"mount --bind /dev/null $(readlink -f {path})" for path in files]
+    script = "; ".join(["set -e", *hide, *([before] if before else []), 'exec "$0" -c "$1"'])
+    argv = ["unshare", "--user", "--map-root-user", "--mount", "/bin/sh", "-c", script, sys.executable]
+    done = subprocess.run(
+        [*argv, textwrap.dedent(code)], capture_output=True, text=True, check=False, cwd=PROJECT, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
