@@ -3,6 +3,7 @@
 A `python` block whose first line is a comment with a file name (``# app.py``) is written to that file; any other one is
 run as a script. In a `console` block every ``$ `` line is run by bash; what stands below it has to be what it prints
 (both streams), "..." standing for anything. It has to succeed, unless the line ends with ``# exit code N``.
+A `toml` block is a profile, which has to be one.
 `text` and `mermaid` blocks are for readers; there are no others.
 """
 
@@ -12,10 +13,14 @@ import os
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from typing import Final, NamedTuple
 
 import pytest
+
+from grape.session.profiles import load_profiles
+from grape.session.workers import make_isolate
 
 ROOT: Final = Path(__file__).parents[2]
 DOCUMENTS: Final = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -70,7 +75,10 @@ def matches(shown: str, printed: str) -> bool:
 
 def execute(block: Block, where: Path) -> None:
     named = _FILE.match(block.text)
-    if block.language == "python" and named:
+    if block.language == "toml":
+        for name, profile in load_profiles(tomllib.loads(block.text).get("pool", {}), {}).items():
+            make_isolate(name, profile)
+    if block.language in ("python", "toml") and named:
         (where / named[1]).write_text(block.text)
     elif block.language == "python":
         script = where / f"block_at_{block.line}.py"
@@ -87,7 +95,7 @@ def execute(block: Block, where: Path) -> None:
             code, printed = run(command, where)
             assert code == (int(expected[1]) if expected else 0), f"$ {command}\n{printed}"
             assert not shown or matches(shown, printed), f"$ {command}\n{printed}\nbut this is shown:\n{shown}"
-    else:
+    elif block.language != "toml":
         assert block.language in FOR_READERS, f"{block.language!r} is no kind of block that is known here"
 
 
