@@ -7,11 +7,9 @@ The engine is whoever runs the tests; if that is root, it is also an ordinary us
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from functools import cache
-from pathlib import Path
 from typing import Final
 
 import pytest
@@ -22,10 +20,10 @@ from grape.isolates.cgroups import check
 from grape.isolates.jail import Jail
 from tests.escape.probes import PROBES
 from tests.escape.table import LEVELS, claim, expected, in_document, render
-from tests.escape.world import NOBODY, OUTSIDE, ROOT
+from tests.escape.world import OUTSIDE
+from tests.jails import NOBODY, PROJECT, ROOT, as_nobody
 
 EXPECTED: Final = expected()
-PROJECT: Final = Path(__file__).parents[2]
 LAYERS: Final = ("namespaces", "seccomp", "landlock")
 
 
@@ -47,14 +45,13 @@ def refusal(level: str) -> str:
 @cache
 def run(level: str, without: str = "", as_user: bool = False) -> dict[str, str]:
     """The outcomes, by name; of a program that is the engine."""
-    argv = [sys.executable, "-m", "tests.escape.world", level, without]
-    env = dict(os.environ)
+    argv = ["-m", "tests.escape.world", level, without]
     if as_user and ROOT:
-        packages = [path for path in sys.path if path.endswith("site-packages")]
-        source = str(Path(builtins.__file__).parents[1])
-        argv[:1] = ["setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups", "/usr/bin/python3", "-B"]
-        env = {"PATH": os.defpath, "HOME": "/tmp", "PYTHONPATH": ":".join([source, *packages])}
-    done = subprocess.run(argv, cwd=PROJECT, env=env, capture_output=True, text=True, check=False, timeout=120)
+        done = as_nobody(argv)
+    else:
+        done = subprocess.run(
+            [sys.executable, *argv], cwd=PROJECT, capture_output=True, text=True, check=False, timeout=200
+        )
     assert done.returncode == 0, done.stderr
     found: dict[str, str] = json.loads(done.stdout)
     return found

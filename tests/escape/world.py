@@ -28,11 +28,9 @@ from grape.errors import Unsupported
 from grape.isolates.jail import Jail
 from grape.model.section import Size
 from grape.testing.contracts.isolate import MIB, Started, eventually, processes, python_for
+from tests.jails import NOBODY, PROJECT, ROOT
 
-ROOT: Final = os.geteuid() == 0
-NOBODY: Final = 65534
 HERE: Final = Path(__file__).parent
-PROJECT: Final = HERE.parents[1]
 IPC_CREAT_ALL: Final = 0o1666
 MEMORY: Final = 96 * MIB
 PIDS: Final = 40

@@ -254,8 +254,8 @@ class _Tree:
         there = self._enter(parts[:-1], member.linkname)
         try:
             os.link(parts[-1], name, src_dir_fd=there, dst_dir_fd=parent, follow_symlinks=False)
-        except FileNotFoundError:
-            self._refuse(f"has a hard link, {member.name!r}, to what is not there")
+        except (FileNotFoundError, PermissionError):
+            self._refuse(f"has a hard link, {member.name!r}, to what is not there, or is a directory")
         finally:
             os.close(there)
 

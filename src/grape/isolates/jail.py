@@ -365,7 +365,7 @@ class JailProcess:
         self._since = time.monotonic()
         try:
             self._init_pid = self._wait_for_init(find_init, wake)
-            self._init = os.pidfd_open(self._init_pid)
+            self._init = self._open_init()
         except OSError as e:
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
@@ -376,6 +376,16 @@ class JailProcess:
             os.close(self.pidfd)
             self.socket.close()
             raise OSError(1, f"the jail cannot be built: {said or e}") from None
+
+    def _open_init(self) -> int:
+        """A pidfd, or -1: it has come and gone already."""
+        with contextlib.suppress(ProcessLookupError):
+            fd = os.pidfd_open(self._init_pid)
+            one = stat(self._init_pid)
+            if one is not None and (one.parent == self.pid or wait_for(self.pidfd, 0)):
+                return fd  # the child of the monitor, or an orphan if that has ended
+            os.close(fd)
+        return -1
 
     def _wait_for_init(self, find_init: Callable[[], int | None], wake: int) -> int:
         deadline = time.monotonic() + _PATIENCE
@@ -406,20 +416,23 @@ class JailProcess:
     def kill(self) -> None:
         if not self._is_over:
             self._is_killed = True
-            for fd in (self.pidfd, self._init):
+            for fd in {self.pidfd, self._init} - {-1}:
                 with contextlib.suppress(ProcessLookupError):
                     signal.pidfd_send_signal(fd, signal.SIGKILL)
 
     def reap(self) -> Ending:
-        with contextlib.suppress(ProcessLookupError):
-            signal.pidfd_send_signal(self._init, signal.SIGKILL)
-        left = [] if wait_for(self._init, _PATIENCE) else [self._init_pid]
+        left = []
+        if self._init != -1:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self._init, signal.SIGKILL)
+            if not wait_for(self._init, _PATIENCE):
+                left.append(self._init_pid)
+            os.close(self._init)
         events = Events(0, 0)
         if self._leaf is not None:
             left += end(self._leaf)
             events = self._leaf.events()
         self._is_over = True
-        os.close(self._init)
         code = worker_code(self._child.wait()[0])
         reap_orphans()
         reasons = [self._why(code, events)]

@@ -132,16 +132,17 @@ _ALLOW: Final = 0x7FFF0000
 _ERRNO: Final = 0x00050000
 _KILL_PROCESS: Final = 0x80000000
 _ACT_BADARCH, _CTL_OPTIMIZE = 2, 8
-_NE, _MASKED_EQ = 1, 7
-_OPERATORS: Final = {_NE: "SCMP_CMP_NE", _MASKED_EQ: "SCMP_CMP_MASKED_EQ"}
+_NE, _EQ, _MASKED_EQ = 1, 4, 7
+_OPERATORS: Final = {_NE: "SCMP_CMP_NE", _EQ: "SCMP_CMP_EQ", _MASKED_EQ: "SCMP_CMP_MASKED_EQ"}
 
 
 class Check(Struct, frozen=True):
-    """A condition on an argument: ``value & mask`` of it is ``value``; without a mask: it is not ``value``."""
+    """A condition on an argument: it is ``value``, those bits of it that ``mask`` has are, or it is not ``value``."""
 
     argument: int
     value: int
     mask: int = 0
+    differs: bool = False
 
 
 class Rule(Struct, frozen=True):
@@ -171,13 +172,13 @@ def rules(*, shared_memory: bool = True) -> list[Rule]:
         Rule(("personality",), 0, (Check(0, 0, _LOW),)),
         Rule(("personality",), 0, (Check(0, _LOW, _LOW),)),
         # The signal at the parent's death can be set but not unset: it is what ends a container with its engine.
-        Rule(("prctl",), 0, (Check(0, _PR_SET_PDEATHSIG, _LOW), Check(1, 0))),
+        Rule(("prctl",), 0, (Check(0, _PR_SET_PDEATHSIG, _LOW), Check(1, 0, differs=True))),
         *(Rule(("ioctl",), 0, (Check(1, number, _LOW),)) for number in _IOCTLS.values()),
         *(Rule(("prctl",), 0, (Check(0, number, _LOW),)) for number in _PRCTLS.values()),
     ]
     for call in ("socket", "socketpair"):
-        found.append(Rule((call,), 0, (Check(0, socket.AF_UNIX, _LOW),)))
-        found.append(Rule((call,), errno.EAFNOSUPPORT, (Check(0, socket.AF_UNIX),)))
+        found.append(Rule((call,), 0, (Check(0, socket.AF_UNIX),)))
+        found.append(Rule((call,), errno.EAFNOSUPPORT, (Check(0, socket.AF_UNIX, differs=True),)))
     if shared_memory:
         found.append(Rule(("memfd_create", "mmap", "mmap2")))
     else:
@@ -271,7 +272,7 @@ class _Compare(ctypes.Structure):
 def _compare(check: Check) -> _Compare:
     if check.mask:
         return _Compare(check.argument, _MASKED_EQ, check.mask, check.value)
-    return _Compare(check.argument, _NE, check.value, 0)
+    return _Compare(check.argument, _NE if check.differs else _EQ, check.value, 0)
 
 
 def _library() -> ctypes.CDLL:
