@@ -18,7 +18,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from grape.abc.source import Bad, Chunk, Source
+from grape.abc.source import Bad, Chunk, Columns, Pairs, Source
 from grape.connectors.sources import CallableSource, JsonLinesFile, Stdin, TextFile, parse_feed
 from grape.errors import UsageError
 from grape.model.event import Event
@@ -38,13 +38,24 @@ def events_of(chunk: Chunk) -> Found:
     ]
 
 
+def sifted(chunk: Chunk) -> Chunk:
+    """With columns for pairs that nobody has looked at."""
+    columns: list[Columns] = []
+    bad = list(chunk.bad)
+    for part in chunk.columns:
+        found, unfit = part.sift() if isinstance(part, Pairs) else ([part], [])
+        columns += found
+        bad += unfit
+    return msgspec.structs.replace(chunk, columns=columns, bad=bad)
+
+
 def chunks_of(source: Source, position: bytes = b"") -> Iterator[Chunk]:
     source.open(position)
     try:
         while (chunk := source.read(position)) is not None:
             assert chunk.position != position or isinstance(source, Stdin)
             position = chunk.position
-            yield chunk
+            yield sifted(chunk)
     finally:
         source.close()
 

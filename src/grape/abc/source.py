@@ -6,7 +6,7 @@ Feeding is exactly once: the position is committed together with the events that
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from msgspec import Struct
@@ -32,10 +32,24 @@ class Bad(Struct, frozen=True):
     text: str
 
 
+class Pairs(Struct, frozen=True):
+    """Events of one name as (key, value), at which nobody has looked: who sorts them by key looks at each anyway, and
+    every further look at so many objects costs as much again.
+
+    ``values``: checks a column of values, and returns it as it can travel; raises `HandlerError`. ``sift``: does it all
+    one by one, if something in ``items`` is not as it should be (also pairs, or keys).
+    """
+
+    name: str
+    items: list[tuple[str, Any]]
+    values: Callable[[list[Any]], list[Any]]
+    sift: Callable[[], tuple[list[Columns], list[Bad]]]
+
+
 class Chunk(Struct, frozen=True):
     """What one read gave. ``position``: from where to go on. ``size``: bytes of input."""
 
-    columns: list[Columns]
+    columns: list[Columns] | list[Pairs]
     position: bytes
     bad: list[Bad]
     size: int

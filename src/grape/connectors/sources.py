@@ -15,6 +15,7 @@ import stat
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from hashlib import blake2b
 from itertools import groupby
 from operator import itemgetter
@@ -24,7 +25,7 @@ from typing import Any, Final
 import msgspec
 from msgspec import Struct
 
-from grape.abc.source import Bad, Chunk, Columns, Source
+from grape.abc.source import Bad, Chunk, Columns, Pairs, Source
 from grape.errors import HandlerError, TooLarge, UsageError
 from grape.model.address import MAX_KEY_BYTES, check_key
 from grape.model.event import Event
@@ -760,8 +761,11 @@ class CallableSource(Source):
             raise UsageError(f"source {self.name!r}: its position cannot be stored: {e}") from None
         if not items and packed == (position or _pack(None)):
             return None
-        bad: list[Bad] = []
-        return Chunk(self._columns(items, bad) if items else [], packed, bad, 0)
+        if items and type(items[0]) is tuple:
+            pairs = Pairs(self._event, items, self._values, partial(self._sift, items))
+            return Chunk([pairs], packed, [], 0)
+        columns, bad = self._sift(items)
+        return Chunk(columns, packed, bad, 0)
 
     def close(self) -> None:
         self._closed = True
@@ -782,7 +786,12 @@ class CallableSource(Source):
                 f"source {self.name!r}: events must be a list or another iterable of events, "
                 f"not {type(events).__name__}: {events!r:.60}"
             )
-        return list(events), position
+        return events if type(events) is list else list(events), position
+
+    def _sift(self, items: list[Any]) -> tuple[list[Columns], list[Bad]]:
+        """The good ones in columns, and the bad ones."""
+        bad: list[Bad] = []
+        return self._columns(items, bad) if items else [], bad
 
     def _columns(self, items: list[Any], bad: list[Bad]) -> list[Columns]:
         kinds = set(map(type, items))

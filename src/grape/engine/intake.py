@@ -4,17 +4,21 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from typing import Final
 
 from msgspec import Struct
 
-from grape.abc.source import Chunk, Columns, Source
+from grape.abc.source import Bad, Chunk, Columns, Pairs, Source
 from grape.abc.transport import Rows, Send, Table, Transport
 from grape.engine.app import App
 from grape.engine.clock import Clock
 from grape.engine.committer import Committer
+from grape.errors import HandlerError
 from grape.model import batch as codec
 from grape.model.address import Partitions
 from grape.model.stored import SOURCE, DeadLetter, SourceHead, decode_source, encode, row_key
+
+_SLICE: Final = 2_048
 
 
 class Prepared(Struct, frozen=True):
@@ -27,6 +31,22 @@ class Prepared(Struct, frozen=True):
     counts: Counter[str]
     size: int
     bytes: int
+
+
+class _Draft:
+    """Batches that are being made. ``sent``, ``spread``: as of `SourceHead`."""
+
+    def __init__(self, sent: dict[bytes, int], spread: int) -> None:
+        self.sent = sent
+        self.spread = spread
+        self.sends: list[Send] = []
+        self.counts: Counter[str] = Counter()
+
+    def take(self, other: _Draft) -> None:
+        """What was added to ``other``, which went on from here."""
+        self.sent, self.spread = other.sent, other.spread
+        self.sends += other.sends
+        self.counts += other.counts
 
 
 class Feed:
@@ -54,19 +74,60 @@ class Feed:
         """Make the batches of a chunk, which follows the one prepared before: the work, without the commit."""
         head = self._planned
         now = self._clock.now()
-        sent = dict(head.sent)
-        sends: list[Send] = []
-        counts: Counter[str] = Counter()
-        spread = head.spread
-        for columns in chunk.columns:
-            counts[columns.name] += len(columns.data)
-            for number, part in self._by_partition(columns, spread):
-                spread += 1
-                self._make(part, number, sent, sends, now)
-        dead = [(row_key(head.next_dead + i), encode(letter)) for i, letter in enumerate(_letters(chunk, now))]
-        new = SourceHead(chunk.position, sent, head.fed + sum(counts.values()), spread, head.next_dead + len(chunk.bad))
-        self._planned = new
-        return Prepared(sends, new, dead, counts, chunk.size, sum(len(send.batch) for send in sends))
+        draft = _Draft(dict(head.sent), head.spread)
+        bad = [*chunk.bad]
+        for part in chunk.columns:
+            if isinstance(part, Columns):
+                self._add(draft, self._by_partition(part, draft.spread), now)
+                continue
+            trial = _Draft(dict(draft.sent), draft.spread)
+            try:
+                self._add(trial, self._sorted(part), now)
+            except (HandlerError, TypeError, ValueError):
+                sifted, unfit = part.sift()
+                bad += unfit
+                for columns in sifted:
+                    self._add(draft, self._by_partition(columns, draft.spread), now)
+            else:
+                draft.take(trial)
+        dead = [(row_key(head.next_dead + i), encode(letter)) for i, letter in enumerate(_letters(bad, now))]
+        self._planned = new = SourceHead(
+            chunk.position,
+            draft.sent,
+            head.fed + sum(draft.counts.values()),
+            draft.spread,
+            head.next_dead + len(bad),
+        )
+        size = sum(len(send.batch) for send in draft.sends)
+        return Prepared(draft.sends, new, dead, draft.counts, chunk.size, size)
+
+    def _add(self, draft: _Draft, groups: list[tuple[int, Columns]], now: int) -> None:
+        for number, columns in groups:
+            draft.spread += 1
+            draft.counts[columns.name] += len(columns.data)
+            self._make(columns, number, draft.sent, draft.sends, now)
+
+    def _sorted(self, pairs: Pairs) -> list[tuple[int, Columns]]:
+        """By the partition of their keys. In slices, so that the second look finds in the cache what the first one has
+        fetched.
+
+        Raises:
+            HandlerError, TypeError, ValueError: one of them is no pair, or its key or value cannot travel.
+        """
+        rows: list[list[tuple[str, object]]] = [[] for _ in range(self._app.partitions)]
+        put = [row.append for row in rows]
+        home = self._partitions.__getitem__
+        for at in range(0, len(pairs.items), _SLICE):
+            items = pairs.items[at : at + _SLICE]
+            if set(map(type, items)) != {tuple}:
+                raise TypeError("not all are pairs")
+            for number, item in zip(map(home, [key for key, _ in items]), items, strict=True):
+                put[number](item)
+        return [
+            (number, Columns(pairs.name, [key for key, _ in row], pairs.values([value for _, value in row])))
+            for number, row in enumerate(rows)
+            if row
+        ]
 
     def _by_partition(self, columns: Columns, spread: int) -> list[tuple[int, Columns]]:
         """Keyed events go where their key lives, keyless ones anywhere, a batch at a time."""
@@ -144,20 +205,20 @@ class Feed:
         self._committer.submit(encode(head), sends, rows, then=committed)
 
 
-def _letters(chunk: Chunk, now: int) -> list[DeadLetter]:
+def _letters(bad: list[Bad], now: int) -> list[DeadLetter]:
     return [
         DeadLetter(
             "",
-            bad.name,
+            one.name,
             "",
             None,
             now,
-            codec.one(bad.name, None, bad.raw),
+            codec.one(one.name, None, one.raw),
             0,
             now,
-            bad.kind,
-            bad.text,
-            origin=bad.place,
+            one.kind,
+            one.text,
+            origin=one.place,
         )
-        for bad in chunk.bad
+        for one in bad
     ]

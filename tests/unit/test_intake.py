@@ -1,0 +1,101 @@
+"""Feeding: pairs that nobody has looked at become the same batches as those that were looked at one by one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+from hypothesis import given
+from hypothesis import strategies as st
+
+from grape import Topology
+from grape.abc.source import Chunk, Pairs
+from grape.abc.transport import Callbacks
+from grape.connectors.sources import CallableSource
+from grape.engine.app import App
+from grape.engine.catalog import update_record
+from grape.engine.clock import FakeClock
+from grape.engine.intake import Feed, Prepared
+from grape.model import batch as codec
+from grape.model.address import partition_of
+from grape.model.stored import SOURCE, Catalog, decode_dead
+from grape.model.topology import Limits
+from grape.transports.memory import MemoryTransport
+
+PARTITIONS = 5
+
+
+def feed(read: Any) -> tuple[CallableSource, Feed]:
+    t = Topology("fed")
+    t.add_slot("in", lambda: None, name="node")
+    spec = t.spec()
+    source = CallableSource("in", read, "mine", 200)
+    record = update_record(Catalog(), spec, PARTITIONS, PARTITIONS, [SOURCE + "mine"])
+    transport = MemoryTransport(Callbacks(print, print, print))
+    limits = Limits(batch_target=300, batch_max=500)
+    return source, Feed(App(record, spec, limits, frozenset()), source, transport, False, FakeClock())
+
+
+def events_of(prepared: Prepared) -> list[tuple[int, str | None, Any]]:
+    found = []
+    for send in prepared.sends:
+        header = codec.check(send.batch)
+        for run in codec.runs_of(codec.body_of(send.batch, header)):
+            keys = codec.keys_of(run) or [None] * run.count
+            for key, value in zip(keys, codec.data_of(run) or [None] * run.count, strict=True):
+                found.append((send.target.number, key, value))
+    return found
+
+
+def by_home(prepared: Prepared) -> list[list[Any]]:
+    """Keyed events of each partition in their order; keyless ones, which may go anywhere, in any."""
+    events = events_of(prepared)
+    homes: list[list[Any]] = [[] for _ in range(PARTITIONS)]
+    for number, key, value in events:
+        if key is not None:
+            assert number == partition_of(key, PARTITIONS)
+            homes[number].append((key, value))
+    return [*homes, sorted(repr(value) for _, key, value in events if key is None)]
+
+
+class Text(str):
+    """Text, but not quite: it is no key."""
+
+
+keys = st.one_of(st.text(min_size=1, max_size=5), st.none(), st.sampled_from(["", 1, b"k", Text("a"), "\ud800"]))
+values = st.one_of(
+    st.text(max_size=5), st.integers(-(2**70), 2**70), st.binary(max_size=3), st.sampled_from([{"a": 1}, "x" * 300])
+)
+plain = st.tuples(st.text(min_size=1, max_size=5), st.text(max_size=40))
+strange = st.one_of(st.tuples(keys, values), st.text(max_size=3), plain)
+
+
+@given(st.lists(plain, min_size=1, max_size=60) | st.lists(strange, min_size=1, max_size=30))
+def test_pairs_become_what_they_would_have_become_one_by_one(items: list[Any]) -> None:
+    source, quick = feed(lambda position: (items, 1) if position is None else None)
+    _, slow = feed(lambda position: None)
+    chunk = source.read(b"")
+    assert chunk is not None
+    prepared = quick.prepare(chunk)
+    columns, bad = source._sift(items)
+    expected = slow.prepare(Chunk(columns, chunk.position, bad, 0))
+    for found, wanted in zip(by_home(prepared), by_home(expected), strict=True):
+        assert found == wanted
+    assert [decode_dead(row).text for _, row in prepared.dead] == [decode_dead(row).text for _, row in expected.dead]
+    assert prepared.counts == expected.counts
+    assert prepared.head.fed == expected.head.fed
+    assert prepared.head.next_dead == expected.head.next_dead
+
+
+def test_plain_pairs_are_not_looked_at_one_by_one() -> None:
+    source, quick = feed(lambda position: ([("a", "x"), ("b", "y")], 1))
+    chunk = source.read(b"")
+    assert chunk is not None
+    (part,) = chunk.columns
+    assert isinstance(part, Pairs)
+
+    def never() -> Any:
+        raise AssertionError("sifted")
+
+    chunk = msgspec.structs.replace(chunk, columns=[msgspec.structs.replace(part, sift=never)])
+    assert len(events_of(quick.prepare(chunk))) == 2
