@@ -5,10 +5,10 @@ SHELL := /bin/bash
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: help demo test test-all test-sim test-crash bench check lock clean
+.PHONY: help demo test test-all test-sim test-crash test-cgroup2 bench check lock clean
 
 help:  ## show this
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
 
 $(READY): pyproject.toml requirements.lock scripts/setup
 	@scripts/setup
@@ -28,6 +28,9 @@ test-sim: $(READY)  ## the simulator, 10,000 seeds
 test-crash: $(READY)  ## SIGKILL at random moments, at least 50 times, on 20 MB of text
 	$(BIN)/python -m tests.crash.run
 
+test-cgroup2: $(READY)  ## control groups of version 2, in a virtual machine (it says how long that takes)
+	@scripts/cgroup2-vm
+
 bench: $(READY)  ## our rows beside limits and peers; writes benchmarks/results.json
 	@scripts/setup bench
 	$(BIN)/python -m benchmarks
@@ -42,4 +45,4 @@ lock: $(READY)  ## write requirements.lock anew from what is installed
 	$(BIN)/pip freeze --exclude-editable > requirements.lock
 
 clean:  ## remove what the targets made
-	rm -rf .venv demo-data .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv demo-data .pytest_cache .mypy_cache .ruff_cache .hypothesis .cache

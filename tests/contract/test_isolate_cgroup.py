@@ -22,7 +22,7 @@ from grape.errors import Unsupported
 from grape.isolates.cgroup import CgroupConfig, CgroupIsolate
 from grape.isolates.cgroups import check, disks, locate
 from grape.model.section import Size
-from grape.testing.contracts.isolate import MIB, ConfinedContract, eventually, python_for
+from grape.testing.contracts.isolate import MIB, PATIENCE, ConfinedContract, eventually, python_for
 
 NOBODY = 65534
 ROOT = os.geteuid() == 0
@@ -88,7 +88,7 @@ while time.monotonic() < begun + 2:
 say(time.process_time())
 """
             used = json.loads(engine.run(code).line())
-            assert 0.1 < used < 0.8
+            assert 0.05 < used < 1.3  # without a limit: 2
 
     def test_what_goes_to_disk_is_slowed_down(self) -> None:
         if "io" not in CONTROLLERS:
@@ -260,7 +260,7 @@ while True:
             assert engine.run("sys.exit(3)", "main.1").reap().code == 3
             worker.process.kill()
             worker.reap()
-            assert time.monotonic() - begun < 5
+            assert time.monotonic() - begun < PATIENCE
             assert engine.left() == []
 
 
@@ -296,7 +296,7 @@ try:
 except Unsupported as e:
     print(e)
 """
-    env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2] / "src")}
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     argv = [*before, sys.executable, "-c", prelude + textwrap.dedent(code) + attempt]
     done = subprocess.run(argv, env=env, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
@@ -327,6 +327,25 @@ def test_control_groups_that_belong_to_root() -> None:
     text = refusal("os.setgroups([]); os.setgid(65534); os.setuid(65534); uid = None")
     assert "Permission denied" in text
     assert "run grape as root" in text if VERSION == 1 else "Delegate=yes" in text
+
+
+@as_root
+@pytest.mark.skipif(VERSION != 2, reason="of version 2 only")
+def test_a_control_group_that_is_not_the_engines_alone() -> None:
+    code = """
+stranger = os.getpid()
+top = "/sys/fs/cgroup/not-delegated"
+os.makedirs(top, exist_ok=True)
+with open(top + "/cgroup.procs", "w") as file:
+    file.write("0")
+if os.fork() != 0:  # the child is the engine
+    os.wait()
+    os._exit(0)
+"""
+    text = refusal(code)
+    assert "/not-delegated has other processes than grape's in it (pid " in text
+    assert "systemd-run --scope -p Delegate=yes grape run" in text
+    os.rmdir("/sys/fs/cgroup/not-delegated")
 
 
 # ---------------------------------------------------------------------- configuration

@@ -191,7 +191,7 @@ from grape.isolates.process import ProcessConfig, ProcessIsolate
 from grape.isolates.procs import children
 from grape.testing.contracts.isolate import Engine, _DAEMON, eventually
 """
-    env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2] / "src")}
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run(
         [*before, sys.executable, "-c", prelude + textwrap.dedent(code)],
         env=env,
