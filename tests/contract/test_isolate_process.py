@@ -266,6 +266,28 @@ print(json.dumps([code, plain.wait(), os.geteuid() == 0 or spy.returncode != 0, 
     assert in_a_process(user + code) == [6, 0, True, True, True, True, True, ["app"]]
 
 
+def test_an_engine_that_adopts_orphans_takes_no_worker_for_one() -> None:
+    code = """
+from concurrent.futures import ThreadPoolExecutor
+become_subreaper_and_undumpable()
+place = tempfile.mkdtemp()
+os.mkdir(place + "/app")
+isolate = ProcessIsolate("main", ProcessConfig())
+isolate.prepare()
+engine = Engine(isolate, "/bin/false", place)
+with ThreadPoolExecutor(4) as reapers:
+    endings = []
+    for i in range(150):
+        worker = engine.shell(f"setsid true & setsid sleep 1000 & exit {i}")
+        endings.append(reapers.submit(worker.reap))
+    codes = [ending.result().code for ending in endings]
+eventually("orphans are collected", lambda: reap_orphans() >= 0 and not children("self"))
+engine.close()
+print(json.dumps(codes))
+"""
+    assert in_a_process(code) == list(range(150))
+
+
 def test_a_library_leaves_the_children_of_its_host_alone() -> None:
     code = """
 foreign = subprocess.Popen(["/bin/sh", "-c", "exit 9"], start_new_session=True)

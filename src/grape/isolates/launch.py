@@ -19,7 +19,7 @@ from msgspec import Struct
 
 from grape.abc.isolate import Ability
 from grape.errors import Unsupported
-from grape.isolates.procs import STARTED, TAG, engine_id
+from grape.isolates.procs import CHILDREN, STARTED, TAG, engine_id
 
 KEPT: Final = ("PATH", "HOME", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "VIRTUAL_ENV")
 """Variables of the engine that a worker keeps; all others only if asked for."""
@@ -41,8 +41,10 @@ class Child(Struct):
     def wait(self) -> tuple[int, float]:
         """Wait for its end, close the pipes. Returns exit code (negative: a signal) and seconds of CPU time that it
         and what it waited for have used."""
-        _, status, usage = os.wait4(self.pid, 0)
-        STARTED.discard(self.pid)
+        os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT)
+        with CHILDREN:
+            _, status, usage = os.wait4(self.pid, 0)
+            STARTED.discard(self.pid)
         self.popen.returncode = os.waitstatus_to_exitcode(status)
         os.close(self.stdout)
         os.close(self.stderr)
@@ -84,26 +86,27 @@ def start(
                 undo.callback(os.close, writing)
                 os.set_blocking(reading, False)
                 pipes.append((reading, writing))
-            popen = subprocess.Popen(
-                [*argv, "--fd", str(theirs.fileno()), "--parent", str(os.getpid() if parent is None else parent)],
-                stdin=subprocess.DEVNULL,
-                stdout=pipes[0][1],
-                stderr=pipes[1][1],
-                cwd=directory,
-                env=env,
-                umask=umask,
-                pass_fds=(theirs.fileno(), *inherit),
-                start_new_session=True,
-            )
+            with CHILDREN:
+                popen = subprocess.Popen(
+                    [*argv, "--fd", str(theirs.fileno()), "--parent", str(os.getpid() if parent is None else parent)],
+                    stdin=subprocess.DEVNULL,
+                    stdout=pipes[0][1],
+                    stderr=pipes[1][1],
+                    cwd=directory,
+                    env=env,
+                    umask=umask,
+                    pass_fds=(theirs.fileno(), *inherit),
+                    start_new_session=True,
+                )
+                try:
+                    pidfd = os.pidfd_open(popen.pid)
+                except OSError:
+                    popen.kill()
+                    popen.wait()
+                    raise
+                STARTED.add(popen.pid)
             with contextlib.suppress(OSError), open(f"/proc/{popen.pid}/oom_score_adj", "wb", buffering=0) as file:
                 file.write(_OOM_SCORE)  # when the host is out of memory, the engine is not what goes first
-            try:
-                pidfd = os.pidfd_open(popen.pid)
-            except OSError:
-                popen.kill()
-                popen.wait()
-                raise
-            STARTED.add(popen.pid)
             undo_all.pop_all()
         return Child(popen.pid, pidfd, ours, pipes[0][0], pipes[1][0], popen)
 

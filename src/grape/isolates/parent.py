@@ -7,7 +7,7 @@ import ctypes
 import os
 from typing import Final
 
-from grape.isolates.procs import STARTED, children, stat
+from grape.isolates.procs import CHILDREN, STARTED, children, stat
 
 _PR_SET_DUMPABLE: Final = 4
 _PR_SET_CHILD_SUBREAPER: Final = 36
@@ -34,7 +34,7 @@ def become_subreaper_and_undumpable() -> None:
 
 
 def reap_orphans() -> int:
-    """Collect what came here from workers and has ended; returns how many. From the thread that starts workers.
+    """Collect what came here from workers and has ended; returns how many.
 
     Those are children that were not started here and have another session than this process. Nothing is done unless
     `become_subreaper_and_undumpable` was called: a library does not wait for the children of its host.
@@ -43,8 +43,8 @@ def reap_orphans() -> int:
     if _adopts:
         own = os.getsid(0)
         for pid in children("self"):
-            one = stat(pid)
-            if one is not None and one.state == "Z" and one.session != own and pid not in STARTED:
-                with contextlib.suppress(ChildProcessError):
+            with CHILDREN, contextlib.suppress(ChildProcessError):
+                one = stat(pid)
+                if one is not None and one.state == "Z" and one.session != own and pid not in STARTED:
                     reaped += os.waitpid(pid, os.WNOHANG)[0] == pid
     return reaped

@@ -13,22 +13,20 @@ import pwd
 import resource
 import shutil
 import signal
-import socket
 import subprocess
 import sys
+import threading
 from typing import Annotated, ClassVar, Final, Literal
 
 from msgspec import Meta, Struct
 
 from grape.abc.isolate import Ability, Command, Ending, Process
 from grape.errors import Unsupported
-from grape.isolates.launch import KEPT, Child, attempt, find_tool, new_tag, start, worker_env
+from grape.isolates.launch import Child, attempt, find_tool, new_tag, start, worker_env
 from grape.isolates.parent import reap_orphans
 from grape.isolates.procs import descendants, end_descendants, end_strays, stat
 from grape.isolates.scratch import Scratch
 from grape.model.section import Duration, Size, show_size
-
-__all__ = ["Command", "ProcessConfig", "ProcessIsolate", "WorkerProcess", "python_worker", "spawn"]
 
 _UTIL_LINUX: Final = "install util-linux 2.33 or later"
 _Id = Annotated[int, Meta(ge=0, le=2**32 - 2)]
@@ -244,16 +242,20 @@ class WorkerProcess:
         started = stat(child.pid)
         self._since = started.start if started is not None else 0
         self._is_over = False
+        self._lock = threading.Lock()
+        """Its pid is another's once it was waited for: nobody signals it then."""
 
     def terminate(self) -> None:
         self._signal(self.pidfd, signal.SIGTERM)
 
     def kill(self) -> None:
-        if not self._is_over:
+        with self._lock:
+            if self._is_over:
+                return
             below = descendants(self.pid)
-            self.kill_alone()
+            self._signal(self.pidfd, signal.SIGKILL)
             with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(self.pid, signal.SIGKILL)  # not another's: the pid is not free before it is reaped
+                os.killpg(self.pid, signal.SIGKILL)
             for fd in below:
                 self._signal(fd, signal.SIGKILL)
                 os.close(fd)
@@ -272,8 +274,9 @@ class WorkerProcess:
 
     def collect(self, left: list[int]) -> Ending:
         """The part of `reap` that comes when descendants have ended but for ``left``."""
-        self._is_over = True
-        code, seconds = self._child.wait()
+        with self._lock:
+            self._is_over = True
+            code, seconds = self._child.wait()
         reap_orphans()
         self._scratch.remove(self._own)
         reasons = [self.why(code, seconds)]
@@ -335,51 +338,3 @@ def _cpu_seconds(limit: float) -> int:
 def python_worker(target: str, config: str) -> tuple[str, ...]:
     """The command line of a Python worker."""
     return (sys.executable, "-m", "grape.worker", "--target", target, "--config", config)
-
-
-class Spawned(Struct):
-    """As a `WorkerProcess`, for a caller that waits for it by itself."""
-
-    pid: int
-    pidfd: int
-    socket: socket.socket
-    stdout: int
-    stderr: int
-    popen: subprocess.Popen[bytes]
-
-
-def spawn(command: Command) -> Spawned:
-    """Start a worker that nothing confines.
-
-    Raises:
-        OSError: it cannot be started.
-    """
-    ours, theirs = socket.socketpair()
-    try:
-        for end in (ours, theirs):
-            for option in (socket.SO_SNDBUF, socket.SO_RCVBUF):
-                end.setsockopt(socket.SOL_SOCKET, option, 4 << 20)
-        ours.setblocking(False)
-        env = {name: os.environ[name] for name in (*KEPT, "TMPDIR") if name in os.environ}
-        env.update(command.env)
-        env.setdefault("PYTHONUNBUFFERED", "1")
-        popen = subprocess.Popen(
-            [*command.argv, "--fd", str(theirs.fileno()), "--parent", str(os.getpid())],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            cwd=command.directory,
-            env=env,
-            pass_fds=(theirs.fileno(),),
-            start_new_session=True,
-        )
-    except BaseException:
-        ours.close()
-        raise
-    finally:
-        theirs.close()
-    assert popen.stdout is not None
-    assert popen.stderr is not None
-    for pipe in (popen.stdout, popen.stderr):
-        os.set_blocking(pipe.fileno(), False)
-    return Spawned(popen.pid, os.pidfd_open(popen.pid), ours, popen.stdout.fileno(), popen.stderr.fileno(), popen)

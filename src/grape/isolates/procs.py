@@ -6,6 +6,7 @@ import contextlib
 import os
 import select
 import signal
+import threading
 import time
 from collections.abc import Callable
 from typing import Final
@@ -17,6 +18,10 @@ TAG: Final = "GRAPE_WORKER"
 
 STARTED: Final[set[int]] = set()
 """Pids of children of this process that somebody waits for; each has a session of its own."""
+
+CHILDREN: Final = threading.Lock()
+"""Held while a child is started or collected: between that and its entry in `STARTED` nobody else may take it for an
+orphan, or its pid for free."""
 
 _PATIENCE: Final = 5.0
 _DESCENDANTS: Final = 4096

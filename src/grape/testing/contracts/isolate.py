@@ -26,6 +26,7 @@ import tempfile
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Final
 
@@ -566,6 +567,17 @@ wait()
                 worker.reap()
             assert descriptors() == before
             assert _entries(engine.temporary) == files
+            assert engine.left() == []
+
+    def test_workers_may_be_collected_on_any_thread_while_others_start(self) -> None:
+        with self.engine() as engine, ThreadPoolExecutor(4) as reapers:
+            before = descriptors()
+            endings = []
+            for i in range(60):
+                worker = engine.shell(f"sleep 1000 & exit {i}", f"main.{i % 5}")
+                endings.append(reapers.submit(worker.reap))
+            assert [ending.result() for ending in endings] == [Ending(i) for i in range(60)]
+            assert descriptors() == before
             assert engine.left() == []
 
     # ------------------------------------------------------------------ limits
