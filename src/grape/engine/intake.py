@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
-from typing import Final
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Final
 
 from msgspec import Struct
 
@@ -19,6 +19,7 @@ from grape.model.address import Partitions
 from grape.model.stored import SOURCE, DeadLetter, SourceHead, decode_source, encode, row_key
 
 _SLICE: Final = 2_048
+_CACHED_KEYS: Final = 65_536
 
 
 class Prepared(Struct, frozen=True):
@@ -31,6 +32,45 @@ class Prepared(Struct, frozen=True):
     counts: Counter[str]
     size: int
     bytes: int
+
+
+class _Sorter(dict[str, tuple[Callable[[str | None], None], Callable[[Any], None]]]):
+    """Pairs by the partition of their keys: ``rows[n]`` holds keys and values of partition n. The dictionary has what
+    appends to them for every key (of the last 65,536): one look-up an event."""
+
+    def __init__(self, partitions: Partitions, count: int) -> None:
+        super().__init__()
+        self.rows: list[tuple[list[str | None], list[Any]]] = [([], []) for _ in range(count)]
+        self._partitions = partitions
+        self._put = [(keys.append, values.append) for keys, values in self.rows]
+
+    def __missing__(self, key: str) -> tuple[Callable[[str | None], None], Callable[[Any], None]]:
+        number = self._partitions[key]
+        if len(self) >= _CACHED_KEYS:
+            self.clear()
+        put = self[key] = self._put[number]
+        return put
+
+    def add(self, pairs: list[tuple[str, Any]]) -> None:
+        """In slices, so that the second look finds in the cache what the first one has fetched.
+
+        Raises:
+            TypeError, ValueError: one is no pair, or has something as its key that cannot be one.
+        """
+        for at in range(0, len(pairs), _SLICE):
+            part = pairs[at : at + _SLICE]
+            if set(map(type, part)) != {tuple}:
+                raise TypeError("not all are pairs")
+            for key, value in part:
+                put_key, put_value = self[key]
+                put_key(key)
+                put_value(value)
+
+    def forget(self) -> None:
+        """Of the pairs nothing is left."""
+        for keys, values in self.rows:
+            keys.clear()
+            values.clear()
 
 
 class _Draft:
@@ -64,6 +104,7 @@ class Feed:
         self.head = decode_source(found) if found else SourceHead()
         self._planned = self.head
         self._partitions = Partitions(app.partitions)
+        self._sorter = _Sorter(self._partitions, app.partitions)
 
     @property
     def is_busy(self) -> bool:
@@ -101,33 +142,25 @@ class Feed:
         size = sum(len(send.batch) for send in draft.sends)
         return Prepared(draft.sends, new, dead, draft.counts, chunk.size, size)
 
-    def _add(self, draft: _Draft, groups: list[tuple[int, Columns]], now: int) -> None:
+    def _add(self, draft: _Draft, groups: Iterable[tuple[int, Columns]], now: int) -> None:
         for number, columns in groups:
             draft.spread += 1
             draft.counts[columns.name] += len(columns.data)
             self._make(columns, number, draft.sent, draft.sends, now)
 
-    def _sorted(self, pairs: Pairs) -> list[tuple[int, Columns]]:
-        """By the partition of their keys. In slices, so that the second look finds in the cache what the first one has
-        fetched.
+    def _sorted(self, pairs: Pairs) -> Iterator[tuple[int, Columns]]:
+        """By the partition of their keys. The columns are valid until the next one is asked for.
 
         Raises:
             HandlerError, TypeError, ValueError: one of them is no pair, or its key or value cannot travel.
         """
-        rows: list[list[tuple[str, object]]] = [[] for _ in range(self._app.partitions)]
-        put = [row.append for row in rows]
-        home = self._partitions.__getitem__
-        for at in range(0, len(pairs.items), _SLICE):
-            items = pairs.items[at : at + _SLICE]
-            if set(map(type, items)) != {tuple}:
-                raise TypeError("not all are pairs")
-            for number, item in zip(map(home, [key for key, _ in items]), items, strict=True):
-                put[number](item)
-        return [
-            (number, Columns(pairs.name, [key for key, _ in row], pairs.values([value for _, value in row])))
-            for number, row in enumerate(rows)
-            if row
-        ]
+        try:
+            self._sorter.add(pairs.items)
+            for number, (keys, data) in enumerate(self._sorter.rows):
+                if keys:
+                    yield number, Columns(pairs.name, keys, pairs.values(data))
+        finally:
+            self._sorter.forget()
 
     def _by_partition(self, columns: Columns, spread: int) -> list[tuple[int, Columns]]:
         """Keyed events go where their key lives, keyless ones anywhere, a batch at a time."""
