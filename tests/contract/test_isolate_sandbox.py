@@ -50,6 +50,10 @@ class TestSandbox(ConfinedContract if has_cgroups() else IsolateContract):  # ty
     def isolate(self, **fields: Any) -> SandboxIsolate:
         return SandboxIsolate("main", SandboxConfig(**fields))
 
+    @pytest.mark.slow  # that nothing is left is asserted after every other test as well
+    def test_two_hundred_workers_leave_nothing(self) -> None:
+        super().test_two_hundred_workers_leave_nothing()
+
     def test_other_languages_run(self) -> None:
         script = """
 set -e
@@ -137,8 +141,9 @@ say([os.getresuid(), os.getresgid(), pwd.getpwuid(os.getuid())[0], socket.gethos
             worker = engine.run('say("ready"); wait()')
             worker.line()
             assert {os.stat(f"/proc/{pid}").st_uid for pid in engine.left()} <= {65534, 0}  # undumpable ones are root's
-        with pytest.raises(Unsupported, match="uid: what is jailed is not root; leave uid out"):
-            self.isolate(uid=0).prepare()
+        for fields in ({"uid": 0}, {"gid": 0}):
+            with pytest.raises(Unsupported, match="uid, gid: what is jailed is not root; leave them out"):
+                self.isolate(**fields).prepare()
 
     @as_root
     def test_what_only_root_may_enter_is_handed_over_and_what_only_root_may_read_is_refused(self) -> None:
@@ -318,6 +323,7 @@ def test_a_level_says_what_it_needs() -> None:
     rows = {row.name: row for row in SandboxIsolate.abilities()}
     assert set(rows) == {
         "bubblewrap",
+        "bubblewrap does not follow links",
         "a list of system calls",
         "Landlock",
         "limits of a worker as a whole",

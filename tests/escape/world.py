@@ -155,6 +155,10 @@ class Level:
         self._started.append(worker)
         return worker
 
+    def forget(self) -> None:
+        """All workers have been reaped."""
+        self._started.clear()
+
     def _isolate(self, small_files: bool) -> Isolate:
         if small_files not in self._isolates:
             kind = builtins.isolate(self.name)

@@ -140,8 +140,10 @@ class Jail(ProcessIsolate, ABC):
         try:
             self.setpriv = find_tool("setpriv", "util-linux")
             self._find_user()
-            if self.uid == 0:
-                raise self.refusal("uid: what is jailed is not root; leave uid out: each worker is a user of its own")
+            if 0 in (self.uid, self.gid):
+                raise self.refusal(
+                    "uid, gid: what is jailed is not root; leave them out: each worker is a user of its own then"
+                )
             if os.geteuid() == 0 and self.uid == -1:
                 self.uid = _own_users()
                 self._own_users = self.uid >= _UIDS

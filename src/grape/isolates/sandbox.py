@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import tempfile
 from collections.abc import Callable
 from typing import ClassVar, Final
 
@@ -20,7 +21,7 @@ from grape.abc.isolate import Ability, Command
 from grape.errors import Unsupported
 from grape.isolates import landlock, seccomp
 from grape.isolates.jail import Jail, JailConfig, JailProcess, landlock_options
-from grape.isolates.launch import find_tool, new_tag, start
+from grape.isolates.launch import attempt, find_tool, new_tag, start
 from grape.isolates.process import ProcessConfig
 from grape.isolates.procs import TAG
 from grape.isolates.view import (
@@ -62,7 +63,8 @@ class SandboxIsolate(Jail):
     def tools(cls) -> list[Ability]:
         rows = []
         try:
-            rows.append(Ability("bubblewrap", True, find_tool("bwrap", "bubblewrap")))
+            bwrap = find_tool("bwrap", "bubblewrap")
+            rows += [Ability("bubblewrap", True, bwrap), _about_links(bwrap)]
         except Unsupported as e:
             rows.append(Ability("bubblewrap", False, str(e), _INSTALL))
         try:
@@ -179,6 +181,21 @@ class SandboxIsolate(Jail):
         if "landlock" in self.layers:
             options += landlock_options((*seen.paths, "/etc", "/proc", "/dev"))
         return landlock.step(os.path.join(GRAPE, "isolates"), python=PYTHON, options=options)
+
+
+def _about_links(bwrap: str) -> Ability:
+    """Whether mount points are made through links onto the host, by trying (CVE-2026-87766)."""
+    name = "bubblewrap does not follow links"
+    with tempfile.TemporaryDirectory(prefix="grape-links-") as place:
+        for directory in ("shown", "host"):
+            os.mkdir(f"{place}/{directory}")
+        os.symlink(f"/oldroot{place}/host", f"{place}/shown/link")
+        jail = ("--ro-bind", "/usr", "/usr", "--bind", f"{place}/shown", "/shown", "--dir", "/shown/link/made")
+        attempt(name, [bwrap, "--unshare-user", *jail, "--", "/usr/bin/true"])
+        if not os.path.exists(f"{place}/host/made"):
+            return Ability(name, True, "tried")
+    why = "it makes mount points through links (CVE-2026-87766); no sandbox of Grape has any where a link could be"
+    return Ability(name, False, why, "bubblewrap 0.12, or the update of your distribution")
 
 
 def _reader(status: int) -> Callable[[], int | None]:
