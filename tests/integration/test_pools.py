@@ -460,3 +460,29 @@ def test_a_limit_of_the_isolate_is_named_in_the_failure(tmp_path: Path) -> None:
     assert done.returncode == 1, done.stderr
     assert "out of CPU time: it reached its limit of 1 s (isolate.cpu)" in done.stderr
     assert os.path.isdir(tmp_path / "data" / "crashes")
+
+
+INLINE = """
+import os
+from grape import Topology
+t = Topology("mixed")
+t.add_output("out")
+
+@t.slot("here", emits="out", pool="here")
+def here(value: int) -> list:
+    return ["here", os.getpid()]
+
+@t.slot("there", emits="out")
+def there(value: int) -> list:
+    return ["there", os.getpid()]
+"""
+
+
+def test_a_pool_may_run_in_the_engines_own_process(tmp_path: Path) -> None:
+    profile = {"here": {"isolate": {"type": "inline"}}, "main": {"pool-limit": 1}}
+    with grape.open(app_file(tmp_path, INLINE), profile=profile) as engine:
+        engine.emit("here", 1)
+        engine.emit("there", 1)
+        pids = dict(collect(engine, "out", 2))
+    assert pids["here"] == os.getpid()
+    assert pids["there"] != os.getpid()

@@ -12,6 +12,8 @@ from msgspec import Struct
 
 from grape.model.section import Duration, Size, read_section
 
+INLINE = "inline"
+
 _SMALLEST = {"pool_limit": 1, "concurrency": 1, "queue_limit": 1, "crashlog_limit": 0}
 
 
@@ -49,6 +51,11 @@ class Profile(Struct, frozen=True, kw_only=True, rename="kebab"):
     max_events: int = 0
     isolate: dict[str, Any] = {}
 
+    @property
+    def is_inline(self) -> bool:
+        """Its nodes run in the engine's own process: for a debugger."""
+        return self.isolate.get("type") == INLINE
+
     def limit(self, default: int) -> int:
         """Workers at most, ``default`` if the profile does not say."""
         return self.pool_limit or max(default, self.pool_min or 0)
@@ -75,6 +82,8 @@ def read_profiles(pools: Any, where: str, base: dict[str, dict[str, Any]] | None
             value, least = getattr(profile, field.name), _SMALLEST.get(field.name, 0)
             if isinstance(value, int) and value < least:
                 raise ValueError(f"{here}: {field.encode_name} is at least {least}, not {value}")
+        if profile.is_inline and len(profile.isolate) > 1:
+            raise ValueError(f'{here}: an isolate of type "{INLINE}" confines nothing, and has no further keys')
         if profile.pool_limit is not None and (profile.pool_min or 0) > profile.pool_limit:
             raise ValueError(f"{here}: pool-min = {profile.pool_min} is over pool-limit = {profile.pool_limit}")
         profiles[name] = profile

@@ -54,8 +54,6 @@ _STALL: Final = 3.0
 _TICK: Final = 0.005
 _IDLE: Final = 0.25
 _MIN_RESERVE: Final = 256 << 20
-_INLINE: Final = Profile(pool_limit=1, idle_timeout=Duration(0), heartbeat_timeout=Duration(1e12))
-"""There is one set of nodes in this process, and no watchdog."""
 
 
 class Options(Struct, kw_only=True):
@@ -126,6 +124,7 @@ class Session:
         self.engine: Engine | None = None
         self.app: App | None = None
         self._opening: Opening | None = None
+        self._topology: Topology | None = None
         self.feeds: list[Feed] = []
         self._takings: list[Taking] = []
         self.fed_bytes = 0
@@ -215,10 +214,36 @@ class Session:
 
     async def _describe(self) -> TopologySpec:
         """What the app is."""
-        if self.options.inline:
-            self._inline = self.options.topology or load(self.options.target, self.options.config)
-            return self._inline.spec()
+        if self._is_inline(DEFAULT_POOL):
+            return self._own_topology().spec()
         return await self._workers.describe()
+
+    def _is_inline(self, pool: str) -> bool:
+        """Whether its nodes run in this process."""
+        profile = self.options.profiles.get(pool)
+        return self.options.inline or (profile is not None and profile.is_inline)
+
+    def _own_topology(self) -> Topology:
+        """The app, loaded into this process."""
+        if self._topology is None:
+            self._topology = self.options.topology or load(self.options.target, self.options.config)
+        return self._topology
+
+    def _profiles(self, topology: TopologySpec) -> dict[str, Profile]:
+        """Of each pool that is not kept as usual."""
+        profiles = dict(self.options.profiles)
+        for pool in topology.pools:
+            if self._is_inline(pool.name):
+                # There is one set of nodes in this process, and no watchdog.
+                profiles[pool.name] = msgspec.structs.replace(
+                    profiles.get(pool.name, Profile()),
+                    pool_limit=1,
+                    pool_min=None,
+                    max_events=0,
+                    idle_timeout=Duration(0),
+                    heartbeat_timeout=Duration(1e12),
+                )
+        return profiles
 
     def _check_profiles(self, topology: TopologySpec) -> None:
         known = [pool.name for pool in topology.pools]
@@ -242,8 +267,7 @@ class Session:
         self.app = app = App(record, topology, options.limits, taken)
         self._dead_before = self._count_dead()
         rng = random.Random()
-        if not options.inline:
-            await self._workers.prepare([pool.name for pool in topology.pools])
+        await self._workers.prepare([pool.name for pool in topology.pools if not self._is_inline(pool.name)])
         reserve = options.reserve
         if reserve is None:
             reserve = max(_MIN_RESERVE, min(options.max_size, self._transport.room()) // 10)
@@ -254,7 +278,7 @@ class Session:
             self,
             self.clock,
             rng,
-            dict.fromkeys((pool.name for pool in topology.pools), _INLINE) if options.inline else options.profiles,
+            self._profiles(topology),
             options.workers or cores,
             self.stop_with,
             reserve,
@@ -394,7 +418,7 @@ class Session:
     # ------------------------------------------------------------------ Spawner
 
     def spawn(self, pool: str, index: int) -> ProcessLink | InlineLink:
-        return self._spawn_inline(pool, index) if self.options.inline else self._workers.spawn(pool, index)
+        return self._spawn_inline(pool, index) if self._is_inline(pool) else self._workers.spawn(pool, index)
 
     def _spawn_inline(self, pool: str, index: int) -> InlineLink:
         engine = self.engine
@@ -411,7 +435,9 @@ class Session:
             engine.gone(pool, index, link, how)
             self._wake.set()
 
-        return InlineLink(self._inline, received, answer, self._loop.call_soon, gone, time.monotonic, self.clock.now)
+        return InlineLink(
+            self._own_topology(), received, answer, self._loop.call_soon, gone, time.monotonic, self.clock.now
+        )
 
     def _notice(self, text: str) -> None:
         self._printed("engine", Line("stderr", "", text))
