@@ -105,6 +105,17 @@ def test_a_leaf_from_its_creation_to_its_removal() -> None:
         leaf.remove()
 
 
+def test_a_group_goes_with_whatever_is_in_it() -> None:
+    with group() as opened:
+        leaf = opened.create("one", Limits(pids=20))
+        with subprocess.Popen([*leaf.enter, "/bin/sleep", "1000"]) as process:
+            while process.pid not in leaf.processes():
+                assert process.poll() is None
+            opened.close()
+            assert process.wait(10) == -9
+            assert leaf.processes() == []
+
+
 def test_a_leaf_that_the_kernel_refuses_is_not_left() -> None:
     with group() as opened:
         with pytest.raises(OSError, match=r"pids\.max"):

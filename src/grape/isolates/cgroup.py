@@ -71,7 +71,7 @@ class CgroupIsolate(ProcessIsolate):
         else:
             rows.append(Ability("control groups with memory and pids", True, f"version {version}"))
             rows += [
-                Ability(f"control groups with {name}", True)
+                Ability(f"control groups with {name}", True, f"version {version}")
                 if name in controllers
                 else Ability(f"control groups with {name}", False, "the engine's group does not have it", _MORE)
                 for name in ("cpu", "io")

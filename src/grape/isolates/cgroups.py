@@ -90,7 +90,7 @@ class Group(Protocol):
         """
 
     def close(self) -> None:
-        """Remove it; it has no leaves any more."""
+        """Remove it, with whatever is in it."""
 
 
 class Found(Struct, frozen=True):
@@ -218,8 +218,7 @@ class Unified:
         try:
             self._leave(base)
             for name in _abandoned(base):
-                _clear(UnifiedLeaf(leaf) for leaf in _below(name))
-                _remove([name])
+                self._end(name)
             self.controllers = _enable(base)
             self._path = f"{base}/{_PREFIX}{engine_id()}-{secrets.token_hex(4)}"
             os.mkdir(self._path)
@@ -235,7 +234,7 @@ class Unified:
             Unsupported: no.
         """
         try:
-            trial = f"{base}/{_PREFIX}trial-{secrets.token_hex(4)}"
+            trial = f"{base}/{_PREFIX}{engine_id()}-{secrets.token_hex(4)}"
             os.mkdir(trial)
             os.rmdir(trial)
             for name in ("cgroup.procs", "cgroup.subtree_control"):
@@ -277,7 +276,13 @@ class Unified:
         return leaf
 
     def close(self) -> None:
-        _remove([self._path])
+        with contextlib.suppress(OSError):  # the next engine will try again
+            self._end(self._path)
+
+    @staticmethod
+    def _end(path: str) -> None:
+        _clear(UnifiedLeaf(leaf) for leaf in _below(path))
+        _remove([path])
 
 
 class UnifiedLeaf:
@@ -338,10 +343,7 @@ class Split:
         self._paths = {controller: f"{base}/{name}" for controller, base in bases.items()}
         try:
             for old in {os.path.basename(path) for base in bases.values() for path in _abandoned(base)}:
-                groups = {controller: f"{base}/{old}" for controller, base in bases.items()}
-                for leaf in {os.path.basename(path) for group in groups.values() for path in _below(group)}:
-                    _clear([SplitLeaf({controller: f"{group}/{leaf}" for controller, group in groups.items()})])
-                _remove(groups.values())
+                self._end({controller: f"{base}/{old}" for controller, base in bases.items()})
             _make(self._paths.values())
         except OSError as e:
             raise _refusal(bases["memory"], e, _ROOT) from e
@@ -369,7 +371,14 @@ class Split:
         return leaf
 
     def close(self) -> None:
-        _remove(self._paths.values())
+        with contextlib.suppress(OSError):  # the next engine will try again
+            self._end(self._paths)
+
+    @staticmethod
+    def _end(paths: Mapping[str, str]) -> None:
+        for leaf in {os.path.basename(path) for group in paths.values() for path in _below(group)}:
+            _clear([SplitLeaf({controller: f"{group}/{leaf}" for controller, group in paths.items()})])
+        _remove(paths.values())
 
 
 class SplitLeaf:

@@ -144,4 +144,4 @@ def attempt(name: str, argv: Sequence[str], remedy: str = "") -> Ability:
     if done.returncode != 0:
         said = done.stderr.decode("utf-8", "replace").strip() or f"{argv[0]} ended with {done.returncode}"
         return Ability(name, False, said, remedy)
-    return Ability(name, True)
+    return Ability(name, True, argv[0])
