@@ -17,6 +17,7 @@ import re
 import secrets
 import select
 import signal
+import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
@@ -364,6 +365,8 @@ class JailProcess:
         self._done = done
         self._is_over = False
         self._is_killed = False
+        self._lock = threading.Lock()
+        """Of what another thread may not use any more once the worker was collected."""
         self._since = time.monotonic()
         try:
             self._init_pid = self._wait_for_init(find_init, wake)
@@ -402,20 +405,23 @@ class JailProcess:
 
     def terminate(self) -> None:
         """Through /proc: what is inside has other pids there than here."""
-        if self._is_over:
-            return
-        found = children(self._init_pid)
-        if not found:  # it has not come to the worker yet
-            self.kill()
-            return
-        with contextlib.suppress(OSError):
-            worker = os.pidfd_open(found[0])
-            one = stat(found[0])
-            if one is not None and one.parent == self._init_pid:
-                signal.pidfd_send_signal(worker, signal.SIGTERM)
-            os.close(worker)
+        with self._lock:
+            found = [] if self._is_over else children(self._init_pid)
+            if not found:  # it has not come to the worker yet, or is gone
+                self._kill()
+                return
+            with contextlib.suppress(OSError):
+                worker = os.pidfd_open(found[0])
+                one = stat(found[0])
+                if one is not None and one.parent == self._init_pid:
+                    signal.pidfd_send_signal(worker, signal.SIGTERM)
+                os.close(worker)
 
     def kill(self) -> None:
+        with self._lock:
+            self._kill()
+
+    def _kill(self) -> None:
         if not self._is_over:
             self._is_killed = True
             for fd in {self.pidfd, self._init} - {-1}:
@@ -429,13 +435,15 @@ class JailProcess:
                 signal.pidfd_send_signal(self._init, signal.SIGKILL)
             if not wait_for(self._init, _PATIENCE):
                 left.append(self._init_pid)
-            os.close(self._init)
         events = Events(0, 0)
         if self._leaf is not None:
             left += end(self._leaf)
             events = self._leaf.events()
-        self._is_over = True
-        code = worker_code(self._child.wait()[0])
+        with self._lock:
+            self._is_over = True
+            if self._init != -1:
+                os.close(self._init)
+            code = worker_code(self._child.wait()[0])
         reap_orphans()
         reasons = [self._why(code, events)]
         if left:
