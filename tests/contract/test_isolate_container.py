@@ -270,7 +270,7 @@ status = dict(line.split(":", 1) for line in open("/proc/self/status"))
 say([{status[name].strip() for name in status if name.startswith("Cap")} == {"0" * 16}, status["NoNewPrivs"].strip(),
      status["Seccomp"].strip(), socket.gethostname(), os.listdir("/sys") if os.path.exists("/sys") else None,
      sorted(set(os.listdir("/dev")) - {"null", "zero", "full", "random", "urandom", "tty", "fd", "stdin", "stdout",
-            "stderr", "shm", "ptmx"})])
+            "stderr", "shm", "ptmx", "core"})])
 """
         with self.engine() as engine:
             assert json.loads(engine.run(code).line()) == [True, "1", "2", "grape", None, []]
@@ -305,6 +305,21 @@ def test_the_runtime_of_podman_is_found() -> None:
         check=True,
     )
     assert re.fullmatch(r"\['/\S+/(crun|runc)'\]\n", done.stdout)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not ROOT or shutil.which("crun") is None, reason="crun is not here, or not as root")
+def test_the_contract_by_crun() -> None:
+    """It is the first choice, but does not work where both versions of control groups are mounted: here they are not."""
+    hybrid = "if mountpoint -q /sys/fs/cgroup/unified; then umount /sys/fs/cgroup/unified; fi; "
+    tests = f"-m pytest -q -p no:cacheprovider -k 'TestContainer and not hundred' {__file__}"
+    done = subprocess.run(
+        ["unshare", "--mount", "/bin/sh", "-c", f"{hybrid}exec {sys.executable} {tests}"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout
 
 
 def test_a_level_says_what_it_needs() -> None:
