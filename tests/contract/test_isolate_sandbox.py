@@ -183,8 +183,9 @@ say([os.getresuid(), os.getresgid(), pwd.getpwuid(os.getuid())[0], socket.gethos
             os.chmod(more, 0o755)
             Path(more, "model").write_text("weights")
             os.chmod(Path(more, "model"), 0o644)
-            with self.engine(readable=(more,)) as engine:
-                assert json.loads(engine.run(f"say(open({more!r} + '/model').read())").line()) == "weights"
+            with self.engine(readable=(more, "/etc/hostname")) as engine:
+                worker = engine.run(f"say([open({more!r} + '/model').read(), open('/etc/hostname').read()])")
+                assert json.loads(worker.line()) == ["weights", Path("/etc/hostname").read_text()]
 
     def test_its_own_directory(self) -> None:
         with self.engine(working_directory="own") as engine:

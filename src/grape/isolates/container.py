@@ -160,7 +160,7 @@ class ContainerIsolate(Jail):
             try:
                 super().try_one()
             except Unsupported as e:
-                said.append(f"{path}: {e}")
+                said.append(f"{path}: {str(e).removeprefix(str(self.refusal('')))}")
             else:
                 return
         raise self.refusal("no runtime works here: " + " | ".join(said))

@@ -40,9 +40,9 @@ ETC: Final = {
 
 _SYSTEM: Final = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32")
 _OF_ETC: Final = ("/etc/ld.so.cache", "/etc/alternatives", "/etc/localtime")
-_PRIVATE: Final = ("/boot", "/dev", "/etc", "/proc", "/run", "/sys", "/var/run")
+_PRIVATE: Final = ("/boot", "/dev", "/proc", "/run", "/sys", "/var/run")
 _NOBODY: Final = 65534
-_TOP: Final = frozenset({"/", "/home", "/mnt", "/opt", "/srv", "/tmp", "/var", "/var/tmp"})
+_TOP: Final = frozenset({"/", "/etc", "/home", "/mnt", "/opt", "/srv", "/tmp", "/var", "/var/tmp"})
 
 
 class View(Struct, frozen=True):
