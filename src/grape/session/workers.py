@@ -211,8 +211,14 @@ class _Died(Exception):
 
 
 def python_command(target: str, config: str, directory: str, env: dict[str, str]) -> Command:
-    """What runs a Python worker."""
-    return Command(argv=python_worker(target, config), directory=os.path.abspath(directory), env=env)
+    """What runs a Python worker. It may read where it imports from."""
+    paths = [os.path.abspath(path) for path in env.get("PYTHONPATH", "").split(os.pathsep) if path]
+    return Command(
+        argv=python_worker(target, config),
+        directory=os.path.abspath(directory),
+        env=env,
+        readable=tuple(path for path in dict.fromkeys(paths) if os.path.exists(path)),
+    )
 
 
 def make_isolate(pool: str, profile: Profile) -> Isolate:
