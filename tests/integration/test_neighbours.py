@@ -1,5 +1,5 @@
-"""A pool whose workers misbehave, at every level of confinement: the other pool is done with all it got, the engine goes
-on, and the failure says what happened."""
+"""A pool whose workers misbehave, at every level of confinement: the other pool is done with all it got, the engine
+goes on, and the failure says what happened."""
 
 from __future__ import annotations
 
@@ -117,7 +117,8 @@ def hidden_daemon():
 
 
 def daemon(env=None):
-    code = "import os, sys, time\\nif os.fork(): os._exit(0)\\nos.setsid()\\nif os.fork(): os._exit(0)\\ntime.sleep(600)"
+    twice = "if os.fork(): os._exit(0)\\nos.setsid()\\nif os.fork(): os._exit(0)\\n"
+    code = f"import os, time\\n{twice}time.sleep(600)"
     subprocess.run([sys.executable, "-c", code, "MARK"], check=True, env=env)
 
 

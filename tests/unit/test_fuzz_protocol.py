@@ -294,3 +294,14 @@ def test_some_seconds(strategy: SearchStrategy[Any], body: Callable[[Any], None]
 def test_sixty_seconds(strategy: SearchStrategy[Any], body: Callable[[Any], None]) -> None:
     """F41"""
     fuzz(strategy, body, 60.0)
+
+
+def test_what_stands_before_garbage_arrives_before_it() -> None:
+    """The announcement before the death tells what it was of."""
+    reader = worker_frames()
+    last_words = Announce(1, 2, "id", "node")
+    assert reader.feed(frame(last_words) + b"\xff\xff\xff\x00 garbage") == [last_words]
+    with pytest.raises(ProtocolError):
+        reader.check()
+    with pytest.raises(ProtocolError):
+        reader.feed(b"more")

@@ -142,6 +142,7 @@ class ProcessLink:
         try:
             for message in self._frames.feed(data):
                 self._listener.received(self, message)
+            self._frames.check()
         except ProtocolError as e:
             self._listener.broken(self, e)
             return False

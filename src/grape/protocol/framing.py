@@ -41,8 +41,9 @@ def frame(message: ToWorker | FromWorker) -> bytearray:
 class FrameReader(Generic[T]):
     """Bytes in, messages out. Never allocates for a length that is not allowed.
 
-    Raises (from `messages`):
-        ProtocolError: a frame is too long, or is no message of this side.
+    Raises:
+        ProtocolError: a frame is too long, or is no message of this side; from `feed` if nothing good stands before
+            it, else from the next `check`: the last words of a worker may tell what it died of.
     """
 
     def __init__(self, kind: type[T] | object, limit: int = MAX_FRAME) -> None:
@@ -51,9 +52,16 @@ class FrameReader(Generic[T]):
         self._chunks: list[bytes | bytearray] = []
         self._have = 0
         self._need = LENGTH.size
+        self._error: ProtocolError | None = None
+
+    def check(self) -> None:
+        """Raise what stood behind the last messages."""
+        if self._error is not None:
+            raise self._error
 
     def feed(self, data: bytes) -> list[T]:
         """Take what the socket gave; return the messages that are complete now, in order."""
+        self.check()
         if len(data) >= _SMALL:
             self._chunks.append(data)
         elif self._chunks and isinstance(self._chunks[-1], bytearray):
@@ -66,10 +74,23 @@ class FrameReader(Generic[T]):
         buffer = self._chunks[0] if len(self._chunks) == 1 else b"".join(self._chunks)
         view, at, end = memoryview(buffer), 0, len(buffer)
         out: list[T] = []
+        try:
+            at = self._parse(view, at, end, out)
+        except ProtocolError as e:
+            if not out:
+                raise
+            self._error = e
+            return out
+        self._chunks = [bytes(view[at:])] if at < end else []
+        self._have = end - at
+        return out
+
+    def _parse(self, view: memoryview, at: int, end: int, out: list[T]) -> int:
+        """Put the whole messages from ``at`` on into ``out``; returns where the rest begins."""
         while True:
             if end - at < LENGTH.size:
                 self._need = LENGTH.size
-                break
+                return at
             size = LENGTH.unpack_from(view, at)[0]
             if size > self._limit:
                 raise ProtocolError(f"a frame says it has {size} bytes; the limit is {self._limit}")
@@ -78,16 +99,13 @@ class FrameReader(Generic[T]):
                 raise ProtocolError(f"a frame of {size} bytes is not a message: it begins with {view[at + 4]:#04x}")
             if end - at < LENGTH.size + size:
                 self._need = LENGTH.size + size
-                break
+                return at
             start = at + LENGTH.size
             try:
                 out.append(self._decode(view[start : start + size]))
             except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as e:
                 raise ProtocolError(f"a frame of {size} bytes is not a message: {e}") from None
             at = start + size
-        self._chunks = [bytes(view[at:])] if at < end else []
-        self._have = end - at
-        return out
 
 
 def worker_frames() -> FrameReader[FromWorker]:

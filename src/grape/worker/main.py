@@ -90,6 +90,7 @@ class Engine:
         data = self._sock.recv(_READ)
         if data:
             self._inbox.extend(self._frames.feed(data))
+            self._frames.check()
         return bool(data)
 
     def ask(self, question: Ask) -> list[bytes | None]:
