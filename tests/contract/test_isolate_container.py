@@ -221,6 +221,15 @@ say([open("/etc/passwd").read(), open("/private/file").read(), sorted(os.listdir
                 self.isolate(**fields).prepare()
         assert not list(Path(tempfile.gettempdir()).glob(f"grape-workers-*/{tmp_path.name}*"))
 
+    @pytest.mark.skipif(not ROOT, reason="an ordinary user's workers may read what it may read")
+    def test_what_the_workers_user_cannot_reach_is_refused(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        with tempfile.TemporaryDirectory(prefix="grape-private-") as private:  # mode 0700
+            with pytest.raises(Unsupported, match=f"rootfs: the workers' user may not read or enter {private}"):
+                self.isolate(rootfs=private).prepare()
+            monkeypatch.setattr(tempfile, "tempdir", private)
+            with pytest.raises(Unsupported, match=f"TMPDIR: the workers' user may not enter {private}"):
+                self.isolate().prepare()
+
     def test_a_link_where_the_runtime_has_to_be_is_refused(self, tmp_path: Path) -> None:
         """Neither followed nor written to: an image could have had it lead anywhere."""
         victim = tmp_path / "victim"

@@ -29,7 +29,7 @@ from grape.isolates.jail import Jail, JailConfig, JailProcess, landlock_options
 from grape.isolates.launch import find_tool, new_tag, start
 from grape.isolates.process import ProcessConfig
 from grape.isolates.procs import TAG
-from grape.isolates.view import ETC, GRAPE, HOSTNAME, PYTHON, TEMP, View, is_within, passwd, view
+from grape.isolates.view import ETC, GRAPE, HOSTNAME, PYTHON, TEMP, View, is_open_to, is_within, passwd, view
 
 _INSTALL: Final = "apt-get install runc (or crun)"
 _STEP: Final = "/.grape"
@@ -143,6 +143,10 @@ class ContainerIsolate(Jail):
             if not os.path.isdir(config.rootfs):
                 raise self.refusal(f"rootfs: {config.rootfs} is no directory")
             self._image = os.path.realpath(config.rootfs)
+            if self.uid != -1 and not is_open_to(self._image, self.uid, self.gid):
+                raise self.refusal(
+                    f"rootfs: the workers' user may not read or enter {self._image}; chmod it, and above"
+                )
 
     def try_one(self) -> None:
         """The first runtime that works.

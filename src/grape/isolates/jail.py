@@ -17,6 +17,7 @@ import re
 import secrets
 import select
 import signal
+import tempfile
 import threading
 import time
 from abc import ABC, abstractmethod
@@ -38,7 +39,7 @@ from grape.isolates.process import ProcessConfig, ProcessIsolate, resource_limit
 from grape.isolates.procs import TAG, children, end_strays, stat
 from grape.isolates.scratch import Scratch
 from grape.isolates.stage import Stage
-from grape.isolates.view import DEVICES, GRAPE, TEMP, View, is_open_to, is_readable_by
+from grape.isolates.view import DEVICES, GRAPE, TEMP, View, can_reach, is_open_to, is_readable_by
 from grape.model.section import Size, show_size
 
 _UIDS: Final = 0x70000000
@@ -148,6 +149,11 @@ class Jail(ProcessIsolate, ABC):
             if os.geteuid() == 0 and self.uid == -1:
                 self.uid = _own_users()
                 self._own_users = self.uid >= _UIDS
+            place = tempfile.gettempdir()
+            if self.uid != -1 and not can_reach(os.path.join(place, "any"), self.uid, self.gid):
+                raise self.refusal(
+                    f"TMPDIR: the workers' user may not enter {place}; set it to a directory open to everybody"
+                )
             self._scratch = Scratch()
             self._find_limits()
             end_strays()

@@ -143,8 +143,12 @@ def outermost(paths: Iterable[str]) -> list[str]:
 
 def is_open_to(path: str, uid: int, gid: int) -> bool:
     """Whether the mode bits of ``path`` and of the directories above let a user in; not what access lists add."""
-    here = Path(path)
-    return all(is_readable_by(str(one), uid, gid, enter_only=one != here) for one in (here, *here.parents))
+    return can_reach(path, uid, gid) and is_readable_by(path, uid, gid)
+
+
+def can_reach(path: str, uid: int, gid: int) -> bool:
+    """The same of the directories above alone."""
+    return all(is_readable_by(str(above), uid, gid, enter_only=True) for above in Path(path).parents)
 
 
 def is_readable_by(path: str, uid: int, gid: int, enter_only: bool = False) -> bool:
