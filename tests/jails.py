@@ -6,6 +6,7 @@ import contextlib
 import os
 import subprocess
 import sys
+import sysconfig
 import textwrap
 from collections.abc import Sequence
 from functools import cache
@@ -34,15 +35,17 @@ def as_nobody(argv: Sequence[str]) -> subprocess.CompletedProcess[str]:
 @cache
 def _python_of_nobody() -> str | None:
     for python in (sys.executable, "/usr/bin/python3", "/usr/local/bin/python3"):
-        with contextlib.suppress(PermissionError):
+        with contextlib.suppress(PermissionError, FileNotFoundError):
             if _as_nobody([python, "-B", "-c", "import grape.isolates.sandbox, pytest"]).returncode == 0:
                 return python
     return None
 
 
 def _as_nobody(argv: Sequence[str]) -> subprocess.CompletedProcess[str]:
-    packages = [path for path in sys.path if path.endswith("site-packages")]
-    env = {"PATH": _PATH, "HOME": "/tmp", "PYTHONPATH": ":".join([str(Path(grape.__file__).parents[1]), *packages])}
+    own = sysconfig.get_path("stdlib")  # another Python has its own
+    paths = [path for path in sys.path if path.endswith("site-packages") or not path.startswith(own)]
+    paths = [str(Path(grape.__file__).parents[1]), *(path for path in paths if path and not path.endswith(".zip"))]
+    env = {"PATH": _PATH, "HOME": "/tmp", "PYTHONPATH": ":".join(paths)}
     return subprocess.run(
         argv,
         cwd=PROJECT,

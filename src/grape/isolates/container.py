@@ -125,12 +125,6 @@ class ContainerIsolate(Jail):
             raise self.refusal("digest: that of an image; there is none")
         if config.python and not (config.rootfs or config.image):
             raise self.refusal("python: one of a root file system of its own (rootfs or image); there is none")
-        own = config.rootfs or config.image
-        if own and not config.python and os.path.realpath(sys.base_prefix) == "/usr":
-            raise self.refusal(
-                "python: the engine's own is in /usr and cannot be mounted over that of the root file system; write "
-                "the path of a Python in there that has Grape installed"
-            )
         assert self._scratch is not None
         if config.image:
             self._image = self._scratch.make("image", -1, -1)
@@ -147,6 +141,11 @@ class ContainerIsolate(Jail):
                 raise self.refusal(
                     f"rootfs: the workers' user may not read or enter {self._image}; chmod it, and above"
                 )
+        if self._image and not config.python and os.path.realpath(sys.base_prefix) == "/usr":
+            raise self.refusal(
+                "python: the engine's own is in /usr and cannot be mounted over that of the root file system; write "
+                "the path of a Python in there that has Grape installed"
+            )
 
     def try_one(self) -> None:
         """The first runtime that works.

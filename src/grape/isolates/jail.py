@@ -106,7 +106,7 @@ class Jail(ProcessIsolate, ABC):
         try:
             rows.append(Ability("limits of a worker as a whole", True, f"control groups, version {check()[0]}"))
         except Unsupported as e:
-            why, _, remedy = str(e).rpartition("; ")
+            why, _, remedy = str(e).partition("; ")
             rows.append(Ability("limits of a worker as a whole", False, f"{why}; they are those of a process", remedy))
         isolate = cls("NAME", cast(JailConfig, cls.Config()))
         try:
