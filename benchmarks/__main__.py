@@ -3,7 +3,9 @@
 python -m benchmarks [--rounds 3] [--scale 1.0] [--only keyed-1k,latency,...]
 
 Rows of work done a second: keyed-1k, keyed-1m, chain-functions, chain-nodes, wordcount. Others: latency (one event from
-``emit`` to ``outputs``), memory (1 GB of text with 10 M distinct words), tenfold (ten times the events).
+``emit`` to ``outputs``), memory (1 GB of text with 10 M distinct words), tenfold (ten times the events). Of pools and
+their confinement: start, isolates (events/s at each level), death (until the engine knows), neighbours (p99 of a pool
+while another one misbehaves).
 """
 
 from __future__ import annotations
@@ -19,6 +21,8 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from benchmarks import isolation
 
 ROOT = Path(__file__).parent
 RESULTS = ROOT / "results.json"
@@ -59,6 +63,26 @@ class Bench:
             return found
         except subprocess.CalledProcessError as e:
             raise SystemExit(f"{name} failed:\n{e.stderr[-3000:]}") from None
+        finally:
+            shutil.rmtree(directory, ignore_errors=True)
+
+    def isolation(self, name: str, what: str) -> dict[str, float]:
+        """One run of `benchmarks.isolation`, by an interpreter that workers of every level can run."""
+        directory = Path(tempfile.mkdtemp(dir=self.base))
+        directory.chmod(0o755)
+        try:
+            done = subprocess.run(
+                [isolation.python(), "-m", "benchmarks.isolation", name, what, str(directory)],
+                cwd=ROOT.parent,
+                env=isolation.environment(),
+                check=False,
+                capture_output=True,
+                text=True,
+            )
+            if done.returncode != 0:
+                raise SystemExit(f"{name} {what} failed:\n{done.stderr[-3000:]}")
+            found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+            return found
         finally:
             shutil.rmtree(directory, ignore_errors=True)
 
@@ -136,6 +160,59 @@ def tenfold(bench: Bench) -> dict[str, Any]:
     return {"rates": medians, "times": took}
 
 
+def start(bench: Bench) -> dict[str, Any]:
+    """From an event for an empty pool until its worker is ready."""
+    took = levels(bench, "start", lambda found: 1e3 * found["seconds"])
+    print("\nstart: a worker")
+    for level, ms in took.items():
+        print(f"  {level:18s} {ms:7.0f} ms   {ms / took['process']:5.2f} x process", flush=True)
+    return {"ms": took}
+
+
+def isolates(bench: Bench) -> dict[str, Any]:
+    """The keyed count at each level."""
+    rates = levels(bench, "rate", lambda found: found["events"] / found["seconds"])
+    print("\nisolates: keyed-1k")
+    for level, rate in rates.items():
+        print(f"  {level:18s} {rate:12,.0f} /s   {rate / rates['process']:5.2f} x process")
+    worst = min(rates[level] / rates["process"] for level in ("cgroup", "sandbox"))
+    verdict(f"{worst:.2f} x process", worst >= 0.95, worst >= 0.95, "0.95 for cgroup and sandbox")
+    return {"rates": rates}
+
+
+def levels(bench: Bench, name: str, figure: Callable[[dict[str, float]], float]) -> dict[str, float]:
+    """The median figure of each level; interleaved, by an interpreter that all of them can run."""
+    figures: dict[str, list[float]] = {level: [] for level in isolation.LEVELS}
+    for _ in range(bench.rounds):
+        for level, values in figures.items():
+            values.append(figure(bench.isolation(name, level)))
+    return {level: statistics.median(values) for level, values in figures.items()}
+
+
+def death(bench: Bench) -> dict[str, Any]:
+    """From SIGKILL until the engine knows of it."""
+    found = bench.isolation("death", "-")
+    print(f"\ndeath: noticed after {found['p50_ms']:.1f} ms (median), {found['max_ms']:.1f} ms (longest)")
+    verdict(f"{found['max_ms']:.1f} ms", found["max_ms"] <= 100, found["max_ms"] <= 100, "100 ms")
+    return found
+
+
+def neighbours(bench: Bench) -> dict[str, Any]:
+    """The latency of one pool while another one misbehaves."""
+    figures: dict[str, list[float]] = {what: [] for what in isolation.MISBEHAVIOURS}
+    for _ in range(bench.rounds):
+        for what, values in figures.items():
+            values.append(bench.isolation("neighbours", what)["p99_ms"])
+    p99 = {what: statistics.median(values) for what, values in figures.items()}
+    print("\nneighbours: p99 of another pool")
+    for what, ms in p99.items():
+        print(f"  {what:18s} {ms:7.2f} ms   {ms / p99['nothing']:5.2f} x alone")
+    worst = max(p99, key=lambda what: p99[what])
+    ratio = p99[worst] / p99["nothing"]
+    verdict(f"{ratio:.2f} x ({worst})", ratio <= 2, ratio <= 2, "at most 2 x")
+    return {"p99_ms": p99}
+
+
 def verdict(what: str, floor: bool, aim: bool, goals: str) -> None:
     print(
         f"  -> {what} ({goals}): {'aim reached' if aim else 'floor reached' if floor else 'BELOW THE FLOOR'}",
@@ -151,6 +228,7 @@ def main() -> None:
     options = parser.parse_args()
     rows: dict[str, Callable[[Bench], dict[str, Any]]] = {row: throughput(row) for row in ROWS}
     rows |= {"latency": latency, "memory": memory, "tenfold": tenfold}
+    rows |= {"start": start, "isolates": isolates, "death": death, "neighbours": neighbours}
     wanted = options.only.split(",") if options.only else list(rows)
     if strange := set(wanted) - rows.keys():
         parser.error(f"no such rows: {', '.join(sorted(strange))}; there are {', '.join(rows)}")
