@@ -143,6 +143,7 @@ class Pool:
         self._moved_at: dict[int, int] = {}
         self._looked = 0
         self._was_ready = False
+        self._was_complete = False
         self._is_closed = False
 
     # ------------------------------------------------------------------ questions
@@ -202,6 +203,7 @@ class Pool:
         worker.state, worker.since, worker.idle_since = "ready", now, now
         self._was_ready = True
         self.rebalance()
+        self._was_complete = self._was_complete or (not self.starting and self.alive >= self.size)
 
     # ------------------------------------------------------------------ partitions
 
@@ -244,7 +246,8 @@ class Pool:
         if owner.link is not None:
             owner.link.send(Revoke(number, partition.epoch))
         if to is not None and to.state == "ready":
-            self._moved_at[number] = self._clock.now()
+            if self._was_complete:  # while a run starts, each worker that comes gets its share
+                self._moved_at[number] = self._clock.now()
             self.give(partition, to)
         else:
             partition.reassign()
@@ -292,6 +295,7 @@ class Pool:
             return
         worker.is_sealed = True
         self.rebalance()
+        self.reconcile()
         self._dismiss_if_empty(worker)
 
     def _dismiss_if_empty(self, worker: Worker) -> None:
