@@ -77,6 +77,6 @@ def test_nothing_grows_with_the_number_of_workers() -> None:
     rest = slice(len(times) // 10, None)  # the first tenth warms up
     slope = statistics.linear_regression(times[rest], memory[rest]).slope
     print(f"{started} workers; {slope * 3600:.3f} MB/h, {memory[0]:.1f} -> {memory[-1]:.1f} MB, {fds[-1]} descriptors")
-    assert slope * SOAK < 2, f"{slope * SOAK:.2f} MB in {SOAK:g} s, after {started} workers"
+    assert slope * SOAK < 1, f"{slope * SOAK:.2f} MB in {SOAK:g} s, after {started} workers"
     assert max(fds[rest]) == min(fds[rest])
     assert max(threads[rest]) <= 2

@@ -36,6 +36,9 @@ _SCOPES = 3
 """Abstract sockets and signals."""
 
 
+_LIBC = ctypes.CDLL(None, use_errno=True)
+
+
 class _Ruleset(ctypes.Structure):
     _fields_ = [("fs", ctypes.c_uint64), ("net", ctypes.c_uint64), ("scoped", ctypes.c_uint64)]
 
@@ -138,7 +141,7 @@ def _call(number: int, *arguments: object) -> int:
 
 
 def _call_libc(name: str, *arguments: object) -> int:
-    function = getattr(ctypes.CDLL(None, use_errno=True), name)
+    function = getattr(_LIBC, name)
     function.restype = ctypes.c_long
     given = [ctypes.c_long(one) if isinstance(one, int) else one for one in arguments]
     result = int(function(*given))
