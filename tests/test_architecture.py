@@ -23,7 +23,7 @@ BELOW: dict[str, set[str]] = {
     "worker": {"errors", "model", "authoring", "protocol"},
     "engine": {"errors", "model", "abc", "protocol"},
 }
-TOP = {"builtins", "session", "inline", "running", "cli", "testing", "tools"}
+TOP = {"session", "inline", "running", "cli", "testing", "tools", "builtins", "__main__"}
 LAZY = {("__init__.py", "__getattr__"), ("running.py", "new_event_loop")}
 
 
