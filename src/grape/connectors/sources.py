@@ -803,7 +803,10 @@ class CallableSource(Source):
             else:
                 return self._column(self._event, keys, list(map(itemgetter(1), items)), 0, bad)
         if tuple not in kinds and not any(issubclass(kind, Event) for kind in kinds):
-            return self._column(self._event, None, items, 0, bad)
+            try:
+                return [Columns(self._event, None, self._values(items, kinds))]
+            except HandlerError:
+                return self._column(self._event, None, items, 0, bad)
         events = [self._event_of(i, item) for i, item in enumerate(items)]
         columns: list[Columns] = []
         start = 0
@@ -855,13 +858,13 @@ class CallableSource(Source):
             good_data.append(value)
         return [Columns(name, None if keys is None else good_keys, good_data)] if good_data else []
 
-    def _values(self, data: list[Any]) -> list[Any]:
-        """A column as values; one kind of plain ones is checked as a whole.
+    def _values(self, data: list[Any], kinds: set[type] | None = None) -> list[Any]:
+        """A column as values; one kind of plain ones is checked as a whole. ``kinds``: their types, if known.
 
         Raises:
             HandlerError: one cannot travel.
         """
-        kinds = set(map(type, data))
+        kinds = kinds or set(map(type, data))
         if kinds == {str} and _are_unicode(data, self._max_event):
             return data
         if kinds == {int} and min(data) >= MIN_INT and max(data) <= MAX_INT:

@@ -206,6 +206,8 @@ class Feed:
         def encode_part(start: int, end: int) -> bytes:
             ids = None if lines is None else {i: f"{prefix}{line}" for i, line in enumerate(lines[start:end])}
             meta = codec.RunMeta([columns.name], ids=ids)
+            if end - start == len(data):  # as a rule: a slice would touch every object once more
+                return codec.encode_run(meta, len(data), keys, data)
             return codec.encode_run(meta, end - start, None if keys is None else keys[start:end], data[start:end])
 
         pieces = codec.split(encode_part, 0, len(data), limits.batch_target, limits.batch_max)
