@@ -37,7 +37,7 @@ def doctor(
     it, verify every checksum, count what waits.
 
     \b
-    grape doctor                     # before [pool.NAME.isolate] type = "sandbox"
+    grape doctor                     # which isolates a profile can ask for
     grape doctor --data words
 
     Exit codes: 0 whole; 2 no data directory of Grape; 3 damaged.

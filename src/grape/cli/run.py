@@ -79,7 +79,7 @@ def run(
     config: Annotated[str | None, typer.Option(metavar="FILE", help="TOML or JSON, given to topology(config).")] = None,
     profile: Annotated[
         str | None,
-        typer.Option(metavar="FILE", help="TOML: how each pool is kept and confined, in tables [pool.NAME]."),
+        typer.Option(metavar="FILE", help="TOML: how each pool is kept and confined, in tables \\[pool.NAME]."),
     ] = None,
     set_: Annotated[
         list[str] | None, typer.Option("--set", metavar="K=V", help="One value of the config; a.b=1 nests. Repeatable.")
@@ -96,7 +96,7 @@ def run(
     \b
     grape run wordcount.py --feed line=book.txt --data ./words      # again: it resumes
     grape run orders.py --feed order=orders.jsonl,key=id --take accepted=accepted.jsonl
-    grape run plugins.py --feed job=jobs.jsonl --profile strict.toml     # [pool.main.isolate] type = "sandbox"
+    grape run plugins.py --feed job=jobs.jsonl --profile strict.toml     # confined workers
     tail -f log | grape run watch.py --feed line=- --take alarm
 
     Exit codes: 0 done; 1 dead letters; 2 wrong use or topology; 3 the engine had to stop; 130, 143 interrupted.
