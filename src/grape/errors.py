@@ -3,6 +3,7 @@
     GrapeError
     ├── UserError            yours: the topology, a handler, the command line
     │   ├── TopologyError    the topology cannot be built as written
+    │   ├── Interrupted      stopped before the app was there
     │   ├── UsageError       an option, a file or a directory that does not fit
     │   │   └── InUse        another process holds the data directory
     │   └── HandlerError     raised inside a handler; fails that event alone
@@ -38,6 +39,10 @@ class UserError(GrapeError):
 
 class TopologyError(UserError):
     code = "topology"
+
+
+class Interrupted(UserError):
+    code = "interrupted"
 
 
 class UsageError(UserError):

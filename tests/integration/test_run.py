@@ -279,6 +279,23 @@ def test_a_second_engine_is_refused_with_the_pid(tmp_path: Path) -> None:
     assert str(first.pid) in second.stderr
 
 
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_ctrl_c_while_the_app_is_being_loaded_ends_at_once(tmp_path: Path, number: int, code: int) -> None:
+    started = tmp_path / "started"
+    app = write_app(tmp_path, f"import time\nopen({str(started)!r}, 'w').close()\ntime.sleep(50)\n")
+    (tmp_path / "lines.txt").write_text("1\n")
+    command = [GRAPE, "run", str(app), "--feed", f"line={tmp_path / 'lines.txt'}"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as engine:
+        while not started.exists():
+            assert engine.poll() is None
+            time.sleep(0.01)
+        engine.send_signal(number)
+        _, said = engine.communicate(timeout=20)
+    assert engine.returncode == code
+    assert "stopped before the app was loaded" in said
+    assert "Traceback" not in said
+
+
 def test_ctrl_c_commits_what_runs_and_says_how_to_resume(tmp_path: Path) -> None:
     """F15"""
     app = write_app(

@@ -22,7 +22,7 @@ from grape.authoring.loading import parse_target
 from grape.cli.console import Meter, complain, say, show_line
 from grape.connectors.sinks import JsonLinesSink, StdoutSink, parse_take
 from grape.connectors.sources import Stdin, parse_feed
-from grape.errors import EngineError, GrapeError, UsageError
+from grape.errors import EngineError, GrapeError, Interrupted, UsageError
 from grape.isolates.parent import become_subreaper_and_undumpable
 from grape.model.topology import Limits
 from grape.running import new_event_loop
@@ -228,6 +228,9 @@ async def _run(options: Options, sources: list[Source], takers: list[Taker], as_
         watcher = asyncio.create_task(_watch(meter))
         try:
             outcomes = await session.run()
+        except Interrupted as e:
+            say(str(e))
+            return EXIT_INT if got[:1] == [signal.SIGINT] else EXIT_TERM
         except GrapeError as e:
             complain(str(e))
             _say_how_to_go_on(e, options)

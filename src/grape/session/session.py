@@ -34,7 +34,7 @@ from grape.engine.intake import Feed
 from grape.engine.outlet import Take
 from grape.engine.supervisor import Line, ProcessLink
 from grape.engine.telemetry import AppNumbers
-from grape.errors import EngineError, GrapeError, StorageFailed, UsageError
+from grape.errors import EngineError, GrapeError, Interrupted, StorageFailed, UsageError
 from grape.inline import InlineLink
 from grape.model.address import PartitionId
 from grape.model.profile import Profile
@@ -149,6 +149,7 @@ class Session:
         if self._stopping:
             self._aborting = True
         self._stopping = True
+        self._workers.abandon()
         self._wake.set()
 
     def call(self, function: Callable[[], None]) -> None:
@@ -176,6 +177,8 @@ class Session:
         kept = not temporary
         try:
             topology = await self._describe()
+            if self._stopping:
+                raise Interrupted("stopped before the app was loaded")
             self._check_profiles(topology)
             self.takers += self.more_takers(topology)
             await self._open(data, topology)

@@ -13,7 +13,7 @@ from grape import builtins
 from grape.abc.isolate import Command, Isolate
 from grape.engine.engine import Engine
 from grape.engine.supervisor import Line, ProcessLink, Supervisor
-from grape.errors import GrapeError, ProtocolError, UsageError, UserError
+from grape.errors import GrapeError, Interrupted, ProtocolError, UsageError, UserError
 from grape.isolates.process import python_worker
 from grape.model.profile import Profile
 from grape.model.section import read_section
@@ -114,6 +114,11 @@ class Workers:
             self._last_words = message.text
             if message.kind in ("topology", "usage"):
                 self._hello.set_exception(UserError(message.text))
+
+    def abandon(self) -> None:
+        """Nobody waits for the first worker any more."""
+        if self._hello is not None and not self._hello.done():
+            self._hello.set_exception(Interrupted("stopped before the app was loaded"))
 
     def end_unused(self) -> None:
         """The first worker ends, if no pool has taken it."""
