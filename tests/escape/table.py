@@ -42,7 +42,9 @@ def render() -> str:
     ]
     for row in expected().values():
         cells = [_cell(row[level]) for level in LEVELS]
-        lines.append(f"| F{row['row']} | {row['tries']} | {' | '.join(cells)} | {row.get('alone', '')} |")
+        abi, layer = row.get("before", (0, ""))
+        alone = row.get("alone", f"{layer}, before Landlock {abi}" if abi else "")
+        lines.append(f"| F{row['row']} | {row['tries']} | {' | '.join(cells)} | {alone} |")
     return "\n".join([BEGIN, "", *lines, "", END])
 
 
