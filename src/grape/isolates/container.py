@@ -47,6 +47,11 @@ os.execv(sys.argv[1], sys.argv[1:-4])
 """
 """Runtimes hand on descriptors from 3 without a gap. Takes away ``--fd N --parent PID`` from the end of the line."""
 
+_ATTEMPTS: Final = 3
+_BUSY: Final = "could not ensure we are a cloned binary: Device or resource busy"
+"""runc before 1.2, once in thousands of starts: it seals a copy of itself in memory, and the kernel still has a page of
+it in hand (F_ADD_SEALS in fcntl(2))."""
+
 # runc's own default (runc spec).
 _MASKED: Final = (
     "/proc/acpi",
@@ -175,6 +180,15 @@ class ContainerIsolate(Jail):
         Raises:
             OSError: it cannot be started now; PermissionError: nor may the user of the workers read what they need.
         """
+        for _ in range(_ATTEMPTS - 1):
+            try:
+                return self._spawn(worker, command)
+            except OSError as e:
+                if _BUSY not in str(e):
+                    raise
+        return self._spawn(worker, command)
+
+    def _spawn(self, worker: str, command: Command) -> JailProcess:
         assert self._scratch is not None, "prepare comes first"
         own = bool(self._image)
         seen = view(command, self.config.readable, runtime=not self.config.python, system=not own)
