@@ -27,7 +27,7 @@ from grape.authoring.emitter import seconds
 from grape.authoring.topology import Topology
 from grape.connectors.sinks import JsonLinesSink
 from grape.connectors.sources import CallableSource, parse_feed
-from grape.engine.supervisor import Line
+from grape.engine.supervisor import Line, printable
 from grape.engine.telemetry import AppNumbers
 from grape.errors import Conflict, Full, GrapeError, TopologyError, UnknownEvent, UsageError
 from grape.model import batch as codec
@@ -419,7 +419,9 @@ class RunningEngine:
 
 def _print_line(worker: str, line: Line) -> None:
     out = sys.stdout if line.level == "stdout" else sys.stderr
-    out.write(f"[{line.slot + ' ' if line.slot else ''}{worker}] {line.text}\n")
+    where = printable(f"{line.slot} {worker}" if line.slot else worker)
+    level = f"{line.level.upper()} " if line.level not in ("stdout", "stderr") else ""
+    out.write(f"[{where}] {level}{printable(line.text)}\n")
 
 
 def _options(

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import psutil
 import pytest
@@ -331,7 +331,7 @@ def test_what_handlers_print_has_slot_worker_and_level_and_is_cut_over_a_megabyt
     assert done.returncode == 0
     lines = done.stderr.splitlines()
     assert lines.count("[loud main.0] " + "x" * 999) == 3
-    assert any(line.startswith("[loud main.0] tab ") and line.endswith("and \\x1b]0;title\\x07 bell") for line in lines)
+    assert any(line.startswith("[loud main.0] tab") and line.endswith("and \\x1b]0;title\\x07 bell") for line in lines)
     assert "[loud main.0] WARNING a warning 7" in lines
     assert "not shown" not in done.stderr
     (tmp_path / "in.jsonl").write_text("5000\n")
@@ -487,3 +487,185 @@ def test_a_pool_may_run_in_the_engines_own_process(tmp_path: Path) -> None:
         pids = dict(collect(engine, "out", 2))
     assert pids["here"] == os.getpid()
     assert pids["there"] != os.getpid()
+
+
+def run_app(tmp_path: Path, text: str, lines: int, *arguments: str) -> subprocess.CompletedProcess[str]:
+    app_file(tmp_path, text)
+    (tmp_path / "in.txt").write_text("".join(f"{i}\n" for i in range(1, lines + 1)))
+    return grape_cli("run", "app.py", "--feed", "in=in.txt", *arguments, cwd=tmp_path)
+
+
+ASYNC: Final = """
+import asyncio, time
+from grape import Topology
+t = Topology("async")
+t.add_output("out")
+
+@t.slot("in", emits="out", timeout=0.5, retries=0)
+async def waits(line: str) -> str:
+    if line == "2":
+        HANG
+    return line
+"""
+
+
+@pytest.mark.parametrize(
+    "hang",
+    [
+        "while True: time.sleep(0.1)",
+        "while True:\n            try: await asyncio.sleep(99)\n            except asyncio.CancelledError: pass",
+    ],
+    ids=["spins", "swallows"],
+)
+def test_an_async_handler_that_cannot_be_cancelled_is_ended_with_its_worker(tmp_path: Path, hang: str) -> None:
+    """F48: one that keeps the loop, and one that swallows the cancellation."""
+    done = run_app(
+        tmp_path, ASYNC.replace("HANG", hang), 3, "--workers", "1", "--data", "data", "--take", "out=o.jsonl"
+    )
+    assert done.returncode == 1, done.stderr
+    assert (tmp_path / "o.jsonl").read_text().count('"event":"out"') == 2
+    (dead,) = map(json.loads, grape_cli("dead", "list", "--data", tmp_path / "data").stdout.splitlines())
+    assert dead["kind"] == "timeout"
+
+
+ORPHAN: Final = """
+import os, subprocess
+from grape import Topology
+t = Topology("orphan")
+
+@t.slot("in", retries=0)
+def work(line: str) -> None:
+    if line == "2":
+        subprocess.Popen(["yes"])
+        os._exit(1)
+"""
+
+
+def test_what_a_dead_worker_left_running_cannot_hold_the_engine_by_printing(tmp_path: Path) -> None:
+    done = run_app(tmp_path, ORPHAN, 3, "--workers", "1")
+    assert done.returncode == 1, done.stderr[-2000:]
+    assert len(done.stderr) < 8_000_000
+
+
+SETUP: Final = """
+import time
+from grape import Node, Topology
+t = Topology("setup")
+
+class Loads(Node):
+    def setup(self):
+        DOES
+    def teardown(self):
+        time.sleep(1.0)
+        print("torn down")
+    def process(self, event):
+        pass
+
+t.add_slot("in", Loads())
+"""
+
+
+def test_a_setup_that_fails_ends_the_run_with_its_traceback(tmp_path: Path) -> None:
+    done = run_app(tmp_path, SETUP.replace("DOES", "raise OSError('no database')"), 1, "--workers", "1")
+    assert done.returncode == 2
+    assert "failed at its start 3 times in a row" in done.stderr
+    assert done.stderr.rstrip().endswith("OSError: no database")
+    assert "replaced: OSError: no database" in done.stderr
+
+
+def test_a_long_setup_is_alive_and_a_teardown_has_its_time(tmp_path: Path) -> None:
+    (tmp_path / "p.toml").write_text('[pool.main]\nheartbeat-timeout = "600 ms"\ntermination-timeout = "5 s"\n')
+    text = SETUP.replace("DOES", "time.sleep(1.5)")
+    done = run_app(tmp_path, text, 1, "--workers", "1", "--profile", "p.toml")
+    assert done.returncode == 0
+    assert "replaced" not in done.stderr
+    assert "torn down" in done.stderr
+
+
+ONE: Final = """
+import fcntl, time
+from pathlib import Path
+from grape import Node, Topology
+t = Topology("one")
+
+class Exclusive(Node):
+    def setup(self):
+        self.lock = open(Path(__file__).parent / "lock", "w")
+        fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    def process(self, event):
+        time.sleep(0.1)
+
+t.add_slot("in", Exclusive())
+"""
+
+
+def test_a_worker_that_never_works_backs_off_also_beside_one_that_does(tmp_path: Path) -> None:
+    done = run_app(tmp_path, ONE, 40, "--workers", "2", "--partitions", "4")
+    assert done.returncode == 0, done.stderr
+    assert 1 <= done.stderr.count("is replaced") <= 6
+
+
+LONG_RETRIES: Final = """
+import os, time
+from pathlib import Path
+from grape import Event, Topology
+here = Path(__file__).parent
+t = Topology("retries")
+
+@t.slot("in", long=True, retries=2, backoff=0.01)
+def work(line: str, event: Event) -> None:
+    if event.attempt == 1:
+        raise ValueError("not yet")
+    with open(here / "log", "a") as log:
+        log.write(f"{line}\\n")
+    time.sleep(0.3)
+    if line == "3" and not (here / "died").exists():
+        (here / "died").touch()
+        os._exit(1)
+"""
+
+
+def test_long_handlers_that_are_tried_again_are_handed_in_one_by_one(tmp_path: Path) -> None:
+    """The death of a later one does not run the earlier ones once more."""
+    done = run_app(tmp_path, LONG_RETRIES, 3, "--workers", "1", "--partitions", "1")
+    assert done.returncode == 0, done.stderr
+    runs = (tmp_path / "log").read_text().split()
+    assert runs.count("1") == runs.count("2") == 1
+    assert runs.count("3") == 2
+
+
+def test_what_a_worker_pretends_to_be_does_not_act_on_the_terminal(tmp_path: Path) -> None:
+    """Level and slot come from the worker too."""
+    text = "import os\nfrom grape import Topology\nt = Topology('esc')\n@t.slot('in')\ndef f(line: str) -> None:\n"
+    text += "    os.write(1, b'\\x1e\\x1b[31mlevel\\x1e\\x1b]0;title\\x07\\x1etext\\n')\n"
+    done = run_app(tmp_path, text, 1, "--workers", "1")
+    assert done.returncode == 0
+    assert "text" in done.stderr
+    assert "\x1b" not in done.stderr
+
+
+FLOOD: Final = """
+import subprocess
+from grape import Topology
+t = Topology("flood")
+t.add_output("out")
+
+@t.slot("in", emits="out")
+def quick(value: int) -> int:
+    return value
+
+@t.slot("noise", pool="noise", timeout=30)
+def noise(value: int) -> None:
+    subprocess.run(["timeout", "4", "yes"])
+"""
+
+
+def test_a_worker_that_prints_without_end_keeps_no_other_pool_waiting(tmp_path: Path) -> None:
+    """Not a figure (that is the benchmark), but far from standing still."""
+    with grape.open(app_file(tmp_path, FLOOD), workers=1) as engine:
+        engine.emit("noise", 1)
+        begun = time.monotonic()
+        for i in range(100):
+            engine.emit("in", i)
+        assert sorted(collect(engine, "out", 100)) == list(range(100))
+        assert time.monotonic() - begun < 20

@@ -74,7 +74,7 @@ class LyingWorker:
 class Rig:
     """An engine of one worker in pool "main", with one partition and a batch of ten calls of ``word`` in its log."""
 
-    def __init__(self, limits: Limits = LIMITS) -> None:
+    def __init__(self, limits: Limits = LIMITS, *, says_hello: bool = True) -> None:
         self.clock = FakeClock()
         self.notices: list[str] = []
         self.failure: GrapeError | None = None
@@ -99,7 +99,8 @@ class Rig:
         )
         self.feed()
         self.engine.start()
-        self.say(Hello(VERSION, 1, "test", TOPOLOGY, CAPABILITIES))
+        if says_hello:
+            self.say(Hello(VERSION, 1, "test", TOPOLOGY, CAPABILITIES))
 
     # the parts of an engine's surroundings
 

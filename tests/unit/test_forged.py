@@ -319,14 +319,30 @@ def test_an_old_epoch_is_dropped_and_counted() -> None:
     ],
 )
 def test_a_hello_that_no_restart_would_mend_stops_the_engine(field: str, value: Any, why: str) -> None:
+    rig = Rig(says_hello=False)
+    rig.say(replace(Hello(VERSION, 1, "test", TOPOLOGY, CAPABILITIES), **{field: value}))
+    assert isinstance(rig.failure, TopologyError)
+    assert why in str(rig.failure)
+    assert not rig.worker.sent
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        replace(Hello(VERSION, 1, "test", TOPOLOGY, CAPABILITIES), version=VERSION + 1),
+        replace(Hello(VERSION, 1, "test", TOPOLOGY, CAPABILITIES), topology=replace(TOPOLOGY, outputs=())),
+        Refusal("topology", "I do not like it any more"),
+    ],
+)
+def test_a_later_worker_cannot_stop_the_engine_of_all_others(words: Any) -> None:
     rig = Rig()
     assert rig.engine is not None
     rig.engine.gone("main", 0, rig.worker, "it exited")
     sent = len(rig.worker.sent)
-    rig.say(replace(Hello(VERSION, 1, "test", TOPOLOGY, CAPABILITIES), **{field: value}))
-    assert isinstance(rig.failure, TopologyError)
-    assert why in str(rig.failure)
+    rig.say(words)
+    assert rig.failure is None
     assert len(rig.worker.sent) == sent
+    assert rig.worker.killed or isinstance(words, Refusal)
 
 
 def test_a_worker_that_runs_cannot_refuse_the_app() -> None:

@@ -80,3 +80,15 @@ def test_crash_loops_back_off_and_what_works_resets_it() -> None:
     backoff.recovered()
     assert not backoff.is_degraded
     assert backoff.crashed(0, "again") == 0
+
+
+def test_workers_that_died_together_count_once_and_only_a_later_one_shows_that_it_works_again() -> None:
+    backoff = Backoff()
+    assert backoff.crashed(10 * S, "a", born=0) == 0
+    backoff.crashed(11 * S, "b", born=0)
+    assert backoff.crashes == 1
+    assert backoff.crashed(20 * S, "c", born=12 * S) == 1 * S
+    backoff.recovered(born=0)
+    assert backoff.is_degraded, "it had worked all the time"
+    backoff.recovered(born=21 * S)
+    assert not backoff.is_degraded

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from typing import Any
 
@@ -11,7 +12,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, Task, TextColumn
 from rich.text import Text
 
-from grape.engine.supervisor import Line
+from grape.engine.supervisor import Line, printable
 from grape.session import Session
 
 _STYLES = {"stdout": "cyan", "debug": "cyan", "info": "cyan", "error": "red", "critical": "red"}
@@ -21,6 +22,7 @@ err = Console(stderr=True, highlight=False, soft_wrap=True)
 def complain(text: str) -> None:
     """An error, for people."""
     first, _, rest = text.partition("\n")
+    first, rest = printable(first), "\n".join(map(printable, rest.split("\n")))
     err.print(f"[bold red]error:[/] {escape(first)}")
     if rest:
         err.print(escape(rest))
@@ -32,9 +34,12 @@ def say(text: str) -> None:
 
 def show_line(worker: str, line: Line) -> None:
     """What a handler printed, or logged."""
-    where = f"{line.slot} {worker}" if line.slot else worker
-    text = "".join(c if c.isprintable() or c == "\t" else f"\\x{ord(c):02x}" for c in line.text)
+    where = printable(f"{line.slot} {worker}" if line.slot else worker)
+    text = printable(line.text)
     level = f"{line.level.upper()} " if line.level not in ("stdout", "stderr") else ""
+    if not err.is_terminal:  # markup costs more than all the rest
+        sys.stderr.write(f"[{where}] {level}{text}\n")
+        return
     style = _STYLES.get(line.level, "yellow")
     err.print(f"[{style}]{escape(f'[{where}]')}[/] {level}{escape(text)}")
 

@@ -64,7 +64,8 @@ def show(
         print(escaped(line, "\t"))
     print(f"the last {len(crash.lines)} lines that it printed:" if crash.lines else "it had printed nothing")
     for level, slot, text in crash.lines:
-        print(f"  {level:<8} {f'[{slot}] ' if slot else ''}{escaped(text, chr(9))}")
+        where = f"[{escaped(slot)}] " if slot else ""
+        print(f"  {level:<8} {where}{escaped(text, chr(9))}")
 
 
 def _all(data: str) -> list[tuple[int, Crash]]:

@@ -14,7 +14,7 @@ from grape.abc.transport import Arrival, Commit, Outcome, Transport
 from grape.engine.app import App
 from grape.engine.clock import Clock
 from grape.engine.partition import Partition
-from grape.engine.pool import Pool, Spawner, Worker
+from grape.engine.pool import Pool, Spawner, Worker, what_says_most
 from grape.engine.telemetry import AppNumbers
 from grape.errors import Corrupt, GrapeError, ProtocolError, Runaway, StorageFailed, TopologyError
 from grape.model.address import MAX_KEY_BYTES, PartitionId
@@ -94,6 +94,8 @@ class Engine:
         for spec in app.topology.pools:
             partitions = [Partition(app, spec.name, n, transport, clock, rng) for n in range(app.record.partitions)]
             self._owners.update((p.id, p) for p in partitions)
+            for partition in partitions:
+                partition.is_long = spec.long
             self.pools[spec.name] = Pool(
                 spec,
                 profiles.get(spec.name, Profile()),
@@ -283,12 +285,14 @@ class Engine:
     def _hello(self, worker: Worker, message: Hello) -> None:
         if worker.state != "starting":
             raise ProtocolError("a second hello")
+        lacks = sorted(_NEEDED - set(message.capabilities))
+        if self._was_ready(worker) and (message.version != VERSION or message.topology != self.app.topology or lacks):
+            raise ProtocolError("it describes another app, or speaks another version, than the workers before it")
         if message.version != VERSION:
             self.stop_with(
                 TopologyError(f"worker {worker.name} speaks protocol {message.version}; this engine speaks {VERSION}")
             )
             return
-        lacks = sorted(_NEEDED - set(message.capabilities))
         if lacks:
             self.stop_with(TopologyError(f"worker {worker.name} lacks what this engine needs: {', '.join(lacks)}"))
             return
@@ -322,9 +326,13 @@ class Engine:
 
     def _refused(self, worker: Worker, message: Refusal) -> None:
         """The app cannot be loaded."""
-        worker.explained = message.text[:_MAX_TEXT]
-        if message.kind in ("topology", "usage") and worker.state == "starting":
+        worker.explained, worker.refused = message.text[:_MAX_TEXT], True
+        if message.kind in ("topology", "usage") and worker.state == "starting" and not self._was_ready(worker):
             self.stop_with(TopologyError(message.text))
+
+    def _was_ready(self, worker: Worker) -> bool:
+        """Its pool has had workers that were: what this one does is its own affair."""
+        return self.pools[worker.pool].was_ready
 
     def _assigned(self, worker: Worker, message: Result | Ask | Announce | Stuck) -> Partition | None:
         """The partition that a message is about; None, counted: it is no longer the worker's."""
@@ -397,10 +405,10 @@ class Engine:
 
     def _stuck(self, worker: Worker, message: Stuck) -> None:
         partition = self._assigned(worker, message)
-        worker.explained, worker.named = message.text[:_MAX_TEXT], True
         if partition is None:
             return
         self._check_node(worker, message)
+        worker.explained, worker.named = message.text[:_MAX_TEXT], True
         for number, seq in worker.outstanding:
             if number == message.partition and seq in partition.works:
                 partition.suspect(partition.works[seq])
@@ -420,7 +428,7 @@ class Engine:
         why = worker.explained or how
         is_expected = worker.state == "leaving" or self.draining
         if not is_expected:
-            self._notice(f"worker {worker.name} is replaced: {_first_line(why)}")
+            self._notice(f"worker {worker.name} is replaced: {what_says_most(why)}")
         was_named = worker.named
         if worker.state == "ready":
             if not is_expected:
@@ -549,6 +557,11 @@ class Engine:
     def partition(self, pool: str, number: int) -> Partition:
         return self.pools[pool].partitions[number]
 
+    def check_ends(self) -> None:
+        """End those that were asked to, and do not."""
+        for pool in self.pools.values():
+            pool.check_lives(self.clock.now())
+
     def stop_workers(self) -> None:
         """Ask all to end."""
         for pool in self.pools.values():
@@ -560,10 +573,6 @@ def _next_due(partition: Partition, now: int) -> int | None:
     it, and goes out when there is one."""
     due = partition.next_due()
     return due if due is None or due > now else partition.next_timer()
-
-
-def _first_line(text: str) -> str:
-    return text.partition("\n")[0]  # a stack goes with the event, not here
 
 
 def _first_of(values: list[bytes | None]) -> list[bytes | None]:

@@ -122,6 +122,8 @@ class Partition:
         self.named: dict[tuple[str, str], Named] = {}
         self._deadlines: dict[int, int] = {}
         self.window = _FIRST_WINDOW
+        self.is_long = False
+        """One event at a time, also of those that are tried again."""
         self.is_moving = False
         """It is to go to another worker: nothing more of it is handed out."""
         self.top_up = any(node.is_async for node in app.topology.nodes if node.pool == pool)
@@ -264,7 +266,8 @@ class Partition:
         batches: list[BatchItem] = []
         positions: dict[int, int] = {}
         events = 0
-        if not self.hold_is_full and not (careful and retries and not self.careful and not self.named):
+        alone = retries and (self.is_long or (careful and not self.careful and not self.named))
+        if not self.hold_is_full and not alone:
             batches, positions, events = self._batches(self.contexts, careful)
         if not batches and not retries:
             return None
@@ -282,7 +285,7 @@ class Partition:
                 self._deadlines[base + i] = context.deadline
 
     def _retries(self, now: int, contexts: list[Context]) -> list[RetryItem]:
-        taken = self.holds.take_due(now, 1 if self.named else _RETRIES_AT_ONCE)
+        taken = self.holds.take_due(now, 1 if self.named or self.is_long else _RETRIES_AT_ONCE)
         if not taken:
             return []
         rows = self.transport.get(self.id, "hold", [row_key(held.number) for held, _ in taken])

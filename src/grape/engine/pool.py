@@ -61,6 +61,7 @@ class Worker:
         self.name = f"{pool}.{index}"
         self.link: Link | None = None
         self.state: Literal["starting", "ready", "leaving", "gone"] = "starting"
+        self.born = now
         self.since = now
         self.heard = now
         self.partitions: dict[int, Partition] = {}
@@ -71,6 +72,8 @@ class Worker:
         self.explained = ""
         self.named = False
         """It has said itself which event it ends over."""
+        self.refused = False
+        """It has said that it cannot run the app."""
         self.idle_since: int | None = None
         self.is_sealed = False
         self.was_asked = False
@@ -142,7 +145,8 @@ class Pool:
         self._moving: dict[int, Worker | None] = {}
         self._moved_at: dict[int, int] = {}
         self._looked = 0
-        self._was_ready = False
+        self.was_ready = False
+        self._has_worked = False
         self._was_complete = False
         self._is_closed = False
 
@@ -201,7 +205,7 @@ class Pool:
         """It has said hello, and was welcomed."""
         now = self._clock.now()
         worker.state, worker.since, worker.idle_since = "ready", now, now
-        self._was_ready = True
+        self.was_ready = True
         self.rebalance()
         self._was_complete = self._was_complete or (not self.starting and self.alive >= self.size)
 
@@ -321,10 +325,12 @@ class Pool:
     def progressed(self, worker: Worker, events: int) -> None:
         """It has handed in results of so many events."""
         worker.processed += events
+        self._has_worked = True
         if self.backoff.crashes:
-            if self.is_degraded:
+            was_degraded = self.is_degraded
+            self.backoff.recovered(worker.born)
+            if was_degraded and not self.is_degraded:
                 self._notice(f"pool {self.name!r} works again")
-            self.backoff.recovered()
         if 0 < self.profile.max_events <= worker.processed:
             self.seal(worker)
 
@@ -346,8 +352,9 @@ class Pool:
         if self._is_closed:
             return
         if is_crash:
-            self._crashed(why)
-            if was_starting and not self._was_ready and self.backoff.crashes >= _STARTS:
+            self._crashed(worker, why)
+            failed = (was_starting and not self.was_ready) or (worker.refused and not self._has_worked)
+            if failed and self.backoff.crashes >= _STARTS:
                 self._failed(
                     UserError(f"pool {self.name!r}: a worker failed at its start {_STARTS} times in a row\n{why}")
                 )
@@ -355,11 +362,12 @@ class Pool:
         self.rebalance()
         self.reconcile()
 
-    def _crashed(self, why: str) -> None:
+    def _crashed(self, worker: Worker, why: str) -> None:
         self.crashed += 1
-        wait = self.backoff.crashed(self._clock.now(), why)
-        if self.is_degraded:
-            first, _, _ = why.partition("\n")
+        before = self.backoff.crashes
+        wait = self.backoff.crashed(self._clock.now(), why, worker.born)
+        if self.is_degraded and self.backoff.crashes > before:
+            first = what_says_most(why)
             self._notice(
                 f"pool {self.name!r} is degraded: {self.backoff.crashes} workers in a row ended without having done "
                 f"anything, the last one as {first}. The next one starts in {wait // 1_000_000} s"
@@ -369,7 +377,7 @@ class Pool:
 
     def tick(self, now: int) -> int | None:
         """Do what is due; returns when something will be due by itself (microseconds of wall time)."""
-        self._check_lives(now)
+        self.check_lives(now)
         if now - self._looked >= _LOOK or not self.alive:
             self._looked = now
             self._scale(now)
@@ -430,7 +438,8 @@ class Pool:
         for number in list(longest.partitions) if not self.members else ():
             self._move(number, None)
 
-    def _check_lives(self, now: int) -> None:
+    def check_lives(self, now: int) -> None:
+        """End who is late: with its start, with a sign of life, or with its end."""
         profile = self.profile
         for worker in list(self.workers.values()):
             if worker.link is None:
@@ -460,6 +469,12 @@ class Pool:
             wakes += [max(next_look, self.scaler.leaves_at(worker.idle_since)) for worker in self.members]
         wake = min(wakes, default=float("inf"))
         return None if wake == float("inf") else int(wake)
+
+
+def what_says_most(text: str) -> str:
+    """The line that says what happened; a stack goes with the event."""
+    lines = text.strip().split("\n")
+    return lines[-1] if lines[0].startswith("Traceback") else lines[0]
 
 
 def _us(seconds: float) -> int:

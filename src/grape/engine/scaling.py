@@ -73,22 +73,29 @@ class Backoff:
 
     def __init__(self) -> None:
         self.crashes = 0
-        """In a row."""
+        """In a row: each of a worker that was started after the one before."""
+        self.at = -1
+        """When the last one was counted."""
         self.until = 0
         """No worker starts before."""
         self.reason = ""
         """Of the last crash."""
 
-    def crashed(self, now: int, reason: str) -> int:
-        """A worker has ended; returns how long to wait."""
+    def crashed(self, now: int, reason: str, born: int | None = None) -> int:
+        """A worker that was started when ``born`` says has ended; returns how long to wait."""
+        if born is not None and born < self.at:
+            return max(0, self.until - now)
+        self.at = now
         self.crashes += 1
         self.reason = reason
         wait = 0 if self.crashes == 1 else min(LONGEST_BACKOFF, _SECOND << min(self.crashes - 2, 20))
         self.until = now + wait
         return wait
 
-    def recovered(self) -> None:
-        """A worker has done something."""
+    def recovered(self, born: int | None = None) -> None:
+        """A worker has done something. One that was there before the last crash proves nothing."""
+        if born is not None and born < self.at:
+            return
         self.crashes = 0
         self.until = 0
         self.reason = ""

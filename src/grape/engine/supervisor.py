@@ -23,6 +23,13 @@ _LINE: Final = 64 << 10
 _MARK: Final = "\x1e"
 OUTPUT_RATE: Final = 1_000_000
 """Bytes a second that a worker may print; what is over it is cut, with a count. As many at once."""
+_LINE_COSTS: Final = 256
+"""What a line costs beside its bytes: to show very many short ones would keep everybody waiting."""
+_PAUSE: Final = 0.005
+"""Seconds between two looks at what is cut anyway."""
+_LAST_READS: Final = 64
+"""Of what a dead worker has said or printed: more than its socket and pipes hold. Somebody it started may go on."""
+_LEVELS: Final = {"debug", "info", "warning", "error", "critical"}
 
 
 class Line(NamedTuple):
@@ -32,6 +39,11 @@ class Line(NamedTuple):
     level: str
     slot: str
     text: str
+
+
+def printable(text: str) -> str:
+    """``text`` with what a terminal would act on as escapes."""
+    return "".join(c if c.isprintable() or c == "\t" else f"\\x{ord(c):02x}" for c in text)
 
 
 class Listener(Protocol):
@@ -89,6 +101,11 @@ class ProcessLink:
         """No process could be started."""
         self._ended = True
         self._listener.gone(self, f"it could not be started: {error}")
+
+    @property
+    def is_over(self) -> bool:
+        """The process has ended, or is being ended."""
+        return self._ended or self._is_killed
 
     # ------------------------------------------------------------------ Link
 
@@ -157,12 +174,21 @@ class ProcessLink:
             return
         except OSError:
             data = b""
-        if data:
+        if data and self._allowance.is_spent(time.monotonic()):
+            self._allowance.cut += data.count(b"\n")
+            self._lines[pipe] = data.rpartition(b"\n")[2]
+            self._loop.remove_reader(pipe)
+            self._loop.call_later(_PAUSE, self._look_again, pipe)
+        elif data:
             self._take_output(pipe, data)
         else:
             self._loop.remove_reader(pipe)
             self._tell(pipe, self._lines[pipe])
             self._lines[pipe] = b""
+
+    def _look_again(self, pipe: int) -> None:
+        if not self._ended:
+            self._loop.add_reader(pipe, self._printed, pipe)
 
     def _take_output(self, pipe: int, data: bytes) -> None:
         *lines, rest = (self._lines[pipe] + data).split(b"\n")
@@ -176,7 +202,7 @@ class ProcessLink:
     def _tell(self, pipe: int, raw: bytes) -> None:
         if not raw:
             return
-        may, cut = self._allowance.take(len(raw) + 1, time.monotonic())
+        may, cut = self._allowance.take(len(raw) + _LINE_COSTS, time.monotonic())
         if cut:
             self._say(Line("stderr", "", f"({cut:,} lines were cut: over {OUTPUT_RATE / 1e6:g} MB a second)"))
         if not may:
@@ -184,6 +210,7 @@ class ProcessLink:
         text, level, slot = raw.decode("utf-8", "replace"), "", ""
         if text.startswith(_MARK) and text.count(_MARK) >= 3:
             _, level, slot, text = text.split(_MARK, 3)
+            level = level if level in _LEVELS else ""
         assert self._process is not None
         self._say(Line(level or ("stdout" if pipe == self._process.stdout else "stderr"), slot, text))
 
@@ -198,12 +225,16 @@ class ProcessLink:
         assert process is not None
         self._ended = True
         loop.remove_reader(process.pidfd)
-        while self._has_more() and self._read_some():
-            pass
+        for _ in range(_LAST_READS):
+            if not self._has_more() or not self._read_some():
+                break
         for pipe in list(self._lines):
             loop.remove_reader(pipe)
             with contextlib.suppress(OSError):
-                while data := os.read(pipe, _LINE):
+                for _ in range(_LAST_READS):
+                    data = os.read(pipe, _LINE)
+                    if not data:
+                        break
                     self._take_output(pipe, data)
             self._tell(pipe, self._lines[pipe])
         if self._allowance.cut:
@@ -237,10 +268,18 @@ class _Allowance:
         self._at = time.monotonic()
         self.cut = 0
 
-    def take(self, size: int, now: float) -> tuple[bool, int]:
-        """Whether a line may be shown, and how many before it were not."""
+    def _refill(self, now: float) -> None:
         self._left = min(OUTPUT_RATE, self._left + (now - self._at) * OUTPUT_RATE)
         self._at = now
+
+    def is_spent(self, now: float) -> bool:
+        """Whether nothing may be shown now."""
+        self._refill(now)
+        return bool(self.cut) and self._left < OUTPUT_RATE / 4
+
+    def take(self, size: int, now: float) -> tuple[bool, int]:
+        """Whether a line may be shown, and how many before it were not."""
+        self._refill(now)
         # Once something is cut, a good part of a second has to be free again: not one line in three, but a gap.
         if self._left < (OUTPUT_RATE / 4 if self.cut else size):
             self.cut += 1
@@ -281,6 +320,8 @@ class Supervisor:
         self.links.add(link)
 
         def started(process: asyncio.Future[Process]) -> None:
+            if process.cancelled():
+                return
             error = process.exception()
             if error is None:
                 link.attach(process.result())

@@ -14,7 +14,14 @@ from grape.model.section import Duration, Size, read_section
 
 INLINE = "inline"
 
-_SMALLEST = {"pool_limit": 1, "concurrency": 1, "queue_limit": 1, "crashlog_limit": 0}
+_SMALLEST = {
+    "pool_limit": 1,
+    "concurrency": 1,
+    "queue_limit": 1,
+    "queue_bytes": 1,
+    "heartbeat_timeout": 0.5,  # the watchdog looks every 50 ms, and speaks six times in this time
+    "startup_timeout": 0.1,
+}
 
 
 class Profile(Struct, frozen=True, kw_only=True, rename="kebab"):
@@ -80,7 +87,7 @@ def read_profiles(pools: Any, where: str, base: dict[str, dict[str, Any]] | None
         profile = read_section(Profile, values, here)
         for field in msgspec.structs.fields(Profile):
             value, least = getattr(profile, field.name), _SMALLEST.get(field.name, 0)
-            if isinstance(value, int) and value < least:
+            if isinstance(value, int | float) and value < least:
                 raise ValueError(f"{here}: {field.encode_name} is at least {least}, not {value}")
         if profile.is_inline and len(profile.isolate) > 1:
             raise ValueError(f'{here}: an isolate of type "{INLINE}" confines nothing, and has no further keys')

@@ -398,7 +398,8 @@ class Session:
     async def _end_workers(self, engine: Engine) -> None:
         engine.drain()
         engine.stop_workers()
-        await self._workers.end(lambda: self._aborting)
+        hangs = self._stopping and engine.in_flight  # its time to finish is over
+        await self._workers.end(engine.check_ends, lambda: self._aborting or hangs)
 
     def _count_dead(self) -> int:
         """Dead letters in the directory: of partitions, and of sources (input that never became an event)."""

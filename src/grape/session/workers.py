@@ -124,12 +124,13 @@ class Workers:
         """The first worker ends, if no pool has taken it."""
         if self._first is not None:
             self._first.kill()
+            self._first = None
 
     # ------------------------------------------------------------------ Spawner
 
     def spawn(self, pool: str, index: int) -> ProcessLink:
         first = self._first
-        if pool == DEFAULT_POOL and first is not None and first in self._names:
+        if pool == DEFAULT_POOL and first is not None and first in self._names and not first.is_over:
             assert self._hello is not None
             self._first = None
             self._names[first] = (pool, index)
@@ -149,6 +150,8 @@ class Workers:
     # ------------------------------------------------------------------ Listener
 
     def received(self, worker: ProcessLink, message: FromWorker) -> None:
+        if worker not in self._names:
+            return  # it has ended meanwhile
         pool, index = self._names[worker]
         if index < 0:
             self._describing(message)
@@ -191,11 +194,11 @@ class Workers:
 
     # ------------------------------------------------------------------ the end
 
-    async def end(self, is_aborted: Callable[[], bool]) -> None:
-        """They were asked to end: wait for it a little, then see to it."""
-        await self._wait(_PATIENCE, is_aborted)
-        self._supervisor.terminate_all()
-        await self._wait(_PATIENCE / 4, is_aborted)
+    async def end(self, check: Callable[[], None], is_aborted: Callable[[], bool]) -> None:
+        """They were asked to end: wait until they have; ``check`` sees to those that do not."""
+        while self._supervisor.links and not is_aborted():
+            check()
+            await asyncio.sleep(0.002)
 
     async def close(self) -> None:
         """Nothing is left of them, when this returns."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import sys
+import time
 from collections import deque
 from collections.abc import Callable
 from functools import partial
@@ -25,13 +26,15 @@ from grape.protocol.messages import Announce, Assign, BatchItem, Named, Result, 
 from grape.worker.effects import Assigned, Effects
 from grape.worker.emits import EmitColumns, bind
 from grape.worker.retries import Retries
-from grape.worker.runtime import Runtime
+from grape.worker.runtime import Overdue, Runtime
 from grape.worker.stage import RootStage, RunColumns, Stage
 from grape.worker.units import Emissions, StateAccess, Unit, arguments, stray_result
 from grape.worker.values import Unfit, to_value
 
 FLUSH_SECONDS: Final = 0.020
 FLUSH_BYTES: Final = 16 << 20
+_GRACE: Final = 1.0
+"""Seconds that a cancelled handler may take to end."""
 
 _current: contextvars.ContextVar[Job | None] = contextvars.ContextVar("grape_job", default=None)
 
@@ -117,6 +120,9 @@ class AsyncPool:
         self._ready: deque[Job] = deque()
         self._is_admitting = False
         self._waiting: dict[str, deque[Job]] = {}
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._deadlines: dict[Job, float] = {}
+        """When each running job is cancelled (monotonic seconds)."""
         self._crowd: deque[Job] = deque()
         """What only the worker's own limit keeps from running."""
         self._running: dict[str, int] = {}
@@ -126,6 +132,7 @@ class AsyncPool:
         self._careful: asyncio.Task[None] | None = None
         runtime.single = True
         runtime.speaker = _speaker
+        runtime.overdue = self._overdue
         for unit in runtime.units.values():
             if unit.is_async:
                 _bind_shared(unit)
@@ -374,7 +381,7 @@ class AsyncPool:
         handler = unit.handler
         slot = unit.slots[event.name]
         result = handler.call(*arguments(handler, event, unit.emitter, job.access))
-        loop = asyncio.get_running_loop()
+        loop = self._loop = asyncio.get_running_loop()
         task = asyncio.current_task()
         assert task is not None
         timer: asyncio.TimerHandle | None = None
@@ -385,6 +392,7 @@ class AsyncPool:
                 timer.cancel()
             if slot.timeout:
                 timer = loop.call_later(slot.timeout, task.cancel)
+                self._deadlines[job] = time.monotonic() + slot.timeout
 
         stage.on_progress = restart
         restart()
@@ -397,8 +405,21 @@ class AsyncPool:
         finally:
             # Through an event, which the garbage collector does not look into, the job would hold on to itself.
             stage.on_progress = _nothing
+            self._deadlines.pop(job, None)
             if timer is not None:
                 timer.cancel()
+
+    def _overdue(self, now: float) -> Overdue | None:
+        """The job that cancelling has not ended: it swallows that, or keeps the loop for itself, so that nothing else
+        can run. Called from another thread."""
+        late = [job for job, deadline in list(self._deadlines.items()) if now > deadline + _GRACE]
+        if not late:
+            return None
+        running = asyncio.current_task(self._loop) if self._loop is not None else None
+        job = self._tasks.get(running, late[0]) if running is not None else late[0]
+        unit, stage = job.unit, job.stage
+        place = (job.part.number, job.part.epoch)
+        return Overdue(place, unit.node, stage.id_of(0), unit.slots[stage.name_of(0)].timeout)
 
     def _returned(self, job: Job, event: Event, value: Any) -> None:
         if value is None:

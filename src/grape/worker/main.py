@@ -148,9 +148,9 @@ def run(sock: socket.socket, topology: Topology) -> None:
                     raise ProtocolError(f"the engine speaks protocol {message.version}, this worker {VERSION}")
                 runtime.now_us = engine_time(message.boot_offset)
                 runtime.welcome(message)
-                runtime.setup()
                 watchdog = Watchdog(runtime, engine.send, message.heartbeat_timeout / 6)
-                watchdog.start()
+                watchdog.start()  # before the nodes' setup, which may load a large model
+                runtime.setup()
                 if runtime.is_async:
                     asyncio.run(run_async(engine, runtime))
                     break
@@ -205,6 +205,8 @@ async def run_async(engine: Engine, runtime: Runtime) -> None:
 
     loop.set_exception_handler(failed)
     loop.add_reader(engine.fileno(), readable)
+    if engine.has_messages:  # they came together with the welcome
+        loop.call_soon(readable)
     try:
         await ended
         pool.flush()

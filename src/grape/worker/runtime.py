@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from grape.authoring.handler import Handler
 from grape.errors import TooLarge
@@ -53,6 +53,19 @@ _WORK_BYTES: Final = 16 << 20
 """After so much a work is handed in, and the engine sends the rest anew."""
 
 
+class Overdue(NamedTuple):
+    """An event that runs for too long: where it is, what it is, and its slot's timeout."""
+
+    place: tuple[int, int]
+    node: str
+    event_id: str
+    timeout: float
+
+
+def _nobody(now: float) -> Overdue | None:
+    return None
+
+
 class Runtime:
     """One worker process's code, without I/O.
 
@@ -83,6 +96,8 @@ class Runtime:
         """What the watchdog looks at."""
         self.speaker: Callable[[], str] = self._running_node
         """The node that runs right now, "" for none: what is printed is said by it."""
+        self.overdue: Callable[[float], Overdue | None] = _nobody
+        """The async event that has run for too long at a monotonic time, and that cancelling has not ended."""
         self.progress = 0
         """Counts calls of ``event.progress()``."""
         self.retries: dict[tuple[str, str], RetryItem] = {}

@@ -11,7 +11,7 @@ from typing import Final
 
 from grape.protocol.messages import Beat, FromWorker, Stuck
 from grape.worker.blame import user_stack
-from grape.worker.runtime import Runtime
+from grape.worker.runtime import Overdue, Runtime
 
 _SAMPLE: Final = 0.05
 EXIT_STUCK: Final = 70
@@ -49,6 +49,9 @@ class Watchdog(threading.Thread):
             running = self._runtime.running
             if running is None:
                 seen = None
+                late = self._runtime.overdue(now)
+                if late is not None:
+                    self._report(late)
                 continue
             unit, stage = running
             place = (stage, unit.position(), self._runtime.progress)
@@ -58,12 +61,12 @@ class Watchdog(threading.Thread):
             index = min(unit.position(), stage.count - 1)
             slot = unit.slots.get(stage.name_of(index))
             if slot is not None and slot.timeout and now - since > slot.timeout:
-                self._report(unit.node, stage.id_of(index), slot.timeout)
+                self._report(Overdue(self._runtime.place, unit.node, stage.id_of(index), slot.timeout))
 
-    def _report(self, node: str, event_id: str, timeout: float) -> None:
-        text = f"{node!r} ran over its timeout of {timeout:g} s (timeout= on its slot)"
-        partition, epoch = self._runtime.place
+    def _report(self, late: Overdue) -> None:
+        text = f"{late.node!r} ran over its timeout of {late.timeout:g} s (timeout= on its slot)"
+        partition, epoch = late.place
         trace = user_stack(sys._current_frames().get(self._main or 0))
-        self._send(Stuck(partition, epoch, event_id, node, text, trace))
+        self._send(Stuck(partition, epoch, late.event_id, late.node, text, trace))
         sys.stderr.flush()
         os._exit(EXIT_STUCK)
