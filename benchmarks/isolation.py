@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import statistics
-import subprocess
 import sys
 import threading
 import time
@@ -21,6 +20,7 @@ import psutil
 import grape
 from benchmarks import data, rows
 from grape.running import RunningEngine
+from grape.testing.contracts.isolate import python_for
 
 LEVELS: Final = ("process", "cgroup", "sandbox", "container")
 NOBODY: Final = 65534
@@ -42,18 +42,7 @@ MISBEHAVIOURS: Final = (
 
 def python() -> str:
     """An interpreter that the workers of every level may run: those of a control group cannot be root."""
-    for path in (sys.executable, "/usr/bin/python3"):
-        argv = [path, "-c", "import grape, benchmarks.apps"]
-        try:
-            user = NOBODY if os.geteuid() == 0 else None
-            if (
-                subprocess.run(argv, check=False, capture_output=True, user=user, env=environment(), cwd="/").returncode
-                == 0
-            ):
-                return path
-        except PermissionError:
-            continue
-    raise SystemExit("no Python here can be run by another user: install one in /usr")
+    return python_for(NOBODY if os.geteuid() == 0 else None, "benchmarks.apps", environment())
 
 
 def environment() -> dict[str, str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import subprocess
 import sys
@@ -16,6 +15,7 @@ from typing import Final
 import pytest
 
 import grape
+from grape.testing.contracts.isolate import python_for
 
 ROOT: Final = os.geteuid() == 0
 NOBODY: Final = 65534
@@ -29,27 +29,10 @@ def as_nobody(argv: Sequence[str]) -> subprocess.CompletedProcess[str]:
     python = _python_of_nobody()
     if python is None:
         pytest.skip("no Python here can be run by nobody and has what Grape needs: install it in /usr")
-    return _as_nobody([python, "-B", *argv])
-
-
-@cache
-def _python_of_nobody() -> str | None:
-    for python in (sys.executable, "/usr/bin/python3", "/usr/local/bin/python3"):
-        with contextlib.suppress(PermissionError, FileNotFoundError):
-            if _as_nobody([python, "-B", "-c", "import grape.isolates.sandbox, pytest"]).returncode == 0:
-                return python
-    return None
-
-
-def _as_nobody(argv: Sequence[str]) -> subprocess.CompletedProcess[str]:
-    own = sysconfig.get_path("stdlib")  # another Python has its own
-    paths = [path for path in sys.path if path.endswith("site-packages") or not path.startswith(own)]
-    paths = [str(Path(grape.__file__).parents[1]), *(path for path in paths if path and not path.endswith(".zip"))]
-    env = {"PATH": _PATH, "HOME": "/tmp", "PYTHONPATH": ":".join(paths)}
     return subprocess.run(
-        argv,
+        [python, "-B", *argv],
         cwd=PROJECT,
-        env=env,
+        env=_environment(),
         user=NOBODY,
         group=NOBODY,
         extra_groups=[],
@@ -58,6 +41,21 @@ def _as_nobody(argv: Sequence[str]) -> subprocess.CompletedProcess[str]:
         check=False,
         timeout=200,
     )
+
+
+@cache
+def _python_of_nobody() -> str | None:
+    try:
+        return python_for(NOBODY, "grape.isolates.sandbox, pytest", _environment())
+    except AssertionError:
+        return None
+
+
+def _environment() -> dict[str, str]:
+    own = sysconfig.get_path("stdlib")  # another Python has its own
+    paths = [path for path in sys.path if path.endswith("site-packages") or not path.startswith(own)]
+    paths = [str(Path(grape.__file__).parents[1]), *(path for path in paths if path and not path.endswith(".zip"))]
+    return {"PATH": _PATH, "HOME": "/tmp", "PYTHONPATH": ":".join(paths)}
 
 
 def without(files: Sequence[str], code: str, before: str = "") -> str:

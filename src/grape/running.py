@@ -27,7 +27,7 @@ from grape.authoring.emitter import seconds
 from grape.authoring.topology import Topology
 from grape.connectors.sinks import JsonLinesSink
 from grape.connectors.sources import CallableSource, parse_feed
-from grape.engine.supervisor import Line, printable
+from grape.engine.supervisor import Line
 from grape.engine.telemetry import AppNumbers
 from grape.errors import Conflict, Full, GrapeError, TopologyError, UnknownEvent, UsageError
 from grape.model import batch as codec
@@ -37,6 +37,7 @@ from grape.model.event import Event
 from grape.model.topology import Limits, TopologySpec
 from grape.session import Options, Outcomes, Session, Taker
 from grape.session.profiles import load_profiles
+from grape.tools.terminal import shown
 from grape.worker.values import encode
 
 Feed = Mapping[str, Any]
@@ -250,24 +251,44 @@ class RunningEngine:
 
         Raises:
             GrapeError: it could not be started.
+            KeyboardInterrupt: Ctrl-C; nothing runs any more.
         """
         self._thread.start()
-        while not self._session.ready.wait(0.05):
-            if self._result.done():
-                break
+        try:
+            while not self._session.ready.wait(0.05):
+                if self._result.done():
+                    break
+        except KeyboardInterrupt:
+            self._end_interrupted()
+            raise
         if self._session.engine is None:
             self._result.result()
         return self
 
+    def _end_interrupted(self) -> None:
+        """Ctrl-C: what runs is committed; another one stops at once."""
+        for _ in range(2):
+            self._session.stop()
+            try:
+                self._result.exception()
+                return
+            except KeyboardInterrupt:
+                continue
+
     def wait(self) -> Summary:
-        """Wait until everything is done."""
+        """Wait until everything is done.
+
+        Raises:
+            GrapeError: it could not be gone on.
+            KeyboardInterrupt: Ctrl-C; what was running is committed, the rest waits in the data directory.
+        """
         if not self._thread.ident:
             self._thread.start()
         try:
             outcomes = self._result.result()
         except KeyboardInterrupt:
-            self._session.stop()
-            outcomes = self._result.result()
+            self._end_interrupted()
+            raise
         stats = outcomes.stats
         return Summary(
             outcomes.seconds,
@@ -419,9 +440,8 @@ class RunningEngine:
 
 def _print_line(worker: str, line: Line) -> None:
     out = sys.stdout if line.level == "stdout" else sys.stderr
-    where = printable(f"{line.slot} {worker}" if line.slot else worker)
-    level = f"{line.level.upper()} " if line.level not in ("stdout", "stderr") else ""
-    out.write(f"[{where}] {level}{printable(line.text)}\n")
+    where, text = shown(worker, line)
+    out.write(f"[{where}] {text}\n")
 
 
 def _options(

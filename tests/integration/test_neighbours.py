@@ -3,7 +3,6 @@ goes on, and the failure says what happened."""
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import subprocess
@@ -17,6 +16,7 @@ import psutil
 import pytest
 
 import grape
+from grape.testing.contracts.isolate import python_for
 
 LEVELS: Final = ("process", "cgroup", "sandbox", "container")
 CONFINED: Final = LEVELS[1:]
@@ -26,7 +26,6 @@ SOME: Final = [
 """For what is the engine's business, and so the same at every level."""
 GOOD: Final = 60
 NOBODY: Final = 65534
-USER: Final = NOBODY if os.geteuid() == 0 else None
 
 APP: Final = Path(__file__).parents[2] / "benchmarks" / "neighbours.py"
 
@@ -41,17 +40,10 @@ ISOLATES: Final = {
 @cache
 def python() -> str:
     """One that an ordinary user may run, as the workers of a level will be."""
-    for path in (sys.executable, "/usr/bin/python3"):
-        command = [path, "-c", "import grape.cli.main"]
-        with contextlib.suppress(PermissionError):
-            if (
-                subprocess.run(
-                    command, check=False, capture_output=True, user=USER, env=environment(), cwd="/"
-                ).returncode
-                == 0
-            ):
-                return path
-    pytest.skip("no Python here can be run by another user: install one in /usr")
+    try:
+        return python_for(NOBODY if os.geteuid() == 0 else None, "grape.cli.main", environment())
+    except AssertionError as e:
+        pytest.skip(str(e))
 
 
 def environment() -> dict[str, str]:

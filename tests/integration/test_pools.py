@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -331,7 +332,7 @@ def test_what_handlers_print_has_slot_worker_and_level_and_is_cut_over_a_megabyt
     assert done.returncode == 0
     lines = done.stderr.splitlines()
     assert lines.count("[loud main.0] " + "x" * 999) == 3
-    assert any(line.startswith("[loud main.0] tab") and line.endswith("and \\x1b]0;title\\x07 bell") for line in lines)
+    assert "[loud main.0] tab\tand \\u001b]0;title\\u0007 bell" in lines
     assert "[loud main.0] WARNING a warning 7" in lines
     assert "not shown" not in done.stderr
     (tmp_path / "in.jsonl").write_text("5000\n")
@@ -603,6 +604,83 @@ def test_a_worker_that_never_works_backs_off_also_beside_one_that_does(tmp_path:
     done = run_app(tmp_path, ONE, 40, "--workers", "2", "--partitions", "4")
     assert done.returncode == 0, done.stderr
     assert 1 <= done.stderr.count("is replaced") <= 6
+
+
+HANGS: Final = """
+import os, sys, time
+from pathlib import Path
+from grape import Topology
+t = Topology("hangs")
+t.add_output("out")
+here = Path(__file__).parent
+if "--target" in sys.argv:
+    count = len(list(here.glob("loaded-*")))
+    (here / f"loaded-{os.getpid()}").touch()
+    if count:  # all but the first one, which is of pool "main"
+        time.sleep(1000)
+
+@t.slot("in", pool="bad")
+def bad(line: str) -> None: ...
+
+@t.slot("in", emits=["out"])
+def good(line: str) -> str:
+    return line
+"""
+
+
+def test_workers_that_do_not_come_do_not_keep_those_of_other_pools(tmp_path: Path) -> None:
+    """Twenty of pool "bad" are on their way for ever; those of "main" come nevertheless."""
+    profile = {"bad": {"pool-min": 20, "pool-limit": 20}, "main": {"pool-min": 1, "pool-limit": 1}}
+    with grape.open(app_file(tmp_path, HANGS), profile=profile, partitions=20) as engine:
+        engine.emit("in", "hello", key="k")
+        assert collect(engine, "out", 1) == ["hello"]
+        assert engine.numbers().pools["bad"].workers_starting
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may start workers as another user")
+def test_a_worker_that_could_never_be_started_says_so_once(tmp_path: Path) -> None:
+    tmp_path.chmod(0o700)
+    (tmp_path / "profile.toml").write_text('[pool.main.isolate]\ntype = "process"\nuid = 65534\n')
+    done = run_app(tmp_path, ONE, 1, "--profile", str(tmp_path / "profile.toml"))
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.count("may not read") == 1
+    assert "is replaced" not in done.stderr
+
+
+INTERRUPTED: Final = """
+import time
+import grape
+t = grape.Topology("slow")
+
+@t.slot("in")
+def work(line: str) -> None:
+    if line == "0":
+        print("runs", flush=True)
+    time.sleep(0.05)
+
+if __name__ == "__main__":
+    try:
+        grape.run(t, feed={"in": "lines.txt"}, data="data")
+    except KeyboardInterrupt:
+        print("interrupted", flush=True)
+"""
+
+
+def test_ctrl_c_in_a_program_that_runs_an_app_is_a_keyboard_interrupt_after_a_clean_end(tmp_path: Path) -> None:
+    (tmp_path / "app.py").write_text(INTERRUPTED)
+    (tmp_path / "lines.txt").write_text("".join(f"{n}\n" for n in range(100_000)))
+    argv = [sys.executable, str(tmp_path / "app.py")]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path) as program:
+        assert program.stdout is not None
+        assert "runs" in program.stdout.readline()
+        workers = psutil.Process(program.pid).children(recursive=True)
+        assert workers
+        program.send_signal(signal.SIGINT)
+        out, err = program.communicate(timeout=30)
+    assert program.returncode == 0, err
+    assert out.splitlines()[-1] == "interrupted"
+    assert "Traceback" not in err
+    assert not [worker for worker in workers if worker.is_running()]
 
 
 LONG_RETRIES: Final = """

@@ -224,6 +224,18 @@ def test_a_forged_field_is_refused(name: str) -> None:
         refused(rig, result(rig, **fields), why)
 
 
+def test_a_worker_that_broke_the_protocol_is_listened_to_no_more() -> None:
+    """What it says until it is dead is as little worth."""
+    rig = Rig()
+    before = rig.committed()
+    epoch = rig.work.epoch
+    rig.say(Ask(0, epoch, "X", [b"k"]))
+    rig.say(result(rig, done=[(0, Progress(EVENTS))]))
+    assert rig.worker.killed
+    assert rig.committed() == before
+    assert rig.app.backlog_events
+
+
 def test_nothing_of_a_result_is_taken_if_one_part_is_forged() -> None:
     rig = Rig()
     good = {

@@ -12,8 +12,9 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, Task, TextColumn
 from rich.text import Text
 
-from grape.engine.supervisor import Line, printable
+from grape.engine.supervisor import Line
 from grape.session import Session
+from grape.tools.terminal import escaped, shown
 
 _STYLES = {"stdout": "cyan", "debug": "cyan", "info": "cyan", "error": "red", "critical": "red"}
 err = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -22,7 +23,7 @@ err = Console(stderr=True, highlight=False, soft_wrap=True)
 def complain(text: str) -> None:
     """An error, for people."""
     first, _, rest = text.partition("\n")
-    first, rest = printable(first), "\n".join(map(printable, rest.split("\n")))
+    first, rest = escaped(first), escaped(rest, "\n\t")
     err.print(f"[bold red]error:[/] {escape(first)}")
     if rest:
         err.print(escape(rest))
@@ -34,14 +35,12 @@ def say(text: str) -> None:
 
 def show_line(worker: str, line: Line) -> None:
     """What a handler printed, or logged."""
-    where = printable(f"{line.slot} {worker}" if line.slot else worker)
-    text = printable(line.text)
-    level = f"{line.level.upper()} " if line.level not in ("stdout", "stderr") else ""
+    where, text = shown(worker, line)
     if not err.is_terminal:  # markup costs more than all the rest
-        sys.stderr.write(f"[{where}] {level}{text}\n")
+        sys.stderr.write(f"[{where}] {text}\n")
         return
     style = _STYLES.get(line.level, "yellow")
-    err.print(f"[{style}]{escape(f'[{where}]')}[/] {level}{escape(text)}")
+    err.print(f"[{style}]{escape(f'[{where}]')}[/] {escape(text)}")
 
 
 class _Numbers(ProgressColumn):

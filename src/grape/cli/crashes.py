@@ -10,10 +10,11 @@ import typer
 
 from grape.cli.console import complain
 from grape.cli.run import EXIT_USE, fail
-from grape.cli.state import Data, escaped, print_lines
+from grape.cli.state import Data, print_lines
 from grape.errors import GrapeError
 from grape.tools.crashes import Crash, CrashLog
 from grape.tools.directory import Directory
+from grape.tools.terminal import escaped
 
 app = typer.Typer(no_args_is_help=True, help="How workers ended that should not have, and what they said last.")
 

@@ -15,11 +15,12 @@ from rich.text import Text
 
 from grape.cli.console import say
 from grape.cli.run import fail
-from grape.cli.state import App, Data, escaped, print_lines, to_json
+from grape.cli.state import App, Data, print_lines, to_json
 from grape.errors import Corrupt, GrapeError, UsageError
 from grape.model.stored import AppRecord, HoldEntry
 from grape.tools.directory import Directory, Letter, Place, parse_place
 from grape.tools.repair import Action, Changes, Repair
+from grape.tools.terminal import escaped
 
 _SHOWN: Final = 500
 """Letters in a table, refusals in a list."""

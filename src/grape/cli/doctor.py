@@ -20,9 +20,9 @@ from grape import builtins
 from grape.abc.isolate import Ability
 from grape.cli.console import complain, err
 from grape.cli.run import EXIT_ENGINE, EXIT_INT, EXIT_OK, EXIT_USE
-from grape.cli.state import escaped
 from grape.errors import EngineError, GrapeError
 from grape.tools.directory import Checkup, LogReport
+from grape.tools.terminal import escaped
 
 _SHOWN: Final = 100
 

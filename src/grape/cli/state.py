@@ -13,6 +13,7 @@ from grape.cli.console import say
 from grape.cli.run import fail
 from grape.errors import GrapeError
 from grape.tools.directory import Directory, near
+from grape.tools.terminal import escaped
 
 Data = Annotated[str, typer.Option("--data", metavar="DIR", help="The data directory; it may be in use.")]
 App = Annotated[str | None, typer.Option("--app", metavar="NAME", help="The app, if the directory holds several.")]
@@ -81,16 +82,6 @@ def _in_json(value: Any) -> Any:
 
 
 to_json: Final = msgspec.json.Encoder(enc_hook=_in_json).encode
-
-
-def escaped(text: str, keep: str = "") -> str:
-    """``text`` with characters that a terminal would act on written as escapes, but for those in ``keep``."""
-    return "".join(c if c.isprintable() or c in keep else _escape(c) for c in text)
-
-
-def _escape(char: str) -> str:
-    units = char.encode("utf-16-be", "surrogatepass").hex()
-    return "".join(f"\\u{units[i : i + 4]}" for i in range(0, len(units), 4))
 
 
 def print_lines(values: Iterable[Any]) -> None:

@@ -25,10 +25,14 @@ class Stats:
         self.replies = 0
         self.late_replies = 0
         self.stale_frames = 0
-        self.finished = 0
         self.commits = 0
         self.worker_deaths = 0
         self.pools: defaultdict[str, PoolStats] = defaultdict(PoolStats)
+
+    @property
+    def finished(self) -> int:
+        """Events that are done with, in all pools."""
+        return sum(pool.finished for pool in self.pools.values())
 
 
 class App:

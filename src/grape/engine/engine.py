@@ -85,7 +85,6 @@ class Engine:
         self._others: dict[PartitionId, Owner] = {}
         self._arrivals: dict[PartitionId, list[Callable[[], None]]] = {}
         self._deferred: dict[PartitionId, list[tuple[Worker, Ask]]] = {}
-        self._due: dict[PartitionId, int] = {}
         self.pools: dict[str, Pool] = {}
 
         def may_start() -> bool:
@@ -115,7 +114,7 @@ class Engine:
     def start(self) -> None:
         """Start the workers."""
         for pool in self.pools.values():
-            pool.start()
+            pool.reconcile()
 
     def drain(self) -> None:
         """Hand out nothing more; what is running is still committed."""
@@ -253,6 +252,8 @@ class Engine:
         worker = self.pools[pool].workers.get(index)
         if worker is None or worker.link is not link or worker.state == "gone" or self.failure is not None:
             return
+        if worker.is_broken:
+            return
         worker.heard = self.clock.now()
         try:
             match message:
@@ -279,7 +280,7 @@ class Engine:
         """What a worker sent is no protocol: replace it."""
         worker = self.pools[pool].workers.get(index)
         if worker is not None and worker.link is link and worker.link is not None:
-            worker.explained = f"it broke the protocol: {error}"
+            worker.explained, worker.is_broken = f"it broke the protocol: {error}", True
             worker.link.kill()
 
     def _hello(self, worker: Worker, message: Hello) -> None:
@@ -428,7 +429,8 @@ class Engine:
         why = worker.explained or how
         is_expected = worker.state == "leaving" or self.draining
         if not is_expected:
-            self._notice(f"worker {worker.name} is replaced: {what_says_most(why)}")
+            fate = " is replaced" if worker.state == "ready" else ""  # else it never was one
+            self._notice(f"worker {worker.name}{fate}: {what_says_most(why)}")
         was_named = worker.named
         if worker.state == "ready":
             if not is_expected:

@@ -15,7 +15,7 @@ from grape.engine.clock import Clock
 from grape.engine.committer import Committer
 from grape.errors import HandlerError
 from grape.model import batch as codec
-from grape.model.address import Partitions
+from grape.model.address import Partitions, check_key, partition_of
 from grape.model.stored import SOURCE, DeadLetter, SourceHead, decode_source, encode, row_key
 
 _SLICE: Final = 2_048
@@ -38,14 +38,13 @@ class _Sorter(dict[str, tuple[Callable[[str | None], None], Callable[[Any], None
     """Pairs by the partition of their keys: ``rows[n]`` holds keys and values of partition n. The dictionary has what
     appends to them for every key (of the last 65,536): one look-up an event."""
 
-    def __init__(self, partitions: Partitions, count: int) -> None:
+    def __init__(self, count: int) -> None:
         super().__init__()
         self.rows: list[tuple[list[str | None], list[Any]]] = [([], []) for _ in range(count)]
-        self._partitions = partitions
         self._put = [(keys.append, values.append) for keys, values in self.rows]
 
     def __missing__(self, key: str) -> tuple[Callable[[str | None], None], Callable[[Any], None]]:
-        number = self._partitions[key]
+        number = partition_of(check_key(key), len(self.rows))
         if len(self) >= _CACHED_KEYS:
             self.clear()
         put = self[key] = self._put[number]
@@ -104,7 +103,7 @@ class Feed:
         self.head = decode_source(found) if found else SourceHead()
         self._planned = self.head
         self._partitions = Partitions(app.partitions)
-        self._sorter = _Sorter(self._partitions, app.partitions)
+        self._sorter = _Sorter(app.partitions)
 
     @property
     def is_busy(self) -> bool:

@@ -441,7 +441,6 @@ class Partition:
             newly = self.inbox.progress(position, progress)
             ended = position not in self.inbox.open
             self._forget(newly, batch.size if ended else 0)
-            stats.finished += newly
             self._stats.finished += newly
             self._stats.latencies.add(now - batch.header.created, newly)
             work.positions[position] -= newly

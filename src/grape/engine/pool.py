@@ -74,6 +74,8 @@ class Worker:
         """It has said itself which event it ends over."""
         self.refused = False
         """It has said that it cannot run the app."""
+        self.is_broken = False
+        """It broke the protocol, and is listened to no more."""
         self.idle_since: int | None = None
         self.is_sealed = False
         self.was_asked = False
@@ -102,7 +104,7 @@ class Pool:
         spec, profile: what it is, and how it is kept.
         default_size: workers if the profile does not say.
         pump: gives a worker what it can take.
-        may_start: whether another worker of the engine may start now; many at once would all be slow.
+        may_start: whether another worker of the engine may start now; many at once would all be slow. One always may.
         notice: tells the operator.
         failed: stops the engine.
     """
@@ -187,15 +189,12 @@ class Pool:
 
     # ------------------------------------------------------------------ coming
 
-    def start(self) -> None:
-        self.reconcile()
-
     def reconcile(self) -> None:
         """Start what is missing, as far as it may start now."""
         if self._is_closed:
             return
         now = self._clock.now()
-        while self.alive < self.size and now >= self.backoff.until and self._may_start():
+        while self.alive < self.size and now >= self.backoff.until and (not self.starting or self._may_start()):
             index = next(i for i in range(len(self.workers) + 1) if i not in self.workers)
             worker = self.workers[index] = Worker(self.name, index, now)
             self.spawned += 1

@@ -8,7 +8,7 @@ import os
 import signal
 import socket
 import time
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final, NamedTuple, Protocol
@@ -29,6 +29,8 @@ _PAUSE: Final = 0.005
 """Seconds between two looks at what is cut anyway."""
 _LAST_READS: Final = 64
 """Of what a dead worker has said or printed: more than its socket and pipes hold. Somebody it started may go on."""
+_REAPERS: Final = 64
+"""Threads that clean up after workers, if so many are needed: a full directory of one is not to keep the others."""
 _LEVELS: Final = {"debug", "info", "warning", "error", "critical"}
 
 
@@ -39,11 +41,6 @@ class Line(NamedTuple):
     level: str
     slot: str
     text: str
-
-
-def printable(text: str) -> str:
-    """``text`` with what a terminal would act on as escapes."""
-    return "".join(c if c.isprintable() or c == "\t" else f"\\x{ord(c):02x}" for c in text)
 
 
 class Listener(Protocol):
@@ -68,6 +65,8 @@ class ProcessLink:
         self, loop: asyncio.AbstractEventLoop, listener: Listener, reaper: ThreadPoolExecutor, kept_lines: int
     ) -> None:
         self.pid = 0
+        self.is_hopeless = False
+        """It could not be started, nor could another."""
         self.last_lines: deque[Line] = deque(maxlen=kept_lines)
         self._process: Process | None = None
         self._loop = loop
@@ -98,8 +97,9 @@ class ProcessLink:
         self._writable()
 
     def failed(self, error: BaseException) -> None:
-        """No process could be started."""
+        """No process could be started. A PermissionError says that none ever can be."""
         self._ended = True
+        self.is_hopeless = isinstance(error, PermissionError)
         self._listener.gone(self, f"it could not be started: {error}")
 
     @property
@@ -304,17 +304,19 @@ def how_it_ended(ending: Ending) -> str:
 class Supervisor:
     """Starts worker processes and ties them to a listener.
 
-    One thread starts them all, and lives until `close`: workers die with the thread that started them.
+    One thread starts all workers of a pool, and lives until `close`: workers die with the thread that started them.
     """
 
     def __init__(self, listener: Listener) -> None:
         self._listener = listener
-        self._starter = ThreadPoolExecutor(1, thread_name_prefix="grape-spawn")
-        self._reaper = ThreadPoolExecutor(4, thread_name_prefix="grape-reap")
+        self._starters: defaultdict[str, ThreadPoolExecutor] = defaultdict(
+            lambda: ThreadPoolExecutor(1, thread_name_prefix="grape-spawn")
+        )
+        self._reaper = ThreadPoolExecutor(_REAPERS, thread_name_prefix="grape-reap")
         self.links: set[ProcessLink] = set()
 
-    def start(self, spawn: Callable[[], Process], kept_lines: int) -> ProcessLink:
-        """Start one; ``spawn`` runs on the starting thread. It ends as any other if it cannot be started."""
+    def start(self, pool: str, spawn: Callable[[], Process], kept_lines: int) -> ProcessLink:
+        """Start one; ``spawn`` runs on its pool's thread. It ends as any other if it cannot be started."""
         loop = asyncio.get_running_loop()
         link = ProcessLink(loop, self._listener, self._reaper, kept_lines)
         self.links.add(link)
@@ -328,19 +330,15 @@ class Supervisor:
             else:
                 link.failed(error)
 
-        loop.run_in_executor(self._starter, spawn).add_done_callback(started)
+        loop.run_in_executor(self._starters[pool], spawn).add_done_callback(started)
         return link
 
-    async def on_starter(self, function: Callable[[], object]) -> None:
-        """Run something on the thread that starts workers."""
-        await asyncio.get_running_loop().run_in_executor(self._starter, function)
+    async def on_starter(self, pool: str, function: Callable[[], object]) -> None:
+        """Run something on the thread that starts the workers of ``pool``."""
+        await asyncio.get_running_loop().run_in_executor(self._starters[pool], function)
 
     def ended(self, link: ProcessLink) -> None:
         self.links.discard(link)
-
-    def terminate_all(self) -> None:
-        for link in list(self.links):
-            link.terminate()
 
     def kill_all(self) -> None:
         for link in list(self.links):
@@ -348,5 +346,6 @@ class Supervisor:
 
     def close(self) -> None:
         """The threads end, and what they started with them."""
-        self._starter.shutdown(wait=False, cancel_futures=True)
+        for starter in self._starters.values():
+            starter.shutdown(wait=False, cancel_futures=True)
         self._reaper.shutdown(wait=False)

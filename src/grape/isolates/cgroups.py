@@ -16,7 +16,7 @@ import signal
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Final, Protocol, TypeVar
 
 from msgspec import Struct
 
@@ -267,13 +267,7 @@ class Unified:
     def create(self, name: str, limits: Limits) -> UnifiedLeaf:
         path = f"{self._path}/{name}"
         os.mkdir(path)
-        leaf = UnifiedLeaf(path)
-        try:
-            leaf.limit(limits)
-        except BaseException:
-            leaf.remove()
-            raise
-        return leaf
+        return _limited(UnifiedLeaf(path), limits)
 
     def close(self) -> None:
         with contextlib.suppress(OSError):  # the next engine will try again
@@ -362,13 +356,7 @@ class Split:
     def create(self, name: str, limits: Limits) -> SplitLeaf:
         paths = {controller: f"{path}/{name}" for controller, path in self._paths.items()}
         _make(paths.values())
-        leaf = SplitLeaf(paths)
-        try:
-            leaf.limit(limits)
-        except BaseException:
-            leaf.remove()
-            raise
-        return leaf
+        return _limited(SplitLeaf(paths), limits)
 
     def close(self) -> None:
         with contextlib.suppress(OSError):  # the next engine will try again
@@ -457,6 +445,19 @@ def _abandoned(base: str) -> list[str]:
         if name.startswith(_PREFIX) and is_dead(name.removeprefix(_PREFIX).rpartition("-")[0]):
             found.append(path)
     return found
+
+
+_L = TypeVar("_L", UnifiedLeaf, SplitLeaf)
+
+
+def _limited(leaf: _L, limits: Limits) -> _L:
+    """The leaf with its limits; it is removed if it cannot have them."""
+    try:
+        leaf.limit(limits)
+    except BaseException:
+        leaf.remove()
+        raise
+    return leaf
 
 
 def _clear(leaves: Iterable[Leaf]) -> None:

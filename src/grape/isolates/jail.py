@@ -33,7 +33,7 @@ from grape.errors import Unsupported
 from grape.isolates import landlock, seccomp
 from grape.isolates.cgroup import CgroupConfig
 from grape.isolates.cgroups import Events, Group, Leaf, Limits, check, end, open_group
-from grape.isolates.launch import Child, attempt, find_tool, worker_env
+from grape.isolates.launch import Child, Handle, attempt, find_tool, worker_env
 from grape.isolates.parent import reap_orphans
 from grape.isolates.process import ProcessConfig, ProcessIsolate, resource_limits
 from grape.isolates.procs import TAG, children, end_strays, stat
@@ -334,7 +334,7 @@ class Jail(ProcessIsolate, ABC):
         super().close()
 
 
-class JailProcess:
+class JailProcess(Handle):
     """A worker in a jail: a monitor outside (``pid``), an init, which is 1 in there, and below that the worker.
 
     The monitor ends with the worker and init dies with the monitor, and with init everything that is left inside.
@@ -360,12 +360,7 @@ class JailProcess:
         Raises:
             OSError: there is none; what the monitor said.
         """
-        self.pid = child.pid
-        self.pidfd = child.pidfd
-        self.socket = child.socket
-        self.stdout = child.stdout
-        self.stderr = child.stderr
-        self._child = child
+        super().__init__(child)
         self._leaf = leaf
         self._config = config
         self._done = done

@@ -51,6 +51,18 @@ class Child(Struct):
         return self.popen.returncode, usage.ru_utime + usage.ru_stime
 
 
+class Handle:
+    """What every `Process` of ours has of its child."""
+
+    def __init__(self, child: Child) -> None:
+        self.pid = child.pid
+        self.pidfd = child.pidfd
+        self.socket = child.socket
+        self.stdout = child.stdout
+        self.stderr = child.stderr
+        self._child = child
+
+
 def start(
     argv: Sequence[str],
     *,

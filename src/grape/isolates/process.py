@@ -22,7 +22,7 @@ from msgspec import Meta, Struct
 
 from grape.abc.isolate import Ability, Command, Ending, Process
 from grape.errors import Unsupported
-from grape.isolates.launch import Child, attempt, find_tool, new_tag, start, worker_env
+from grape.isolates.launch import Child, Handle, attempt, find_tool, new_tag, start, worker_env
 from grape.isolates.parent import reap_orphans
 from grape.isolates.procs import descendants, end_descendants, end_strays, stat
 from grape.isolates.scratch import Scratch
@@ -225,16 +225,11 @@ class ProcessIsolate:
             self._scratch = None
 
 
-class WorkerProcess:
+class WorkerProcess(Handle):
     """A worker of this level, and what belongs to it."""
 
     def __init__(self, child: Child, tag: str, config: ProcessConfig, scratch: Scratch, own: str) -> None:
-        self.pid = child.pid
-        self.pidfd = child.pidfd
-        self.socket = child.socket
-        self.stdout = child.stdout
-        self.stderr = child.stderr
-        self._child = child
+        super().__init__(child)
         self._tag = tag
         self._config = config
         self._scratch = scratch

@@ -149,7 +149,7 @@ class Session:
         if self._stopping:
             self._aborting = True
         self._stopping = True
-        self._workers.abandon()
+        self._workers.abandon(Interrupted("stopped before the app was loaded"))
         self._wake.set()
 
     def call(self, function: Callable[[], None]) -> None:
@@ -475,6 +475,7 @@ class Session:
     def stop_with(self, error: GrapeError) -> None:
         if self._fatal is None:
             self._fatal = error
+        self._workers.abandon(error)
         self._wake.set()
 
     # ------------------------------------------------------------------ feeding

@@ -13,7 +13,7 @@ from grape import builtins
 from grape.abc.isolate import Command, Isolate
 from grape.engine.engine import Engine
 from grape.engine.supervisor import Line, ProcessLink, Supervisor
-from grape.errors import GrapeError, Interrupted, ProtocolError, UsageError, UserError
+from grape.errors import GrapeError, ProtocolError, UsageError, UserError
 from grape.isolates.process import python_worker
 from grape.model.profile import Profile
 from grape.model.section import read_section
@@ -22,8 +22,8 @@ from grape.protocol.messages import FromWorker, Hello, Refusal
 from grape.tools.crashes import Crash, CrashLog
 
 _STARTS: Final = 3
-_PATIENCE: Final = 2.0
-"""Seconds that workers may take to end when all end."""
+_PATIENCE: Final = 10.0
+"""Seconds that it may take to clean up after workers that were killed."""
 DEFAULT_ISOLATE: Final = "process"
 
 Printed = Callable[[str, Line], None]
@@ -78,7 +78,7 @@ class Workers:
         for pool in pools:
             if pool not in self._isolates:
                 isolate = make_isolate(pool, self._profiles.get(pool, Profile()))
-                await self._supervisor.on_starter(isolate.prepare)
+                await self._supervisor.on_starter(pool, isolate.prepare)
                 self._isolates[pool] = isolate
 
     # ------------------------------------------------------------------ the first worker
@@ -115,10 +115,10 @@ class Workers:
             if message.kind in ("topology", "usage"):
                 self._hello.set_exception(UserError(message.text))
 
-    def abandon(self) -> None:
+    def abandon(self, why: GrapeError) -> None:
         """Nobody waits for the first worker any more."""
         if self._hello is not None and not self._hello.done():
-            self._hello.set_exception(Interrupted("stopped before the app was loaded"))
+            self._hello.set_exception(why)
 
     def end_unused(self) -> None:
         """The first worker ends, if no pool has taken it."""
@@ -142,7 +142,7 @@ class Workers:
     def _start(self, pool: str, index: int) -> ProcessLink:
         name = f"{pool}.{max(index, 0)}"
         spawn = partial(self._isolates[pool].spawn, name, self._command)
-        link = self._supervisor.start(spawn, self._profiles.get(pool, Profile()).crashlog_limit)
+        link = self._supervisor.start(pool, spawn, self._profiles.get(pool, Profile()).crashlog_limit)
         self._names[link] = (pool, index)
         self._since[link] = time.time()
         return link
@@ -172,7 +172,10 @@ class Workers:
         since = self._since.pop(worker)
         if index < 0:
             if self._hello is not None and not self._hello.done():
-                self._hello.set_exception(_Died(self._last_words or how))
+                died = UserError(f"{self._target}: {how}") if worker.is_hopeless else _Died(self._last_words or how)
+                self._hello.set_exception(died)
+        elif worker.is_hopeless and self.engine is not None and not self.engine.pools[pool].was_ready:
+            self.engine.stop_with(UserError(f"pool {pool!r}: {how}"))
         elif self.engine is not None:
             crash = self.engine.gone(pool, index, worker, how)
             if crash and self.crash_log is not None:
@@ -203,15 +206,12 @@ class Workers:
     async def close(self) -> None:
         """Nothing is left of them, when this returns."""
         self._supervisor.kill_all()
-        await self._wait(5 * _PATIENCE, lambda: False)
+        deadline = time.monotonic() + _PATIENCE
+        while self._supervisor.links and time.monotonic() < deadline:
+            await asyncio.sleep(0.002)
         self._supervisor.close()
         for isolate in self._isolates.values():
             isolate.close()
-
-    async def _wait(self, seconds: float, is_aborted: Callable[[], bool]) -> None:
-        deadline = time.monotonic() + seconds
-        while self._supervisor.links and time.monotonic() < deadline and not is_aborted():
-            await asyncio.sleep(0.002)
 
 
 class _Died(Exception):

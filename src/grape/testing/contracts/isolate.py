@@ -69,16 +69,26 @@ def descriptors() -> list[str]:
     return sorted(found)
 
 
-def python_for(uid: int) -> str:
-    """A Python that this user can execute; only root may ask.
+def python_for(uid: int | None, module: str = "socket", env: dict[str, str] | None = None) -> str:
+    """A Python that this user can execute, and that can import ``module`` with ``env`` (None: without anything); only
+    root may ask for another user.
 
     Raises:
         AssertionError: there is none.
     """
+    bare = ["-I", "-S"] if env is None else []
     for python in (sys.executable, "/usr/bin/python3", "/usr/local/bin/python3"):
         with contextlib.suppress(OSError):
-            argv = [python, "-I", "-S", "-c", "import socket"]
-            done = subprocess.run(argv, user=uid, group=uid, extra_groups=[], capture_output=True, check=False)
+            done = subprocess.run(
+                [python, "-B", *bare, "-c", f"import {module}"],
+                user=uid,
+                group=uid,
+                extra_groups=None if uid is None else [],
+                env=env,
+                cwd="/",
+                capture_output=True,
+                check=False,
+            )
             if done.returncode == 0:
                 return python
     raise AssertionError(f"no Python that the user {uid} can execute: install one in /usr (apt-get install python3)")

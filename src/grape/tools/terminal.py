@@ -1,0 +1,22 @@
+"""Text of others on a terminal."""
+
+from __future__ import annotations
+
+from grape.engine.supervisor import Line
+
+
+def escaped(text: str, keep: str = "") -> str:
+    """``text`` with characters that a terminal would act on written as escapes, but for those in ``keep``."""
+    return "".join(c if c.isprintable() or c in keep else _escape(c) for c in text)
+
+
+def shown(worker: str, line: Line) -> tuple[str, str]:
+    """Who printed a line, and what, with its level if it was logged."""
+    where = escaped(f"{line.slot} {worker}" if line.slot else worker)
+    level = f"{line.level.upper()} " if line.level not in ("stdout", "stderr") else ""
+    return where, level + escaped(line.text, "\t")
+
+
+def _escape(char: str) -> str:
+    units = char.encode("utf-16-be", "surrogatepass").hex()
+    return "".join(f"\\u{units[i : i + 4]}" for i in range(0, len(units), 4))
