@@ -16,7 +16,7 @@ from msgspec import NODEFAULT, Struct
 from grape.model import batch as codec
 from grape.model import cursor, topology
 from grape.model.address import MAX_KEY_BYTES, partition_of
-from grape.protocol import messages
+from grape.protocol import base, messages
 from grape.protocol.framing import MAX_FRAME, frame, worker_frames
 from grape.protocol.messages import Beat, FromWorker, Revoke, ToWorker
 
@@ -36,6 +36,7 @@ def structs_of(module: Any) -> dict[str, type[Struct]]:
 
 SPOKEN: Final = {
     **structs_of(messages),
+    **structs_of(base),
     **structs_of(topology),
     "Progress": cursor.Progress,
     "RunMeta": codec.RunMeta,
@@ -54,10 +55,10 @@ def type_of(kind: Any) -> str:
     if origin is typing.Literal:
         return "str"
     if type(None) in arguments:
-        return f"{type_of(next(a for a in arguments if a is not type(None)))}?"
+        return " or ".join(type_of(a) for a in arguments if a is not type(None)) + "?"
     if arguments:
         return " or ".join(map(type_of, arguments))
-    return str(kind.__name__)
+    return "any" if kind is msgspec.Raw else str(kind.__name__)
 
 
 def default_of(field: Any) -> str | None:
@@ -101,7 +102,7 @@ def test_maps_and_arrays_are_told_apart() -> None:
 
 def test_all_messages_are_described_and_nothing_else() -> None:
     assert SECTIONS.keys() == SPOKEN.keys()
-    sides = {s.__name__ for side in (ToWorker, FromWorker) for s in typing.get_args(side)}
+    sides = {s.__name__ for side in (ToWorker, FromWorker, base.ToSpeaker, base.FromSpeaker) for s in typing.get_args(side)}
     assert {name for name, (tag, _) in SECTIONS.items() if tag} == sides
 
 

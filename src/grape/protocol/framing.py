@@ -8,6 +8,7 @@ from typing import Final, Generic, TypeVar
 import msgspec
 
 from grape.errors import ProtocolError
+from grape.protocol.base import FromSpeaker, ToSpeaker
 from grape.protocol.messages import FromWorker, ToWorker
 
 MAX_FRAME: Final = 96 << 20
@@ -23,7 +24,7 @@ _encoder = msgspec.msgpack.Encoder()
 T = TypeVar("T")
 
 
-def frame(message: ToWorker | FromWorker) -> bytearray:
+def frame(message: ToWorker | FromWorker | ToSpeaker | FromSpeaker) -> bytearray:
     """The message as bytes for the socket.
 
     Raises:
@@ -116,3 +117,8 @@ def worker_frames() -> FrameReader[FromWorker]:
 def engine_frames() -> FrameReader[ToWorker]:
     """The worker's side: reads what the engine sends."""
     return FrameReader(ToWorker)
+
+
+def speaker_frames() -> FrameReader[FromSpeaker]:
+    """What a base speaker sends."""
+    return FrameReader(FromSpeaker)

@@ -23,7 +23,8 @@ class Welcome(Struct, frozen=True, array_like=True, tag=1):
     """The answer to `Hello`: run ``pool``. ``taken``: outputs that somebody takes, all others need not be sent.
     ``unchained``: pairs (node, target) that may chain only in partitions assigned with ``chain_new``. ``boot_offset``:
     microseconds that make CLOCK_BOOTTIME the engine's time, by which state expires. ``heartbeat_timeout``: a worker
-    that says nothing for so many seconds is killed. ``concurrency``: events of async slots to run at once."""
+    that says nothing for so many seconds is killed. ``concurrency``: events of async slots to run at once.
+    ``topology``: of the whole app, with what the workers of all languages have described; None: that of `Hello`."""
 
     version: int
     pool: str
@@ -35,6 +36,7 @@ class Welcome(Struct, frozen=True, array_like=True, tag=1):
     boot_offset: int = 0
     heartbeat_timeout: float = 30.0
     concurrency: int = 1_000
+    topology: TopologySpec | None = None
 
 
 class Assign(Struct, frozen=True, array_like=True, tag=2):

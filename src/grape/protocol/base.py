@@ -1,0 +1,85 @@
+"""The messages between an adapter and a base speaker: a worker that runs handlers, and leaves all the rest to Grape.
+
+It gets runs of one node's events with their state, and answers with what they did. See docs/protocol.md, section 11.
+"""
+
+from __future__ import annotations
+
+from msgspec import Raw, Struct
+
+from grape.protocol.messages import Beat, Drain, Hello, Refusal, Welcome
+
+# ------------------------------------------------------------------ adapter -> speaker
+
+
+class Run(Struct, frozen=True, array_like=True, tag=7):
+    """Events of one node, to be run in this order. ``names``: one for all, or
+    one an event. ``keys``, ``data`` None: all are nil. The id of event ``i`` is ``ids[i]``, without ``ids`` it is
+    ``id_prefix + str(id_first + i)``. ``states``: what is stored of the keys, None: the node has no state."""
+
+    node: str
+    events: int
+    names: list[str]
+    keys: list[str | None] | None = None
+    data: list[Raw] | None = None
+    id_prefix: str = ""
+    id_first: int = 0
+    ids: list[str] | None = None
+    created: int = 0
+    attempt: int = 1
+    states: dict[str, dict[str, Raw]] | None = None
+
+
+# ------------------------------------------------------------------ speaker -> adapter
+
+
+class Emits(Struct, frozen=True, array_like=True):
+    """Columns, in order. ``origins``: the event of each, by its index in the run. ``names``: one for all, or one each.
+    ``keys``: None inherits that of the event, False is no key; None for all: all inherit. ``delays``: microseconds, -1
+    is none."""
+
+    origins: list[int] = []
+    names: list[str] = []
+    data: list[Raw] = []
+    keys: list[str | bool | None] | None = None
+    delays: list[int] | None = None
+
+
+class StateChange(Struct, frozen=True, array_like=True):
+    """What has changed of one key's record."""
+
+    key: str
+    values: dict[str, Raw]
+    deleted: list[str] = []
+
+
+class Failed(Struct, frozen=True, array_like=True):
+    """Why an event failed; nothing that it did is among the effects."""
+
+    index: int
+    kind: str
+    text: str
+    trace: str = ""
+
+
+class Answered(Struct, frozen=True, array_like=True):
+    """A reply of the event ``index``."""
+
+    index: int
+    data: Raw
+    final: bool = True
+
+
+class Ran(Struct, frozen=True, array_like=True, tag=39):
+    """The next ``events`` of the run are finished, with these effects. A failed one
+    is the last of them, and ends the run; the adapter sends anew what is left."""
+
+    events: int
+    emits: Emits = Emits()
+    states: list[StateChange] = []
+    replies: list[Answered] = []
+    failed: Failed | None = None
+
+
+ToSpeaker = Welcome | Run | Drain
+FromSpeaker = Hello | Refusal | Beat | Ran
