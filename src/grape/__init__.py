@@ -6,6 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from grape.authoring.emitter import INHERIT, Context, Emitted, Node, Reply
+from grape.authoring.external import External
 from grape.authoring.state import State
 from grape.authoring.topology import Topology
 from grape.errors import (
@@ -33,6 +34,7 @@ __all__ = [
     "Emitted",
     "Event",
     "EventOver",
+    "External",
     "GrapeError",
     "HandlerError",
     "NoKey",

@@ -22,7 +22,7 @@ from grape.protocol.messages import (
     Work,
 )
 from grape.worker.concurrent import AsyncPool
-from grape.worker.runtime import Runtime
+from grape.worker.runtime import CAPABILITIES, Runtime
 
 
 class Receiver(Protocol):
@@ -68,7 +68,7 @@ class InlineLink:
             clock,
             wall,
         )
-        hello = Hello(VERSION, 0, "python", topology.spec(), ["partition", "cache", "chain"])
+        hello = Hello(VERSION, 0, "python", topology.spec(), CAPABILITIES)
         schedule(lambda: receive(self, hello))
 
     def send(self, message: ToWorker) -> None:

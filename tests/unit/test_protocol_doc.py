@@ -58,7 +58,7 @@ def type_of(kind: Any) -> str:
         return " or ".join(type_of(a) for a in arguments if a is not type(None)) + "?"
     if arguments:
         return " or ".join(map(type_of, arguments))
-    return "any" if kind is msgspec.Raw else str(kind.__name__)
+    return "any" if kind in (msgspec.Raw, Any) else str(kind.__name__)
 
 
 def default_of(field: Any) -> str | None:

@@ -8,9 +8,10 @@ from datetime import timedelta
 from difflib import get_close_matches
 from typing import Any, Final, TypedDict, TypeVar, Unpack, get_args
 
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from grape.authoring.emitter import Node, seconds
+from grape.authoring.external import External
 from grape.authoring.handler import Handler, compile_handler, where_of
 from grape.authoring.places import caller, place
 from grape.errors import TopologyError
@@ -19,6 +20,7 @@ from grape.model.topology import (
     NodeSpec,
     OnFail,
     PoolSpec,
+    Runtime,
     SlotSpec,
     StateSpec,
     TopologySpec,
@@ -61,6 +63,13 @@ class _Slot(Struct, frozen=True):
     is_long: bool
 
 
+class _Pool(Struct, frozen=True):
+    """One ``add_pool``."""
+
+    spec: PoolSpec
+    declared_at: str
+
+
 class _Built(Struct, frozen=True):
     spec: TopologySpec
     handlers: dict[str, Handler]
@@ -81,7 +90,7 @@ class Topology:
         self.name = _checked_name(name, "a topology", _Site().where)
         self._slots: list[_Slot] = []
         self._outputs: dict[str, str] = {}
-        self._pools: dict[str, str] = {}
+        self._pools: dict[str, _Pool] = {}
         self._built: _Built | None = None
 
     def __repr__(self) -> str:
@@ -90,7 +99,7 @@ class Topology:
     def add_slot(
         self,
         event: str,
-        node: Node | Callable[..., Any],
+        node: Node | External | Callable[..., Any],
         *,
         emits: str | Iterable[str] = (),
         retries: int = 3,
@@ -110,7 +119,7 @@ class Topology:
 
         Args:
             event: name of the event.
-            node: an instance of a Node class, or a function. One node may own many slots.
+            node: an instance of a Node class, or a function; `External` in a pool of lines. It may own many slots.
             emits: names of events that it emits. Declared names are checked when the topology is built, and may chain.
                 What a function returns or yields is emitted if there is exactly one.
             retries: attempts after the first one.
@@ -155,7 +164,7 @@ class Topology:
             chain=_one_of(chain, "chain", (True, False), where),
             concurrency=_whole(concurrency, "concurrency", 1, MAX_COUNT, where),
             batch=_whole(batch, "batch", 1, MAX_BATCH, where),
-            where=where_of(node),
+            where=node.where if isinstance(node, External) else where_of(node),
         )
         if spec.backoff_max < spec.backoff:
             raise TopologyError(f"{where}: backoff_max ({spec.backoff_max:g} s) is below backoff ({spec.backoff:g} s)")
@@ -193,17 +202,33 @@ class Topology:
         self._outputs[name] = where
         self._built = None
 
-    def add_pool(self, name: str) -> None:
+    def add_pool(self, name: str, *, runtime: Runtime = "python", entry: str | Iterable[str] = ()) -> None:
         """Declare a pool: worker processes and event logs of its own. ``pool="x"`` at a slot does so too.
 
+        Args:
+            runtime: what runs its workers. Those of "node", "perl" and "exec" (any executable that speaks the worker
+                protocol) tell their slots themselves. The nodes of "lines" (any executable that reads and writes
+                lines) are declared here: ``add_slot("word", External("count"), pool=name)``.
+            entry: the file that it runs, relative to the app's directory; or a list of it and further arguments.
+
         Raises:
-            TopologyError: the name does not fit, or is a pool already.
+            TopologyError: the name does not fit, or is a pool already; another runtime than Python lacks its entry.
         """
         where = _Site().where
         _checked_name(name, "a pool", where)
         if name in self._pools:
-            raise TopologyError(f"{where}: {name!r} is a pool already, from {self._pools[name]}")
-        self._pools[name] = where
+            raise TopologyError(f"{where}: {name!r} is a pool already, from {self._pools[name].declared_at}")
+        _one_of(runtime, "runtime", get_args(Runtime), where)
+        words = (entry,) if isinstance(entry, str) else tuple(entry)
+        if not all(isinstance(word, str) and word for word in words):
+            raise TopologyError(f"{where}: entry= is a file, or a list of it and arguments, not {entry!r:.60}")
+        if runtime != "python" and not words:
+            raise TopologyError(f"{where}: a pool with runtime={runtime!r} needs entry=: the file that it runs")
+        if runtime == "python" and words:
+            raise TopologyError(
+                f"{where}: entry= is for other runtimes; what a pool of Python runs are the nodes with pool={name!r}"
+            )
+        self._pools[name] = _Pool(PoolSpec(name, runtime=runtime, entry=words), where)
         self._built = None
 
     def spec(self) -> TopologySpec:
@@ -266,13 +291,42 @@ class Topology:
 
     def _build(self) -> _Built:
         if self._built is None:
-            if not self._slots:
+            if not self._slots and not self._describe_themselves:
                 raise TopologyError(f"topology {self.name!r} has no slots; declare one with add_slot(event, node)")
             self._check_outputs()
             self._check_emits()
+            self._check_runtimes()
             handlers = self._compile()
             self._built = _Built(self._specify(handlers), handlers)
         return self._built
+
+    @property
+    def _describe_themselves(self) -> list[str]:
+        """Pools whose slots only their workers know."""
+        return [name for name, pool in self._pools.items() if pool.spec.describes_itself]
+
+    def _check_runtimes(self) -> None:
+        """Nodes are in pools that can run them."""
+        said = {slot.spec.node: slot.pool for slot in self._slots if slot.pool is not None}
+        for slot in self._slots:
+            pool = said.get(slot.spec.node, DEFAULT_POOL)
+            runtime = self._pools[pool].spec.runtime if pool in self._pools else "python"
+            if runtime == "lines" and not isinstance(slot.target, External):
+                raise TopologyError(
+                    f"{slot.declared_at}: {slot.spec.node!r} is Python, but pool {pool!r} has runtime='lines'; its "
+                    f"nodes are declared with External: add_slot({slot.spec.event!r}, External({slot.spec.node!r}), "
+                    f"pool={pool!r})"
+                )
+            if runtime not in ("python", "lines"):
+                raise TopologyError(
+                    f"{slot.declared_at}: the workers of pool {pool!r} (runtime={runtime!r}) declare their slots "
+                    f"themselves, in {self._pools[pool].spec.entry[0]}; node {slot.spec.node!r} cannot be put there"
+                )
+            if runtime == "python" and isinstance(slot.target, External):
+                raise TopologyError(
+                    f"{slot.declared_at}: External({slot.spec.node!r}) is a node of a pool with runtime='lines': "
+                    f"declare one with add_pool(NAME, runtime='lines', entry=...), and say pool=NAME here"
+                )
 
     def _check_outputs(self) -> None:
         for slot in self._slots:
@@ -291,7 +345,7 @@ class Topology:
                         f"{slot.declared_at}: slot {slot.spec.event!r} ({slot.spec.node}) declares emits={event!r}; "
                         f"an event of the own topology is written without it: {event.partition('@')[2]!r}"
                     )
-                if event not in known and "@" not in event:
+                if event not in known and "@" not in event and not self._describe_themselves:
                     raise TopologyError(
                         f"{slot.declared_at}: slot {slot.spec.event!r} ({slot.spec.node}) declares emits={event!r}, "
                         f"which is neither a slot nor an output of {self.name!r}. {_did_you_mean(event, known)}"
@@ -302,20 +356,21 @@ class Topology:
         handlers: dict[str, Handler] = {}
         for slot in self._slots:
             name = slot.spec.node
-            if name not in handlers:
+            if name not in handlers and not isinstance(slot.target, External):
                 handlers[name] = compile_handler(name, slot.target, batch=slot.spec.batch, scope=slot.scope)
         return handlers
 
     def _specify(self, handlers: dict[str, Handler]) -> TopologySpec:
         said = {slot.spec.node: slot.pool for slot in self._slots if slot.pool is not None}
+        targets = {slot.spec.node: slot.target for slot in self._slots}
         nodes = tuple(
             NodeSpec(
                 name=name,
                 pool=said.get(name, DEFAULT_POOL),
-                states=tuple(StateSpec(state, declared.ttl) for state, declared in handler.states.items()),
-                is_async=handler.is_async,
+                states=target.states if isinstance(target, External) else _states_of(handlers[name]),
+                is_async=name in handlers and handlers[name].is_async,
             )
-            for name, handler in handlers.items()
+            for name, target in targets.items()
         )
         pools = dict.fromkeys((*self._pools, *(node.pool for node in nodes)))
         long = {slot.spec.node: slot for slot in self._slots if slot.is_long}
@@ -327,13 +382,15 @@ class Topology:
                     f"{slot.declared_at}: slot {slot.spec.event!r} ({slot.spec.node}) has long=True, so that only such "
                     f"nodes can be in pool {node.pool!r}; {node.name!r} has to go to another one (pool=)"
                 )
+        known = {pool: self._pools[pool].spec if pool in self._pools else PoolSpec(pool) for pool in pools}
         return TopologySpec(
             name=self.name,
             nodes=nodes,
             slots=tuple(slot.spec for slot in self._slots),
             outputs=tuple(self._outputs),
             pools=tuple(
-                PoolSpec(pool, pool in long_pools) for pool in sorted(pools, key=lambda pool: pool != DEFAULT_POOL)
+                structs.replace(known[pool], long=pool in long_pools)
+                for pool in sorted(pools, key=lambda pool: pool != DEFAULT_POOL)
             ),
         )
 
@@ -347,6 +404,10 @@ class _Site:
         self.scope = {} if frame.f_locals is frame.f_globals else dict(frame.f_locals)
 
 
+def _states_of(handler: Handler) -> tuple[StateSpec, ...]:
+    return tuple(StateSpec(state, declared.ttl) for state, declared in handler.states.items())
+
+
 def _same(one: Any, other: Any) -> bool:
     """Are these the same node? Every access of a bound method makes a new object, so those are compared by parts."""
     if inspect.ismethod(one) and inspect.ismethod(other):
@@ -355,6 +416,8 @@ def _same(one: Any, other: Any) -> bool:
 
 
 def _own_name(node: Any) -> Any:
+    if isinstance(node, External):
+        return node.name
     if not isinstance(node, Node):
         return node.__name__
     name = getattr(node, "name", None)
@@ -363,7 +426,7 @@ def _own_name(node: Any) -> Any:
 
 def _check_target(node: Any, where: str) -> None:
     """Refuse what cannot be a node, with the remedy."""
-    if isinstance(node, Node):
+    if isinstance(node, Node | External):
         return
     if isinstance(node, type):
         raise TopologyError(f"{where}: {node.__qualname__} is a class; pass an instance: {node.__qualname__}()")

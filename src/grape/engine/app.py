@@ -36,9 +36,17 @@ class Stats:
 
 
 class App:
-    """``backlog_*``: what waits in the logs of its pools. ``taken``: outputs that have a taker."""
+    """``backlog_*``: what waits in the logs of its pools. ``taken``: outputs that have a taker. ``parts``: what workers
+    of a pool describe, where that is not the whole of it."""
 
-    def __init__(self, record: AppRecord, topology: TopologySpec, limits: Limits, taken: frozenset[str]) -> None:
+    def __init__(
+        self,
+        record: AppRecord,
+        topology: TopologySpec,
+        limits: Limits,
+        taken: frozenset[str],
+        parts: dict[str, TopologySpec] | None = None,
+    ) -> None:
         self.record = record
         self.topology = topology
         self.limits = limits
@@ -49,6 +57,7 @@ class App:
         self.backlog_bytes = 0
         self.holds = 0
         self.timers = 0
+        self._parts = parts or {}
         self._slots = {(slot.event, slot.node): slot for slot in topology.slots}
         self._nodes = {node.name: node for node in topology.nodes}
         self._names: dict[str, frozenset[str]] = {
@@ -71,6 +80,10 @@ class App:
     @property
     def partitions(self) -> int:
         return self.record.partitions
+
+    def described(self, pool: str) -> TopologySpec:
+        """What a worker of ``pool`` has to say of the app."""
+        return self._parts.get(pool, self.topology)
 
     def slot(self, event: str, node: str) -> SlotSpec | None:
         return self._slots.get((event, node))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from difflib import get_close_matches
 from typing import Final
 
 import msgspec
@@ -56,6 +57,24 @@ def check_topology(spec: TopologySpec) -> None:
     if problems or not slots:
         what = ", ".join(problems) or "no slots"
         raise TopologyError(f"the worker describes a topology {spec.name!r:.300} that cannot be: {what:.1000}")
+
+
+def check_emits(spec: TopologySpec) -> None:
+    """What slots say they emit has to lead somewhere, now that all of the app is known.
+
+    Raises:
+        TopologyError: it does not.
+    """
+    known = {*spec.events, *spec.outputs}
+    for slot in spec.slots:
+        for event in slot.emits:
+            if event not in known and "@" not in event:
+                near = get_close_matches(event, known, 3)
+                hint = f"did you mean {' or '.join(map(repr, near))}?" if near else f"known are {sorted(known)}"
+                raise TopologyError(
+                    f"slot {slot.event!r} of node {slot.node!r} says that it emits {event!r}, which is neither a slot "
+                    f"nor an output of {spec.name!r}; {hint}"
+                )
 
 
 def _names(spec: TopologySpec) -> list[str]:

@@ -38,7 +38,8 @@ from grape.protocol.messages import (
 _CREDIT: Final = 3
 """Works a synchronous worker may have: one that runs, and what keeps it busy while that one is committed. With async
 slots any number of works run at once, within what a partition may have in work."""
-_NEEDED: Final = {"partition", "cache"}
+NEEDED: Final = frozenset({"partition", "cache"})
+"""Capabilities that a worker has to have."""
 _MAX_TEXT: Final = 16_000
 _ANSWER_BYTES: Final = 16 << 20
 _STARTS_AT_ONCE: Final = 64
@@ -286,8 +287,9 @@ class Engine:
     def _hello(self, worker: Worker, message: Hello) -> None:
         if worker.state != "starting":
             raise ProtocolError("a second hello")
-        lacks = sorted(_NEEDED - set(message.capabilities))
-        if self._was_ready(worker) and (message.version != VERSION or message.topology != self.app.topology or lacks):
+        lacks = sorted(NEEDED - set(message.capabilities))
+        is_other = message.topology != self.app.described(worker.pool)
+        if self._was_ready(worker) and (message.version != VERSION or is_other or lacks):
             raise ProtocolError("it describes another app, or speaks another version, than the workers before it")
         if message.version != VERSION:
             self.stop_with(
@@ -297,7 +299,7 @@ class Engine:
         if lacks:
             self.stop_with(TopologyError(f"worker {worker.name} lacks what this engine needs: {', '.join(lacks)}"))
             return
-        if message.topology != self.app.topology:
+        if is_other:
             self.stop_with(
                 TopologyError(
                     f"worker {worker.name} built another topology than the first one did; "
@@ -319,6 +321,7 @@ class Engine:
                 self.clock.boot_offset(),
                 float(pool.profile.heartbeat_timeout),
                 pool.profile.concurrency,
+                self.app.topology,
             )
         )
         pool.joined(worker)

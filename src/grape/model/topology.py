@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Final, Literal
 
-from msgspec import Struct
+from msgspec import Struct, structs
 
 DEFAULT_POOL: Final = "main"
 
+Runtime = Literal["python", "node", "perl", "exec", "lines"]
+"""What runs the workers of a pool."""
 OnFail = Literal["dead", "stop"]
 
 
@@ -51,10 +53,18 @@ class SlotSpec(Struct, frozen=True, omit_defaults=True):
 
 
 class PoolSpec(Struct, frozen=True, omit_defaults=True):
-    """``long``: its handlers may run for as long as they live; a worker gets one work at a time."""
+    """``long``: its handlers may run for as long as they live; a worker gets one work at a time. ``runtime``: what runs
+    its workers; ``entry``: which file, and further arguments."""
 
     name: str
     long: bool = False
+    runtime: Runtime = "python"
+    entry: tuple[str, ...] = ()
+
+    @property
+    def describes_itself(self) -> bool:
+        """Whether its own workers tell its nodes and slots; the others' stand in the topology's code."""
+        return self.runtime not in ("python", "lines")
 
 
 class TopologySpec(Struct, frozen=True, omit_defaults=True):
@@ -82,6 +92,12 @@ class TopologySpec(Struct, frozen=True, omit_defaults=True):
     def events(self) -> tuple[str, ...]:
         """Names that something listens to, without outputs; in order of declaration."""
         return tuple(dict.fromkeys(slot.event for slot in self.slots))
+
+
+def with_pool(topology: TopologySpec, pool: str, part: TopologySpec) -> TopologySpec:
+    """``topology`` with the nodes and slots that the workers of ``pool`` have described."""
+    nodes = tuple(structs.replace(node, pool=pool) for node in part.nodes)
+    return structs.replace(topology, nodes=topology.nodes + nodes, slots=topology.slots + part.slots)
 
 
 class Limits(Struct, frozen=True):

@@ -5,6 +5,8 @@ It gets runs of one node's events with their state, and answers with what they d
 
 from __future__ import annotations
 
+from typing import Any
+
 from msgspec import Raw, Struct
 
 from grape.protocol.messages import Beat, Drain, Hello, Refusal, Welcome
@@ -21,13 +23,13 @@ class Run(Struct, frozen=True, array_like=True, tag=7):
     events: int
     names: list[str]
     keys: list[str | None] | None = None
-    data: list[Raw] | None = None
+    data: list[Any] | None = None
     id_prefix: str = ""
     id_first: int = 0
     ids: list[str] | None = None
     created: int = 0
     attempt: int = 1
-    states: dict[str, dict[str, Raw]] | None = None
+    states: dict[str, dict[str, Any]] | None = None
 
 
 # ------------------------------------------------------------------ speaker -> adapter

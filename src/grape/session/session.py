@@ -28,6 +28,7 @@ from grape.abc.transport import Arrival, Callbacks, Commit, Outcome
 from grape.authoring.loading import load
 from grape.authoring.topology import Topology
 from grape.engine.app import App, Stats
+from grape.engine.check import check_emits
 from grape.engine.clock import SystemClock
 from grape.engine.engine import Engine
 from grape.engine.intake import Feed
@@ -40,12 +41,13 @@ from grape.model.address import PartitionId
 from grape.model.profile import Profile
 from grape.model.section import Duration
 from grape.model.stored import OUTPUT, REPLIES, SOURCE, TAKER
-from grape.model.topology import DEFAULT_POOL, Limits, TopologySpec
+from grape.model.topology import DEFAULT_POOL, Limits, TopologySpec, with_pool
 from grape.protocol.messages import Ask, FromWorker
 from grape.session.feeding import Feeder
 from grape.session.opening import Opening
+from grape.session.runtimes import python_command
 from grape.session.taking import Taker, Taking
-from grape.session.workers import Printed, Workers, python_command
+from grape.session.workers import Printed, Workers
 from grape.tools.crashes import CrashLog
 from grape.transports.embedded import EmbeddedTransport
 
@@ -123,6 +125,10 @@ class Session:
         """What is also taken, once the topology is known."""
         self.engine: Engine | None = None
         self.app: App | None = None
+        self._others: set[str] = set()
+        """Pools that are not Python."""
+        self._parts: dict[str, TopologySpec] = {}
+        """What the workers of each pool describe, if that is not the whole."""
         self._opening: Opening | None = None
         self._topology: Topology | None = None
         self.feeds: list[Feed] = []
@@ -172,7 +178,7 @@ class Session:
         data = options.data or tempfile.mkdtemp(prefix="grape-")
         config = msgspec.json.encode(options.config).decode()
         command = python_command(options.target, config, options.directory, options.env)
-        self._workers = Workers(options.target, command, options.profiles, self._printed, self._wake.set)
+        self._workers = Workers(options.target, config, command, options.profiles, self._printed, self._wake.set)
         self._executor = ThreadPoolExecutor(max(1, len(self.takers)), thread_name_prefix="grape-take")
         kept = not temporary
         try:
@@ -216,13 +222,25 @@ class Session:
         self.stop_with(EngineError(f"the engine failed, which is a bug in it: {context.get('message')}\n{trace}"))
 
     async def _describe(self) -> TopologySpec:
-        """What the app is."""
-        if self._is_inline(DEFAULT_POOL):
-            return self._own_topology().spec()
-        return await self._workers.describe()
+        """What the app is, with the pools in other languages."""
+        inline = self._is_inline(DEFAULT_POOL)
+        own = self._own_topology().spec() if inline else await self._workers.describe()
+        others = [pool for pool in own.pools if pool.runtime != "python"]
+        if not others:
+            return own
+        self._others = {pool.name for pool in others}
+        told = await self._workers.describe_pools(others)
+        self._parts = {pool.name: told.get(pool.name, own) for pool in own.pools}
+        whole = own
+        for name, part in told.items():
+            whole = with_pool(whole, name, part)
+        check_emits(whole)
+        return whole
 
     def _is_inline(self, pool: str) -> bool:
         """Whether its nodes run in this process."""
+        if pool in self._others:
+            return False
         profile = self.options.profiles.get(pool)
         return self.options.inline or (profile is not None and profile.is_inline)
 
@@ -267,7 +285,7 @@ class Session:
         logs = [SOURCE + s.name for s in self.sources] + [TAKER + t.sink.name for t in self.takers]
         self._opening = Opening(self._transport, self.clock, options.limits, options.drop_slots, options.drop_nodes)
         record = await self._opening.record(topology, options.partitions, logs)
-        self.app = app = App(record, topology, options.limits, taken)
+        self.app = app = App(record, topology, options.limits, taken, self._parts)
         self._dead_before = self._count_dead()
         rng = random.Random()
         await self._workers.prepare([pool.name for pool in topology.pools if not self._is_inline(pool.name)])

@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any, Final
 
 from grape import builtins
 from grape.abc.isolate import Command, Isolate
-from grape.engine.engine import Engine
+from grape.engine.engine import NEEDED, Engine
 from grape.engine.supervisor import Line, ProcessLink, Supervisor
 from grape.errors import GrapeError, ProtocolError, UsageError, UserError
-from grape.isolates.process import python_worker
 from grape.model.profile import Profile
 from grape.model.section import read_section
-from grape.model.topology import DEFAULT_POOL, TopologySpec
+from grape.model.topology import DEFAULT_POOL, PoolSpec, TopologySpec
 from grape.protocol.messages import FromWorker, Hello, Refusal
+from grape.session.runtimes import adapted, command_of
 from grape.tools.crashes import Crash, CrashLog
 
 _STARTS: Final = 3
@@ -34,10 +33,10 @@ class Workers:
     """Everything about worker processes that a session has to do. Used on the engine's thread.
 
     The first worker is started before anything is known of the app; it tells what the app is. It is one of the pool
-    "main" in every respect, so it is confined as that pool is.
+    "main" in every respect, so it is confined as that pool is. Then each pool in another language has a first one.
 
     Args:
-        target: the app, for errors. ``command``: runs a worker.
+        target: the app, for errors. ``config``: of the app, as JSON. ``python``: runs a worker in Python.
         profiles: of the pools that have one.
         printed: gets what workers print.
         changed: called whenever something has happened.
@@ -46,7 +45,8 @@ class Workers:
     def __init__(
         self,
         target: str,
-        command: Command,
+        config: str,
+        python: Command,
         profiles: dict[str, Profile],
         printed: Printed,
         changed: Callable[[], None],
@@ -54,7 +54,9 @@ class Workers:
         self.engine: Engine | None = None
         self.crash_log: CrashLog | None = None
         self._target = target
-        self._command = command
+        self._config = config
+        self._python = python
+        self._commands: dict[str, Command] = {}
         self._profiles = profiles
         self._printed = printed
         self._changed = changed
@@ -62,9 +64,7 @@ class Workers:
         self._isolates: dict[str, Isolate] = {}
         self._names: dict[ProcessLink, tuple[str, int]] = {}
         self._since: dict[ProcessLink, float] = {}
-        self._first: ProcessLink | None = None
-        self._hello: asyncio.Future[Hello] | None = None
-        self._last_words = ""
+        self._firsts: dict[str, _First] = {}
 
     # ------------------------------------------------------------------ isolates
 
@@ -81,7 +81,7 @@ class Workers:
                 await self._supervisor.on_starter(pool, isolate.prepare)
                 self._isolates[pool] = isolate
 
-    # ------------------------------------------------------------------ the first worker
+    # ------------------------------------------------------------------ the first workers
 
     async def describe(self) -> TopologySpec:
         """Start the first worker; it tells what the app is.
@@ -89,59 +89,79 @@ class Workers:
         Raises:
             UserError: the app cannot be loaded.
         """
-        await self.prepare([DEFAULT_POOL])
-        startup = self._profiles.get(DEFAULT_POOL, Profile()).startup_timeout
+        return (await self._first_word(DEFAULT_POOL)).topology
+
+    async def describe_pools(self, pools: Iterable[PoolSpec]) -> dict[str, TopologySpec]:
+        """Start the first workers of pools in other languages; they tell what their nodes and slots are.
+
+        Raises:
+            UserError: one cannot be loaded.
+        """
+        specs = list(pools)
+        for spec in specs:
+            self._commands[spec.name] = command_of(spec, self._config, self._python)
+        parts = await asyncio.gather(*(self._describe_pool(spec) for spec in specs))
+        return {spec.name: part for spec, part in zip(specs, parts, strict=True)}
+
+    async def _describe_pool(self, spec: PoolSpec) -> TopologySpec:
+        hello = await self._first_word(spec.name)
+        if not set(hello.capabilities) >= NEEDED and "base" in hello.capabilities:
+            self._commands[spec.name] = adapted(self._commands[spec.name])
+            hello = await self._first_word(spec.name)
+        return hello.topology
+
+    async def _first_word(self, pool: str) -> Hello:
+        await self.prepare([pool])
+        startup = self._profiles.get(pool, Profile()).startup_timeout
+        whose = self._target if pool == DEFAULT_POOL else f"pool {pool!r}"
+        if pool in self._firsts:
+            self._firsts.pop(pool).link.kill()  # it told what the app is, but does not run this pool
         for _ in range(_STARTS):
-            self._hello = asyncio.get_running_loop().create_future()
-            self._first = self._start(DEFAULT_POOL, -1)
+            first = self._firsts[pool] = _First(self._start(pool, -1), asyncio.get_running_loop().create_future())
             try:
-                return (await asyncio.wait_for(self._hello, startup)).topology
+                return await asyncio.wait_for(first.hello, startup)
             except TimeoutError:
-                raise UserError(
-                    f"{self._target}: the app did not load within {startup:g} s (startup-timeout)"
-                ) from None
+                raise UserError(f"{whose}: the app did not load within {startup:g} s (startup-timeout)") from None
             except _Died as e:
                 last = e
-        raise UserError(f"{self._target}: a worker failed at its start three times in a row\n{last}")
+        raise UserError(f"{whose}: a worker failed at its start three times in a row\n{last}")
 
-    def _describing(self, message: FromWorker) -> None:
-        assert self._hello is not None
-        if self._hello.done():
+    def _describing(self, pool: str, worker: ProcessLink, message: FromWorker) -> None:
+        first = self._firsts.get(pool)
+        if first is None or first.link is not worker or first.hello.done():
             return
         if isinstance(message, Hello):
-            self._hello.set_result(message)
+            first.hello.set_result(message)
         elif isinstance(message, Refusal):
-            self._last_words = message.text
+            first.last_words = message.text
             if message.kind in ("topology", "usage"):
-                self._hello.set_exception(UserError(message.text))
+                first.hello.set_exception(UserError(message.text))
 
     def abandon(self, why: GrapeError) -> None:
-        """Nobody waits for the first worker any more."""
-        if self._hello is not None and not self._hello.done():
-            self._hello.set_exception(why)
+        """Nobody waits for the first workers any more."""
+        for first in self._firsts.values():
+            if not first.hello.done():
+                first.hello.set_exception(why)
 
     def end_unused(self) -> None:
-        """The first worker ends, if no pool has taken it."""
-        if self._first is not None:
-            self._first.kill()
-            self._first = None
+        """The first workers end that no pool has taken."""
+        for first in self._firsts.values():
+            first.link.kill()
+        self._firsts.clear()
 
     # ------------------------------------------------------------------ Spawner
 
     def spawn(self, pool: str, index: int) -> ProcessLink:
-        first = self._first
-        if pool == DEFAULT_POOL and first is not None and first in self._names and not first.is_over:
-            assert self._hello is not None
-            self._first = None
-            self._names[first] = (pool, index)
-            hello = self._hello.result()
-            asyncio.get_running_loop().call_soon(self.received, first, hello)
-            return first
+        first = self._firsts.pop(pool, None)
+        if first is not None and first.link in self._names and not first.link.is_over:
+            self._names[first.link] = (pool, index)
+            asyncio.get_running_loop().call_soon(self.received, first.link, first.hello.result())
+            return first.link
         return self._start(pool, index)
 
     def _start(self, pool: str, index: int) -> ProcessLink:
         name = f"{pool}.{max(index, 0)}"
-        spawn = partial(self._isolates[pool].spawn, name, self._command)
+        spawn = partial(self._isolates[pool].spawn, name, self._commands.get(pool, self._python))
         link = self._supervisor.start(pool, spawn, self._profiles.get(pool, Profile()).crashlog_limit)
         self._names[link] = (pool, index)
         self._since[link] = time.time()
@@ -154,7 +174,7 @@ class Workers:
             return  # it has ended meanwhile
         pool, index = self._names[worker]
         if index < 0:
-            self._describing(message)
+            self._describing(pool, worker, message)
             return
         assert self.engine is not None
         self.engine.received(pool, index, worker, message)
@@ -171,9 +191,11 @@ class Workers:
         pool, index = self._names.pop(worker)
         since = self._since.pop(worker)
         if index < 0:
-            if self._hello is not None and not self._hello.done():
-                died = UserError(f"{self._target}: {how}") if worker.is_hopeless else _Died(self._last_words or how)
-                self._hello.set_exception(died)
+            first = self._firsts.get(pool)
+            if first is not None and first.link is worker and not first.hello.done():
+                whose = self._target if pool == DEFAULT_POOL else f"pool {pool!r}"
+                died = UserError(f"{whose}: {how}") if worker.is_hopeless else _Died(first.last_words or how)
+                first.hello.set_exception(died)
         elif worker.is_hopeless and self.engine is not None and not self.engine.pools[pool].was_ready:
             self.engine.stop_with(UserError(f"pool {pool!r}: {how}"))
         elif self.engine is not None:
@@ -214,19 +236,17 @@ class Workers:
             isolate.close()
 
 
+class _First:
+    """A worker that describes its pool. ``last_words``: why it cannot."""
+
+    def __init__(self, link: ProcessLink, hello: asyncio.Future[Hello]) -> None:
+        self.link = link
+        self.hello = hello
+        self.last_words = ""
+
+
 class _Died(Exception):
     """The first worker ended before it said hello."""
-
-
-def python_command(target: str, config: str, directory: str, env: dict[str, str]) -> Command:
-    """What runs a Python worker. It may read where it imports from."""
-    paths = [os.path.abspath(path) for path in env.get("PYTHONPATH", "").split(os.pathsep) if path]
-    return Command(
-        argv=python_worker(target, config),
-        directory=os.path.abspath(directory),
-        env=env,
-        readable=tuple(path for path in dict.fromkeys(paths) if os.path.exists(path)),
-    )
 
 
 def make_isolate(pool: str, profile: Profile) -> Isolate:

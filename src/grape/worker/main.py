@@ -41,7 +41,7 @@ from grape.protocol.messages import (
 from grape.worker import output
 from grape.worker.blame import user_traceback
 from grape.worker.concurrent import AsyncPool
-from grape.worker.runtime import Runtime
+from grape.worker.runtime import CAPABILITIES, Runtime
 from grape.worker.watchdog import Watchdog
 
 _PR_SET_PDEATHSIG = 1
@@ -126,12 +126,17 @@ def die_with_parent(parent: int) -> None:
 
 
 def run(sock: socket.socket, topology: Topology) -> None:
-    """Serve the engine until it says to stop."""
+    """Serve the engine with an app in Python."""
     engine = Engine(sock)
     spec = topology.spec()
     runtime = Runtime(topology.handlers, spec, engine.ask, engine.send)
     output.install(runtime)
-    engine.send(Hello(VERSION, os.getpid(), "python", spec, ["partition", "cache", "chain"]))
+    engine.send(Hello(VERSION, os.getpid(), "python", spec, CAPABILITIES))
+    serve(engine, runtime)
+
+
+def serve(engine: Engine, runtime: Runtime) -> None:
+    """Do what the engine says, until it says to stop."""
     watchdog: Watchdog | None = None
     while True:
         message = engine.receive()

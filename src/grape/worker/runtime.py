@@ -18,7 +18,7 @@ from grape.model.batch import Run, one, runs_of
 from grape.model.cursor import Progress
 from grape.model.policy import after_failure, locks_key
 from grape.model.routing import Routing, route
-from grape.model.topology import TopologySpec
+from grape.model.topology import SlotSpec, TopologySpec
 from grape.protocol.messages import (
     Announce,
     Ask,
@@ -42,6 +42,9 @@ from grape.worker.retries import Retries
 from grape.worker.stage import RetryStage, RootStage, RunColumns, Stage
 from grape.worker.state import StateTable
 from grape.worker.units import Emissions, Unit, make_unit
+
+CAPABILITIES: Final = ["partition", "cache", "chain"]
+"""What `Runtime` does, as it is said to the engine."""
 
 _MAX_CHUNK: Final = 1024
 _CHUNK_SECONDS: Final = 0.010
@@ -112,6 +115,8 @@ class Runtime:
     # ------------------------------------------------------------------ messages
 
     def welcome(self, message: Welcome) -> None:
+        """Take what the engine says of the app and of this worker."""
+        self.topology = message.topology or self.topology
         self.pool = message.pool
         self.limits = message.limits
         self.concurrency = message.concurrency
@@ -123,9 +128,7 @@ class Runtime:
         for node in self.topology.nodes:
             if node.pool == self.pool and node.name in self._handlers:
                 slots = {slot.event: slot for slot in self.topology.slots if slot.node == node.name}
-                self.units[node.name] = make_unit(
-                    self._handlers[node.name], slots, self, self.names, self.partitions, self.limits
-                )
+                self.units[node.name] = self.make_unit(self._handlers[node.name], slots)
         self._delivery = Delivery(
             self.pool, self.units, routing, message.unchained, message.taken, self.partitions, self.run_stage
         )
@@ -135,6 +138,10 @@ class Runtime:
         self.single = False
         """Root events run one by one, so that what one of them does too much of is its own failure."""
         self._named: dict[tuple[str, str], Named] = {}
+
+    def make_unit(self, handler: Handler, slots: dict[str, SlotSpec]) -> Unit:
+        """The loop that runs a node."""
+        return make_unit(handler, slots, self, self.names, self.partitions, self.limits)
 
     @property
     def effects(self) -> Effects:

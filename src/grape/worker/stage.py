@@ -55,6 +55,14 @@ class Stage(Lineage):
     def values(self, payload: Payload) -> Column | None:
         """The values as a handler gets them, its own to change; None: all nil."""
 
+    def travelled(self) -> Column | None:
+        """The values as they travelled, plain or Raw; None: all nil."""
+        return [self.data_of(i) for i in range(self.count)]
+
+    def ids(self) -> tuple[str, int] | None:
+        """If the ids are a text and consecutive numbers: the text, and the first of them."""
+        return None
+
     def time_of(self, index: int) -> float:
         return self.created() / 1e6
 
@@ -126,9 +134,14 @@ class RunColumns:
 
     def raw(self, index: int) -> msgspec.Raw | None:
         """The value as it stands in the log."""
+        column = self.raws()
+        return column[index] if column else None
+
+    def raws(self) -> list[msgspec.Raw]:
+        """All values as they stand in the log; empty: all are nil."""
         if self._raw is None:
             self._raw = raw_data_of(self.run) or []
-        return self._raw[index] if self._raw else None
+        return self._raw
 
 
 class RootStage(Stage):
@@ -173,6 +186,12 @@ class RootStage(Stage):
 
     def data_of(self, index: int) -> Any:
         return self._columns.raw(self._start + index)
+
+    def travelled(self) -> Column | None:
+        return self._columns.raws()[self._start : self._start + self.count] or None
+
+    def ids(self) -> tuple[str, int] | None:
+        return None if self._columns.run.meta.ids else (self._id_prefix, self._offset + self._start)
 
     def values(self, payload: Payload) -> Column | None:
         column = self._columns.values(payload)
@@ -258,6 +277,9 @@ class ChildStage(Stage):
 
     def data_of(self, index: int) -> Any:
         return self.data[index]
+
+    def travelled(self) -> Column | None:
+        return self.data
 
     def values(self, payload: Payload) -> Column | None:
         return payload.items(self.data, self.kinds)

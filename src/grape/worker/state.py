@@ -144,6 +144,20 @@ class StateTable:
                 return MISSING
         return record
 
+    def records(self, keys: Iterable[str | None], now_us: int) -> dict[str, dict[str, Any]]:
+        """What is stored of these keys, by state name; a key without anything is left out."""
+        out: dict[str, dict[str, Any]] = {}
+        values, single = self.values, self.single
+        for key in set(keys):
+            if key is None or values[key] is MISSING:
+                continue
+            if single is not None and not self.has_ttl:
+                out[key] = {single.name: values[key]}
+            else:
+                found = {name: self.cached(key, name, now_us) for name in self.types}
+                out[key] = {name: value for name, value in found.items() if value is not MISSING}
+        return out
+
     # -------------------------------------------------------------- writing
 
     def encode_value(self, name: str, value: Any) -> Any:
@@ -184,6 +198,10 @@ class StateTable:
                 elif ttl is not None:
                     due[name] = now_us + ttl
             self.expires[key] = due
+
+    def note_written(self, size: int) -> None:
+        """So many bytes of values were stored."""
+        self._written += size
 
     def take_written(self) -> int:
         """Bytes of text, bytes and encoded values that were stored since the last time this was asked."""

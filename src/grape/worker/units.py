@@ -19,6 +19,7 @@ from grape.errors import HandlerError, NoKey
 from grape.model.address import Partitions
 from grape.model.event import Event
 from grape.model.topology import Limits, SlotSpec
+from grape.protocol.messages import Named
 from grape.worker.emits import EmitColumns, Names, bind, unbind, weight
 from grape.worker.stage import Stage
 from grape.worker.state import MISSING, BadState, StateTable
@@ -55,8 +56,11 @@ class Host(Protocol):
 
     single: bool
 
-    def fail(self, unit: Unit, stage: Stage, index: int, error: BaseException) -> None:
-        """The event failed: it goes to the hold list, and its key may be locked from now on."""
+    def fail(
+        self, unit: Unit, stage: Stage, index: int, error: BaseException | None, named: Named | None = None
+    ) -> None:
+        """The event failed: it goes to the hold list, and its key may be locked from now on. ``named`` says what it
+        is, if there is no ``error``."""
 
     def behind(self, unit: Unit, stage: Stage, index: int) -> None:
         """The event has to wait behind a failed one of its key."""
@@ -72,7 +76,10 @@ class Host(Protocol):
 
 
 class Unit(ABC):
-    """A node and its loop. ``run`` is called from one thread at a time; ``position`` from any."""
+    """A node and its loop. ``run`` is called from one thread at a time; ``position`` from any. ``is_exact``: that is
+    the event that runs, not one before it."""
+
+    is_exact = True
 
     def __init__(
         self,

@@ -61,6 +61,9 @@ class Watchdog(threading.Thread):
             index = min(unit.position(), stage.count - 1)
             slot = unit.slots.get(stage.name_of(index))
             if slot is not None and slot.timeout and now - since > slot.timeout:
+                if not unit.is_exact:  # in careful mode it will be
+                    sys.stderr.flush()
+                    os._exit(EXIT_STUCK)
                 self._report(Overdue(self._runtime.place, unit.node, stage.id_of(index), slot.timeout))
 
     def _report(self, late: Overdue) -> None:

@@ -1,0 +1,65 @@
+"""What runs the workers of a pool, by its runtime."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Final
+
+import msgspec
+from msgspec import structs
+
+from grape.abc.isolate import Command
+from grape.errors import UsageError
+from grape.isolates.process import python_worker
+from grape.model.topology import PoolSpec
+
+_PATHS: Final = ("PYTHONPATH", "NODE_PATH", "PERL5LIB", "LD_LIBRARY_PATH")
+"""Variables with directories from which a runtime loads code."""
+_INTERPRETERS: Final = {"node": ("node",), "perl": ("perl",), "exec": ()}
+_ADAPTER: Final = "grape.worker.adapter"
+
+
+def python_command(target: str, config: str, directory: str, env: dict[str, str]) -> Command:
+    """What runs a Python worker. It may read where it imports from."""
+    paths = [os.path.abspath(path) for name in _PATHS for path in env.get(name, "").split(os.pathsep) if path]
+    return Command(
+        argv=python_worker(target, config),
+        directory=os.path.abspath(directory),
+        env=env,
+        readable=tuple(path for path in dict.fromkeys(paths) if os.path.exists(path)),
+    )
+
+
+def command_of(pool: PoolSpec, config: str, python: Command) -> Command:
+    """What runs a worker of ``pool``; ``python``: what runs those in Python.
+
+    Raises:
+        UsageError: its entry is not there.
+    """
+    if pool.runtime == "python":
+        return python
+    entry = os.path.join(python.directory, pool.entry[0])
+    if not os.path.isfile(entry):
+        raise UsageError(
+            f"pool {pool.name!r} (runtime={pool.runtime!r}): there is no file {pool.entry[0]!r} in the app's "
+            f"directory, {python.directory} (entry=)"
+        )
+    if pool.runtime in ("exec", "lines") and not os.access(entry, os.X_OK):
+        raise UsageError(
+            f"pool {pool.name!r} (runtime={pool.runtime!r}): {entry} is not executable; chmod +x {entry}, and a script "
+            f"says in its first line what runs it (#!/usr/bin/awk -f)"
+        )
+    if pool.runtime == "lines":
+        return structs.replace(python, argv=_adapter("--lines", entry, *pool.entry[1:]))
+    words = (*_INTERPRETERS[pool.runtime], entry, *pool.entry[1:], "--config", config)
+    return structs.replace(python, argv=words)
+
+
+def adapted(command: Command) -> Command:
+    """The same worker, a base speaker, behind its adapter."""
+    return structs.replace(command, argv=_adapter("--command", *command.argv))
+
+
+def _adapter(how: str, *words: str) -> tuple[str, ...]:
+    return (sys.executable, "-m", _ADAPTER, how, msgspec.json.encode(words).decode())

@@ -1,0 +1,79 @@
+"""``python -m grape.worker.adapter``: started by the engine, instead of the program that it stands before."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import gc
+import os
+import resource
+import signal
+import socket
+import sys
+
+import msgspec
+
+from grape.errors import ProtocolError
+from grape.model.topology import TopologySpec
+from grape.protocol.framing import frame
+from grape.protocol.messages import VERSION, Hello, Refusal
+from grape.worker.adapter.lines import LinesSpeaker
+from grape.worker.adapter.runtime import AdapterRuntime
+from grape.worker.adapter.speaker import BaseSpeaker, Gone
+from grape.worker.main import Engine, die_with_parent, serve
+from grape.worker.runtime import CAPABILITIES
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="grape.worker.adapter", description="Started by the engine.")
+    parser.add_argument("--fd", type=int, required=True)
+    parser.add_argument("--parent", type=int, required=True)
+    program = parser.add_mutually_exclusive_group(required=True)
+    program.add_argument("--command", help="a base speaker, as a JSON list")
+    program.add_argument("--lines", help="a program that reads and writes lines, as a JSON list")
+    options = parser.parse_args()
+    if options.parent:  # else the jail sees to it
+        die_with_parent(options.parent)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    sock = socket.socket(fileno=options.fd)
+    sock.set_inheritable(False)
+    argv = msgspec.json.decode(options.command or options.lines, type=list[str])
+    gc.freeze()
+    try:
+        adapt(sock, argv, is_lines=options.lines is not None)
+    except (BrokenPipeError, ConnectionResetError):
+        sys.exit(0)
+    except (Gone, OSError) as e:
+        refuse(sock, "start", str(e))
+    except ProtocolError as e:
+        refuse(sock, "start", f"{os.path.basename(argv[-1])} broke the protocol: {e}")
+
+
+def adapt(sock: socket.socket, argv: list[str], *, is_lines: bool) -> None:
+    """Start the program and serve the engine, until it says to stop."""
+    engine = Engine(sock)
+    if is_lines:
+        speaker: LinesSpeaker | BaseSpeaker = LinesSpeaker(argv)
+        hello = Hello(VERSION, os.getpid(), "lines", TopologySpec(""), CAPABILITIES)
+    else:
+        speaker = BaseSpeaker(argv)
+        first = speaker.hello()
+        if isinstance(first, Refusal):
+            refuse(sock, first.kind, first.text)
+        assert isinstance(first, Hello)
+        hello = Hello(VERSION, os.getpid(), first.language, first.topology, CAPABILITIES)
+    engine.send(hello)
+    serve(engine, AdapterRuntime(speaker, hello.topology, engine.ask, engine.send))
+
+
+def refuse(sock: socket.socket, kind: str, text: str) -> None:
+    """Tell the engine why, and leave."""
+    with contextlib.suppress(OSError):
+        sock.sendall(frame(Refusal(kind, text)))
+    sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,420 @@
+"""Programs that read events as lines of JSON on standard input, and write what they did on standard output.
+
+An event is one line, its answer too, unless that says ``"more": true``; an empty line is the answer that nothing was
+done. Lines are written ahead, so that a program is never waited for without need, but for events of one key: the next
+one goes out when the last one was answered, with the state that this has left.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import subprocess
+import sys
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from typing import Any, Final
+
+import msgspec
+from msgspec import UNSET, Raw, Struct, UnsetType
+
+from grape.authoring.emitter import seconds
+from grape.errors import GrapeError, ProtocolError
+from grape.model.address import check_key
+from grape.protocol.base import Answered, Emits, Failed, Ran, Run, StateChange
+from grape.protocol.messages import Welcome
+from grape.worker.adapter.speaker import Gone, Progressed, how_it_ended, start
+from grape.worker.emits import Names
+from grape.worker.values import decode, encode, to_value
+
+_AHEAD: Final = 1024
+_AHEAD_BYTES: Final = 256 << 10
+"""Events, and bytes of them, that may be unanswered."""
+_READ: Final = 256 << 10
+_MAX_LINE: Final = 128 << 20
+_HAND_IN_SECONDS: Final = 1.0
+_HAND_IN_BYTES: Final = 4 << 20
+_PATIENCE: Final = 5.0
+_MARK: Final = "\x1e"
+_LEVELS: Final = ("debug", "info", "warning", "error", "critical")
+
+_to_json = msgspec.json.Encoder().encode
+
+
+class Emission(Struct, forbid_unknown_fields=True):
+    """One event that is emitted. ``key`` null: none; left out: that of the event. ``delay`` in seconds."""
+
+    event: str
+    data: Any = None
+    key: str | UnsetType | None = UNSET
+    delay: float | None = None
+
+
+class Answer(Struct, forbid_unknown_fields=True):
+    """A line of the program. ``emit`` is one name, with ``data``, ``key`` and ``delay`` beside it, or a list."""
+
+    emit: str | list[Emission] | None = None
+    data: Any = None
+    key: str | UnsetType | None = UNSET
+    delay: float | None = None
+    state: dict[str, Any] | None = None
+    reply: Any = UNSET
+    error: str | None = None
+    kind: str = "error"
+    trace: str = ""
+    log: str | None = None
+    level: str = "info"
+    more: bool = False
+
+    def emissions(self) -> list[Emission]:
+        if isinstance(self.emit, str):
+            return [Emission(self.emit, self.data, self.key, self.delay)]
+        return self.emit or []
+
+
+_NOTHING: Final = Answer()
+_answer = msgspec.json.Decoder(Answer).decode
+
+
+class LinesSpeaker:
+    """See the module."""
+
+    is_exact = True
+
+    def __init__(self, argv: Sequence[str]) -> None:
+        self._name = os.path.basename(argv[0])
+        self._program = start(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        assert self._program.stdin is not None
+        assert self._program.stdout is not None
+        self._to, self._from = self._program.stdin.fileno(), self._program.stdout.fileno()
+        os.set_blocking(self._to, False)
+        os.set_blocking(self._from, False)
+        self._unsent = bytearray()
+        self._rest = bytearray()
+
+    def welcome(self, message: Welcome) -> None:
+        topology = message.topology
+        assert topology is not None
+        self._names = Names(topology.name, [*topology.events, *topology.outputs])
+        self._states = {node.name: frozenset(state.name for state in node.states) for node in topology.nodes}
+        self._max_event = message.limits.max_event
+
+    def run(self, run: Run, progressed: Progressed) -> Iterator[Ran]:
+        pending = _Pending(run)
+        effects = _Effects(run, self._names, self._states[run.node], self._max_event)
+        handed_in = time.monotonic()
+        while True:
+            while not effects.has_failed and pending.may_send(len(self._unsent)):
+                try:
+                    self._unsent += pending.next_line(effects)
+                except GrapeError as e:
+                    if not pending.out:
+                        effects.fail(pending.sent - 1, e)
+                    else:
+                        pending.take_back()  # when those before it have been answered
+                    break
+            if effects.has_failed and pending.out == 0:
+                yield effects.take()
+                return
+            for line in self._lines():
+                if not pending.out:
+                    raise ProtocolError(f"a line that answers nothing: {line[:200]!r}")
+                if effects.add(pending.answered, line):
+                    pending.pop()
+                    if effects.failed is not None:
+                        yield effects.take()
+            progressed(pending.answered)
+            now = time.monotonic()
+            if pending.is_over or now - handed_in > _HAND_IN_SECONDS or effects.size > _HAND_IN_BYTES:
+                handed_in = now
+                yield effects.take()
+            if pending.is_over or (effects.has_failed and not pending.out):
+                return
+
+    def close(self) -> None:
+        """Standard input ends; a program that goes on after that is ended."""
+        assert self._program.stdin is not None
+        self._program.stdin.close()
+        try:
+            self._program.wait(_PATIENCE)
+        except subprocess.TimeoutExpired:
+            self._program.kill()
+            self._program.wait()
+
+    def _lines(self) -> list[bytes]:
+        """What the program has written, as soon as it is a line at least or more may be sent."""
+        poll = select.poll()
+        poll.register(self._from, select.POLLIN)
+        if self._unsent:
+            poll.register(self._to, select.POLLOUT)
+        for fd, _ in poll.poll():
+            if fd == self._to:
+                self._write()
+            else:
+                return self._read()
+        return []
+
+    def _write(self) -> None:
+        try:
+            sent = os.write(self._to, self._unsent)
+        except BlockingIOError:
+            return
+        except BrokenPipeError:
+            raise self._end() from None
+        del self._unsent[:sent]
+
+    def _read(self) -> list[bytes]:
+        data = os.read(self._from, _READ)
+        if not data:
+            raise self._end()
+        self._rest += data
+        if b"\n" not in data:
+            if len(self._rest) > _MAX_LINE:
+                raise ProtocolError(f"a line of over {_MAX_LINE >> 20} MiB")
+            return []
+        whole, _, rest = self._rest.rpartition(b"\n")
+        self._rest = rest
+        return bytes(whole).split(b"\n")
+
+    def _end(self) -> Gone:
+        sys.stderr.flush()
+        return how_it_ended(self._program, self._name)
+
+
+class _Pending:
+    """Which events of a run were sent, and which answered. ``out``: how many are not answered yet."""
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+        self._keys: set[str] = set()
+        self._sizes: deque[int] = deque()
+        self._bytes = 0
+        self.sent = 0
+        self.answered = 0
+
+    @property
+    def out(self) -> int:
+        return self.sent - self.answered
+
+    @property
+    def is_over(self) -> bool:
+        return self.answered == self._run.events
+
+    def _key(self, index: int) -> str | None:
+        return None if self._run.keys is None else self._run.keys[index]
+
+    def may_send(self, unsent: int) -> bool:
+        if self.sent == self._run.events or self.out >= _AHEAD or self._bytes >= _AHEAD_BYTES or unsent > _AHEAD_BYTES:
+            return False
+        return self._key(self.sent) not in self._keys
+
+    def next_line(self, effects: _Effects) -> bytes:
+        """The next event.
+
+        Raises:
+            HandlerError: its data cannot be written as JSON; it counts as sent.
+        """
+        run, index, key = self._run, self.sent, self._key(self.sent)
+        self.sent += 1
+        if key is not None:
+            self._keys.add(key)
+        self._sizes.append(0)
+        event: dict[str, Any] = {"event": run.names[index] if len(run.names) > 1 else run.names[0], "node": run.node}
+        if key is not None:
+            event["key"] = key
+        event["data"] = None if run.data is None else _plain(run.data[index])
+        event["id"] = run.ids[index] if run.ids is not None else f"{run.id_prefix}{run.id_first + index}"
+        if run.attempt > 1:
+            event["attempt"] = run.attempt
+        if run.states is not None:
+            event["state"] = effects.record(key)
+        try:
+            line = _to_json(event) + b"\n"
+        except (TypeError, ValueError, OverflowError, RecursionError) as e:
+            raise BadLine(f"the event cannot be written as JSON: {e}") from None
+        self._sizes[-1] = len(line)
+        self._bytes += len(line)
+        return line
+
+    def take_back(self) -> None:
+        """The last one was not sent after all."""
+        self.sent -= 1
+        self._bytes -= self._sizes.pop()
+        key = self._key(self.sent)
+        if key is not None:
+            self._keys.discard(key)
+
+    def pop(self) -> None:
+        """The oldest one was answered."""
+        key = self._key(self.answered)
+        if key is not None:
+            self._keys.discard(key)
+        self.answered += 1
+        self._bytes -= self._sizes.popleft()
+
+
+class BadLine(GrapeError):
+    """What a program wrote is no answer, or what it should read is no JSON."""
+
+    code = "bad-line"
+
+
+class _Effects:
+    """What the answered events of a run have done since it was last asked. An event's own effects count when its last
+    line is there."""
+
+    def __init__(self, run: Run, names: Names, states: frozenset[str], max_event: int) -> None:
+        self._run = run
+        self._names = names
+        self._states = states
+        self._max_event = max_event
+        self._records: dict[str, dict[str, Any]] = {}
+        self._emits: list[tuple[int, str, Raw, str | bool | None, int]] = []
+        self._replies: list[Answered] = []
+        self._changes: dict[str, tuple[dict[str, Raw], set[str]]] = {}
+        self._lines: list[Answer] = []
+        self._error: GrapeError | None = None
+        self._events = 0
+        self.size = 0
+        self.failed: Failed | None = None
+        self.has_failed = False
+
+    def record(self, key: str | None) -> dict[str, Any]:
+        """The state of a key, as it is now."""
+        if key is None:
+            return {}
+        found = self._records.get(key)
+        if found is None:
+            stored = (self._run.states or {}).get(key, {})
+            found = self._records[key] = {name: _plain(value) for name, value in stored.items()}
+        return found
+
+    def add(self, index: int, line: bytes) -> bool:
+        """Take a line about the event ``index``; whether it was the last one."""
+        try:
+            answer = _answer(line) if line.strip() else _NOTHING
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as e:
+            self._error = self._error or BadLine(f"{line[:500].decode('utf-8', 'replace')!r} is no answer: {e}")
+            answer = _NOTHING
+        if answer.log is not None:
+            level = answer.level if answer.level in _LEVELS else "info"
+            sys.stderr.write(f"{_MARK}{level}{_MARK}{self._run.node}{_MARK}{answer.log.replace(chr(10), ' ')}\n")
+            sys.stderr.flush()
+        if answer is not _NOTHING:
+            self._lines.append(answer)
+        if answer.more:
+            return False
+        lines, self._lines = self._lines, []
+        error, self._error = self._error, None
+        try:
+            if error is not None:
+                raise error
+            self._apply(index, lines)
+        except GrapeError as e:
+            self.fail(index, e)
+        else:
+            self._events += 1
+        return True
+
+    def fail(self, index: int, error: GrapeError) -> None:
+        """The event has failed."""
+        self._events += 1
+        trace = error.trace if isinstance(error, _Said) else ""
+        self.failed = Failed(index, error.code, str(error), trace)
+        self.has_failed = True
+
+    def _apply(self, index: int, lines: list[Answer]) -> None:
+        """
+        Raises:
+            GrapeError: the event has failed; nothing of it was taken.
+        """
+        emits: list[tuple[int, str, Raw, str | bool | None, int]] = []
+        replies: list[Answered] = []
+        changes: dict[str, Any] = {}
+        for line in lines:
+            if line.error is not None:
+                raise _Said(line.kind, line.error, line.trace)
+            emits += [self._emit(index, emission) for emission in line.emissions()]
+            if line.reply is not UNSET:
+                replies.append(Answered(index, self._packed(line.reply)))
+            changes.update(line.state or {})
+        if changes:
+            self._store(index, changes)
+        self._emits += emits
+        self._replies += replies
+
+    def _emit(self, index: int, emission: Emission) -> tuple[int, str, Raw, str | bool | None, int]:
+        if emission.event not in self._names.known:
+            error = self._names.unknown(emission.event, self._run.node)
+            assert isinstance(error, GrapeError)
+            raise error
+        key = None if emission.key is UNSET else False if emission.key is None else emission.key
+        try:
+            if isinstance(key, str):
+                check_key(key)
+            delay = -1 if emission.delay is None else int(seconds(emission.delay, "delay") * 1e6)
+        except (TypeError, ValueError) as e:
+            raise BadLine(str(e)) from None
+        return index, emission.event, self._packed(emission.data), key, delay
+
+    def _packed(self, value: Any) -> Raw:
+        found = to_value(value, self._max_event)
+        packed = found if type(found) is Raw else Raw(encode(found))
+        self.size += len(packed) + 64
+        return packed
+
+    def _store(self, index: int, changes: dict[str, Any]) -> None:
+        key = None if self._run.keys is None else self._run.keys[index]
+        if key is None:
+            raise BadLine(f"an event without a key has no state; its answer stores {sorted(changes)}")
+        unknown = changes.keys() - self._states
+        if unknown:
+            raise BadLine(
+                f"{self._run.node!r} has no state {sorted(unknown)[0]!r}; declared are "
+                f"{sorted(self._states) or 'none'} (External(..., states=))"
+            )
+        packed = {name: self._packed(value) for name, value in changes.items() if value is not None}
+        record = self.record(key)
+        values, deleted = self._changes.setdefault(key, ({}, set()))
+        for name, value in changes.items():
+            if value is None:
+                record.pop(name, None)
+                values.pop(name, None)
+                deleted.add(name)
+            else:
+                record[name] = value
+                values[name] = packed[name]
+                deleted.discard(name)
+
+    def take(self) -> Ran:
+        """What has been done, and start anew."""
+        emits = Emits()
+        if self._emits:
+            origins, names, data, keys, delays = map(list, zip(*self._emits, strict=True))
+            emits = Emits(
+                origins,
+                names[:1] if len(set(names)) == 1 else names,
+                data,
+                None if set(keys) == {None} else keys,
+                None if max(delays) < 0 else delays,
+            )
+        states = [StateChange(key, values, list(deleted)) for key, (values, deleted) in self._changes.items()]
+        ran = Ran(self._events, emits, states, self._replies, self.failed)
+        self._emits, self._replies, self._changes = [], [], {}
+        self._events = self.size = 0
+        self.failed = None
+        return ran
+
+
+class _Said(GrapeError):
+    """What the program itself said of its failure."""
+
+    def __init__(self, kind: str, text: str, trace: str) -> None:
+        super().__init__(text)
+        self.code = kind
+        self.trace = trace
+
+
+def _plain(value: Any) -> Any:
+    return decode(value) if type(value) is Raw else value
