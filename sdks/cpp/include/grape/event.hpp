@@ -1,0 +1,353 @@
+/// What a handler gets: the event, the state of its key, and the ways out.
+#pragma once
+
+#include <chrono>
+#include <cmath>
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <type_traits>
+#include <utility>
+#include <vector>
+
+#include "batch.hpp"
+#include "error.hpp"
+#include "routes.hpp"
+#include "state.hpp"
+#include "value.hpp"
+#include "watch.hpp"
+
+namespace grape {
+
+/// Where an emit goes, and when: `grape::Emit().key("a").delay(5s)`. Without a key it has that of the event being handled.
+class Emit {
+ public:
+  /// Text of 1 to 4,096 bytes.
+  Emit& key(std::string_view key) {
+    key_ = {key, true};
+    inherits_ = false;
+    return *this;
+  }
+  Emit& keyless() {
+    key_ = {};
+    inherits_ = false;
+    return *this;
+  }
+  /// How long until it is due; the timer is durable.
+  template <class Rep, class Period>
+  Emit& delay(std::chrono::duration<Rep, Period> time) {
+    const double micros = std::chrono::duration<double, std::micro>(time).count();
+    if (!(micros >= 0 && micros <= 4.6e18)) throw Error("bad-value", "a delay is from 0 to 146,000 years");
+    delay_ = static_cast<std::int64_t>(micros);
+    return *this;
+  }
+
+ private:
+  friend class Event;
+  detail::Key key_;
+  bool inherits_ = true;
+  std::int64_t delay_ = -1;
+};
+
+class Event;
+class State;
+
+namespace detail {
+
+class Runtime;
+
+/// An event on its way to a node, wherever it comes from.
+struct Incoming {
+  std::string_view name;
+  Key key;
+  std::string_view data;
+  std::int64_t hops = 0;
+  std::int64_t context = -1;
+  std::int64_t created = 0;
+  std::int64_t attempt = 1;
+  std::string_view id_prefix;
+  std::int64_t id_number = -1;  ///< -1: the prefix is all of it
+
+  [[nodiscard]] std::string id() const {
+    std::string out(id_prefix);
+    if (id_number >= 0) out += std::to_string(id_number);
+    return out;
+  }
+};
+
+struct Emitted {
+  std::uint32_t name = 0;
+  bool inherits = true;
+  bool is_keyless = false;
+  std::size_t key = 0;  ///< where it stands among the texts of the event
+  std::size_t key_size = 0;
+  std::size_t data = 0;
+  std::size_t size = 0;
+  std::int64_t delay = -1;
+};
+
+struct Stored {
+  std::size_t state = 0;
+  std::size_t data = 0;
+  std::size_t size = 0;  ///< 0: deleted
+};
+
+struct Replied {
+  std::size_t data = 0;
+  std::size_t size = 0;
+  bool is_final = true;
+};
+
+}  // namespace detail
+
+/// One state of the key of an event. What is set is seen by this event at once, by others when it has succeeded.
+class State {
+ public:
+  /// Its value; `fallback` if it is not set.
+  ///
+  /// Throws Error "bad-state": it is of another type.
+  template <class T>
+  [[nodiscard]] T get(T fallback = T{}) const {
+    const std::string_view packed = bytes();
+    return packed.empty() ? std::move(fallback) : read<T>(packed);
+  }
+
+  /// Its value, if it is set.
+  template <class T>
+  [[nodiscard]] std::optional<T> find() const {
+    const std::string_view packed = bytes();
+    return packed.empty() ? std::nullopt : std::optional<T>(read<T>(packed));
+  }
+
+  [[nodiscard]] bool exists() const { return !bytes().empty(); }
+
+  /// As msgpack; empty if it is not set. Valid until the event sets or deletes a state.
+  [[nodiscard]] std::string_view bytes() const;
+
+  /// Throws Error "bad-value", "too-large": it cannot be stored.
+  template <class T>
+  void set(const T& value);
+
+  void erase();
+
+ private:
+  friend class Event;
+  Event& event_;
+  std::size_t index_;
+
+  State(Event& event, std::size_t index) : event_(event), index_(index) {}
+
+  template <class T>
+  static T read(std::string_view packed) {
+    try {
+      return Raw(packed).as<T>();
+    } catch (const detail::Mismatch& e) {
+      throw Error("bad-state", std::string("the stored value does not fit: ") + e.what());
+    }
+  }
+};
+
+/// Valid while its handler runs, and only there. Everything it does becomes effective when the handler returns; if it throws,
+/// nothing does.
+class Event {
+ public:
+  [[nodiscard]] std::string_view name() const noexcept { return in_.name; }
+  [[nodiscard]] std::optional<std::string_view> key() const noexcept {
+    return in_.key.exists ? std::optional<std::string_view>(in_.key.text) : std::nullopt;
+  }
+  /// The payload.
+  [[nodiscard]] Raw data() const noexcept { return Raw(in_.data); }
+  /// The payload as a `T`.
+  ///
+  /// Throws Error "bad-payload": it is something else.
+  template <class T>
+  [[nodiscard]] T as() const {
+    return data().as<T>();
+  }
+  [[nodiscard]] std::string id() const { return in_.id(); }
+  /// Which try this is, from 1.
+  [[nodiscard]] std::int64_t attempt() const noexcept { return in_.attempt; }
+  [[nodiscard]] std::chrono::system_clock::time_point created() const noexcept {
+    return std::chrono::system_clock::time_point(std::chrono::microseconds(in_.created));
+  }
+
+  /// Throws Error "no-key": the event has none; "bad-state": the node does not declare it.
+  [[nodiscard]] State state(std::string_view name) {
+    check_open();
+    const auto& states = node_->states;
+    for (std::size_t i = 0; i < states.size(); ++i) {
+      if (states[i].name == name) {
+        if (!in_.key.exists) no_key(name);
+        return {*this, i};
+      }
+    }
+    throw Error("bad-state", "node '" + node_->name + "' has no state '" + std::string(name) + "'; declare it with Slot::state");
+  }
+
+  /// Throws Error "unknown-event", "bad-value", "too-large": it cannot be emitted.
+  template <class T>
+  void emit(std::string_view name, const T& value, const Emit& how = Emit()) {
+    const std::uint32_t number = resolve(name);
+    const std::size_t at = texts_.size();
+    detail::pack_whole(texts_, value, limits_->max_event);
+    note(number, at, how);
+  }
+  void emit(std::string_view name) { emit(name, nullptr); }
+
+  /// Answers the caller from outside, if there is one; the first final answer ends the call.
+  template <class T>
+  void reply(const T& value, bool is_final = true) {
+    check_open();
+    const std::size_t at = texts_.size();
+    detail::pack_whole(texts_, value, limits_->max_event);
+    replies_.push_back({at, texts_.size() - at, is_final});
+    check_size();
+  }
+
+  /// The handler is alive: its timeout starts anew.
+  void progress() noexcept { watch_->tick(); }
+
+ private:
+  friend class State;
+  friend class detail::Runtime;
+
+  detail::Incoming in_;
+  const detail::NodeSpec* node_ = nullptr;
+  const detail::Routes* routes_ = nullptr;
+  const detail::Limits* limits_ = nullptr;
+  detail::Watch* watch_ = nullptr;
+  detail::Table* table_ = nullptr;
+  std::int64_t now_ = 0;
+  bool is_open_ = false;
+
+  detail::Buffer texts_;  ///< keys and values of emits and replies
+  std::vector<detail::Emitted> emitted_;
+  std::vector<detail::Replied> replies_;
+  detail::Buffer values_;  ///< of states
+  std::vector<detail::Stored> stored_;
+  detail::Buffer scratch_;  ///< a new value may be a slice of the old one: it is packed here first
+  std::string_view last_name_;  ///< the one of the last emit: most handlers emit one name only
+  std::uint32_t last_number_ = 0;
+
+  void check_open() const {
+    if (!is_open_) throw Error("event-over", "an event was used after its handler had returned");
+  }
+
+  [[noreturn]] void no_key(std::string_view state) const {
+    throw Error("no-key", "node '" + node_->name + "' used its state '" + std::string(state) + "' in an event '" +
+                              std::string(in_.name) + "' that has no key; emit it with a key, or feed it with one");
+  }
+
+  std::uint32_t resolve(std::string_view name) {
+    check_open();
+    if (name == last_name_) return last_number_;
+    const std::uint32_t* found = routes_->find(name);
+    if (found == nullptr) throw Error("unknown-event", routes_->unknown(name, node_->name));
+    last_name_ = (*routes_)[*found].text;
+    return last_number_ = *found;
+  }
+
+  /// An emit whose value stands behind `at`.
+  void note(std::uint32_t number, std::size_t at, const Emit& how) {
+    detail::Emitted out;
+    out.name = number;
+    out.inherits = how.inherits_;
+    out.data = at;
+    out.size = texts_.size() - at;
+    out.delay = how.delay_;
+    if (!how.inherits_) {
+      out.is_keyless = !how.key_.exists;
+      if (how.key_.exists) check_key(how.key_.text);
+      out.key = texts_.size();
+      out.key_size = how.key_.text.size();
+      texts_.append(how.key_.text);
+    }
+    emitted_.push_back(out);
+    check_size();
+  }
+
+  static void check_key(std::string_view key) {
+    if (key.empty() || key.size() > 4'096) {
+      throw Error("bad-value", "a key has 1 to 4,096 bytes of UTF-8, this one has " + std::to_string(key.size()));
+    }
+    if (!detail::is_utf8(key)) throw Error("bad-value", "a key must be valid UTF-8");
+  }
+
+  void check_size() const {
+    if (texts_.size() + values_.size() > limits_->max_result) {
+      throw Error("too-large", "one event had effects of over " + std::to_string(limits_->max_result) +
+                                   " bytes (max-result); do less, or emit events to itself that go on with the rest");
+    }
+  }
+
+  /// What the event has said about a state, if it has.
+  [[nodiscard]] const detail::Stored* said(std::size_t state) const {
+    for (const auto& stored : stored_) {
+      if (stored.state == state) return &stored;
+    }
+    return nullptr;
+  }
+
+  /// `packed` empty: deleted.
+  void store(std::size_t state, std::string_view packed) {
+    const std::size_t at = values_.size();
+    const std::size_t size = packed.size();
+    values_.append(packed);
+    for (auto& stored : stored_) {
+      if (stored.state == state) {
+        stored = {state, at, size};
+        return check_size();
+      }
+    }
+    stored_.push_back({state, at, size});
+    check_size();
+  }
+
+  void begin(const detail::Incoming& in, const detail::NodeSpec& node, detail::Table* table, std::int64_t now) {
+    in_ = in;
+    node_ = &node;
+    table_ = table;
+    now_ = now;
+    texts_.clear();
+    emitted_.clear();
+    replies_.clear();
+    values_.clear();
+    stored_.clear();
+    is_open_ = true;
+  }
+
+  void end() noexcept {
+    is_open_ = false;
+    for (auto* buffer : {&texts_, &values_, &scratch_}) {
+      if (buffer->capacity() > (1U << 20U)) *buffer = detail::Buffer();
+    }
+  }
+};
+
+inline std::string_view State::bytes() const {
+  event_.check_open();
+  if (const auto* said = event_.said(index_)) return std::string_view(event_.values_).substr(said->data, said->size);
+  const detail::Entry* entry = event_.table_->find(event_.in_.key.text);
+  if (entry == nullptr) return {};
+  try {
+    return event_.table_->read(*entry, index_, event_.now_);
+  } catch (const detail::Mismatch& e) {
+    throw Error("bad-state", std::string("the stored record cannot be read: ") + e.what());
+  }
+}
+
+template <class T>
+void State::set(const T& value) {
+  event_.check_open();
+  event_.scratch_.clear();
+  detail::pack_whole(event_.scratch_, value, event_.limits_->max_event);
+  event_.store(index_, event_.scratch_);
+}
+
+inline void State::erase() {
+  event_.check_open();
+  event_.store(index_, {});
+}
+
+}  // namespace grape

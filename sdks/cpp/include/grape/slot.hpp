@@ -1,0 +1,78 @@
+/// How a slot is declared: which node gets the event, what it keeps and emits, what happens when it fails.
+#pragma once
+
+#include <chrono>
+#include <cstdint>
+#include <functional>
+#include <initializer_list>
+#include <optional>
+#include <string>
+#include <utility>
+
+#include "topology.hpp"
+
+namespace grape {
+
+class Event;
+using Handler = std::function<void(Event&)>;
+using Seconds = std::chrono::duration<double>;
+
+enum class OnFail { dead, stop };
+
+/// `grape::Slot("Count").state("count").emits({"total"}).retries(5)`. What is not said has the default of docs/protocol.md.
+class Slot {
+ public:
+  explicit Slot(std::string node) {
+    node_.name = node;
+    spec_.node = std::move(node);
+  }
+
+  /// Named state of the node, kept for each key; with a time to live it goes so long after it was last set.
+  Slot& state(std::string name, std::optional<Seconds> ttl = std::nullopt) {
+    node_.states.push_back({std::move(name), ttl ? std::optional<double>(ttl->count()) : std::nullopt});
+    return *this;
+  }
+
+  /// Names that the handler emits.
+  Slot& emits(std::initializer_list<std::string> names) {
+    spec_.emits.insert(spec_.emits.end(), names.begin(), names.end());
+    return *this;
+  }
+  Slot& emits(std::string name) {
+    spec_.emits.push_back(std::move(name));
+    return *this;
+  }
+
+  /// Attempts after the first one.
+  Slot& retries(std::int64_t count) { return set(spec_.retries, count); }
+  /// The wait before the second attempt; it doubles with every further one.
+  Slot& backoff(Seconds time) { return set(spec_.backoff, time.count()); }
+  Slot& backoff_max(Seconds time) { return set(spec_.backoff_max, time.count()); }
+  /// Longest run of one event; 0: none.
+  Slot& timeout(Seconds time) { return set(spec_.timeout, time.count()); }
+  /// After the last attempt: `dead` frees the key, `stop` keeps it until an operator acts.
+  Slot& on_fail(OnFail what) { return set(spec_.on_fail, std::string(what == OnFail::stop ? "stop" : "dead")); }
+  /// Later events of the same key wait while one is retried.
+  Slot& ordered(bool is_ordered) { return set(spec_.ordered, is_ordered); }
+  /// For the engine's picture of the app; this worker runs no chains.
+  Slot& chain(bool may_chain) { return set(spec_.chain, may_chain); }
+  /// Of async nodes, which this SDK does not have: it is told to the engine, and has no effect.
+  Slot& concurrency(std::int64_t events) { return set(spec_.concurrency, events); }
+  /// Of handlers that get lists, which this SDK does not have: it is told to the engine, and has no effect.
+  Slot& batch(std::int64_t events) { return set(spec_.batch, events); }
+
+  [[nodiscard]] const detail::NodeSpec& node_spec() const noexcept { return node_; }
+  [[nodiscard]] const detail::SlotSpec& spec() const noexcept { return spec_; }
+
+ private:
+  detail::NodeSpec node_;
+  detail::SlotSpec spec_;
+
+  template <class T>
+  Slot& set(T& field, T value) {
+    field = std::move(value);
+    return *this;
+  }
+};
+
+}  // namespace grape
