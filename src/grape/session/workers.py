@@ -184,6 +184,8 @@ class Workers:
         pool, index = self._names[worker]
         if self.engine is not None and index >= 0:
             self.engine.broken(pool, index, worker, error)
+        elif index < 0 and pool in self._firsts:
+            self._firsts[pool].last_words = f"it broke the protocol: {error}"
         worker.kill()
 
     def gone(self, worker: ProcessLink, how: str) -> None:

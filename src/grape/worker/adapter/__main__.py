@@ -19,7 +19,7 @@ from grape.protocol.framing import frame
 from grape.protocol.messages import VERSION, Hello, Refusal
 from grape.worker.adapter.lines import LinesSpeaker
 from grape.worker.adapter.runtime import AdapterRuntime
-from grape.worker.adapter.speaker import BaseSpeaker, Gone
+from grape.worker.adapter.speaker import BaseSpeaker, Gone, name_of
 from grape.worker.main import Engine, die_with_parent, serve
 from grape.worker.runtime import CAPABILITIES
 
@@ -48,7 +48,7 @@ def main() -> None:
     except (Gone, OSError) as e:
         refuse(sock, "start", str(e))
     except ProtocolError as e:
-        refuse(sock, "start", f"{os.path.basename(argv[-1])} broke the protocol: {e}")
+        refuse(sock, "start", f"{name_of(argv)} broke the protocol: {e}")
 
 
 def adapt(sock: socket.socket, argv: list[str], *, is_lines: bool) -> None:

@@ -74,6 +74,11 @@ def start(
     )
 
 
+def name_of(argv: Sequence[str]) -> str:
+    """What to call it: the script, or the program itself."""
+    return os.path.basename(argv[1] if len(argv) > 1 and not argv[1].startswith("-") else argv[0])
+
+
 def how_it_ended(program: subprocess.Popen[bytes], what: str) -> Gone:
     """In words, for an event that was running."""
     code = program.wait()
@@ -94,7 +99,7 @@ class BaseSpeaker:
             self._program = start(words, stdin=subprocess.DEVNULL, inherited=(other.fileno(),))
         self._frames = speaker_frames()
         self._inbox: deque[FromSpeaker] = deque()
-        self._name = os.path.basename(argv[1] if len(argv) > 1 and not argv[1].startswith("-") else argv[0])
+        self._name = name_of(argv)
 
     def hello(self) -> Hello | Refusal:
         """Its first word.
