@@ -1,0 +1,125 @@
+"use strict";
+
+const { RESULT } = require("./messages");
+const { Outbox } = require("./outbox");
+
+/** What was done in one partition since its last result. `size`: about how many bytes. */
+class Effects {
+  /** `routes`, `slots`: how many there are; what is counted has their ids. */
+  constructor(limits, partitions, routes, slots) {
+    this.outbox = new Outbox(limits, partitions);
+    this.emitted = new Float64Array(routes);
+    this.ran = new Float64Array(slots);
+    this.clear();
+  }
+
+  clear() {
+    this.size = 0;
+    this.emits = 0;
+    /** position -> Progress */
+    this.done = new Map();
+    this.ended = [];
+    this.retried = [];
+    this.timers = [];
+    this.failures = [];
+    this.replies = [];
+    this.emitted.fill(0);
+    this.ran.fill(0);
+  }
+
+  get isEmpty() {
+    return (
+      this.outbox.isEmpty &&
+      !this.done.size &&
+      !this.ended.length &&
+      !this.retried.length &&
+      !this.timers.length &&
+      !this.failures.length &&
+      !this.replies.length
+    );
+  }
+
+  /** Write all of it as a Result of `part` into `frame`, and start anew. `names`: those of routes and slots, by id. */
+  pack(frame, part, names) {
+    frame.start(RESULT, 12);
+    frame.int(part.number);
+    frame.int(part.epoch);
+    writeInts(frame, this.ended);
+    frame.array(this.done.size);
+    for (const [position, progress] of this.done) {
+      frame.array(2);
+      frame.int(position);
+      frame.array(2);
+      frame.int(progress.first);
+      frame.bytes(progress.bitmap());
+    }
+    writeInts(frame, this.retried);
+    this.outbox.pack(frame);
+    const tables = [...part.tables.values()].filter((table) => table.dirty.length);
+    frame.array(tables.length);
+    for (const table of tables) table.takeChanges(frame);
+    frame.array(this.timers.length);
+    for (const timer of this.timers) writeTimer(frame, timer);
+    frame.array(this.failures.length);
+    for (const failure of this.failures) writeFailure(frame, failure);
+    frame.array(this.replies.length);
+    for (const { context, data, isFinal } of this.replies) {
+      frame.array(3);
+      frame.int(context);
+      frame.bytes(data);
+      frame.bool(isFinal);
+    }
+    writeCounts(frame, this.ran, names.slots);
+    writeCounts(frame, this.emitted, names.routes);
+    this.clear();
+    return frame.finish();
+  }
+}
+
+function writeInts(frame, numbers) {
+  frame.array(numbers.length);
+  for (const number of numbers) frame.int(number);
+}
+
+function writeTimer(frame, { delay, log, partition, body, context }) {
+  frame.array(2);
+  frame.int(delay);
+  frame.array(5);
+  frame.str(log);
+  frame.int(partition);
+  frame.int(1);
+  frame.bytes(body);
+  writeInts(frame, context < 0 ? [] : [context]);
+}
+
+function writeFailure(frame, failure) {
+  frame.array(14);
+  frame.str(failure.node);
+  frame.str(failure.event);
+  frame.str(failure.id);
+  if (failure.key === null) frame.nil();
+  else frame.str(failure.key);
+  frame.int(failure.created);
+  frame.bytes(failure.body);
+  frame.int(failure.hold);
+  frame.bool(failure.behind);
+  frame.int(failure.context);
+  frame.str(failure.kind);
+  frame.str(failure.text);
+  frame.str(failure.trace);
+  frame.bool(failure.named);
+  frame.bool(failure.final);
+}
+
+function writeCounts(frame, counts, names) {
+  let used = 0;
+  for (const count of counts) if (count) used++;
+  frame.map(used);
+  for (let id = 0; id < counts.length; id++) {
+    if (!counts[id]) continue;
+    frame.str(names[id]);
+    frame.int(counts[id]);
+  }
+}
+
+module.exports = { Effects };

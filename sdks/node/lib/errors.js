@@ -1,0 +1,124 @@
+"use strict";
+
+/**
+ * Every error of the SDK. `kind` is stable and meant for programs (it is the `kind` of a failure), the text is meant
+ * for people. What a handler throws beside these keeps its own name as its kind.
+ */
+class GrapeError extends Error {
+  constructor(message, kind) {
+    super(message);
+    this.kind = kind;
+  }
+
+  get name() {
+    return this.constructor.name;
+  }
+}
+
+/** The nodes and slots cannot be as they were declared. */
+class TopologyError extends GrapeError {
+  constructor(message) {
+    super(message, "topology");
+  }
+}
+
+/** The worker was started wrongly. */
+class UsageError extends GrapeError {
+  constructor(message) {
+    super(message, "usage");
+  }
+}
+
+/** The engine said something that this worker does not understand. */
+class ProtocolError extends GrapeError {
+  constructor(message) {
+    super(message, "protocol");
+  }
+}
+
+/** Raised inside a handler; fails that event alone. */
+class HandlerError extends GrapeError {
+  constructor(message, kind = "handler") {
+    super(message, kind);
+  }
+}
+
+/** An emit to a name that is neither a slot nor an output. */
+class UnknownEvent extends HandlerError {
+  constructor(message) {
+    super(message, "unknown-event");
+  }
+}
+
+/** Keyed state was used in an event that has no key. */
+class NoKey extends HandlerError {
+  constructor(message) {
+    super(message, "no-key");
+  }
+}
+
+/** A key that cannot be one. */
+class BadKey extends HandlerError {
+  constructor(message) {
+    super(message, "bad-key");
+  }
+}
+
+/** A value that cannot travel. */
+class BadValue extends HandlerError {
+  constructor(message) {
+    super(message, "bad-value");
+  }
+}
+
+/** A state that the node does not have. */
+class BadState extends HandlerError {
+  constructor(message) {
+    super(message, "bad-state");
+  }
+}
+
+/** The data of an event cannot be read. */
+class BadPayload extends HandlerError {
+  constructor(message) {
+    super(message, "bad-payload");
+  }
+}
+
+/** A value, an event or its effects are over their limit. */
+class TooLarge extends HandlerError {
+  constructor(message) {
+    super(message, "too-large");
+  }
+}
+
+/** An event was used after its handler had ended. */
+class EventOver extends HandlerError {
+  constructor(message) {
+    super(message, "event-over");
+  }
+}
+
+/** A handler ran for longer than its slot allows. */
+class Timeout extends HandlerError {
+  constructor(message) {
+    super(message, "timeout");
+  }
+}
+
+module.exports = {
+  GrapeError,
+  TopologyError,
+  UsageError,
+  ProtocolError,
+  HandlerError,
+  UnknownEvent,
+  NoKey,
+  BadKey,
+  BadValue,
+  BadState,
+  BadPayload,
+  TooLarge,
+  EventOver,
+  Timeout,
+};

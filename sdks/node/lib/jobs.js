@@ -1,0 +1,540 @@
+"use strict";
+
+const { AsyncLocalStorage } = require("node:async_hooks");
+
+const { runsOf } = require("./batch");
+const { tooMuch } = require("./pending");
+const { OVER } = require("./event");
+const { Job, JobPending, Root } = require("./job");
+const messages = require("./messages");
+const { Retries } = require("./retries");
+const { RetrySource, RootSource } = require("./sources");
+const { steadyMs } = require("./watch");
+
+/**
+ * Pools with async nodes: up to `concurrency` events at once, one per (node, key), each with effects of its own. When
+ * an event has succeeded at all of its nodes, its effects are merged into those of its partition; they are handed in
+ * after 20 ms at the latest. Synchronous nodes of the same pool run in between.
+ */
+
+const FLUSH_MS = 20;
+const FLUSH_BYTES = 16 << 20;
+const SWEEP_MS = 50;
+const KEPT_PENDING = 256;
+
+/** The job whose handler runs, also behind an `await` in it. */
+const running = new AsyncLocalStorage();
+
+/** A work that is begun. `left`: its batches and retries that are not finished. */
+class Begun {
+  constructor(message) {
+    this.message = message;
+    this.left = message.batches.length + message.retries.length;
+  }
+}
+
+/** A batch in work. `left`: events that are not finished. */
+class Batch {
+  constructor(item, work) {
+    this.position = item.position;
+    this.progress = item.progress;
+    this.left = item.events - item.progress.finished;
+    this.work = work;
+  }
+}
+
+class JobPool {
+  #core;
+  #failed;
+  #works = [];
+  #isStarting = false;
+  #isDraining = false;
+  #effects = new Map();
+  #lines = new Map();
+  #ready = [];
+  #isAdmitting = false;
+  /** node -> jobs that its concurrency keeps waiting */
+  #waiting = new Map();
+  /** Jobs that only the worker's own limit keeps waiting. */
+  #crowd = [];
+  #running = new Set();
+  #runningOf = new Map();
+  #quiet = [];
+  #flushTimer = null;
+  #spare = [];
+
+  /** `failed`: called with what no event can be blamed for. */
+  constructor(core, failed) {
+    this.#core = core;
+    this.#failed = failed;
+    setInterval(() => this.#sweep(), SWEEP_MS).unref();
+  }
+
+  /** The node that runs, "" for none. */
+  static speaker() {
+    const job = running.getStore();
+    return job === undefined || job.isOver ? "" : job.unit.node;
+  }
+
+  work(message) {
+    if (this.#isDraining) return;
+    this.#works.push(message);
+    if (!this.#isStarting) this.#start().catch(this.#failed);
+  }
+
+  revoke(number) {
+    this.#effects.delete(number);
+  }
+
+  /** Nothing more is started; resolves when what runs has been handed in. */
+  async drain() {
+    this.#isDraining = true;
+    this.#works.length = 0;
+    await this.#allQuiet();
+    this.#flush();
+  }
+
+  async #start() {
+    this.#isStarting = true;
+    while (this.#works.length) {
+      const message = this.#works.shift();
+      const part = this.#core.partOf(message);
+      if (part === undefined) continue;
+      if (message.careful) await this.#carefully(part, message);
+      else await this.#begin(part, message);
+    }
+    this.#isStarting = false;
+  }
+
+  async #begin(part, message) {
+    const core = this.#core;
+    const work = new Begun(message);
+    part.begin(message);
+    core.boundCache();
+    part.works++;
+    const roots = this.#read(message);
+    await this.#prefetch(part, message, roots);
+    if (!core.isCurrent(part)) return;
+    const retries = new Retries(part);
+    message.retries.forEach((item, i) => {
+      const job = this.#retryJob(part, item, message.contextBase + i, retries, () => this.#finishOf(work, part));
+      if (job === null) this.#finishOf(work, part);
+      else this.#submit(job.root);
+    });
+    for (const { item, runs } of roots) this.#beginBatch(part, new Batch(item, work), runs);
+    if (!message.batches.length && !message.retries.length) this.#end(work, part);
+    this.#flushSoon(part);
+  }
+
+  /** The batches of a work with their runs, as sources with their units. */
+  #read(message) {
+    let base = message.contextBase + message.retries.length;
+    return message.batches.map((item) => {
+      let offset = 0;
+      const runs = runsOf(item.body).map((run) => {
+        const source = new RootSource(run, item, offset, base);
+        offset += run.count;
+        return { source, units: this.#core.unitsOf(run) };
+      });
+      base += item.contexts;
+      return { item, runs };
+    });
+  }
+
+  /** Ask for all state that a work needs and the cache does not hold. (Nothing of a partition in work is evicted.) */
+  async #prefetch(part, message, roots) {
+    const missing = new Map();
+    const look = (unit, key) => {
+      if (!unit?.states || key === null || part.table(unit).find(key) !== undefined) return;
+      if (!missing.has(unit)) missing.set(unit, []);
+      missing.get(unit).push(key);
+    };
+    for (const item of message.retries) {
+      const [run] = runsOf(item.body);
+      look(this.#core.units.get(item.node), run.keys === null ? null : run.keys[0]);
+    }
+    for (const { item, runs } of roots) {
+      for (const { source, units } of runs) {
+        if (source.run.keys === null) continue;
+        for (const unit of units) {
+          if (unit.states === null) continue;
+          source.run.keys.forEach((key, i) => {
+            if (!item.progress.isDone(source.offset + i)) look(unit, key);
+          });
+        }
+      }
+    }
+    for (const [unit, keys] of missing) await this.#core.fetch(part, unit, keys);
+  }
+
+  #retryJob(part, item, context, retries, done) {
+    const unit = this.#core.units.get(item.node);
+    const [run] = runsOf(item.body);
+    const source = new RetrySource(run, item, context);
+    const slot = unit?.slots.get(source.nameOf(0));
+    if (slot === undefined) return null; // this code has it no more
+    const root = new Root(part, done);
+    const job = new Job(root, unit, slot, source, 0, run.column()?.at(0) ?? null, retries);
+    root.jobs.push(job);
+    root.left = 1;
+    return job;
+  }
+
+  /** The jobs of one event, at all of its nodes. */
+  #root(part, source, units, columns, index, done) {
+    const root = new Root(part, done);
+    root.jobs = units.map((unit, u) => {
+      const data = columns[u] === null ? null : columns[u].at(index);
+      return new Job(root, unit, unit.slots.get(source.nameOf(index)), source, index, data);
+    });
+    root.left = units.length;
+    return root;
+  }
+
+  #beginBatch(part, batch, runs) {
+    if (batch.left === 0) {
+      this.#finishOf(batch.work, part);
+      return;
+    }
+    for (const { source, units } of runs) {
+      const columns = units.map(() => source.run.column());
+      const { offset, run } = source;
+      for (let i = 0; i < run.count; i++) {
+        if (batch.progress.isDone(offset + i)) continue;
+        const root = this.#root(part, source, units, columns, i, () => this.#rootDone(batch, offset + i, part));
+        if (units.length === 0) root.done();
+        else this.#submit(root);
+      }
+    }
+  }
+
+  // ---------------------------------------------------------------- jobs
+
+  /**
+   * Each behind its (node, key), then within its slot's concurrency. All jobs of an event queue up before any of the
+   * next one, so they never wait for each other in a circle.
+   */
+  #submit(root) {
+    for (const job of root.jobs) {
+      const queue = job.line === null ? undefined : this.#lines.get(job.line);
+      if (queue !== undefined) queue.push(job);
+      else {
+        if (job.line !== null) this.#lines.set(job.line, []);
+        this.#admit(job);
+      }
+    }
+  }
+
+  /** Start it, or the next one that may. (A synchronous job may end at once and let others start: a loop, not a call.) */
+  #admit(job) {
+    this.#ready.push(job);
+    if (this.#isAdmitting) return;
+    this.#isAdmitting = true;
+    try {
+      for (let i = 0; i < this.#ready.length; i++) this.#startJob(this.#ready[i]);
+    } finally {
+      this.#ready = [];
+      this.#isAdmitting = false;
+    }
+  }
+
+  #startJob(job) {
+    if (this.#isDraining) return;
+    if (!job.unit.isAsync) {
+      if (!this.#mayRun(job)) return;
+      this.#finished(job, () => this.#runSync(job));
+      return;
+    }
+    const { node, concurrency } = job.unit;
+    const now = this.#runningOf.get(node) ?? 0;
+    if (now >= concurrency) {
+      if (!this.#waiting.has(node)) this.#waiting.set(node, []);
+      this.#waiting.get(node).push(job);
+    } else if (this.#running.size >= this.#core.concurrency) this.#crowd.push(job);
+    else {
+      this.#runningOf.set(node, now + 1);
+      this.#running.add(job);
+      this.#run(job).catch(this.#failed);
+    }
+  }
+
+  async #run(job) {
+    try {
+      if (!this.#core.isCurrent(job.part) || !this.#mayRun(job)) return;
+      const outcome = await this.#call(job);
+      if (this.#core.isCurrent(job.part)) this.#finished(job, () => this.#takeEffect(job, outcome));
+    } finally {
+      this.#over(job);
+    }
+  }
+
+  #over(job) {
+    const { node } = job.unit;
+    this.#running.delete(job);
+    this.#runningOf.set(node, this.#runningOf.get(node) - 1);
+    const next = this.#crowd.shift();
+    if (next !== undefined) this.#admit(next);
+    const waiting = this.#waiting.get(node)?.shift();
+    if (waiting !== undefined) this.#admit(waiting);
+    this.#noteQuiet();
+  }
+
+  #noteQuiet() {
+    if (this.#running.size === 0) for (const resolve of this.#quiet.splice(0)) resolve();
+  }
+
+  #allQuiet() {
+    return this.#running.size === 0 ? Promise.resolve() : new Promise((resolve) => this.#quiet.push(resolve));
+  }
+
+  /** Whether nothing that failed before keeps the job's key, nor is it lost. If not, it is over. */
+  #mayRun(job) {
+    const { part, unit, slot, source, index, retries } = job;
+    const core = this.#core;
+    const lost = core.mayBeLost(part, source) ? core.lost(part, unit, source, index) : null;
+    if (retries !== null && !retries.begin(unit, slot, source)) {
+      this.#finished(job, nothing);
+      return false;
+    }
+    if (lost !== null) {
+      this.#finished(job, () => this.#failAs(job, lost, true));
+      return false;
+    }
+    const key = source.keyOf(index);
+    if (retries === null && key !== null && slot.ordered && part.locked(unit.node).has(key)) {
+      this.#finished(job, () => core.behind(part, this.#effectsOf(part), unit, source, index));
+      return false;
+    }
+    return true;
+  }
+
+  /** Run the handler: `{ error }`, or what is to take effect. */
+  async #call(job) {
+    const { unit, slot, part, source, index } = job;
+    const core = this.#core;
+    const pending = (job.pending = this.#spare.pop() ?? core.newPending(null, JobPending));
+    pending.controller = null;
+    pending.start(unit.node, part.number);
+    pending.progress = () => this.#setDeadline(job);
+    let event = null;
+    try {
+      const now = unit.states?.hasTtl ? core.clock.now() : 0;
+      const key = source.keyOf(index);
+      let view = unit.stateless;
+      let entry = null;
+      let table = null;
+      if (unit.states !== null) {
+        if (key === null) view = unit.states.keyless;
+        else {
+          table = part.table(unit);
+          entry = table.find(key);
+          view = table.open(entry, now);
+        }
+      }
+      event = core.event(source, index, job.data, view, pending);
+      job.place = core.watch.place(part, unit.node, source.idOf(index), slot.timeout);
+      this.#setDeadline(job);
+      core.watch.current(job.place);
+      let result;
+      try {
+        result = running.run(job, slot.handler, event);
+      } finally {
+        core.watch.current(-1);
+      }
+      await result;
+      if (job.isLate) throw job.timeout();
+      const changes = table === null ? null : table.changes(entry, view, now);
+      return { error: null, table, entry, changes, now };
+    } catch (error) {
+      return { error: job.isLate ? job.timeout() : error ?? new Error(`a handler threw ${String(error)}`) };
+    } finally {
+      job.isOver = true;
+      job.deadline = Infinity;
+      if (event !== null) event._sink = OVER;
+      core.watch.leave(job.place);
+    }
+  }
+
+  #setDeadline(job) {
+    if (job.isOver || job.isLate || !job.slot.timeout) return;
+    job.deadline = steadyMs() + job.slot.timeout * 1000;
+    this.#core.watch.setDeadline(job.place, job.deadline);
+  }
+
+  /** Abort what has run for too long. */
+  #sweep() {
+    const now = steadyMs();
+    for (const job of this.#running) if (now > job.deadline && !job.isLate) job.abort();
+  }
+
+  /** The job has run. With the last one of its event all take effect, and those that waited for them may start. */
+  #finished(job, finish) {
+    job.finish = finish;
+    const { root } = job;
+    if (--root.left > 0) return;
+    this.#core.rootStart = this.#effectsOf(root.part).size;
+    for (const one of root.jobs) one.finish();
+    root.done();
+    for (const one of root.jobs) this.#leave(one);
+    this.#flushSoon(root.part);
+  }
+
+  #leave(job) {
+    const queue = job.line === null ? undefined : this.#lines.get(job.line);
+    if (queue === undefined) return;
+    if (queue.length) this.#admit(queue.shift());
+    else this.#lines.delete(job.line);
+  }
+
+  #takeEffect(job, { error, table, entry, changes, now }) {
+    const { part, unit, slot, source, index, pending, retries } = job;
+    const core = this.#core;
+    const effects = this.#effectsOf(part);
+    if (error === null) {
+      const { max_result: limit } = core.limits;
+      const size = effects.size - core.rootStart + pending.size + (changes === null ? 0 : table.weigh(entry, changes));
+      if (size > limit) error = tooMuch(limit, "emits, state and replies together");
+    }
+    if (error !== null) core.fail(part, effects, unit, slot, source, index, error);
+    else core.commit(effects, pending, source, index, slot, table, entry, changes, now);
+    retries?.end(unit, slot, source, effects, error !== null);
+    job.pending = null;
+    if (this.#spare.length < KEPT_PENDING) this.#spare.push(pending);
+  }
+
+  #failAs(job, named, isFinal) {
+    const { part, unit, slot, source, index, retries } = job;
+    const effects = this.#effectsOf(part);
+    this.#core.failAs(part, effects, unit, slot, source, index, named, isFinal);
+    retries?.end(unit, slot, source, effects, true);
+  }
+
+  #runSync(job) {
+    const { part, unit, slot, source, index, data, retries } = job;
+    const core = this.#core;
+    const effects = this.#effectsOf(part);
+    const key = source.keyOf(index);
+    const entry = unit.states === null || key === null ? null : part.table(unit).find(key);
+    core.speaker = unit.node;
+    core.watch.begin(part, unit, source, index, index + 1);
+    let hasSucceeded = false;
+    try {
+      hasSucceeded = core.runOne(part, effects, unit, slot, source, index, data, entry);
+    } finally {
+      core.watch.end();
+      core.speaker = "";
+    }
+    retries?.end(unit, slot, source, effects, !hasSucceeded);
+  }
+
+  // ---------------------------------------------------------------- careful mode
+
+  /** One event at a time, announced and handed in: what is still running ends first. */
+  async #carefully(part, message) {
+    await this.#allQuiet();
+    const core = this.#core;
+    const work = new Begun(message);
+    const careful = new Map(message.named.map((named) => [`${named.id}\0${named.node}`, named]));
+    part.begin(message);
+    part.works++;
+    const roots = this.#read(message);
+    await this.#prefetch(part, message, roots);
+    const retries = new Retries(part);
+    for (const [i, item] of message.retries.entries()) {
+      if (this.#isDraining || !core.isCurrent(part)) return;
+      const job = this.#retryJob(part, item, message.contextBase + i, retries, () => this.#finishOf(work, part));
+      if (job === null) this.#finishOf(work, part);
+      else await this.#rootCarefully(job.root, careful);
+    }
+    for (const { item, runs } of roots) {
+      const batch = new Batch(item, work);
+      if (batch.left === 0) this.#finishOf(work, part);
+      for (const { source, units } of runs) {
+        const columns = units.map(() => source.run.column());
+        const { offset, run } = source;
+        for (let i = 0; i < run.count; i++) {
+          if (batch.progress.isDone(offset + i)) continue;
+          if (this.#isDraining || !core.isCurrent(part)) return;
+          const root = this.#root(part, source, units, columns, i, () => this.#rootDone(batch, offset + i, part));
+          await this.#rootCarefully(root, careful);
+        }
+      }
+    }
+    if (!message.batches.length && !message.retries.length) this.#end(work, part);
+    this.#flush();
+  }
+
+  async #rootCarefully(root, careful) {
+    if (root.jobs.length === 0) root.done();
+    for (const job of root.jobs) {
+      const { part, unit, source, index } = job;
+      const id = source.idOf(index);
+      const named = careful.get(`${id}\0${unit.node}`);
+      if (!this.#mayRun(job)) continue;
+      if (named !== undefined) {
+        this.#finished(job, () => this.#failAs(job, named, false));
+        continue;
+      }
+      this.#core.link.send(messages.announce(part.number, part.epoch, id, unit.node));
+      if (!unit.isAsync) {
+        this.#finished(job, () => this.#runSync(job));
+        continue;
+      }
+      this.#running.add(job);
+      try {
+        const outcome = await this.#call(job);
+        if (this.#core.isCurrent(part)) this.#finished(job, () => this.#takeEffect(job, outcome));
+      } finally {
+        this.#running.delete(job);
+        this.#noteQuiet();
+      }
+    }
+    this.#flush();
+  }
+
+  // ---------------------------------------------------------------- results
+
+  #effectsOf(part) {
+    const known = this.#effects.get(part.number);
+    if (known?.part === part) return known.effects;
+    const effects = this.#core.newEffects();
+    this.#effects.set(part.number, { part, effects });
+    return effects;
+  }
+
+  #rootDone(batch, index, part) {
+    batch.progress.add(index);
+    this.#effectsOf(part).done.set(batch.position, batch.progress);
+    if (--batch.left === 0) this.#finishOf(batch.work, part);
+  }
+
+  #finishOf(work, part) {
+    if (--work.left === 0) this.#end(work, part);
+  }
+
+  #end(work, part) {
+    part.works--;
+    this.#effectsOf(part).ended.push(work.message.seq);
+    this.#flushSoon(part);
+  }
+
+  #flushSoon(part) {
+    if (this.#effectsOf(part).size > FLUSH_BYTES) this.#flush();
+    else this.#flushTimer ??= setTimeout(() => this.#flush(), FLUSH_MS);
+  }
+
+  /** Hand in what is finished. */
+  #flush() {
+    clearTimeout(this.#flushTimer);
+    this.#flushTimer = null;
+    try {
+      for (const { part, effects } of this.#effects.values()) if (!effects.isEmpty) this.#core.handIn(part, effects);
+    } catch (error) {
+      this.#failed(error);
+    }
+  }
+}
+
+function nothing() {}
+
+module.exports = { JobPool };

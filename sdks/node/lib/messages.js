@@ -1,0 +1,174 @@
+"use strict";
+
+const { ProtocolError } = require("./errors");
+const { Reader } = require("./msgpack/reader");
+const { Writer } = require("./msgpack/writer");
+const { Progress } = require("./progress");
+
+/** The messages of the protocol: those of the engine as objects, those of the worker as frames. */
+
+const VERSION = 1;
+const MAX_FRAME = 96 << 20;
+
+const TAG = { welcome: 1, assign: 2, revoke: 3, work: 4, values: 5, drain: 6 };
+const HELLO = 32;
+const REFUSAL = 33;
+const ASK = 34;
+const ANNOUNCE = 35;
+const BEAT = 36;
+const STUCK = 37;
+const RESULT = 38;
+
+const DEFAULT_LIMITS = {
+  max_event: 8 << 20,
+  batch_target: 128 << 10,
+  batch_max: 512 << 10,
+  max_result: 64 << 20,
+  max_hops: 10_000,
+  cache_bytes: 64 << 20,
+  named_deaths: 3,
+};
+
+/** A message of the engine: `{ kind, ... }`. */
+function decode(bytes) {
+  let fields;
+  try {
+    fields = new Reader(bytes, true).value();
+  } catch (error) {
+    throw new ProtocolError(`a frame of ${bytes.length} bytes is not a message: ${error.message}`);
+  }
+  if (!Array.isArray(fields)) throw new ProtocolError("a message that is no array");
+  switch (fields[0]) {
+    case TAG.welcome:
+      return welcome(fields);
+    case TAG.assign: {
+      const [, partition, epoch, held = [], empty = false] = fields;
+      return { kind: "assign", partition, epoch, held, empty };
+    }
+    case TAG.revoke:
+      return { kind: "revoke", partition: fields[1], epoch: fields[2] };
+    case TAG.work:
+      return work(fields);
+    case TAG.values:
+      return { kind: "values", values: fields[1] };
+    case TAG.drain:
+      return { kind: "drain" };
+    default:
+      throw new ProtocolError(`a message with the unknown tag ${String(fields[0])}`);
+  }
+}
+
+function welcome(fields) {
+  const [, version, pool, worker, partitions, limits, taken, , bootOffset = 0, heartbeat = 30, concurrency = 1000] =
+    fields;
+  return {
+    kind: "welcome",
+    version,
+    pool,
+    worker,
+    partitions,
+    limits: { ...DEFAULT_LIMITS, ...limits },
+    taken: new Set(taken),
+    bootOffset,
+    heartbeat,
+    concurrency,
+    topology: fields[11] ?? null,
+  };
+}
+
+function work(fields) {
+  const [, partition, epoch, seq, batches = [], retries = [], careful = false, named = [], contextBase = 0, due] =
+    fields;
+  return {
+    kind: "work",
+    partition,
+    epoch,
+    seq,
+    batches: batches.map(batchItem),
+    retries: retries.map(retryItem),
+    careful,
+    named: named.map(([id, node, kind, text, death, trace = ""]) => ({ id, node, kind, text, death, trace })),
+    contextBase,
+    deadlines: due instanceof Map ? due : null,
+  };
+}
+
+function batchItem([position, idPrefix, created, events, body, done = [], contexts = 0, calls = false]) {
+  const [first = 0, behind] = done;
+  return { position, idPrefix, created, events, body, progress: new Progress(first, behind), contexts, calls };
+}
+
+function retryItem([hold, node, id, attempt, namedDeaths, created, body, rest = false, context = -1]) {
+  return { hold, node, id, attempt, namedDeaths, created, body, rest, context };
+}
+
+/** A frame that is being written: `start`, then the fields, then `finish`. */
+class Frame extends Writer {
+  start(tag, fields) {
+    this.pos = 4;
+    this.array(fields + 1);
+    this.int(tag);
+    return this;
+  }
+
+  /** The frame as bytes: valid until the next one is started. */
+  finish() {
+    const size = this.pos - 4;
+    if (size > MAX_FRAME) throw new ProtocolError(`a frame of ${size} bytes is over the limit of ${MAX_FRAME}`);
+    this.buffer.writeUInt32LE(size, 0);
+    return this.written();
+  }
+}
+
+function hello(pid, topology) {
+  const frame = new Frame().start(HELLO, 5);
+  frame.int(VERSION);
+  frame.int(pid);
+  frame.str("javascript");
+  frame.value(topology);
+  frame.value(["partition", "cache"]);
+  return frame.finish();
+}
+
+function refusal(kind, text) {
+  const frame = new Frame().start(REFUSAL, 2);
+  frame.str(kind);
+  frame.str(text);
+  return frame.finish();
+}
+
+function ask(partition, epoch, node, keys) {
+  const frame = new Frame().start(ASK, 4);
+  frame.int(partition);
+  frame.int(epoch);
+  frame.str(node);
+  frame.array(keys.length);
+  for (const key of keys) frame.textBytes(key);
+  return frame.finish();
+}
+
+function announce(partition, epoch, id, node) {
+  const frame = new Frame(256).start(ANNOUNCE, 4);
+  frame.int(partition);
+  frame.int(epoch);
+  frame.str(id);
+  frame.str(node);
+  return frame.finish();
+}
+
+function beat() {
+  return new Frame(16).start(BEAT, 0).finish();
+}
+
+function stuck(partition, epoch, id, node, text, trace) {
+  const frame = new Frame().start(STUCK, 6);
+  frame.int(partition);
+  frame.int(epoch);
+  frame.str(id);
+  frame.str(node);
+  frame.str(text);
+  frame.str(trace);
+  return frame.finish();
+}
+
+module.exports = { VERSION, MAX_FRAME, RESULT, Frame, decode, hello, refusal, ask, announce, beat, stuck };

@@ -1,0 +1,48 @@
+"use strict";
+
+/** What handlers print: whole lines, marked with level and node, as the engine shows them. */
+
+const MARK = "\x1e";
+
+const LEVELS = { debug: "debug", warn: "warning", error: "error", trace: "debug" };
+
+/** From now on what is printed is marked. `speaker()`: the node that runs, "" for none. */
+function install(speaker) {
+  let level = "";
+  for (const stream of [process.stdout, process.stderr]) mark(stream, speaker, () => level);
+  for (const [method, name] of Object.entries(LEVELS)) {
+    const original = console[method];
+    console[method] = (...values) => {
+      const before = level;
+      level = name;
+      try {
+        original.apply(console, values);
+      } finally {
+        level = before;
+      }
+    };
+  }
+}
+
+function mark(stream, speaker, level) {
+  const write = stream.write.bind(stream);
+  let rest = "";
+  stream.write = (chunk, encoding, callback) => {
+    const isText = typeof chunk === "string";
+    const lines = (rest + (isText ? chunk : Buffer.from(chunk).toString())).split("\n");
+    rest = lines.pop();
+    if (lines.length) {
+      const [said, node] = [level(), speaker()];
+      const head = said || node ? `${MARK}${said}${MARK}${node}${MARK}` : "";
+      write(lines.map((line) => `${head}${line}\n`).join(""));
+    }
+    const done = typeof encoding === "function" ? encoding : callback;
+    if (typeof done === "function") process.nextTick(done);
+    return true;
+  };
+  process.on("exit", () => {
+    if (rest) write(`${rest}\n`);
+  });
+}
+
+module.exports = { install };

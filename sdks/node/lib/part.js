@@ -1,0 +1,69 @@
+"use strict";
+
+const { StateTable } = require("./state");
+
+/** A partition that is assigned to this worker, with what the worker knows of it. */
+class Part {
+  constructor({ partition, epoch, held, empty }, maxEvent) {
+    this.number = partition;
+    this.epoch = epoch;
+    this.isEmpty = empty;
+    this.maxEvent = maxEvent;
+    /** node -> StateTable */
+    this.tables = new Map();
+    /** node -> keys whose events line up behind a failed one */
+    this.locks = new Map();
+    for (const [node, key] of held) this.locked(node).add(key);
+    /**
+     * Ids of the events that were handed in as failed or behind, by the (node, key) in whose line they stand, until they
+     * have been retried. When the engine sends the first of them back it may not know all of them yet.
+     */
+    this.lines = new Map();
+    /** Of contexts that have one, by number: wall time in microseconds. */
+    this.deadlines = new Map();
+    /** Works that are begun and not ended. */
+    this.works = 0;
+  }
+
+  /** A work begins. Contexts are numbered anew when none is out. */
+  begin(work) {
+    if (!work.contextBase) this.deadlines = new Map();
+    if (work.deadlines !== null) for (const [number, at] of work.deadlines) this.deadlines.set(number, at);
+  }
+
+  locked(node) {
+    let keys = this.locks.get(node);
+    if (keys === undefined) this.locks.set(node, (keys = new Set()));
+    return keys;
+  }
+
+  /** Of a unit that has states. */
+  table(unit) {
+    let table = this.tables.get(unit.node);
+    if (table === undefined) {
+      this.tables.set(unit.node, (table = new StateTable(unit.states, this.maxEvent, this.isEmpty)));
+    }
+    return table;
+  }
+
+  /** An event now stands in the line of its (node, key). */
+  lineUp(node, key, id) {
+    const name = `${node}\0${key}`;
+    const ids = this.lines.get(name);
+    if (ids === undefined) this.lines.set(name, new Set([id]));
+    else ids.add(id);
+  }
+
+  /** It has left the line; returns whether others still stand in it. */
+  leave(node, key, id) {
+    const name = `${node}\0${key}`;
+    const ids = this.lines.get(name);
+    if (ids === undefined) return false;
+    ids.delete(id);
+    if (ids.size) return true;
+    this.lines.delete(name);
+    return false;
+  }
+}
+
+module.exports = { Part };

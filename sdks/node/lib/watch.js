@@ -1,0 +1,154 @@
+"use strict";
+
+const path = require("node:path");
+const { Worker: Thread } = require("node:worker_threads");
+
+const { Lock } = require("./lock");
+
+/**
+ * What the watchdog looks at: who runs, in memory that both threads share. To say which event runs costs a store; the
+ * rest is said once for many events.
+ */
+
+const CELLS = { lock: 0, version: 1, running: 2, index: 3, progress: 4, size: 5, current: 6, stop: 7 };
+const FLOATS = { timeout: 0 };
+const HEAD = 128;
+const FLOATS_AT = 64;
+const TEXT = 1 << 20;
+/** Bytes for who an async event is. */
+const JOB_TEXT = 512;
+const MAX_JOBS = 4096;
+
+/** The shared memory, as both sides see it. */
+class Board {
+  constructor(memory) {
+    this.memory = memory ?? {
+      main: new SharedArrayBuffer(HEAD + TEXT),
+      deadlines: new SharedArrayBuffer(8 * MAX_JOBS),
+      jobs: new SharedArrayBuffer(JOB_TEXT * MAX_JOBS),
+    };
+    this.cells = new Int32Array(this.memory.main, 0, 8);
+    this.floats = new Float64Array(this.memory.main, FLOATS_AT, 1);
+    this.text = Buffer.from(this.memory.main, HEAD, TEXT);
+    /** When each async event is over its time (ms of `steadyMs`); 0: there is none in this place. */
+    this.deadlines = new Float64Array(this.memory.deadlines);
+    this.jobs = Buffer.from(this.memory.jobs);
+    this.lock = new Lock(this.cells, CELLS.lock);
+  }
+
+  /** What `Watch.begin` said of the events that run. */
+  running() {
+    return JSON.parse(this.text.toString("utf8", 0, this.cells[CELLS.size]));
+  }
+
+  job(place) {
+    const start = place * JOB_TEXT;
+    return JSON.parse(this.jobs.toString("utf8", start + 2, start + 2 + this.jobs.readUInt16LE(start)));
+  }
+}
+
+/** The main thread's side. */
+class Watch {
+  constructor(board) {
+    this.board = board;
+    this.cells = board.cells;
+    this.free = [];
+    this.used = 0;
+  }
+
+  /** Start the watchdog's thread. `beat`: seconds between two signs of life; `parent`: see `watchdog.js`. */
+  start(fd, beat, parent) {
+    const thread = new Thread(path.join(__dirname, "watchdog.js"), {
+      workerData: { memory: this.board.memory, fd, beat, parent },
+    });
+    thread.unref();
+    thread.on("error", (error) => {
+      throw error;
+    });
+  }
+
+  stop() {
+    Atomics.store(this.cells, CELLS.stop, 1);
+  }
+
+  /** The events `start` to `end` of `source` are about to run at `unit`. */
+  begin(part, unit, source, start, end) {
+    const { cells, board } = this;
+    cells[CELLS.version]++;
+    const slots = unit.slotsOf(source.run);
+    let timeout = slots[0].timeout;
+    let each;
+    if (source.run.index !== null && slots.some((slot) => slot.timeout !== timeout)) {
+      each = Array.from(source.run.index.subarray(start, end), (name) => slots[name].timeout);
+      timeout = Math.min(...each.filter((seconds) => seconds > 0), Infinity);
+    }
+    const about = { partition: part.number, epoch: part.epoch, node: unit.node, start, timeout, each };
+    if (source.retry !== null) about.id = source.retry.id;
+    else {
+      about.prefix = source.item.idPrefix;
+      about.offset = source.offset;
+      if (source.run.ids !== null) about.ids = Array.from({ length: end - start }, (_, i) => source.idOf(start + i));
+    }
+    const text = JSON.stringify(about);
+    const fits = Buffer.byteLength(text) <= TEXT; // else they are not watched: who they are could not be told
+    cells[CELLS.size] = fits ? board.text.write(text) : 0;
+    board.floats[FLOATS.timeout] = fits && Number.isFinite(timeout) ? timeout : 0;
+    cells[CELLS.index] = start;
+    cells[CELLS.version]++;
+    cells[CELLS.running] = 1;
+  }
+
+  /** Of those, this one starts. */
+  at(index) {
+    this.cells[CELLS.index] = index;
+  }
+
+  end() {
+    this.cells[CELLS.running] = 0;
+  }
+
+  progress() {
+    this.cells[CELLS.progress]++;
+  }
+
+  // ---------------------------------------------------------------- async events
+
+  /** Watch an async event; returns its place. */
+  place(part, node, id, timeout) {
+    const place = this.free.pop() ?? (this.used < MAX_JOBS ? this.used++ : -1);
+    if (place < 0) return place;
+    const text = JSON.stringify({ partition: part.number, epoch: part.epoch, node, id, timeout });
+    const { jobs } = this.board;
+    const start = place * JOB_TEXT;
+    if (Buffer.byteLength(text) > JOB_TEXT - 2) {
+      this.free.push(place);
+      return -1;
+    }
+    jobs.writeUInt16LE(jobs.write(text, start + 2), start);
+    return place;
+  }
+
+  /** From now on it is over its time at `deadline`. */
+  setDeadline(place, deadline) {
+    if (place >= 0) this.board.deadlines[place] = deadline;
+  }
+
+  leave(place) {
+    if (place < 0) return;
+    this.board.deadlines[place] = 0;
+    this.free.push(place);
+  }
+
+  /** The handler of this one runs right now; -1: none does. */
+  current(place) {
+    this.cells[CELLS.current] = place + 1;
+  }
+}
+
+/** Milliseconds of a clock that all threads share. */
+function steadyMs() {
+  const [seconds, nanos] = process.hrtime();
+  return seconds * 1000 + nanos / 1e6;
+}
+
+module.exports = { Board, CELLS, FLOATS, Watch, steadyMs };
