@@ -1,7 +1,7 @@
 "use strict";
 
 const { oneEvent } = require("./batch");
-const { HandlerError, TooLarge, UnknownEvent } = require("./errors");
+const { BadValue, HandlerError, TooLarge, UnknownEvent } = require("./errors");
 const { Writer } = require("./msgpack/writer");
 const { didYouMean } = require("./similar");
 
@@ -113,6 +113,7 @@ class Pending {
       writer.value(data);
     } catch (error) {
       writer.pos = start;
+      if (error instanceof BadValue) Error.captureStackTrace(error); // it may have been found deep in the value
       throw error;
     }
     const size = writer.pos - start;

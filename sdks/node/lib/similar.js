@@ -4,7 +4,7 @@
 function didYouMean(name, known) {
   const near = [...known]
     .map((other) => ({ other, distance: distance(name, other) }))
-    .filter(({ other, distance }) => distance <= Math.max(1, Math.floor(Math.max(name.length, other.length) * 0.4)))
+    .filter(({ other, distance }) => distance <= Math.max(1, Math.floor(Math.max(name.length, other.length) * 0.45)))
     .sort((a, b) => a.distance - b.distance)
     .slice(0, 3)
     .map(({ other }) => `'${other}'`);

@@ -91,7 +91,9 @@ function mainStack() {
     try {
       const session = new inspector.Session();
       session.connectToMainThread();
-      session.on("Debugger.paused", ({ params }) => resolve(showStack(params.callFrames)));
+      const urls = new Map();
+      session.on("Debugger.scriptParsed", ({ params }) => urls.set(params.scriptId, params.url));
+      session.on("Debugger.paused", ({ params }) => resolve(showStack(params.callFrames, urls)));
       session.post("Debugger.enable");
       session.post("Debugger.pause");
     } catch {
@@ -100,9 +102,9 @@ function mainStack() {
   });
 }
 
-function showStack(frames) {
-  const lines = frames.map(({ functionName, url, location }) => {
-    const file = url.replace(/^file:\/\//, "");
+function showStack(frames, urls) {
+  const lines = frames.map(({ functionName, location }) => {
+    const file = (urls.get(location.scriptId) ?? "").replace(/^file:\/\//, "");
     return `    at ${functionName || "<anonymous>"} (${file}:${location.lineNumber + 1}:${(location.columnNumber ?? 0) + 1})`;
   });
   return userLines(["Running:", ...lines].join("\n"));
