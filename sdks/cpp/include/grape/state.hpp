@@ -5,6 +5,7 @@
 #pragma once
 
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
 #include <functional>
 #include <optional>
@@ -315,7 +316,7 @@ class Table {
 
   static std::int64_t due_after(double ttl, std::int64_t now) {
     constexpr double most = 4e18;  // below 2^62: 146,000 years from now on
-    return now + static_cast<std::int64_t>(std::min(ttl * 1e6, most - static_cast<double>(now)));
+    return now + static_cast<std::int64_t>(std::round(std::min(ttl * 1e6, most - static_cast<double>(now))));
   }
 
   /// Every field of a record, or (`times`) the one with the expiry times.
