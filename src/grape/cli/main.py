@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from grape.cli import crashes, dead, state
+from grape.cli import conformance, crashes, dead, state
 from grape.cli.doctor import doctor
 from grape.cli.run import run
 
@@ -40,6 +40,7 @@ app.command()(run)
 app.add_typer(dead.app, name="dead")
 app.add_typer(state.app, name="state")
 app.add_typer(crashes.app, name="crashes")
+app.add_typer(conformance.app, name="conformance")
 app.command()(doctor)
 
 

@@ -285,7 +285,8 @@ class Delivery:
         name = delayed.name
         counts = self._effects.emit_counts
         counts[name] = counts.get(name, 0) + 1
-        number = self._part.number if key is None else self._partitions[key]
+        is_far = key is not None and name not in self._routing.outputs
+        number = self._partitions[key or ""] if is_far else self._part.number
         contexts = [] if context < 0 else [context]
         body = one(name, key, data, **({"contexts": [0]} if contexts else {}))
         for log in self._logs_of(name):

@@ -5,7 +5,6 @@ package Grape::Event;
 use strict;
 use warnings;
 use Carp qw(croak);
-use Storable qw(dclone);
 use Grape::MsgPack ();
 
 our $VERSION = '0.1.0';
@@ -35,11 +34,14 @@ sub state {    ## no critic (ProhibitBuiltinHomonyms): that is what it is called
     return $self->[$STATE] if $self->[$STATE];
     croak("event '$self->[$NAME]' has no key, so that there is no state for it") if !defined $self->[$KEY];
     my $stored = $self->_made->{records}{ $self->[$KEY] } || {};
-    my %own = %{$stored};
-    for (grep { ref } values %own) {
-        return $self->[$STATE] = dclone($stored);    # what the handler changes in place must not be what is stored
-    }
-    return $self->[$STATE] = \%own;
+    return $self->[$STATE] = _copy($stored);    # what the handler changes in place must not be what is stored
+}
+
+sub _copy {
+    my ($value) = @_;
+    return { map { $_ => ref $value->{$_} ? _copy($value->{$_}) : $value->{$_} } keys %{$value} } if ref $value eq 'HASH';
+    return [map { ref $_ ? _copy($_) : $_ } @{$value}] if ref $value eq 'ARRAY';
+    return $value;
 }
 
 # emit(NAME, DATA, key => KEY, delay => SECONDS). Without a key that of the event is taken; key => undef is none.

@@ -1,0 +1,52 @@
+#!/usr/bin/python3
+"""The conformance app as a program that reads and writes lines; docs/conformance.md says what each node does."""
+
+import json
+import os
+import sys
+import time
+
+
+def answer(event):
+    name, data, state = event["event"], event["data"], event.get("state", {})
+    if name == "echo":
+        return {"emit": "out", "data": data}
+    if name == "count":
+        count = state.get("count", 0) + 1
+        return {"emit": "out", "data": count, "state": {"count": count}}
+    if name in ("store", "erase"):
+        return {"emit": "out", "data": state.get("value"), "state": {"value": data if name == "store" else None}}
+    if name == "fail":
+        return {"error": data}
+    if name == "odd":
+        if data % 2:
+            return {"error": "odd"}
+        count = state.get("count", 0) + 1
+        return {"emit": "out", "data": [data, count], "state": {"count": count}}
+    if name == "many":
+        for i in range(data):
+            say({"emit": "out", "data": i, "more": True})
+        return {}
+    if name == "send":
+        return {"emit": [{"event": "echo", "data": data[1], "key": data[0]}]}
+    if name == "answer":
+        return {"reply": data}
+    if name == "later":
+        return {"emit": "out", "data": data[1], "delay": data[0]}
+    if name == "sleep":
+        time.sleep(data)
+        return {"emit": "out", "data": data}
+    if name == "unknown":
+        return {"emit": "nowhere"}
+    if name == "say":
+        return {"log": data}
+    os._exit(3)
+
+
+def say(line):
+    sys.stdout.write(json.dumps(line) + "\n")
+    sys.stdout.flush()
+
+
+for text in sys.stdin:
+    say(answer(json.loads(text)))

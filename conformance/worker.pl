@@ -1,0 +1,47 @@
+#!/usr/bin/env perl
+# The conformance app in Perl: docs/conformance.md says what each node does.
+use strict;
+use warnings;
+use Time::HiRes qw(sleep);
+use Grape::Worker;
+
+my $worker = Grape::Worker->new;
+
+sub node {
+    my ($event, $node, $handler, %options) = @_;
+    return $worker->slot($event, { node => $node, %options }, $handler);
+}
+
+node(echo => 'Echo', sub { my ($event) = @_; $event->emit(out => $event->data) });
+node(count => 'Count', sub { my ($event) = @_; $event->emit(out => ++$event->state->{count}) }, states => ['count']);
+node(
+    store => 'Store',
+    sub {
+        my ($event) = @_;
+        my $old = $event->state->{value};
+        $event->state->{value} = $event->data;
+        $event->emit(out => $old);
+    },
+    states => ['value']
+);
+node(erase => 'Store', sub { my ($event) = @_; $event->emit(out => delete $event->state->{value}) });
+node(fail => 'Fail', sub { my ($event) = @_; die $event->data . "\n" });
+node(
+    odd => 'Odd',
+    sub {
+        my ($event) = @_;
+        $event->emit(out => [$event->data, ++$event->state->{count}]);
+        die "odd\n" if $event->data % 2;
+    },
+    states => ['count']
+);
+node(many => 'Many', sub { my ($event) = @_; $event->emit(out => $_) for 0 .. $event->data - 1 });
+node(send => 'Send', sub { my ($event) = @_; my ($key, $data) = @{ $event->data }; $event->emit(echo => $data, key => $key) });
+node(answer => 'Answer', sub { my ($event) = @_; $event->reply($event->data) });
+node(later => 'Later', sub { my ($event) = @_; my ($delay, $data) = @{ $event->data }; $event->emit(out => $data, delay => $delay) });
+node(sleep => 'Sleep', sub { my ($event) = @_; sleep $event->data; $event->emit(out => $event->data) }, timeout => 1);
+node(unknown => 'Unknown', sub { my ($event) = @_; $event->emit(nowhere => $event->data) });
+node(say => 'Say', sub { my ($event) = @_; print $event->data, "\n" });
+node(die => 'Die', sub { require POSIX; POSIX::_exit(3) });
+
+exit $worker->run;

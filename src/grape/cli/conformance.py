@@ -1,0 +1,75 @@
+"""``grape conformance``: does a worker in some language do what it has to?"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from grape.cli.console import complain, err
+from grape.cli.run import EXIT_ENGINE, EXIT_OK, EXIT_USE
+from grape.testing.conformance.driver import Failed
+from grape.testing.conformance.run import conform, lines_command, worker_command
+from grape.tools.terminal import escaped
+
+app = typer.Typer(no_args_is_help=True, help="Prove that a worker in another language does what it has to.")
+
+
+@app.callback()
+def _root() -> None:
+    pass
+
+
+@app.command()
+def worker(
+    command: Annotated[
+        list[str], typer.Argument(metavar="-- COMMAND...", help="What runs the worker: its conformance app.")
+    ],
+    lines: Annotated[bool, typer.Option("--lines", help="It reads and writes lines of JSON.")] = False,
+    chapter: Annotated[list[str] | None, typer.Option("--chapter", help="Only this one. Repeatable.")] = None,
+    known: Annotated[
+        Path | None,
+        typer.Option("--known", metavar="FILE", help="JSON: title of a case -> why it fails. It then has to fail."),
+    ] = None,
+) -> None:
+    """Run all cases against a worker, each with a process of its own.
+
+    The worker is the conformance app in its language: nodes with given names that do given things
+    (docs/conformance.md). A base speaker is run behind its adapter. Exit code 0: all cases hold.
+
+        grape conformance worker -- python -m grape.worker --target grape.testing.conformance.app:topology
+    """
+    expected: dict[str, str] = {}
+    if known is not None:
+        try:
+            expected = json.loads(known.read_text())
+        except (OSError, ValueError) as e:
+            complain(f"--known {known}: {e}")
+            raise typer.Exit(EXIT_USE) from None
+    try:
+        words = lines_command(command) if lines else worker_command(command)
+    except (Failed, OSError) as e:
+        complain(f"the worker cannot be started: {e}")
+        raise typer.Exit(EXIT_USE) from None
+    good, bad = 0, 0
+    seen = ""
+    for outcome in conform(words, known=expected, chapters=chapter or ()):
+        if outcome.case.chapter != seen:
+            seen = outcome.case.chapter
+            err.print(f"[bold]{seen}[/]")
+        if outcome.is_good:
+            good += 1
+            note = "" if outcome.known is None else f" [yellow](fails, as is known: {escaped(outcome.known)})[/]"
+            err.print(f"  [green]holds[/]  {outcome.case.name}{note}")
+        else:
+            bad += 1
+            why = outcome.error or f"it is known to fail ({outcome.known}), but does not"
+            err.print(f"  [red]fails[/]  {outcome.case.name}")
+            err.print(escaped(f"      {why}", "\n"), markup=False)
+    if not good + bad:
+        complain(f"there is no chapter {' or '.join(map(repr, chapter or []))}")
+        raise typer.Exit(EXIT_USE)
+    typer.echo(f"{good} of {good + bad} cases hold")
+    raise typer.Exit(EXIT_OK if not bad else EXIT_ENGINE)

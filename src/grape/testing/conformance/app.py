@@ -1,0 +1,114 @@
+"""The conformance app in Python. Workers in other languages have the same nodes; docs/conformance.md lists them."""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import Any
+
+from grape import Event, Node, State, Topology
+
+
+class Echo(Node):
+    def process(self, event: Event) -> None:
+        self.emit("out", event.data)
+
+
+class Count(Node):
+    count = State(int, default=0)
+
+    def process(self, event: Event) -> None:
+        self.count += 1
+        self.emit("out", self.count)
+
+
+class Store(Node):
+    value = State(Any)
+
+    def process(self, event: Event) -> None:
+        old = self.value
+        if event.name == "erase":
+            del self.value
+        else:
+            self.value = event.data
+        self.emit("out", old)
+
+
+class Fail(Node):
+    def process(self, event: Event) -> None:
+        raise ValueError(event.data)
+
+
+class Odd(Node):
+    count = State(int, default=0)
+
+    def process(self, event: Event) -> None:
+        self.count += 1
+        self.emit("out", [event.data, self.count])
+        if event.data % 2:
+            raise ValueError("odd")
+
+
+class Many(Node):
+    def process(self, event: Event) -> None:
+        for i in range(event.data):
+            self.emit("out", i)
+
+
+class Send(Node):
+    def process(self, event: Event) -> None:
+        key, data = event.data
+        self.emit("echo", data, key=key)
+
+
+class Answer(Node):
+    def process(self, event: Event) -> None:
+        self.reply(event.data)
+
+
+class Later(Node):
+    def process(self, event: Event) -> None:
+        delay, data = event.data
+        self.emit("out", data, delay=delay)
+
+
+class Sleep(Node):
+    def process(self, event: Event) -> None:
+        time.sleep(event.data)
+        self.emit("out", event.data)
+
+
+class Unknown(Node):
+    def process(self, event: Event) -> None:
+        self.emit("nowhere", event.data)
+
+
+class Say(Node):
+    def process(self, event: Event) -> None:
+        print(event.data)  # noqa: T201 - that is what it is for
+
+
+class Die(Node):
+    def process(self, event: Event) -> None:
+        os._exit(3)
+
+
+def topology() -> Topology:
+    t = Topology("conformance")
+    t.add_output("out")
+    store = Store()
+    t.add_slot("echo", Echo())
+    t.add_slot("count", Count())
+    t.add_slot("store", store)
+    t.add_slot("erase", store)
+    t.add_slot("fail", Fail())
+    t.add_slot("odd", Odd())
+    t.add_slot("many", Many())
+    t.add_slot("send", Send())
+    t.add_slot("answer", Answer())
+    t.add_slot("later", Later())
+    t.add_slot("sleep", Sleep(), timeout=1.0)
+    t.add_slot("unknown", Unknown())
+    t.add_slot("say", Say())
+    t.add_slot("die", Die())
+    return t
