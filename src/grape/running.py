@@ -77,6 +77,7 @@ def run(
     inline: bool = False,
     wait: bool = True,
     profile: Profiles = None,
+    env: Mapping[str, str] | None = None,
     limits: Limits | None = None,
 ) -> Summary:
     """Run until all input is processed and nothing is in flight.
@@ -89,6 +90,7 @@ def run(
         workers: processes of a pool whose profile does not say; None: one a core.
         profile: how pools are kept and confined: a TOML file, or pool -> its keys ({"main": {"pool-limit": 4}}).
         inline: run the slots in this process.
+        env: environment variables for the workers, which get hardly any else.
         wait: for timers that are due later; else they stay in ``data``, which must be given.
 
     Raises:
@@ -96,7 +98,9 @@ def run(
         EngineError: the engine had to stop.
     """
     caller = inspect.currentframe()
-    options = _options(topology, data, workers, partitions, config, inline, limits, caller.f_back if caller else None)
+    options = _options(
+        topology, data, workers, partitions, config, inline, env, limits, caller.f_back if caller else None
+    )
     options.profiles = load_profiles(profile, options.config)
     if not wait and data is None:
         raise UsageError("wait=False leaves timers in a data directory: say which one with data=")
@@ -115,6 +119,7 @@ def open(
     config: dict[str, Any] | None = None,
     inline: bool = False,
     profile: Profiles = None,
+    env: Mapping[str, str] | None = None,
     limits: Limits | None = None,
 ) -> RunningEngine:
     """An engine to talk to: ``with grape.open(topology) as e: e.emit(...); for event in e.outputs("total"): ...``.
@@ -123,7 +128,9 @@ def open(
     those of `run`; leaving the block drains it, what is left waits in ``data``.
     """
     caller = inspect.currentframe()
-    options = _options(topology, data, workers, partitions, config, inline, limits, caller.f_back if caller else None)
+    options = _options(
+        topology, data, workers, partitions, config, inline, env, limits, caller.f_back if caller else None
+    )
     options.profiles = load_profiles(profile, options.config)
     options.keep_open = True
     engine = RunningEngine(options, [], [])
@@ -451,6 +458,7 @@ def _options(
     partitions: int | None,
     config: dict[str, Any] | None,
     inline: bool,
+    env: Mapping[str, str] | None,
     limits: Limits | None,
     caller: FrameType | None,
 ) -> Options:
@@ -465,7 +473,7 @@ def _options(
         limits=limits or Limits(),
         directory=os.getcwd(),
         topology=topology if inline and isinstance(topology, Topology) else None,
-        env={"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
+        env={"PYTHONPATH": os.pathsep.join(p for p in sys.path if p), **(env or {})},
     )
 
 

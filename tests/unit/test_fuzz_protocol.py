@@ -6,6 +6,7 @@ of its work with an honest worker.
 
 from __future__ import annotations
 
+import os
 import resource
 import time
 import types
@@ -39,7 +40,7 @@ from grape.protocol.messages import (
 )
 from unit.lying import CAPABILITIES, TOPOLOGY, Rig, emitted, failure, result, run, states
 
-SECONDS: Final = 5.0
+SECONDS: Final = float(os.environ.get("GRAPE_FUZZ_SECONDS", "15"))
 """Of each of the four tests in the default suite."""
 MEMORY: Final = 400 << 20
 

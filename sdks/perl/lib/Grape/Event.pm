@@ -9,23 +9,25 @@ use Grape::MsgPack ();
 
 our $VERSION = '0.1.0';
 
-my ($NAME, $KEY, $DATA, $INDEX, $WORKER, $MADE, $ID, $ATTEMPT, $CREATED, $STATE, $PREFIX, $FIRST) = (0 .. 11);
+my ($NAME, $KEY, $DATA, $INDEX, $RUN, $STATE) = (0 .. 5);
 my %LEVELS = map { $_ => 1 } qw(debug info warning error critical);
 my $MAX_KEY = 4_096;
+my $SHORT = 1_000;    # such a text is encoded when the run is handed in, if it is still there then
 
 our @CARP_NOT = qw(Grape::Worker Grape::MsgPack);
 
 sub name { return $_[0][$NAME] }
 sub key { return $_[0][$KEY] }
 sub data { return $_[0][$DATA] }
-sub attempt { return $_[0][$ATTEMPT] }
+sub attempt { return $_[0]->_run->{attempt} }
 
 # Seconds since 1970.
-sub created { return $_[0][$CREATED] / 1e6 }
+sub created { return $_[0]->_run->{created} / 1e6 }
 
 sub id {
     my ($self) = @_;
-    return defined $self->[$ID] ? $self->[$ID] : $self->[$PREFIX] . ($self->[$FIRST] + $self->[$INDEX]);
+    my $run = $self->_run;
+    return $run->{ids} ? $run->{ids}[ $self->[$INDEX] ] : $run->{prefix} . ($run->{first} + $self->[$INDEX]);
 }
 
 # The state of the event's key, a hash of the node's states; what is changed in it is stored if the event succeeds.
@@ -33,7 +35,7 @@ sub state {    ## no critic (ProhibitBuiltinHomonyms): that is what it is called
     my ($self) = @_;
     return $self->[$STATE] if $self->[$STATE];
     croak("event '$self->[$NAME]' has no key, so that there is no state for it") if !defined $self->[$KEY];
-    my $stored = $self->_made->{records}{ $self->[$KEY] } || {};
+    my $stored = $self->_run->{made}{records}{ $self->[$KEY] } || {};
     return $self->[$STATE] = _copy($stored);    # what the handler changes in place must not be what is stored
 }
 
@@ -47,7 +49,8 @@ sub _copy {
 # emit(NAME, DATA, key => KEY, delay => SECONDS). Without a key that of the event is taken; key => undef is none.
 sub emit {
     my ($self, $name, $data, %options) = @_;
-    my ($worker, $made) = ($self->[$WORKER], $self->_made);
+    my $run = $self->_run;
+    my ($worker, $made) = @{$run}{qw(worker made)};
     if (!$worker->{known}{$name}) {
         die Grape::Failure->new(kind => 'unknown-event', text => "it emits '$name', neither a slot nor an output" . _near($name, $worker->{known}));
     }
@@ -77,15 +80,14 @@ sub reply {
     my ($self, $data, %options) = @_;
     my $final = !exists $options{final} || $options{final};
     my $packed = $self->_packed($data);
-    push @{ $self->_made->{replies} }, "\x93" . Grape::MsgPack::encode($self->[$INDEX]) . $packed . ($final ? "\xc3" : "\xc2");
+    push @{ $self->_run->{made}{replies} }, "\x93" . Grape::MsgPack::encode($self->[$INDEX]) . $packed . ($final ? "\xc3" : "\xc2");
     return;
 }
 
 # It takes long, but it is alive: its timeout starts anew.
 sub progress {
     my ($self) = @_;
-    $self->_made;
-    $self->[$WORKER]->_beat;
+    $self->_run->{worker}->_beat;
     return;
 }
 
@@ -95,13 +97,13 @@ sub log {    ## no critic (ProhibitBuiltinHomonyms): a logarithm it is not
     croak("log(LEVEL, TEXT): a level is one of " . join ', ', sort keys %LEVELS) if !$LEVELS{$level};
     $text =~ s/\n/ /gx;
     utf8::encode($text) if utf8::is_utf8($text);
-    syswrite STDERR, "\x1e$level\x1e$self->[$WORKER]{node}\x1e$text\n";
+    syswrite STDERR, "\x1e$level\x1e@{[$self->_run->{worker}{node}]}\x1e$text\n";
     return;
 }
 
-sub _made {
+sub _run {
     my ($self) = @_;
-    return $self->[$MADE] || croak('an event is over when its handler returns: it cannot be used later');
+    return $self->[$RUN] || croak('an event is over when its handler returns: it cannot be used later');
 }
 
 sub _packed {
@@ -112,9 +114,9 @@ sub _packed {
         die Grape::Failure->new(kind => 'bad-value', text => $why);
     }
     my $size = length $packed;
-    my $most = $self->[$WORKER]{max_event};
+    my $most = $self->[$RUN]{worker}{max_event};
     die Grape::Failure->new(kind => 'too-large', text => "a value of $size bytes is over max-event ($most)") if $size > $most;
-    $self->[$MADE]{size} += $size;
+    $self->[$RUN]{made}{size} += $size;
     return $packed;
 }
 
@@ -137,29 +139,34 @@ sub _near {
 
 # The handler has returned: what of the state has changed?
 sub _finish {
-    my ($self, $states) = @_;
-    my ($made, $key, $new) = ($self->[$MADE], $self->[$KEY], $self->[$STATE]);
-    my $old = $made->{records}{$key} || {};
-    my %declared = map { $_->{name} => 1 } @{$states};
-    my ($unknown) = grep { !$declared{$_} } sort keys %{$new};
-    if (defined $unknown) {
-        die Grape::Failure->new(kind => 'bad-state', text => "the node has no state '$unknown'; declared are " . join ', ', sort keys %declared);
-    }
-    my (%values, @deleted);
-    for my $name (keys %declared) {
-        if (!exists $new->{$name}) {
-            push @deleted, $name if exists $old->{$name};
+    my ($self, $names) = @_;
+    my ($made, $key, $new) = ($self->[$RUN]{made}, $self->[$KEY], $self->[$STATE]);
+    my $old = $made->{records}{$key};
+    my ($known, %changed) = (0);
+    for my $name (@{$names}) {
+        if (exists $new->{$name}) {
+            $known++;
+            my $value = $new->{$name};    # a copy: a number that was looked at as a text would travel as one
+            next if $old && !ref $value && exists $old->{$name} && !_differs($old->{$name}, $value);
+            $changed{$name} = !defined $value || (!ref $value && length $value < $SHORT) ? $new->{$name} : \$self->_packed($new->{$name});
         }
-        elsif (!exists $old->{$name} || ref $new->{$name} || _differs($old->{$name}, $new->{$name})) {
-            $values{$name} = $self->_packed($new->{$name});
+        elsif ($old && exists $old->{$name}) {
+            $changed{$name} = [];    # deleted
         }
     }
-    return if !%values && !@deleted;
-    my $change = $made->{changes}{$key} ||= { values => {}, deleted => {} };
-    for (keys %values) { $change->{values}{$_} = $values{$_}; delete $change->{deleted}{$_} }
-    for (@deleted) { delete $change->{values}{$_}; $change->{deleted}{$_} = 1 }
+    _refuse_unknown($names, $new) if $known < keys %{$new};
+    return if !%changed;
+    my $change = $made->{changes}{$key} ||= {};
+    @{$change}{ keys %changed } = values %changed;
     $made->{records}{$key} = $new;
     return;
+}
+
+sub _refuse_unknown {
+    my ($names, $state) = @_;
+    my %declared = map { $_ => 1 } @{$names};
+    my ($unknown) = grep { !$declared{$_} } sort keys %{$state};
+    die Grape::Failure->new(kind => 'bad-state', text => "the node has no state '$unknown'; declared are " . join ', ', @{$names});
 }
 
 sub _differs {

@@ -72,6 +72,7 @@ sub slot {
     croak("node '$name' listens to '$event' already") if $node->{handlers}{$event};
     $node->{handlers}{$event} = $handler;
     $node->{states} = _states($options->{states}) if $options->{states};
+    $node->{state_names} = [map { $_->{name} } @{ $node->{states} }];
     my (undef, $file, $line) = caller;
     my %spec = (event => "$event", node => "$name", where => "$file:$line");
     $spec{emits} = ref $options->{emits} ? $options->{emits} : [$options->{emits}] if $options->{emits};
@@ -142,36 +143,34 @@ sub _run {
     my ($self, $message) = @_;
     my (undef, $name, $count, $names, $keys, $data, $prefix, $first, $ids, $created, $attempt, $states) = @{$message};
     my $node = $self->{nodes}{$name} or croak("a run of node '$name', which is not here");
-    my $uniform = @{$names} == 1;
-    my $handler = $uniform ? $node->{handlers}{ $names->[0] } : undef;
+    my $uniform = @{$names} == 1 ? $names->[0] : undef;
+    my $handler = defined $uniform ? $node->{handlers}{$uniform} : undef;
     my $trace = q{};
     local $SIG{__DIE__} = sub { $trace = _trace($_[0]) };
-    my $made = $self->{made} = Grape::Worker::Effects->new($states);
+    my $made = Grape::Worker::Effects->new($states);
+    my %run = (worker => $self, made => $made, ids => $ids, prefix => $prefix, first => $first, created => $created, attempt => $attempt);
+    my ($origins, $replies, $state_names) = ($made->{origins}, $made->{replies}, $node->{state_names});
     my $since = clock_gettime(CLOCK_MONOTONIC);
     $self->{node} = $name;
     for my $i (0 .. $count - 1) {
-        my $event_name = $uniform ? $names->[0] : $names->[$i];
-        my $event = bless [
-            $event_name, $keys ? $keys->[$i] : undef, $data ? $data->[$i] : undef, $i, $self,
-            $made, $ids ? $ids->[$i] : undef, $attempt, $created, undef, $prefix, $first,
-        ], 'Grape::Event';
-        my @mark = $made->mark;
-        $trace = q{};
-        my $call = $handler || $node->{handlers}{$event_name};
-        if (!eval { $call->($event); $event->_finish($node->{states}) if $event->[9]; 1 }) {
+        # Runs once an event. The fields of an event: name, key, data, index, run, state.
+        my $event = bless [defined $uniform ? $uniform : $names->[$i], $keys && $keys->[$i], $data && $data->[$i], $i, \%run], 'Grape::Event';
+        my ($emits, $answers) = (scalar @{$origins}, scalar @{$replies});
+        my $call = $handler || $node->{handlers}{ $names->[$i] };
+        if (!eval { $call->($event); $event->_finish($state_names) if $event->[5]; 1 }) {
             my $error = $@;
-            $made->undo(@mark);
-            $event->[5] = undef;
+            $event->[4] = undef;
+            $made->undo($emits, $answers);
             $self->_hand_in($made, $i, _failure($error, $trace));
             $self->{node} = q{};
             return;
         }
-        $event->[5] = undef;    # whoever keeps it cannot emit with it any more
+        $event->[4] = undef;    # whoever keeps it cannot emit with it any more
         $made->{events}++;
-        my $now = clock_gettime(CLOCK_MONOTONIC);
-        if (($now - $since > $HAND_IN_SECONDS || $made->{size} > $HAND_IN_BYTES) && $i < $count - 1) {
+        if ($made->{size} > $HAND_IN_BYTES || clock_gettime(CLOCK_MONOTONIC) - $since > $HAND_IN_SECONDS) {
+            last if $i == $count - 1;
             $self->_hand_in($made);
-            $since = $now;
+            $since = clock_gettime(CLOCK_MONOTONIC);
         }
     }
     $self->_hand_in($made);
@@ -256,11 +255,10 @@ sub new {
 
 sub clear {
     my ($self) = @_;
-    @{$self}{qw(events origins names data keys delays replies changes size)} = (0, [], [], [], [], [], [], {}, 0);
+    @{ $self->{$_} ||= [] } = () for qw(origins names data keys delays replies);
+    @{$self}{qw(events changes size)} = (0, {}, 0);
     return $self;
 }
-
-sub mark { my ($self) = @_; return (scalar @{ $self->{origins} }, scalar @{ $self->{replies} }) }
 
 sub undo {
     my ($self, $emits, $replies) = @_;
@@ -280,11 +278,16 @@ sub packed {
         . ((grep { defined } @{$keys}) ? Grape::MsgPack::encode($keys) : "\xc0")
         . ((grep { $_ >= 0 } @{$delays}) ? Grape::MsgPack::encode($delays) : "\xc0");
     my @changes;
-    for my $key (sort keys %{ $self->{changes} }) {
-        my $change = $self->{changes}{$key};
-        my $values = join q{}, map { Grape::MsgPack::encode($_) . $change->{values}{$_} } keys %{ $change->{values} };
-        push @changes, "\x93" . Grape::MsgPack::encode($key) . Grape::MsgPack::map_head(scalar keys %{ $change->{values} }) . $values
-            . Grape::MsgPack::encode([keys %{ $change->{deleted} }]);
+    # What changed of a key, by state: a reference to its encoded value, a plain value, or an empty list: it is deleted.
+    while (my ($key, $change) = each %{ $self->{changes} }) {
+        my ($count, $values, @deleted) = (0, q{});
+        for my $name (keys %{$change}) {
+            my $value = $change->{$name};
+            if (ref $value eq 'ARRAY') { push @deleted, $name; next }
+            $count++;
+            $values .= Grape::MsgPack::encode($name) . (ref $value ? ${$value} : Grape::MsgPack::encode($value));
+        }
+        push @changes, "\x93" . Grape::MsgPack::encode($key) . Grape::MsgPack::map_head($count) . $values . Grape::MsgPack::encode(\@deleted);
     }
     return $emits . Grape::MsgPack::array_head(scalar @changes) . join(q{}, @changes)
         . Grape::MsgPack::array_head(scalar @{ $self->{replies} }) . join q{}, @{ $self->{replies} };

@@ -127,7 +127,10 @@ class Driver:
                 pass_fds=(other.fileno(),),
                 start_new_session=True,
             )
-        hello = self._next(Hello, Refusal)
+        try:
+            hello = self._next(Hello, Refusal)
+        except Failed as e:
+            raise Failed(f"{e}{self._said()}") from None
         if isinstance(hello, Refusal):
             raise Failed(f"it refuses: {hello.text}")
         assert isinstance(hello, Hello)
@@ -235,9 +238,11 @@ class Driver:
             try:
                 self._step(step)
             except Failed as e:
-                said = self._output.decode("utf-8", "replace").strip()
-                said = f"\n      it said: {said[-600:]}" if said else ""
-                raise Failed(f"step {number} ({next(iter(step))}): {e}{said}") from None
+                raise Failed(f"step {number} ({next(iter(step))}): {e}{self._said()}") from None
+
+    def _said(self) -> str:
+        said = self._output.decode("utf-8", "replace").strip()
+        return f"\n      it said: {said[-600:]}" if said else ""
 
     def _step(self, step: dict[str, Any]) -> None:
         match step:
