@@ -31,18 +31,18 @@ class Routing {
     this.routes = new Map();
     /** event -> names of the nodes of this pool that listen to it */
     this.here = new Map();
-    const pools = listeners(topology);
+    const pools = listenersOf(topology);
     const logs = new Map();
     const orders = new Orders();
-    for (const [pool, events] of pools) for (const nodes of events.values()) orders.add(pool, nodes);
+    for (const [name, events] of pools) for (const nodes of events.values()) orders.add(name, nodes);
     const idOf = (log) => logs.get(log) ?? logs.set(log, logs.size).get(log);
-    for (const [pool_, events] of pools) {
+    for (const [log, events] of pools) {
       for (const [event, nodes] of events) {
-        const target = new Target(pool_, idOf(pool_), orders.of(pool_, nodes[0]), `${pool_}\0${nodes.join("\0")}`);
+        const target = new Target(log, idOf(log), orders.of(log, nodes[0]), `${log}\0${nodes.join("\0")}`);
         const route = this.routes.get(event);
         if (route) route.targets.push(target);
         else this.routes.set(event, new Route(this.routes.size, event, false, false, [target]));
-        if (pool_ === pool) this.here.set(event, nodes);
+        if (log === pool) this.here.set(event, nodes);
       }
     }
     for (const name of topology.outputs ?? []) {
@@ -54,7 +54,7 @@ class Routing {
 }
 
 /** pool -> event -> names of the nodes that listen to it, all in the order of their declaration. */
-function listeners(topology) {
+function listenersOf(topology) {
   const poolOf = new Map((topology.nodes ?? []).map((node) => [node.name, node.pool ?? "main"]));
   const pools = new Map();
   for (const { event, node } of topology.slots ?? []) {

@@ -3,9 +3,9 @@
 /** "; did you mean 'total'?", or what there is. */
 function didYouMean(name, known) {
   const near = [...known]
-    .map((other) => ({ other, distance: distance(name, other) }))
-    .filter(({ other, distance }) => distance <= Math.max(1, Math.floor(Math.max(name.length, other.length) * 0.45)))
-    .sort((a, b) => a.distance - b.distance)
+    .map((other) => ({ other, away: distance(name, other) }))
+    .filter(({ other, away }) => away <= Math.max(1, Math.floor(Math.max(name.length, other.length) * 0.45)))
+    .sort((a, b) => a.away - b.away)
     .slice(0, 3)
     .map(({ other }) => `'${other}'`);
   if (near.length) return `; did you mean ${near.join(" or ")}?`;

@@ -1,0 +1,126 @@
+/** The nodes of a Grape app in JavaScript. */
+
+/** A value that can travel: as data of an event, as a reply, or as state. */
+export type Value =
+  | null
+  | undefined
+  | boolean
+  | number
+  | bigint
+  | string
+  | Date
+  | Uint8Array
+  | ArrayBuffer
+  | Ext
+  | Value[]
+  | Set<Value>
+  | Map<Value, Value>
+  | { toJSON(): Value }
+  | { [name: string]: Value };
+
+export interface EmitOptions {
+  /** The key of the emitted event; null: it has none. Without it the event inherits the key of its cause. */
+  key?: string | null;
+  /** Seconds until it is emitted. */
+  delay?: number;
+}
+
+/** One state value per (node, key). Reading gives undefined where there is none; assigning undefined deletes. */
+export type State = Record<string, any>;
+
+/** An event as a handler gets it. */
+export interface Event<Data = any, S extends object = State> {
+  readonly name: string;
+  readonly key: string | null;
+  readonly data: Data;
+  /** The state of this node and key. What is done to it counts if the handler succeeds. */
+  readonly state: S;
+  /** The same on every attempt: the idempotency key for effects outside of Grape. */
+  readonly id: string;
+  /** 1 for the first attempt. */
+  readonly attempt: number;
+  /** When the event was made. */
+  readonly created: Date;
+  /** How many emits lie between the event and the outside. */
+  readonly hops: number;
+  /** Async handlers: aborts when the slot's timeout is over. Undefined in synchronous ones. */
+  readonly signal: AbortSignal | undefined;
+  emit(name: string, data?: unknown, options?: EmitOptions): void;
+  /** One emit for each key, each value, or both. */
+  emitMany(name: string, columns: { keys?: readonly (string | null)[]; data?: readonly unknown[] }): void;
+  /** Answer the call that this event comes from, if any. `final: false`: more parts follow. */
+  reply(data?: unknown, options?: { final?: boolean }): void;
+  /** The handler is alive: its timeout begins anew. */
+  progress(): void;
+}
+
+export type Handler<Data = any, S extends object = State> = (event: Event<Data, S>) => unknown;
+
+export interface SlotOptions {
+  /** The node that listens; without it the handler's own name. Several slots can be of one node. */
+  node?: string;
+  /** Names of the node's states, or `{ name, ttl }` with ttl in seconds. */
+  states?: readonly (string | { name: string; ttl?: number })[];
+  /** Names that the handler emits, for checks before the start and for the picture of the app. */
+  emits?: readonly string[];
+  /** Attempts after the first one (3). */
+  retries?: number;
+  /** Seconds before the first retry (1), doubling. */
+  backoff?: number;
+  /** The longest time between two attempts (60 seconds). */
+  backoffMax?: number;
+  /** Seconds that a handler may take (60); 0: any. */
+  timeout?: number;
+  /** What becomes of an event that has failed at every attempt ("dead"). */
+  onFail?: "dead" | "stop";
+  /** Whether later events of a key wait for a failed one (true). */
+  ordered?: boolean;
+  /** Accepted for the topology; this worker hands everything through the log. */
+  chain?: boolean;
+  /** Async nodes: how many of its events run at once (100). */
+  concurrency?: number;
+  /** Whether the handler returns a promise. Without it: whether it is an `async function`. */
+  async?: boolean;
+}
+
+export class Worker {
+  constructor();
+  /** The app's configuration. */
+  readonly config: any;
+  /** Let `handler` listen to `event`. */
+  slot<Data = any, S extends object = State>(event: string, options: SlotOptions, handler: Handler<Data, S>): this;
+  slot<Data = any, S extends object = State>(event: string, handler: Handler<Data, S>): this;
+  /** Call `hook` before the first event. */
+  setup(hook: () => unknown): this;
+  /** Call `hook` after the last event. */
+  teardown(hook: () => unknown): this;
+  /** Serve the engine. */
+  run(): void;
+}
+
+/** A msgpack extension that JavaScript has no type for. */
+export class Ext {
+  constructor(type: number, data: Uint8Array);
+  type: number;
+  data: Uint8Array;
+}
+
+/** Every error of this package. `kind` is stable: what a failed event is filed under. */
+export class GrapeError extends Error {
+  readonly kind: string;
+}
+export class TopologyError extends GrapeError {}
+export class UsageError extends GrapeError {}
+/** The base of what fails a single event. */
+export class HandlerError extends GrapeError {
+  constructor(message: string, kind?: string);
+}
+export class UnknownEvent extends HandlerError {}
+export class NoKey extends HandlerError {}
+export class BadKey extends HandlerError {}
+export class BadValue extends HandlerError {}
+export class BadState extends HandlerError {}
+export class BadPayload extends HandlerError {}
+export class TooLarge extends HandlerError {}
+export class EventOver extends HandlerError {}
+export class Timeout extends HandlerError {}

@@ -1,0 +1,26 @@
+// Compiled by `npm run types`, never run: that the types say what the package does.
+import { BadValue, Event, HandlerError, Worker } from "..";
+
+const worker = new Worker();
+
+interface Order {
+  id: number;
+}
+
+worker.slot<Order, { count?: number }>("order", { node: "Orders", states: ["count", { name: "seen", ttl: 60 }] }, (event) => {
+  const id: number = event.data.id;
+  event.state.count = (event.state.count ?? 0) + id;
+  delete event.state.count;
+  event.emit("total", { id }, { key: null, delay: 1.5 });
+  event.emitMany("total", { keys: ["a"], data: [1] });
+  event.reply({ id }, { final: false });
+});
+
+worker.slot("fetch", { node: "Fetch", concurrency: 8 }, async (event: Event) => {
+  event.signal?.throwIfAborted();
+  if (event.attempt > 1) throw new HandlerError("again", "mine");
+});
+
+worker.setup(async () => worker.config.url).teardown(() => undefined).run();
+
+export const kind: string = new BadValue("x").kind;
