@@ -1,23 +1,38 @@
 "use strict";
 
-const errors = require("./errors");
+const {
+  GrapeError,
+  TopologyError,
+  UsageError,
+  HandlerError,
+  UnknownEvent,
+  NoKey,
+  BadKey,
+  BadValue,
+  BadState,
+  BadPayload,
+  TooLarge,
+  EventOver,
+  Timeout,
+} = require("./errors");
 const { Ext } = require("./msgpack/ext");
 const { Worker } = require("./worker");
 
+// Plain names, so that `import { Worker } from "grape-worker"` finds them too.
 module.exports = {
   Worker,
   Ext,
-  GrapeError: errors.GrapeError,
-  TopologyError: errors.TopologyError,
-  UsageError: errors.UsageError,
-  HandlerError: errors.HandlerError,
-  UnknownEvent: errors.UnknownEvent,
-  NoKey: errors.NoKey,
-  BadKey: errors.BadKey,
-  BadValue: errors.BadValue,
-  BadState: errors.BadState,
-  BadPayload: errors.BadPayload,
-  TooLarge: errors.TooLarge,
-  EventOver: errors.EventOver,
-  Timeout: errors.Timeout,
+  GrapeError,
+  TopologyError,
+  UsageError,
+  HandlerError,
+  UnknownEvent,
+  NoKey,
+  BadKey,
+  BadValue,
+  BadState,
+  BadPayload,
+  TooLarge,
+  EventOver,
+  Timeout,
 };
