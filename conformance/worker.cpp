@@ -1,0 +1,76 @@
+// The conformance app in C++: docs/conformance.md says what each node does.
+#include <unistd.h>
+
+#include <chrono>
+#include <cstdint>
+#include <cstdio>
+#include <grape/worker.hpp>
+#include <stdexcept>
+#include <string>
+#include <thread>
+#include <tuple>
+
+int main(int argc, char** argv) {
+  using grape::Event;
+  using grape::Slot;
+  using Seconds = std::chrono::duration<double>;
+  grape::Worker worker(argc, argv);
+
+  worker.slot("echo", Slot("Echo"), [](Event& event) { event.emit("out", event.data()); });
+  worker.slot("count", Slot("Count").state("count"), [](Event& event) {
+    auto count = event.state("count");
+    count.set(count.get<std::int64_t>(0) + 1);
+    event.emit("out", count.get<std::int64_t>());
+  });
+  const auto store = [](Event& event) {
+    auto value = event.state("value");
+    if (value.exists()) {
+      event.emit("out", grape::Raw(value.bytes()));
+    } else {
+      event.emit("out");
+    }
+    if (event.name() == "erase") {
+      value.erase();
+    } else {
+      value.set(event.data());
+    }
+  };
+  worker.slot("store", Slot("Store").state("value"), store);
+  worker.slot("erase", Slot("Store").state("value"), store);
+  worker.slot("fail", Slot("Fail"), [](Event& event) { throw std::runtime_error(event.as<std::string>()); });
+  worker.slot("odd", Slot("Odd").state("count"), [](Event& event) {
+    auto count = event.state("count");
+    const auto total = count.get<std::int64_t>(0) + 1;
+    count.set(total);
+    const auto data = event.as<std::int64_t>();
+    event.emit("out", std::vector<std::int64_t>{data, total});
+    if (data % 2 != 0) throw std::runtime_error("odd");
+  });
+  worker.slot("many", Slot("Many"), [](Event& event) {
+    const auto count = event.as<std::int64_t>();
+    for (std::int64_t i = 0; i < count; ++i) event.emit("out", i);
+  });
+  worker.slot("send", Slot("Send"), [](Event& event) {
+    const auto parts = event.as<std::vector<grape::Value>>();
+    grape::Emit how;
+    if (parts[0].is_nil()) {
+      how.keyless();
+    } else {
+      how.key(parts[0].as<std::string>());
+    }
+    event.emit("echo", parts[1], how);
+  });
+  worker.slot("answer", Slot("Answer"), [](Event& event) { event.reply(event.data()); });
+  worker.slot("later", Slot("Later"), [](Event& event) {
+    const auto parts = event.as<std::vector<grape::Value>>();
+    event.emit("out", parts[1], grape::Emit().delay(Seconds(parts[0].as<double>())));
+  });
+  worker.slot("sleep", Slot("Sleep").timeout(Seconds(1)), [](Event& event) {
+    std::this_thread::sleep_for(Seconds(event.as<double>()));
+    event.emit("out", event.data());
+  });
+  worker.slot("unknown", Slot("Unknown"), [](Event& event) { event.emit("nowhere", event.data()); });
+  worker.slot("say", Slot("Say"), [](Event& event) { grape::log("info", event.as<std::string>()); });
+  worker.slot("die", Slot("Die"), [](Event&) { _exit(3); });
+  return worker.run();
+}

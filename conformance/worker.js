@@ -1,0 +1,46 @@
+// The conformance app in JavaScript: docs/conformance.md says what each node does.
+"use strict";
+
+const { Worker } = require("grape-worker");
+
+const worker = new Worker();
+
+function wait(seconds) {
+  Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, 1000 * seconds);
+}
+
+worker.slot("echo", { node: "Echo" }, (event) => event.emit("out", event.data));
+worker.slot("count", { node: "Count", states: ["count"] }, (event) => {
+  event.state.count = (event.state.count ?? 0) + 1;
+  event.emit("out", event.state.count);
+});
+worker.slot("store", { node: "Store", states: ["value"] }, (event) => {
+  event.emit("out", event.state.value);
+  event.state.value = event.data;
+});
+worker.slot("erase", { node: "Store", states: ["value"] }, (event) => {
+  event.emit("out", event.state.value);
+  delete event.state.value;
+});
+worker.slot("fail", { node: "Fail" }, (event) => {
+  throw new Error(event.data);
+});
+worker.slot("odd", { node: "Odd", states: ["count"] }, (event) => {
+  event.state.count = (event.state.count ?? 0) + 1;
+  event.emit("out", [event.data, event.state.count]);
+  if (event.data % 2) throw new Error("odd");
+});
+worker.slot("many", { node: "Many" }, (event) => {
+  for (let i = 0; i < event.data; i++) event.emit("out", i);
+});
+worker.slot("send", { node: "Send" }, (event) => event.emit("echo", event.data[1], { key: event.data[0] }));
+worker.slot("answer", { node: "Answer" }, (event) => event.reply(event.data));
+worker.slot("later", { node: "Later" }, (event) => event.emit("out", event.data[1], { delay: event.data[0] }));
+worker.slot("sleep", { node: "Sleep", timeout: 1 }, (event) => {
+  wait(event.data);
+  event.emit("out", event.data);
+});
+worker.slot("unknown", { node: "Unknown" }, (event) => event.emit("nowhere", event.data));
+worker.slot("say", { node: "Say" }, (event) => console.log(event.data));
+worker.slot("die", { node: "Die" }, () => process.kill(process.pid, "SIGKILL"));
+worker.run();
