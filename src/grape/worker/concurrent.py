@@ -130,6 +130,8 @@ class AsyncPool:
         self._flush_due = False
         self._works: deque[Work] = deque()
         self._careful: asyncio.Task[None] | None = None
+        self._is_broken = False
+        """Something ended this worker in the middle of an event; what there is of its effects is never handed in."""
         runtime.single = True
         runtime.speaker = _speaker
         runtime.overdue = self._overdue
@@ -151,7 +153,11 @@ class AsyncPool:
         """Start a work; its results come through ``send``."""
         self._works.append(message)
         if self._careful is None:
-            self._next()
+            try:
+                self._next()
+            except BaseException:
+                self._is_broken = True
+                raise
 
     def _next(self) -> None:
         while self._works and self._careful is None:
@@ -161,6 +167,7 @@ class AsyncPool:
                 continue
             if message.careful:
                 self._careful = asyncio.ensure_future(self._run_carefully(message, part))
+                self._careful.add_done_callback(_raise)
             else:
                 self._start(message, part)
 
@@ -270,8 +277,7 @@ class AsyncPool:
             self._admit(self._crowd.popleft())
         if waiting:
             self._admit(waiting.popleft())
-        if not task.cancelled() and task.exception() is not None:
-            raise task.exception()  # type: ignore[misc]
+        _raise(task)
 
     async def _run(self, job: Job) -> None:
         unit, stage, runtime = job.unit, job.stage, self.runtime
@@ -313,10 +319,14 @@ class AsyncPool:
         if root.left:
             return
         self._enter(root.part)
-        for one in root.jobs:
-            one.finish()
-            one.finish = _nothing
-        root.done()
+        try:
+            for one in root.jobs:
+                one.finish()
+                one.finish = _nothing
+            root.done()
+        except BaseException:
+            self._is_broken = True
+            raise
         for one in root.jobs:
             self._leave(one)
         self._flush_soon()
@@ -531,6 +541,8 @@ class AsyncPool:
     def flush(self) -> None:
         """Hand in what is finished."""
         self._flush_due = False
+        if self._is_broken:
+            return
         effects, self._effects = self._effects, {}
         ended, self._ended = self._ended, {}
         for number, of_part in effects.items():
@@ -558,6 +570,12 @@ class _SharedState:
 
 def _nothing() -> None:
     pass
+
+
+def _raise(task: asyncio.Task[None]) -> None:
+    """What ended a task ends the worker."""
+    if not task.cancelled() and task.exception() is not None:
+        raise task.exception()  # type: ignore[misc]
 
 
 def _speaker() -> str:
