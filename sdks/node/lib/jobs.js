@@ -82,10 +82,6 @@ class JobPool {
     if (!this.#isStarting) this.#start().catch(this.#failed);
   }
 
-  revoke(number) {
-    this.#effects.delete(number);
-  }
-
   /** Nothing more is started; resolves when what runs has been handed in. */
   async drain() {
     this.#isDraining = true;
@@ -240,6 +236,10 @@ class JobPool {
 
   #startJob(job) {
     if (this.#isDraining) return;
+    if (!this.#core.isCurrent(job.part)) {
+      this.#leave(job);
+      return;
+    }
     if (!job.unit.isAsync) {
       if (!this.#mayRun(job)) return;
       this.#finished(job, () => this.#runSync(job));
@@ -260,9 +260,10 @@ class JobPool {
 
   async #run(job) {
     try {
-      if (!this.#core.isCurrent(job.part) || !this.#mayRun(job)) return;
+      if (!this.#mayRun(job)) return;
       const outcome = await this.#call(job);
       if (this.#core.isCurrent(job.part)) this.#finished(job, () => this.#takeEffect(job, outcome));
+      else this.#leave(job);
     } finally {
       this.#over(job);
     }
@@ -468,6 +469,7 @@ class JobPool {
     if (root.jobs.length === 0) root.done();
     for (const job of root.jobs) {
       const { part, unit, source, index } = job;
+      if (!this.#core.isCurrent(part)) return;
       const id = source.idOf(index);
       const named = careful.get(`${id}\0${unit.node}`);
       if (!this.#mayRun(job)) continue;
@@ -498,7 +500,7 @@ class JobPool {
     const known = this.#effects.get(part.number);
     if (known?.part === part) return known.effects;
     const effects = this.#core.newEffects();
-    this.#effects.set(part.number, { part, effects });
+    if (this.#core.isCurrent(part)) this.#effects.set(part.number, { part, effects });
     return effects;
   }
 

@@ -72,15 +72,13 @@ class Pending {
   }
 
   #emitAs(event, route, data, options) {
-    const { key, delay } = options;
-    this.#put(route, data, ...this.#place(event, key), delay === undefined ? -1 : microseconds(delay));
+    const key = options.key === undefined ? event.key : options.key;
+    const delay = options.delay === undefined ? -1 : microseconds(options.delay);
+    this.#put(route, data, key, this.#partitionOf(event, key), delay);
   }
 
-  /** Key and partition of an emit whose options say `key`. */
-  #place(event, key) {
-    if (key === undefined || key === event.key) return [event.key, this.own];
-    if (key === null) return [null, this.own];
-    return [key, this.partitions.of(key)];
+  #partitionOf(event, key) {
+    return key === null || key === event.key ? this.own : this.partitions.of(key);
   }
 
   emitMany(event, name, { keys, data } = {}) {
@@ -93,7 +91,10 @@ class Pending {
     const { count: before, size } = this;
     const end = this.writer.pos;
     try {
-      for (let i = 0; i < count; i++) this.#put(route, data?.[i], ...this.#place(event, keys?.[i]), -1);
+      for (let i = 0; i < count; i++) {
+        const key = keys === undefined ? event.key : keys[i];
+        this.#put(route, data?.[i], key, this.#partitionOf(event, key), -1);
+      }
     } catch (error) {
       this.count = before; // all or nothing, should the handler go on
       this.size = size;

@@ -56,7 +56,8 @@ class Session {
       return;
     }
     const kind = error instanceof GrapeError ? error.kind : "start";
-    const text = error instanceof Error ? userStack(error) : String(error);
+    const lines = error instanceof Error ? userStack(error) : String(error);
+    const text = /^\s+at /m.test(lines) ? lines : (error?.stack ?? lines); // no line of the author: it is our fault
     try {
       this.#send(messages.refusal(kind, error instanceof GrapeError ? error.message : text));
     } catch {

@@ -9,6 +9,10 @@ const { userStack } = require("./failures");
 const messages = require("./messages");
 const { Session } = require("./session");
 
+/** Lines of a stack: what Node keeps of them, and what we do. */
+const NODES_LIMIT = 10;
+const STACK_LIMIT = 50;
+
 /** What the engine has put on the command line: `--config JSON --fd N --parent PID`. fd -1: it has not. */
 function commandLine(argv) {
   const options = { fd: -1, parent: 0, config: {} };
@@ -75,6 +79,8 @@ class Worker {
       );
     }
     if (parent && process.ppid !== parent) process.exit(0); // the engine has died meanwhile
+    // A handler's own lines may stand under many of a library's.
+    if (Error.stackTraceLimit === NODES_LIMIT) Error.stackTraceLimit = STACK_LIMIT;
     process.on("SIGINT", () => {}); // Ctrl-C reaches everybody in the terminal; the engine ends its workers
     this.#session = new Session(this, { fd, parent });
     this.#session.start();
