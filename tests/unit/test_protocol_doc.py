@@ -102,7 +102,9 @@ def test_maps_and_arrays_are_told_apart() -> None:
 
 def test_all_messages_are_described_and_nothing_else() -> None:
     assert SECTIONS.keys() == SPOKEN.keys()
-    sides = {s.__name__ for side in (ToWorker, FromWorker, base.ToSpeaker, base.FromSpeaker) for s in typing.get_args(side)}
+    sides = {
+        s.__name__ for side in (ToWorker, FromWorker, base.ToSpeaker, base.FromSpeaker) for s in typing.get_args(side)
+    }
     assert {name for name, (tag, _) in SECTIONS.items() if tag} == sides
 
 

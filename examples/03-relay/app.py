@@ -1,7 +1,7 @@
 """A relay in four languages: a runner (the key) goes round through Python, JavaScript, Perl and C++, each of which counts
 its laps. After the last one it leaves.
 
-    scripts/sdks && grape run examples/languages/app.py --feed start=examples/languages/runners.jsonl,key=name
+    scripts/sdks && grape run examples/03-relay/app.py --feed start=examples/03-relay/runners.jsonl,key=name
 """
 
 from __future__ import annotations

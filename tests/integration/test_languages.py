@@ -1,0 +1,296 @@
+"""Workers in JavaScript, Perl, C++ and of lines: real interpreters and compilers, SDKs installed by their own tools."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any, Final
+
+import psutil
+import pytest
+
+import grape
+from grape.testing.conformance.run import conform, lines_command, worker_command
+
+ROOT: Final = Path(__file__).parents[2]
+GRAPE: Final = str(Path(sys.executable).parent / "grape")
+SDKS: Final = ROOT / ".cache" / "sdks"
+CONFORMANCE: Final = ROOT / "conformance"
+CHAPTERS: Final = ("life", "frames", "values", "state", "failures", "partition", "careful", "time")
+
+
+@pytest.fixture(scope="session")
+def sdk_env() -> dict[str, str]:
+    """Where the runtimes find the SDKs."""
+    done = subprocess.run([ROOT / "scripts" / "sdks"], check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return dict(line.split("=", 1) for line in done.stdout.split())
+
+
+# ------------------------------------------------------------------ conformance
+
+SPEAKERS: Final[dict[str, list[str]]] = {
+    "python": [sys.executable, "-m", "grape.worker", "--target", "grape.testing.conformance.app:topology"],
+    "node": ["node", str(CONFORMANCE / "worker.js")],
+    "cpp": [str(SDKS / "cpp" / "worker")],
+    "perl": ["perl", str(CONFORMANCE / "worker.pl")],
+    "lines": [str(CONFORMANCE / "lines.py")],
+}
+
+
+@pytest.mark.parametrize("chapter", CHAPTERS)
+@pytest.mark.parametrize("speaker", SPEAKERS)
+def test_every_speaker_conforms(speaker: str, chapter: str, sdk_env: dict[str, str]) -> None:
+    env = {**os.environ, **sdk_env}
+    file = CONFORMANCE / f"known-{speaker}.json"
+    known = json.loads(file.read_text()) if file.exists() else {}
+    words = SPEAKERS[speaker]
+    command = lines_command(words) if speaker == "lines" else worker_command(words, env=env)
+    outcomes = list(conform(command, env=env, known=known, chapters=[chapter]))
+    assert outcomes
+    bad = [f"{o.case.title}: {o.error or 'known to fail, but does not'}" for o in outcomes if not o.is_good]
+    assert not bad, "\n".join(bad)
+
+
+def test_the_command_tells_a_third_party_what_is_wrong(tmp_path: Path) -> None:
+    broken = tmp_path / "broken.py"
+    text = (CONFORMANCE / "lines.py").read_text()
+    broken.write_text(text.replace('state.get("count", 0) + 1', 'state.get("count", 0) + 2', 1))
+    broken.chmod(0o755)
+    command = [GRAPE, "conformance", "worker", "--lines", "--chapter", "state", "--", str(broken)]
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    assert done.returncode == 3, done.stderr
+    assert "fails  state is kept by key" in done.stderr
+    assert "not [['out', 'a', 1]" in done.stderr
+    done = subprocess.run([*command[:4], "--", "/bin/false"], check=False, capture_output=True, text=True)
+    assert done.returncode in (2, 3), done.stderr
+    assert "Traceback" not in done.stderr
+
+
+# ------------------------------------------------------------------ one app in four languages
+
+RUNNERS: Final = 60
+ROUNDS: Final = 30
+KILLS: Final = 30
+
+
+def test_a_relay_through_four_languages_counts_exactly_while_all_are_killed(
+    tmp_path: Path, sdk_env: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Python, JavaScript, Perl and C++ in one cycle, with keyed state in each."""
+    here = shutil.copytree(ROOT / "examples" / "03-relay", tmp_path / "relay")
+    monkeypatch.chdir(here)
+    profile = {pool: {"pool-limit": 1} for pool in ("main", "js", "pl", "cpp")}
+    config = {"rounds": ROUNDS}
+    rng = random.Random(4)
+    over = threading.Event()
+    killed: list[str] = []
+
+    def kill() -> None:
+        """One worker or all, whenever some work was done since."""
+        before = 0
+        while not over.wait(0.01) and len(killed) < KILLS:
+            done = sum(pool.finished for pool in engine.numbers().pools.values())
+            workers = [p for p in psutil.Process().children(recursive=True) if "--parent" in _words(p)]
+            if done - before < 60 or not workers:
+                continue
+            before = done
+            for victim in workers if rng.random() < 0.3 else [rng.choice(workers)]:
+                killed.append(" ".join(_words(victim)))
+                _kill(victim)
+
+    finished: dict[str, Any] = {}
+    with grape.open("app.py:topology", config=config, profile=profile, env=sdk_env, data=tmp_path / "data") as engine:
+        for n in range(RUNNERS):
+            engine.emit("start", {"name": f"r{n}"}, key=f"r{n}")
+        killer = threading.Thread(target=kill)
+        killer.start()
+        for event in engine.outputs("finished", timeout=60):
+            assert event.key not in finished
+            finished[str(event.key)] = event.data
+            if len(finished) == RUNNERS:
+                break
+        over.set()
+        killer.join()
+    assert len(finished) == RUNNERS
+    wrong = {key: data for key, data in finished.items() if (data["js"], data["perl"], data["cpp"]) != (ROUNDS,) * 3}
+    assert not wrong
+    assert len(killed) >= 8
+    for language in ("grape.worker ", "relay.js", "relay.pl", "build/relay"):
+        assert any(language in words for words in killed), f"{language} was never killed: {killed}"
+
+
+def _words(process: psutil.Process) -> list[str]:
+    try:
+        return process.cmdline()
+    except psutil.Error:
+        return []
+
+
+def _kill(process: psutil.Process) -> None:
+    try:
+        process.kill()
+    except psutil.NoSuchProcess:
+        pass
+
+
+# ------------------------------------------------------------------ confined
+
+HOSTILE: Final = {
+    "node": ("node", "hostile.js"),
+    "perl": ("perl", "hostile.pl"),
+    "cpp": ("exec", "hostile"),
+    "lines": ("lines", "hostile.sh"),
+}
+APP: Final = """
+from grape import External, Topology
+t = Topology("hostile")
+t.add_output("out")
+t.add_pool("other", runtime={runtime!r}, entry={entry!r})
+if {runtime!r} == "lines":
+    t.add_slot("good", External("Good"), pool="other")
+    t.add_slot("bomb", External("Bomb"), pool="other", retries=0)
+
+@t.slot("near", emits=["out"])
+def near(line: str) -> str:
+    return line
+"""
+ISOLATES: Final[dict[str, dict[str, Any]]] = {
+    "cgroup": {"type": "cgroup", "pids": 40, "memory": "512 MiB", **({"uid": 65534} if os.geteuid() == 0 else {})},
+    "sandbox": {"type": "sandbox", "pids": 40, "memory": "512 MiB"},
+    "container": {"type": "container", "pids": 40, "memory": "512 MiB"},
+}
+
+
+def hostile(tmp_path: Path, language: str) -> Path:
+    """A directory with the app."""
+    runtime, entry = HOSTILE[language]
+    tmp_path.chmod(0o755)
+    where = tmp_path / "app"
+    where.mkdir()
+    source = SDKS / "cpp" / entry if language == "cpp" else ROOT / "tests" / "speakers" / entry
+    shutil.copy(source, where / entry)
+    (where / "app.py").write_text(APP.format(runtime=runtime, entry=entry))
+    return where
+
+
+@pytest.mark.parametrize("level", ["process", "sandbox"])
+@pytest.mark.parametrize("language", HOSTILE)
+def test_workers_of_every_language_run_at_every_level(
+    tmp_path: Path, language: str, level: str, sdk_env: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(hostile(tmp_path, language))
+    profile = {"other": {"pool-limit": 1, "isolate": ISOLATES.get(level, {"type": level})}}
+    with grape.open("app.py:t", profile=profile, env=sdk_env) as engine:
+        engine.emit("good", 1, key="k")
+        assert [event.data for event in _some(engine.outputs("out", timeout=30), 1)] == [1]
+
+
+@pytest.mark.parametrize("language", HOSTILE)
+def test_a_fork_bomb_of_every_language_is_contained(
+    tmp_path: Path, language: str, sdk_env: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """F51: the limit holds, the failure is named, all of it is gone, others go on."""
+    monkeypatch.chdir(hostile(tmp_path, language))
+    profile = {"other": {"pool-limit": 1, "isolate": ISOLATES["sandbox"]}, "main": {"pool-limit": 1}}
+    data = tmp_path / "data"
+    with grape.open("app.py:t", profile=profile, env=sdk_env, data=data) as engine:
+        outputs = engine.outputs("out", timeout=60)
+        engine.emit("good", 1, key="a")
+        assert next(outputs).data == 1
+        engine.emit("bomb", 1, key="b")
+        for i in range(20):
+            engine.emit("near", f"{i}", key="c")
+            assert next(outputs).data == f"{i}"
+        most = 0
+        until = time.monotonic() + (10 if language in ("node", "lines") else 60)  # those go on for ever
+        while time.monotonic() < until and not _letters(data):
+            most = max(most, len(psutil.Process().children(recursive=True)))
+        assert most < 120
+        assert language in ("node", "lines") or _letters(data)
+        engine.emit("near", "after", key="c")
+        assert next(outputs).data == "after"
+    left = [p for p in psutil.process_iter() if "hostile" in " ".join(_words(p)) and p.pid != os.getpid()]
+    assert not left
+
+
+def _letters(data: Path) -> list[str]:
+    done = subprocess.run([GRAPE, "dead", "list", "--data", data], check=False, capture_output=True, text=True)
+    return done.stdout.splitlines()
+
+
+def _some(events: Any, count: int) -> list[Any]:
+    return [next(events) for _ in range(count)]
+
+
+# ------------------------------------------------------------------ mistakes
+
+
+def run(tmp_path: Path, text: str, *options: str) -> subprocess.CompletedProcess[str]:
+    (tmp_path / "app.py").write_text(f"from grape import External, Topology\nt = Topology('mistake')\n{text}\n")
+    (tmp_path / "in.txt").write_text("x\n")
+    command = [GRAPE, "run", "app.py:t", "--feed", "word=in.txt", *options]
+    return subprocess.run(command, check=False, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+
+
+BROKEN: Final = {
+    "node": ("js", 'const x = require("./nowhere");\n', "Cannot find module './nowhere'"),
+    "perl": ("pl", "use No::Such::Module;\n", "Can't locate No/Such/Module.pm"),
+    "lines": ("sh", "#!/no/such/interpreter\n", "No such file or directory"),
+    "exec": ("sh", "#!/bin/sh\necho it is broken >&2\nexit 7\n", "it exited with code 7"),
+}
+
+
+@pytest.mark.parametrize("runtime", BROKEN)
+def test_a_worker_that_cannot_start_says_why(tmp_path: Path, runtime: str) -> None:
+    """F59: a bad import, a missing interpreter, a program that ends."""
+    suffix, text, why = BROKEN[runtime]
+    (tmp_path / f"w.{suffix}").write_text(text)
+    (tmp_path / f"w.{suffix}").chmod(0o755)
+    slot = "t.add_slot('word', External('W'), pool='other')" if runtime == "lines" else ""
+    done = run(tmp_path, f"t.add_pool('other', runtime={runtime!r}, entry='w.{suffix}')\n{slot}")
+    assert done.returncode == 2, done.stderr
+    assert why in done.stderr
+    assert "error: pool 'other'" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("t.add_pool('p', runtime='ruby', entry='x')", "runtime= is"),
+        ("t.add_pool('p', runtime='node')", "needs entry="),
+        ("t.add_pool('p', entry='x.js')", "entry= is for other runtimes"),
+        ("t.add_pool('p', runtime='node', entry='missing.js')", "no file 'missing.js'"),
+        ("t.add_pool('p', runtime='exec', entry='in.txt')", "is not executable"),
+        (
+            "t.add_pool('p', runtime='lines', entry='in.txt')\n@t.slot('word', pool='p')\ndef f(x: str) -> None: ...",
+            "is Python, but pool 'p' has runtime='lines'",
+        ),
+        (
+            "t.add_pool('p', runtime='node', entry='in.txt')\n@t.slot('word', pool='p')\ndef f(x: str) -> None: ...",
+            "declare their slots themselves",
+        ),
+        ("t.add_slot('word', External('W'))", "a node of a pool with runtime='lines'"),
+    ],
+)
+def test_mistakes_are_explained_where_they_are(tmp_path: Path, text: str, why: str) -> None:
+    done = run(tmp_path, text)
+    assert done.returncode == 2, done.stderr
+    assert why in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_missing_interpreter_is_named(tmp_path: Path) -> None:
+    (tmp_path / "w.js").write_text("")
+    done = run(tmp_path, "t.add_pool('p', runtime='node', entry='w.js')", "--env", "PATH=/nowhere")
+    assert done.returncode == 2, done.stderr
+    assert "no such program" in done.stderr
+    assert "'node'" in done.stderr
