@@ -1,11 +1,10 @@
 // The C interface: exceptions of the C++ side become failures of the event, as they must not pass through C.
-#include "grape/grape.h"
-
 #include <new>
 #include <optional>
 #include <string>
 #include <string_view>
 
+#include "grape/grape.h"
 #include "grape/worker.hpp"
 
 struct grape_worker {
@@ -88,8 +87,7 @@ const void* grape_config(grape_worker* worker, size_t* size) { return give(worke
 
 void grape_slot_defaults(grape_slot_options* options, const char* node) {
   const grape::detail::SlotSpec spec;
-  *options = grape_slot_options{node,         nullptr,          0,            nullptr, 0, spec.retries, spec.backoff,
-                                spec.backoff_max, spec.timeout, 0, 1};
+  *options = grape_slot_options{node, nullptr, 0, nullptr, 0, spec.retries, spec.backoff, spec.backoff_max, spec.timeout, 0, 1};
 }
 
 int grape_slot(grape_worker* worker, const char* event, const grape_slot_options* options, grape_handler handler, void* user) {
@@ -129,9 +127,7 @@ void grape_teardown(grape_worker* worker, grape_hook hook, void* user) {
 
 int grape_run(grape_worker* worker) { return worker->worker.run(); }
 
-const char* grape_event_name(const grape_event* event, size_t* size) {
-  return static_cast<const char*>(give(event->event.name(), size));
-}
+const char* grape_event_name(const grape_event* event, size_t* size) { return static_cast<const char*>(give(event->event.name(), size)); }
 
 const char* grape_event_key(const grape_event* event, size_t* size) {
   const auto key = event->event.key();

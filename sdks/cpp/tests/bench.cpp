@@ -20,7 +20,8 @@ void send(int fd, const Value& message) {
   Buffer frame(4, '\0');
   grape::detail::pack_value(frame, message, 0);
   grape::detail::close_frame(frame);
-  for (std::size_t sent = 0; sent < frame.size();) sent += static_cast<std::size_t>(::send(fd, frame.data() + sent, frame.size() - sent, 0));
+  for (std::size_t sent = 0; sent < frame.size();)
+    sent += static_cast<std::size_t>(::send(fd, frame.data() + sent, frame.size() - sent, 0));
 }
 
 std::string receive(int fd) {
@@ -82,7 +83,8 @@ int main() {
   for (int seq = 0; seq < works + 2; ++seq) {
     if (seq < works) {
       const std::string& body = bodies[static_cast<std::size_t>(seq) % bodies.size()];
-      send(fd, Value::Array{4, 0, 1, seq, grape::list({Value::Array{seq, "id-", 0, events, Bytes(body), grape::list({0, Bytes()})}}), Value::Array()});
+      send(fd, Value::Array{4, 0, 1, seq, grape::list({Value::Array{seq, "id-", 0, events, Bytes(body), grape::list({0, Bytes()})}}),
+                            Value::Array()});
     }
     if (seq >= 2) receive(fd);  // the engine has up to three works out
   }

@@ -188,7 +188,7 @@ class Engine {
 
   Value limits = Value(Value::Map());
   Value::Array taken{Value("out"), Value("total")};
-  bool has_topology = true;                  ///< in the welcome: what the worker describes, and what follows
+  bool has_topology = true;  ///< in the welcome: what the worker describes, and what follows
   std::vector<std::string> outputs{"out", "total", "dropped"};
   std::vector<std::array<std::string, 3>> foreign;  ///< event, node, pool
   double heartbeat = 30.0;
@@ -246,7 +246,8 @@ class Engine {
 
   static Value batch(int position, const std::string& body, int events, const Value& done = grape::list({0, Bytes()}), int contexts = 0,
                      bool calls = false) {
-    return Value::Array{position, "id-" + std::to_string(position) + "-", 1'700'000'000'000'000, events, Bytes(body), done, contexts, calls};
+    return Value::Array{position, "id-" + std::to_string(position) + "-", 1'700'000'000'000'000, events, Bytes(body), done, contexts,
+                        calls};
   }
   static Value retry(int hold, const std::string& node, const std::string& id, const std::string& body, int attempt = 2, bool rest = false,
                      int context = -1, int deaths = 0) {
@@ -303,7 +304,8 @@ class Engine {
     Value::Array nodes;
     Value::Array slots;
     Value::Array outs;
-    for (const auto& node : items(own["nodes"])) nodes.push_back(grape::map({{"name", node["name"]}, {"pool", "cpp"}, {"states", node["states"]}}));
+    for (const auto& node : items(own["nodes"]))
+      nodes.push_back(grape::map({{"name", node["name"]}, {"pool", "cpp"}, {"states", node["states"]}}));
     for (const auto& slot : items(own["slots"])) slots.push_back(slot);
     for (const auto& [event, node, pool] : foreign) {
       nodes.push_back(grape::map({{"name", node}, {"pool", pool}}));

@@ -115,8 +115,11 @@ TEST_CASE("bodies stay within batch-max, whatever the columns") {
   for (int i = 0; i < 5'000; ++i) {
     const auto number = *routes.find("event-" + std::to_string(i * 7 % 300));
     const bool is_large = i % 500 == 250;
-    outbox.append(routes[number].leads[0], 0, number, {i % 3 == 0 ? "" : "key", i % 3 != 0}, is_large ? large : i % 2 == 0 ? "\xC0" : "\xA1x", i % 5,
-                  i % 11 == 0 ? i : -1);
+    outbox.append(routes[number].leads[0], 0, number, {i % 3 == 0 ? "" : "key", i % 3 != 0},
+                  is_large     ? large
+                  : i % 2 == 0 ? "\xC0"
+                               : "\xA1x",
+                  i % 5, i % 11 == 0 ? i : -1);
     ++count;
   }
   Buffer out;

@@ -1,8 +1,9 @@
 // Records: what is read from and written to them.
+#include "grape/state.hpp"
+
 #include <doctest/doctest.h>
 
 #include "fake_engine.hpp"
-#include "grape/state.hpp"
 
 using namespace grape::detail;
 using namespace std::string_literals;

@@ -66,8 +66,9 @@ TEST_CASE("integers take the shortest form and come back") {
   CHECK(packed(-32) == "\xE0");
   CHECK(packed(-33) == "\xD0\xDF");
   CHECK(packed(-129) == "\xD1\xFF\x7F");
-  for (const std::int64_t value : {std::numeric_limits<std::int64_t>::min(), std::int64_t{-2147483649}, std::int64_t{-32769}, std::int64_t{-128},
-                                   std::int64_t{255}, std::int64_t{4294967296}, std::numeric_limits<std::int64_t>::max()}) {
+  for (const std::int64_t value :
+       {std::numeric_limits<std::int64_t>::min(), std::int64_t{-2147483649}, std::int64_t{-32769}, std::int64_t{-128}, std::int64_t{255},
+        std::int64_t{4294967296}, std::numeric_limits<std::int64_t>::max()}) {
     CHECK(there_and_back(value) == value);
     CHECK(Raw(packed(value)).as<Value>() == Value(value));
   }
@@ -112,10 +113,12 @@ TEST_CASE("nil, optional, lists, maps with any keys") {
   CHECK(there_and_back(std::optional<int>(5)) == 5);
   const std::map<int, std::vector<std::string>> map{{1, {"a", "b"}}, {-2, {}}};
   CHECK(there_and_back(map) == map);
-  const Value strange = Value::Map{{Value(), Value(true)}, {Value(1.5), Value("x")}, {Value(Value::Array{Value(1)}), Value(grape::Bytes("\xFF"))}};
+  const Value strange =
+      Value::Map{{Value(), Value(true)}, {Value(1.5), Value("x")}, {Value(Value::Array{Value(1)}), Value(grape::Bytes("\xFF"))}};
   CHECK(there_and_back(strange) == strange);
   CHECK(there_and_back(std::tuple<int, std::string, bool>(1, "x", true)) == std::tuple<int, std::string, bool>(1, "x", true));
-  const Value made = grape::map({{"word", std::optional<std::string_view>("x")}, {"none", std::optional<int>()}, {"list", grape::list({1, "two"})}});
+  const Value made =
+      grape::map({{"word", std::optional<std::string_view>("x")}, {"none", std::optional<int>()}, {"list", grape::list({1, "two"})}});
   CHECK(made["word"] == Value("x"));
   CHECK(made["none"].is_nil());
   CHECK(made["missing"].is_nil());
@@ -149,7 +152,8 @@ TEST_CASE("timestamps") {
     CHECK(Raw(packed(Value(at(nanos)))).as<Value>() == Value(at(nanos)));
   }
   CHECK(there_and_back(time_point<system_clock, microseconds>(microseconds(-5))).time_since_epoch() == microseconds(-5));
-  CHECK(kind_of_failure([] { (void)Raw("\xC7\x0C\xFF\x00\x00\x00\x00\x7F\xFF\xFF\xFF\xFF\xFF\xFF\xFF"s).as<grape::Time>(); }) == "bad-payload");
+  CHECK(kind_of_failure([] { (void)Raw("\xC7\x0C\xFF\x00\x00\x00\x00\x7F\xFF\xFF\xFF\xFF\xFF\xFF\xFF"s).as<grape::Time>(); }) ==
+        "bad-payload");
   const Value ext = Value::Ext{5, "abc"};
   CHECK(there_and_back(ext) == ext);
 }
@@ -204,7 +208,10 @@ TEST_CASE("JSON") {
 
 TEST_CASE("text for people") {
   using namespace grape::detail;
-  CHECK(clean_text("a\xFF" "b") == "a\xEF\xBF\xBD" "b");
+  CHECK(clean_text("a\xFF"
+                   "b") ==
+        "a\xEF\xBF\xBD"
+        "b");
   CHECK(one_line("a\nb") == "a b");
   CHECK(clean_text(std::string(100, 'x'), 10).size() <= 10);
   CHECK(is_utf8(clean_text("日本日本日本", 10)));

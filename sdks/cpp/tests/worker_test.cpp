@@ -53,7 +53,16 @@ Engine::Work work_of(const std::vector<In>& events, int seq = 1) {
 
 TEST_CASE("hello describes the pool, and nothing more") {
   Engine engine([](Worker& worker) {
-    worker.slot("a", Slot("N").state("x", 1.5s).emits({"b", "c"}).retries(7).backoff(2s).backoff_max(3s).timeout(4s).on_fail(grape::OnFail::stop).ordered(false),
+    worker.slot("a",
+                Slot("N")
+                    .state("x", 1.5s)
+                    .emits({"b", "c"})
+                    .retries(7)
+                    .backoff(2s)
+                    .backoff_max(3s)
+                    .timeout(4s)
+                    .on_fail(grape::OnFail::stop)
+                    .ordered(false),
                 [](Event&) {});
     worker.slot("b", Slot("N").state("y"), [](Event&) {});
   });
@@ -87,7 +96,8 @@ TEST_CASE("a topology that cannot be is refused") {
   const Value refusal = engine.receive();
   CHECK(number(at(refusal, 0)) == tag::refusal);
   CHECK(text(at(refusal, 1)) == "topology");
-  for (const auto* part : {"declared twice", "1 to 255", "out of range", "no handler"}) CHECK(text(at(refusal, 2)).find(part) != std::string::npos);
+  for (const auto* part : {"declared twice", "1 to 255", "out of range", "no handler"})
+    CHECK(text(at(refusal, 2)).find(part) != std::string::npos);
   CHECK(engine.wait() == 2);
 }
 
@@ -119,7 +129,10 @@ TEST_CASE("setup, teardown and configuration") {
   CHECK(engine.run({{"a", nullptr, nullptr}}).emitted.at(0).data == Value("hé"));
   engine.drain();
   CHECK(engine.wait() == 0);
-  CHECK(engine.printed() == "\x1Ewarning\x1EN\x1Ein it\n\x1Einfo\x1E\x1E" "bye\n\x1Einfo\x1E\x1E" "bye\n");
+  CHECK(engine.printed() ==
+        "\x1Ewarning\x1EN\x1Ein it\n\x1Einfo\x1E\x1E"
+        "bye\n\x1Einfo\x1E\x1E"
+        "bye\n");
 }
 
 TEST_CASE("a setup that throws") {
@@ -178,12 +191,14 @@ TEST_CASE("where emits go") {
   const Result result = engine.run({{"a", "k", nullptr, 4, 0}}, 2, 1);
   std::string seen;
   for (const auto& e : result.emitted) {
-    seen += e.target + "/" + std::to_string(e.partition) + " " + e.key + " " + (e.data.is_nil() ? "nil" : std::to_string(number(e.data))) + "\n";
+    seen += e.target + "/" + std::to_string(e.partition) + " " + e.key + " " + (e.data.is_nil() ? "nil" : std::to_string(number(e.data))) +
+            "\n";
     CHECK(e.hops == 5);
     CHECK(e.context == 0);
   }
   CHECK(seen ==
-        ">out/2 k 1\n>out/2 grape 6\ncpp/2 k 3\ncpp/2 - 5\ncpp/2 k nil\nmain/2 k 3\nmain/2 - 5\nmain/2 k nil\ncpp/1 grape 4\nmain/1 grape 4\n");
+        ">out/2 k 1\n>out/2 grape 6\ncpp/2 k 3\ncpp/2 - 5\ncpp/2 k nil\nmain/2 k 3\nmain/2 - 5\nmain/2 k nil\ncpp/1 grape 4\nmain/1 grape "
+        "4\n");
   REQUIRE(result.timers.size() == 2);
   CHECK(number(at(result.timers[0], 0)) == 1'500'000);
   const auto timed = fake::events_of(at(result.timers[0], 1));
@@ -207,7 +222,8 @@ TEST_CASE("what cannot be emitted or stored fails the event, with a kind") {
       if (what == "uint") event.emit("out", ~std::uint64_t{0});
       if (what == "large") event.emit("out", std::string(1'001, 'x'));
       if (what == "state") event.state("s").set(std::string(1'001, 'x'));
-      if (what == "much") for (int i = 0; i < 30; ++i) event.emit("out", std::string(900, 'x'));
+      if (what == "much")
+        for (int i = 0; i < 30; ++i) event.emit("out", std::string(900, 'x'));
       if (what == "key") event.emit("out", 1, Emit().key(""));
       if (what == "key2") event.emit("out", 1, Emit().key("\xFF"));
       if (what == "delay") event.emit("out", 1, Emit().delay(-1s));
@@ -221,8 +237,8 @@ TEST_CASE("what cannot be emitted or stored fails the event, with a kind") {
   engine.join();
   engine.assign(0);
   const std::vector<std::pair<std::string, std::string>> kinds{
-      {"name", "unknown-event"}, {"app", "unknown-event"}, {"text", "bad-value"},  {"uint", "bad-value"},    {"large", "too-large"},
-      {"state", "too-large"},    {"much", "too-large"},    {"key", "bad-value"},   {"key2", "bad-value"},    {"delay", "bad-value"},
+      {"name", "unknown-event"}, {"app", "unknown-event"}, {"text", "bad-value"},   {"uint", "bad-value"}, {"large", "too-large"},
+      {"state", "too-large"},    {"much", "too-large"},    {"key", "bad-value"},    {"key2", "bad-value"}, {"delay", "bad-value"},
       {"none", "bad-state"},     {"type", "bad-payload"},  {"stored", "bad-state"}, {"reply", "too-large"}};
   std::vector<In> events;
   for (const auto& [what, kind] : kinds) events.push_back({"a", "key of " + what, what});
@@ -244,7 +260,8 @@ TEST_CASE("failures: their words, their bodies, and who waits behind them") {
   Engine engine(&count);
   engine.join();
   engine.assign(0);
-  const Result result = engine.run({{"word", "a", 1, 3}, {"word", "a", "fail", 3, 0}, {"word", "b", "throw"}, {"word", "c", "odd"}, {"word", "a", 1}}, 0, 1);
+  const Result result =
+      engine.run({{"word", "a", 1, 3}, {"word", "a", "fail", 3, 0}, {"word", "b", "throw"}, {"word", "c", "odd"}, {"word", "a", 1}}, 0, 1);
   REQUIRE(result.failures.size() == 4);
   const auto& first = result.failures[0];
   CHECK(first.kind == "told-to");
@@ -275,9 +292,15 @@ TEST_CASE("failures: their words, their bodies, and who waits behind them") {
 
 TEST_CASE("the last attempt frees the key") {
   Engine engine([](Worker& worker) {
-    worker.slot("a", Slot("Dead").retries(0), [](Event& event) { if (event.as<bool>()) throw grape::Error("x", "y"); });
-    worker.slot("b", Slot("Stop").retries(0).on_fail(grape::OnFail::stop), [](Event& event) { if (event.as<bool>()) throw grape::Error("x", "y"); });
-    worker.slot("c", Slot("Loose").ordered(false), [](Event& event) { if (event.as<bool>()) throw grape::Error("x", "y"); });
+    worker.slot("a", Slot("Dead").retries(0), [](Event& event) {
+      if (event.as<bool>()) throw grape::Error("x", "y");
+    });
+    worker.slot("b", Slot("Stop").retries(0).on_fail(grape::OnFail::stop), [](Event& event) {
+      if (event.as<bool>()) throw grape::Error("x", "y");
+    });
+    worker.slot("c", Slot("Loose").ordered(false), [](Event& event) {
+      if (event.as<bool>()) throw grape::Error("x", "y");
+    });
   });
   engine.join();
   engine.assign(0);
@@ -294,7 +317,8 @@ TEST_CASE("retries pass the lock, and free the line when it is empty") {
   CHECK(engine.run({{"word", "k", "later"}}).failures.at(0).behind);
   Engine::Work work;
   work.seq = 10;
-  work.retries = {Engine::retry(5, "Count", "first", run_of({{"word", "k", 1}}), 2, true), Engine::retry(6, "Gone", "x", run_of({{"word", "k", 1}}))};
+  work.retries = {Engine::retry(5, "Count", "first", run_of({{"word", "k", 1}}), 2, true),
+                  Engine::retry(6, "Gone", "x", run_of({{"word", "k", 1}}))};
   work.batches.push_back(Engine::batch(7, run_of({{"word", "k", 2}}), 1));
   engine.work(work);
   Result result = engine.result();
@@ -305,7 +329,8 @@ TEST_CASE("retries pass the lock, and free the line when it is empty") {
   // Those that stood behind come back; only when all of them are done the key is free.
   work = {};
   work.seq = 11;
-  work.retries = {Engine::retry(7, "Count", "id-1-0", run_of({{"word", "k", 1}}), 1), Engine::retry(8, "Count", "id-7-0", run_of({{"word", "k", 1}}), 1)};
+  work.retries = {Engine::retry(7, "Count", "id-1-0", run_of({{"word", "k", 1}}), 1),
+                  Engine::retry(8, "Count", "id-7-0", run_of({{"word", "k", 1}}), 1)};
   work.batches.push_back(Engine::batch(8, run_of({{"word", "k", 2}}), 1));
   engine.work(work);
   result = engine.result();
@@ -319,7 +344,8 @@ TEST_CASE("a retry that fails again keeps its line") {
   engine.join();
   engine.assign(0, 1, true, {grape::list({"Count", "k"})});
   Engine::Work work;
-  work.retries = {Engine::retry(5, "Count", "first", run_of({{"word", "k", "fail", 2}}), 2, false, 0), Engine::retry(6, "Count", "second", run_of({{"word", "k", 1}}))};
+  work.retries = {Engine::retry(5, "Count", "first", run_of({{"word", "k", "fail", 2}}), 2, false, 0),
+                  Engine::retry(6, "Count", "second", run_of({{"word", "k", 1}}))};
   engine.work(work);
   Result result = engine.result();
   CHECK(result.retried.empty());
@@ -445,7 +471,8 @@ TEST_CASE("contexts: replies, deadlines, calls") {
   const Result result = engine.result();
   std::string seen;
   for (const auto& reply : result.replies) {
-    seen += std::to_string(number(at(reply, 0))) + (at(reply, 2) == Value(true) ? "!" : "") + grape::Raw(fake::bytes(at(reply, 1))).as<std::string>() + " ";
+    seen += std::to_string(number(at(reply, 0))) + (at(reply, 2) == Value(true) ? "!" : "") +
+            grape::Raw(fake::bytes(at(reply, 1))).as<std::string>() + " ";
   }
   CHECK(seen == "10part 10!held 12part 12!id-1-0 11part 11!id-1-2 13part 13!id-2-0 ");
   CHECK(result.retried == std::vector<std::int64_t>{1});
@@ -478,7 +505,8 @@ TEST_CASE("careful mode announces, and hands in one by one") {
   Engine::Work work = work_of({{"word", "a", 1}, {"word", "b", "crash"}, {"word", "c", "crash"}}, 4);
   work.careful = true;
   work.retries = {Engine::retry(9, "Count", "held", run_of({{"word", "z", 1}}), 2, false, -1, 2)};
-  work.named = {grape::list({"id-4-1", "Count", "worker-died", "it was killed", true, "where"}), grape::list({"held", "Count", "timeout", "too slow", true})};
+  work.named = {grape::list({"id-4-1", "Count", "worker-died", "it was killed", true, "where"}),
+                grape::list({"held", "Count", "timeout", "too slow", true})};
   engine.work(work);
   Result result = engine.result();
   REQUIRE(result.failures.size() == 1);
@@ -600,7 +628,8 @@ TEST_CASE("exceptions within exceptions are told") {
 }
 
 TEST_CASE("bytes that are no protocol end the worker, not its memory") {
-  for (const auto& bytes : {std::string("\xFF\xFF\xFF\x7F"), std::string("\x01\0\0\0\xC1", 5), std::string("\x02\0\0\0\x91\x63", 6), std::string("\x01\0\0\0\x90", 5)}) {
+  for (const auto& bytes : {std::string("\xFF\xFF\xFF\x7F"), std::string("\x01\0\0\0\xC1", 5), std::string("\x02\0\0\0\x91\x63", 6),
+                            std::string("\x01\0\0\0\x90", 5)}) {
     Engine engine(&count);
     engine.join();
     engine.send_raw(bytes);

@@ -34,17 +34,14 @@ inline std::uint32_t crc32(std::string_view bytes) noexcept {
   const auto* at = reinterpret_cast<const unsigned char*>(bytes.data());
   std::size_t left = bytes.size();
   for (; left >= 4; left -= 4, at += 4) {
-    crc ^= static_cast<std::uint32_t>(at[0]) | static_cast<std::uint32_t>(at[1]) << 8U |
-           static_cast<std::uint32_t>(at[2]) << 16U | static_cast<std::uint32_t>(at[3]) << 24U;
-    crc = crc_tables[3][crc & 0xFFU] ^ crc_tables[2][(crc >> 8U) & 0xFFU] ^ crc_tables[1][(crc >> 16U) & 0xFFU] ^
-          crc_tables[0][crc >> 24U];
+    crc ^= static_cast<std::uint32_t>(at[0]) | static_cast<std::uint32_t>(at[1]) << 8U | static_cast<std::uint32_t>(at[2]) << 16U |
+           static_cast<std::uint32_t>(at[3]) << 24U;
+    crc = crc_tables[3][crc & 0xFFU] ^ crc_tables[2][(crc >> 8U) & 0xFFU] ^ crc_tables[1][(crc >> 16U) & 0xFFU] ^ crc_tables[0][crc >> 24U];
   }
   for (; left > 0; --left, ++at) crc = crc_tables[0][(crc ^ *at) & 0xFFU] ^ (crc >> 8U);
   return ~crc;
 }
 
-inline std::uint32_t partition_of(std::string_view key, std::uint32_t partitions) noexcept {
-  return crc32(key) % partitions;
-}
+inline std::uint32_t partition_of(std::string_view key, std::uint32_t partitions) noexcept { return crc32(key) % partitions; }
 
 }  // namespace grape::detail

@@ -226,7 +226,7 @@ class Event {
   std::vector<detail::Replied> replies_;
   detail::Buffer values_;  ///< of states
   std::vector<detail::Stored> stored_;
-  detail::Buffer scratch_;  ///< a new value may be a slice of the old one: it is packed here first
+  detail::Buffer scratch_;      ///< a new value may be a slice of the old one: it is packed here first
   std::string_view last_name_;  ///< the one of the last emit: most handlers emit one name only
   std::uint32_t last_number_ = 0;
 
@@ -235,8 +235,8 @@ class Event {
   }
 
   [[noreturn]] void no_key(std::string_view state) const {
-    throw Error("no-key", "node '" + node_->name + "' used its state '" + std::string(state) + "' in an event '" +
-                              std::string(in_.name) + "' that has no key; emit it with a key, or feed it with one");
+    throw Error("no-key", "node '" + node_->name + "' used its state '" + std::string(state) + "' in an event '" + std::string(in_.name) +
+                              "' that has no key; emit it with a key, or feed it with one");
   }
 
   std::uint32_t resolve(std::string_view name) {

@@ -26,21 +26,21 @@
 #define GRAPE_EACH_15(f, ...) GRAPE_VISIT(f) GRAPE_EXPAND(GRAPE_EACH_14(__VA_ARGS__))
 #define GRAPE_EACH_16(f, ...) GRAPE_VISIT(f) GRAPE_EXPAND(GRAPE_EACH_15(__VA_ARGS__))
 #define GRAPE_PICK(_1, _2, _3, _4, _5, _6, _7, _8, _9, _10, _11, _12, _13, _14, _15, _16, name, ...) name
-#define GRAPE_EACH(...)                                                                                              \
-  GRAPE_EXPAND(GRAPE_PICK(__VA_ARGS__, GRAPE_EACH_16, GRAPE_EACH_15, GRAPE_EACH_14, GRAPE_EACH_13, GRAPE_EACH_12,    \
-                          GRAPE_EACH_11, GRAPE_EACH_10, GRAPE_EACH_9, GRAPE_EACH_8, GRAPE_EACH_7, GRAPE_EACH_6,      \
-                          GRAPE_EACH_5, GRAPE_EACH_4, GRAPE_EACH_3, GRAPE_EACH_2, GRAPE_EACH_1, unused)(__VA_ARGS__))
+#define GRAPE_EACH(...)                                                                                                                    \
+  GRAPE_EXPAND(GRAPE_PICK(__VA_ARGS__, GRAPE_EACH_16, GRAPE_EACH_15, GRAPE_EACH_14, GRAPE_EACH_13, GRAPE_EACH_12, GRAPE_EACH_11,           \
+                          GRAPE_EACH_10, GRAPE_EACH_9, GRAPE_EACH_8, GRAPE_EACH_7, GRAPE_EACH_6, GRAPE_EACH_5, GRAPE_EACH_4, GRAPE_EACH_3, \
+                          GRAPE_EACH_2, GRAPE_EACH_1, unused)(__VA_ARGS__))
 #define GRAPE_VISIT(field) visit(std::string_view(#field), object.field);
 
 /// Up to 16 fields; say it in the namespace of the struct.
-#define GRAPE_FIELDS(Type, ...)                                 \
-  template <class Visitor>                                      \
-  void grape_visit(Type& object, Visitor&& visit) {             \
-    GRAPE_EACH(__VA_ARGS__)                                     \
-  }                                                             \
-  template <class Visitor>                                      \
-  void grape_visit(const Type& object, Visitor&& visit) {       \
-    GRAPE_EACH(__VA_ARGS__)                                     \
+#define GRAPE_FIELDS(Type, ...)                           \
+  template <class Visitor>                                \
+  void grape_visit(Type& object, Visitor&& visit) {       \
+    GRAPE_EACH(__VA_ARGS__)                               \
+  }                                                       \
+  template <class Visitor>                                \
+  void grape_visit(const Type& object, Visitor&& visit) { \
+    GRAPE_EACH(__VA_ARGS__)                               \
   }
 
 namespace grape {

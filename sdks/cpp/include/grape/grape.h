@@ -15,20 +15,20 @@ extern "C" {
 
 typedef struct grape_worker grape_worker;
 typedef struct grape_event grape_event;
-typedef void (*grape_handler)(grape_event *event, void *user);
-typedef void (*grape_hook)(void *user);
+typedef void (*grape_handler)(grape_event* event, void* user);
+typedef void (*grape_hook)(void* user);
 
 typedef struct {
-  const char *name;
+  const char* name;
   double ttl; /* seconds after it was last set; 0: kept until deleted */
 } grape_state;
 
 /* Fill it with grape_slot_defaults, then change what should be otherwise. Times are seconds. */
 typedef struct {
-  const char *node;
-  const grape_state *states; /* of the node, beside those that its other slots name */
+  const char* node;
+  const grape_state* states; /* of the node, beside those that its other slots name */
   size_t state_count;
-  const char *const *emits;
+  const char* const* emits;
   size_t emit_count;
   int64_t retries; /* attempts after the first one */
   double backoff;
@@ -39,7 +39,7 @@ typedef struct {
 } grape_slot_options;
 
 typedef struct {
-  const char *key; /* UTF-8; null: that of the event, or none if keyless */
+  const char* key; /* UTF-8; null: that of the event, or none if keyless */
   size_t key_size;
   int keyless;
   int64_t delay; /* microseconds; below 0: none */
@@ -48,56 +48,56 @@ typedef struct {
 /* ---- the worker ---- */
 
 /* Null: no memory. */
-grape_worker *grape_worker_new(int argc, char **argv);
-void grape_worker_free(grape_worker *worker);
+grape_worker* grape_worker_new(int argc, char** argv);
+void grape_worker_free(grape_worker* worker);
 /* The app's configuration, a msgpack map. */
-const void *grape_config(grape_worker *worker, size_t *size);
-void grape_slot_defaults(grape_slot_options *options, const char *node);
-int grape_slot(grape_worker *worker, const char *event, const grape_slot_options *options, grape_handler handler, void *user);
-void grape_setup(grape_worker *worker, grape_hook hook, void *user);
-void grape_teardown(grape_worker *worker, grape_hook hook, void *user);
+const void* grape_config(grape_worker* worker, size_t* size);
+void grape_slot_defaults(grape_slot_options* options, const char* node);
+int grape_slot(grape_worker* worker, const char* event, const grape_slot_options* options, grape_handler handler, void* user);
+void grape_setup(grape_worker* worker, grape_hook hook, void* user);
+void grape_teardown(grape_worker* worker, grape_hook hook, void* user);
 /* Serves the engine; returns what main should. */
-int grape_run(grape_worker *worker);
+int grape_run(grape_worker* worker);
 
 /* ---- an event ---- */
 
-const char *grape_event_name(const grape_event *event, size_t *size);
+const char* grape_event_name(const grape_event* event, size_t* size);
 /* Null: it has none. Not ended by a NUL. */
-const char *grape_event_key(const grape_event *event, size_t *size);
-const void *grape_event_data(const grape_event *event, size_t *size);
+const char* grape_event_key(const grape_event* event, size_t* size);
+const void* grape_event_data(const grape_event* event, size_t* size);
 /* Ended by a NUL. */
-const char *grape_event_id(grape_event *event);
-int64_t grape_event_attempt(const grape_event *event);
+const char* grape_event_id(grape_event* event);
+int64_t grape_event_attempt(const grape_event* event);
 /* Microseconds since 1970. */
-int64_t grape_event_created(const grape_event *event);
+int64_t grape_event_created(const grape_event* event);
 
 /* `options` null: with the key of the event, at once. `data` null: nil. */
-int grape_emit(grape_event *event, const char *name, const void *data, size_t size, const grape_emit_options *options);
-int grape_reply(grape_event *event, const void *data, size_t size, int is_final);
+int grape_emit(grape_event* event, const char* name, const void* data, size_t size, const grape_emit_options* options);
+int grape_reply(grape_event* event, const void* data, size_t size, int is_final);
 /* The value of a state; null if it is not set, or cannot be had (then the event fails). Valid until a state is set. */
-const void *grape_state_get(grape_event *event, const char *state, size_t *size);
-int grape_state_set(grape_event *event, const char *state, const void *data, size_t size);
-int grape_state_erase(grape_event *event, const char *state);
+const void* grape_state_get(grape_event* event, const char* state, size_t* size);
+int grape_state_set(grape_event* event, const char* state, const void* data, size_t size);
+int grape_state_erase(grape_event* event, const char* state);
 /* The event fails when the handler returns; nothing that it did becomes effective. */
-void grape_fail(grape_event *event, const char *kind, const char *text);
+void grape_fail(grape_event* event, const char* kind, const char* text);
 /* The timeout starts anew. */
-void grape_progress(grape_event *event);
+void grape_progress(grape_event* event);
 
 /* "debug", "info", "warning", "error" or "critical". */
-void grape_log(const char *level, const char *text);
+void grape_log(const char* level, const char* text);
 
 /* ---- msgpack of plain values, so that small handlers need no library ---- */
 
 /* These give 0, or -1 if the value is something else. */
-int grape_read_int(const void *data, size_t size, int64_t *value);
-int grape_read_double(const void *data, size_t size, double *value);
-int grape_read_text(const void *data, size_t size, const char **text, size_t *length);
+int grape_read_int(const void* data, size_t size, int64_t* value);
+int grape_read_double(const void* data, size_t size, double* value);
+int grape_read_text(const void* data, size_t size, const char** text, size_t* length);
 /* These write at most 9 bytes, and return how many. */
-size_t grape_write_int(void *to, int64_t value);
-size_t grape_write_double(void *to, double value);
+size_t grape_write_int(void* to, int64_t value);
+size_t grape_write_double(void* to, double value);
 
 /* A shared object for grape-run-so defines this, and declares its slots in it. */
-void grape_register(grape_worker *worker);
+void grape_register(grape_worker* worker);
 
 #ifdef __cplusplus
 }

@@ -141,8 +141,7 @@ class JsonReader {
     } else if (point < 0x10000) {
       byte(0xE0 | point >> 12U), byte(0x80 | ((point >> 6U) & 0x3FU)), byte(0x80 | (point & 0x3FU));
     } else {
-      byte(0xF0 | point >> 18U), byte(0x80 | ((point >> 12U) & 0x3FU)), byte(0x80 | ((point >> 6U) & 0x3FU)),
-          byte(0x80 | (point & 0x3FU));
+      byte(0xF0 | point >> 18U), byte(0x80 | ((point >> 12U) & 0x3FU)), byte(0x80 | ((point >> 6U) & 0x3FU)), byte(0x80 | (point & 0x3FU));
     }
   }
 };

@@ -338,8 +338,8 @@ inline Buffer announce_frame(std::int64_t partition, std::int64_t epoch, std::st
   return frame;
 }
 
-inline Buffer stuck_frame(std::int64_t partition, std::int64_t epoch, std::string_view id, std::string_view node,
-                          std::string_view text, std::string_view trace) {
+inline Buffer stuck_frame(std::int64_t partition, std::int64_t epoch, std::string_view id, std::string_view node, std::string_view text,
+                          std::string_view trace) {
   Buffer frame = open_frame();
   pack_array(frame, 7);
   pack_int(frame, tag::stuck);

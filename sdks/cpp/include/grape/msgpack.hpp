@@ -187,15 +187,15 @@ inline constexpr unsigned char open_bin = 0xC6;
 enum class Kind { nil, boolean, integer, real, text, bytes, array, map, ext };
 
 constexpr std::string_view name_of(Kind kind) {
-  constexpr std::array<std::string_view, 9> names{"nil", "a boolean", "an integer", "a float", "text", "bytes", "a list", "a map", "an extension"};
+  constexpr std::array<std::string_view, 9> names{"nil",   "a boolean", "an integer", "a float",     "text",
+                                                  "bytes", "a list",    "a map",      "an extension"};
   return names[static_cast<std::size_t>(kind)];
 }
 
 /// Reads values from front to back. What it returns as text or bytes are slices of what it was given.
 class Reader {
  public:
-  explicit Reader(std::string_view bytes) noexcept
-      : at_(reinterpret_cast<const unsigned char*>(bytes.data())), end_(at_ + bytes.size()) {}
+  explicit Reader(std::string_view bytes) noexcept : at_(reinterpret_cast<const unsigned char*>(bytes.data())), end_(at_ + bytes.size()) {}
 
   [[nodiscard]] bool done() const noexcept { return at_ == end_; }
 

@@ -66,8 +66,8 @@ class GrowingRun {
   /// At most so many bytes it will have with another event of `more` bytes.
   [[nodiscard]] std::size_t bound(std::size_t more, bool new_hops, bool new_contexts) const {
     const std::size_t events = count + 1;
-    return 120 + names_size_ + keys_.size() + data_.size() + more + 2 * events +
-           (new_hops || !each_hops_.empty() ? 5 * events : 0) + (new_contexts || !contexts_.empty() ? 5 * events : 0);
+    return 120 + names_size_ + keys_.size() + data_.size() + more + 2 * events + (new_hops || !each_hops_.empty() ? 5 * events : 0) +
+           (new_contexts || !contexts_.empty() ? 5 * events : 0);
   }
   [[nodiscard]] std::size_t bound() const { return bound(0, false, false); }
 
@@ -138,7 +138,8 @@ class Outbox {
   Outbox(const Routes& routes, const Limits& limits, std::size_t partitions)
       : routes_(routes), limits_(limits), partitions_(partitions), lanes_(routes.targets().size() * partitions) {}
 
-  void append(Lead lead, std::size_t partition, std::uint32_t name, Key key, std::string_view data, std::int64_t hops, std::int64_t context) {
+  void append(Lead lead, std::size_t partition, std::uint32_t name, Key key, std::string_view data, std::int64_t hops,
+              std::int64_t context) {
     const std::size_t number = lead.target * partitions_ + partition;
     Lane& lane = lanes_[number];
     if (lane.empty()) used_.push_back(number);

@@ -26,7 +26,7 @@ struct Lead {
 struct Name {
   std::string text;
   bool is_output = false;
-  std::vector<Lead> leads;  ///< none: an output that nobody takes
+  std::vector<Lead> leads;             ///< none: an output that nobody takes
   std::vector<std::string> listeners;  ///< nodes of this worker's pool, in order of declaration
 };
 

@@ -112,7 +112,8 @@ class Runtime {
   }
 
   void assign(const Assign& assign) {
-    if (assign.partition < 0 || static_cast<std::size_t>(assign.partition) >= parts_.size()) throw ProtocolError("an assigned partition out of range");
+    if (assign.partition < 0 || static_cast<std::size_t>(assign.partition) >= parts_.size())
+      throw ProtocolError("an assigned partition out of range");
     auto part = std::make_unique<Part>();
     part->number = assign.partition;
     part->epoch = assign.epoch;
@@ -594,7 +595,8 @@ class Runtime {
     }
   }
 
-  void add_timer(std::int64_t delay, Lead lead, std::size_t partition, const Name& name, Key key, std::string_view data, std::int64_t context) {
+  void add_timer(std::int64_t delay, Lead lead, std::size_t partition, const Name& name, Key key, std::string_view data,
+                 std::int64_t context) {
     pack_array(timers_, 2);
     pack_int(timers_, delay);
     pack_array(timers_, 5);
@@ -636,7 +638,8 @@ class Runtime {
     return slot.on_fail == "stop";
   }
 
-  void fail(const Unit& unit, const Declared& slot, const Incoming& in, const RetryItem* retry, const Blame& why, const Named* named, bool is_final) {
+  void fail(const Unit& unit, const Declared& slot, const Incoming& in, const RetryItem* retry, const Blame& why, const Named* named,
+            bool is_final) {
     const bool is_death = named != nullptr && named->death;
     const std::int64_t deaths = is_death ? (retry == nullptr ? 0 : retry->named_deaths) + 1 : 0;
     if (in.key.exists && slot.spec.ordered && !is_final && stays_held(slot.spec, in.attempt, deaths)) {
@@ -646,7 +649,8 @@ class Runtime {
     record_failure(unit, in, retry, why, false, is_death, is_final);
   }
 
-  void record_failure(const Unit& unit, const Incoming& in, const RetryItem* retry, const Blame& why, bool behind, bool death, bool is_final) {
+  void record_failure(const Unit& unit, const Incoming& in, const RetryItem* retry, const Blame& why, bool behind, bool death,
+                      bool is_final) {
     const std::size_t before = failures_.size();
     pack_array(failures_, 14);
     pack_str(failures_, unit.node->name);

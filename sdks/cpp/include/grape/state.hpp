@@ -213,9 +213,7 @@ class Table {
   std::vector<Due> new_dues_;
   std::vector<bool> applied_;
 
-  static std::uint32_t hash_of(std::string_view key) noexcept {
-    return static_cast<std::uint32_t>(std::hash<std::string_view>{}(key));
-  }
+  static std::uint32_t hash_of(std::string_view key) noexcept { return static_cast<std::uint32_t>(std::hash<std::string_view>{}(key)); }
 
   [[nodiscard]] bool is_plain(std::string_view record) const {
     return !head_.empty() && record.size() > head_.size() && record.compare(0, head_.size(), head_) == 0;
@@ -285,18 +283,23 @@ class Table {
       if (!changes[i].packed.empty()) put(state.name, changes[i].packed, state.ttl ? due_after(*state.ttl, now) : 0);
     };
     if (!old.empty()) {
-      for_each_field(old, [&](std::string_view, Reader& reader) { read_dues(reader, dues_); }, true);
-      for_each_field(old, [&](std::string_view name, Reader& reader) {
-        const std::string_view value = reader.skip();
-        const auto change = std::find_if(changes.begin(), changes.end(), [&](const Change& c) { return node_->states[c.state].name == name; });
-        if (change != changes.end()) return apply(static_cast<std::size_t>(change - changes.begin()));
-        const auto due = std::find_if(dues_.begin(), dues_.end(), [&](const Due& d) { return d.state == name; });
-        if (due == dues_.end()) {
-          put(name, value, 0);
-        } else if (due->time > now) {
-          put(name, value, due->time);
-        }
-      }, false);
+      for_each_field(
+          old, [&](std::string_view, Reader& reader) { read_dues(reader, dues_); }, true);
+      for_each_field(
+          old,
+          [&](std::string_view name, Reader& reader) {
+            const std::string_view value = reader.skip();
+            const auto change =
+                std::find_if(changes.begin(), changes.end(), [&](const Change& c) { return node_->states[c.state].name == name; });
+            if (change != changes.end()) return apply(static_cast<std::size_t>(change - changes.begin()));
+            const auto due = std::find_if(dues_.begin(), dues_.end(), [&](const Due& d) { return d.state == name; });
+            if (due == dues_.end()) {
+              put(name, value, 0);
+            } else if (due->time > now) {
+              put(name, value, due->time);
+            }
+          },
+          false);
     }
     for (std::size_t i = 0; i < changes.size(); ++i) {
       if (!applied_[i]) apply(i);

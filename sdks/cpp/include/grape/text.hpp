@@ -79,7 +79,8 @@ inline std::string clean_text(std::string_view text, std::size_t most = 16'000) 
 /// The same on one line.
 inline std::string one_line(std::string_view text, std::size_t most = 16'000) {
   std::string out = clean_text(text, most);
-  std::replace_if(out.begin(), out.end(), [](char c) { return c == '\n' || c == '\r'; }, ' ');
+  std::replace_if(
+      out.begin(), out.end(), [](char c) { return c == '\n' || c == '\r'; }, ' ');
   return out;
 }
 

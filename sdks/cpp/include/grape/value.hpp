@@ -73,9 +73,9 @@ class Value {
   using Held = std::variant<std::nullptr_t, bool, std::int64_t, std::uint64_t, double, std::string, Bytes, Array, Map, Time, Ext>;
 
   Value() : held_(nullptr) {}
-  Value(std::nullptr_t) : held_(nullptr) {}  // NOLINT(google-explicit-constructor): the point of a value, here and below
-  Value(bool value) : held_(value) {}        // NOLINT(google-explicit-constructor)
-  Value(double value) : held_(value) {}      // NOLINT(google-explicit-constructor)
+  Value(std::nullptr_t) : held_(nullptr) {}                   // NOLINT(google-explicit-constructor): the point of a value, here and below
+  Value(bool value) : held_(value) {}                         // NOLINT(google-explicit-constructor)
+  Value(double value) : held_(value) {}                       // NOLINT(google-explicit-constructor)
   Value(const char* text) : held_(std::string(text)) {}       // NOLINT(google-explicit-constructor)
   Value(std::string text) : held_(std::move(text)) {}         // NOLINT(google-explicit-constructor)
   Value(std::string_view text) : held_(std::string(text)) {}  // NOLINT(google-explicit-constructor)
@@ -325,7 +325,7 @@ template <>
 struct Codec<char*> : Codec<const char*> {};
 
 template <std::size_t N>
-struct Codec<char[N]> : Codec<const char*> {};
+struct Codec<char[N]> : Codec<const char*> {};  // NOLINT(modernize-avoid-c-arrays): what a literal is
 
 template <>
 struct Codec<Bytes> {
@@ -336,7 +336,9 @@ struct Codec<Bytes> {
 template <class Duration>
 struct Codec<std::chrono::time_point<std::chrono::system_clock, Duration>> {
   using Point = std::chrono::time_point<std::chrono::system_clock, Duration>;
-  static void pack(detail::Buffer& out, Point time) { detail::pack_time(out, std::chrono::time_point_cast<std::chrono::nanoseconds>(time)); }
+  static void pack(detail::Buffer& out, Point time) {
+    detail::pack_time(out, std::chrono::time_point_cast<std::chrono::nanoseconds>(time));
+  }
   static Point unpack(detail::Reader& reader) { return std::chrono::time_point_cast<Duration>(reader.time()); }
 };
 

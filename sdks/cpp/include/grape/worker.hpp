@@ -137,7 +137,8 @@ class Worker {
     detail::NodeSpec& known = found == nodes_.end() ? nodes_.emplace_back() : *found;
     known.name = node.name;
     for (const auto& state : node.states) {
-      const auto same = std::find_if(known.states.begin(), known.states.end(), [&](const detail::StateSpec& s) { return s.name == state.name; });
+      const auto same =
+          std::find_if(known.states.begin(), known.states.end(), [&](const detail::StateSpec& s) { return s.name == state.name; });
       if (same == known.states.end()) {
         known.states.push_back(state);
       } else if (same->ttl != state.ttl) {
