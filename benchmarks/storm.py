@@ -1,8 +1,8 @@
 """Storm's way to run code of other languages, as a small reference: what we leave behind.
 
-Its multilang protocol (storm.apache.org/releases/2.6.0/Multilang-protocol.html): a message is JSON on standard input and
-output, with a line "end" behind it; every tuple is acknowledged by a message of its own, and a child writes a pid file
-and answers heartbeats. Here each of two children keeps a count by key; nothing is durable.
+Its multilang protocol (storm.apache.org/releases/2.6.0/Multilang-protocol.html): a message is JSON on standard input
+and output, with a line "end" behind it; every tuple is acknowledged by a message of its own, and a child writes a pid
+file and answers heartbeats. Here each of two children keeps a count by key; nothing is durable.
 """
 
 from __future__ import annotations

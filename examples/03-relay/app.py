@@ -1,7 +1,8 @@
-"""A relay in four languages: a runner (the key) goes round through Python, JavaScript, Perl and C++, each of which counts
-its laps. After the last one it leaves.
+"""A relay in four languages: a runner (the key) goes round through Python, JavaScript, Perl and C++, each of which
+counts its laps. After the last one it leaves. From the directory of this file:
 
-    scripts/sdks && grape run examples/03-relay/app.py --feed start=examples/03-relay/runners.jsonl,key=name
+    export $(../../scripts/sdks)
+    grape run app.py --feed start=runners.jsonl,key=name --take finished=- --env NODE_PATH --env PERL5LIB
 """
 
 from __future__ import annotations
