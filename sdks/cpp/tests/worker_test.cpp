@@ -556,8 +556,10 @@ TEST_CASE("a long work is handed in early") {
   CHECK(slow.done.at(1).first >= 3);
   CHECK(slow.done.at(1).first < 20);
   const Result large = engine.run(std::vector<In>(100, {"large", "k", 1}));
-  CHECK(large.done.at(2).first == 17);
-  CHECK(large.bodies == 17);
+  const auto done = large.done.at(2).first;  // 17, unless the machine is so slow that time is up before
+  CHECK(done >= 1);
+  CHECK(done <= 17);
+  CHECK(large.bodies == static_cast<std::size_t>(done));
 }
 
 TEST_CASE("the watchdog beats, and ends a handler that runs for too long") {
