@@ -1,6 +1,6 @@
 """Counts words; the nodes are JavaScript, in nodes.js.
 
-npm link ../..      # or: export NODE_PATH=DIR with DIR/grape-worker -> sdks/node
+npm install --no-save "$(npm pack --silent ../..)"
 grape run app.py:topology --feed line=poem.txt --take total
 """
 
