@@ -562,6 +562,19 @@ TEST_CASE("a long work is handed in early") {
   CHECK(large.bodies == static_cast<std::size_t>(done));
 }
 
+TEST_CASE("an event that goes to several pools counts for each") {
+  Engine engine([](Worker& worker) {
+    worker.slot("a", Slot("N"), [](Event& event) { event.emit(event.as<bool>() ? "b" : "out", std::string(5'000'000, 'x')); });
+  });
+  engine.foreign = {{"b", "P", "p"}, {"b", "Q", "q"}};
+  engine.limits = grape::map({{"max_result", 8'000'000}});
+  engine.join();
+  engine.assign(0);
+  const Result result = engine.run({{"a", "k", true}, {"a", "l", false}});
+  CHECK(result.failures.at(0).kind == "too-large");
+  CHECK(result.emitted.size() == 1);
+}
+
 TEST_CASE("the watchdog beats, and ends a handler that runs for too long") {
   Engine engine([](Worker& worker) {
     worker.slot("a", Slot("Sleepy").timeout(400ms), [](Event& event) {

@@ -201,7 +201,7 @@ class Outbox {
 
   /// Kept with its memory, unless one large event made it large.
   void give_back(std::unique_ptr<GrowingRun> run) {
-    if (free_.size() < 1'024 && run->bound() <= 2 * limits_.batch_max) free_.push_back(std::move(run));
+    if (free_.size() < 128 && run->bound() <= 2 * limits_.batch_target) free_.push_back(std::move(run));
   }
 
   /// One body of runs from number `first` on; returns the number of the next one.

@@ -544,6 +544,12 @@ class Runtime {
   /// What can still be refused of what the event did. Throws what it fails of.
   void check_effects(const Incoming& in, Table& table, std::int64_t time) {
     std::size_t size = event_.texts_.size();
+    if (size > (1U << 20U)) {  // then it matters that an emit goes to every pool that listens
+      for (const auto& emitted : event_.emitted_) {
+        const std::size_t leads = (*routes_)[emitted.name].leads.size();
+        if (leads > 1) size += (leads - 1) * (emitted.size + emitted.key_size);
+      }
+    }
     if (!event_.stored_.empty()) {
       changes_.clear();
       for (const auto& stored : event_.stored_) {
@@ -575,7 +581,7 @@ class Runtime {
       const bool stays = emitted.inherits || emitted.is_keyless || name.is_output;
       const std::size_t partition = stays ? own : partition_of(key.text, static_cast<std::uint32_t>(partitions_));
       const std::string_view data = texts.substr(emitted.data, emitted.size);
-      size_ += emitted.size + key.text.size() + 16;
+      size_ += name.leads.size() * (emitted.size + key.text.size() + 16);
       for (const auto lead : name.leads) {
         if (emitted.delay >= 0) {
           add_timer(emitted.delay, lead, partition, name, key, data, in.context);
