@@ -11,5 +11,6 @@ SEEDS: dict[int, str] = {
     1052: "an async worker that was ended in the middle of an event handed in what it had done of it",
     1404: "a node that listens to two names, each also heard by others, got their events out of order",
     5278: "a held event went out with its line while an earlier work still had it",
+    7491: "a parked batch was forgotten when the worker died over the one that it waited for, which was finished",
 }
 """seed -> what it found"""

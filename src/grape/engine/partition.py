@@ -258,6 +258,7 @@ class Partition:
         Raises:
             Corrupt: a stored batch or entry is not what was written.
         """
+        self.inbox.unpark()
         if not self.works:
             self.contexts = []
         base = len(self.contexts)
@@ -510,7 +511,6 @@ class Partition:
             self.window = max(_MIN_WINDOW, min(self.window // 2, 2 * done))
         elif not work.careful:
             self.window = min(self.app.limits.dispatch_events, self.window * 2)
-        self.inbox.unpark()
 
     def _check(self, result: Result) -> None:
         check, contexts = self._checker, len(self.contexts)
