@@ -1,7 +1,7 @@
 """The code in README.md and docs/*.md is run, in the order in which it stands, in one directory per document.
 
 A `python` block whose first line is a comment with a file name (``# app.py``) is written to that file; any other one is
-run as a script. In a `console` block every ``$ `` line is run by bash; what stands below it has to be what it prints
+run as a script. A `sh` block is an executable file, whose second line says its name. In a `console` block every ``$ `` line is run by bash; what stands below it has to be what it prints
 (both streams), "..." standing for anything. It has to succeed, unless the line ends with ``# exit code N``.
 A `toml` block is a profile, which has to be one.
 `text` and `mermaid` blocks are for readers; there are no others.
@@ -75,6 +75,12 @@ def matches(shown: str, printed: str) -> bool:
 
 def execute(block: Block, where: Path) -> None:
     named = _FILE.match(block.text)
+    if block.language == "sh":
+        script = _FILE.match(block.text.partition("\n")[2])
+        assert script is not None, "a sh block says its file name in the second line"
+        (where / script[1]).write_text(block.text)
+        (where / script[1]).chmod(0o755)
+        return
     if block.language == "toml":
         for name, profile in load_profiles(tomllib.loads(block.text).get("pool", {}), {}).items():
             make_isolate(name, profile)

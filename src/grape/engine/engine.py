@@ -418,6 +418,8 @@ class Engine:
                 partition.suspect(partition.works[seq])
         trace = message.trace[:_MAX_TEXT]
         partition.name(message.id, message.node, "timeout", worker.explained, death=False, trace=trace)
+        if worker.link is not None:  # it ends itself; not every runtime can, in every jail
+            worker.link.kill()
 
     def gone(self, pool: str, index: int, link: object, how: str) -> str:
         """The worker process has ended; ``how`` says so ("killed by signal 9 (SIGKILL)"). Returns why, if it should not

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import sys
+from pathlib import Path
 from typing import Final
 
 import msgspec
 from msgspec import structs
 
 from grape.abc.isolate import Command
+from grape.authoring.loading import parse_target
 from grape.errors import UsageError
 from grape.isolates.process import python_worker
 from grape.model.topology import PoolSpec
@@ -31,20 +33,23 @@ def python_command(target: str, config: str, directory: str, env: dict[str, str]
     )
 
 
-def command_of(pool: PoolSpec, config: str, python: Command) -> Command:
-    """What runs a worker of ``pool``; ``python``: what runs those in Python.
+def command_of(pool: PoolSpec, target: str, config: str, python: Command) -> Command:
+    """What runs a worker of ``pool`` of the app ``target``; ``python``: what runs those in Python.
 
     Raises:
         UsageError: its entry is not there.
     """
     if pool.runtime == "python":
         return python
-    entry = os.path.join(python.directory, pool.entry[0])
+    directory = app_directory(target, python.directory)
+    entry = os.path.join(directory, pool.entry[0])
     if not os.path.isfile(entry):
         raise UsageError(
             f"pool {pool.name!r} (runtime={pool.runtime!r}): there is no file {pool.entry[0]!r} in the app's "
-            f"directory, {python.directory} (entry=)"
+            f"directory, {directory} (entry=)"
         )
+    if not Path(entry).resolve().is_relative_to(python.directory):
+        python = structs.replace(python, readable=(*python.readable, directory))
     if pool.runtime in ("exec", "lines") and not os.access(entry, os.X_OK):
         raise UsageError(
             f"pool {pool.name!r} (runtime={pool.runtime!r}): {entry} is not executable; chmod +x {entry}, and a script "
@@ -54,6 +59,12 @@ def command_of(pool: PoolSpec, config: str, python: Command) -> Command:
         return structs.replace(python, argv=_adapter("--lines", entry, *pool.entry[1:]))
     words = (*_INTERPRETERS[pool.runtime], entry, *pool.entry[1:], "--config", config)
     return structs.replace(python, argv=words)
+
+
+def app_directory(target: str, working: str) -> str:
+    """Where the files of an app lie: beside its own one; if it is a module, in the working directory."""
+    path = parse_target(target).path
+    return working if path is None else str(path.parent)
 
 
 def adapted(command: Command) -> Command:

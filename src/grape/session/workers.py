@@ -99,7 +99,7 @@ class Workers:
         """
         specs = list(pools)
         for spec in specs:
-            self._commands[spec.name] = command_of(spec, self._config, self._python)
+            self._commands[spec.name] = command_of(spec, self._target, self._config, self._python)
         parts = await asyncio.gather(*(self._describe_pool(spec) for spec in specs))
         return {spec.name: part for spec, part in zip(specs, parts, strict=True)}
 

@@ -14,7 +14,7 @@ from grape.model.batch import one
 from grape.model.routing import Routing
 from grape.protocol.messages import Emitted, Reply, Timer
 from grape.worker.effects import Assigned, Effects
-from grape.worker.emits import Delayed, Replied
+from grape.worker.emits import Delayed, Replied, weight
 from grape.worker.outbox import Target
 from grape.worker.stage import ChildStage, Stage
 from grape.worker.units import Emissions, Unit
@@ -249,6 +249,9 @@ class Delivery:
         contexts: list[int] | None,
     ) -> None:
         """Append to one partition of every log. ``data`` None: all nil."""
+        if len(logs) > 1:  # each gets a copy of its own
+            texts = [*(data or ()), *(keys or ())]
+            self._effects.add_size((len(logs) - 1) * sum(map(weight, texts)))
         for log in logs:
             base = hops if isinstance(hops, int) else hops[0]
             columns = self._effects.outbox.columns(Target(log.name, partition), log.group, name, base, log.only)

@@ -189,8 +189,8 @@ class StateTable:
         self.dirty[key] = None
         if self.has_ttl:
             due = dict(self.expires.get(key, ()))
-            if max(due.values(), default=0) <= now_us:
-                self._unscheduled.add(key)
+            if max(due.values(), default=0) <= now_us or MISSING in changes.values():
+                self._unscheduled.add(key)  # what had kept the record from expiring may be gone
             for name, value in changes.items():
                 ttl = self.types[name].ttl_us
                 if value is MISSING:
