@@ -5,7 +5,7 @@ SHELL := /bin/bash
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: help demo test test-all test-sim test-crash test-cgroup2 bench check lock clean
+.PHONY: help demo test test-all test-sim test-crash test-cgroup2 test-sdks bench bench-languages check lock clean
 
 help:  ## show this
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -34,6 +34,13 @@ test-cgroup2: $(READY)  ## control groups of version 2, in a virtual machine (it
 bench: $(READY)  ## our rows beside limits and peers; writes benchmarks/results.json
 	@scripts/setup bench
 	$(BIN)/python -m benchmarks
+
+test-sdks: $(READY)  ## the SDKs' own tests, by the usual runner of each language
+	@scripts/test-sdks
+
+bench-languages: $(READY)  ## a keyed count in every language, beside Storm's way; and how long a worker takes to start
+	@scripts/sdks > /dev/null
+	$(BIN)/python -m benchmarks --only languages,language-start
 
 check: $(READY)  ## ruff, mypy strict, the architecture test
 	$(BIN)/ruff check src tests examples benchmarks

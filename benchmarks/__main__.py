@@ -5,7 +5,8 @@ python -m benchmarks [--rounds 3] [--scale 1.0] [--only keyed-1k,latency,...]
 Rows of work done a second: keyed-1k, keyed-1m, chain-functions, chain-nodes, wordcount. Others: latency (one event from
 ``emit`` to ``outputs``), memory (1 GB of text with 10 M distinct words), tenfold (ten times the events). Of pools and
 their confinement: start, isolates (events/s at each level), death (until the engine knows), neighbours (p99 of a pool
-while another one misbehaves).
+while another one misbehaves). Of languages: languages (keyed count with two workers of each, and Storm's way),
+language-start.
 """
 
 from __future__ import annotations
@@ -50,10 +51,14 @@ class Bench:
 
     def measure(self, module: str, name: str, size: int) -> dict[str, float]:
         """One run in a process of its own; what it prints."""
+        return self.script(module, name, str(size))
+
+    def script(self, module: str, *words: str) -> dict[str, float]:
+        """``python -m module words directory``; what it prints."""
         directory = Path(tempfile.mkdtemp(dir=self.base))
         try:
             done = subprocess.run(
-                [sys.executable, "-m", module, name, str(size), str(directory)],
+                [sys.executable, "-m", module, *words, str(directory)],
                 cwd=ROOT.parent,
                 check=True,
                 capture_output=True,
@@ -62,7 +67,7 @@ class Bench:
             found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
             return found
         except subprocess.CalledProcessError as e:
-            raise SystemExit(f"{name} failed:\n{e.stderr[-3000:]}") from None
+            raise SystemExit(f"{' '.join(words)} failed:\n{e.stderr[-3000:]}") from None
         finally:
             shutil.rmtree(directory, ignore_errors=True)
 
@@ -213,6 +218,40 @@ def neighbours(bench: Bench) -> dict[str, Any]:
     return {"p99_ms": p99}
 
 
+FLOORS: dict[str, float] = {"node": 1.0, "cpp": 1.0, "perl": 0.3, "lines": 0.1}
+
+
+def languages(bench: Bench) -> dict[str, Any]:
+    """The keyed count in each language, beside Storm's way (which keeps nothing)."""
+    names = ("python", *FLOORS, "storm")
+    figures: dict[str, list[float]] = {name: [] for name in names}
+    for _ in range(bench.rounds):
+        for name, values in figures.items():
+            found = bench.script("benchmarks.languages", "rate", name)
+            values.append(found["events"] / found["seconds"])
+    rates = {name: statistics.median(values) for name, values in figures.items()}
+    print("\nlanguages: keyed-1k, two workers")
+    for name, rate in rates.items():
+        goal = f"   (at least {FLOORS[name]:g})" if name in FLOORS else ""
+        print(f"  {name:18s} {rate:12,.0f} /s   {rate / rates['python']:5.2f} x Python{goal}")
+    missed = [name for name, floor in FLOORS.items() if rates[name] / rates["python"] < floor]
+    verdict(f"missed: {', '.join(missed) or 'none'}", not missed, not missed, "each its floor")
+    return {"rates": rates, "all": figures}
+
+
+def language_start(bench: Bench) -> dict[str, Any]:
+    """From an event for an empty pool until its worker is ready."""
+    figures: dict[str, list[float]] = {name: [] for name in ("python", *FLOORS)}
+    for _ in range(bench.rounds):
+        for name, values in figures.items():
+            values.append(1e3 * bench.script("benchmarks.languages", "start", name)["seconds"])
+    ms = {name: statistics.median(values) for name, values in figures.items()}
+    print("\nlanguage-start: a worker")
+    for name, took in ms.items():
+        print(f"  {name:18s} {took:7.0f} ms   {took / ms['python']:5.2f} x Python", flush=True)
+    return {"ms": ms}
+
+
 def verdict(what: str, floor: bool, aim: bool, goals: str) -> None:
     print(
         f"  -> {what} ({goals}): {'aim reached' if aim else 'floor reached' if floor else 'BELOW THE FLOOR'}",
@@ -228,6 +267,7 @@ def main() -> None:
     options = parser.parse_args()
     rows: dict[str, Callable[[Bench], dict[str, Any]]] = {row: throughput(row) for row in ROWS}
     rows |= {"latency": latency, "memory": memory, "tenfold": tenfold}
+    rows |= {"languages": languages, "language-start": language_start}
     rows |= {"start": start, "isolates": isolates, "death": death, "neighbours": neighbours}
     wanted = options.only.split(",") if options.only else list(rows)
     if strange := set(wanted) - rows.keys():
