@@ -96,6 +96,29 @@ def test_one_event_emits_more_than_a_result_may_hold(tmp_path: Path) -> None:
     assert "replaced" not in ran.stderr
 
 
+def test_what_goes_to_several_pools_counts_for_each(tmp_path: Path) -> None:
+    """Else the frame of the result would be too long, and the worker end over it again and again."""
+    code = HEAD + (
+        "class Fan(Node):\n"
+        "    def process(self, event):\n"
+        "        for _ in range(int(event.data)):\n"
+        "            self.emit('leaf', 'x' * 1_000_000)\n"
+        "t.add_slot('line', Fan(), retries=0)\n"
+        "@t.slot('leaf', pool='one')\n"
+        "def one(text: str) -> None:\n"
+        "    pass\n"
+        "@t.slot('leaf', pool='two')\n"
+        "def two(text: str) -> None:\n"
+        "    pass\n"
+    )
+    ran = run(tmp_path, code, ["1", "60", "2"])
+    assert ran.code == 1, ran.stderr
+    (letter,) = ran.dead
+    assert letter["kind"] == "too-large"
+    assert ran.summary["slots"]["leaf>one"] == ran.summary["slots"]["leaf>two"] == 3
+    assert "replaced" not in ran.stderr
+
+
 def test_many_events_emit_much_each(tmp_path: Path) -> None:
     """Chunks follow what is emitted in bytes, not only in events."""
     code = HEAD + (

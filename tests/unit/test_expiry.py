@@ -65,6 +65,36 @@ def test_a_key_that_is_written_again_and_again_has_one_expiry() -> None:
         assert (stored(run, "state"), stored(run, "expiry")) == (0, 0)
 
 
+class Two(Node):
+    brief = State(int, default=0, ttl=60)
+    kept = State(int, default=0)
+
+    def process(self, event: Event) -> None:
+        if event.data == "forget":
+            del self.kept
+        else:
+            self.brief, self.kept = 1, 1
+
+
+def test_a_record_expires_also_if_what_kept_it_was_deleted_later() -> None:
+    """The engine has looked once, and found that the record stays."""
+
+    def topology() -> Topology:
+        t = Topology("two")
+        t.add_slot("in", Two())
+        return t
+
+    with Harness(topology) as run:
+        run.feed("in", "set", key="k")
+        run.settle()
+        run.advance(61)
+        assert stored(run, "state") == 1
+        run.feed("in", "forget", key="k")
+        run.settle()
+        run.advance(61)
+        assert stored(run, "state") == 0
+
+
 def test_assigning_the_same_value_prolongs_it() -> None:
     class Seen(Node):
         seen = State(bool, default=False, ttl=60)
