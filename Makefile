@@ -5,7 +5,7 @@ SHELL := /bin/bash
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: help demo test test-all test-sim test-crash test-cgroup2 test-sdks bench bench-languages check lock clean
+.PHONY: help demo test test-all test-sim test-fuzz test-crash test-cgroup2 test-sdks bench bench-languages check lock clean
 
 help:  ## show this
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -24,6 +24,9 @@ test-all: $(READY)  ## everything, also what takes long
 
 test-sim: $(READY)  ## the simulator, 10,000 seeds
 	GRAPE_SIM_SEEDS=10000 $(BIN)/pytest -q tests/sim
+
+test-fuzz: $(READY)  ## lies of workers and broken frames, for an hour
+	GRAPE_FUZZ_SECONDS=900 $(BIN)/pytest -q --timeout 3600 tests/unit/test_fuzz_protocol.py
 
 test-crash: $(READY)  ## SIGKILL at random moments, at least 50 times, on 20 MB of text
 	$(BIN)/python -m tests.crash.run
