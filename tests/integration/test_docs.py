@@ -1,10 +1,10 @@
 """The code in README.md and docs/*.md is run, in the order in which it stands, in one directory per document.
 
 A `python` block whose first line is a comment with a file name (``# app.py``) is written to that file; any other one is
-run as a script. A `sh` block is an executable file, whose second line says its name. In a `console` block every ``$ `` line is run by bash; what stands below it has to be what it prints
-(both streams), "..." standing for anything. It has to succeed, unless the line ends with ``# exit code N``.
-A `toml` block is a profile, which has to be one.
-`text` and `mermaid` blocks are for readers; there are no others.
+run as a script. A `sh` block is an executable file, whose second line says its name. In a `console` block every ``$ ``
+line is run by bash; what stands below it has to be what it prints (both streams), "..." standing for anything. It has
+to succeed, unless the line ends with ``# exit code N``. A `toml` block is a profile, which has to be one. `text` and
+`mermaid` blocks are for readers; there are no others.
 """
 
 from __future__ import annotations

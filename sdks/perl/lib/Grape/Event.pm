@@ -1,10 +1,10 @@
 package Grape::Event;
 
-# An event, while its handler runs.
-
 use strict;
 use warnings;
-use Carp qw(croak);
+no warnings 'recursion';    ## no critic (ProhibitNoWarnings): data may be nested
+use Scalar::Util qw(blessed looks_like_number);
+use Grape::Failure ();
 use Grape::MsgPack ();
 
 our $VERSION = '0.1.0';
@@ -12,112 +12,147 @@ our $VERSION = '0.1.0';
 my ($NAME, $KEY, $DATA, $INDEX, $RUN, $STATE) = (0 .. 5);
 my %LEVELS = map { $_ => 1 } qw(debug info warning error critical);
 my $MAX_KEY = 4_096;
-my $SHORT = 1_000;    # such a text is encoded when the run is handed in, if it is still there then
-
-our @CARP_NOT = qw(Grape::Worker Grape::MsgPack);
+my $MAX_DELAY = 4e12;    # seconds; 2 ** 62 microseconds are a little more
+my $SHORT = 1_000;       # such a text is encoded when the run is handed in, if it is still there then
 
 sub name { return $_[0][$NAME] }
 sub key { return $_[0][$KEY] }
 sub data { return $_[0][$DATA] }
-sub attempt { return $_[0]->_run->{attempt} }
-
-# Seconds since 1970.
-sub created { return $_[0]->_run->{created} / 1e6 }
+sub attempt { my ($self) = @_; return ($self->[$RUN] || _over())->{attempt} }
+sub created { my ($self) = @_; return ($self->[$RUN] || _over())->{created} / 1e6 }
 
 sub id {
     my ($self) = @_;
-    my $run = $self->_run;
+    my $run = $self->[$RUN] || _over();
     return $run->{ids} ? $run->{ids}[ $self->[$INDEX] ] : $run->{prefix} . ($run->{first} + $self->[$INDEX]);
 }
 
-# The state of the event's key, a hash of the node's states; what is changed in it is stored if the event succeeds.
 sub state {    ## no critic (ProhibitBuiltinHomonyms): that is what it is called everywhere
     my ($self) = @_;
     return $self->[$STATE] if $self->[$STATE];
-    croak("event '$self->[$NAME]' has no key, so that there is no state for it") if !defined $self->[$KEY];
-    my $stored = $self->_run->{made}{records}{ $self->[$KEY] } || {};
-    return $self->[$STATE] = _copy($stored);    # what the handler changes in place must not be what is stored
+    my $key = $self->[$KEY];
+    _fail('no-key', "the event '$self->[$NAME]' has no key, so there is no state for it") if !defined $key;
+    my %copy = %{ ($self->[$RUN] || _over())->{made}{records}{$key} || {} };
+    for my $value (values %copy) {
+        $value = _copy($value) if ref $value;    # what the handler changes in place must not be what is stored
+    }
+    return $self->[$STATE] = \%copy;
 }
 
-sub _copy {
-    my ($value) = @_;
-    return { map { $_ => ref $value->{$_} ? _copy($value->{$_}) : $value->{$_} } keys %{$value} } if ref $value eq 'HASH';
-    return [map { ref $_ ? _copy($_) : $_ } @{$value}] if ref $value eq 'ARRAY';
-    return $value;
-}
-
-# emit(NAME, DATA, key => KEY, delay => SECONDS). Without a key that of the event is taken; key => undef is none.
 sub emit {
     my ($self, $name, $data, %options) = @_;
-    my $run = $self->_run;
-    my ($worker, $made) = @{$run}{qw(worker made)};
-    if (!$worker->{known}{$name}) {
-        die Grape::Failure->new(kind => 'unknown-event', text => "it emits '$name', neither a slot nor an output" . _near($name, $worker->{known}));
-    }
-    my $key;
-    if (exists $options{key}) {
-        $key = defined $options{key} ? _key("$options{key}") : Data::MessagePack::false();
-    }
-    my $delay = -1;
-    if (defined $options{delay}) {
-        croak("delay => $options{delay}: seconds, 0 or more") if !($options{delay} >= 0);
-        $delay = int($options{delay} * 1e6);
-    }
-    if (keys %options > (exists $options{key}) + (exists $options{delay})) {
-        croak('emit(NAME, DATA, key => KEY, delay => SECONDS)');
-    }
+    my $run = $self->[$RUN] || _over();
+    my $made = $run->{made};
+    $name = _known($name, $run->{worker}{known}) if !$run->{worker}{known}{$name};
+    my $chosen = %options ? _options(%options) : undef;
     my $packed = $self->_packed($data);
     push @{ $made->{origins} }, $self->[$INDEX];
     push @{ $made->{names} }, $name;
-    push @{ $made->{data} }, $packed;
-    push @{ $made->{keys} }, $key;
-    push @{ $made->{delays} }, $delay;
+    my $count = push @{ $made->{data} }, $packed;
+    if ($chosen) {
+        $made->{keys}[$count - 1] = $chosen->{key} if exists $chosen->{key};
+        $made->{delays}[$count - 1] = $chosen->{delay} if exists $chosen->{delay};
+    }
     return;
 }
 
-# Answer whoever waits for this event, or for one that it comes from. reply(DATA, final => 0) says that more follows.
 sub reply {
     my ($self, $data, %options) = @_;
-    my $final = !exists $options{final} || $options{final};
+    my $made = ($self->[$RUN] || _over())->{made};
+    my $is_final = exists $options{final} ? delete $options{final} : 1;
+    _fail('usage', 'reply(DATA, final => 0)') if %options;
     my $packed = $self->_packed($data);
-    push @{ $self->_run->{made}{replies} }, "\x93" . Grape::MsgPack::encode($self->[$INDEX]) . $packed . ($final ? "\xc3" : "\xc2");
+    push @{ $made->{answering} }, $self->[$INDEX];
+    push @{ $made->{replies} }, $packed . ($is_final ? "\xc3" : "\xc2");
     return;
 }
 
-# It takes long, but it is alive: its timeout starts anew.
 sub progress {
     my ($self) = @_;
-    $self->_run->{worker}->_beat;
+    ($self->[$RUN] || _over())->{worker}->beat;
     return;
 }
 
-# A line for the log, with a level.
 sub log {    ## no critic (ProhibitBuiltinHomonyms): a logarithm it is not
     my ($self, $level, $text) = @_;
-    croak("log(LEVEL, TEXT): a level is one of " . join ', ', sort keys %LEVELS) if !$LEVELS{$level};
-    $text =~ s/\n/ /gx;
-    utf8::encode($text) if utf8::is_utf8($text);
-    syswrite STDERR, "\x1e$level\x1e@{[$self->_run->{worker}{node}]}\x1e$text\n";
+    my $node = ($self->[$RUN] || _over())->{worker}{node};
+    _fail('usage', 'log(LEVEL, TEXT): a level is one of ' . join ', ', sort keys %LEVELS) if !$LEVELS{$level};
+    $text = defined $text ? "$text" : q{};
+    $text =~ s/\r?\n/ /gx;
+    my $line = "\x1e$level\x1e$node\x1e$text\n";
+    utf8::encode($line) if utf8::is_utf8($line);
+    print {*STDERR} $line;
     return;
 }
 
-sub _run {
-    my ($self) = @_;
-    return $self->[$RUN] || croak('an event is over when its handler returns: it cannot be used later');
+# ------------------------------------------------------------------------------------------------------ of the worker
+
+sub new {
+    my ($class, $name, $key, $data, $index, $run) = @_;
+    return bless [$name, $key, $data, $index, $run], $class;
 }
 
-sub _packed {
-    my ($self, $data) = @_;
-    my $packed = eval { Grape::MsgPack::encode($data) };
-    if (!defined $packed) {
-        my $why = $@ =~ s/\s+at\s\S+\sline\s\d+[.]?\n\z//xr;
-        die Grape::Failure->new(kind => 'bad-value', text => $why);
+# The handler has returned: is its state one that can be stored? What has changed is found out when it is handed in.
+sub finish {
+    my ($self, $declared) = @_;
+    my ($made, $key, $new) = ($self->[$RUN]{made}, $self->[$KEY], $self->[$STATE]);
+    for my $name (keys %{$new}) {
+        _check_declared($name, $declared, $made->{records}{$key}) if !$declared->{$name};
+        my $value = $new->{$name};    # a copy: a number that was looked at as a text would travel as one
+        if (ref $value || (defined $value && length $value > $SHORT)) {
+            $new->{$name} = bless \$self->_packed($new->{$name}), 'Grape::Event::Packed';
+        }
     }
-    my $size = length $packed;
-    my $most = $self->[$RUN]{worker}{max_event};
-    die Grape::Failure->new(kind => 'too-large', text => "a value of $size bytes is over max-event ($most)") if $size > $most;
-    $self->[$RUN]{made}{size} += $size;
-    return $packed;
+    $made->{touched}{$key} ||= $made->{records}{$key} || {};
+    $made->{records}{$key} = $new;
+    return;
+}
+
+# What is behind the end of it cannot be done by whoever has kept it.
+sub end { $_[0][$RUN] = undef; return }
+
+sub _copy {
+    my ($value) = @_;
+    my $kind = ref $value;
+    return { map { $_ => ref $value->{$_} ? _copy($value->{$_}) : $value->{$_} } keys %{$value} } if $kind eq 'HASH';
+    return [map { ref $_ ? _copy($_) : $_ } @{$value}] if $kind eq 'ARRAY';
+    return Grape::MsgPack::decode(${$value}) if $kind eq 'Grape::Event::Packed';
+    return $value;
+}
+
+sub _fail {
+    my ($kind, $text) = @_;
+    die Grape::Failure->new(kind => $kind, text => $text);
+}
+
+sub _over { return _fail('event-over', 'an event is over when its handler returns: it cannot be used later') }
+
+sub _known {
+    my ($name, $known) = @_;
+    my $text = defined $name ? "$name" : q{};
+    utf8::decode($text) if !utf8::is_utf8($text);
+    return $text if $known->{$text};
+    my ($near) = grep { $text ne q{} && (lc $_ eq lc $text || index($_, $text) >= 0 || index($text, $_) >= 0) } sort keys %{$known};
+    my $hint = defined $near ? "did you mean '$near'?" : 'known are ' . join ', ', map { "'$_'" } sort keys %{$known};
+    return _fail('unknown-event', "it emits '$text', neither a slot nor an output; $hint");
+}
+
+# The options of an emit, checked.
+sub _options {
+    my %given = @_;
+    my %chosen;
+    if (exists $given{key}) {
+        my $key = delete $given{key};
+        $chosen{key} = defined $key ? _key("$key") : Data::MessagePack::false();
+    }
+    my $delay = delete $given{delay};
+    if (defined $delay) {
+        my $copy = $delay;
+        _fail('usage', "delay => $copy: seconds, 0 or more") if !looks_like_number($copy) || !($copy >= 0 && $copy <= $MAX_DELAY);
+        $chosen{delay} = int($delay * 1e6);
+    }
+    _fail('usage', 'emit(NAME, DATA, key => KEY, delay => SECONDS), not ' . join ', ', sort keys %given) if %given;
+    return \%chosen;
 }
 
 sub _key {
@@ -125,54 +160,105 @@ sub _key {
     my $bytes = $key;
     utf8::encode($bytes) if utf8::is_utf8($bytes);
     my $size = length $bytes;
-    if (!$size || $size > $MAX_KEY || !utf8::decode(my $copy = $bytes)) {
-        die Grape::Failure->new(kind => 'bad-key', text => "a key is text of 1 to $MAX_KEY bytes of UTF-8, not of $size");
+    if (!$size || $size > $MAX_KEY || !Grape::MsgPack::is_text($key)) {
+        _fail('bad-key', "a key is text of 1 to $MAX_KEY bytes of UTF-8; this one has $size");
     }
     return $key;
 }
 
-sub _near {
-    my ($name, $known) = @_;
-    my ($first) = grep { lc $_ eq lc $name || index($_, $name) >= 0 || index($name, $_) >= 0 } sort keys %{$known};
-    return defined $first ? "; did you mean '$first'?" : '; known are ' . join ', ', map { "'$_'" } sort keys %{$known};
+sub _packed {
+    my $packed = Grape::MsgPack::encode($_[1]);
+    my $made = $_[0][$RUN]{made};
+    my $size = length $packed;
+    _fail('too-large', "a value of $size bytes is over max-event ($made->{max_event})") if $size > $made->{max_event};
+    $made->{size} += $size;
+    return $packed;
 }
 
-# The handler has returned: what of the state has changed?
-sub _finish {
-    my ($self, $names) = @_;
-    my ($made, $key, $new) = ($self->[$RUN]{made}, $self->[$KEY], $self->[$STATE]);
-    my $old = $made->{records}{$key};
-    my ($known, %changed) = (0);
-    for my $name (@{$names}) {
-        if (exists $new->{$name}) {
-            $known++;
-            my $value = $new->{$name};    # a copy: a number that was looked at as a text would travel as one
-            next if $old && !ref $value && exists $old->{$name} && !_differs($old->{$name}, $value);
-            $changed{$name} = !defined $value || (!ref $value && length $value < $SHORT) ? $new->{$name} : \$self->_packed($new->{$name});
-        }
-        elsif ($old && exists $old->{$name}) {
-            $changed{$name} = [];    # deleted
-        }
-    }
-    _refuse_unknown($names, $new) if $known < keys %{$new};
-    return if !%changed;
-    my $change = $made->{changes}{$key} ||= {};
-    @{$change}{ keys %changed } = values %changed;
-    $made->{records}{$key} = $new;
-    return;
-}
-
-sub _refuse_unknown {
-    my ($names, $state) = @_;
-    my %declared = map { $_ => 1 } @{$names};
-    my ($unknown) = grep { !$declared{$_} } sort keys %{$state};
-    die Grape::Failure->new(kind => 'bad-state', text => "the node has no state '$unknown'; declared are " . join ', ', @{$names});
-}
-
-sub _differs {
-    my ($old, $new) = @_;
-    return defined $old || defined $new if !defined $old || !defined $new;
-    return ref $old || $old ne $new;
+sub _check_declared {
+    my ($name, $declared, $stored) = @_;
+    return if $stored && exists $stored->{$name};    # an earlier version of the node had it
+    my $known = join(', ', sort keys %{$declared}) || 'none';
+    return _fail('bad-state', "the node has no state '$name'; declared are: $known");
 }
 
 1;
+
+__END__
+
+=encoding utf8
+
+=head1 NAME
+
+Grape::Event - an event, while its handler runs
+
+=head1 SYNOPSIS
+
+    $worker->slot(word => { node => 'Count', states => ['count'], emits => ['total'] }, sub {
+        my ($event) = @_;
+        my $count = ++$event->state->{count};
+        $event->emit(total => { word => $event->key, count => $count });
+    });
+
+=head1 DESCRIPTION
+
+A handler gets its event as the only argument. What it emits, replies and stores takes effect when it has returned, as a
+whole. If it dies, nothing has happened, and the event is tried again. What it returns does not matter.
+
+An event is over when its handler returns. C<name>, C<key> and C<data> can still be read then; anything else dies.
+
+=head1 METHODS
+
+=head2 name
+
+=head2 key
+
+Text, or undef.
+
+=head2 data
+
+What was emitted with it.
+
+=head2 id
+
+The same at every attempt: make effects outside of Grape idempotent by it.
+
+=head2 attempt
+
+From 1.
+
+=head2 created
+
+Seconds since 1970, with a fraction.
+
+=head2 state
+
+A reference to the hash of the node's states, of this event's key. Read it, assign to it, C<delete> from it; a list or
+hash in it may be changed in place. What has changed is stored when the handler has returned. A name that was not declared
+fails the event, and so does state in an event without a key.
+
+With C<ttl> the time of a state begins anew when its value changes. The same value once more is no change.
+
+=head2 emit(NAME, DATA, key => KEY, delay => SECONDS)
+
+Emits an event. NAME is one that a slot of the app listens to, or one of its outputs. Without C<key> the event has the key
+of the one that caused it; C<< key => undef >> is none. C<delay> may have a fraction.
+
+=head2 reply(DATA, final => BOOLEAN)
+
+Answers the call that the event comes from. C<< final => 0 >> says that more follows.
+
+=head2 progress
+
+The handler takes long, but it is alive: its C<timeout> begins anew.
+
+=head2 log(LEVEL, TEXT)
+
+A line for the log. Levels are debug, info, warning, error and critical.
+
+=head1 FAILURES
+
+Misuse fails the event, with a L<Grape::Failure> of these kinds: C<unknown-event>, C<no-key>, C<bad-key>, C<bad-value>,
+C<bad-state>, C<too-large>, C<event-over>, C<usage>.
+
+=cut

@@ -1,35 +1,50 @@
 package Grape::MsgPack;
 
-# Values as msgpack. Data::MessagePack does nearly all of it, in C; what it lacks (bytes, times, foreign extensions) is
-# done here in Perl, and only when it occurs.
+# Data::MessagePack does nearly all of it, in C; what it lacks (bytes, times, foreign extensions) is done here in Perl, and
+# only when it occurs.
 
 use strict;
 use warnings;
+no warnings 'recursion';    ## no critic (ProhibitNoWarnings): data may be nested
+no if $] >= 5.036, warnings => 'experimental::builtin';
 use Carp qw(croak);
 use Data::MessagePack ();
 use Scalar::Util qw(blessed);
+use Grape::Bytes ();
+use Grape::Ext ();
+use Grape::Failure ();
+use Grape::Time ();
 
 our $VERSION = '0.1.0';
 
-my $XS = Data::MessagePack->new->utf8;
-my $MAX_DEPTH = 400;    # Data::MessagePack itself reads no more than 512 levels
+use constant HAS_BOOLEANS => $] >= 5.036;    # as a constant the other branch is not even compiled
 
-# Encodes one value. Dies with a text that says why it cannot travel.
+my $XS = Data::MessagePack->new->utf8;
+my $MAX_WRITTEN = 400;    # levels; Data::MessagePack itself does no more than 512
+my $MAX_READ = 10_000;
+
 sub encode {
-    my ($value) = @_;
-    if (!ref $value) {
-        return _is_text($value) ? $XS->pack($value) : _bin($value);
+    my ($copy) = @_;      # a number that was looked at as a text would travel as one: so look at a copy, and send the original
+    if (!ref $copy) {
+        return $copy ? "\xc3" : "\xc2" if HAS_BOOLEANS && builtin::is_bool($copy);
+        return $XS->pack($_[0]) if !defined $copy || $copy !~ /[^\x00-\x7f]/x || is_text($copy);
+        return _bin($copy);
     }
-    return _is_plain($value, 0) ? $XS->pack($value) : _encode($value, 0);
+    return _is_plain($copy, 1) ? $XS->pack($copy) : _encode($copy);
 }
 
-# Decodes the one value in a text of bytes.
+# What is known to be plain: numbers, texts that were checked, lists of them.
+sub encode_plain { return $XS->pack($_[0]) }
+
 sub decode {
     my ($packed) = @_;
     my $value;
-    return $value if eval { $value = $XS->unpack($packed); 1 };
+    {
+        local ($@, $SIG{__DIE__});
+        return $value if eval { $value = $XS->unpack($packed); 1 };
+    }
     my $at = 0;
-    $value = _decode(\$packed, \$at);
+    $value = _decode(\$packed, \$at, 1);
     croak('bytes behind the end of a value') if $at != length $packed;
     return $value;
 }
@@ -45,58 +60,65 @@ sub map_head {
     return $count < 16 ? pack('C', 0x80 | $count) : $count < 65_536 ? pack('Cn', 0xde, $count) : pack('CN', 0xdf, $count);
 }
 
-# A text of characters below 256 is taken as UTF-8 that was not decoded; if it is not that either, it is bytes. Looks at
-# a copy: a number that was looked at as a text would travel as one.
-sub _is_text {
+sub _refuse {
+    my ($text) = @_;
+    die Grape::Failure->new(kind => 'bad-value', text => $text);
+}
+
+# Whether it is text, or bytes. Without Perl's mark for text it is text if it can be read as UTF-8.
+sub is_text {
     my ($copy) = @_;
-    return !defined $copy || utf8::is_utf8($copy) || $copy !~ /[\x80-\xff]/x || utf8::decode($copy);
+    my $is_marked = utf8::is_utf8($copy);
+    return 0 if !$is_marked && !utf8::decode($copy);
+    return 1 if $copy !~ /[\x{d800}-\x{dfff}]|[^\x{0}-\x{10ffff}]/x;
+    return 0 if !$is_marked;
+    _refuse('a text with a lone surrogate, or a character over U+10FFFF, cannot travel');
 }
 
 # Whether Data::MessagePack can do it; dies if nobody can.
 sub _is_plain {
-    my ($value, $depth) = @_;
-    croak("a value of over $MAX_DEPTH levels cannot travel") if $depth > $MAX_DEPTH;
+    my ($value, $level) = @_;
+    _refuse("a value of over $MAX_WRITTEN levels, or one that contains itself, cannot travel") if $level > $MAX_WRITTEN;
     my $kind = ref $value;
-    if (!$kind) {
-        return _is_text($value);
+    if ($kind ne 'ARRAY' && $kind ne 'HASH') {
+        return 1 if $kind eq 'Data::MessagePack::Boolean';
+        return 0 if $kind eq 'SCALAR' || (blessed $value && _is_known($value));
+        _refuse('a ' . (blessed $value ? $kind : "reference to $kind")
+                . ' cannot travel: data are text, numbers, lists, hashes, booleans, Grape::Bytes, Grape::Time, Grape::Ext');
     }
-    if ($kind eq 'ARRAY') {
-        my $plain = 1;
-        for my $item (@{$value}) {
-            $plain = _is_plain($item, $depth + 1) && $plain;
+    my $is_plain = $kind eq 'ARRAY' || !grep { /[^\x00-\x7f]/x && !is_text($_) } keys %{$value};
+    for my $item ($kind eq 'ARRAY' ? @{$value} : values %{$value}) {
+        if (ref $item) {
+            $is_plain = 0 if !_is_plain($item, $level + 1);
+            next;
         }
-        return $plain;
-    }
-    if ($kind eq 'HASH') {
-        my $plain = 1;
-        for my $item (values %{$value}) {
-            $plain = _is_plain($item, $depth + 1) && $plain;
+        next if !defined $item;
+        my $copy = $item;    # see encode
+        if ((HAS_BOOLEANS && builtin::is_bool($copy)) || ($copy =~ /[^\x00-\x7f]/x && !is_text($copy))) {
+            $is_plain = 0;
         }
-        return $plain;
     }
-    return 1 if $kind eq 'Data::MessagePack::Boolean';
-    return 0 if $kind eq 'SCALAR';
-    croak("a reference to $kind cannot travel") if !blessed($value);
-    return 0 if $value->isa('Grape::Bytes') || $value->isa('Grape::Time') || $value->isa('Grape::Ext');
-    return 0 if $value->isa('JSON::PP::Boolean');
-    croak("a $kind cannot travel: data are text, numbers, lists, hashes, Grape::Bytes and Grape::Time");
+    return $is_plain;
 }
 
+sub _is_known {
+    my ($value) = @_;
+    return scalar grep { $value->isa($_) } qw(Grape::Bytes Grape::Time Grape::Ext JSON::PP::Boolean Types::Serialiser::Boolean);
+}
+
+# What _is_plain has looked at, and found to be not plain.
 sub _encode {
-    my ($value, $depth) = @_;
+    my ($value) = @_;
     my $kind = ref $value;
-    return encode($value) if !$kind || $kind eq 'Data::MessagePack::Boolean';
-    return join q{}, array_head(scalar @{$value}), map { _encode($_, $depth + 1) } @{$value} if $kind eq 'ARRAY';
-    if ($kind eq 'HASH') {
-        return join q{}, map_head(scalar keys %{$value}), map { ($XS->pack($_), _encode($value->{$_}, $depth + 1)) } keys %{$value};
+    return encode($_[0]) if !$kind || $kind eq 'Data::MessagePack::Boolean';
+    return join q{}, array_head(scalar @{$value}), map { _encode($_) } @{$value} if $kind eq 'ARRAY';
+    return join q{}, map_head(scalar keys %{$value}), map { (encode($_), _encode($value->{$_})) } keys %{$value} if $kind eq 'HASH';
+    if (blessed $value) {
+        return _bin($value->value) if $value->isa('Grape::Bytes');
+        return _time($value) if $value->isa('Grape::Time');
+        return _ext($value->type, $value->value) if $value->isa('Grape::Ext');
     }
-    return _bin(${$value}) if blessed($value) && $value->isa('Grape::Bytes');
-    return _time($value) if blessed($value) && $value->isa('Grape::Time');
-    return _ext($value->[0], $value->[1]) if blessed($value) && $value->isa('Grape::Ext');
-    if ($kind eq 'SCALAR' || $value->isa('JSON::PP::Boolean')) {
-        return ${$value} ? "\xc3" : "\xc2";    # \1 and \0, as JSON modules have it
-    }
-    croak("a $kind cannot travel");
+    return ${$value} ? "\xc3" : "\xc2";    # \1 and \0, as JSON modules have it
 }
 
 sub _bin {
@@ -108,8 +130,7 @@ sub _bin {
 # Extension -1 of the msgpack specification, 96 bits: any time there is.
 sub _time {
     my ($time) = @_;
-    my ($seconds, $nanos) = @{$time};
-    return pack('CCcNq>', 0xc7, 12, -1, $nanos, $seconds);
+    return pack('CCcNq>', 0xc7, 12, -1, $time->nanoseconds, $time->seconds);
 }
 
 sub _ext {
@@ -120,12 +141,22 @@ sub _ext {
 }
 
 my %FIXED = (
-    0xca => ['f>', 4], 0xcb => ['d>', 8], 0xcc => ['C', 1], 0xcd => ['n', 2], 0xce => ['N', 4], 0xcf => ['Q>', 8],
-    0xd0 => ['c', 1], 0xd1 => ['s>', 2], 0xd2 => ['l>', 4], 0xd3 => ['q>', 8],
+    0xca => ['f>', 4],
+    0xcb => ['d>', 8],
+    0xcc => ['C', 1],
+    0xcd => ['n', 2],
+    0xce => ['N', 4],
+    0xcf => ['Q>', 8],
+    0xd0 => ['c', 1],
+    0xd1 => ['s>', 2],
+    0xd2 => ['l>', 4],
+    0xd3 => ['q>', 8],
 );
-my %SIZED = (0xc4 => 'C', 0xc5 => 'n', 0xc6 => 'N', 0xd9 => 'C', 0xda => 'n', 0xdb => 'N', 0xdc => 'n', 0xdd => 'N', 0xde => 'n', 0xdf => 'N',
-    0xc7 => 'C', 0xc8 => 'n', 0xc9 => 'N');
-my %WIDTH = (C => 1, n => 2, N => 4);
+my %SIZED = (
+    (map { $_ => ['C', 1] } 0xc4, 0xc7, 0xd9),
+    (map { $_ => ['n', 2] } 0xc5, 0xc8, 0xda, 0xdc, 0xde),
+    (map { $_ => ['N', 4] } 0xc6, 0xc9, 0xdb, 0xdd, 0xdf),
+);
 
 sub _take {
     my ($in, $at, $size) = @_;
@@ -135,10 +166,9 @@ sub _take {
     return $bytes;
 }
 
-sub _size {
-    my ($in, $at, $mark) = @_;
-    my $format = $SIZED{$mark};
-    return unpack $format, _take($in, $at, $WIDTH{$format});
+sub _number {
+    my ($in, $at, $format, $width) = @_;
+    return unpack $format, _take($in, $at, $width);
 }
 
 sub _text {
@@ -149,16 +179,18 @@ sub _text {
 }
 
 sub _list {
-    my ($in, $at, $count) = @_;
-    return [map { _decode($in, $at) } 1 .. $count];
+    my ($in, $at, $count, $level) = @_;
+    my @list;
+    push @list, _decode($in, $at, $level) for 1 .. $count;
+    return \@list;
 }
 
 sub _hash {
-    my ($in, $at, $count) = @_;
+    my ($in, $at, $count, $level) = @_;
     my %hash;
     for (1 .. $count) {
-        my $key = _decode($in, $at);
-        $hash{defined $key ? $key : q{}} = _decode($in, $at);
+        my $key = _decode($in, $at, $level);
+        $hash{ defined $key ? $key : q{} } = _decode($in, $at, $level);
     }
     return \%hash;
 }
@@ -167,55 +199,83 @@ sub _extension {
     my ($in, $at, $size) = @_;
     my $type = unpack 'c', _take($in, $at, 1);
     my $bytes = _take($in, $at, $size);
-    return bless [$type, $bytes], 'Grape::Ext' if $type != -1;
-    return bless [unpack('N', $bytes), 0], 'Grape::Time' if $size == 4;
-    if ($size == 8) {
+    if ($type == -1 && $size == 4) {
+        return bless [unpack('N', $bytes), 0], 'Grape::Time';
+    }
+    if ($type == -1 && $size == 8) {
         my $both = unpack 'Q>', $bytes;
         return bless [$both & ((1 << 34) - 1), $both >> 34], 'Grape::Time';
     }
-    my ($nanos, $seconds) = unpack 'Nq>', $bytes;
-    return bless [$seconds, $nanos], 'Grape::Time';
+    if ($type == -1 && $size == 12) {
+        my ($nanos, $seconds) = unpack 'Nq>', $bytes;
+        return bless [$seconds, $nanos], 'Grape::Time';
+    }
+    return Grape::Ext->new($type, $bytes);
 }
 
 sub _decode {
-    my ($in, $at) = @_;
+    my ($in, $at, $level) = @_;
+    croak("a value of over $MAX_READ levels") if $level > $MAX_READ;
     my $mark = ord _take($in, $at, 1);
     return $mark if $mark < 0x80;
     return $mark - 256 if $mark >= 0xe0;
-    return _hash($in, $at, $mark & 0x0f) if $mark < 0x90;
-    return _list($in, $at, $mark & 0x0f) if $mark < 0xa0;
+    return _hash($in, $at, $mark & 0x0f, $level + 1) if $mark < 0x90;
+    return _list($in, $at, $mark & 0x0f, $level + 1) if $mark < 0xa0;
     return _text($in, $at, $mark & 0x1f) if $mark < 0xc0;
     return undef if $mark == 0xc0;    ## no critic (ProhibitExplicitReturnUndef): it is an element of a list
     return $mark == 0xc3 ? Data::MessagePack::true() : Data::MessagePack::false() if $mark == 0xc2 || $mark == 0xc3;
-    if (my $fixed = $FIXED{$mark}) {
-        return unpack $fixed->[0], _take($in, $at, $fixed->[1]);
-    }
+    return _number($in, $at, @{ $FIXED{$mark} }) if $FIXED{$mark};
     return _extension($in, $at, 1 << ($mark - 0xd4)) if $mark >= 0xd4 && $mark <= 0xd8;
     croak(sprintf 'a byte that begins no value: 0x%02x', $mark) if !$SIZED{$mark};
-    my $size = _size($in, $at, $mark);
+    my $size = _number($in, $at, @{ $SIZED{$mark} });
     return _take($in, $at, $size) if $mark <= 0xc6;
     return _extension($in, $at, $size) if $mark <= 0xc9;
     return _text($in, $at, $size) if $mark <= 0xdb;
-    return $mark <= 0xdd ? _list($in, $at, $size) : _hash($in, $at, $size);
+    return $mark <= 0xdd ? _list($in, $at, $size, $level + 1) : _hash($in, $at, $size, $level + 1);
 }
 
-package Grape::Bytes;
-
-# Bytes that are not text.
-sub new { my ($class, $bytes) = @_; return bless \$bytes, $class }
-sub value { my ($self) = @_; return ${$self} }
-
-package Grape::Time;
-
-# A point in time: seconds since 1970, and nanoseconds.
-sub new { my ($class, $seconds, $nanos) = @_; return bless [$seconds, $nanos || 0], $class }
-sub epoch { my ($self) = @_; return $self->[0] + $self->[1] / 1e9 }
-sub seconds { my ($self) = @_; return $self->[0] }
-sub nanoseconds { my ($self) = @_; return $self->[1] }
-
-package Grape::Ext;
-
-# An extension that Grape does not know: its type, its bytes.
-sub new { my ($class, $type, $bytes) = @_; return bless [$type, $bytes], $class }
-
 1;
+
+__END__
+
+=encoding utf8
+
+=head1 NAME
+
+Grape::MsgPack - values of Perl as msgpack
+
+=head1 SYNOPSIS
+
+    my $bytes = Grape::MsgPack::encode({ word => 'grape', count => 3 });
+    my $value = Grape::MsgPack::decode($bytes);
+
+=head1 DESCRIPTION
+
+How data, replies and states travel. Handlers need not call it: L<Grape::Event> does. The README has the table of types.
+
+Whether a scalar is a number or a text is decided by how it was made: C<5> is a number, C<"5"> is text. A number that was
+used as text (printed, matched, compared with C<eq>) counts as text from then on, as everywhere in Perl. C<0 + $number>
+is a number again, C<"$text"> is text.
+
+=head1 FUNCTIONS
+
+=head2 encode(VALUE)
+
+Dies with a L<Grape::Failure> of kind C<bad-value> for what cannot travel: code, handles, objects of other classes, what
+contains itself, what has over 400 levels.
+
+=head2 decode(BYTES)
+
+Dies if these are not exactly one value.
+
+=head2 encode_plain(VALUE)
+
+The same as C<encode> for what is known to be numbers and text; nothing is looked at.
+
+=head2 array_head(COUNT)
+
+=head2 map_head(COUNT)
+
+The beginning of a list, or of a hash. So many encoded values (of a hash: keys and values) follow.
+
+=cut
