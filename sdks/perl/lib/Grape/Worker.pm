@@ -1,48 +1,48 @@
 package Grape::Worker;
 
-# A worker of Grape in Perl: it declares slots, and runs their handlers. It is a base speaker (docs/protocol.md, section
-# 11): partitions, the store and the log are the adapter's business, which Grape starts before it.
+# It is a base speaker (docs/protocol.md, section 11): partitions, the store and the log are the business of the adapter,
+# which Grape starts before it.
 
 use strict;
 use warnings;
-use Carp qw(croak longmess);
+use Carp qw(croak);
 use Data::MessagePack ();
-use IO::Handle ();
-use IO::Socket ();
-use JSON::PP ();
-use Time::HiRes qw(clock_gettime CLOCK_MONOTONIC);
+use Scalar::Util qw(looks_like_number refaddr);
 use Grape::Event ();
+use Grape::Failure ();
 use Grape::MsgPack ();
+use Grape::Worker::Effects ();
+use Grape::Worker::Output ();
 
 our $VERSION = '0.1.0';
 
 my $PROTOCOL = 1;
 my ($WELCOME, $DRAIN, $RUN, $HELLO, $REFUSAL, $BEAT, $RAN) = (1, 6, 7, 32, 33, 36, 39);
 my $MAX_FRAME = 100_663_296;
-my $HAND_IN_SECONDS = 1;
+my $MAX_EVENT = 8_388_608;    # if Welcome does not say
 my $HAND_IN_BYTES = 4 << 20;
-my $READ = 1 << 20;
+my ($MAX_KIND, $MAX_SAID) = (255, 16_000);
 
-my %OPTIONS = map { $_ => 1 } qw(node states emits retries backoff backoff_max timeout on_fail ordered);
-
-our @CARP_NOT = qw(Grape::Event Grape::MsgPack);
+my %NUMBERS = map { $_ => 1 } qw(retries backoff backoff_max timeout);
+my %OPTIONS = (%NUMBERS, map { $_ => 1 } qw(node states emits on_fail ordered));
 
 sub new {
     my ($class) = @_;
     my %argument = _arguments(@ARGV);
     return bless {
-        slots => [],
-        nodes => {},
-        order => [],
         fd => $argument{fd},
         parent => $argument{parent} || 0,
-        config => JSON::PP->new->utf8->decode(defined $argument{config} ? $argument{config} : '{}'),
-        inbox => q{},
+        config => defined $argument{config} ? $argument{config} : '{}',
+        nodes => {},
+        order => [],
+        slots => [],
         setup => [],
         teardown => [],
+        node => undef,    # the one that runs
     }, $class;
 }
 
+# Further words belong to the script.
 sub _arguments {
     my @words = @_;
     my %found;
@@ -53,158 +53,220 @@ sub _arguments {
     return %found;
 }
 
-# The app's configuration, as a hash.
-sub config { my ($self) = @_; return $self->{config} }
+sub config {
+    my ($self) = @_;
+    if (!ref $self->{config}) {
+        require JSON::PP;    # takes longer than all the rest
+        $self->{config} = JSON::PP->new->utf8->decode($self->{config});
+    }
+    return $self->{config};
+}
 
-# Hand every event of this name to a handler.
+sub on_setup { my ($self, $call) = @_; push @{ $self->{setup} }, $call; return $self }
+sub on_teardown { my ($self, $call) = @_; push @{ $self->{teardown} }, $call; return $self }
+
+# ---------------------------------------------------------------------------------------------------- what there is
+
 sub slot {
     my ($self, $event, $options, $handler) = @_;
     croak('slot(EVENT, { node => NAME, ... }, sub { my ($event) = @_; ... })') if ref $handler ne 'CODE' || ref $options ne 'HASH';
+    $event = _name("the event of a slot", $event);
     my ($unknown) = grep { !$OPTIONS{$_} } sort keys %{$options};
     croak("slot '$event' has no option '$unknown'; there are " . join ', ', sort keys %OPTIONS) if defined $unknown;
-    my $name = $options->{node};
-    croak("slot '$event' needs a name for its node: { node => 'Count' }") if !defined $name || $name eq q{};
-    my $node = $self->{nodes}{$name};
-    if (!$node) {
-        $node = $self->{nodes}{$name} = { name => $name, states => [], handlers => {} };
-        push @{ $self->{order} }, $node;
-    }
-    croak("node '$name' listens to '$event' already") if $node->{handlers}{$event};
-    $node->{handlers}{$event} = $handler;
-    $node->{states} = _states($options->{states}) if $options->{states};
-    $node->{state_names} = [map { $_->{name} } @{ $node->{states} }];
+    my $node = $self->_node(_name("slot '$event': node", $options->{node}));
+    croak("node '$node->{name}' listens to '$event' already") if $node->{handlers}{$event};
+    _declare($node, $options->{states}) if defined $options->{states};
     my (undef, $file, $line) = caller;
-    my %spec = (event => "$event", node => "$name", where => "$file:$line");
-    $spec{emits} = ref $options->{emits} ? $options->{emits} : [$options->{emits}] if $options->{emits};
-    $spec{retries} = $options->{retries} + 0 if defined $options->{retries};
-    $spec{$_} = Grape::Worker::_double($options->{$_}) for grep { defined $options->{$_} } qw(backoff backoff_max timeout);
+    my %spec = (event => $event, node => $node->{name}, where => "$file:$line");
+    if (defined(my $emits = $options->{emits})) {
+        $spec{emits} = [map { _name("slot '$event': emits", $_) } ref $emits ? @{$emits} : $emits];
+    }
+    for my $option (grep { defined $options->{$_} } keys %NUMBERS) {
+        my $number = $options->{$option};
+        croak("slot '$event': $option => '$number' is no number") if !looks_like_number(my $copy = $number);
+        $spec{$option} = $option eq 'retries' ? int $number : 0 + $number;
+    }
     $spec{on_fail} = "$options->{on_fail}" if defined $options->{on_fail};
-    $spec{ordered} = $options->{ordered} ? Data::MessagePack::true() : Data::MessagePack::false() if defined $options->{ordered};
+    $spec{ordered} = $options->{ordered} ? Data::MessagePack::true() : Data::MessagePack::false() if exists $options->{ordered};
+    $node->{handlers}{$event} = $handler;
     push @{ $self->{slots} }, \%spec;
     return $self;
 }
 
-sub _double { my ($number) = @_; return $number + 0 }
-
-# Names, or a hash of names and how many seconds a value lives.
-sub _states {
-    my ($states) = @_;
-    return [map { { name => $_ } } ref $states ? @{$states} : $states] if ref $states ne 'HASH';
-    return [map { defined $states->{$_} ? { name => $_, ttl => $states->{$_} + 0 } : { name => $_ } } sort keys %{$states}];
+sub _node {
+    my ($self, $name) = @_;
+    if (!$self->{nodes}{$name}) {
+        push @{ $self->{order} }, $self->{nodes}{$name} = { name => $name, states => [], declared => {}, handlers => {} };
+    }
+    return $self->{nodes}{$name};
 }
 
-# Called before the first event, and after the last one.
-sub on_setup { my ($self, $call) = @_; push @{ $self->{setup} }, $call; return $self }
-sub on_teardown { my ($self, $call) = @_; push @{ $self->{teardown} }, $call; return $self }
+# Names, or a hash of names and how many seconds a value lives (undef: for ever).
+sub _declare {
+    my ($node, $states) = @_;
+    my %ttl = ref $states eq 'HASH' ? %{$states} : map { $_ => undef } ref $states ? @{$states} : $states;
+    my @specs;
+    for my $name (sort keys %ttl) {
+        my %spec = (name => _name("node '$node->{name}': states", $name));
+        if (defined $ttl{$name}) {
+            croak("state '$name': a ttl is a number of seconds over 0") if !looks_like_number($ttl{$name}) || !($ttl{$name} > 0);
+            $spec{ttl} = 0 + $ttl{$name};
+        }
+        push @specs, \%spec;
+    }
+    my $is_other = Grape::MsgPack::encode([map { [@{$_}{qw(name ttl)}] } @specs])
+        ne Grape::MsgPack::encode([map { [@{$_}{qw(name ttl)}] } @{ $node->{states} }]);
+    croak("node '$node->{name}' has other states at another slot") if @{ $node->{states} } && $is_other;
+    @{$node}{qw(states declared)} = (\@specs, { map { $_->{name} => 1 } @specs });
+    return;
+}
 
-# Serve until Grape says to stop. Returns the exit code.
+sub _name {
+    my ($what, $name) = @_;
+    croak("$what: a name is needed") if !defined $name || ref $name || $name eq q{};
+    my $text = "$name";
+    utf8::decode($text) if !utf8::is_utf8($text);    # the script may do without `use utf8`
+    return $text;
+}
+
+# ------------------------------------------------------------------------------------------------------------ life
+
 sub run {
     my ($self) = @_;
     if (!defined $self->{fd}) {
         print {*STDERR} "This is a worker of Grape, which starts it: t.add_pool(NAME, runtime=\"perl\", entry=\"$0\")\n";
         return 2;
     }
-    $self->{socket} = IO::Socket->new_from_fd($self->{fd}, 'r+') or croak("no socket at descriptor $self->{fd}: $!");
+    return 0 if $self->{parent} && getppid != $self->{parent};    # Grape has gone meanwhile
+    open $self->{socket}, '+<&=', $self->{fd} or croak("no socket at descriptor $self->{fd}: $!");
     binmode $self->{socket};
     local $SIG{INT} = 'IGNORE';
-    local $SIG{PIPE} = 'IGNORE';
-    my $topology = { name => q{}, nodes => [map { { name => $_->{name}, states => $_->{states} } } @{ $self->{order} }], slots => $self->{slots} };
-    $self->_send(Grape::MsgPack::encode([$HELLO, $PROTOCOL, $$, 'perl', $topology, ['base']]));
+    local $SIG{PIPE} = sub { };    # not IGNORE: programs that handlers start would inherit it
+    my @nodes = map { { name => $_->{name}, states => $_->{states} } } @{ $self->{order} };
+    $self->_send(Grape::MsgPack::encode([$HELLO, $PROTOCOL, $$, 'perl', { name => q{}, nodes => \@nodes, slots => $self->{slots} }, ['base']]));
+    my $output = tie *STDOUT, 'Grape::Worker::Output', $self, \*STDOUT;    ## no critic (ProhibitTies): print has to say who printed
     while (defined(my $message = $self->_receive)) {
         my $tag = $message->[0];
-        if ($tag == $RUN) { $self->_run($message) }
+        if ($tag == $RUN) { $self->_run($message); $output->finish_line }
         elsif ($tag == $WELCOME) { $self->_welcome($message) }
         elsif ($tag == $DRAIN) { last }
+        else { croak("a message with the tag $tag, which is no message to a worker") }
+        $self->{node} = undef;
     }
     $_->() for @{ $self->{teardown} };
+    $output->finish_line;
+    undef $output;
+    untie *STDOUT;
     return 0;
 }
 
 sub _welcome {
     my ($self, $message) = @_;
-    my (undef, $version, undef, undef, undef, $limits, undef, undef, undef, undef, undef, $topology) = @{$message};
+    my ($version, $limits, $topology) = @{$message}[1, 5, 11];
     croak("Grape speaks protocol $version, this worker $PROTOCOL") if $version != $PROTOCOL;
-    $self->{max_event} = $limits->{max_event};
-    $self->{known} = { map { $_ => 1 } (map { $_->{event} } @{ $topology->{slots} || [] }), @{ $topology->{outputs} || [] } };
-    tie *STDOUT, 'Grape::Worker::Marked', $self, \*STDOUT;    ## no critic (ProhibitTies): print has to say who printed
-    local $SIG{__DIE__} = sub { $self->{trace} = longmess('') };
-    if (!eval { $_->() for @{ $self->{setup} }; 1 }) {
-        my $text = "setup failed: $@";
-        $self->_send(Grape::MsgPack::encode([$REFUSAL, 'start', $text]));
-        exit 1;
-    }
-    return;
+    $self->{max_event} = defined $limits->{max_event} ? $limits->{max_event} : $MAX_EVENT;
+    my @known = ((map { $_->{event} } $topology ? @{ $topology->{slots} || [] } : @{ $self->{slots} }), @{ $topology->{outputs} || [] });
+    $self->{known} = { map { $_ => 1 } @known };
+    my $died;
+    local $SIG{__DIE__} = sub { $died = [$_[0], _frames()] };
+    return if eval { $_->() for @{ $self->{setup} }; 1 };
+    my (undef, $text, $trace) = @{ _failure($@, $died) };
+    $self->_send(Grape::MsgPack::encode([$REFUSAL, 'start', "setup: $text\n$trace"]));
+    exit 1;
 }
 
-# ---------------------------------------------------------------------------------------------------------- runs
+# ------------------------------------------------------------------------------------------------------------ runs
 
-# Run events in their order; hand in what they did at the end, once a second, and with one that failed.
+# Run events in their order; hand in what they did at the end, when a second has passed, and with one that failed.
 sub _run {
     my ($self, $message) = @_;
     my (undef, $name, $count, $names, $keys, $data, $prefix, $first, $ids, $created, $attempt, $states) = @{$message};
     my $node = $self->{nodes}{$name} or croak("a run of node '$name', which is not here");
-    my $uniform = @{$names} == 1 ? $names->[0] : undef;
-    my $handler = defined $uniform ? $node->{handlers}{$uniform} : undef;
-    my $trace = q{};
-    local $SIG{__DIE__} = sub { $trace = _trace($_[0]) };
-    my $made = Grape::Worker::Effects->new($states);
-    my %run = (worker => $self, made => $made, ids => $ids, prefix => $prefix, first => $first, created => $created, attempt => $attempt);
-    my ($origins, $replies, $state_names) = ($made->{origins}, $made->{replies}, $node->{state_names});
-    my $since = clock_gettime(CLOCK_MONOTONIC);
+    my ($handlers, $declared) = @{$node}{qw(handlers declared)};
+    my ($missing) = grep { !$handlers->{$_} } @{$names};
+    croak("a run of '$missing', to which node '$name' does not listen") if defined $missing;
+    my $same = @{$names} == 1 ? $names->[0] : undef;
+    my $made = Grape::Worker::Effects->new($states, $self->{max_event});
+    my %run = (worker => $self, made => $made, attempt => $attempt || 1, created => $created || 0, ids => $ids, prefix => $prefix, first => $first);
     $self->{node} = $name;
+    my ($handed_in, $died) = (0);
+    local $SIG{__DIE__} = sub { $died = [$_[0], _frames()] };
+    my $second = time;
     for my $i (0 .. $count - 1) {
-        # Runs once an event. The fields of an event: name, key, data, index, run, state.
-        my $event = bless [defined $uniform ? $uniform : $names->[$i], $keys && $keys->[$i], $data && $data->[$i], $i, \%run], 'Grape::Event';
-        my ($emits, $answers) = (scalar @{$origins}, scalar @{$replies});
-        my $call = $handler || $node->{handlers}{ $names->[$i] };
-        if (!eval { $call->($event); $event->_finish($state_names) if $event->[5]; 1 }) {
-            my $error = $@;
-            $event->[4] = undef;
-            $made->undo($emits, $answers);
-            $self->_hand_in($made, $i, _failure($error, $trace));
-            $self->{node} = q{};
-            return;
+        my $event = Grape::Event->new(defined $same ? $same : $names->[$i], $keys && $keys->[$i], $data && $data->[$i], $i, \%run);
+        my $is_done;
+        {    # what leaves a handler by `next` comes no further
+            $is_done = eval {
+                $handlers->{ $event->[0] }->($event);
+                $event->finish($declared) if $event->[5];    # its state was asked for
+                1;
+            };
         }
-        $event->[4] = undef;    # whoever keeps it cannot emit with it any more
-        $made->{events}++;
-        if ($made->{size} > $HAND_IN_BYTES || clock_gettime(CLOCK_MONOTONIC) - $since > $HAND_IN_SECONDS) {
-            last if $i == $count - 1;
-            $self->_hand_in($made);
-            $since = clock_gettime(CLOCK_MONOTONIC);
+        if (!$is_done) {
+            my $failure = _failure($@, $died);
+            $event->end;
+            $made->undo($i);
+            return $self->_hand_in($made, $i + 1 - $handed_in, [$i, @{$failure}]);
+        }
+        $event->end;
+        if ($made->{size} > $HAND_IN_BYTES || time != $second) {
+            next if $i == $count - 1;
+            $self->_hand_in($made, $i + 1 - $handed_in);
+            ($handed_in, $second) = ($i + 1, time);
         }
     }
-    $self->_hand_in($made);
-    $self->{node} = q{};
-    return;
+    return $self->_hand_in($made, $count - $handed_in);
 }
 
 sub _hand_in {
-    my ($self, $made, $index, $failure) = @_;
-    $made->{events}++ if $failure;
-    my $failed = $failure ? Grape::MsgPack::encode([$index, @{$failure}]) : "\xc0";
-    $self->_send("\x96" . pack('C', $RAN) . Grape::MsgPack::encode($made->{events}) . $made->packed . $failed);
+    my ($self, $made, $events, $failed) = @_;
+    my $failure = $failed ? Grape::MsgPack::encode($failed) : "\xc0";
+    $self->_send("\x96" . pack('C', $RAN) . Grape::MsgPack::encode($events) . $made->packed . $failure);
     $made->clear;
     return;
 }
 
-# What went wrong, as kind, text and trace.
+sub beat { my ($self) = @_; $self->_send("\x91" . pack 'C', $BEAT); return }
+
+# -------------------------------------------------------------------------------------------------------- failures
+
+# Kind, text and trace of what a handler died of. DIED: what the last `die` was, and where.
 sub _failure {
-    my ($error, $trace) = @_;
-    if (ref $error && eval { $error->isa('Grape::Failure') }) {
-        return [$error->kind, $error->text, $trace];
+    my ($error, $died) = @_;
+    my ($kind, $text) = (ref $error || 'die');
+    if (!eval {
+        ($kind, $text) = ref $error && $kind->isa('Grape::Failure') ? ($error->kind, $error->text) : ($kind, "$error");
+        1;
+    }) {
+        $text = 'an error that cannot be told as text';
     }
-    my $kind = ref $error || 'die';
-    my $text = "$error";
-    $text =~ s/\n\z//x;
-    return [$kind, substr($text, 0, 4_000), substr($trace, 0, 16_000)];
+    $text = _cut($text, $MAX_SAID);
+    $text =~ s/\s+\z//x;
+    $text = 'the handler was left by next, last or redo' if !ref $error && $text eq q{};
+    my $is_this = $died && (ref $error ? ref $died->[0] && refaddr $died->[0] == refaddr $error : !ref $died->[0] && $died->[0] eq $error);
+    my $trace = join "\n", $text, map { "    at $_" } $is_this ? @{ $died->[1] } : ();
+    return [_cut($kind, $MAX_KIND), $text, _cut($trace, $MAX_SAID)];
 }
 
-# The user's own lines of where it died, the innermost first.
-sub _trace {
-    my ($error) = @_;
-    local $Carp::CarpLevel = 0;
-    my @lines = grep { !m{\bGrape/(Worker|Event|MsgPack)[.]pm}x && !/Grape::Worker::(__ANON__|_run|run)/x } split /\n/x, longmess('died');
-    return join "\n", "$error" =~ s/\n\z//xr, map { s/\A\s*/    /xr } @lines;
+# Errors may be in any encoding, or none.
+sub _cut {
+    my ($text, $size) = @_;
+    utf8::decode($text) if !utf8::is_utf8($text);
+    $text =~ s/[\x{d800}-\x{dfff}]|[^\x{0}-\x{10ffff}]/?/gx;
+    utf8::upgrade($text);
+    return substr $text, 0, $size;
+}
+
+# Where it dies, in the author's own code, the innermost place first.
+sub _frames {
+    my ($depth, @frames) = (0);
+    while (my ($package, $file, $line) = caller ++$depth) {
+        last if $package eq __PACKAGE__;
+        next if $package =~ /\AGrape::(?:Event|MsgPack|Bytes|Time|Ext|Failure)\z/x;
+        my $sub = (caller $depth + 1)[3] || q{};
+        push @frames, "$file line $line" . ($sub eq '(eval)' || $sub =~ /__ANON__\z/x ? q{} : " in $sub");
+    }
+    return \@frames;
 }
 
 # ---------------------------------------------------------------------------------------------------------- frames
@@ -224,102 +286,131 @@ sub _send {
 
 sub _receive {
     my ($self) = @_;
-    while (1) {
-        if (length $self->{inbox} >= 4) {
-            my $size = unpack 'V', $self->{inbox};
-            croak("a frame of $size bytes; the limit is $MAX_FRAME") if $size > $MAX_FRAME;
-            if (length $self->{inbox} >= 4 + $size) {
-                my $packed = substr $self->{inbox}, 4, $size;
-                substr $self->{inbox}, 0, 4 + $size, q{};
-                return Grape::MsgPack::decode($packed);
-            }
-        }
-        my $got = sysread $self->{socket}, $self->{inbox}, $READ, length $self->{inbox};
+    my $head = $self->_read(4);
+    return if !defined $head;
+    my $size = unpack 'V', $head;
+    croak("a frame of $size bytes; the limit is $MAX_FRAME") if $size > $MAX_FRAME;
+    my $packed = $self->_read($size);
+    return if !defined $packed;
+    my $message = Grape::MsgPack::decode($packed);
+    croak('a frame that is no message') if ref $message ne 'ARRAY' || !@{$message} || !looks_like_number($message->[0]);
+    return $message;
+}
+
+# So many bytes, or undef: the stream has ended.
+sub _read {
+    my ($self, $size) = @_;
+    my $bytes = q{};
+    while (length $bytes < $size) {
+        my $got = sysread $self->{socket}, $bytes, $size - length $bytes, length $bytes;
         next if !defined $got && $!{EINTR};
         return if !$got;
     }
-    return;
+    return $bytes;
 }
-
-sub _beat { my ($self) = @_; $self->_send("\x91" . pack 'C', $BEAT); return }
-
-package Grape::Worker::Effects;
-
-# What the events of a run have done: columns of emits, already encoded, and changed records.
-
-sub new {
-    my ($class, $states) = @_;
-    my $self = bless { records => $states || {} }, $class;
-    return $self->clear;
-}
-
-sub clear {
-    my ($self) = @_;
-    @{ $self->{$_} ||= [] } = () for qw(origins names data keys delays replies);
-    @{$self}{qw(events changes size)} = (0, {}, 0);
-    return $self;
-}
-
-sub undo {
-    my ($self, $emits, $replies) = @_;
-    $#{ $self->{$_} } = $emits - 1 for qw(origins names data keys delays);
-    $#{ $self->{replies} } = $replies - 1;
-    return;
-}
-
-# The fields of Ran behind the first.
-sub packed {
-    my ($self) = @_;
-    my ($names, $keys, $delays) = @{$self}{qw(names keys delays)};
-    my $first = @{$names} ? $names->[0] : q{};
-    my $emits = "\x95" . Grape::MsgPack::encode($self->{origins})
-        . Grape::MsgPack::encode((grep { $_ ne $first } @{$names}) ? $names : [@{$names} ? $first : ()])
-        . Grape::MsgPack::array_head(scalar @{ $self->{data} }) . join(q{}, @{ $self->{data} })
-        . ((grep { defined } @{$keys}) ? Grape::MsgPack::encode($keys) : "\xc0")
-        . ((grep { $_ >= 0 } @{$delays}) ? Grape::MsgPack::encode($delays) : "\xc0");
-    my @changes;
-    # What changed of a key, by state: a reference to its encoded value, a plain value, or an empty list: it is deleted.
-    while (my ($key, $change) = each %{ $self->{changes} }) {
-        my ($count, $values, @deleted) = (0, q{});
-        for my $name (keys %{$change}) {
-            my $value = $change->{$name};
-            if (ref $value eq 'ARRAY') { push @deleted, $name; next }
-            $count++;
-            $values .= Grape::MsgPack::encode($name) . (ref $value ? ${$value} : Grape::MsgPack::encode($value));
-        }
-        push @changes, "\x93" . Grape::MsgPack::encode($key) . Grape::MsgPack::map_head($count) . $values . Grape::MsgPack::encode(\@deleted);
-    }
-    return $emits . Grape::MsgPack::array_head(scalar @changes) . join(q{}, @changes)
-        . Grape::MsgPack::array_head(scalar @{ $self->{replies} }) . join q{}, @{ $self->{replies} };
-}
-
-package Grape::Worker::Marked;
-
-# Standard output: each line says which node printed it.
-
-sub TIEHANDLE { my ($class, $worker, $handle) = @_; open my $out, '>&', $handle or die "STDOUT: $!"; $out->autoflush(1); return bless { worker => $worker, out => $out, line => q{} }, $class }
-sub PRINT {
-    my ($self, @texts) = @_;
-    $self->{line} .= join defined $, ? $, : q{}, @texts;
-    $self->{line} .= $\ if defined $\;
-    my $mark = $self->{worker}{node} ? "\x1e\x1e$self->{worker}{node}\x1e" : q{};
-    while ($self->{line} =~ s/\A([^\n]*)\n//x) {
-        my $line = "$mark$1\n";
-        utf8::encode($line) if utf8::is_utf8($line);
-        print { $self->{out} } $line;
-    }
-    return 1;
-}
-sub PRINTF { my ($self, $format, @values) = @_; return $self->PRINT(sprintf $format, @values) }
-sub WRITE { my ($self, $text, $size, $at) = @_; return $self->PRINT(substr $text, $at || 0, $size) }
-sub FILENO { my ($self) = @_; return fileno $self->{out} }
-sub BINMODE { return 1 }
-
-package Grape::Failure;
-
-# die Grape::Failure->new(kind => 'bad-amount', text => 'it is negative');
-sub new { my ($class, %what) = @_; return bless {%what}, $class }
-sub kind { my ($self) = @_; return defined $self->{kind} ? $self->{kind} : 'error' }
-sub text { my ($self) = @_; return defined $self->{text} ? $self->{text} : q{} }
 
 1;
+
+__END__
+
+=encoding utf8
+
+=head1 NAME
+
+Grape::Worker - write the nodes of a Grape app in Perl
+
+=head1 SYNOPSIS
+
+    use strict;
+    use warnings;
+    use Grape::Worker;
+
+    my $worker = Grape::Worker->new;
+
+    $worker->slot(line => { node => 'Split', emits => ['word'] }, sub {
+        my ($event) = @_;
+        $event->emit(word => undef, key => $_) for split ' ', $event->data;
+    });
+
+    $worker->slot(word => { node => 'Count', states => ['count'], emits => ['total'] }, sub {
+        my ($event) = @_;
+        my $count = ++$event->state->{count};
+        $event->emit(total => { word => $event->key, count => $count });
+    });
+
+    exit $worker->run;
+
+=head1 DESCRIPTION
+
+Grape starts the script as a worker of a pool (C<t.add_pool("perl", runtime="perl", entry="count.pl")>). It declares
+which node listens to which event, and runs their handlers, one event after the other. More workers of the pool run at
+once; events of one node and key never do.
+
+The README has how to install it, the types, failures and numbers. What a handler does with its event is in
+L<Grape::Event>.
+
+=head1 METHODS
+
+=head2 new
+
+=head2 slot(EVENT, { node => NAME, ... }, HANDLER)
+
+Hand every EVENT to HANDLER. Several slots may be of one node, each with a handler of its own. Returns the worker. Options:
+
+=over
+
+=item node
+
+Its name. Needed.
+
+=item states
+
+A list of names, or a hash of names and seconds: so long a value lives (undef: for ever). They are the node's; its other
+slots need not say them again.
+
+=item emits
+
+Names that it emits, for the picture of the app.
+
+=item retries
+
+Attempts after the first. 3.
+
+=item backoff, backoff_max
+
+Seconds before the first retry, doubling up to the second number. 1 and 60.
+
+=item timeout
+
+Seconds that a handler may take; 0: any. 60. A worker over it is ended, and its event has failed.
+
+=item on_fail
+
+What becomes of an event after its last attempt: C<dead> is a dead letter, C<stop> lets an operator decide. C<dead>.
+
+=item ordered
+
+Whether later events of the key wait for one that failed. True.
+
+=back
+
+=head2 config
+
+The app's configuration, as a reference to a hash.
+
+=head2 on_setup(CALL)
+
+=head2 on_teardown(CALL)
+
+Called before the first event, and after the last one. A setup that dies is a start that failed. A worker that is killed
+tears nothing down.
+
+=head2 run
+
+Serve until Grape says to stop. Returns the exit code. Call it once, as the last thing.
+
+=head1 OUTPUT
+
+STDOUT is tied while C<run> runs: each line is shown with the node whose handler printed it. STDERR goes out as it is.
+
+=cut

@@ -1,0 +1,85 @@
+package Grape::Worker::Output;
+
+# Standard output: each line says which node has printed it.
+
+use strict;
+use warnings;
+use Carp qw(croak);
+use IO::Handle ();
+
+our $VERSION = '0.1.0';
+
+sub TIEHANDLE {
+    my ($class, $worker, $handle) = @_;
+    open my $out, '>&', $handle or croak("no standard output: $!");
+    $out->autoflush(1);
+    return bless { worker => $worker, out => $out, line => q{} }, $class;
+}
+
+sub PRINT {
+    my ($self, @texts) = @_;
+    my $text = join defined $, ? $, : q{}, map { defined $_ ? $_ : q{} } @texts;
+    $text .= $\ if defined $\;
+    return $self->_write($text);
+}
+
+sub PRINTF {
+    my ($self, $format, @values) = @_;
+    return $self->_write(sprintf $format, @values);
+}
+
+sub WRITE {
+    my ($self, $text, $size, $at) = @_;
+    my $part = substr $text, $at || 0, defined $size ? $size : length $text;
+    return $self->_write($part) ? length $part : undef;
+}
+
+sub OPEN {
+    my ($self, @how) = @_;
+    $self->finish_line;
+    my $is_open = @how > 1 ? open $self->{out}, $how[0], @how[1 .. $#how] : open $self->{out}, $how[0];    ## no critic
+    $self->{out}->autoflush(1) if $is_open;
+    return $is_open;
+}
+
+sub CLOSE { my ($self) = @_; $self->finish_line; return close $self->{out} }
+sub FILENO { my ($self) = @_; return fileno $self->{out} }
+sub BINMODE { return 1 }
+
+# End a line that was begun: what comes next is somebody else's.
+sub finish_line {
+    my ($self) = @_;
+    return $self->{line} eq q{} || $self->_write("\n");
+}
+
+sub _write {
+    my ($self, $text) = @_;
+    $text = $self->{line} . $text;
+    my $end = rindex $text, "\n";
+    $self->{line} = substr $text, $end + 1;
+    return 1 if $end < 0;
+    my $node = $self->{worker}{node};
+    my $mark = defined $node ? "\x1e\x1e$node\x1e" : q{};
+    my $lines = join q{}, map { "$mark$_\n" } split /\n/x, substr($text, 0, $end), -1;
+    # Characters below 256 are UTF-8 that was not decoded, or else Latin-1.
+    utf8::encode($lines) if utf8::is_utf8($lines) || !utf8::decode(my $copy = $lines);
+    local ($,, $\);
+    return print { $self->{out} } $lines;
+}
+
+1;
+
+__END__
+
+=encoding utf8
+
+=head1 NAME
+
+Grape::Worker::Output - standard output, by node
+
+=head1 DESCRIPTION
+
+A part of L<Grape::Worker>, which ties STDOUT to it. What programs print that a handler starts does not go through it: it
+is shown without a node.
+
+=cut
