@@ -181,7 +181,7 @@ def hostile(tmp_path: Path, language: str) -> Path:
     return where
 
 
-@pytest.mark.parametrize("level", ["process", "sandbox"])
+@pytest.mark.parametrize("level", ["process", "sandbox", "container"])
 @pytest.mark.parametrize("language", HOSTILE)
 def test_workers_of_every_language_run_at_every_level(
     tmp_path: Path, language: str, level: str, sdk_env: dict[str, str], monkeypatch: pytest.MonkeyPatch
