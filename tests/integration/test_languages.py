@@ -41,6 +41,7 @@ SPEAKERS: Final[dict[str, list[str]]] = {
     "node": ["node", str(CONFORMANCE / "worker.js")],
     "cpp": [str(SDKS / "cpp" / "worker")],
     "perl": ["perl", str(CONFORMANCE / "worker.pl")],
+    "ruby": ["ruby", str(CONFORMANCE / "ruby" / "worker.rb")],
     "lines": [str(CONFORMANCE / "lines.py")],
 }
 

@@ -125,6 +125,18 @@ def die_with_parent(parent: int) -> None:
         os._exit(0)
 
 
+def begin(fd: int, parent: int) -> socket.socket:
+    """Live as a worker of ``parent`` has to; returns the socket to it. ``parent`` 0: the jail sees to its end."""
+    if parent:
+        die_with_parent(parent)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    sock = socket.socket(fileno=fd)
+    sock.set_inheritable(False)
+    return sock
+
+
 def run(sock: socket.socket, topology: Topology) -> None:
     """Serve the engine with an app in Python."""
     engine = Engine(sock)
@@ -234,13 +246,7 @@ def main() -> None:
     parser.add_argument("--target", required=True)
     parser.add_argument("--config", default="{}")
     options = parser.parse_args()
-    if options.parent:  # else the jail sees to it
-        die_with_parent(options.parent)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    sock = socket.socket(fileno=options.fd)
-    sock.set_inheritable(False)
+    sock = begin(options.fd, options.parent)
     config = msgspec.json.decode(options.config)
     try:
         topology = load(options.target, config)

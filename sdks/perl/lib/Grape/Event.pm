@@ -9,7 +9,7 @@ use Grape::MsgPack ();
 
 our $VERSION = '0.1.0';
 
-my ($NAME, $KEY, $DATA, $INDEX, $RUN, $STATE) = (0 .. 5);
+my ($NAME, $KEY, $DATA, $INDEX, $RUN, $STATE) = (0 .. 5);    # Grape::Worker makes them
 my %LEVELS = map { $_ => 1 } qw(debug info warning error critical);
 my $MAX_KEY = 4_096;
 my $MAX_DELAY = 4e12;    # seconds; 2 ** 62 microseconds are a little more
@@ -87,11 +87,6 @@ sub log {    ## no critic (ProhibitBuiltinHomonyms): a logarithm it is not
 
 # ------------------------------------------------------------------------------------------------------ of the worker
 
-sub new {
-    my ($class, $name, $key, $data, $index, $run) = @_;
-    return bless [$name, $key, $data, $index, $run], $class;
-}
-
 # The handler has returned: is its state one that can be stored? What has changed is found out when it is handed in.
 sub finish {
     my ($self, $declared) = @_;
@@ -107,9 +102,6 @@ sub finish {
     $made->{records}{$key} = $new;
     return;
 }
-
-# What is behind the end of it cannot be done by whoever has kept it.
-sub end { $_[0][$RUN] = undef; return }
 
 sub _copy {
     my ($value) = @_;
@@ -166,7 +158,7 @@ sub _key {
     return $key;
 }
 
-sub _packed {
+sub _packed {    ## no critic (RequireArgUnpacking): see Grape::MsgPack::encode
     my $packed = Grape::MsgPack::encode($_[1]);
     my $made = $_[0][$RUN]{made};
     my $size = length $packed;
@@ -210,6 +202,8 @@ An event is over when its handler returns. C<name>, C<key> and C<data> can still
 =head1 METHODS
 
 =head2 name
+
+Of the event: what its slot listens to.
 
 =head2 key
 

@@ -39,6 +39,8 @@ Programs may put values of their own into msgpack: a number and bytes. Grape han
 
 =head2 new(TYPE, BYTES)
 
+Dies if there is a character over 255 in the bytes.
+
 =head2 type
 
 -128 to 127. -1 is a time, for which there is L<Grape::Time>.

@@ -42,8 +42,10 @@ A kind has at most 255 characters. Without one it is C<error>.
 
 =head2 kind
 
+For programs.
+
 =head2 text
 
-What was given to C<new>. A failure that is used as text is its text.
+For people. A failure that is used as text is its text.
 
 =cut

@@ -23,8 +23,9 @@ my $XS = Data::MessagePack->new->utf8;
 my $MAX_WRITTEN = 400;    # levels; Data::MessagePack itself does no more than 512
 my $MAX_READ = 10_000;
 
-sub encode {
-    my ($copy) = @_;      # a number that was looked at as a text would travel as one: so look at a copy, and send the original
+# A number that was looked at as a text would travel as one. So this looks at a copy, and sends the original.
+sub encode {    ## no critic (RequireArgUnpacking)
+    my ($copy) = @_;
     if (!ref $copy) {
         return $copy ? "\xc3" : "\xc2" if HAS_BOOLEANS && builtin::is_bool($copy);
         return $XS->pack($_[0]) if !defined $copy || $copy !~ /[^\x00-\x7f]/x || is_text($copy);
@@ -107,7 +108,7 @@ sub _is_known {
 }
 
 # What _is_plain has looked at, and found to be not plain.
-sub _encode {
+sub _encode {    ## no critic (RequireArgUnpacking): see encode
     my ($value) = @_;
     my $kind = ref $value;
     return encode($_[0]) if !$kind || $kind eq 'Data::MessagePack::Boolean';
@@ -274,8 +275,10 @@ The same as C<encode> for what is known to be numbers and text; nothing is looke
 
 =head2 array_head(COUNT)
 
+The beginning of a list. So many encoded values follow.
+
 =head2 map_head(COUNT)
 
-The beginning of a list, or of a hash. So many encoded values (of a hash: keys and values) follow.
+The beginning of a hash. So many encoded keys and values follow, in turn.
 
 =cut

@@ -69,8 +69,10 @@ Seconds since 1970, with their fraction, as a float.
 
 =head2 seconds
 
+The whole seconds of it.
+
 =head2 nanoseconds
 
-The two parts, exactly.
+What is behind them, 0 to 999999999.
 
 =cut

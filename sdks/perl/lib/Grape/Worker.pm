@@ -193,22 +193,23 @@ sub _run {
     local $SIG{__DIE__} = sub { $died = [$_[0], _frames()] };
     my $second = time;
     for my $i (0 .. $count - 1) {
-        my $event = Grape::Event->new(defined $same ? $same : $names->[$i], $keys && $keys->[$i], $data && $data->[$i], $i, \%run);
+        # Once an event, so there is no call: its name, key, data, index and run, and then the state that it asks for.
+        my $event = bless [defined $same ? $same : $names->[$i], $keys && $keys->[$i], $data && $data->[$i], $i, \%run], 'Grape::Event';
         my $is_done;
         {    # what leaves a handler by `next` comes no further
             $is_done = eval {
                 $handlers->{ $event->[0] }->($event);
-                $event->finish($declared) if $event->[5];    # its state was asked for
+                $event->finish($declared) if $event->[5];
                 1;
             };
         }
         if (!$is_done) {
             my $failure = _failure($@, $died);
-            $event->end;
+            $event->[4] = undef;
             $made->undo($i);
             return $self->_hand_in($made, $i + 1 - $handed_in, [$i, @{$failure}]);
         }
-        $event->end;
+        $event->[4] = undef;    # whoever keeps it can do nothing with it any more
         if ($made->{size} > $HAND_IN_BYTES || time != $second) {
             next if $i == $count - 1;
             $self->_hand_in($made, $i + 1 - $handed_in);
@@ -353,6 +354,8 @@ L<Grape::Event>.
 
 =head2 new
 
+Reads the words with which Grape has started the script.
+
 =head2 slot(EVENT, { node => NAME, ... }, HANDLER)
 
 Hand every EVENT to HANDLER. Several slots may be of one node, each with a handler of its own. Returns the worker. Options:
@@ -400,10 +403,11 @@ The app's configuration, as a reference to a hash.
 
 =head2 on_setup(CALL)
 
+Called before the first event. If it dies, the worker could not start.
+
 =head2 on_teardown(CALL)
 
-Called before the first event, and after the last one. A setup that dies is a start that failed. A worker that is killed
-tears nothing down.
+Called after the last event. A worker that is killed tears nothing down.
 
 =head2 run
 

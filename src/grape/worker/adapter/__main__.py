@@ -6,8 +6,6 @@ import argparse
 import contextlib
 import gc
 import os
-import resource
-import signal
 import socket
 import sys
 
@@ -20,7 +18,7 @@ from grape.protocol.messages import VERSION, Hello, Refusal
 from grape.worker.adapter.lines import LinesSpeaker
 from grape.worker.adapter.runtime import AdapterRuntime
 from grape.worker.adapter.speaker import BaseSpeaker, Gone, name_of
-from grape.worker.main import Engine, die_with_parent, serve
+from grape.worker.main import Engine, begin, serve
 from grape.worker.runtime import CAPABILITIES
 
 
@@ -33,13 +31,7 @@ def main() -> None:
     program.add_argument("--command", help="a base speaker, as a JSON list")
     program.add_argument("--lines", help="a program that reads and writes lines, as a JSON list")
     options = parser.parse_args()
-    if options.parent:  # else the jail sees to it
-        die_with_parent(options.parent)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    sock = socket.socket(fileno=options.fd)
-    sock.set_inheritable(False)
+    sock = begin(options.fd, options.parent)
     argv = msgspec.json.decode(options.command or options.lines, type=list[str])
     gc.freeze()
     try:

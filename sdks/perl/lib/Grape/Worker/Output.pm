@@ -11,7 +11,8 @@ our $VERSION = '0.1.0';
 
 sub TIEHANDLE {
     my ($class, $worker, $handle) = @_;
-    open my $out, '>&', $handle or croak("no standard output: $!");
+    open my $out, '>&', $handle    ## no critic (RequireBriefOpen): for as long as the worker lives
+        or croak("no standard output: $!");
     $out->autoflush(1);
     return bless { worker => $worker, out => $out, line => q{} }, $class;
 }
@@ -37,7 +38,8 @@ sub WRITE {
 sub OPEN {
     my ($self, @how) = @_;
     $self->finish_line;
-    my $is_open = @how > 1 ? open $self->{out}, $how[0], @how[1 .. $#how] : open $self->{out}, $how[0];    ## no critic
+    my ($mode, @rest) = @how;
+    my $is_open = @rest ? open $self->{out}, $mode, @rest : open $self->{out}, $mode;    ## no critic (ProhibitTwoArgOpen): the script's
     $self->{out}->autoflush(1) if $is_open;
     return $is_open;
 }
