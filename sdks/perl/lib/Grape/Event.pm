@@ -43,7 +43,7 @@ sub emit {
     my ($self, $name, $data, %options) = @_;
     my $run = $self->[$RUN] || _over();
     my $made = $run->{made};
-    $name = _known($name, $run->{worker}{known}) if !$run->{worker}{known}{$name};
+    $name = _known($name, $run->{worker}{known}) if !defined $name || !$run->{worker}{known}{$name};
     my $chosen = %options ? _options(%options) : undef;
     my $packed = $self->_packed($data);
     push @{ $made->{origins} }, $self->[$INDEX];

@@ -42,6 +42,7 @@ sub decode {
     my $value;
     {
         local ($@, $SIG{__DIE__});
+        no warnings 'uninitialized';    ## no critic (ProhibitNoWarnings): nil as a key
         return $value if eval { $value = $XS->unpack($packed); 1 };
     }
     my $at = 0;

@@ -56,15 +56,16 @@ sub finish_line {
 
 sub _write {
     my ($self, $text) = @_;
+    utf8::encode($text) if utf8::is_utf8($text);
     $text = $self->{line} . $text;
     my $end = rindex $text, "\n";
     $self->{line} = substr $text, $end + 1;
     return 1 if $end < 0;
     my $node = $self->{worker}{node};
     my $mark = defined $node ? "\x1e\x1e$node\x1e" : q{};
+    utf8::encode($mark) if utf8::is_utf8($mark);
     my $lines = join q{}, map { "$mark$_\n" } split /\n/x, substr($text, 0, $end), -1;
-    # Characters below 256 are UTF-8 that was not decoded, or else Latin-1.
-    utf8::encode($lines) if utf8::is_utf8($lines) || !utf8::decode(my $copy = $lines);
+    utf8::encode($lines) if !utf8::decode(my $copy = $lines);    # not UTF-8, so it is Latin-1
     local ($,, $\);
     return print { $self->{out} } $lines;
 }
