@@ -347,6 +347,7 @@ module Grape
       @known = [*app["slots"].to_a.map { |slot| slot["event"] }, *app["outputs"]].to_h { |name| [name, true] }
       $stdout, $stderr = Marked.new($stdout, self), Marked.new($stderr, self)
       or_refuse { @setup.each(&:call) }
+      tell([BEAT]) # it is ready
     end
 
     def run(message)

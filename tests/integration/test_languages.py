@@ -295,3 +295,21 @@ def test_a_missing_interpreter_is_named(tmp_path: Path) -> None:
     assert done.returncode == 2, done.stderr
     assert "no such program" in done.stderr
     assert "'node'" in done.stderr
+
+
+SETUP: Final = """
+use strict; use warnings;
+use Grape::Worker;
+my $worker = Grape::Worker->new;
+$worker->on_setup(sub { die "the model is not there\\n" });
+$worker->slot(word => { node => 'W' }, sub { });
+exit $worker->run;
+"""
+
+
+def test_a_setup_that_fails_ends_the_run_with_what_it_said(tmp_path: Path, sdk_env: dict[str, str]) -> None:
+    (tmp_path / "w.pl").write_text(SETUP)
+    done = run(tmp_path, "t.add_pool('p', runtime='perl', entry='w.pl')", "--env", f"PERL5LIB={sdk_env['PERL5LIB']}")
+    assert done.returncode == 2, done.stderr
+    assert "the model is not there" in done.stderr
+    assert "3 times in a row" in done.stderr

@@ -44,6 +44,9 @@ class Script:
     def welcome(self, message: Welcome) -> None:
         pass
 
+    def setup(self) -> None:
+        pass
+
     def run(self, run: Run, progressed: Progressed) -> Iterator[Ran]:
         self.runs.append(run)
         done = 0

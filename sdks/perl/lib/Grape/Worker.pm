@@ -169,7 +169,7 @@ sub _welcome {
     $self->{known} = { map { $_ => 1 } @known };
     my $died;
     local $SIG{__DIE__} = sub { $died = [$_[0], _frames()] };
-    return if eval { $_->() for @{ $self->{setup} }; 1 };
+    return $self->beat if eval { $_->() for @{ $self->{setup} }; 1 };    # it is ready
     my (undef, $text, $trace) = @{ _failure($@, $died) };
     $self->_send(Grape::MsgPack::encode([$REFUSAL, 'start', "setup: $text\n$trace"]));
     exit 1;

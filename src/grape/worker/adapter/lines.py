@@ -100,6 +100,9 @@ class LinesSpeaker:
         self._states = {node.name: frozenset(state.name for state in node.states) for node in topology.nodes}
         self._max_event = message.limits.max_event
 
+    def setup(self) -> None:
+        """It cannot say."""
+
     def run(self, run: Run, progressed: Progressed) -> Iterator[Ran]:
         pending = _Pending(run)
         effects = _Effects(run, self._names, self._states[run.node], self._max_event)

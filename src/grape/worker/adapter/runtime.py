@@ -37,6 +37,9 @@ class AdapterRuntime(Runtime):
     def make_unit(self, handler: Handler, slots: dict[str, SlotSpec]) -> Unit:
         return ForeignUnit(handler, slots, self, self.names, self.partitions, self.limits, self._speaker)
 
+    def setup(self) -> None:
+        self._speaker.setup()
+
     def teardown(self) -> None:
         self._speaker.close()
 

@@ -34,6 +34,13 @@ class Speaker(Protocol):
     def welcome(self, message: Welcome) -> None:
         """What the app is."""
 
+    def setup(self) -> None:
+        """Wait until it is ready.
+
+        Raises:
+            Gone: it could not set itself up; the text says why.
+        """
+
     def run(self, run: Run, progressed: Progressed) -> Iterator[Ran]:
         """Run events in their order; ends when they are finished, or at some place behind one that failed.
 
@@ -119,6 +126,15 @@ class BaseSpeaker:
 
     def welcome(self, message: Welcome) -> None:
         self._send(message)
+
+    def setup(self) -> None:
+        match self._receive():
+            case Beat():
+                return
+            case Refusal() as refusal:
+                raise Gone(refusal.text)
+            case other:
+                raise ProtocolError(f"{type(other).__name__} in answer to Welcome, not Beat: it is ready")
 
     def run(self, run: Run, progressed: Progressed) -> Iterator[Ran]:
         self._send(run)
