@@ -56,7 +56,7 @@ package Odd { use overload '""' => sub { die "worse\n" }, fallback => 1 }
 package Late { sub new { bless { text => 'late' } } }
 sub inner { my ($how) = @_;
     eval { die "caught\n" };
-    my %what = (text => "text\n", place => 'place', hash => {}, late => Late->new, odd => bless({}, 'Odd'), bytes => "\xff\xfe\n",
+    my %what = (text => "text\n", place => 'place', hash => {}, late => Late->new, odd => bless({}, 'Odd'), bytes => "\xff\xfe\n", coded => "\xc3\xa9\n",
         wide => "\x{65e5}\n", long => 'x' x 20_000, failure => Grape::Failure->new(kind => 'mine', text => 'said'),
         bare => Grape::Failure->new(text => 'said'), surrogate => "a\x{d800}\n");
     die $what{$how};
@@ -87,6 +87,7 @@ PERL
     is_deeply([($fail->('odd'))[1, 2]], ['Odd', 'an error that cannot be told as text'], 'one that cannot be text');
     like(($fail->('odd'))[3], qr/nodes[.]pl line 8 in/, 'its place');
     is(($fail->('bytes'))[2], "\xff\xfe", 'bytes that are no UTF-8 are sent as text');
+    is(($fail->('coded'))[2], "é", 'UTF-8 that was not decoded');
     is(($fail->('wide'))[2], "日", 'wide characters');
     is(($fail->('surrogate'))[2], 'a?', 'what no text may have');
     is(length(($fail->('long'))[2]), 16_000, 'a long one is cut');
@@ -168,7 +169,7 @@ PERL
     kill INT => $worker->{pid};
     my $said = $worker->one(A => (names => 'yes'))->[2][2][0];
     my ($ignored) = $said =~ /SigIgn:\s*(\w+)/;
-    ok(!(hex($ignored) & 1 << 12), 'programs that it starts die of SIGPIPE as usual');
+    ok(!(hex(substr $ignored, -4) & 1 << 12), 'programs that it starts die of SIGPIPE as usual');
     is($worker->drain, 0, 'Ctrl-C is not for it');
 };
 
@@ -190,7 +191,6 @@ $worker->on_setup(sub { print "setup\n" })->on_teardown(sub { print "teardown\n"
 print "loading\n";
 PERL
     $worker->begin;
-    $worker->run(A => (names => 'half'));    # it is ready
     my $before = sub { my $length = length $worker->printed; $worker->run(A => (names => $_[0])); my $all = substr $worker->printed, $length; utf8::decode($all); return $all };
     my $mark = "\x1e\x1eA\x1e";
     is($before->('print'), join(q{}, map { "$mark$_\n" } 'one', 'two more', 'begun', 'a-5', 'said', 'xy'), 'print, printf, say');
@@ -250,11 +250,12 @@ $worker->slot(a => { node => 'A' }, sub { my ($e) = @_; $e->emit(out => $main::f
 $worker->on_setup(sub { $main::found = 'there' })->on_teardown(sub { die "teardown\n" });
 PERL
     $worker->begin;
+    is_deeply($worker->{answer}, [36], 'Beat: it is ready');
     is($worker->one(A => (names => 'a'))->[2][2][0], 'there', 'runs before the first event');
     isnt($worker->drain, 0, 'a teardown that dies is seen');
     $worker = Adapter->start("\$worker->on_setup(sub { die \"no \\xff\\n\" });");
     $worker->begin;
-    my $refusal = $worker->hear;
+    my $refusal = $worker->{answer};
     is_deeply([@{$refusal}[0, 1]], [33, 'start'], 'one that dies is a Refusal');
     like($refusal->[2], qr/\Asetup: no \xff\n.*nodes[.]pl line 1/s, 'that says why');
     is($worker->ended, 1, 'and ends it');

@@ -69,12 +69,13 @@ sub hear {
     return Grape::MsgPack::decode($self->_read(unpack 'V', $head));
 }
 
-# Until it is ready.
+# Until it is ready, or has refused.
 sub begin {
     my ($self, %limits) = @_;
     my $hello = $self->hear or die 'no Hello: ' . $self->errors;
     my %topology = (%{ $hello->[4] }, outputs => ['out']);
     $self->say_to($TAG{welcome}, 1, 'perl', 'perl.0', 32, {%limits}, [], [], 0, 30.0, 1_000, \%topology);
+    $self->{answer} = $self->hear;
     return $hello;
 }
 
