@@ -648,8 +648,9 @@ def test_a_worker_that_could_never_be_started_says_so_once(tmp_path: Path) -> No
 
 
 INTERRUPTED: Final = """
-import time
+import signal, time
 import grape
+signal.signal(signal.SIGINT, signal.default_int_handler)  # whoever started the tests may have ignored it
 t = grape.Topology("slow")
 
 @t.slot("in")
@@ -676,7 +677,10 @@ def test_ctrl_c_in_a_program_that_runs_an_app_is_a_keyboard_interrupt_after_a_cl
         workers = psutil.Process(program.pid).children(recursive=True)
         assert workers
         program.send_signal(signal.SIGINT)
-        out, err = program.communicate(timeout=30)
+        try:
+            out, err = program.communicate(timeout=30)
+        finally:
+            program.kill()
     assert program.returncode == 0, err
     assert out.splitlines()[-1] == "interrupted"
     assert "Traceback" not in err
