@@ -66,14 +66,16 @@ def test_a_key_that_is_written_again_and_again_has_one_expiry() -> None:
 
 
 class Two(Node):
-    brief = State(int, default=0, ttl=60)
+    brief = State(str, default="", ttl=60)
     kept = State(int, default=0)
 
     def process(self, event: Event) -> None:
         if event.data == "forget":
             del self.kept
         else:
-            self.brief, self.kept = 1, 1
+            self.brief = event.data
+        if event.data == "keep":
+            self.kept = 1
 
 
 def test_a_record_expires_also_if_what_kept_it_was_deleted_later() -> None:
@@ -85,13 +87,16 @@ def test_a_record_expires_also_if_what_kept_it_was_deleted_later() -> None:
         return t
 
     with Harness(topology) as run:
-        run.feed("in", "set", key="k")
+        run.feed("in", "set", key="k")  # it is due after 60 s
         run.settle()
-        run.advance(61)
+        run.advance(30)
+        run.feed("in", "keep", key="k")
+        run.settle()
+        run.advance(40)
         assert stored(run, "state") == 1
         run.feed("in", "forget", key="k")
         run.settle()
-        run.advance(61)
+        run.advance(30)
         assert stored(run, "state") == 0
 
 

@@ -35,7 +35,7 @@ class AdapterRuntime(Runtime):
         self._speaker.welcome(message)
 
     def make_unit(self, handler: Handler, slots: dict[str, SlotSpec]) -> Unit:
-        return ForeignUnit(handler, slots, self, self.names, self.partitions, self.limits, self._speaker)
+        return ForeignUnit(self._speaker, handler, slots, self, self.names, self.partitions, self.limits)
 
     def setup(self) -> None:
         self._speaker.setup()

@@ -9,17 +9,14 @@ from typing import Any, Final
 from msgspec import Raw
 
 from grape.authoring.emitter import INHERIT
-from grape.authoring.handler import Handler
 from grape.errors import ProtocolError
-from grape.model.address import Partitions
-from grape.model.topology import Limits, SlotSpec
 from grape.protocol.base import Ran, Run
 from grape.protocol.messages import Named
 from grape.worker.adapter.speaker import Speaker
-from grape.worker.emits import Delayed, Names, Replied, TooMuch
+from grape.worker.emits import Delayed, Replied, TooMuch
 from grape.worker.stage import Stage
 from grape.worker.state import MISSING
-from grape.worker.units import Emissions, Host, Unit
+from grape.worker.units import Emissions, Unit
 
 _LATEST: Final = 1 << 62
 
@@ -27,17 +24,8 @@ _LATEST: Final = 1 << 62
 class ForeignUnit(Unit):
     """See the module. What events emit is collected over all of a stage."""
 
-    def __init__(
-        self,
-        handler: Handler,
-        slots: dict[str, SlotSpec],
-        host: Host,
-        names: Names,
-        partitions: Partitions,
-        limits: Limits,
-        speaker: Speaker,
-    ) -> None:
-        super().__init__(handler, slots, host, names, partitions, limits)
+    def __init__(self, speaker: Speaker, *args: Any) -> None:
+        super().__init__(*args)
         self._speaker = speaker
         self._waits_for: list[int] = []
         self._done = 0
