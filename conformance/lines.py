@@ -18,11 +18,18 @@ def answer(event):
         return {"emit": "out", "data": state.get("value"), "state": {"value": data if name == "store" else None}}
     if name == "fail":
         return {"error": data}
-    if name == "odd":
+    if name in ("odd", "second"):
         if data % 2:
             return {"error": "odd"}
         count = state.get("count", 0) + 1
         return {"emit": "out", "data": [data, count], "state": {"count": count}}
+    if name == "first":
+        if data[1] < 0:
+            return {"error": "first"}
+        count = state.get("count", 0) + 1
+        return {"emit": [{"event": "second", "key": data[0], "data": data[1]}], "state": {"count": count}}
+    if name == "who":
+        return {"emit": "out", "data": [event["id"], event.get("attempt", 1)]}
     if name == "many":
         for i in range(data):
             say({"emit": "out", "data": i, "more": True})

@@ -10,6 +10,16 @@
 #include <thread>
 #include <tuple>
 
+static grape::Emit key_of(const grape::Value& value) {
+  grape::Emit how;
+  if (value.is_nil()) {
+    how.keyless();
+  } else {
+    how.key(value.as<std::string>());
+  }
+  return how;
+}
+
 int main(int argc, char** argv) {
   using grape::Event;
   using grape::Slot;
@@ -38,13 +48,25 @@ int main(int argc, char** argv) {
   worker.slot("store", Slot("Store").state("value"), store);
   worker.slot("erase", Slot("Store").state("value"), store);
   worker.slot("fail", Slot("Fail"), [](Event& event) { throw std::runtime_error(event.as<std::string>()); });
-  worker.slot("odd", Slot("Odd").state("count"), [](Event& event) {
+  const auto odd = [](Event& event) {
     auto count = event.state("count");
     const auto total = count.get<std::int64_t>(0) + 1;
     count.set(total);
     const auto data = event.as<std::int64_t>();
     event.emit("out", std::vector<std::int64_t>{data, total});
     if (data % 2 != 0) throw std::runtime_error("odd");
+  };
+  worker.slot("odd", Slot("Odd").state("count"), odd);
+  worker.slot("second", Slot("Odd").state("count"), odd);
+  worker.slot("first", Slot("First").state("count").emits({"second"}), [](Event& event) {
+    const auto parts = event.as<std::vector<grape::Value>>();
+    auto count = event.state("count");
+    count.set(count.get<std::int64_t>(0) + 1);
+    event.emit("second", parts[1], key_of(parts[0]));
+    if (parts[1].as<std::int64_t>() < 0) throw std::runtime_error("first");
+  });
+  worker.slot("who", Slot("Who"), [](Event& event) {
+    event.emit("out", std::make_tuple(event.id(), event.attempt()));
   });
   worker.slot("many", Slot("Many"), [](Event& event) {
     const auto count = event.as<std::int64_t>();
@@ -52,13 +74,7 @@ int main(int argc, char** argv) {
   });
   worker.slot("send", Slot("Send"), [](Event& event) {
     const auto parts = event.as<std::vector<grape::Value>>();
-    grape::Emit how;
-    if (parts[0].is_nil()) {
-      how.keyless();
-    } else {
-      how.key(parts[0].as<std::string>());
-    }
-    event.emit("echo", parts[1], how);
+    event.emit("echo", parts[1], key_of(parts[0]));
   });
   worker.slot("answer", Slot("Answer"), [](Event& event) { event.reply(event.data()); });
   worker.slot("later", Slot("Later"), [](Event& event) {

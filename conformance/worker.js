@@ -25,11 +25,20 @@ worker.slot("erase", { node: "Store", states: ["value"] }, (event) => {
 worker.slot("fail", { node: "Fail" }, (event) => {
   throw new Error(event.data);
 });
-worker.slot("odd", { node: "Odd", states: ["count"] }, (event) => {
+for (const name of ["odd", "second"]) {
+  worker.slot(name, { node: "Odd", states: ["count"] }, (event) => {
+    event.state.count = (event.state.count ?? 0) + 1;
+    event.emit("out", [event.data, event.state.count]);
+    if (event.data % 2) throw new Error("odd");
+  });
+}
+worker.slot("first", { node: "First", states: ["count"], emits: ["second"] }, (event) => {
+  const [key, data] = event.data;
   event.state.count = (event.state.count ?? 0) + 1;
-  event.emit("out", [event.data, event.state.count]);
-  if (event.data % 2) throw new Error("odd");
+  event.emit("second", data, { key });
+  if (data < 0) throw new Error("first");
 });
+worker.slot("who", { node: "Who" }, (event) => event.emit("out", [event.id, event.attempt]));
 worker.slot("many", { node: "Many" }, (event) => {
   for (let i = 0; i < event.data; i++) event.emit("out", i);
 });

@@ -26,15 +26,30 @@ node(
 );
 node(erase => 'Store', sub { my ($event) = @_; $event->emit(out => delete $event->state->{value}) });
 node(fail => 'Fail', sub { my ($event) = @_; die $event->data . "\n" });
+for my $name ('odd', 'second') {
+    node(
+        $name => 'Odd',
+        sub {
+            my ($event) = @_;
+            $event->emit(out => [$event->data, ++$event->state->{count}]);
+            die "odd\n" if $event->data % 2;
+        },
+        states => ['count']
+    );
+}
 node(
-    odd => 'Odd',
+    first => 'First',
     sub {
         my ($event) = @_;
-        $event->emit(out => [$event->data, ++$event->state->{count}]);
-        die "odd\n" if $event->data % 2;
+        my ($key, $data) = @{ $event->data };
+        ++$event->state->{count};
+        $event->emit(second => $data, key => $key);
+        die "first\n" if $data < 0;
     },
-    states => ['count']
+    states => ['count'],
+    emits => ['second']
 );
+node(who => 'Who', sub { my ($event) = @_; $event->emit(out => [$event->id, $event->attempt]) });
 node(many => 'Many', sub { my ($event) = @_; $event->emit(out => $_) for 0 .. $event->data - 1 });
 node(send => 'Send', sub { my ($event) = @_; my ($key, $data) = @{ $event->data }; $event->emit(echo => $data, key => $key) });
 node(answer => 'Answer', sub { my ($event) = @_; $event->reply($event->data) });

@@ -22,11 +22,22 @@ Grape::Worker.run do |worker|
 
   worker.slot("fail", node: "Fail") { |event| raise ArgumentError, event.data }
 
-  worker.slot("odd", node: "Odd", states: ["count"]) do |event|
-    event.state["count"] = event.state.fetch("count", 0) + 1
-    event.emit("out", [event.data, event.state["count"]])
-    raise ArgumentError, "odd" if event.data.odd?
+  %w[odd second].each do |name|
+    worker.slot(name, node: "Odd", states: ["count"]) do |event|
+      event.state["count"] = event.state.fetch("count", 0) + 1
+      event.emit("out", [event.data, event.state["count"]])
+      raise ArgumentError, "odd" if event.data.odd?
+    end
   end
+
+  worker.slot("first", node: "First", states: ["count"], emits: "second") do |event|
+    key, data = event.data
+    event.state["count"] = event.state.fetch("count", 0) + 1
+    event.emit("second", data, key: key)
+    raise ArgumentError, "first" if data.negative?
+  end
+
+  worker.slot("who", node: "Who") { |event| event.emit("out", [event.id, event.attempt]) }
 
   worker.slot("many", node: "Many") { |event| event.data.times { |i| event.emit("out", i) } }
 

@@ -116,9 +116,10 @@ class Core {
 
   // ---------------------------------------------------------------- events
 
-  /** The nodes that a run is for. */
-  unitsOf(run) {
-    const nodes = run.only ?? this.routing.here.get(run.names[0]) ?? [];
+  /** The nodes that a run is for. Older code may have meant it for some that do not listen any more. */
+  unitsOf({ names, only }) {
+    const listeners = this.routing.here.get(names[0]) ?? [];
+    const nodes = only ? listeners.filter((node) => only.includes(node)) : listeners;
     return nodes.map((node) => this.units.get(node)).filter((unit) => unit !== undefined);
   }
 

@@ -10,8 +10,9 @@ import typer
 
 from grape.cli.console import complain, err
 from grape.cli.run import EXIT_ENGINE, EXIT_OK, EXIT_USE
-from grape.testing.conformance.driver import Failed
-from grape.testing.conformance.run import conform, lines_command, worker_command
+from grape.testing.conformance.cases import all_cases
+from grape.testing.conformance.peer import Failed
+from grape.testing.conformance.run import conform, lines_subject, worker_subject
 from grape.tools.terminal import escaped
 
 app = typer.Typer(no_args_is_help=True, help="Prove that a worker in another language does what it has to.")
@@ -48,14 +49,19 @@ def worker(
         except (OSError, ValueError) as e:
             complain(f"--known {known}: {e}")
             raise typer.Exit(EXIT_USE) from None
+    chapters = list(dict.fromkeys(case.chapter for case in all_cases()))
+    unknown = sorted(set(chapter or ()) - set(chapters))
+    if unknown:
+        complain(f"there is no chapter {unknown[0]!r}; there are {', '.join(chapters)}")
+        raise typer.Exit(EXIT_USE)
     try:
-        words = lines_command(command) if lines else worker_command(command)
+        subject = lines_subject(command) if lines else worker_subject(command)
     except (Failed, OSError) as e:
         complain(f"the worker cannot be started: {e}")
         raise typer.Exit(EXIT_USE) from None
     good, bad = 0, 0
     seen = ""
-    for outcome in conform(words, known=expected, chapters=chapter or ()):
+    for outcome in conform(subject, known=expected, chapters=chapter or ()):
         if outcome.case.chapter != seen:
             seen = outcome.case.chapter
             err.print(f"[bold]{seen}[/]")
@@ -68,8 +74,8 @@ def worker(
             why = outcome.error or f"it is known to fail ({outcome.known}), but does not"
             err.print(f"  [red]fails[/]  {outcome.case.name}")
             err.print(escaped(f"      {why}", "\n"), markup=False)
-    if not good + bad:
-        complain(f"there is no chapter {' or '.join(map(repr, chapter or []))}")
-        raise typer.Exit(EXIT_USE)
+    for left in chapter or chapters:
+        if not subject.is_asked(left):
+            err.print(f"[bold]{left}[/]\n  [yellow]not asked[/]: the worker does not have this capability")
     typer.echo(f"{good} of {good + bad} cases hold")
     raise typer.Exit(EXIT_OK if not bad else EXIT_ENGINE)

@@ -409,12 +409,11 @@ class Runtime:
         self._adapt(columns.run.meta.names[0], end - start, took, effects.emits - emits, effects.size - size)
 
     def units_of(self, run: Run) -> list[Unit]:
-        """The nodes that a run is for."""
-        nodes = run.meta.only
-        if nodes is None:
-            listeners = self._routing.listeners.get(run.meta.names[0], ())
-            nodes = [node for listener in listeners if listener.pool == self.pool for node in listener.nodes]
-        return [self.units[node] for node in nodes if node in self.units]
+        """The nodes that a run is for. Older code may have meant it for some that do not listen any more."""
+        listeners = self._routing.listeners.get(run.meta.names[0], ())
+        nodes = [node for listener in listeners if listener.pool == self.pool for node in listener.nodes]
+        only = run.meta.only
+        return [self.units[node] for node in nodes if only is None or node in only]
 
     def _adapt(self, name: str, events: int, took: float, emits: int, nbytes: int) -> None:
         """A chunk should take some milliseconds, and not fill the memory with what it emits."""

@@ -61,6 +61,22 @@ class Send(Node):
         self.emit("echo", data, key=key)
 
 
+class First(Node):
+    count = State(int, default=0)
+
+    def process(self, event: Event) -> None:
+        key, data = event.data
+        self.count += 1
+        self.emit("second", data, key=key)
+        if data < 0:
+            raise ValueError("first")
+
+
+class Who(Node):
+    def process(self, event: Event) -> None:
+        self.emit("out", [event.id, event.attempt])
+
+
 class Answer(Node):
     def process(self, event: Event) -> None:
         self.reply(event.data)
@@ -96,15 +112,18 @@ class Die(Node):
 def topology() -> Topology:
     t = Topology("conformance")
     t.add_output("out")
-    store = Store()
+    store, odd = Store(), Odd()
     t.add_slot("echo", Echo())
     t.add_slot("count", Count())
     t.add_slot("store", store)
     t.add_slot("erase", store)
     t.add_slot("fail", Fail())
-    t.add_slot("odd", Odd())
+    t.add_slot("odd", odd)
+    t.add_slot("first", First(), emits=["second"])
+    t.add_slot("second", odd)
     t.add_slot("many", Many())
     t.add_slot("send", Send())
+    t.add_slot("who", Who())
     t.add_slot("answer", Answer())
     t.add_slot("later", Later())
     t.add_slot("sleep", Sleep(), timeout=1.0)

@@ -7,26 +7,30 @@ import math
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from importlib.resources import files
-from typing import Any
+from typing import Any, Final
 
 from msgspec import Struct
 
 
 class Case(Struct, frozen=True):
-    """One case. ``needs``: capabilities without which it says nothing. ``steps``: see `Driver`. ``limits``: other ones
-    than usual, by name. ``heartbeat``: seconds."""
+    """One case. ``steps``: see `Driver`, and `Adapter` for those of the chapter "base". ``limits``: other ones than
+    usual, by name. ``heartbeat``: seconds. ``unchained``: see `Welcome`, which is not sent without ``welcome``."""
 
     chapter: str
     name: str
     steps: list[dict[str, Any]]
-    needs: list[str] = []
     limits: dict[str, int] = {}
     heartbeat: float = 30.0
     welcome: bool = True
+    unchained: list[list[str]] = []
 
     @property
     def title(self) -> str:
         return f"{self.chapter}: {self.name}"
+
+
+CHAPTERS_OF: Final = {"base": "base", "partition": "partition", "state": "cache", "chain": "chain"}
+"""Chapters about a capability, and which: workers that lack it are not asked."""
 
 
 def all_cases() -> Iterator[Case]:

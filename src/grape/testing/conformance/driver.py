@@ -1,81 +1,57 @@
-"""Plays the engine for one worker: starts its command, hands out works, looks at what comes back.
+"""Plays the engine for one worker: hands out works, looks at what comes back.
 
-A step of a case is an object with one of these keys:
+A step of a case is an object with one of these keys, or of those of `Peer`:
 
     work      events to hand out, [[event, key, data], ...], and under "gives" what has to come of them; beside it
-              "partition", "careful", "named", "contexts" (one an event, -1 for none), "hops", "deadlines"
+              "partition", "careful", "named", "contexts" (one an event, -1 for none), "hops", "deadlines", "only"
     begin     events to hand out, without waiting for what comes of them
     retry     a held event: {"hold", "node", "event": [event, key, data], "attempt", "rest"}; "gives"
-    assign    {"partition", "epoch", "held", "empty"}
+    assign    {"partition", "epoch", "held", "empty", "chain_new"}
     revoke    a partition
     stale     as work, with "epoch": nothing may come back
     restart   the worker is killed and started anew; all partitions are assigned in the next epoch
-    raw       bytes (hex) to send as they are; "close": the stream ends behind them
-    drain     the worker has to end by itself
-    ends      it has to end: an exit code, or true for any
-    beats     so many signs of life have to come
     stuck     {"node"}: it has to report an overrun timeout, and end
-    prints    {"node", "text"}: a line of output
 """
 
 from __future__ import annotations
 
-import os
-import re
-import select
-import signal
-import socket
-import subprocess
 import time
 from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any, Final
 
 import msgspec
-from msgspec import structs
+from msgspec import Struct
 
 from grape.errors import ProtocolError
 from grape.model import batch as codec
 from grape.model.address import partition_of
 from grape.model.cursor import Progress
 from grape.model.stored import OUTPUT
-from grape.model.topology import Limits, TopologySpec
-from grape.protocol.framing import frame, worker_frames
+from grape.protocol.framing import worker_frames
 from grape.protocol.messages import (
-    VERSION,
     Announce,
     Ask,
     Assign,
     BatchItem,
     Beat,
-    Drain,
     Emitted,
-    FromWorker,
-    Hello,
     Named,
-    Refusal,
     Result,
     RetryItem,
     Revoke,
     Stuck,
-    ToWorker,
     Values,
-    Welcome,
     Work,
 )
-from grape.testing.conformance.app import topology
 from grape.testing.conformance.cases import Case, same
+from grape.testing.conformance.peer import PARTITIONS, Failed, Peer, in_order_of_key
 
-PARTITIONS: Final = 4
-_PATIENCE: Final = 20.0
 _SILENCE: Final = 0.4
-_POOL: Final = "main"
-_OF_A_FAILURE: Final = ("node", "event", "key", "hold", "behind", "kind", "text", "trace", "final", "named")
+_OF_A_FAILURE: Final = (
+    "node", "event", "id", "key", "hold", "behind", "context", "kind", "text", "trace", "final", "named"
+)  # fmt: skip
 _decode = msgspec.msgpack.Decoder().decode
-
-
-class Failed(AssertionError):
-    """The worker did something else."""
 
 
 class Effects:
@@ -92,157 +68,32 @@ class Effects:
         self.counts: dict[str, int] = {}
 
 
-class Driver:
-    """One worker, started by ``command`` in ``directory``; with ``env``."""
+class Driver(Peer):
+    """See the module."""
 
     def __init__(self, command: Sequence[str], directory: str, env: dict[str, str], case: Case) -> None:
-        self._command = command
-        self._directory = directory
-        self._env = env
-        self._case = case
-        self._limits = structs.replace(Limits(), **case.limits)
         self._epoch = 0
         self._seq = 0
         self._position = 0
         self._store: dict[tuple[str, int, bytes], bytes] = {}
-        self._start()
-
-    # ------------------------------------------------------------------ life
+        super().__init__(command, directory, env, case, worker_frames)
 
     def _start(self) -> None:
-        self._sock, other = socket.socketpair()
-        self._frames = worker_frames()
-        self._inbox: list[FromWorker] = []
-        self._output = b""
-        self._is_mute = False
-        with other:
-            words = [*self._command, "--config", "{}", "--fd", str(other.fileno()), "--parent", str(os.getpid())]
-            self._process = subprocess.Popen(
-                words,
-                cwd=self._directory,
-                env=self._env,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                pass_fds=(other.fileno(),),
-                start_new_session=True,
-            )
-        try:
-            hello = self._next(Hello, Refusal)
-        except Failed as e:
-            raise Failed(f"{e}{self._said()}") from None
-        if isinstance(hello, Refusal):
-            raise Failed(f"it refuses: {hello.text}")
-        assert isinstance(hello, Hello)
-        self.hello = hello
-        described = hello.topology if hello.topology.slots else topology().spec()  # lines cannot describe themselves
-        whole = structs.replace(described, name="conformance", outputs=("out",))
-        self.topology: TopologySpec = structs.replace(
-            whole, nodes=tuple(structs.replace(node, pool=_POOL) for node in whole.nodes)
-        )
+        super()._start()
         if self._case.welcome:
-            self.welcome(VERSION)
+            self._welcome()
             self._epoch += 1
             for number in range(PARTITIONS):
                 self._send(Assign(number, self._epoch, [], not self._store))
 
-    def welcome(self, version: int) -> None:
-        now = time.time_ns() // 1000 - time.clock_gettime_ns(time.CLOCK_BOOTTIME) // 1000
-        self._send(
-            Welcome(
-                version,
-                _POOL,
-                "main.0",
-                PARTITIONS,
-                self._limits,
-                frozenset(("out",)),
-                boot_offset=now,
-                heartbeat_timeout=self._case.heartbeat,
-                topology=self.topology,
-            )
-        )
-
-    def close(self) -> None:
-        """End it, with whatever it started."""
-        try:
-            os.killpg(self._process.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
-        self._process.wait()
-        assert self._process.stdout is not None
-        self._process.stdout.close()
-        self._sock.close()
-
-    # ------------------------------------------------------------------ messages
-
-    def _send(self, message: ToWorker) -> None:
-        self._sock.sendall(frame(message))
-
-    def _read(self, until: float) -> bool:
-        """Take what comes, until some time; whether anything did."""
-        assert self._process.stdout is not None
-        pipe, sock = self._process.stdout.fileno(), self._sock.fileno()
-        ready, _, _ = select.select(
-            [sock] if self._is_mute else [sock, pipe], [], [], max(0.0, until - time.monotonic())
-        )
-        if pipe in ready:
-            text = os.read(pipe, 1 << 16)
-            self._output += text
-            self._is_mute = not text
-        if sock in ready:
-            try:
-                data = self._sock.recv(1 << 20)
-            except ConnectionResetError:
-                data = b""
-            if not data:
-                raise EOFError
-            try:
-                self._inbox += self._frames.feed(data)
-                self._frames.check()
-            except ProtocolError as e:
-                raise Failed(f"what it sends is no message: {e}") from None
-        return bool(ready)
-
-    def _next(self, *kinds: type[FromWorker], patience: float = _PATIENCE) -> FromWorker:
-        """The next message of one of these kinds. Signs of life are passed over, questions answered."""
-        until = time.monotonic() + patience
-        while True:
-            while self._inbox:
-                message = self._inbox.pop(0)
-                if isinstance(message, kinds):
-                    return message
-                if isinstance(message, Ask):
-                    found = [self._store.get((message.node, message.partition, key)) for key in message.keys]
-                    self._send(Values(found[:2] or found))  # an answer may hold the first values only
-                elif not isinstance(message, Beat):
-                    raise Failed(f"it sends {message!r:.500}, instead of {' or '.join(k.__name__ for k in kinds)}")
-            if time.monotonic() > until:
-                raise Failed(f"no {' or '.join(k.__name__ for k in kinds)} came within {patience:g} s")
-            try:
-                self._read(until)
-            except EOFError:
-                if self._inbox:
-                    continue
-                code = self._process.wait(_PATIENCE)
-                raise Failed(f"it ended ({code}), when {' or '.join(k.__name__ for k in kinds)} was expected") from None
+    def _meanwhile(self, message: Struct, wanted: str) -> None:
+        if isinstance(message, Ask):
+            found = [self._store.get((message.node, message.partition, key)) for key in message.keys]
+            self._send(Values(found[:2] or found))  # an answer may hold the first values only
+        else:
+            super()._meanwhile(message, wanted)
 
     # ------------------------------------------------------------------ steps
-
-    def run(self) -> None:
-        """All steps of the case.
-
-        Raises:
-            Failed: the worker does something else than it should.
-        """
-        for number, step in enumerate(self._case.steps, 1):
-            try:
-                self._step(step)
-            except Failed as e:
-                raise Failed(f"step {number} ({next(iter(step))}): {e}{self._said()}") from None
-
-    def _said(self) -> str:
-        said = self._output.decode("utf-8", "replace").strip()
-        return f"\n      it said: {said[-600:]}" if said else ""
 
     def _step(self, step: dict[str, Any]) -> None:
         match step:
@@ -257,7 +108,15 @@ class Driver:
             case {"assign": assign}:
                 held = [(node, key) for node, key in assign.get("held", [])]
                 self._epoch = max(self._epoch, assign["epoch"])
-                self._send(Assign(assign["partition"], assign["epoch"], held, assign.get("empty", True)))
+                self._send(
+                    Assign(
+                        assign["partition"],
+                        assign["epoch"],
+                        held,
+                        assign.get("empty", True),
+                        assign.get("chain_new", True),
+                    )
+                )
             case {"revoke": number}:
                 self._send(Revoke(number, self._epoch))
             case {"stale": events}:
@@ -265,63 +124,13 @@ class Driver:
             case {"restart": _}:
                 self.close()
                 self._start()
-            case {"raw": text}:
-                self._sock.sendall(bytes.fromhex(text))
-                if step.get("close"):
-                    self._sock.shutdown(socket.SHUT_WR)
-            case {"welcome": version}:
-                self.welcome(version)
-            case {"drain": _}:
-                self._send(Drain())
-                self._ends(0)
-            case {"ends": code}:
-                self._ends(code)
-            case {"beats": count}:
-                for _ in range(count):
-                    self._beat()
             case {"stuck": what}:
                 stuck = self._next(Stuck)
-                assert isinstance(stuck, Stuck)
                 if stuck.node != what["node"]:
                     raise Failed(f"it is stuck in {stuck.node}, not in {what['node']}")
                 self._ends(True)
-            case {"prints": what}:
-                self._prints(what["node"], what["text"])
             case _:
-                raise Failed(f"no such step: {step}")
-
-    def _beat(self) -> None:
-        until = time.monotonic() + self._case.heartbeat
-        while True:
-            for message in self._inbox:
-                if isinstance(message, Beat):
-                    self._inbox.remove(message)
-                    return
-            if time.monotonic() > until:
-                raise Failed(f"no sign of life within the heartbeat-timeout of {self._case.heartbeat:g} s")
-            self._read(until)
-
-    def _ends(self, code: int | bool) -> None:
-        until = time.monotonic() + _PATIENCE
-        try:
-            while time.monotonic() < until:
-                self._read(until)
-        except EOFError:
-            pass
-        try:
-            ended = self._process.wait(_PATIENCE)
-        except subprocess.TimeoutExpired:
-            raise Failed("it goes on, although it should end") from None
-        if code is not True and ended != code:
-            raise Failed(f"it ended with {ended}, not with {code}")
-
-    def _prints(self, node: str, text: str) -> None:
-        until = time.monotonic() + _PATIENCE
-        wanted = re.compile(rf"\x1e[a-z]*\x1e{re.escape(node)}\x1e{re.escape(text)}\n".encode())
-        while not wanted.search(self._output):
-            if time.monotonic() > until:
-                raise Failed(f"it has not printed {text!r} marked with {node!r}, but {self._output!r:.500}")
-            self._read(until)
+                super()._step(step)
 
     # ------------------------------------------------------------------ works
 
@@ -332,7 +141,7 @@ class Driver:
         position, done = self._position, Progress()
         contexts = step.get("contexts")
         count = 0 if contexts is None else max(contexts) + 1
-        body = _body(events, contexts, step.get("hops", 0))
+        body = _body(events, contexts, step.get("hops", 0), step.get("only"))
         deadlines = {int(context): at for context, at in step.get("deadlines", {}).items()}
         while done.first < len(events):
             item = BatchItem(position, f"{position}-", 1_700_000_000_000_000, len(events), body, done, count)
@@ -375,7 +184,6 @@ class Driver:
         )
         self._send(Work(number, self._epoch, self._seq, [], [item]))
         message = self._next(Result)
-        assert isinstance(message, Result)
         self._take(message, number, effects)
         if self._seq not in message.ended:
             raise Failed("a work of one retry does not end with its result")
@@ -437,7 +245,7 @@ class Driver:
     def _check(self, effects: Effects, gives: dict[str, Any]) -> None:
         for target, wanted in gives.get("emits", {}).items():
             found = effects.emits.get(target, [])
-            if not same(_by_key(found), _by_key(wanted)):
+            if not same(in_order_of_key(found), in_order_of_key(wanted)):
                 raise Failed(f"to {target!r} it emits {found!r:.600}, not {wanted!r:.600}")
         if "emits" in gives and effects.emits.keys() - gives["emits"].keys():
             raise Failed(f"it emits to {sorted(effects.emits)}, not only to {sorted(gives['emits'])}")
@@ -453,7 +261,7 @@ class Driver:
                     raise Failed(f"a failure with {name}={said!r:.300}, not {value!r}: {failure!r:.600}")
 
 
-def _body(events: list[list[Any]], contexts: list[int] | None, hops: int) -> bytes:
+def _body(events: list[list[Any]], contexts: list[int] | None, hops: int, only: list[str] | None = None) -> bytes:
     """Consecutive events of one name are a run."""
     parts: list[bytes] = []
     start = 0
@@ -462,7 +270,9 @@ def _body(events: list[list[Any]], contexts: list[int] | None, hops: int) -> byt
         while end < len(events) and events[end][0] == events[start][0]:
             end += 1
         run = events[start:end]
-        meta = codec.RunMeta([run[0][0]], hops=hops, contexts=None if contexts is None else contexts[start:end])
+        meta = codec.RunMeta(
+            [run[0][0]], hops=hops, only=only, contexts=None if contexts is None else contexts[start:end]
+        )
         keys, data = [key for _, key, _ in run], [value for _, _, value in run]
         parts.append(
             codec.encode_run(
@@ -471,14 +281,6 @@ def _body(events: list[list[Any]], contexts: list[int] | None, hops: int) -> byt
         )
         start = end
     return b"".join(parts)
-
-
-def _by_key(events: list[list[Any]]) -> dict[Any, list[Any]]:
-    """What is emitted with one key has an order."""
-    found: dict[Any, list[Any]] = {}
-    for event, key, data in events:
-        found.setdefault((event, key), []).append(data)
-    return found
 
 
 def _plain(value: Any) -> Any:

@@ -10,10 +10,28 @@ from typing import Final
 
 from msgspec import Struct
 
-from grape.testing.conformance.cases import Case, all_cases
-from grape.testing.conformance.driver import Driver, Failed
+from grape.testing.conformance.base import Adapter
+from grape.testing.conformance.cases import CHAPTERS_OF, Case, all_cases
+from grape.testing.conformance.driver import Driver
+from grape.testing.conformance.peer import Failed
+from grape.worker.runtime import CAPABILITIES
 
 _PROBE: Final = Case("life", "it says hello", [], welcome=False)
+_BEHIND: Final = (sys.executable, "-m", "grape.worker.adapter")
+
+
+class Subject(Struct, frozen=True):
+    """A worker to be asked. ``command``: as the engine runs it, behind its adapter if it needs one. ``speaker``: the
+    base speaker itself. ``capabilities``: of both together."""
+
+    command: list[str]
+    capabilities: frozenset[str]
+    speaker: list[str] | None = None
+
+    def is_asked(self, chapter: str) -> bool:
+        """Whether a chapter is about something that it can do."""
+        capability = CHAPTERS_OF.get(chapter)
+        return capability is None or capability in self.capabilities
 
 
 class Outcome(Struct, frozen=True):
@@ -30,55 +48,59 @@ class Outcome(Struct, frozen=True):
 
 
 def conform(
-    command: Sequence[str],
+    subject: Subject,
     directory: str = ".",
     env: Mapping[str, str] | None = None,
     known: Mapping[str, str] | None = None,
     chapters: Sequence[str] = (),
 ) -> Iterator[Outcome]:
-    """Run every case, each with a worker of its own.
+    """Run every case that the worker is asked, each with a process of its own.
 
     Args:
-        command: runs the worker; ``--config``, ``--fd`` and ``--parent`` are put behind it.
         known: title of a case -> why it fails.
         chapters: only these; empty: all.
     """
     for case in all_cases():
-        if not chapters or case.chapter in chapters:
-            error = attempt(case, command, directory, dict(os.environ if env is None else env))
+        if subject.is_asked(case.chapter) and (not chapters or case.chapter in chapters):
+            error = attempt(case, subject, directory, dict(os.environ if env is None else env))
             yield Outcome(case, error, (known or {}).get(case.title))
 
 
-def worker_command(command: Sequence[str], directory: str = ".", env: Mapping[str, str] | None = None) -> list[str]:
-    """How the engine runs this worker: as it is, or behind its adapter.
+def worker_subject(command: Sequence[str], directory: str = ".", env: Mapping[str, str] | None = None) -> Subject:
+    """Ask a worker what it is. ``command`` runs it; ``--config``, ``--fd`` and ``--parent`` are put behind.
 
     Raises:
-        Failed: it does not say what it is.
+        Failed: it does not say, or says something else.
     """
     probe = Driver(command, directory, dict(os.environ if env is None else env), _PROBE)
     probe.close()
-    capabilities = set(probe.hello.capabilities)
+    capabilities = frozenset(probe.hello.capabilities)
     if capabilities >= {"partition", "cache"}:
-        return list(command)
+        return Subject(list(command), capabilities - {"base"})
     if "base" in capabilities:
-        return [sys.executable, "-m", "grape.worker.adapter", "--command", json.dumps([*command, "--config", "{}"])]
+        behind = [*_BEHIND, "--command", json.dumps([*command, "--config", "{}"])]
+        return Subject(behind, frozenset(("base", *CAPABILITIES)), list(command))
     raise Failed(f"it has the capabilities {sorted(capabilities)}: neither base, nor partition and cache")
 
 
-def lines_command(command: Sequence[str]) -> list[str]:
-    """How the engine runs a program that reads and writes lines."""
-    return [sys.executable, "-m", "grape.worker.adapter", "--lines", json.dumps(list(command))]
+def lines_subject(command: Sequence[str]) -> Subject:
+    """A program that reads and writes lines."""
+    return Subject([*_BEHIND, "--lines", json.dumps(list(command))], frozenset(CAPABILITIES))
 
 
-def attempt(case: Case, command: Sequence[str], directory: str, env: dict[str, str]) -> str | None:
+def attempt(case: Case, subject: Subject, directory: str, env: dict[str, str]) -> str | None:
     """Run one case; returns what the worker did instead of what it should."""
-    driver: Driver | None = None
+    peer: Driver | Adapter | None = None
     try:
-        driver = Driver(command, directory, env, case)
-        driver.run()
+        if case.chapter == "base":
+            assert subject.speaker is not None
+            peer = Adapter(subject.speaker, directory, env, case)
+        else:
+            peer = Driver(subject.command, directory, env, case)
+        peer.run()
     except (Failed, EOFError, OSError) as e:
         return str(e) or f"the connection broke: {type(e).__name__}"
     finally:
-        if driver is not None:
-            driver.close()
+        if peer is not None:
+            peer.close()
     return None
