@@ -3,6 +3,9 @@
 An event is one line, its answer too, unless that says ``"more": true``; an empty line is the answer that nothing was
 done. Lines are written ahead, so that a program is never waited for without need, but for events of one key: the next
 one goes out when the last one was answered, with the state that this has left.
+
+Which event a line answers follows from its place alone, unless the answers name their events. So once a line is none,
+nothing can be said of those behind it: its event fails, and the program is started anew.
 """
 
 from __future__ import annotations
@@ -22,6 +25,7 @@ from msgspec import UNSET, Raw, Struct, UnsetType
 from grape.authoring.emitter import seconds
 from grape.errors import GrapeError, ProtocolError
 from grape.model.address import check_key
+from grape.model.topology import Limits
 from grape.protocol.base import Answered, Emits, Failed, Ran, Run, StateChange
 from grape.protocol.messages import Welcome
 from grape.worker.adapter.speaker import Gone, Progressed, how_it_ended, start
@@ -52,8 +56,10 @@ class Emission(Struct, forbid_unknown_fields=True):
 
 
 class Answer(Struct, forbid_unknown_fields=True):
-    """A line of the program. ``emit`` is one name, with ``data``, ``key`` and ``delay`` beside it, or a list."""
+    """A line of the program. ``id``: of the event that it answers, to be checked. ``emit`` is one name, with ``data``,
+    ``key`` and ``delay`` beside it, or a list."""
 
+    id: str | None = None
     emit: str | list[Emission] | None = None
     data: Any = None
     key: str | UnsetType | None = UNSET
@@ -66,6 +72,10 @@ class Answer(Struct, forbid_unknown_fields=True):
     log: str | None = None
     level: str = "info"
     more: bool = False
+
+    @property
+    def is_empty(self) -> bool:
+        return self.emit is None and self.state is None and self.reply is UNSET and self.error is None
 
     def emissions(self) -> list[Emission]:
         if isinstance(self.emit, str):
@@ -83,8 +93,12 @@ class LinesSpeaker:
     is_exact = True
 
     def __init__(self, argv: Sequence[str]) -> None:
+        self._argv = argv
         self._name = os.path.basename(argv[0])
-        self._program = start(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        self._launch()
+
+    def _launch(self) -> None:
+        self._program = start(self._argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         assert self._program.stdin is not None
         assert self._program.stdout is not None
         self._to, self._from = self._program.stdin.fileno(), self._program.stdout.fileno()
@@ -92,21 +106,38 @@ class LinesSpeaker:
         os.set_blocking(self._from, False)
         self._unsent = bytearray()
         self._rest = bytearray()
+        self._names_events = False
+
+    def _start_anew(self) -> None:
+        """
+        Raises:
+            Gone: it cannot be started any more.
+        """
+        self._program.kill()
+        self._program.wait()
+        for pipe in (self._program.stdin, self._program.stdout):
+            assert pipe is not None
+            pipe.close()
+        try:
+            self._launch()
+        except OSError as e:
+            raise Gone(f"{self._name} cannot be started anew: {e}") from None
 
     def welcome(self, message: Welcome) -> None:
         topology = message.topology
         assert topology is not None
         self._names = Names(topology.name, [*topology.events, *topology.outputs])
         self._states = {node.name: frozenset(state.name for state in node.states) for node in topology.nodes}
-        self._max_event = message.limits.max_event
+        self._limits = message.limits
 
     def setup(self) -> None:
         """It cannot say."""
 
     def run(self, run: Run, progressed: Progressed) -> Iterator[Ran]:
         pending = _Pending(run)
-        effects = _Effects(run, self._names, self._states[run.node], self._max_event)
+        effects = _Effects(run, self._names, self._states[run.node], self._limits)
         handed_in = time.monotonic()
+        self._check_silent()
         while True:
             while not effects.has_failed and pending.may_send(len(self._unsent)):
                 try:
@@ -123,10 +154,16 @@ class LinesSpeaker:
             for line in self._lines():
                 if not pending.out:
                     raise ProtocolError(f"a line that answers nothing: {line[:200]!r}")
-                if effects.add(pending.answered, line):
-                    pending.pop()
-                    if effects.failed is not None:
-                        yield effects.take()
+                try:
+                    if effects.add(pending.answered, self._answer(line, pending.id), len(line)):
+                        pending.pop()
+                        if effects.failed is not None:
+                            yield effects.take()
+                except _Lost as e:
+                    self._start_anew()
+                    effects.fail(pending.answered, e)
+                    yield effects.take()
+                    return
             progressed(pending.answered)
             now = time.monotonic()
             if pending.is_over or now - handed_in > _HAND_IN_SECONDS or effects.size > _HAND_IN_BYTES:
@@ -134,6 +171,25 @@ class LinesSpeaker:
                 yield effects.take()
             if pending.is_over or (effects.has_failed and not pending.out):
                 return
+
+    def _answer(self, line: bytes, event_id: str) -> Answer:
+        """
+        Raises:
+            _Lost: it is none, or that of another event.
+        """
+        try:
+            answer = _answer(line) if line.strip() else _NOTHING
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as e:
+            said = line[:500].decode("utf-8", "replace")
+            to_people = "standard output is for answers alone, what is for people goes to standard error"
+            raise _Lost("bad-line", f"{said!r} is no answer: {e} ({to_people})") from None
+        self._names_events |= answer.id is not None
+        if self._names_events and answer.id != event_id:
+            said = "without an id" if answer.id is None else f"to the event {answer.id!r:.100}"
+            raise _Lost(
+                "bad-line", f"an answer {said}, where {event_id!r} has to be answered: is there a line too many?"
+            )
+        return answer
 
     def close(self) -> None:
         """Standard input ends; a program that goes on after that is ended."""
@@ -157,6 +213,18 @@ class LinesSpeaker:
             else:
                 return self._read()
         return []
+
+    def _check_silent(self) -> None:
+        """
+        Raises:
+            ProtocolError: the program has said something, although all events are answered.
+        """
+        poll = select.poll()
+        poll.register(self._from, select.POLLIN)
+        if poll.poll(0):
+            self._rest += b"".join(self._read())
+        if self._rest:
+            raise ProtocolError(f"a line that answers nothing: {bytes(self._rest[:200])!r}")
 
     def _write(self) -> None:
         try:
@@ -204,6 +272,15 @@ class _Pending:
     def is_over(self) -> bool:
         return self.answered == self._run.events
 
+    @property
+    def id(self) -> str:
+        """Of the event that has to be answered next."""
+        return self._id(self.answered)
+
+    def _id(self, index: int) -> str:
+        run = self._run
+        return run.ids[index] if run.ids is not None else f"{run.id_prefix}{run.id_first + index}"
+
     def _key(self, index: int) -> str | None:
         return None if self._run.keys is None else self._run.keys[index]
 
@@ -227,7 +304,7 @@ class _Pending:
         if key is not None:
             event["key"] = key
         event["data"] = None if run.data is None else _plain(run.data[index])
-        event["id"] = run.ids[index] if run.ids is not None else f"{run.id_prefix}{run.id_first + index}"
+        event["id"] = self._id(index)
         if run.attempt > 1:
             event["attempt"] = run.attempt
         if run.states is not None:
@@ -267,17 +344,17 @@ class _Effects:
     """What the answered events of a run have done since it was last asked. An event's own effects count when its last
     line is there."""
 
-    def __init__(self, run: Run, names: Names, states: frozenset[str], max_event: int) -> None:
+    def __init__(self, run: Run, names: Names, states: frozenset[str], limits: Limits) -> None:
         self._run = run
         self._names = names
         self._states = states
-        self._max_event = max_event
+        self._limits = limits
         self._records: dict[str, dict[str, Any]] = {}
         self._emits: list[tuple[int, str, Raw, str | bool | None, int]] = []
         self._replies: list[Answered] = []
         self._changes: dict[str, tuple[dict[str, Raw], set[str]]] = {}
         self._lines: list[Answer] = []
-        self._error: GrapeError | None = None
+        self._kept = 0
         self._events = 0
         self.size = 0
         self.failed: Failed | None = None
@@ -293,26 +370,27 @@ class _Effects:
             found = self._records[key] = {name: _plain(value) for name, value in stored.items()}
         return found
 
-    def add(self, index: int, line: bytes) -> bool:
-        """Take a line about the event ``index``; whether it was the last one."""
-        try:
-            answer = _answer(line) if line.strip() else _NOTHING
-        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as e:
-            self._error = self._error or BadLine(f"{line[:500].decode('utf-8', 'replace')!r} is no answer: {e}")
-            answer = _NOTHING
+    def add(self, index: int, answer: Answer, size: int) -> bool:
+        """Take a line of ``size`` bytes about the event ``index``; whether it was the last one.
+
+        Raises:
+            _Lost: its lines are too many.
+        """
         if answer.log is not None:
             level = answer.level if answer.level in _LEVELS else "info"
             sys.stderr.write(f"{_MARK}{level}{_MARK}{self._run.node}{_MARK}{answer.log.replace(chr(10), ' ')}\n")
             sys.stderr.flush()
-        if answer is not _NOTHING:
+        if not answer.is_empty:
             self._lines.append(answer)
+            self._kept += size
+            if self._kept > self._limits.max_result:
+                raise _Lost(
+                    "too-large", f"the answer to one event has over {self._limits.max_result} bytes (max-result)"
+                )
         if answer.more:
             return False
-        lines, self._lines = self._lines, []
-        error, self._error = self._error, None
+        lines, self._lines, self._kept = self._lines, [], 0
         try:
-            if error is not None:
-                raise error
             self._apply(index, lines)
         except GrapeError as e:
             self.fail(index, e)
@@ -362,7 +440,7 @@ class _Effects:
         return index, emission.event, self._packed(emission.data), key, delay
 
     def _packed(self, value: Any) -> Raw:
-        found = to_value(value, self._max_event)
+        found = to_value(value, self._limits.max_event)
         packed = found if type(found) is Raw else Raw(encode(found))
         self.size += len(packed) + 64
         return packed
@@ -417,6 +495,14 @@ class _Said(GrapeError):
         super().__init__(text)
         self.code = kind
         self.trace = trace
+
+
+class _Lost(GrapeError):
+    """From here on it cannot be said which event a line answers."""
+
+    def __init__(self, kind: str, text: str) -> None:
+        super().__init__(text)
+        self.code = kind
 
 
 def _plain(value: Any) -> Any:

@@ -64,6 +64,9 @@ def start(
     Raises:
         OSError: it cannot be started.
     """
+    interpreter = _interpreter(argv[0])
+    if interpreter and not os.path.exists(interpreter):
+        raise FileNotFoundError(2, f"the interpreter in its first line is missing: {interpreter!r}", argv[0])
     parent = os.getpid()
     prctl = ctypes.CDLL(None).prctl
 
@@ -77,8 +80,18 @@ def start(
         stdin=stdin,
         stdout=stdout,
         pass_fds=inherited,
-        preexec_fn=die_with_parent,  # noqa: PLW1509 - there is no other thread yet
+        preexec_fn=die_with_parent,  # noqa: PLW1509 - it makes system calls, and nothing else
     )
+
+
+def _interpreter(program: str) -> str:
+    """What a script names in its first line; "": it is no script."""
+    try:
+        with open(program, "rb") as file:
+            first = file.read(256).partition(b"\n")[0]
+    except OSError:
+        return ""
+    return os.fsdecode(first[2:].split()[0]) if first.startswith(b"#!") and first[2:].split() else ""
 
 
 def name_of(argv: Sequence[str]) -> str:

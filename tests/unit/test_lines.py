@@ -1,0 +1,156 @@
+"""Programs of lines: which answers are taken, and what becomes of a program that gets out of step. Real programs."""
+
+from __future__ import annotations
+
+import resource
+import select
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from msgspec import structs
+
+from grape.errors import ProtocolError
+from grape.model.topology import Limits, NodeSpec, SlotSpec, StateSpec, TopologySpec
+from grape.protocol.base import Ran, Run
+from grape.protocol.messages import Welcome
+from grape.worker.adapter.lines import LinesSpeaker
+from grape.worker.adapter.speaker import Gone
+
+TOPOLOGY = TopologySpec("lines", (NodeSpec("N", states=(StateSpec("s"),)),), (SlotSpec("e", "N"),), ("out",))
+Speaks = Callable[..., LinesSpeaker]
+
+
+@pytest.fixture
+def speaks(tmp_path: Path) -> Iterator[Speaks]:
+    """Makes speakers of the inside of a loop over events: ``event``, ``n`` (how many came before), ``say(line)``."""
+    made: list[LinesSpeaker] = []
+
+    def speaker(body: str, first: str = "", **limits: int) -> LinesSpeaker:
+        program = tmp_path / f"program{len(made)}.py"
+        inside = "\n".join(f"    {line}" for line in body.splitlines())
+        program.write_text(
+            f"#!{sys.executable} -S\nimport json, sys, time\n"
+            "def say(line):\n"
+            "    print(line if isinstance(line, str) else json.dumps(line), flush=True)\n"
+            f"{first}\nfor n, text in enumerate(sys.stdin):\n    event = json.loads(text)\n{inside}\n"
+        )
+        program.chmod(0o755)
+        found = LinesSpeaker([str(program)])
+        made.append(found)
+        found.welcome(
+            Welcome(1, "p", "p.0", 4, structs.replace(Limits(), **limits), frozenset(("out",)), topology=TOPOLOGY)
+        )
+        found.setup()
+        return found
+
+    yield speaker
+    for found in made:
+        found.close()
+
+
+def run(speaker: LinesSpeaker, *data: Any, first: int = 0) -> list[Ran]:
+    keys: list[str | None] = [f"k{first + i}" for i in range(len(data))]
+    return list(speaker.run(Run("N", len(data), ["e"], keys, list(data), "1-", first, states={}), lambda done: None))
+
+
+def emitted(answers: list[Ran]) -> list[tuple[int, Any]]:
+    return [
+        (origin, msgspec.msgpack.decode(data))
+        for ran in answers
+        for origin, data in zip(ran.emits.origins, ran.emits.data, strict=True)
+    ]
+
+
+def stored(answers: list[Ran]) -> dict[str, Any]:
+    return {change.key: msgspec.msgpack.decode(change.values["s"]) for ran in answers for change in ran.states}
+
+
+def test_a_line_that_is_no_answer_fails_its_event_and_shifts_no_other(speaks: Speaks) -> None:
+    """A forgotten print: what it stands before is not taken for the answer to the next event."""
+    speaker = speaks("if event['data'] == 2: say('debug!')\nsay({'emit': 'out', 'data': event['data']})")
+    answers = run(speaker, 0, 1, 2, 3)
+    assert emitted(answers) == [(0, 0), (1, 1)]
+    failed = answers[-1].failed
+    assert failed is not None
+    assert (failed.index, failed.kind) == (2, "bad-line")
+    assert "'debug!' is no answer" in failed.text
+    assert "standard error" in failed.text
+    assert emitted(run(speaker, 3, 4, first=3)) == [(0, 3), (1, 4)]
+
+
+def test_what_a_program_says_before_its_first_event_answers_none(speaks: Speaks) -> None:
+    speaker = speaks("say({'emit': 'out', 'data': event['data']})", first="say('ready to go')")
+    (ran,) = run(speaker, 1, 2)
+    assert ran.failed is not None
+    assert (ran.events, ran.failed.index) == (1, 0)
+    assert "'ready to go' is no answer" in ran.failed.text
+
+
+@pytest.mark.parametrize("surplus", ["{}", "", '{"id": "1-0"}'])
+def test_answers_that_name_their_events_cannot_shift(speaks: Speaks, surplus: str) -> None:
+    """One line too many, that could be an answer; slow enough that much was handed in before."""
+    body = (
+        f"if n == 400: say({surplus!r})\ntime.sleep(0.004)\n"
+        "say({'id': event['id'], 'state': {'s': event['data']}, 'emit': 'out', 'data': event['data']})"
+    )
+    answers = run(speaks(body), *range(600))
+    assert len(answers) > 1
+    assert emitted(answers) == [(i, i) for i in range(400)]
+    assert stored(answers) == {f"k{i}": i for i in range(400)}
+    failed = answers[-1].failed
+    assert failed is not None
+    assert failed.index == 400
+    assert "'1-400' has to be answered" in failed.text
+
+
+def test_a_program_that_has_gone_out_of_step_goes_on_as_a_new_one(speaks: Speaks) -> None:
+    speaker = speaks("say('x' if event['data'] < 0 else {'emit': 'out', 'data': n})")
+    assert emitted(run(speaker, 0, 0, 0)) == [(0, 0), (1, 1), (2, 2)]
+    failed = run(speaker, -1)[-1].failed
+    assert failed is not None
+    assert emitted(run(speaker, 0, 0)) == [(0, 0), (1, 1)]  # n counts from 0 again
+
+
+def test_an_answer_without_end_is_bounded(speaks: Speaks) -> None:
+    speaker = speaks(
+        "if event['data']:\n    while True: say({'more': True, 'emit': 'out', 'data': 'x' * 10000})\nsay('')",
+        max_result=1 << 20,
+    )
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    (ran,) = run(speaker, 1)
+    assert ran.failed is not None
+    assert ran.failed.kind == "too-large"
+    assert "max-result" in ran.failed.text
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 64 << 10
+    assert run(speaker, 0)[-1].failed is None
+
+
+def test_lines_without_effects_are_not_kept(speaks: Speaks) -> None:
+    speaker = speaks("for i in range(30000): say({'more': True})\nsay({'emit': 'out', 'data': 1})", max_result=10000)
+    assert emitted(run(speaker, 0)) == [(0, 1)]
+
+
+def test_a_script_without_its_interpreter_says_what_is_missing(tmp_path: Path) -> None:
+    script = tmp_path / "script"
+    script.write_text("#!/no/such/interpreter -x\n")
+    script.chmod(0o755)
+    with pytest.raises(FileNotFoundError, match="'/no/such/interpreter'"):
+        LinesSpeaker([str(script)])
+
+
+def test_a_program_that_ends_says_how(speaks: Speaks) -> None:
+    speaker = speaks("sys.exit(3)")
+    with pytest.raises(Gone, match="exited with code 3"):
+        run(speaker, 1)
+
+
+def test_a_line_behind_the_last_answer_is_not_taken_for_the_next_one(speaks: Speaks) -> None:
+    speaker = speaks("say({'emit': 'out', 'data': n})\ntime.sleep(0.3)\nsay({})")
+    assert emitted(run(speaker, 1)) == [(0, 0)]
+    assert select.select([speaker._from], [], [], 10)[0]
+    with pytest.raises(ProtocolError, match="answers nothing"):
+        run(speaker, 1)
