@@ -21,12 +21,14 @@ test: $(READY)  ## the default suite, some minutes
 
 test-all: $(READY)  ## everything, also what takes long
 	$(BIN)/pytest -q
+	@scripts/test-sdks
 
 test-sim: $(READY)  ## the simulator, 10,000 seeds
 	GRAPE_SIM_SEEDS=10000 $(BIN)/pytest -q tests/sim
 
-test-fuzz: $(READY)  ## lies of workers and broken frames, for an hour
+test-fuzz: $(READY)  ## lies of workers and broken frames, for two hours: by chance, then guided by coverage
 	GRAPE_FUZZ_SECONDS=900 $(BIN)/pytest -q --timeout 3600 tests/unit/test_fuzz_protocol.py
+	@scripts/fuzz-guided 900
 
 test-crash: $(READY)  ## SIGKILL at random moments, at least 50 times, on 20 MB of text
 	$(BIN)/python -m tests.crash.run
