@@ -2,7 +2,7 @@
 
     PYTHONPATH=tests .venv/bin/python -m fuzz.guided frames 600    # seconds; needs: pip install atheris
 
-What it finds is written to ./crash-*, and is found again by naming that file instead of the seconds.
+What it finds is written to .cache/fuzz/crash-*, and is found again by naming that file instead of the seconds.
 """
 
 from __future__ import annotations
@@ -44,6 +44,7 @@ def by_strategy(body: Callable[[st.DataObject], None]) -> Callable[[bytes], Any]
     return found
 
 
+FOUND: Final = Path(".cache/fuzz")
 TARGETS: Final[dict[str, Callable[[bytes], Any]]] = {
     "frames": frames,
     "changed-frames": by_strategy(properties.a_frame_that_was_changed),
@@ -54,11 +55,13 @@ TARGETS: Final[dict[str, Callable[[bytes], Any]]] = {
 
 def main() -> None:
     name, what = sys.argv[1:]
+    FOUND.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as corpus:
         for number, message in enumerate(properties.right(Rig())):
             Path(corpus, f"right-{number}").write_bytes(frame(message))
         how = [f"-max_total_time={what}", corpus] if what.isdigit() else [what]
-        atheris.Setup([sys.argv[0], "-rss_limit_mb=1000", "-max_len=4096", "-timeout=30", *how], TARGETS[name])
+        options = ["-rss_limit_mb=1000", "-max_len=4096", "-timeout=30", f"-artifact_prefix={FOUND}/"]
+        atheris.Setup([sys.argv[0], *options, *how], TARGETS[name])
         atheris.Fuzz()
 
 
