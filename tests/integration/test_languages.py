@@ -147,6 +147,65 @@ def _kill(process: psutil.Process) -> None:
         pass
 
 
+# ------------------------------------------------------------------ streams of replies
+
+PING_JS: Final = """
+const { Worker } = require("grape-worker");
+const worker = new Worker();
+worker.slot("ping", { node: "Ping" }, async (event) => {
+  const { n, name } = event.data;
+  await new Promise((resolve) => setTimeout(resolve, 1));
+  if (n < 10) event.emit("pong", { n: n + 1, name });
+  event.reply({ n, name }, { final: n === 10 });
+});
+worker.run();
+"""
+PING_PY: Final = """
+from grape import Node
+
+class Begin(Node):
+    def process(self, event):
+        self.emit("ping", {"n": 0, "name": event.data}, key=event.data)
+
+class Pong(Node):
+    def process(self, event):
+        self.reply({**event.data, "from": "python"}, final=False)
+        self.emit("ping", event.data)
+
+t.add_pool("js", runtime="node", entry="w.js")
+t.add_slot("word", Begin())
+t.add_slot("pong", Pong())
+"""
+
+
+def test_a_hundred_streams_of_replies_interleave(tmp_path: Path, sdk_env: dict[str, str]) -> None:
+    """H78: through two languages and a cycle, each caller gets the parts of its own answer, in their order."""
+    (tmp_path / "w.js").write_text(PING_JS)
+    (tmp_path / "names.txt").write_text("".join(f"caller-{i}\n" for i in range(100)))
+    done = run(
+        tmp_path,
+        PING_PY,
+        *("--replies", "replies.jsonl", "--env", f"NODE_PATH={sdk_env['NODE_PATH']}"),
+        feed="word=names.txt",
+    )
+    assert done.returncode == 0, done.stderr
+    streams: dict[str, list[dict[str, Any]]] = {}
+    begun_before_any_ended = 0
+    for line in (tmp_path / "replies.jsonl").read_text().splitlines():
+        reply = json.loads(line)
+        streams.setdefault(reply["id"], []).append(reply)
+        if not any(parts[-1]["final"] for parts in streams.values()):
+            begun_before_any_ended = len(streams)
+    assert len(streams) == 100
+    assert begun_before_any_ended > 50
+    assert len({parts[0]["data"]["name"] for parts in streams.values()}) == 100
+    for parts in streams.values():
+        assert len({part["data"]["name"] for part in parts}) == 1
+        steps = [(part["data"]["n"], "from" in part["data"]) for part in parts]
+        assert steps == [(0, False), *((n, python) for n in range(1, 11) for python in (True, False))]
+        assert [part["final"] for part in parts] == [False] * 20 + [True]
+
+
 # ------------------------------------------------------------------ confined
 
 HOSTILE: Final = {
@@ -239,10 +298,10 @@ def _some(events: Any, count: int) -> list[Any]:
 # ------------------------------------------------------------------ mistakes
 
 
-def run(tmp_path: Path, text: str, *options: str) -> subprocess.CompletedProcess[str]:
+def run(tmp_path: Path, text: str, *options: str, feed: str = "word=in.txt") -> subprocess.CompletedProcess[str]:
     (tmp_path / "app.py").write_text(f"from grape import External, Topology\nt = Topology('mistake')\n{text}\n")
     (tmp_path / "in.txt").write_text("x\n")
-    command = [GRAPE, "run", "app.py:t", "--feed", "word=in.txt", *options]
+    command = [GRAPE, "run", "app.py:t", "--feed", feed, *options]
     return subprocess.run(command, check=False, cwd=tmp_path, capture_output=True, text=True, timeout=60)
 
 
