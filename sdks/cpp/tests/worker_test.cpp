@@ -210,6 +210,26 @@ TEST_CASE("where emits go") {
   CHECK(result.emits == std::map<std::string, std::int64_t>{{"out", 2}, {"dropped", 1}, {"b", 5}});
 }
 
+TEST_CASE("an Emit keeps the key that it was given") {
+  Engine engine([](Worker& worker) {
+    worker.slot("a", Slot("N"), [](Event& event) {
+      const auto to = [](const std::string& name) { return Emit().key("a rather long key of " + name); };
+      const Emit first = to("one");
+      const Emit second = to("two");
+      event.emit("out", 1, first);
+      event.emit("out", 2, second);
+      event.emit("out", 3, Emit(first).keyless());
+    });
+  });
+  engine.join();
+  engine.assign(0);
+  const Result result = engine.run({{"a", "k", nullptr}}, 0);
+  REQUIRE(result.emitted.size() == 3);
+  CHECK(result.emitted[0].key == "a rather long key of one");
+  CHECK(result.emitted[1].key == "a rather long key of two");
+  CHECK(result.emitted[2].key == "-");
+}
+
 TEST_CASE("what cannot be emitted or stored fails the event, with a kind") {
   Engine engine([](Worker& worker) {
     worker.slot("a", Slot("N").state("s").retries(0), [](Event& event) {
@@ -217,6 +237,7 @@ TEST_CASE("what cannot be emitted or stored fails the event, with a kind") {
       event.state("s").set(1);
       event.emit("out", "before");
       if (what == "name") event.emit("totl", 1);
+      if (what == "empty") event.emit("", 1);
       if (what == "app") event.emit("other@x", 1);
       if (what == "text") event.emit("out", std::string("\xFF"));
       if (what == "uint") event.emit("out", ~std::uint64_t{0});
@@ -238,6 +259,7 @@ TEST_CASE("what cannot be emitted or stored fails the event, with a kind") {
   engine.assign(0);
   const std::vector<std::pair<std::string, std::string>> kinds{
       {"name", "unknown-event"}, {"app", "unknown-event"}, {"text", "bad-value"},   {"uint", "bad-value"}, {"large", "too-large"},
+      {"empty", "unknown-event"},
       {"state", "too-large"},    {"much", "too-large"},    {"key", "bad-value"},    {"key2", "bad-value"}, {"delay", "bad-value"},
       {"none", "bad-state"},     {"type", "bad-payload"},  {"stored", "bad-state"}, {"reply", "too-large"}};
   std::vector<In> events;

@@ -19,6 +19,19 @@ const KEPT = 1 << 20;
 const PER_EMIT = 24;
 const MAX_DELAY = 2 ** 62;
 
+const EMIT = { key: true, delay: true };
+const EMIT_MANY = { keys: true, data: true };
+const REPLY = { final: true };
+
+/** A wrong name would be an emit without what it was meant to have. */
+function check(method, options, known) {
+  for (const name in options) {
+    if (known[name] !== true) {
+      throw new HandlerError(`${method} has no option '${name}'${didYouMean(name, Object.keys(known))}`);
+    }
+  }
+}
+
 class Pending {
   /**
    * `routing`, `partitions` and `limits` of the worker; `onProgress`: called by `event.progress()`.
@@ -72,6 +85,7 @@ class Pending {
   }
 
   #emitAs(event, route, data, options) {
+    check("emit", options, EMIT);
     const key = options.key === undefined ? event.key : options.key;
     const delay = options.delay === undefined ? -1 : microseconds(options.delay);
     this.#put(route, data, key, this.#partitionOf(event, key), delay);
@@ -81,7 +95,9 @@ class Pending {
     return key === null || key === event.key ? this.own : this.partitions.of(key);
   }
 
-  emitMany(event, name, { keys, data } = {}) {
+  emitMany(event, name, columns = {}) {
+    check("emitMany", columns, EMIT_MANY);
+    const { keys, data } = columns;
     const route = this.routing.routes.get(name);
     if (route === undefined) throw this.#unknown(name);
     const count = keys?.length ?? data?.length;
@@ -104,6 +120,7 @@ class Pending {
   }
 
   reply(event, data, options) {
+    check("reply", options, REPLY);
     this.#put(options?.final === false ? PART : FINAL, data, null, this.own, -1);
   }
 

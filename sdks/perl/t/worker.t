@@ -184,7 +184,7 @@ my %do = (
     syswrite => sub { my ($e) = @_; $e->emit(out => [syswrite(STDOUT, "abcdef\n", 4, 3), syswrite(STDOUT, "all\n")]) },
     undef => sub { no warnings; print undef, "u\n" },
     program => sub { system 'echo program' },
-    log => sub { my ($e) = @_; $e->log(info => "日\nzwei"); $e->log(error => undef) },
+    log => sub { my ($e) = @_; local ($,, $\) = ('-', '!'); $e->log(info => "日\nzwei"); $e->log(error => undef) },
 );
 $worker->slot($_ => { node => 'A' }, $do{$_}) for sort keys %do;
 $worker->on_setup(sub { print "setup\n" })->on_teardown(sub { print "teardown\n"; printf '%s', 'end' });

@@ -25,12 +25,13 @@ class Emit {
  public:
   /// Text of 1 to 4,096 bytes.
   Emit& key(std::string_view key) {
-    key_ = {key, true};
+    key_ = key;
+    has_key_ = true;
     inherits_ = false;
     return *this;
   }
   Emit& keyless() {
-    key_ = {};
+    has_key_ = false;
     inherits_ = false;
     return *this;
   }
@@ -45,7 +46,8 @@ class Emit {
 
  private:
   friend class Event;
-  detail::Key key_;
+  std::string key_;  ///< its own: an Emit may outlive what it was made of
+  bool has_key_ = false;
   bool inherits_ = true;
   std::int64_t delay_ = -1;
 };
@@ -241,7 +243,7 @@ class Event {
 
   std::uint32_t resolve(std::string_view name) {
     check_open();
-    if (name == last_name_) return last_number_;
+    if (!name.empty() && name == last_name_) return last_number_;
     const std::uint32_t* found = routes_->find(name);
     if (found == nullptr) throw Error("unknown-event", routes_->unknown(name, node_->name));
     last_name_ = (*routes_)[*found].text;
@@ -257,11 +259,11 @@ class Event {
     out.size = texts_.size() - at;
     out.delay = how.delay_;
     if (!how.inherits_) {
-      out.is_keyless = !how.key_.exists;
-      if (how.key_.exists) check_key(how.key_.text);
+      out.is_keyless = !how.has_key_;
+      if (how.has_key_) check_key(how.key_);
       out.key = texts_.size();
-      out.key_size = how.key_.text.size();
-      texts_.append(how.key_.text);
+      out.key_size = how.has_key_ ? how.key_.size() : 0;
+      if (how.has_key_) texts_.append(how.key_);
     }
     emitted_.push_back(out);
     check_size();

@@ -81,6 +81,7 @@ sub log {    ## no critic (ProhibitBuiltinHomonyms): a logarithm it is not
     $text =~ s/\r?\n/ /gx;
     my $line = "\x1e$level\x1e$node\x1e$text\n";
     utf8::encode($line) if utf8::is_utf8($line);
+    local ($,, $\);    # those of the script are for what the script prints
     print {*STDERR} $line;
     return;
 }

@@ -144,18 +144,18 @@ sub run {
     local $SIG{PIPE} = sub { };    # not IGNORE: programs that handlers start would inherit it
     my @nodes = map { { name => $_->{name}, states => $_->{states} } } @{ $self->{order} };
     $self->_send(Grape::MsgPack::encode([$HELLO, $PROTOCOL, $$, 'perl', { name => q{}, nodes => \@nodes, slots => $self->{slots} }, ['base']]));
-    my $output = tie *STDOUT, 'Grape::Worker::Output', $self, \*STDOUT;    ## no critic (ProhibitTies): print has to say who printed
+    $self->{output} = tie *STDOUT, 'Grape::Worker::Output', $self, \*STDOUT;    ## no critic (ProhibitTies): print has to say who printed
     while (defined(my $message = $self->_receive)) {
         my $tag = $message->[0];
-        if ($tag == $RUN) { $self->_run($message); $output->finish_line }
+        if ($tag == $RUN) { $self->_run($message) }
         elsif ($tag == $WELCOME) { $self->_welcome($message) }
         elsif ($tag == $DRAIN) { last }
         else { croak("a message with the tag $tag, which is no message to a worker") }
         $self->{node} = undef;
     }
     $_->() for @{ $self->{teardown} };
-    $output->finish_line;
-    undef $output;
+    $self->{output}->finish_line;
+    delete $self->{output};
     untie *STDOUT;
     return 0;
 }
@@ -221,6 +221,7 @@ sub _run {
 
 sub _hand_in {
     my ($self, $made, $events, $failed) = @_;
+    $self->{output}->finish_line;    # before what it belongs to is known to be done
     my $failure = $failed ? Grape::MsgPack::encode($failed) : "\xc0";
     $self->_send("\x96" . pack('C', $RAN) . Grape::MsgPack::encode($events) . $made->packed . $failure);
     $made->clear;
