@@ -12,6 +12,7 @@ from grape.protocol.messages import (
     VERSION,
     Ask,
     Assign,
+    Beat,
     Drain,
     FromWorker,
     Hello,
@@ -109,6 +110,7 @@ class InlineLink:
                 runtime.setup()
                 if runtime.is_async:
                     self._async_pool = AsyncPool(runtime, lambda result: self._receive(self, result))
+                self._receive(self, Beat())
             case Drain():
                 runtime.teardown()
                 self.kill()

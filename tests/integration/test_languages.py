@@ -308,7 +308,7 @@ def run(tmp_path: Path, text: str, *options: str, feed: str = "word=in.txt") -> 
 BROKEN: Final = {
     "node": ("js", 'const x = require("./nowhere");\n', "Cannot find module './nowhere'"),
     "perl": ("pl", "use No::Such::Module;\n", "Can't locate No/Such/Module.pm"),
-    "lines": ("sh", "#!/no/such/interpreter\n", "No such file or directory"),
+    "lines": ("sh", "#!/no/such/interpreter\n", "the interpreter in its first line is missing: '/no/such/interpreter'"),
     "exec": ("sh", "#!/bin/sh\necho it is broken >&2\nexit 7\n", "it exited with code 7"),
 }
 
@@ -377,3 +377,21 @@ def test_a_setup_that_fails_ends_the_run_with_what_it_said(tmp_path: Path, sdk_e
     assert done.returncode == 2, done.stderr
     assert "the model is not there" in done.stderr
     assert "3 times in a row" in done.stderr
+
+
+HANGS: Final = {
+    "node": ("js", 'const { Worker } = require("grape-worker");\nconst w = new Worker();\n'
+             'w.setup(() => { for (;;); });\nw.slot("word", { node: "W" }, () => {});\nw.run();\n'),
+    "perl": ("pl", SETUP.replace('die "the model is not there\\n"', "sleep 1000")),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("runtime", HANGS)
+def test_a_setup_that_hangs_is_a_failed_start(tmp_path: Path, runtime: str, sdk_env: dict[str, str]) -> None:
+    suffix, text = HANGS[runtime]
+    (tmp_path / f"w.{suffix}").write_text(text)
+    (tmp_path / "p.toml").write_text('[pool.p]\nstartup-timeout = "1 s"\n')
+    options = [word for name, value in sdk_env.items() for word in ("--env", f"{name}={value}")]
+    done = run(tmp_path, f"t.add_pool('p', runtime={runtime!r}, entry='w.{suffix}')", *options, "--profile", "p.toml")
+    assert done.returncode == 2, done.stderr
+    assert "it was not ready within 1 s (startup-timeout)" in done.stderr

@@ -571,7 +571,8 @@ def test_a_setup_that_fails_ends_the_run_with_its_traceback(tmp_path: Path) -> N
     assert done.returncode == 2
     assert "failed at its start 3 times in a row" in done.stderr
     assert done.stderr.rstrip().endswith("OSError: no database")
-    assert "replaced: OSError: no database" in done.stderr
+    assert "worker main.0: OSError: no database" in done.stderr
+    assert "grape/worker" not in done.stderr
 
 
 def test_a_long_setup_is_alive_and_a_teardown_has_its_time(tmp_path: Path) -> None:
@@ -603,7 +604,7 @@ t.add_slot("in", Exclusive())
 def test_a_worker_that_never_works_backs_off_also_beside_one_that_does(tmp_path: Path) -> None:
     done = run_app(tmp_path, ONE, 40, "--workers", "2", "--partitions", "4")
     assert done.returncode == 0, done.stderr
-    assert 1 <= done.stderr.count("is replaced") <= 6
+    assert 1 <= done.stderr.count("worker main.1: BlockingIOError") <= 6
 
 
 HANGS: Final = """
@@ -751,3 +752,46 @@ def test_a_worker_that_prints_without_end_keeps_no_other_pool_waiting(tmp_path: 
             engine.emit("in", i)
         assert sorted(collect(engine, "out", 100)) == list(range(100))
         assert time.monotonic() - begun < 20
+
+
+SLOW_SETUP = """
+import os, time
+from grape import Node, Topology
+t = Topology("slow")
+t.add_output("out")
+
+class Work(Node):
+    def setup(self):
+        try:
+            os.mkdir(os.path.join(os.path.dirname(__file__), "first"))
+        except FileExistsError:
+            while not os.path.exists(os.path.join(os.path.dirname(__file__), "go")):
+                time.sleep(0.01)
+    def process(self, event):
+        self.emit("out", os.getpid())
+
+t.add_slot("job", Work())
+"""
+
+
+def test_a_worker_that_sets_itself_up_keeps_no_events_from_the_others(tmp_path: Path) -> None:
+    profile = {"main": {"pool-min": 2, "pool-limit": 2}}
+    with grape.open(app_file(tmp_path, SLOW_SETUP), profile=profile) as engine:
+        until(engine, lambda n: n.workers_idle == 1 and n.workers_starting == 1)
+        for i in range(40):
+            engine.emit("job", i, key=f"k{i}")
+        assert len(set(collect(engine, "out", 40))) == 1
+        assert engine.numbers().pools["main"].workers_starting == 1
+        (tmp_path / "go").touch()
+        until(engine, lambda n: n.workers_starting == 0)
+
+
+def test_a_setup_that_hangs_is_a_failed_start(tmp_path: Path) -> None:
+    app = app_file(tmp_path, SLOW_SETUP)
+    (tmp_path / "first").mkdir()
+    (tmp_path / "in.txt").write_text("x\n")
+    (tmp_path / "p.toml").write_text('[pool.main]\nstartup-timeout = "700 ms"\n')
+    done = grape_cli("run", app, "--feed", f"job={tmp_path / 'in.txt'}", "--profile", tmp_path / "p.toml")
+    assert done.returncode == 2, done.stderr
+    assert "it was not ready within 0.7 s (startup-timeout)" in done.stderr
+    assert "3 times in a row" in done.stderr

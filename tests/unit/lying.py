@@ -20,6 +20,7 @@ from grape.model.stored import SOURCE, Catalog
 from grape.model.topology import Limits, NodeSpec, PoolSpec, SlotSpec, StateSpec, TopologySpec
 from grape.protocol.messages import (
     VERSION,
+    Beat,
     Emitted,
     Failure,
     FromWorker,
@@ -101,6 +102,7 @@ class Rig:
         self.engine.start()
         if says_hello:
             self.say(Hello(VERSION, 1, "test", TOPOLOGY, CAPABILITIES))
+            self.say(Beat())
 
     # the parts of an engine's surroundings
 
@@ -177,6 +179,7 @@ class Rig:
         self.transport.pump()
         assert len(self.workers) == 2
         self.say(Hello(VERSION, 2, "test", TOPOLOGY, CAPABILITIES))
+        self.say(Beat())
 
 
 def result(rig: Rig, **fields: Any) -> Result:

@@ -168,6 +168,7 @@ def gets_done(rig: Rig) -> None:
         rig.transport.pump()
         if engine.pools["main"].workers[0].state == "starting":
             rig.say(Hello(VERSION, 1, "test", TOPOLOGY, CAPABILITIES))
+            rig.say(Beat())
         for number, seq in list(engine.pools["main"].workers[0].outstanding):
             work = rig.work
             assert (number, seq) == (work.partition, work.seq)

@@ -121,16 +121,14 @@ class Session {
       throw new ProtocolError(`the engine speaks protocol ${message.version}, this worker ${messages.VERSION}`);
     }
     this.#core.welcome(message, this.#topology);
-    this.#watch.start(this.#fd, message.heartbeat / 6, this.#parent); // before the setup, which may take long
+    this.#watch.start(this.#fd, message.heartbeat / 6, this.#parent); // before the setup: Grape may end meanwhile
     const failed = (error) => this.fail(error);
-    const pool = this.#core.isAsync ? new JobPool(this.#core, failed) : new SyncPool(this.#core, failed);
-    // Works that come while the app sets itself up wait.
-    const early = [];
-    this.#pool = { work: (work) => early.push(work), drain: () => Promise.resolve() };
-    this.#worker.runSetup().then(() => {
-      this.#pool = pool;
-      for (const work of early) pool.work(work);
-    }, failed);
+    this.#pool = this.#core.isAsync ? new JobPool(this.#core, failed) : new SyncPool(this.#core, failed);
+    const ready = () => {
+      this.#send(messages.beat());
+      this.#watch.ready();
+    };
+    this.#worker.runSetup().then(ready).catch(failed);
   }
 
   async #drain() {

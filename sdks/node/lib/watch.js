@@ -10,7 +10,7 @@ const { Lock } = require("./lock");
  * rest is said once for many events.
  */
 
-const CELLS = { lock: 0, version: 1, running: 2, index: 3, progress: 4, size: 5, current: 6, stop: 7 };
+const CELLS = { lock: 0, version: 1, running: 2, index: 3, progress: 4, size: 5, current: 6, stop: 7, ready: 8 };
 const FLOATS = { timeout: 0 };
 const HEAD = 128;
 const FLOATS_AT = 64;
@@ -27,7 +27,7 @@ class Board {
       deadlines: new SharedArrayBuffer(8 * MAX_JOBS),
       jobs: new SharedArrayBuffer(JOB_TEXT * MAX_JOBS),
     };
-    this.cells = new Int32Array(this.memory.main, 0, 8);
+    this.cells = new Int32Array(this.memory.main, 0, 9);
     this.floats = new Float64Array(this.memory.main, FLOATS_AT, 1);
     this.text = Buffer.from(this.memory.main, HEAD, TEXT);
     /** When each async event is over its time (ms of `steadyMs`); 0: there is none in this place. */
@@ -65,6 +65,11 @@ class Watch {
     thread.on("error", (error) => {
       throw error;
     });
+  }
+
+  /** The app has set itself up: from now on there have to be signs of life. */
+  ready() {
+    Atomics.store(this.cells, CELLS.ready, 1);
   }
 
   stop() {

@@ -37,7 +37,7 @@ function look() {
   // What a stuck handler keeps the main thread from noticing: the engine has ended. (0: the jail sees to it.)
   if (parent && process.ppid !== parent) end();
   const now = steadyMs();
-  if (now - lastBeat >= beat * 1000) {
+  if (Atomics.load(cells, CELLS.ready) && now - lastBeat >= beat * 1000) {
     lastBeat = now;
     send(messages.beat());
   }

@@ -267,7 +267,8 @@ class Engine:
                 case Stuck():
                     self._stuck(worker, message)
                 case Beat():
-                    pass
+                    if worker.state == "starting" and worker.is_welcome:
+                        self._set_up(worker)
                 case Hello():
                     self._hello(worker, message)
                 case Refusal():
@@ -285,7 +286,7 @@ class Engine:
             worker.link.kill()
 
     def _hello(self, worker: Worker, message: Hello) -> None:
-        if worker.state != "starting":
+        if worker.state != "starting" or worker.is_welcome:
             raise ProtocolError("a second hello")
         lacks = sorted(NEEDED - set(message.capabilities))
         is_other = message.topology != self.app.described(worker.pool)
@@ -324,7 +325,11 @@ class Engine:
                 self.app.topology,
             )
         )
-        pool.joined(worker)
+        worker.is_welcome = True
+
+    def _set_up(self, worker: Worker) -> None:
+        """Its nodes are; until then it has no partition, for which others would have to wait."""
+        self.pools[worker.pool].joined(worker)
         for other in self.pools.values():
             other.reconcile()  # one less is on its way
 

@@ -72,6 +72,8 @@ class Worker:
         self.explained = ""
         self.named = False
         """It has said itself which event it ends over."""
+        self.is_welcome = False
+        """It has said hello, and sets up its nodes."""
         self.refused = False
         """It has said that it cannot run the app."""
         self.is_broken = False
@@ -201,7 +203,7 @@ class Pool:
             worker.link = self._spawner.spawn(self.name, index)
 
     def joined(self, worker: Worker) -> None:
-        """It has said hello, and was welcomed."""
+        """It has loaded the app and set it up."""
         now = self._clock.now()
         worker.state, worker.since, worker.idle_since = "ready", now, now
         self.was_ready = True

@@ -37,7 +37,7 @@ class Profile(Struct, frozen=True, kw_only=True, rename="kebab"):
         concurrency: events of async slots that one worker runs at once, over all its slots.
         idle_timeout: a worker that had nothing to do for so long ends; 0: never.
         heartbeat_timeout: a worker that is silent for so long is killed. Its watchdog speaks while handlers run.
-        startup_timeout: a worker has to have loaded the app after so long.
+        startup_timeout: a worker has to have loaded the app and set it up after so long.
         termination_timeout: so long a worker that was asked to end may take, before SIGTERM; SIGKILL follows 2 s later.
         crashlog_limit: lines of a crashed worker's output that are kept; see ``grape crashes``.
         max_events: a worker is replaced after so many events; 0: never.

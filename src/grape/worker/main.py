@@ -28,6 +28,7 @@ from grape.protocol.messages import (
     VERSION,
     Ask,
     Assign,
+    Beat,
     Drain,
     FromWorker,
     Hello,
@@ -137,6 +138,14 @@ def begin(fd: int, parent: int) -> socket.socket:
     return sock
 
 
+class SetupFailed(Exception):
+    """A node's `setup` has failed, with this error."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(str(error))
+        self.error = error
+
+
 def run(sock: socket.socket, topology: Topology) -> None:
     """Serve the engine with an app in Python."""
     engine = Engine(sock)
@@ -148,7 +157,11 @@ def run(sock: socket.socket, topology: Topology) -> None:
 
 
 def serve(engine: Engine, runtime: Runtime) -> None:
-    """Do what the engine says, until it says to stop."""
+    """Do what the engine says, until it says to stop.
+
+    Raises:
+        SetupFailed: see there.
+    """
     watchdog: Watchdog | None = None
     while True:
         message = engine.receive()
@@ -165,9 +178,13 @@ def serve(engine: Engine, runtime: Runtime) -> None:
                     raise ProtocolError(f"the engine speaks protocol {message.version}, this worker {VERSION}")
                 runtime.now_us = engine_time(message.boot_offset)
                 runtime.welcome(message)
+                try:
+                    runtime.setup()
+                except Exception as e:
+                    raise SetupFailed(e) from None
+                engine.send(Beat())
                 watchdog = Watchdog(runtime, engine.send, message.heartbeat_timeout / 6)
-                watchdog.start()  # before the nodes' setup, which may load a large model
-                runtime.setup()
+                watchdog.start()
                 if runtime.is_async:
                     asyncio.run(run_async(engine, runtime))
                     break
@@ -261,6 +278,10 @@ def main() -> None:
         run(sock, topology)
     except (BrokenPipeError, ConnectionResetError):
         sys.exit(0)
+    except SetupFailed as e:
+        refuse(sock, e.error)
+        sys.stderr.write(user_traceback(e.error))
+        sys.exit(1)
     except Exception as e:
         refuse(sock, e)
         raise

@@ -210,8 +210,9 @@ class Worker {
         throw detail::ProtocolError("the engine speaks protocol " + std::to_string(welcome.version) + ", this worker 1");
       }
       runtime.welcome(welcome);
-      watchdog.emplace(channel, welcome.heartbeat_timeout / 6);  // before setup, which may take long
       if (setup_) setup_();
+      channel.send(detail::beat_frame());  // it is ready
+      watchdog.emplace(channel, welcome.heartbeat_timeout / 6);
     } else if (kind == tag::assign && watchdog) {
       runtime.assign(detail::Assign(reader));
     } else if (kind == tag::revoke && watchdog) {

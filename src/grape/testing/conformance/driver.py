@@ -82,6 +82,7 @@ class Driver(Peer):
         super()._start()
         if self._case.welcome:
             self._welcome()
+            self._next(Beat)
             self._epoch += 1
             for number in range(PARTITIONS):
                 self._send(Assign(number, self._epoch, [], not self._store))

@@ -18,7 +18,7 @@ from grape.protocol.messages import VERSION, Hello, Refusal
 from grape.worker.adapter.lines import LinesSpeaker
 from grape.worker.adapter.runtime import AdapterRuntime
 from grape.worker.adapter.speaker import BaseSpeaker, Gone, name_of
-from grape.worker.main import Engine, begin, serve
+from grape.worker.main import Engine, SetupFailed, begin, serve
 from grape.worker.runtime import CAPABILITIES
 
 
@@ -38,6 +38,8 @@ def main() -> None:
         adapt(sock, argv, is_lines=options.lines is not None)
     except (BrokenPipeError, ConnectionResetError):
         sys.exit(0)
+    except SetupFailed as e:
+        refuse(sock, "start", str(e))
     except (Gone, OSError) as e:
         refuse(sock, "start", str(e))
     except ProtocolError as e:
