@@ -479,7 +479,10 @@ def there(value: int) -> list:
 """
 
 
-def test_a_pool_may_run_in_the_engines_own_process(tmp_path: Path) -> None:
+def test_a_pool_may_run_in_the_engines_own_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        sys, "path", sys.path[:]
+    )  # the app's directory comes into it, and workers see what stands there
     profile = {"here": {"isolate": {"type": "inline"}}, "main": {"pool-limit": 1}}
     (tmp_path / "mixed_app.py").write_text(INLINE)  # it is imported here, so its name must be nobody else's
     with grape.open(f"{tmp_path / 'mixed_app.py'}:t", profile=profile) as engine:
