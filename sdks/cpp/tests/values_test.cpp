@@ -44,6 +44,11 @@ T there_and_back(const T& value) {
   return Raw(packed(value)).as<T>();
 }
 
+template <class T, class = void>
+constexpr bool can_get_if = false;
+template <class T>
+constexpr bool can_get_if<T, std::void_t<decltype(std::declval<T>().template get_if<bool>())>> = true;
+
 template <class Do>
 std::string kind_of_failure(Do&& what) {
   try {
@@ -123,6 +128,29 @@ TEST_CASE("nil, optional, lists, maps with any keys") {
   CHECK(made["none"].is_nil());
   CHECK(made["missing"].is_nil());
   CHECK(made["list"].as<std::tuple<int, std::string>>() == std::tuple<int, std::string>(1, "two"));
+}
+
+TEST_CASE("a text in an array ends at its end") {
+  const char code[3] = {'a', 'b', 'c'};
+  CHECK(packed(code) == "\xA3"s + "abc");
+  const char padded[8] = {'a', 'b'};
+  CHECK(packed(padded) == "\xA2"s + "ab");
+}
+
+TEST_CASE("parts of a value that is gone") {
+  const auto make = [] { return grape::map({{"list", grape::list({grape::map({{"text", "longer than a string is in itself"}})})}}); };
+  const auto& list = make()["list"];
+  const Value expected = grape::list({grape::map({{"text", "longer than a string is in itself"}})});
+  CHECK(list == expected);
+  const auto& held = make().held();
+  CHECK(std::holds_alternative<Value::Map>(held));
+  CHECK(make()["list"]["no map"].is_nil());
+  static_assert(!can_get_if<Value>, "it would point into what is gone");
+  static_assert(can_get_if<const Value&>);
+  using grape::detail::is_view;
+  static_assert(is_view<Raw> && is_view<std::optional<std::string_view>> && is_view<std::map<std::string_view, int>>);
+  static_assert(is_view<std::vector<std::pair<int, std::tuple<Raw>>>>);
+  static_assert(!is_view<std::string> && !is_view<std::map<std::string, std::vector<int>>> && !is_view<shop::Order>);
 }
 
 TEST_CASE("structs are maps of their fields") {

@@ -210,6 +210,10 @@ TEST_CASE("where emits go") {
   CHECK(result.emits == std::map<std::string, std::int64_t>{{"out", 2}, {"dropped", 1}, {"b", 5}});
 }
 
+// A handler that takes it by value would emit into a copy, and lose everything.
+static_assert(!std::is_copy_constructible_v<Event> && !std::is_copy_assignable_v<Event> && !std::is_default_constructible_v<Event>);
+static_assert(!std::is_constructible_v<grape::Handler, void (*)(Event)>);
+
 TEST_CASE("an Emit keeps the key that it was given") {
   Engine engine([](Worker& worker) {
     worker.slot("a", Slot("N"), [](Event& event) {

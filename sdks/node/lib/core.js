@@ -3,7 +3,7 @@
 const { Unreadable, oneEvent } = require("./batch");
 const { EngineClock } = require("./clock");
 const { Effects } = require("./effects");
-const { BadPayload, HandlerError } = require("./errors");
+const { BadPayload, BadState, HandlerError } = require("./errors");
 const { Event, OVER } = require("./event");
 const { blame } = require("./failures");
 const messages = require("./messages");
@@ -187,6 +187,7 @@ class Core {
       event = this.event(source, index, data, view, pending);
       const result = slot.handler(event);
       if (typeof result === "object" && result !== null && typeof result.then === "function") throw promised(unit, result);
+      if (event.state !== view) throw replaced(unit);
       if (table !== null) changes = table.changes(entry, view, now);
       const size = effects.size - this.rootStart + pending.size + (changes === null ? 0 : table.weigh(entry, changes));
       if (size > this.limits.max_result) throw tooMuch(this.limits.max_result, "emits, state and replies together");
@@ -272,4 +273,9 @@ function promised(unit, promise) {
 
 function ignore() {}
 
-module.exports = { Core };
+/** What was meant to be stored would be lost. */
+function replaced({ node }) {
+  return new BadState(`event.state was assigned in a handler of '${node}': assign its properties instead`);
+}
+
+module.exports = { Core, replaced };

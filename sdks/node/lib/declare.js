@@ -134,8 +134,11 @@ function readNames(names = [], what) {
 function readStates(states = [], at) {
   if (!Array.isArray(states)) throw new TopologyError(`states of ${at} is a list: names, or { name, ttl }`);
   return states.map((state) => {
-    const { name, ttl } = typeof state === "string" ? { name: state } : (state ?? {});
+    const { name, ttl, ...others } = typeof state === "string" ? { name: state } : (state ?? {});
     checkName(name, `a state of ${at}`);
+    for (const other of Object.keys(others)) {
+      throw new TopologyError(`state '${name}' of ${at} has no option '${other}'${didYouMean(other, ["name", "ttl"])}`);
+    }
     if (ttl !== undefined && !(isSeconds(ttl) && ttl > 0)) {
       throw new TopologyError(`ttl of state '${name}' of ${at} is a number of seconds above 0`);
     }

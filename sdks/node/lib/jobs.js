@@ -3,6 +3,7 @@
 const { AsyncLocalStorage } = require("node:async_hooks");
 
 const { runsOf } = require("./batch");
+const { replaced } = require("./core");
 const { tooMuch } = require("./pending");
 const { OVER } = require("./event");
 const { Job, JobPending, Root } = require("./job");
@@ -344,6 +345,7 @@ class JobPool {
       }
       await result;
       if (job.isLate) throw job.timeout();
+      if (event.state !== view) throw replaced(unit);
       const changes = table === null ? null : table.changes(entry, view, now);
       return { error: null, table, entry, changes, now };
     } catch (error) {

@@ -1,5 +1,7 @@
 "use strict";
 
+const { StringDecoder } = require("node:string_decoder");
+
 /** What handlers print: whole lines, marked with level and node, as the engine shows them. */
 
 const MARK = "\x1e";
@@ -26,10 +28,10 @@ function install(speaker) {
 
 function mark(stream, speaker, level) {
   const write = stream.write.bind(stream);
+  const decoder = new StringDecoder(); // chunks may end within a character
   let rest = "";
   stream.write = (chunk, encoding, callback) => {
-    const isText = typeof chunk === "string";
-    const lines = (rest + (isText ? chunk : Buffer.from(chunk).toString())).split("\n");
+    const lines = (rest + (typeof chunk === "string" ? chunk : decoder.write(chunk))).split("\n");
     rest = lines.pop();
     if (lines.length) {
       const [said, node] = [level(), speaker()];

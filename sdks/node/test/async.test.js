@@ -21,7 +21,7 @@ describe("async nodes", () => {
   test("are told as such", () => {
     assert.deepEqual(
       engine.topology.nodes.filter((node) => node.is_async).map((node) => node.name),
-      ["Slow", "Wait", "Deaf", "BothAsync", "Die", "Late"],
+      ["Slow", "Wait", "Deaf", "BothAsync", "Die", "Replace", "Late"],
     );
   });
 
@@ -55,6 +55,11 @@ describe("async nodes", () => {
     // The new event runs before, between or behind them, but never while one runs.
     assert.deepEqual(again.retried, [0, 1]);
     assert.deepEqual(again.states.at(-1).record, { n: 2 + again.emitted.length - 2 });
+  });
+
+  test("its state cannot be replaced", async () => {
+    const { failures, states } = await engine.run([["replace", "k", null]]);
+    assert.deepEqual([failures.map(({ kind }) => kind), states], [["bad-state"], []]);
   });
 
   test("a handler that minds the signal fails alone", async () => {

@@ -124,6 +124,7 @@ describe("nodes", () => {
       [1, new Date(1_700_000_000_000), 0, "meta", "k", true, 1],
     );
     assert.match(engine.output, /^\x1e\x1eMeta\x1eseen by me$/m); // eslint-disable-line no-control-regex
+    assert.match(engine.output, /^\x1e\x1eMeta\x1e日本$/m); // eslint-disable-line no-control-regex
     assert.match(engine.errors, /^\x1ewarning\x1eMeta\x1ecareful$/m); // eslint-disable-line no-control-regex
   });
 
@@ -189,6 +190,9 @@ describe("nodes", () => {
     option: ["handler", /emit has no option 'kye'; known are 'delay', 'key'/],
     "reply option": ["handler", /reply has no option 'last'; known are 'final'/],
     column: ["handler", /emitMany has no option 'key'; did you mean 'keys'/],
+    state: ["bad-state", /event\.state was assigned/],
+    boxed: ["bad-value", /a Number cannot travel/],
+    shared: ["bad-value", /a SharedArrayBuffer cannot travel/],
     async: ["handler", /returned a Promise/],
     string: ["thrown", /threw 'only text', which is no Error/],
     cause: ["Error", /outside/],
@@ -205,7 +209,7 @@ describe("nodes", () => {
       assert.deepEqual([failure.node, failure.event, failure.hold, failure.final], ["Bad", "bad", -1, false]);
       assert.deepEqual(failure.body, bodyOf([["bad", null, how]]));
       assert.deepEqual(result.counts, { "bad>Bad": 2 });
-      if (kind !== "thrown" && how !== "async") {
+      if (kind !== "thrown" && how !== "async" && how !== "state") {
         const lines = failure.trace.split("\n").filter((line) => /^\s+at /.test(line));
         assert.match(lines[0], /fixtures\/nodes\.js/, failure.trace);
         assert.ok(!failure.trace.includes("/lib/"), failure.trace);
@@ -353,6 +357,7 @@ describe("life", () => {
   test("an app that cannot be loaded is refused, with the author's lines", async () => {
     for (const [how, kind, text] of [
       ["option", "topology", /slot 'a' of node 'A' has no option 'retry'; did you mean 'retries'/],
+      ["state", "topology", /state 's' of slot 'a' of node 'A' has no option 'tll'; did you mean 'ttl'/],
       ["throw", "start", /Error: no model here\n\s+at loadModel \(.*broken\.js/],
       ["none", "topology", /declares no slots/],
     ]) {

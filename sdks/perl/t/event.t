@@ -42,8 +42,13 @@ my %state = (
     code => sub { my ($e) = @_; $e->state->{a} = sub { } },
     long => sub { my ($e) = @_; $e->state->{a} = 'x' x $e->data },
     half => sub { my ($e) = @_; $e->state->{a} += 1e-13 },
+    each => sub { my ($e) = @_; $_++ for values %{ $e->state } },
+    all => sub { my ($e) = @_; %{ $e->state } = (a => 5) },
+    hold => sub { my ($e) = @_; $shared = $e->state; $shared->{a} = 1 },
+    held => sub { my ($e) = @_; $shared->{a} = 'late' },
 );
 $worker->slot("s_$_" => { node => 'State', states => ['a', 'b'] }, $state{$_}) for sort keys %state;
+$worker->slot("t_$_" => { node => 'Ttl', states => { a => 60, b => undef } }, $state{$_}) for sort keys %state;
 $worker->slot(plain => { node => 'Plain' }, sub { my ($e) = @_; $e->state->{a} = 1 });
 PERL
 $worker->begin(max_event => 3_000);
@@ -143,6 +148,30 @@ subtest 'state' => sub {
     is_deeply(state('set', keys => ["é日"], data => [['a', "ü"]])->{changes}, { "é日" => [{ a => "ü" }, []] }, 'keys that are not ASCII');
 };
 
+sub ttl { my ($name, %what) = @_; return ran(Ttl => ref $name ? $name : "t_$name", %what) }
+
+subtest 'state with a ttl' => sub {
+    my $stored = { k => { a => 5, b => 6 } };
+    my $again = { k => [{ a => 5 }, []] };
+    is_deeply(ttl('set', keys => ['k'], data => [['a', 5]], states => $stored)->{changes}, $again, 'the same value prolongs it');
+    is_deeply(ttl('set', keys => ['k'], data => [['b', 6]], states => $stored)->{changes}, {}, 'not one without, of the same node');
+    is_deeply(ttl('get', keys => ['k'], states => $stored)->{changes}, {}, 'nor does reading');
+    is_deeply(ttl('count', keys => ['k', 'l', 'k'], states => { k => { a => 5 } })->{emits}[2], [6, 1, 7], 'it counts');
+    is_deeply(ttl(['t_set', 't_get'], keys => ['k', 'k'], data => [['a', 5], undef], states => $stored)->{changes}, $again, 'one that only reads behind it');
+    is_deeply(ttl(['t_set', 't_delete'], keys => ['k', 'k'], data => [['a', 5], undef], states => $stored)->{changes}, { k => [{}, ['a']] }, 'deleted');
+    is_deeply(ttl(['t_delete', 't_set'], keys => ['k', 'k'], data => [undef, ['a', 5]], states => $stored)->{changes}, $again, 'set again');
+    is_deeply(ttl('get', keys => ['k'], states => $stored)->{changes}, {}, 'what one run has set is not set by the next one');
+    my $ran = ttl(['t_get', 't_set'], keys => ['k', 'k'], data => [undef, ['a', 5, 'die']], states => $stored);
+    is_deeply($ran->{changes}, {}, 'one that has failed prolongs nothing');
+    fails(ttl('set', keys => ['k'], data => [['c', 1]]), 'bad-state', qr/'c'.*a, b/, 'not declared');
+    $stored = { k => { a => { list => [1] } } };
+    is_deeply(ttl('deep', keys => ['k'], data => [2], states => $stored)->{changes}, { k => [{ a => { list => [1, 2] } }, []] }, 'changed in place');
+    is_deeply(ttl('deep', keys => ['k', 'k'], data => [2, 'bad'], states => $stored)->{changes}, { k => [{ a => { list => [1, 2] } }, []] }, 'not by a failed one');
+    is_deeply(ttl('get', keys => ['k'], states => $stored)->{changes}, {}, 'reading one is no change');
+    is_deeply(ttl('each', keys => ['k'], states => { k => { a => 5, b => 6 } })->{changes}, { k => [{ a => 6, b => 7 }, []] }, 'through values');
+    is_deeply(ttl('all', keys => ['k'], states => { k => { a => 5, b => 6 } })->{changes}, { k => [{ a => 5 }, ['b']] }, 'all at once');
+};
+
 subtest 'deletion' => sub {
     my $stored = { k => { a => 1, b => 2 } };
     is_deeply(state('delete', keys => ['k'], states => $stored)->{changes}, { k => [{}, ['a']] }, 'one');
@@ -180,6 +209,9 @@ subtest 'wrong state' => sub {
 subtest 'after its end' => sub {
     all('keep', keys => ['k'], data => [5]);
     fails(all('kept', data => [$_]), 'event-over', qr/over/, $_) for qw(emit reply progress log id attempt created);
+    fails(all('kept', data => ['state']), 'event-over', qr/over/, 'state');
+    is_deeply(ran($_->[0] => ["$_->[1]_hold", "$_->[1]_held"], keys => ['k', 'l'])->{changes}, { k => [{ a => 1 }, []] }, "$_->[0]: what holds on to its state changes nothing")
+        for ['State', 's'], ['Ttl', 't'];
     is_deeply(all('read')->{emits}[2], [['keep', 'k', 5]], 'what it was can be read');
 };
 

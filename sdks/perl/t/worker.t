@@ -186,27 +186,37 @@ my %do = (
     program => sub { system 'echo program' },
     log => sub { my ($e) = @_; local ($,, $\) = ('-', '!'); $e->log(info => "日\nzwei"); $e->log(error => undef) },
 );
+my %log = (bytes => sub { my $text = shift; utf8::encode($text); $text }, latin => sub { "\xe9" }, text => sub { shift });
+$worker->slot("log $_" => { node => 'größe' }, do { my $of = $log{$_}; sub { my ($e) = @_; $e->log(info => $of->("é")) } }) for sort keys %log;
+$worker->slot(layer => { node => 'A' }, sub { my ($e) = @_; binmode STDERR, ':encoding(UTF-8)'; $e->log(info => "é"); binmode STDERR });
 $worker->slot($_ => { node => 'A' }, $do{$_}) for sort keys %do;
 $worker->on_setup(sub { print "setup\n" })->on_teardown(sub { print "teardown\n"; printf '%s', 'end' });
+$worker->slot("print $_" => { node => 'größe' }, do { my $of = $log{$_}; sub { print $of->("é"), "\n" } }) for sort keys %log;
+binmode STDOUT, ':encoding(UTF-8)';
 print "loading\n";
 PERL
     $worker->begin;
-    my $before = sub { my $length = length $worker->printed; $worker->run(A => (names => $_[0])); my $all = substr $worker->printed, $length; utf8::decode($all); return $all };
+    my $before = sub { my $length = length $worker->printed; $worker->run($_[1] || 'A', names => $_[0]); my $all = substr $worker->printed, $length; utf8::decode($all); return $all };
     my $mark = "\x1e\x1eA\x1e";
     is($before->('print'), join(q{}, map { "$mark$_\n" } 'one', 'two more', 'begun', 'a-5', 'said', 'xy'), 'print, printf, say');
     is($before->('separators'), "${mark}a-b!\n${mark}c\n", 'separators, not with printf');
     is($before->('wide'), join(q{}, map { "$mark$_\n" } "日", "é", "é", "é"), 'characters of all kinds');
+    is($before->("print $_", 'größe'), "\x1e\x1egröße\x1eé\n", "$_ of a node that is not ASCII") for qw(bytes latin text);
     is($before->('half'), "${mark}half\n", 'a line without an end is ended');
     is($before->('syswrite'), "${mark}def\n${mark}all\n", 'syswrite');
     is_deeply($worker->one(A => (names => 'syswrite'))->[2][2][0], [4, 4], 'what it returns');
     is($before->('undef'), "${mark}u\n", 'undef');
     is($before->('program'), "program\n", 'another program');
     $worker->run(A => (names => 'log'));
+    $worker->run('größe' => (names => "log $_")) for qw(bytes latin text);
+    $worker->run(A => (names => 'layer'));
     is($worker->drain, 0, 'it ends');
     my $out = $worker->printed;
     like($out, qr/\Aloading\nsetup\n\x1e/, 'without a node outside of handlers');
     like($out, qr/\nteardown\nend\n\z/, 'until the end');
-    is($worker->errors, "\x1einfo\x1eA\x1e\xe6\x97\xa5 zwei\n\x1eerror\x1eA\x1e\n", 'log');
+    my $log = $worker->errors;
+    utf8::decode($log);
+    is_deeply([split /\n/, $log], ["\x1einfo\x1eA\x1e日 zwei", "\x1eerror\x1eA\x1e", ("\x1einfo\x1egröße\x1eé") x 3, "\x1einfo\x1eA\x1eé"], 'log');
 };
 
 subtest 'the end' => sub {

@@ -154,6 +154,9 @@ class State {
 /// nothing does.
 class Event {
  public:
+  Event(const Event&) = delete;  // what a copy emits would be lost: a handler takes `Event&`
+  Event& operator=(const Event&) = delete;
+
   [[nodiscard]] std::string_view name() const noexcept { return in_.name; }
   [[nodiscard]] std::optional<std::string_view> key() const noexcept {
     return in_.key.exists ? std::optional<std::string_view>(in_.key.text) : std::nullopt;
@@ -213,6 +216,8 @@ class Event {
  private:
   friend class State;
   friend class detail::Runtime;
+
+  Event() = default;
 
   detail::Incoming in_;
   const detail::NodeSpec* node_ = nullptr;

@@ -64,7 +64,7 @@ struct Codec<T, std::void_t<decltype(grape_visit(std::declval<T&>(), std::declva
     detail::pack_map(out, fields.count);
     grape_visit(object, [&](std::string_view name, const auto& field) {
       detail::pack_str(out, name);
-      Codec<std::decay_t<decltype(field)>>::pack(out, field);
+      Codec<std::remove_cv_t<std::remove_reference_t<decltype(field)>>>::pack(out, field);
     });
   }
 

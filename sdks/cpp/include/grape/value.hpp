@@ -4,6 +4,7 @@
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
 #include <initializer_list>
 #include <limits>
 #include <map>
@@ -91,14 +92,17 @@ class Value {
   template <class T, std::enable_if_t<std::is_constructible_v<Value, T>, int> = 0>
   Value(const std::optional<T>& value) : held_(value ? Value(*value).held_ : Held(nullptr)) {}  // NOLINT(google-explicit-constructor)
 
-  [[nodiscard]] const Held& held() const noexcept { return held_; }
+  [[nodiscard]] const Held& held() const& noexcept { return held_; }
+  [[nodiscard]] Held held() && noexcept { return std::move(held_); }
   [[nodiscard]] bool is_nil() const noexcept { return std::holds_alternative<std::nullptr_t>(held_); }
 
   /// The value if it is held as exactly this type, else null.
   template <class T>
-  [[nodiscard]] const T* get_if() const noexcept {
+  [[nodiscard]] const T* get_if() const& noexcept {
     return std::get_if<T>(&held_);
   }
+  template <class T>
+  const T* get_if() && = delete;  // it would point into what is gone
 
   /// The value as a `T`, as if it had travelled.
   ///
@@ -107,15 +111,14 @@ class Value {
   [[nodiscard]] T as() const;
 
   /// Of a map: what stands under `key`, nil if nothing does or this is no map.
-  [[nodiscard]] const Value& operator[](std::string_view key) const {
+  [[nodiscard]] const Value& operator[](std::string_view key) const& {
     static const Value nothing;
-    if (const auto* items = std::get_if<Map>(&held_)) {
-      for (const auto& [name, value] : *items) {
-        const auto* text = std::get_if<std::string>(&name.held_);
-        if (text != nullptr && *text == key) return value;
-      }
-    }
-    return nothing;
+    const Value* found = find(std::get_if<Map>(&held_), key);
+    return found == nullptr ? nothing : *found;
+  }
+  [[nodiscard]] Value operator[](std::string_view key) && {
+    Value* found = find(std::get_if<Map>(&held_), key);
+    return found == nullptr ? Value() : std::move(*found);
   }
 
   friend bool operator==(const Value& a, const Value& b) { return a.held_ == b.held_; }
@@ -123,6 +126,16 @@ class Value {
 
  private:
   Held held_;
+
+  template <class Items>
+  static auto find(Items* items, std::string_view key) -> decltype(&items->front().second) {
+    if (items == nullptr) return nullptr;
+    for (auto& [name, value] : *items) {
+      const auto* text = std::get_if<std::string>(&name.held_);
+      if (text != nullptr && *text == key) return &value;
+    }
+    return nullptr;
+  }
 
   /// Equal numbers are held alike, whatever type they had.
   template <class Int>
@@ -224,6 +237,18 @@ inline Value unpack_value(Reader& reader, int depth) {
   throw Mismatch("bytes that are no msgpack");
 }
 
+/// Whether a `T` points into what it was read from.
+template <class T>
+inline constexpr bool is_view = false;
+template <>
+inline constexpr bool is_view<std::string_view> = true;
+template <>
+inline constexpr bool is_view<Raw> = true;
+template <class T>
+inline constexpr bool is_view<const T> = is_view<T>;
+template <template <class...> class Container, class... T>
+inline constexpr bool is_view<Container<T...>> = (is_view<T> || ...);
+
 template <class>
 inline constexpr bool is_optional = false;
 template <class T>
@@ -324,8 +349,13 @@ struct Codec<const char*> {
 template <>
 struct Codec<char*> : Codec<const char*> {};
 
+/// Up to its NUL, if it has one.
 template <std::size_t N>
-struct Codec<char[N]> : Codec<const char*> {};  // NOLINT(modernize-avoid-c-arrays): what a literal is
+struct Codec<char[N]> {                                           // NOLINT(modernize-avoid-c-arrays): what a literal is
+  static void pack(detail::Buffer& out, const char (&text)[N]) {  // NOLINT(modernize-avoid-c-arrays)
+    detail::pack_text(out, {text, ::strnlen(text, N)});
+  }
+};
 
 template <>
 struct Codec<Bytes> {
@@ -430,7 +460,7 @@ struct Codec<std::pair<A, B>> {
 
 template <class T>
 T Value::as() const {
-  static_assert(!std::is_same_v<T, std::string_view> && !std::is_same_v<T, Raw>, "it would point into what is gone");
+  static_assert(!detail::is_view<T>, "it would point into what is gone");
   detail::Buffer packed;
   detail::pack_value(packed, *this, 0);
   return Raw(packed).as<T>();

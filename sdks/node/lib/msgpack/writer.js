@@ -1,5 +1,7 @@
 "use strict";
 
+const { types } = require("node:util");
+
 const { BadValue } = require("../errors");
 const { Ext } = require("./ext");
 
@@ -405,6 +407,8 @@ function isOpaque(value) {
     value instanceof WeakMap ||
     value instanceof WeakSet ||
     ArrayBuffer.isView(value) ||
+    types.isSharedArrayBuffer(value) ||
+    types.isBoxedPrimitive(value) ||
     typeof value === "function" ||
     typeof value[Symbol.iterator] === "function" ||
     typeof value[Symbol.asyncIterator] === "function"

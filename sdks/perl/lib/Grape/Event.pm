@@ -5,7 +5,9 @@ use warnings;
 no warnings 'recursion';    ## no critic (ProhibitNoWarnings): data may be nested
 use Scalar::Util qw(blessed looks_like_number);
 use Grape::Failure ();
+use Grape::Event::Watched ();
 use Grape::MsgPack ();
+use Grape::Worker::Output ();
 
 our $VERSION = '0.1.0';
 
@@ -32,11 +34,14 @@ sub state {    ## no critic (ProhibitBuiltinHomonyms): that is what it is called
     return $self->[$STATE] if $self->[$STATE];
     my $key = $self->[$KEY];
     _fail('no-key', "the event '$self->[$NAME]' has no key, so there is no state for it") if !defined $key;
-    my %copy = %{ ($self->[$RUN] || _over())->{made}{records}{$key} || {} };
+    my $run = $self->[$RUN] || _over();
+    my %copy = %{ $run->{made}{records}{$key} || {} };
     for my $value (values %copy) {
         $value = _copy($value) if ref $value;    # what the handler changes in place must not be what is stored
     }
-    return $self->[$STATE] = \%copy;
+    return $self->[$STATE] = \%copy if !$run->{ttl};
+    tie my %watched, 'Grape::Event::Watched', \%copy, $run->{ttl};    ## no critic (ProhibitTies): an equal value prolongs too
+    return $self->[$STATE] = \%watched;
 }
 
 sub emit {
@@ -75,14 +80,13 @@ sub progress {
 
 sub log {    ## no critic (ProhibitBuiltinHomonyms): a logarithm it is not
     my ($self, $level, $text) = @_;
-    my $node = ($self->[$RUN] || _over())->{worker}{node};
+    my $worker = ($self->[$RUN] || _over())->{worker};
     _fail('usage', 'log(LEVEL, TEXT): a level is one of ' . join ', ', sort keys %LEVELS) if !$LEVELS{$level};
     $text = defined $text ? "$text" : q{};
     $text =~ s/\r?\n/ /gx;
-    my $line = "\x1e$level\x1e$node\x1e$text\n";
-    utf8::encode($line) if utf8::is_utf8($line);
+    my ($node, $said) = map { Grape::Worker::Output::as_utf8($_) } $worker->{node}, $text;
     local ($,, $\);    # those of the script are for what the script prints
-    print {*STDERR} $line;
+    print { $worker->{log} } "\x1e$level\x1e$node\x1e$said\n";
     return;
 }
 
@@ -92,6 +96,9 @@ sub log {    ## no critic (ProhibitBuiltinHomonyms): a logarithm it is not
 sub finish {
     my ($self, $declared) = @_;
     my ($made, $key, $new) = ($self->[$RUN]{made}, $self->[$KEY], $self->[$STATE]);
+    $self->[$STATE] = undef;
+    my $watched = tied %{$new};
+    $new = { %{$new} } if $watched || Internals::SvREFCNT(%{$new}) > 1;    # whoever holds on to it must not change what is stored
     for my $name (keys %{$new}) {
         _check_declared($name, $declared, $made->{records}{$key}) if !$declared->{$name};
         my $value = $new->{$name};    # a copy: a number that was looked at as a text would travel as one
@@ -99,6 +106,7 @@ sub finish {
             $new->{$name} = bless \$self->_packed($new->{$name}), 'Grape::Event::Packed';
         }
     }
+    $made->{assigned}{$key}{$_} = 1 for $watched ? $watched->assigned : ();
     $made->{touched}{$key} ||= $made->{records}{$key} || {};
     $made->{records}{$key} = $new;
     return;
@@ -232,7 +240,7 @@ A reference to the hash of the node's states, of this event's key. Read it, assi
 hash in it may be changed in place. What has changed is stored when the handler has returned. A name that was not declared
 fails the event, and so does state in an event without a key.
 
-With C<ttl> the time of a state begins anew when its value changes. The same value once more is no change.
+With C<ttl> each assignment begins the time anew, also one of the same value, and so does a change in place.
 
 =head2 emit(NAME, DATA, key => KEY, delay => SECONDS)
 

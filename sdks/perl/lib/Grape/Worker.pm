@@ -118,6 +118,8 @@ sub _declare {
         ne Grape::MsgPack::encode([map { [@{$_}{qw(name ttl)}] } @{ $node->{states} }]);
     croak("node '$node->{name}' has other states at another slot") if @{ $node->{states} } && $is_other;
     @{$node}{qw(states declared)} = (\@specs, { map { $_->{name} => 1 } @specs });
+    my @ttl = grep { $_->{ttl} } @specs;
+    $node->{ttl} = { map { $_->{name} => 1 } @ttl } if @ttl;
     return;
 }
 
@@ -144,6 +146,7 @@ sub run {
     local $SIG{PIPE} = sub { };    # not IGNORE: programs that handlers start would inherit it
     my @nodes = map { { name => $_->{name}, states => $_->{states} } } @{ $self->{order} };
     $self->_send(Grape::MsgPack::encode([$HELLO, $PROTOCOL, $$, 'perl', { name => q{}, nodes => \@nodes, slots => $self->{slots} }, ['base']]));
+    $self->{log} = Grape::Worker::Output::raw(\*STDERR);
     $self->{output} = tie *STDOUT, 'Grape::Worker::Output', $self, \*STDOUT;    ## no critic (ProhibitTies): print has to say who printed
     while (defined(my $message = $self->_receive)) {
         my $tag = $message->[0];
@@ -187,7 +190,7 @@ sub _run {
     croak("a run of '$missing', to which node '$name' does not listen") if defined $missing;
     my $same = @{$names} == 1 ? $names->[0] : undef;
     my $made = Grape::Worker::Effects->new($states, $self->{max_event});
-    my %run = (worker => $self, made => $made, attempt => $attempt || 1, created => $created || 0, ids => $ids, prefix => $prefix, first => $first);
+    my %run = (worker => $self, made => $made, attempt => $attempt || 1, created => $created || 0, ttl => $node->{ttl}, ids => $ids, prefix => $prefix, first => $first);
     $self->{node} = $name;
     my ($handed_in, $died) = (0);
     local $SIG{__DIE__} = sub { $died = [$_[0], _frames()] };

@@ -20,6 +20,7 @@ sub clear {
     my ($self) = @_;
     $self->{$_} = [] for qw(origins names data keys delays answering replies);
     $self->{touched} = {};    # key -> its record before
+    $self->{assigned} = {};    # key -> state -> true: has a ttl, and was assigned
     $self->{size} = 0;
     return $self;
 }
@@ -63,11 +64,11 @@ sub _changes {
     my ($self) = @_;
     my @changes;
     for my $key (keys %{ $self->{touched} }) {
-        my ($old, $new) = ($self->{touched}{$key}, $self->{records}{$key});
+        my ($old, $new, $assigned) = ($self->{touched}{$key}, $self->{records}{$key}, $self->{assigned}{$key});
         my @set;
         for my $name (keys %{$new}) {
             my $packed = _value($new->{$name});
-            next if exists $old->{$name} && _value($old->{$name}) eq $packed;
+            next if exists $old->{$name} && !$assigned->{$name} && _value($old->{$name}) eq $packed;
             push @set, Grape::MsgPack::encode($name) . $packed;
         }
         my @deleted = grep { !exists $new->{$_} } keys %{$old};

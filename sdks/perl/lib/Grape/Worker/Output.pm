@@ -11,10 +11,24 @@ our $VERSION = '0.1.0';
 
 sub TIEHANDLE {
     my ($class, $worker, $handle) = @_;
-    open my $out, '>&', $handle    ## no critic (RequireBriefOpen): for as long as the worker lives
+    return bless { worker => $worker, out => raw($handle), line => q{} }, $class;
+}
+
+# The same file, without the layers of the script: what goes there is encoded already.
+sub raw {
+    my ($handle) = @_;
+    open my $raw, '>&', $handle    ## no critic (RequireBriefOpen): for as long as the worker lives
         or croak("no standard output: $!");
-    $out->autoflush(1);
-    return bless { worker => $worker, out => $out, line => q{} }, $class;
+    binmode $raw;
+    $raw->autoflush(1);
+    return $raw;
+}
+
+# As bytes. What Perl has not marked as text may be UTF-8 already; if not, it is Latin-1.
+sub as_utf8 {
+    my ($text) = @_;
+    utf8::encode($text) if utf8::is_utf8($text) || !utf8::decode(my $copy = $text);
+    return $text;
 }
 
 sub PRINT {
@@ -40,6 +54,7 @@ sub OPEN {
     $self->finish_line;
     my ($mode, @rest) = @how;
     my $is_open = @rest ? open $self->{out}, $mode, @rest : open $self->{out}, $mode;    ## no critic (ProhibitTwoArgOpen): the script's
+    binmode $self->{out} if $is_open;
     $self->{out}->autoflush(1) if $is_open;
     return $is_open;
 }
@@ -62,10 +77,8 @@ sub _write {
     $self->{line} = substr $text, $end + 1;
     return 1 if $end < 0;
     my $node = $self->{worker}{node};
-    my $mark = defined $node ? "\x1e\x1e$node\x1e" : q{};
-    utf8::encode($mark) if utf8::is_utf8($mark);
-    my $lines = join q{}, map { "$mark$_\n" } split /\n/x, substr($text, 0, $end), -1;
-    utf8::encode($lines) if !utf8::decode(my $copy = $lines);    # not UTF-8, so it is Latin-1
+    my $mark = defined $node ? "\x1e\x1e" . as_utf8($node) . "\x1e" : q{};
+    my $lines = join q{}, map { "$mark$_\n" } split /\n/x, as_utf8(substr $text, 0, $end), -1;
     local ($,, $\);
     return print { $self->{out} } $lines;
 }
