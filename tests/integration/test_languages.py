@@ -353,6 +353,14 @@ def test_mistakes_are_explained_where_they_are(tmp_path: Path, text: str, why: s
     assert "Traceback" not in done.stderr
 
 
+def test_a_missing_interpreter_in_a_first_line_is_thought_of(tmp_path: Path) -> None:
+    (tmp_path / "w").write_text("#!/no/such/interpreter\n")
+    (tmp_path / "w").chmod(0o755)
+    done = run(tmp_path, "t.add_pool('p', runtime='exec', entry='w')")
+    assert done.returncode == 2, done.stderr
+    assert "code 127: the program was not found, or what its first line names" in done.stderr
+
+
 def test_a_missing_interpreter_is_named(tmp_path: Path) -> None:
     (tmp_path / "w.js").write_text("")
     done = run(tmp_path, "t.add_pool('p', runtime='node', entry='w.js')", "--env", "PATH=/nowhere")

@@ -289,12 +289,19 @@ class _Allowance:
         return True, cut
 
 
+_BY_CODE: Final = {
+    126: ": it is no program, or may not be executed",
+    127: ": the program was not found, or what its first line names (#!) was not",
+}
+"""What whoever executes a program for somebody else says by its exit code, since shells do."""
+
+
 def how_it_ended(ending: Ending) -> str:
     """In words."""
     if ending.reason:
         return ending.reason
     if ending.code >= 0:
-        return f"it exited with code {ending.code}"
+        return f"it exited with code {ending.code}{_BY_CODE.get(ending.code, '')}"
     try:
         return f"it was killed by signal {-ending.code} ({signal.Signals(-ending.code).name})"
     except ValueError:
