@@ -26,13 +26,10 @@ _PATH: Final = "/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin"
 def as_nobody(argv: Sequence[str]) -> subprocess.CompletedProcess[str]:
     """Run a Python command line as an ordinary user; only root may ask. Skips the test if there is no Python that
     nobody can run and that has what this one has: one below /root is of no use to others."""
-    python = _python_of_nobody()
-    if python is None:
-        pytest.skip("no Python here can be run by nobody and has what Grape needs: install it in /usr")
     return subprocess.run(
-        [python, "-B", *argv],
+        [python_of_nobody(), "-B", *argv],
         cwd=PROJECT,
-        env=_environment(),
+        env=environment(),
         user=NOBODY,
         group=NOBODY,
         extra_groups=[],
@@ -43,15 +40,23 @@ def as_nobody(argv: Sequence[str]) -> subprocess.CompletedProcess[str]:
     )
 
 
+def python_of_nobody() -> str:
+    """A Python that nobody can run, and that has what Grape needs in `environment`; skips the test if there is none."""
+    found = _python_of_nobody()
+    if found is None:
+        pytest.skip("no Python here can be run by nobody and has what Grape needs: install it in /usr")
+    return found
+
+
 @cache
 def _python_of_nobody() -> str | None:
     try:
-        return python_for(NOBODY, "grape.isolates.sandbox, pytest", _environment())
+        return python_for(NOBODY, "grape.isolates.sandbox, pytest", environment())
     except AssertionError:
         return None
 
 
-def _environment() -> dict[str, str]:
+def environment() -> dict[str, str]:
     own = sysconfig.get_path("stdlib")  # another Python has its own
     paths = [path for path in sys.path if path.endswith("site-packages") or not path.startswith(own)]
     paths = [str(Path(grape.__file__).parents[1]), *(path for path in paths if path and not path.endswith(".zip"))]

@@ -8,15 +8,21 @@ import random
 import shutil
 import subprocess
 import sys
+import tempfile
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
 import psutil
 import pytest
+from tests.jails import NOBODY, environment, python_of_nobody
+from tests.jails import ROOT as IS_ROOT
 
 import grape
+from grape.errors import Unsupported
+from grape.isolates import cgroups
 from grape.testing.conformance.cases import all_cases
 from grape.testing.conformance.run import conform, lines_subject, worker_subject
 
@@ -228,7 +234,6 @@ def near(line: str) -> str:
     return line
 """
 ISOLATES: Final[dict[str, dict[str, Any]]] = {
-    "cgroup": {"type": "cgroup", "pids": 40, "memory": "512 MiB", **({"uid": 65534} if os.geteuid() == 0 else {})},
     "sandbox": {"type": "sandbox", "pids": 40, "memory": "512 MiB"},
     "container": {"type": "container", "pids": 40, "memory": "512 MiB"},
 }
@@ -256,6 +261,38 @@ def test_workers_of_every_language_run_at_every_level(
     with grape.open("app.py:t", profile=profile, env=sdk_env) as engine:
         engine.emit("good", 1, key="k")
         assert [event.data for event in _some(engine.outputs("out", timeout=30), 1)] == [1]
+
+
+@pytest.fixture
+def public_path() -> Iterator[Path]:
+    """Another user may come to it, unlike to pytest's own."""
+    with tempfile.TemporaryDirectory() as place:
+        yield Path(place)
+
+
+@pytest.mark.parametrize("language", HOSTILE)
+def test_workers_of_every_language_run_in_a_control_group(
+    public_path: Path, language: str, sdk_env: dict[str, str]
+) -> None:
+    """As another user, if this is root: so by a Python which that user may run."""
+    try:
+        cgroups.check()
+    except Unsupported as e:
+        pytest.skip(str(e))
+    here = hostile(public_path, language)
+    (here / "in.jsonl").write_text("1\n")
+    uid = f"uid = {NOBODY}\n" if IS_ROOT else ""
+    (here / "p.toml").write_text(f'[pool.other.isolate]\ntype = "cgroup"\npids = 40\n{uid}')
+    python, env = python_of_nobody() if IS_ROOT else sys.executable, environment()
+    for_workers = {**sdk_env, "PYTHONPATH": env["PYTHONPATH"]}
+    options = [word for name, value in for_workers.items() for word in ("--env", f"{name}={value}")]
+    command = [python, "-B", "-m", "grape", "run", "app.py:t", "--feed", "good=in.jsonl", "--take", "out=-"]
+    done = subprocess.run(
+        [*command, "--profile", "p.toml", *options],
+        check=False, cwd=here, env=env, capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["data"] == 1
 
 
 @pytest.mark.parametrize("language", HOSTILE)
