@@ -81,6 +81,17 @@ def test_the_command_tells_a_third_party_what_is_wrong(tmp_path: Path) -> None:
     assert done.returncode == 3, done.stderr
     assert "fails  state is kept by key" in done.stderr
     assert "not [['out', 'a', 1]" in done.stderr
+    known = tmp_path / "known.json"
+    known.write_text('{"state: state is kpt by key": "a typo"}')
+    done = subprocess.run(
+        [*command[:4], "--known", str(known), "--", str(broken)], check=False, capture_output=True, text=True
+    )
+    assert done.returncode == 2, done.stderr
+    assert "there is no case 'state: state is kpt by key'" in done.stderr
+    mute = ["--", sys.executable, "-S", "-c", "import sys, os, time; os.close(int(sys.argv[4])); time.sleep(100)"]
+    done = subprocess.run([*command[:3], *mute], check=False, capture_output=True, text=True)
+    assert done.returncode == 2, done.stderr
+    assert "it has closed its socket, but goes on" in done.stderr
     done = subprocess.run([*command[:4], "--", "/bin/false"], check=False, capture_output=True, text=True)
     assert done.returncode in (2, 3), done.stderr
     assert "Traceback" not in done.stderr

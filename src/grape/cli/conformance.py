@@ -49,10 +49,15 @@ def worker(
         except (OSError, ValueError) as e:
             complain(f"--known {known}: {e}")
             raise typer.Exit(EXIT_USE) from None
-    chapters = list(dict.fromkeys(case.chapter for case in all_cases()))
+    cases = list(all_cases())
+    chapters = list(dict.fromkeys(case.chapter for case in cases))
     unknown = sorted(set(chapter or ()) - set(chapters))
     if unknown:
         complain(f"there is no chapter {unknown[0]!r}; there are {', '.join(chapters)}")
+        raise typer.Exit(EXIT_USE)
+    strange = sorted(expected.keys() - {case.title for case in cases})
+    if strange:
+        complain(f"--known {known}: there is no case {strange[0]!r} (titles are 'chapter: name')")
         raise typer.Exit(EXIT_USE)
     try:
         subject = lines_subject(command) if lines else worker_subject(command)
@@ -78,4 +83,6 @@ def worker(
         if not subject.is_asked(left):
             err.print(f"[bold]{left}[/]\n  [yellow]not asked[/]: the worker does not have this capability")
     typer.echo(f"{good} of {good + bad} cases hold")
+    if not good + bad:
+        raise typer.Exit(EXIT_USE)
     raise typer.Exit(EXIT_OK if not bad else EXIT_ENGINE)

@@ -25,6 +25,7 @@ from grape.testing.conformance.cases import Case
 PARTITIONS: Final = 4
 POOL: Final = "main"
 PATIENCE: Final = 20.0
+_TO_END: Final = 5.0
 
 M = TypeVar("M", bound=Struct)
 
@@ -63,7 +64,11 @@ class Peer:
         self._case = case
         self._new_frames = new_frames
         self.limits = structs.replace(Limits(), **case.limits)
-        self._start()
+        try:
+            self._start()
+        except BaseException:
+            self.close()
+            raise
 
     def _start(self) -> None:
         self._frames = self._new_frames()
@@ -214,7 +219,13 @@ class Peer:
             except EOFError:
                 if self._inbox:
                     continue
-                raise Failed(f"it ended ({self._process.wait(PATIENCE)}), when {wanted} was expected") from None
+                raise Failed(f"it {self._how_it_left()}, when {wanted} was expected") from None
+
+    def _how_it_left(self) -> str:
+        try:
+            return f"ended ({self._process.wait(_TO_END)})"
+        except subprocess.TimeoutExpired:
+            return "has closed its socket, but goes on"
 
     def _meanwhile(self, message: Struct, wanted: str) -> None:
         """What comes while something else is waited for: signs of life are passed over."""
