@@ -6,6 +6,7 @@ import json
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Final
 
 from msgspec import Struct
@@ -54,16 +55,21 @@ def conform(
     known: Mapping[str, str] | None = None,
     chapters: Sequence[str] = (),
 ) -> Iterator[Outcome]:
-    """Run every case that the worker is asked, each with a process of its own.
+    """Run every case that the worker is asked, each with a process of its own, some of them at once; in their order.
 
     Args:
         known: title of a case -> why it fails.
         chapters: only these; empty: all.
     """
-    for case in all_cases():
-        if subject.is_asked(case.chapter) and (not chapters or case.chapter in chapters):
-            error = attempt(case, subject, directory, dict(os.environ if env is None else env))
+    asked = [c for c in all_cases() if subject.is_asked(c.chapter) and (not chapters or c.chapter in chapters)]
+    given = dict(os.environ if env is None else env)
+    threads = ThreadPoolExecutor(os.cpu_count())
+    try:
+        errors = threads.map(lambda case: attempt(case, subject, directory, given), asked)
+        for case, error in zip(asked, errors, strict=True):
             yield Outcome(case, error, (known or {}).get(case.title))
+    finally:
+        threads.shutdown(cancel_futures=True)  # whoever presses Ctrl-C does not want the others
 
 
 def worker_subject(command: Sequence[str], directory: str = ".", env: Mapping[str, str] | None = None) -> Subject:
