@@ -48,6 +48,9 @@ os.execv(sys.argv[1], sys.argv[1:-4])
 """Runtimes hand on descriptors from 3 without a gap. Takes away ``--fd N --parent PID`` from the end of the line."""
 
 _ATTEMPTS: Final = 3
+_NOWHERE: Final = "/nonexistent"
+"""Where a runtime may look for programs: a newuidmap that it finds says of every worker that it does not know its user,
+and nothing comes of it, since there is but one user to map."""
 _BUSY: Final = "could not ensure we are a cloned binary: Device or resource busy"
 """runc before 1.2, once in thousands of starts: it seals a copy of itself in memory, and the kernel still has a page of
 it in hand (F_ADD_SEALS in fcntl(2))."""
@@ -215,7 +218,7 @@ class ContainerIsolate(Jail):
                         *("--bundle", bundle, "--pid-file", pid_file, f"grape-{tag}"),
                     ],
                     directory="/",
-                    env={TAG: tag, "PATH": os.defpath, "GOMAXPROCS": "1"},
+                    env={TAG: tag, "PATH": _NOWHERE, "GOMAXPROCS": "1"},
                     umask=self.config.umask,
                     parent=0,
                 )
