@@ -451,3 +451,27 @@ def test_a_setup_that_hangs_is_a_failed_start(tmp_path: Path, runtime: str, sdk_
     done = run(tmp_path, f"t.add_pool('p', runtime={runtime!r}, entry='w.{suffix}')", *options, "--profile", "p.toml")
     assert done.returncode == 2, done.stderr
     assert "it was not ready within 1 s (startup-timeout)" in done.stderr
+
+
+NOT_READY: Final = f"""#!{sys.executable} -S
+import os, socket, sys
+sys.path[:0] = {sys.path!r}
+from grape.protocol.framing import frame
+from grape.protocol.base import Ran
+from grape.protocol.messages import VERSION, Hello
+from grape.model.topology import NodeSpec, SlotSpec, TopologySpec
+sock = socket.socket(fileno=int(sys.argv[sys.argv.index("--fd") + 1]))
+app = TopologySpec("", (NodeSpec("W"),), (SlotSpec("word", "W"),), ())
+sock.sendall(frame(Hello(VERSION, os.getpid(), "odd", app, ["base"])))
+sock.recv(1)
+sock.sendall(frame(Ran(1)))
+sock.recv(1 << 20)
+"""
+
+
+def test_a_base_speaker_that_does_not_say_that_it_is_ready_breaks_the_protocol(tmp_path: Path) -> None:
+    (tmp_path / "w").write_text(NOT_READY)
+    (tmp_path / "w").chmod(0o755)
+    done = run(tmp_path, "t.add_pool('p', runtime='exec', entry='w')")
+    assert done.returncode == 2, done.stderr
+    assert "w broke the protocol: Ran in answer to Welcome, not Beat: it is ready" in done.stderr

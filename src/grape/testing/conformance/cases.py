@@ -29,8 +29,8 @@ class Case(Struct, frozen=True):
         return f"{self.chapter}: {self.name}"
 
 
-CHAPTERS_OF: Final = {"base": "base", "partition": "partition", "state": "cache", "chain": "chain"}
-"""Chapters about a capability, and which: workers that lack it are not asked."""
+CAPABILITY_OF: Final = {"base": "base", "partition": "partition", "state": "cache", "chain": "chain"}
+"""Of the chapters that are about one. Workers that lack it are not asked."""
 
 
 def all_cases() -> Iterator[Case]:

@@ -12,7 +12,7 @@ from typing import Final
 from msgspec import Struct
 
 from grape.testing.conformance.base import Adapter
-from grape.testing.conformance.cases import CHAPTERS_OF, Case, all_cases
+from grape.testing.conformance.cases import CAPABILITY_OF, Case, all_cases
 from grape.testing.conformance.driver import Driver
 from grape.testing.conformance.peer import Failed
 from grape.worker.runtime import CAPABILITIES
@@ -31,7 +31,7 @@ class Subject(Struct, frozen=True):
 
     def is_asked(self, chapter: str) -> bool:
         """Whether a chapter is about something that it can do."""
-        capability = CHAPTERS_OF.get(chapter)
+        capability = CAPABILITY_OF.get(chapter)
         return capability is None or capability in self.capabilities
 
 

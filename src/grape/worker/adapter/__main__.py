@@ -38,8 +38,6 @@ def main() -> None:
         adapt(sock, argv, is_lines=options.lines is not None)
     except (BrokenPipeError, ConnectionResetError):
         sys.exit(0)
-    except SetupFailed as e:
-        refuse(sock, "start", str(e))
     except (Gone, OSError) as e:
         refuse(sock, "start", str(e))
     except ProtocolError as e:
@@ -60,7 +58,10 @@ def adapt(sock: socket.socket, argv: list[str], *, is_lines: bool) -> None:
         assert isinstance(first, Hello)
         hello = Hello(VERSION, os.getpid(), first.language, first.topology, CAPABILITIES)
     engine.send(hello)
-    serve(engine, AdapterRuntime(speaker, hello.topology, engine.ask, engine.send))
+    try:
+        serve(engine, AdapterRuntime(speaker, hello.topology, engine.ask, engine.send))
+    except SetupFailed as e:
+        raise e.error from None
 
 
 def refuse(sock: socket.socket, kind: str, text: str) -> None:
