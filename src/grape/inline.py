@@ -2,27 +2,12 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable
 from typing import Protocol
 
 from grape.authoring.topology import Topology
-from grape.errors import ProtocolError
-from grape.protocol.messages import (
-    VERSION,
-    Ask,
-    Assign,
-    Beat,
-    Drain,
-    FromWorker,
-    Hello,
-    Revoke,
-    ToWorker,
-    Values,
-    Welcome,
-    Work,
-)
-from grape.worker.concurrent import AsyncPool
+from grape.protocol.messages import VERSION, FromWorker, Hello, ToWorker
+from grape.worker.dispatcher import Dispatcher
 from grape.worker.runtime import CAPABILITIES, Runtime
 
 
@@ -31,12 +16,11 @@ class Receiver(Protocol):
 
 
 class InlineLink:
-    """Runs works one at a time when ``schedule`` says so, never from within ``send``.
+    """Does one message at a time when ``schedule`` says so, never from within ``send``.
 
     Args:
         topology: what to run.
-        receive: takes what the worker says.
-        answer: gives the state that an `Ask` asks for.
+        receive: takes what the worker says; a question is answered by ``send`` while it is asked.
         schedule: runs a function soon, on this thread.
         gone: called after ``kill`` or the end.
         clock: monotonic seconds; ``wall``: microseconds of wall time.
@@ -48,7 +32,6 @@ class InlineLink:
         self,
         topology: Topology,
         receive: Receiver,
-        answer: Callable[[InlineLink, Ask], list[bytes | None]],
         schedule: Callable[[Callable[[], None]], object],
         gone: Callable[[InlineLink, str], None],
         clock: Callable[[], float],
@@ -57,65 +40,43 @@ class InlineLink:
         self._receive = receive
         self._schedule = schedule
         self._gone = gone
-        self._inbox: deque[ToWorker] = deque()
-        self._ended = False
-        self._scheduled = False
-        self._async_pool: AsyncPool | None = None
-        self.runtime = Runtime(
-            topology.handlers,
-            topology.spec(),
-            lambda ask: answer(self, ask),
-            lambda message: receive(self, message),
-            clock,
-            wall,
-        )
-        hello = Hello(VERSION, 0, "python", topology.spec(), CAPABILITIES)
-        schedule(lambda: receive(self, hello))
+        self._has_ended = False
+        self.dispatcher = Dispatcher(self._say, self._soon, self._wait)
+        spec = topology.spec()
+        self.runtime = Runtime(topology.handlers, spec, self.dispatcher.ask, self._say, clock, wall)
+        self.dispatcher.serve(self.runtime)
+        schedule(lambda: self._say(Hello(VERSION, 0, "python", spec, CAPABILITIES)))
+
+    # What the worker calls
+
+    def _say(self, message: FromWorker) -> None:
+        self._receive(self, message)
+
+    def _wait(self) -> None:
+        """An answer is there as soon as the question has been asked."""
+        raise AssertionError("the engine did not answer at once")
+
+    def _soon(self, step: Callable[[], None]) -> None:
+        self._schedule(lambda: self._do(step))
+
+    def _do(self, step: Callable[[], None]) -> None:
+        if self._has_ended:
+            return
+        step()
+        if self.dispatcher.has_ended:
+            self.runtime.teardown()
+            self.kill()
+
+    # What the engine calls
 
     def send(self, message: ToWorker) -> None:
-        self._inbox.append(message)
-        if not self._scheduled:
-            self._scheduled = True
-            self._schedule(self._step)
+        if not self._has_ended:
+            self.dispatcher.take(message)
 
     def terminate(self) -> None:
         self.kill()
 
     def kill(self) -> None:
-        if not self._ended:
-            self._ended = True
-            self._inbox.clear()
+        if not self._has_ended:
+            self._has_ended = True
             self._schedule(lambda: self._gone(self, "it was ended"))
-
-    def _step(self) -> None:
-        """One message; more of them later, so that the engine can do something between."""
-        self._scheduled = False
-        if self._ended or not self._inbox:
-            return
-        message = self._inbox.popleft()
-        runtime = self.runtime
-        match message:
-            case Work():
-                if self._async_pool is not None:
-                    self._async_pool.work(message)
-                else:
-                    for result in runtime.work(message):
-                        self._receive(self, result)
-            case Assign():
-                runtime.assign(message)
-            case Revoke():
-                runtime.revoke(message)
-            case Welcome():
-                runtime.welcome(message)
-                runtime.setup()
-                if runtime.is_async:
-                    self._async_pool = AsyncPool(runtime, lambda result: self._receive(self, result))
-                self._receive(self, Beat())
-            case Drain():
-                runtime.teardown()
-                self.kill()
-            case Values():
-                raise ProtocolError("an answer without a question")
-        if self._inbox and not self._scheduled:
-            self._scheduled = True
-            self._schedule(self._step)

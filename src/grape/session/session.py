@@ -42,7 +42,7 @@ from grape.model.profile import Profile
 from grape.model.section import Duration
 from grape.model.stored import OUTPUT, REPLIES, SOURCE, TAKER
 from grape.model.topology import DEFAULT_POOL, Limits, TopologySpec, with_pool
-from grape.protocol.messages import Ask, FromWorker
+from grape.protocol.messages import Ask, FromWorker, Values
 from grape.session.feeding import Feeder
 from grape.session.opening import Opening
 from grape.session.runtimes import python_command
@@ -447,18 +447,19 @@ class Session:
         assert engine is not None
 
         def received(link: InlineLink, message: FromWorker) -> None:
+            if isinstance(message, Ask):
+                partition = engine.partition(pool, message.partition)
+                link.send(Values(engine.state_at_once(partition, message.node, message.keys)))
+                return
             engine.received(pool, index, link, message)
             self._wake.set()
-
-        def answer(_: InlineLink, ask: Ask) -> list[bytes | None]:
-            return engine.state_at_once(engine.partition(pool, ask.partition), ask.node, ask.keys)
 
         def gone(link: InlineLink, how: str) -> None:
             engine.gone(pool, index, link, how)
             self._wake.set()
 
         return InlineLink(
-            self._own_topology(), received, answer, self._loop.call_soon, gone, time.monotonic, self.clock.now
+            self._own_topology(), received, self._loop.call_soon, gone, time.monotonic, self.clock.now
         )
 
     def _notice(self, text: str) -> None:

@@ -69,14 +69,14 @@ class FakeLoop(asyncio.SelectorEventLoop):
         return None
 
     def run_round(self) -> None:
-        """Run what is ready now; what that makes ready runs in the next round.
+        """Run what is ready now; what that makes ready runs in the next round. Also from within another such loop, one
+        of whose callbacks waits (as worker processes wait, which share nothing).
 
         Raises:
             BaseException: what a callback raised, or a task to which nobody listens.
         """
         self.has_work = False
-        self.stop()  # asyncio: stopped before it runs, a loop does one round without waiting
-        self.run_forever()
+        self._run_once_alone()
         if self._error is not None:
             error, self._error = self._error, None
             raise error
@@ -93,9 +93,18 @@ class FakeLoop(asyncio.SelectorEventLoop):
                 break
             for task in tasks:
                 task.cancel()
-            self.stop()
-            self.run_forever()
+            self._run_once_alone()
         self.close()
+
+    def _run_once_alone(self) -> None:
+        """One round without waiting; a loop that runs further up in this thread does not count."""
+        outer = asyncio._get_running_loop()
+        asyncio._set_running_loop(None)
+        try:
+            self.stop()  # asyncio: stopped before it runs, a loop does one round
+            self.run_forever()
+        finally:
+            asyncio._set_running_loop(outer)
 
     def _note(self, _: object, context: dict[str, Any]) -> None:
         self.fail(context.get("exception") or RuntimeError(context.get("message")))

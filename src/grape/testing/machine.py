@@ -26,7 +26,7 @@ from grape.engine.committer import Committer
 from grape.engine.engine import Engine
 from grape.engine.intake import Feed, Prepared
 from grape.engine.outlet import Take
-from grape.errors import GrapeError
+from grape.errors import EngineError, GrapeError
 from grape.inline import InlineLink
 from grape.model import batch as codec
 from grape.model.address import CATALOG, DEFAULT_PARTITIONS
@@ -35,7 +35,7 @@ from grape.model.profile import Profile
 from grape.model.section import Duration
 from grape.model.stored import FORMAT, OUTPUT, REPLIES, SOURCE, TAKER, AppRecord, Catalog, encode
 from grape.model.topology import Limits, TopologySpec
-from grape.protocol.messages import Announce, Ask, FromWorker, ToWorker, Values, Welcome
+from grape.protocol.messages import Announce, Ask, FromWorker, ToWorker, Welcome
 from grape.testing.loop import FakeLoop
 from grape.transports.memory import MemoryBroker, MemoryTransport
 
@@ -162,22 +162,28 @@ def events_of(batch: bytes) -> list[Event]:
 
 
 class Worker(InlineLink):
-    """A worker whose words lie on the way until they are delivered, one by one, and which can die at any moment."""
+    """A worker whose words, and those of the engine to it, lie on the way until they are delivered, one by one; it can
+    die at any moment.
+
+    ``said``: on the way to the engine. ``heard``: on the way to the worker. ``asks``: it waits for an answer, and does
+    nothing else.
+    """
 
     def __init__(self, machine: Machine, pool: str, index: int, topology: Topology) -> None:
         self.pool = pool
         self.index = index
         self.said: deque[FromWorker] = deque()
+        self.heard: deque[ToWorker] = deque()
+        self.asks = False
         self.is_dead = False
         self.is_welcome = False
         self.loop: FakeLoop | None = None
         self._tasks: deque[Callable[[], object]] = deque()
-        self._values: list[list[bytes | None]] = []
         self._machine = machine
         if any(node.is_async and node.pool == pool for node in topology.spec().nodes):
             self.loop = FakeLoop(machine.clock)
             self.loop.set_task_factory(self._new_task)
-        super().__init__(topology, self._say, self._ask, self._soon, _ignore, machine.elapsed, machine.clock.now)
+        super().__init__(topology, Worker._tell, self._later, _ignore, machine.elapsed, machine.clock.now)
 
     def _new_task(
         self, loop: asyncio.AbstractEventLoop, coroutine: Coroutine[Any, Any, Any] | Generator[Any, None, Any]
@@ -193,47 +199,50 @@ class Worker(InlineLink):
 
     # What the runtime calls
 
-    def _say(self, _: InlineLink, message: FromWorker) -> None:
-        if self.is_dead:
+    @staticmethod
+    def _tell(link: InlineLink, message: FromWorker) -> None:
+        assert isinstance(link, Worker)
+        if link.is_dead:
             return
-        self.said.append(message)
-        if isinstance(message, Announce):
-            self._machine.interrupt(self)
+        link.said.append(message)
+        if isinstance(message, Announce | Ask):
+            link._machine.interrupt(link)
 
-    def _soon(self, task: Callable[[], object]) -> None:
+    def _later(self, task: Callable[[], object]) -> None:
         if self.loop is not None:
             self.loop.call_soon(task)
         else:
             self._tasks.append(task)
 
-    def _ask(self, _: InlineLink, ask: Ask) -> list[bytes | None]:
-        """As over a socket: what was said before arrives first, and the answer may have to wait for a commit."""
-        self._machine.interrupt(self)
-        while self.said:
-            self.deliver()
-        self._machine.engine.received(self.pool, self.index, self, ask)
-        while not self._values:
-            if self.is_dead or not self._machine.transport.step():
-                raise Crash  # the engine has ended this worker, or stopped
-        return self._values.pop()
+    def _wait(self) -> None:
+        """As over a socket: until something is heard; everybody else goes on meanwhile."""
+        self.asks = True
+        try:
+            before = self._count
+            while self._count == before:
+                if self.is_dead or not self._machine.go_on():
+                    raise Crash  # the engine has ended this worker, or stopped
+        finally:
+            self.asks = False
 
     # What the engine calls
 
     def send(self, message: ToWorker) -> None:
-        if isinstance(message, Values):
-            self._values.append(message.values)
-        elif not self.is_dead:
+        if not self.is_dead:
             self.is_welcome = self.is_welcome or isinstance(message, Welcome)
-            super().send(message)
+            self.heard.append(message)
 
     def kill(self) -> None:
         self.die(len(self.said))
 
     # What the driver calls
 
+    _count = 0
+    """Messages that were heard."""
+
     @property
     def has_work(self) -> bool:
-        if self.is_dead:
+        if self.is_dead or self.asks:
             return False
         if self.loop is None:
             return bool(self._tasks)
@@ -241,7 +250,7 @@ class Worker(InlineLink):
         return self.loop.has_work
 
     def run(self) -> None:
-        """Take one message, or run one round of the loop."""
+        """Take one step, or run one round of the loop."""
         try:
             if self.loop is None:
                 self._tasks.popleft()()
@@ -254,6 +263,11 @@ class Worker(InlineLink):
         """The oldest word arrives at the engine."""
         self._machine.engine.received(self.pool, self.index, self, self.said.popleft())
 
+    def hear(self) -> None:
+        """The engine's oldest word arrives."""
+        self._count += 1
+        super().send(self.heard.popleft())
+
     def die(self, arriving: int) -> None:
         """End now. Of what was said and not delivered, the first ``arriving`` messages still arrive."""
         if self.is_dead:
@@ -262,6 +276,7 @@ class Worker(InlineLink):
         while len(self.said) > arriving:
             self.said.pop()
         self._tasks.clear()
+        self.heard.clear()
         super().kill()
 
     def bury(self) -> None:
@@ -269,7 +284,7 @@ class Worker(InlineLink):
         self.is_dead = True
         if self.loop is not None and not self.loop.is_closed():
             self.loop.abandon()
-        self._async_pool = None  # the frames of a crash hold events, in which the garbage collector does not look
+        self.dispatcher.pool = None  # the frames of a crash hold events, in which the garbage collector does not look
 
 
 def _ignore(_: InlineLink, how: str) -> None:
@@ -278,6 +293,10 @@ def _ignore(_: InlineLink, how: str) -> None:
 
 def _never(_: Worker) -> None:
     pass
+
+
+def _first(moves: list[Move]) -> Move:
+    return moves[0]
 
 
 class Machine:
@@ -296,6 +315,7 @@ class Machine:
     Attributes:
         interrupt: called with a worker in the middle of its work (it asks for state, or announces an event); may raise
             `Crash`.
+        pick: chooses what happens while a worker waits for an answer.
     """
 
     def __init__(
@@ -316,10 +336,11 @@ class Machine:
         self.limits = limits or Limits()
         self.profile = profile or Profile(idle_timeout=Duration(0))
         self.interrupt: Callable[[Worker], None] = _never
+        self.pick: Callable[[list[Move]], Move] = _first
         self.elapsed = elapsed or (lambda: clock.now() / 1e6)
         self.source = ListSource()
         self.notices: list[str] = []
-        self.failure: GrapeError | None = None
+        self.failure: Exception | None = None
         self._build = build
         self._partitions = partitions
         self._workers = workers
@@ -446,8 +467,10 @@ class Machine:
         for worker in self.workers:
             if worker.said:
                 moves.append(worker.deliver)
-            elif worker.is_dead:
+            elif worker.is_dead and not worker.asks:
                 moves.append(partial(self._notice_end, worker))
+            if worker.heard:
+                moves.append(worker.hear)
             if worker.has_work:
                 moves.append(worker.run)
         if self.transport.outstanding:
@@ -456,6 +479,23 @@ class Machine:
             moves.append(self._feed)
         moves += [taker.move for taker in [*self.outputs.values(), self.replies] if taker.has_work()]
         return moves
+
+    def go_on(self) -> bool:
+        """While somebody waits: one move of anybody else; False: there is none, now or later."""
+        if self.failure is not None:
+            return False
+        try:
+            moves = self.moves()
+            if not moves:
+                self.engine.tick()
+                moves = self.moves()
+            if not moves:
+                raise EngineError(f"a worker waits for an answer, and nothing moves: {self.left()}")
+            self.pick(moves)()
+        except Exception as e:  # of whatever moved: the handler that waits has nothing to do with it
+            self.failure = self.failure or e
+            return False
+        return True
 
     def _step(self) -> None:
         self.transport.step()

@@ -85,6 +85,7 @@ class Simulator:
             elapsed=self._tell_elapsed,
         )
         self.machine.interrupt = self._interrupt
+        self.machine.pick = self._rng.choice
 
     def run(self) -> None:
         """Until nothing is left: no event, no timer, no retry, and nothing under way in the transport.

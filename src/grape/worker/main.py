@@ -14,7 +14,6 @@ import socket
 import sys
 import threading
 import time
-from collections import deque
 from collections.abc import Callable
 from typing import Any
 
@@ -22,26 +21,19 @@ import msgspec
 
 from grape.authoring.loading import load
 from grape.authoring.topology import Topology
-from grape.errors import GrapeError, ProtocolError, TopologyError
+from grape.errors import GrapeError, TopologyError
 from grape.protocol.framing import engine_frames, frame
 from grape.protocol.messages import (
     VERSION,
-    Ask,
-    Assign,
-    Beat,
-    Drain,
     FromWorker,
     Hello,
     Refusal,
-    Revoke,
     ToWorker,
-    Values,
     Welcome,
-    Work,
 )
 from grape.worker import output
 from grape.worker.blame import user_traceback
-from grape.worker.concurrent import AsyncPool
+from grape.worker.dispatcher import Dispatcher, SetupFailed
 from grape.worker.runtime import CAPABILITIES, Runtime
 from grape.worker.watchdog import Watchdog
 
@@ -49,13 +41,12 @@ _PR_SET_PDEATHSIG = 1
 _READ = 1 << 20
 
 
-class Engine:
-    """The socket, seen from the worker: blocking, whole messages."""
+class Connection:
+    """The socket to the engine: blocking, whole messages."""
 
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
         self._frames = engine_frames()
-        self._inbox: deque[ToWorker] = deque()
         self._lock = threading.Lock()
 
     def send(self, message: FromWorker) -> None:
@@ -67,54 +58,14 @@ class Engine:
     def fileno(self) -> int:
         return self._sock.fileno()
 
-    def read_some(self) -> list[ToWorker] | None:
-        """What is there, after one read; None: the engine is gone. Only call it when there is something to read."""
-        if not self._inbox and not self._fill():
-            return None
-        messages = list(self._inbox)
-        self._inbox.clear()
-        return messages
-
-    @property
-    def has_messages(self) -> bool:
-        """Messages that came while the answer to a question was awaited."""
-        return bool(self._inbox)
-
-    def receive(self) -> ToWorker | None:
-        """The next message in order; None: the engine is gone."""
-        while not self._inbox:
-            if not self._fill():
-                return None
-        return self._inbox.popleft()
-
-    def _fill(self) -> bool:
+    def read(self, take: Callable[[ToWorker], None]) -> bool:
+        """Read once, and hand over the messages that are complete now; False: the engine is gone."""
         data = self._sock.recv(_READ)
         if data:
-            self._inbox.extend(self._frames.feed(data))
+            for message in self._frames.feed(data):
+                take(message)
             self._frames.check()
         return bool(data)
-
-    def ask(self, question: Ask) -> list[bytes | None]:
-        """Ask until all is answered: one answer may hold the first values only."""
-        values = self._ask(question)
-        while len(values) < len(question.keys):
-            rest = question.keys[len(values) :]
-            values += self._ask(Ask(question.partition, question.epoch, question.node, rest))
-        return values
-
-    def _ask(self, question: Ask) -> list[bytes | None]:
-        """Send a question and wait for its answer, past whatever comes before it."""
-        self.send(question)
-        seen = 0
-        while True:
-            for i in range(seen, len(self._inbox)):
-                message = self._inbox[i]
-                if isinstance(message, Values):
-                    del self._inbox[i]
-                    return message.values
-            seen = len(self._inbox)
-            if not self._fill():
-                raise SystemExit(0)
 
 
 def die_with_parent(parent: int) -> None:
@@ -138,63 +89,61 @@ def begin(fd: int, parent: int) -> socket.socket:
     return sock
 
 
-class SetupFailed(Exception):
-    """A node's `setup` has failed, with this error."""
-
-    def __init__(self, error: Exception) -> None:
-        super().__init__(str(error))
-        self.error = error
-
-
 def run(sock: socket.socket, topology: Topology) -> None:
     """Serve the engine with an app in Python."""
-    engine = Engine(sock)
+    connection = Connection(sock)
+    worker = WorkerProcess(connection)
     spec = topology.spec()
-    runtime = Runtime(topology.handlers, spec, engine.ask, engine.send)
+    runtime = Runtime(topology.handlers, spec, worker.ask, connection.send)
     output.install(runtime)
-    engine.send(Hello(VERSION, os.getpid(), "python", spec, CAPABILITIES))
-    serve(engine, runtime)
+    connection.send(Hello(VERSION, os.getpid(), "python", spec, CAPABILITIES))
+    worker.serve(runtime)
 
 
-def serve(engine: Engine, runtime: Runtime) -> None:
-    """Do what the engine says, until it says to stop.
+class WorkerProcess:
+    """A process that does what the engine says: a `Dispatcher` between the socket and this thread, or its loop."""
 
-    Raises:
-        SetupFailed: see there.
-    """
-    watchdog: Watchdog | None = None
-    while True:
-        message = engine.receive()
-        match message:
-            case Work():
-                for result in runtime.work(message):
-                    engine.send(result)
-            case Assign():
-                runtime.assign(message)
-            case Revoke():
-                runtime.revoke(message)
-            case Welcome():
-                if message.version != VERSION:
-                    raise ProtocolError(f"the engine speaks protocol {message.version}, this worker {VERSION}")
-                runtime.now_us = engine_time(message.boot_offset)
-                runtime.welcome(message)
-                try:
-                    runtime.setup()
-                except Exception as e:
-                    raise SetupFailed(e) from None
-                engine.send(Beat())
-                watchdog = Watchdog(runtime, engine.send, message.heartbeat_timeout / 6)
-                watchdog.start()
-                if runtime.is_async:
-                    asyncio.run(run_async(engine, runtime))
-                    break
-            case Drain() | None:
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._dispatcher = Dispatcher(connection.send, _by_hand, self._read_or_leave, self._welcomed, self._is_set_up)
+        self._watchdog: Watchdog | None = None
+        self.ask = self._dispatcher.ask
+
+    def serve(self, runtime: Runtime) -> None:
+        """Until the engine says to stop, or is gone.
+
+        Raises:
+            SetupFailed: see there.
+        """
+        dispatcher, connection = self._dispatcher, self._connection
+        self._runtime = runtime
+        dispatcher.serve(runtime)
+        while not dispatcher.has_ended:
+            if dispatcher.pool is not None:
+                asyncio.run(run_async(connection, dispatcher))
                 break
-            case Values():
-                raise ProtocolError("an answer without a question")
-    if watchdog is not None:
-        watchdog.stop()
-        runtime.teardown()
+            if dispatcher.has_messages:
+                dispatcher.step()
+            elif not connection.read(dispatcher.take):
+                break
+        if self._watchdog is not None:
+            self._watchdog.stop()
+            runtime.teardown()
+
+    def _read_or_leave(self) -> None:
+        if not self._connection.read(self._dispatcher.take):
+            raise SystemExit(0)
+
+    def _welcomed(self, message: Welcome) -> None:
+        self._runtime.now_us = engine_time(message.boot_offset)
+
+    def _is_set_up(self, message: Welcome) -> None:
+        self._watchdog = Watchdog(self._runtime, self._connection.send, message.heartbeat_timeout / 6)
+        self._watchdog.start()
+
+
+def _by_hand(step: Callable[[], None]) -> None:
+    """`WorkerProcess.serve` looks itself whether there is a step to do."""
 
 
 def engine_time(offset: int) -> Callable[[], int]:
@@ -202,50 +151,48 @@ def engine_time(offset: int) -> Callable[[], int]:
     return lambda: offset + time.clock_gettime_ns(time.CLOCK_BOOTTIME) // 1000
 
 
-async def run_async(engine: Engine, runtime: Runtime) -> None:
-    """The same loop for a pool with async nodes; ends when the engine says so, or is gone."""
-    pool = AsyncPool(runtime, engine.send)
+async def run_async(connection: Connection, dispatcher: Dispatcher) -> None:
+    """The same for a pool with async nodes; ends when the engine says so, or is gone."""
     loop = asyncio.get_running_loop()
     ended = loop.create_future()
 
-    def readable() -> None:
-        try:
-            messages = engine.read_some()
-            while messages is not None:
-                for message in messages:
-                    match message:
-                        case Work():
-                            pool.work(message)
-                        case Assign():
-                            pool.assign(message)
-                        case Revoke():
-                            pool.revoke(message)
-                        case Drain():
-                            messages = None
-                            break
-                if messages is None or not engine.has_messages:
-                    break
-                messages = engine.read_some()
-            if messages is None and not ended.done():
-                ended.set_result(None)
-        except BaseException as e:
-            if not ended.done():
-                ended.set_exception(e)
-
-    def failed(_: object, context: dict[str, Any]) -> None:
-        error = context.get("exception") or RuntimeError(context.get("message"))
+    def fail(error: BaseException) -> None:
         if not ended.done():
             ended.set_exception(error)
 
+    def end() -> None:
+        if not ended.done():
+            ended.set_result(None)
+
+    def readable() -> None:
+        try:
+            if not connection.read(dispatcher.take):
+                end()
+        except BaseException as e:
+            fail(e)
+
+    def schedule(step: Callable[[], None]) -> None:
+        loop.call_soon(guarded, step)
+
+    def guarded(step: Callable[[], None]) -> None:
+        try:
+            step()
+            if dispatcher.has_ended:
+                end()
+        except BaseException as e:
+            fail(e)
+
+    def failed(_: object, context: dict[str, Any]) -> None:
+        fail(context.get("exception") or RuntimeError(context.get("message")))
+
     loop.set_exception_handler(failed)
-    loop.add_reader(engine.fileno(), readable)
-    if engine.has_messages:  # they came together with the welcome
-        loop.call_soon(readable)
+    loop.add_reader(connection.fileno(), readable)
+    dispatcher.reschedule(schedule)
     try:
         await ended
-        pool.flush()
+        dispatcher.end()
     finally:
-        loop.remove_reader(engine.fileno())
+        loop.remove_reader(connection.fileno())
 
 
 def refuse(sock: socket.socket, error: BaseException) -> None:

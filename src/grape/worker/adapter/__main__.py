@@ -18,7 +18,8 @@ from grape.protocol.messages import VERSION, Hello, Refusal
 from grape.worker.adapter.lines import LinesSpeaker
 from grape.worker.adapter.runtime import AdapterRuntime
 from grape.worker.adapter.speaker import BaseSpeaker, Gone, name_of
-from grape.worker.main import Engine, SetupFailed, begin, serve
+from grape.worker.dispatcher import SetupFailed
+from grape.worker.main import Connection, WorkerProcess, begin
 from grape.worker.runtime import CAPABILITIES
 
 
@@ -46,7 +47,8 @@ def main() -> None:
 
 def adapt(sock: socket.socket, argv: list[str], *, is_lines: bool) -> None:
     """Start the program and serve the engine, until it says to stop."""
-    engine = Engine(sock)
+    connection = Connection(sock)
+    worker = WorkerProcess(connection)
     if is_lines:
         speaker: LinesSpeaker | BaseSpeaker = LinesSpeaker(argv)
         hello = Hello(VERSION, os.getpid(), "lines", TopologySpec(""), CAPABILITIES)
@@ -57,9 +59,9 @@ def adapt(sock: socket.socket, argv: list[str], *, is_lines: bool) -> None:
             refuse(sock, first.kind, first.text)
         assert isinstance(first, Hello)
         hello = Hello(VERSION, os.getpid(), first.language, first.topology, CAPABILITIES)
-    engine.send(hello)
+    connection.send(hello)
     try:
-        serve(engine, AdapterRuntime(speaker, hello.topology, engine.ask, engine.send))
+        worker.serve(AdapterRuntime(speaker, hello.topology, worker.ask, connection.send))
     except SetupFailed as e:
         raise e.error from None
 
