@@ -15,7 +15,7 @@ from grape.model import batch as codec
 from grape.model.event import Event
 from grape.model.stored import decode_dead, decode_hold, state_key
 from grape.testing.simulator import Simulator
-from tests.sim.generator import NodePlan, Plan, build, make_plan, pack, unpack
+from tests.sim.generator import GENERATORS, NodePlan, Plan, build, pack, unpack
 from tests.sim.reference import Call, Expected, expect
 
 
@@ -23,20 +23,22 @@ class Wrong(AssertionError):
     """The engine did something else than the reference."""
 
 
-def run_seed(seed: int) -> int:
-    """Run one seed; returns how many times a node got an event.
+def run_seed(seed: int, kind: str = "any") -> int:
+    """Run one seed; returns how many times a node got an event. ``kind``: of topologies, see `GENERATORS`.
 
     Raises:
         Wrong, Stuck, GrapeError: a bug. The text says how to run this seed alone.
     """
-    plan = make_plan(seed)
+    plan = GENERATORS[kind](seed)
     expected = expect(plan)
     run = Run(plan)
     try:
         run.go()
         run.compare(expected)
     except BaseException as e:
-        e.add_note(f"\nrun this seed alone: GRAPE_SIM_SEED={seed} pytest -q tests/sim\n{describe(plan)}")
+        e.add_note(
+            f"\nrun this seed alone: GRAPE_SIM_KIND={kind} GRAPE_SIM_SEED={seed} pytest -q tests/sim\n{describe(plan)}"
+        )
         raise
     finally:
         if run.simulator.machine.is_running:

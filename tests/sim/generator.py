@@ -4,7 +4,7 @@ node and what the event carries, so that the reference can work it out without i
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import lru_cache
 from random import Random
 from typing import Any, Final
@@ -59,7 +59,7 @@ class Root(Struct, frozen=True):
 
 
 class Plan(Struct, frozen=True, eq=False):
-    """``chunks``: the input, chunk by chunk."""
+    """``chunks``: the input, chunk by chunk. ``kind``: which of the generators made it."""
 
     seed: int
     nodes: tuple[NodePlan, ...]
@@ -70,6 +70,7 @@ class Plan(Struct, frozen=True, eq=False):
     limits: Limits
     profile: Profile
     chaos: Chaos
+    kind: str = "any"
 
     @property
     def roots(self) -> list[Root]:
@@ -99,6 +100,67 @@ class Reaction(Struct, frozen=True):
     crashes: bool
     add: int
     sleeps: float
+
+
+CYCLE_KINDS: Final = ("async-node", "async-node", "async-node", "async", "general", "counter")
+
+
+def make_cycles(seed: int) -> Plan:
+    """Async nodes with state, in cycles, on a slow machine: what has to wait for each other, and may do so for ever."""
+    rng = Random(f"{seed}/cycles")
+    events = [f"e{i}" for i in range(rng.randint(1, 3))]
+    nodes = [
+        NodePlan(
+            name=f"n{number}",
+            kind="async-node" if not number else rng.choice(CYCLE_KINDS),
+            pool="main" if rng.random() < 0.8 else "slow",
+            listens=tuple(rng.sample(events, rng.randint(1, len(events)))) if number else tuple(events),
+            targets=(*events, "out0"),
+            emits=(),
+            ordered=rng.random() < 0.9,
+            chain=True,
+            on_fail="dead",
+            retries=rng.choice((0, 3)),
+            batch=1,
+            concurrency=rng.choice((1, 2, 5, 100)),
+        )
+        for number in range(rng.randint(1, 3))
+    ]
+    limits = Limits(
+        dispatch_events=rng.choice((2, 5, 20, 8192)),
+        batch_target=60,
+        batch_max=240,
+        cache_bytes=rng.choice((0, 0, 300, 64 << 20)),
+        hold_events=rng.choice((2, 10_000)),
+        named_deaths=NAMED_DEATHS,
+        reply_ttl=1e9,
+    )
+    kills = rng.choice((0, 0, 2))
+    chaos = Chaos(
+        weakness=rng.choice((None, Weakness(0.0, 0.05, 0.05, 0.05))),
+        worker_kill=0.005,
+        inner_kill=0.01,
+        engine_kill=0.002,
+        kills=kills,
+        lag=rng.choice((0.0, 0.3, 0.6)),
+    )
+    roots = tuple(
+        Root(rng.choice(events), rng.choice(KEYS), f"r{number}", rng.randint(1, 4), "none")
+        for number in range(rng.randint(1, 6))
+    )
+    pools = Profile(idle_timeout=Duration(0)) if rng.random() < 0.7 else profile(seed)
+    return Plan(
+        seed,
+        tuple(nodes),
+        ("out0",),
+        tuple((root,) for root in roots),
+        rng.randint(1, 4),
+        rng.randint(1, 3),
+        limits,
+        pools,
+        chaos,
+        "cycles",
+    )
 
 
 def make_plan(seed: int) -> Plan:
@@ -417,3 +479,6 @@ def build(plan: Plan) -> Topology:
                 timeout=0,
             )
     return topology
+
+
+GENERATORS: Final[dict[str, Callable[[int], Plan]]] = {"any": make_plan, "cycles": make_cycles}

@@ -1,6 +1,7 @@
 """The simulator: random topologies, input and faults from a seed, against the sequential reference.
 
-`GRAPE_SIM_SEEDS` says how many seeds (500), `GRAPE_SIM_SEED` names a single one.
+`GRAPE_SIM_SEEDS` says how many seeds (500), `GRAPE_SIM_CYCLES` how many of those with async nodes in cycles (300),
+`GRAPE_SIM_SEED` names a single one, of `GRAPE_SIM_KIND`.
 """
 
 from __future__ import annotations
@@ -14,7 +15,9 @@ from tests.sim.regressions import SEEDS
 
 _BLOCK = 50
 _ONE = os.environ.get("GRAPE_SIM_SEED")
+_KIND = os.environ.get("GRAPE_SIM_KIND", "any")
 _COUNT = int(os.environ.get("GRAPE_SIM_SEEDS", "500"))
+_CYCLES = int(os.environ.get("GRAPE_SIM_CYCLES", "300"))
 
 
 @pytest.mark.skipif(_ONE is not None, reason="GRAPE_SIM_SEED names one seed")
@@ -26,6 +29,14 @@ def test_seeds(start: int) -> None:
 
 
 @pytest.mark.skipif(_ONE is not None, reason="GRAPE_SIM_SEED names one seed")
+@pytest.mark.parametrize("start", range(0, _CYCLES, _BLOCK))
+def test_async_nodes_with_state_in_cycles_on_a_slow_machine(start: int) -> None:
+    """Nothing stands still while work is left."""
+    for seed in range(start, min(start + _BLOCK, _CYCLES)):
+        run_seed(seed, "cycles")
+
+
+@pytest.mark.skipif(_ONE is not None, reason="GRAPE_SIM_SEED names one seed")
 @pytest.mark.parametrize("seed", SEEDS, ids=lambda seed: f"{seed}")
 def test_seeds_that_found_something(seed: int) -> None:
     run_seed(seed)
@@ -33,4 +44,4 @@ def test_seeds_that_found_something(seed: int) -> None:
 
 @pytest.mark.skipif(_ONE is None, reason="for one seed: GRAPE_SIM_SEED=1234")
 def test_one_seed() -> None:
-    run_seed(int(_ONE or "0"))
+    run_seed(int(_ONE or "0"), _KIND)

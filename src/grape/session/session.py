@@ -458,9 +458,7 @@ class Session:
             engine.gone(pool, index, link, how)
             self._wake.set()
 
-        return InlineLink(
-            self._own_topology(), received, self._loop.call_soon, gone, time.monotonic, self.clock.now
-        )
+        return InlineLink(self._own_topology(), received, self._loop.call_soon, gone, time.monotonic, self.clock.now)
 
     def _notice(self, text: str) -> None:
         self._printed("engine", Line("stderr", "", text))

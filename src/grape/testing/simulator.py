@@ -16,10 +16,12 @@ from grape.authoring.topology import Topology
 from grape.engine.clock import FakeClock
 from grape.model.profile import Profile
 from grape.model.topology import Limits
-from grape.testing.machine import Crash, Machine, Worker
+from grape.testing.machine import Crash, Machine, Move, Worker
 from grape.transports.memory import MemoryBroker, Weakness
 
 _MOST_MOVES: Final = 400_000
+_NEW_SPEEDS: Final = 0.01
+_SLOW: Final = (0.2, 0.02, 0.001)
 
 
 class Chaos(Struct, frozen=True):
@@ -28,7 +30,8 @@ class Chaos(Struct, frozen=True):
     ``weakness`` None: the plain transport. ``worker_kill``: a worker dies between two moves; of what it has said and
     the engine has not heard, a random part arrives. ``inner_kill``: a worker dies in the middle of a work, where it
     asks for state or announces an event. ``engine_kill``: the engine and all its workers are gone. ``stall``: a handler
-    seems to take so long that a work ends early. ``kills``: of all kinds together.
+    seems to take so long that a work ends early. ``kills``: of all kinds together. ``lag``: how likely anything that
+    moves (the words to one worker, its loop, the transport, a taker) is slow for some time, as on a machine under load.
     """
 
     weakness: Weakness | None = Weakness()
@@ -38,6 +41,7 @@ class Chaos(Struct, frozen=True):
     tick: float = 0.02
     stall: float = 0.02
     kills: int = 5
+    lag: float = 0.0
 
 
 class Stuck(Exception):
@@ -85,7 +89,8 @@ class Simulator:
             elapsed=self._tell_elapsed,
         )
         self.machine.interrupt = self._interrupt
-        self.machine.pick = self._rng.choice
+        self.machine.pick = self._pick
+        self._speeds: dict[tuple[str, str, int], float] = {}
 
     def run(self) -> None:
         """Until nothing is left: no event, no timer, no retry, and nothing under way in the transport.
@@ -113,7 +118,7 @@ class Simulator:
                     continue
             moves = machine.moves()
             if moves and rng.random() >= chaos.tick:
-                rng.choice(moves)()
+                self._pick(moves)()
                 continue
             wake = machine.tick()
             if machine.moves():
@@ -125,6 +130,17 @@ class Simulator:
             self.clock.advance_to(wake)
         raise Stuck(f"no end after {self.moves:,} moves: {machine.left()}")
 
+    def _pick(self, moves: list[Move]) -> Move:
+        lag, rng = self.chaos.lag, self._rng
+        if not lag:
+            return rng.choice(moves)
+        if rng.random() < _NEW_SPEEDS:
+            self._speeds.clear()
+        for move in moves:
+            if (name := _name_of(move)) not in self._speeds:
+                self._speeds[name] = rng.choice(_SLOW) if rng.random() < lag else 1.0
+        return rng.choices(moves, [self._speeds[_name_of(move)] for move in moves])[0]
+
     def _interrupt(self, worker: Worker) -> None:
         if self._kills > 0 and self._rng.random() < self.chaos.inner_kill:
             self._kills -= 1
@@ -134,3 +150,11 @@ class Simulator:
         if self._rng.random() < self.chaos.stall:
             self._elapsed += 0.07
         return self._elapsed
+
+
+def _name_of(move: Move) -> tuple[str, str, int]:
+    """What moves: the method, and of which worker."""
+    worker = getattr(move, "__self__", None)
+    if isinstance(worker, Worker):
+        return move.__name__, worker.pool, worker.index
+    return getattr(move, "__name__", "end"), getattr(worker, "name", ""), 0
