@@ -21,8 +21,9 @@ from typing import Any
 import msgspec
 
 from grape.authoring.loading import load
+from grape.authoring.raised import line_of
 from grape.authoring.topology import Topology
-from grape.errors import GrapeError, ProtocolError, TopologyError
+from grape.errors import ProtocolError
 from grape.protocol.framing import engine_frames, frame
 from grape.protocol.messages import (
     VERSION,
@@ -39,9 +40,12 @@ from grape.protocol.messages import (
     Welcome,
     Work,
 )
-from grape.worker import output
-from grape.worker.blame import user_traceback
+from grape.worker import children
+from grape.worker.blame import refusal_of, user_traceback
 from grape.worker.concurrent import AsyncPool
+from grape.worker.link import EXIT_LOST, EngineSocket
+from grape.worker.mishaps import hook_threads, run_loop
+from grape.worker.output import Output
 from grape.worker.runtime import CAPABILITIES, Runtime
 from grape.worker.watchdog import Watchdog
 
@@ -126,32 +130,35 @@ def die_with_parent(parent: int) -> None:
         os._exit(0)
 
 
-def begin(fd: int, parent: int) -> socket.socket:
+def begin(fd: int, parent: int) -> EngineSocket:
     """Live as a worker of ``parent`` has to; returns the socket to it. ``parent`` 0: the jail sees to its end."""
     if parent:
         die_with_parent(parent)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    sock = socket.socket(fileno=fd)
+    sock = EngineSocket(fileno=fd)
     sock.set_inheritable(False)
+    children.watch(sock)
     return sock
 
 
 class SetupFailed(Exception):
     """A node's `setup` has failed, with this error."""
 
-    def __init__(self, error: Exception) -> None:
-        super().__init__(str(error))
+    def __init__(self, error: BaseException) -> None:
+        super().__init__(line_of(error))
         self.error = error
 
 
-def run(sock: socket.socket, topology: Topology) -> None:
+def run(sock: socket.socket, topology: Topology, output: Output) -> None:
     """Serve the engine with an app in Python."""
     engine = Engine(sock)
     spec = topology.spec()
     runtime = Runtime(topology.handlers, spec, engine.ask, engine.send)
-    output.install(runtime)
+    runtime.complain = output.complain
+    output.speak_for(runtime.speaks)
+    children.at_fork(runtime.abandon)
     engine.send(Hello(VERSION, os.getpid(), "python", spec, CAPABILITIES))
     serve(engine, runtime)
 
@@ -180,13 +187,15 @@ def serve(engine: Engine, runtime: Runtime) -> None:
                 runtime.welcome(message)
                 try:
                     runtime.setup()
-                except Exception as e:
+                except BaseException as e:
+                    children.end_child(e)
                     raise SetupFailed(e) from None
+                children.end_child()
                 engine.send(Beat())
                 watchdog = Watchdog(runtime, engine.send, message.heartbeat_timeout / 6)
                 watchdog.start()
                 if runtime.is_async:
-                    asyncio.run(run_async(engine, runtime))
+                    run_loop(run_async(engine, runtime), runtime.complain or _unsaid, runtime.speaks)
                     break
             case Drain() | None:
                 break
@@ -207,6 +216,12 @@ async def run_async(engine: Engine, runtime: Runtime) -> None:
     pool = AsyncPool(runtime, engine.send)
     loop = asyncio.get_running_loop()
     ended = loop.create_future()
+
+    def broken(error: BaseException) -> None:
+        if not ended.done():
+            ended.set_exception(error)
+
+    pool.broken = broken
 
     def readable() -> None:
         try:
@@ -229,31 +244,29 @@ async def run_async(engine: Engine, runtime: Runtime) -> None:
             if messages is None and not ended.done():
                 ended.set_result(None)
         except BaseException as e:
-            if not ended.done():
-                ended.set_exception(e)
+            broken(e)
 
-    def failed(_: object, context: dict[str, Any]) -> None:
-        error = context.get("exception") or RuntimeError(context.get("message"))
-        if not ended.done():
-            ended.set_exception(error)
-
-    loop.set_exception_handler(failed)
     loop.add_reader(engine.fileno(), readable)
     if engine.has_messages:  # they came together with the welcome
         loop.call_soon(readable)
     try:
-        await ended
+        while not ended.done():
+            with contextlib.suppress(asyncio.CancelledError):  # a handler may cancel every task that it finds
+                await asyncio.wait([ended])
+        ended.result()
         pool.flush()
     finally:
         loop.remove_reader(engine.fileno())
 
 
+def _unsaid(text: str, slot: str | None = None, /) -> None:
+    sys.stderr.write(text)
+
+
 def refuse(sock: socket.socket, error: BaseException) -> None:
     """Tell the engine why this app cannot be run."""
-    kind = error.code if isinstance(error, GrapeError) else "start"
-    text = str(error) if isinstance(error, GrapeError) else user_traceback(error)
     with contextlib.suppress(OSError):
-        sock.sendall(frame(Refusal(kind, text)))
+        sock.sendall(frame(Refusal(*refusal_of(error))))
 
 
 def main() -> None:
@@ -265,26 +278,42 @@ def main() -> None:
     options = parser.parse_args()
     sock = begin(options.fd, options.parent)
     config = msgspec.json.decode(options.config)
+    output = Output()
+    hook_threads(output.complain)
+    code = _live(sock, options.target, config, output)
+    output.flush()
+    if sock.is_lost:
+        os._exit(EXIT_LOST)  # whatever came of that
+    sys.exit(code)
+
+
+def _live(sock: EngineSocket, target: str, config: dict[str, Any], output: Output) -> int:
+    """The life of a worker; returns its exit code."""
     try:
-        topology = load(options.target, config)
+        topology = load(target, config)
         topology.spec()
-    except (TopologyError, Exception) as e:
+        children.end_child()
+    except BaseException as e:
+        children.end_child(e)
         refuse(sock, e)
-        sys.exit(2)
+        return 2
     # What is loaded stays. The default of 700 would look for cycles several times in every stage.
     gc.freeze()
     gc.set_threshold(20_000)
     try:
-        run(sock, topology)
+        run(sock, topology, output)
     except (BrokenPipeError, ConnectionResetError):
-        sys.exit(0)
+        return 0
     except SetupFailed as e:
         refuse(sock, e.error)
-        sys.stderr.write(user_traceback(e.error))
-        sys.exit(1)
-    except Exception as e:
+        output.complain(user_traceback(e.error))
+        return 1
+    except SystemExit as e:
+        children.end_child(e)
+        return e.code if isinstance(e.code, int) else 0
+    except BaseException as e:
+        children.end_child(e)
         refuse(sock, e)
-        raise
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
+        output.complain(user_traceback(e))
+        return 1
+    return 0
