@@ -114,3 +114,8 @@ class ProtocolError(EngineError):
 
 class Runaway(EngineError):
     code = "runaway"
+
+
+class Unstoppable(BaseException):
+    """Not an error, and nobody's failure: the runtime's own way out of a handler, past everything that takes whatever a
+    handler raises for the failure of its event."""

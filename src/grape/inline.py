@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from grape.authoring.topology import Topology
-from grape.protocol.messages import VERSION, FromWorker, Hello, ToWorker
+from grape.protocol.messages import VERSION, FromWorker, Hello, ToWorker, Welcome
 from grape.worker.dispatcher import Dispatcher
 from grape.worker.runtime import CAPABILITIES, Runtime
 
@@ -41,7 +41,7 @@ class InlineLink:
         self._schedule = schedule
         self._gone = gone
         self._has_ended = False
-        self.dispatcher = Dispatcher(self._say, self._soon, self._wait)
+        self.dispatcher = Dispatcher(self._say, self._soon, self._wait, is_set_up=self._is_set_up)
         spec = topology.spec()
         self.runtime = Runtime(topology.handlers, spec, self.dispatcher.ask, self._say, clock, wall)
         self.dispatcher.serve(self.runtime)
@@ -55,6 +55,9 @@ class InlineLink:
     def _wait(self) -> None:
         """An answer is there as soon as the question has been asked."""
         raise AssertionError("the engine did not answer at once")
+
+    def _is_set_up(self, message: Welcome) -> None:
+        pass
 
     def _soon(self, step: Callable[[], None]) -> None:
         self._schedule(lambda: self._do(step))

@@ -136,6 +136,7 @@ def make_cycles(seed: int) -> Plan:
         reply_ttl=1e9,
     )
     kills = rng.choice((0, 0, 2))
+    large = rng.random() < 0.1
     chaos = Chaos(
         weakness=rng.choice((None, Weakness(0.0, 0.05, 0.05, 0.05))),
         worker_kill=0.005,
@@ -145,8 +146,8 @@ def make_cycles(seed: int) -> Plan:
         lag=rng.choice((0.0, 0.3, 0.6)),
     )
     roots = tuple(
-        Root(rng.choice(events), rng.choice(KEYS), f"r{number}", rng.randint(1, 4), "none")
-        for number in range(rng.randint(1, 6))
+        Root(rng.choice(events), rng.choice(KEYS), f"r{number}", rng.randint(1, 2 + large), "none")
+        for number in range(rng.randint(1, 2 + 3 * large))
     )
     pools = Profile(idle_timeout=Duration(0)) if rng.random() < 0.7 else profile(seed)
     return Plan(

@@ -290,10 +290,12 @@ class _Allowance:
 
 
 _BY_CODE: Final = {
+    71: ": its socket to the engine was closed, by something that closes descriptors it did not open (os.closerange?)",
     126: ": it is no program, or may not be executed",
     127: ": the program was not found, or what its first line names (#!) was not",
 }
-"""What whoever executes a program for somebody else says by its exit code, since shells do."""
+"""What a worker of ours (`grape.worker.link.EXIT_LOST`), and whoever executes a program for somebody else, says by its
+exit code."""
 
 
 def how_it_ended(ending: Ending) -> str:

@@ -37,6 +37,7 @@ class FakeLoop(asyncio.SelectorEventLoop):
         self._timers: list[tuple[float, int, asyncio.TimerHandle]] = []
         self._numbered = 0
         self._error: BaseException | None = None
+        self._readers: dict[int, Callable[..., object]] = {}
         super().__init__()
         self.set_exception_handler(self._note)
 
@@ -56,6 +57,23 @@ class FakeLoop(asyncio.SelectorEventLoop):
         self._numbered += 1
         heapq.heappush(self._timers, (when, self._numbered, handle))
         return handle
+
+    def add_reader(self, fd: Any, callback: Callable[..., object], *args: Any) -> None:  # type: ignore[override]
+        """``fd``: any number; `readable` says that something has come. (asyncio's own pipe has a real one.)"""
+        if fd >= 0:
+            super().add_reader(fd, callback, *args)
+        else:
+            self._readers[fd] = callback
+            self.readable(fd)  # what came before waits for its reader
+
+    def remove_reader(self, fd: Any) -> bool:
+        return super().remove_reader(fd) if fd >= 0 else self._readers.pop(fd, None) is not None
+
+    def readable(self, fd: int) -> None:
+        """Something has come: who reads it is called with the next round, as if a selector had said so. Whether it is
+        still there by then is not asked."""
+        if fd in self._readers:
+            self.call_soon(self._readers[fd])
 
     def next_due(self) -> int | None:
         """When the next timer is due, microseconds of the clock; None: there is none."""

@@ -26,7 +26,7 @@ from grape.engine.committer import Committer
 from grape.engine.engine import Engine
 from grape.engine.intake import Feed, Prepared
 from grape.engine.outlet import Take
-from grape.errors import EngineError, GrapeError
+from grape.errors import EngineError, GrapeError, Unstoppable
 from grape.inline import InlineLink
 from grape.model import batch as codec
 from grape.model.address import CATALOG, DEFAULT_PARTITIONS
@@ -38,13 +38,15 @@ from grape.model.topology import Limits, TopologySpec
 from grape.protocol.messages import Announce, Ask, FromWorker, ToWorker, Welcome
 from grape.testing.loop import FakeLoop
 from grape.transports.memory import MemoryBroker, MemoryTransport
+from grape.worker.process import serve_on_loop
 
 _TAKE_BYTES: Final = 1 << 20
+_FAKE_SOCKET: Final = -1
 
 Move = Callable[[], None]
 
 
-class Crash(BaseException):
+class Crash(Unstoppable):
     """Raised by a handler, it ends its worker on the spot, like a segmentation fault: nothing of the running work
     arrives. No ``except Exception`` stops it."""
 
@@ -179,6 +181,7 @@ class Worker(InlineLink):
         self.is_welcome = False
         self.loop: FakeLoop | None = None
         self._tasks: deque[Callable[[], object]] = deque()
+        self._arrived: deque[ToWorker] = deque()
         self._machine = machine
         if any(node.is_async and node.pool == pool for node in topology.spec().nodes):
             self.loop = FakeLoop(machine.clock)
@@ -216,14 +219,22 @@ class Worker(InlineLink):
 
     def _wait(self) -> None:
         """As over a socket: until something is heard; everybody else goes on meanwhile."""
-        self.asks = True
-        try:
-            before = self._count
-            while self._count == before:
-                if self.is_dead or not self._machine.go_on():
-                    raise Crash  # the engine has ended this worker, or stopped
-        finally:
-            self.asks = False
+        self.read(super().send, wait=True)
+
+    def _is_set_up(self, message: Welcome) -> None:
+        if self.loop is not None and self.dispatcher.pool is not None:
+            self._serving = self.loop.create_task(serve_on_loop(self, self.dispatcher))
+            self._serving.add_done_callback(self._served)
+
+    def _served(self, task: asyncio.Task[None]) -> None:
+        if task.cancelled() or self.is_dead:
+            return
+        error = task.exception()
+        if error is not None and self.loop is not None:
+            self.loop.fail(error)
+        elif error is None:
+            self.runtime.teardown()
+            self.kill()
 
     # What the engine calls
 
@@ -236,9 +247,6 @@ class Worker(InlineLink):
         self.die(len(self.said))
 
     # What the driver calls
-
-    _count = 0
-    """Messages that were heard."""
 
     @property
     def has_work(self) -> bool:
@@ -264,9 +272,32 @@ class Worker(InlineLink):
         self._machine.engine.received(self.pool, self.index, self, self.said.popleft())
 
     def hear(self) -> None:
-        """The engine's oldest word arrives."""
-        self._count += 1
-        super().send(self.heard.popleft())
+        """The engine's oldest word arrives in the worker's socket. Somebody who waits for an answer reads it at once;
+        else a synchronous pool does when it is its turn, and the loop of an asynchronous one is told."""
+        self._arrived.append(self.heard.popleft())
+        if self.loop is not None and self.dispatcher.pool is not None:
+            self.loop.readable(_FAKE_SOCKET)
+        elif not self.asks:
+            self._later(self._read_all)
+
+    def fileno(self) -> int:
+        return _FAKE_SOCKET
+
+    def read(self, take: Callable[[ToWorker], None], *, wait: bool) -> bool:
+        """All that has arrived, as one read of a socket gives it."""
+        self.asks = wait
+        try:
+            while wait and not self._arrived:
+                if self.is_dead or not self._machine.go_on():
+                    raise Crash  # the engine has ended this worker, or stopped
+        finally:
+            self.asks = False
+        while self._arrived:
+            take(self._arrived.popleft())
+        return not self.is_dead
+
+    def _read_all(self) -> None:
+        self.read(super().send, wait=False)
 
     def die(self, arriving: int) -> None:
         """End now. Of what was said and not delivered, the first ``arriving`` messages still arrive."""
@@ -283,6 +314,7 @@ class Worker(InlineLink):
         """Nothing of it is left."""
         self.is_dead = True
         if self.loop is not None and not self.loop.is_closed():
+            self.loop.readable(_FAKE_SOCKET)
             self.loop.abandon()
         self.dispatcher.pool = None  # the frames of a crash hold events, in which the garbage collector does not look
 

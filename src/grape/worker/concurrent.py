@@ -23,12 +23,13 @@ from grape.model.batch import runs_of
 from grape.model.cursor import Progress
 from grape.model.event import Event
 from grape.protocol.messages import Announce, Assign, BatchItem, Named, Result, RetryItem, Revoke, Work
+from grape.worker import children
 from grape.worker.effects import Assigned, Effects
 from grape.worker.emits import EmitColumns, bind
 from grape.worker.retries import Retries
 from grape.worker.runtime import Overdue, Runtime
 from grape.worker.stage import RootStage, RunColumns, Stage
-from grape.worker.units import Emissions, StateAccess, Unit, arguments, stray_result
+from grape.worker.units import Emissions, StateAccess, Unit, arguments, failure, stray_result
 from grape.worker.values import Unfit, to_value
 
 FLUSH_SECONDS: Final = 0.020
@@ -93,7 +94,10 @@ class Job:
         self.columns = EmitColumns(pool.runtime.limits.max_result, single=True)
         self.emitter = Context()
         self.access: StateAccess | None = None
+        self.is_started = False
         self.is_over = False
+        self.is_late = False
+        """It ran over its timeout, and was cancelled for that."""
         self.finish: Callable[[], None] = _nothing
 
     @property
@@ -115,7 +119,7 @@ class AsyncPool:
         self.runtime = runtime
         self._send = send
         self._effects: dict[int, Effects] = {}
-        self._ended: dict[int, list[int]] = {}
+        self._ended_works: dict[int, list[int]] = {}
         self._lines: dict[tuple[int, int, str, str], deque[Job]] = {}
         self._ready: deque[Job] = deque()
         self._is_admitting = False
@@ -132,6 +136,8 @@ class AsyncPool:
         self._careful: asyncio.Task[None] | None = None
         self._is_broken = False
         """Something ended this worker in the middle of an event; what there is of its effects is never handed in."""
+        self.broken: Callable[[BaseException], None] = _raise
+        """Told of what ends this worker, whatever callback of the loop it comes up in."""
         runtime.single = True
         runtime.speaker = _speaker
         runtime.overdue = self._overdue
@@ -147,7 +153,7 @@ class AsyncPool:
     def revoke(self, message: Revoke) -> None:
         self.runtime.revoke(message)
         self._effects.pop(message.partition, None)
-        self._ended.pop(message.partition, None)
+        self._ended_works.pop(message.partition, None)
 
     def work(self, message: Work) -> None:
         """Start a work; its results come through ``send``."""
@@ -167,7 +173,7 @@ class AsyncPool:
                 continue
             if message.careful:
                 self._careful = asyncio.ensure_future(self._run_carefully(message, part))
-                self._careful.add_done_callback(_raise)
+                self._careful.add_done_callback(self._over_carefully)
             else:
                 self._start(message, part)
 
@@ -273,23 +279,49 @@ class AsyncPool:
         node = job.unit.node
         self._running[node] -= 1
         waiting = self._waiting.get(node)
-        if self._crowd:
-            self._admit(self._crowd.popleft())
-        if waiting:
-            self._admit(waiting.popleft())
-        _raise(task)
+        try:
+            if self._crowd:
+                self._admit(self._crowd.popleft())
+            if waiting:
+                self._admit(waiting.popleft())
+            self._ended(job, task)
+        except BaseException as e:
+            self._break(e)
+
+    def _over_carefully(self, task: asyncio.Task[None]) -> None:
+        try:
+            task.result()
+        except BaseException as e:
+            self._break(e)
+
+    def _ended(self, job: Job, task: asyncio.Task[None]) -> None:
+        """Its task is over. Another handler may have cancelled it before it began; what else it raised is no failure of
+        an event, and ends the worker."""
+        if not task.cancelled():
+            task.result()
+        elif not job.is_started and self._is_current(job.part) and self._begin(job):
+            job.is_over = True
+            self.runtime.count(job.unit, job.stage)
+            error = asyncio.CancelledError("another handler cancelled its task before it began")
+            self._finished(job, partial(self._take_effect, job, error))
+
+    def _break(self, error: BaseException) -> None:
+        self._is_broken = True
+        self.broken(error)
 
     async def _run(self, job: Job) -> None:
         unit, stage, runtime = job.unit, job.stage, self.runtime
+        job.is_started = True
         if not self._is_current(job.part) or not self._begin(job):
             return
         error: BaseException | None = None
         try:
             await self._call(job)
-        except asyncio.CancelledError:
-            error = Timeout(f"{unit.node!r} ran over its timeout of {unit.slots[stage.name_of(0)].timeout:g} s")
-        except (Exception, SystemExit) as e:
-            error = e
+        except BaseException as e:
+            error = failure(e)
+            if job.is_late and isinstance(e, asyncio.CancelledError):
+                error = Timeout(f"{unit.node!r} ran over its timeout of {unit.slots[stage.name_of(0)].timeout:g} s")
+        children.end_child()
         job.is_over = True
         if self._is_current(job.part):
             runtime.count(unit, stage)
@@ -348,8 +380,8 @@ class AsyncPool:
             if error is None:
                 try:
                     job.access.apply()
-                except HandlerError as e:
-                    error = e
+                except BaseException as e:  # comparing values is code of the user's
+                    error = failure(e)
         if error is not None:
             runtime.fail(unit, stage, 0, error)
         elif job.columns.data:
@@ -396,12 +428,16 @@ class AsyncPool:
         assert task is not None
         timer: asyncio.TimerHandle | None = None
 
+        def cancel() -> None:
+            job.is_late = True
+            task.cancel()
+
         def restart() -> None:
             nonlocal timer
             if timer is not None:
                 timer.cancel()
             if slot.timeout:
-                timer = loop.call_later(slot.timeout, task.cancel)
+                timer = loop.call_later(slot.timeout, cancel)
                 self._deadlines[job] = time.monotonic() + slot.timeout
 
         stage.on_progress = restart
@@ -496,7 +532,9 @@ class AsyncPool:
                     self._finished(job, partial(self._fail_named, job, one))
                 return
         self.runtime.announce(Announce(job.part.number, job.part.epoch, event_id, node))
-        await asyncio.ensure_future(self._run(job))
+        task = asyncio.ensure_future(self._run(job))
+        await asyncio.wait([task])  # one that a handler has cancelled is no end of this task
+        self._ended(job, task)
 
     # ------------------------------------------------------------------ results
 
@@ -528,7 +566,7 @@ class AsyncPool:
 
     def _end(self, work: _Work, part: Assigned) -> None:
         self._effects_of(part)
-        self._ended.setdefault(part.number, []).append(work.message.seq)
+        self._ended_works.setdefault(part.number, []).append(work.message.seq)
         self._flush_soon()
 
     def _flush_soon(self) -> None:
@@ -536,7 +574,13 @@ class AsyncPool:
             self.flush()
         if not self._flush_due:
             self._flush_due = True
-            asyncio.get_running_loop().call_later(FLUSH_SECONDS, self.flush)
+            asyncio.get_running_loop().call_later(FLUSH_SECONDS, self._flush_now)
+
+    def _flush_now(self) -> None:
+        try:
+            self.flush()
+        except BaseException as e:
+            self._break(e)
 
     def flush(self) -> None:
         """Hand in what is finished."""
@@ -544,7 +588,7 @@ class AsyncPool:
         if self._is_broken:
             return
         effects, self._effects = self._effects, {}
-        ended, self._ended = self._ended, {}
+        ended, self._ended_works = self._ended_works, {}
         for number, of_part in effects.items():
             part = self.runtime.assigned(number)
             if part is not None:
@@ -572,10 +616,8 @@ def _nothing() -> None:
     pass
 
 
-def _raise(task: asyncio.Task[None]) -> None:
-    """What ended a task ends the worker."""
-    if not task.cancelled() and task.exception() is not None:
-        raise task.exception()  # type: ignore[misc]
+def _raise(error: BaseException) -> None:
+    raise error
 
 
 def _speaker() -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 
+from grape.authoring.raised import line_of
 from grape.errors import ProtocolError
 from grape.protocol.messages import (
     VERSION,
@@ -24,6 +25,7 @@ from grape.protocol.messages import (
     Welcome,
     Work,
 )
+from grape.worker import children
 from grape.worker.concurrent import AsyncPool
 from grape.worker.runtime import Runtime
 
@@ -32,7 +34,7 @@ class SetupFailed(Exception):
     """A node's `setup` has failed, with this error."""
 
     def __init__(self, error: BaseException) -> None:
-        super().__init__(str(error))
+        super().__init__(line_of(error))
         self.error = error
 
 
@@ -168,8 +170,10 @@ class Dispatcher:
         self.runtime.welcome(message)
         try:
             self.runtime.setup()
-        except Exception as e:
+        except BaseException as e:
+            children.end_child(e)
             raise SetupFailed(e) from None
+        children.end_child()
         if self.runtime.is_async:
             self.pool = AsyncPool(self.runtime, self._send_result)
         self.send(Beat())

@@ -12,7 +12,7 @@ from typing import Any, Final
 from msgspec import Struct
 
 from grape.authoring.emitter import INHERIT, Emitter, column_length, seconds
-from grape.errors import EventOver, TooLarge, UnknownEvent
+from grape.errors import EventOver, TooLarge, UnknownEvent, Unstoppable
 from grape.model.address import Partitions
 from grape.worker.values import Raw, encode, to_value
 
@@ -58,9 +58,8 @@ class Names:
         return UnknownEvent(f"node {node!r} emits {name!r}, neither a slot nor an output of {self.app!r}{hint}")
 
 
-class TooMuch(BaseException):
-    """What several events have done together is over ``max-result``: they have to run one by one. Not an Exception, so
-    that no handler catches it."""
+class TooMuch(Unstoppable):
+    """What several events have done together is over ``max-result``: they have to run one by one."""
 
 
 class EmitColumns:

@@ -34,10 +34,12 @@ from grape.protocol.messages import (
     Welcome,
     Work,
 )
-from grape.worker.blame import blame
+from grape.worker import children
+from grape.worker.blame import blame, user_traceback
 from grape.worker.delivery import Delivery
 from grape.worker.effects import Assigned, Effects
 from grape.worker.emits import Names, TooMuch
+from grape.worker.mishaps import Complain
 from grape.worker.retries import Retries
 from grape.worker.stage import RetryStage, RootStage, RunColumns, Stage
 from grape.worker.state import StateTable
@@ -99,6 +101,8 @@ class Runtime:
         """What the watchdog looks at."""
         self.speaker: Callable[[], str] = self._running_node
         """The node that runs right now, "" for none: what is printed is said by it."""
+        self.complain: Complain | None = None
+        """Says what no event has."""
         self.overdue: Callable[[float], Overdue | None] = _nobody
         """The async event that has run for too long at a monotonic time, and that cancelling has not ended."""
         self.progress = 0
@@ -107,6 +111,10 @@ class Runtime:
         """Held events that run right now, by (id, node)."""
         self._assigned: dict[int, Assigned] = {}
         self._chunk: dict[str, int] = {}
+
+    def speaks(self) -> str:
+        """What ``speaker`` says."""
+        return self.speaker()
 
     def _running_node(self) -> str:
         running = self.running
@@ -165,10 +173,23 @@ class Runtime:
                 unit.handler.instance.setup()
 
     def teardown(self) -> None:
-        """Call the nodes' ``teardown``, after the last event."""
+        """Call the nodes' ``teardown``, after the last event. What one raises is said, and keeps no other from its."""
         for unit in self.units.values():
-            if unit.handler.instance is not None:
+            if unit.handler.instance is None:
+                continue
+            try:
                 unit.handler.instance.teardown()
+            except BaseException as e:
+                children.end_child(e)
+                if self.complain is None:
+                    raise
+                self.complain(f"teardown of {unit.node!r} failed\n{user_traceback(e)}", unit.node)
+            children.end_child()
+
+    def abandon(self) -> None:
+        """In a child that a handler has forked: nothing runs behind the event that runs."""
+        if self.running is not None:
+            self.running[0].abandon()
 
     def assign(self, message: Assign) -> None:
         self._assigned[message.partition] = Assigned(message)

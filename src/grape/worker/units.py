@@ -7,6 +7,7 @@ State), `BatchUnit`, and `GeneralUnit` for every other shape. ``benchmarks/`` ha
 
 from __future__ import annotations
 
+import signal
 from abc import ABC, abstractmethod
 from typing import Any, Final, Protocol
 
@@ -15,18 +16,31 @@ from msgspec import Struct
 from grape.authoring.emitter import Context, Emitter
 from grape.authoring.handler import Handler
 from grape.authoring.state import LOADER, WRITTEN, State
-from grape.errors import HandlerError, NoKey
+from grape.errors import HandlerError, NoKey, Unstoppable
 from grape.model.address import Partitions
 from grape.model.event import Event
 from grape.model.topology import Limits, SlotSpec
 from grape.protocol.messages import Named
+from grape.worker import children
 from grape.worker.emits import EmitColumns, Names, bind, unbind, weight
 from grape.worker.stage import Stage
 from grape.worker.state import MISSING, BadState, StateTable
 from grape.worker.values import MAX_INT, MIN_INT, PLAIN, Payload, Raw, Unfit, to_value
 
-Failures: Final = (Exception, SystemExit)
-"""What a handler may raise. Anything else ends the worker."""
+
+def failure(error: BaseException) -> BaseException:
+    """``error``, which a handler has raised: whatever it is, it is the failure of its event.
+
+    Raises:
+        Unstoppable: it is no failure. Nor is a KeyboardInterrupt where Ctrl-C still raises one, in no matter what runs:
+            in the harness, never in a worker.
+    """
+    children.end_child(error)
+    if isinstance(error, Unstoppable) or (
+        isinstance(error, KeyboardInterrupt) and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    ):
+        raise error
+    return error
 
 
 class Emissions(Struct, frozen=True):
@@ -103,6 +117,8 @@ class Unit(ABC):
         self._call = handler.call
         self._columns = EmitColumns(limits.max_result)
         self._marks: list[int] = []
+        self._events: list[Event] = []
+        self._data: list[Any] = []
         self.emitter: Emitter = handler.instance if handler.instance is not None else Context()
         self._names = names
         self._partitions = partitions
@@ -139,11 +155,13 @@ class Unit(ABC):
             if not locked and not (self._typed and data is not None and Unfit in set(map(type, data))):
                 try:
                     self._fast()
+                    children.end_child()
                     start = stage.count
-                except Failures as e:
+                except BaseException as e:
+                    failed = failure(e)
                     start = self.position()
                     self._undo()
-                    self._host.fail(self, stage, start, e)
+                    self._host.fail(self, stage, start, failed)
                     self._close(start)
                     start += 1
             for i in range(start, stage.count):
@@ -154,13 +172,19 @@ class Unit(ABC):
                         if self._typed and data is not None and type(data[i]) is Unfit:
                             raise data[i].error
                         self._one(i)
-                    except Failures as e:
+                    except BaseException as e:
+                        failed = failure(e)
                         self._undo()
-                        self._host.fail(self, stage, i, e)
+                        self._host.fail(self, stage, i, failed)
                 self._close(i)
             return self._finish(stage)
         finally:
             self._end()
+
+    def abandon(self) -> None:
+        """In a child that was forked by the handler: the stage ends with the event that runs."""
+        self._events.clear()
+        self._data.clear()
 
     def _end(self) -> None:
         """The stage is over, however it ended: nothing of it is kept."""
@@ -188,6 +212,7 @@ class Unit(ABC):
 
     def _close(self, index: int) -> None:
         """Event ``index`` is over, however it ended."""
+        children.end_child()
         self._marks.append(len(self._columns.data))
 
     def _finish(self, stage: Stage) -> Emissions | None:
@@ -224,7 +249,6 @@ class FunctionUnit(Unit):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._out: list[Any] = []
-        self._data: list[Any] = []
 
     def position(self) -> int:
         return len(self._out)
@@ -234,8 +258,13 @@ class FunctionUnit(Unit):
         self._data = data if data is not None else [None] * stage.count
 
     def _fast(self) -> None:
+        if len(self._data) == 1:
+            self._one(0)
+            return
         # What a failing map has given stays in the list: `position` is the failed one.
         self._out.extend(map(self._call, self._data))
+        if len(self._out) < len(self._data):  # a StopIteration is the end of a map, and gone
+            raise StopIteration(f"raised by {self.node!r} ({self.handler.where})")
 
     def _one(self, index: int) -> None:
         self._out.append(self._call(self._data[index]))
@@ -244,6 +273,7 @@ class FunctionUnit(Unit):
         pass
 
     def _close(self, index: int) -> None:
+        children.end_child()
         if len(self._out) == index:
             self._out.append(None)
 
@@ -295,10 +325,10 @@ class FunctionUnit(Unit):
                     raise stray_result(self.node, self.slots[stage.name_of(i)].emits, value)
                 if type(value) not in (bool, float):
                     out[i] = to_value(value, self._limits.max_event)
-            except Failures as e:
+            except BaseException as e:
                 out[i] = None
                 failed = True
-                self._host.fail(self, stage, i, e)
+                self._host.fail(self, stage, i, failure(e))
 
 
 def _ascii_size(texts: list[str], largest: int) -> int:
@@ -655,13 +685,13 @@ class BatchUnit(NodeUnit):
                 outcome = outcomes[i]
                 if self._must_wait(stage, i):
                     host.behind(self, stage, i)
-                elif isinstance(outcome, Failures):
+                elif isinstance(outcome, BaseException):
                     host.fail(self, stage, i, outcome)
                 else:
                     try:
                         self._returned(stage.name_of(i), outcome)
-                    except Failures as e:
-                        host.fail(self, stage, i, e)
+                    except BaseException as e:
+                        host.fail(self, stage, i, failure(e))
                 self._close(i)
             return self._finish(stage)
         finally:
@@ -671,13 +701,15 @@ class BatchUnit(NodeUnit):
         """One outcome an event; a raise fails all of them singly."""
         try:
             results = self._call([e.data for e in events] if self.handler.arguments == ("payload",) else events)
+            children.end_child()
             if not isinstance(results, list | tuple) or len(results) != len(events):
                 sized = isinstance(results, list | tuple)
                 got = f"{len(results)} results" if sized else f"a {type(results).__name__}"
                 raise HandlerError(f"{self.node!r} got {len(events)} events and returned {got}, not one result each")
-        except Failures as e:
+        except BaseException as e:
+            failed = failure(e)
             self._columns.cut(self._event_start())
-            return [e] * len(events)
+            return [failed] * len(events)
         return list(results)
 
     def _one(self, index: int) -> None:

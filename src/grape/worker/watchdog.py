@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import threading
 import time
 from collections.abc import Callable
-from typing import Final
+from typing import Final, NoReturn
 
 from grape.protocol.messages import Beat, FromWorker, Stuck
 from grape.worker.blame import user_stack
+from grape.worker.link import EXIT_LOST, LostSocket
 from grape.worker.runtime import Overdue, Runtime
 
 _SAMPLE: Final = 0.05
@@ -38,6 +40,14 @@ class Watchdog(threading.Thread):
         self._stopped.set()
 
     def run(self) -> None:
+        try:
+            self._watch()
+        except (BrokenPipeError, ConnectionResetError):
+            return  # the engine is gone; whoever waits for it sees that
+        except LostSocket:
+            _leave(EXIT_LOST)
+
+    def _watch(self) -> None:
         last_beat = time.monotonic()
         seen: tuple[object, int, int] | None = None
         since = last_beat
@@ -62,8 +72,7 @@ class Watchdog(threading.Thread):
             slot = unit.slots.get(stage.name_of(index))
             if slot is not None and slot.timeout and now - since > slot.timeout:
                 if not unit.is_exact:  # in careful mode it will be
-                    sys.stderr.flush()
-                    os._exit(EXIT_STUCK)
+                    _leave(EXIT_STUCK)
                 self._report(Overdue(self._runtime.place, unit.node, stage.id_of(index), slot.timeout))
 
     def _report(self, late: Overdue) -> None:
@@ -71,5 +80,12 @@ class Watchdog(threading.Thread):
         partition, epoch = late.place
         trace = user_stack(sys._current_frames().get(self._main or 0))
         self._send(Stuck(partition, epoch, late.event_id, late.node, text, trace))
-        sys.stderr.flush()
-        os._exit(EXIT_STUCK)
+        _leave(EXIT_STUCK)
+
+
+def _leave(code: int) -> NoReturn:
+    """At once, whatever has become of the streams."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(Exception):
+            stream.flush()
+    os._exit(code)

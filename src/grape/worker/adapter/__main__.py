@@ -19,7 +19,8 @@ from grape.worker.adapter.lines import LinesSpeaker
 from grape.worker.adapter.runtime import AdapterRuntime
 from grape.worker.adapter.speaker import BaseSpeaker, Gone, name_of
 from grape.worker.dispatcher import SetupFailed
-from grape.worker.main import Connection, WorkerProcess, begin
+from grape.worker.main import begin
+from grape.worker.process import Connection, WorkerProcess
 from grape.worker.runtime import CAPABILITIES
 
 
