@@ -5,7 +5,8 @@
     │   ├── TopologyError    the topology cannot be built as written
     │   ├── Interrupted      stopped before the app was there
     │   ├── UsageError       an option, a file or a directory that does not fit
-    │   │   └── InUse        another process holds the data directory
+    │   │   ├── InUse        another process holds the data directory
+    │   │   └── BadArgument  an argument of a call; also a TypeError and a ValueError
     │   └── HandlerError     raised inside a handler; fails that event alone
     │       ├── UnknownEvent   emit to a name that is neither slot nor output
     │       ├── NoKey          keyed state used in an event without a key
@@ -15,6 +16,7 @@
     ├── Refused              the engine says no for now: full, or a feature that a backend lacks
     │   ├── Full
     │   ├── Conflict         same id, other content
+    │   ├── NoAnswer         nothing is known in time; also a TimeoutError
     │   └── Unsupported
     └── EngineError          ours, or the machine's: the engine has to stop
         ├── Corrupt          stored bytes fail their checksum or format
@@ -53,6 +55,10 @@ class InUse(UsageError):
     code = "in-use"
 
 
+class BadArgument(UsageError, TypeError, ValueError):
+    code = "bad-argument"
+
+
 class HandlerError(UserError):
     code = "handler"
 
@@ -89,6 +95,10 @@ class Full(Refused):
 class Conflict(Refused):
     code = "conflict"
     retriable = False
+
+
+class NoAnswer(Refused, TimeoutError):
+    code = "no-answer"
 
 
 class Unsupported(Refused):

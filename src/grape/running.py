@@ -38,7 +38,7 @@ from grape.model.topology import Limits, TopologySpec
 from grape.session import Options, Outcomes, Session, Taker
 from grape.session.profiles import load_profiles
 from grape.tools.terminal import shown
-from grape.worker.values import encode
+from grape.model.values import encode
 
 Feed = Mapping[str, Any]
 Take = Mapping[str, Any]

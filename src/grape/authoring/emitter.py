@@ -165,10 +165,10 @@ def seconds(value: float | timedelta, what: str) -> float:
         value = value.total_seconds()
     elif isinstance(value, bool) or not isinstance(value, int | float):
         raise TypeError(f"{what} is a number of seconds or a timedelta, not {type(value).__name__}: {value!r:.60}")
-    if not math.isfinite(value) or value < 0:
-        raise ValueError(f"{what} must be finite and not negative, not {value!r}")
-    if value > _MAX_SECONDS:
-        raise ValueError(f"{what} is at most {_MAX_SECONDS:g} s (a hundred years), not {value!r}")
+    if value > _MAX_SECONDS and value != math.inf:
+        raise ValueError(f"{what} is at most {_MAX_SECONDS:g} s (a hundred years), not {value!r:.60}")
+    if not 0 <= value < math.inf:
+        raise ValueError(f"{what} must be finite and not negative, not {value!r:.60}")
     return float(value)
 
 

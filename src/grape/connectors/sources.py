@@ -30,7 +30,7 @@ from grape.errors import HandlerError, TooLarge, UsageError
 from grape.model.address import MAX_KEY_BYTES, check_key
 from grape.model.event import Event
 from grape.model.topology import Limits
-from grape.worker.values import MAX_INT, MIN_INT, to_value
+from grape.model.values import MAX_INT, MIN_INT, to_value
 
 BLOCK: Final = 1 << 20
 TAIL: Final = 4096

@@ -24,7 +24,7 @@ from grape.model.stored import decode_dead, decode_hold, state_key
 from grape.model.topology import Limits
 from grape.testing.machine import ListTaker, Machine
 from grape.transports.memory import MemoryBroker
-from grape.worker.values import to_value
+from grape.model.values import to_value
 
 _MOST_MOVES: Final = 1_000_000
 

@@ -30,7 +30,7 @@ from grape.worker.retries import Retries
 from grape.worker.runtime import Overdue, Runtime
 from grape.worker.stage import RootStage, RunColumns, Stage
 from grape.worker.units import Emissions, StateAccess, Unit, arguments, failure, stray_result
-from grape.worker.values import Unfit, to_value
+from grape.model.values import Unfit, to_value
 
 FLUSH_SECONDS: Final = 0.020
 FLUSH_BYTES: Final = 16 << 20

@@ -18,7 +18,7 @@ from grape.worker.emits import Delayed, Replied, weight
 from grape.worker.outbox import Target
 from grape.worker.stage import ChildStage, Stage
 from grape.worker.units import Emissions, Unit
-from grape.worker.values import Raw, encode
+from grape.model.values import Raw, encode
 
 OUTPUT: Final = ">"
 """First character of the log name of an output; pools have their bare names."""

@@ -14,7 +14,7 @@ from msgspec import Struct
 from grape.authoring.emitter import INHERIT, Emitter, column_length, seconds
 from grape.errors import EventOver, TooLarge, UnknownEvent, Unstoppable
 from grape.model.address import Partitions
-from grape.worker.values import Raw, encode, to_value
+from grape.model.values import Raw, encode, to_value
 
 MEASURE_EMITS: Final = 32_768
 _MEASURE_BYTES: Final = 4 << 20

@@ -12,7 +12,7 @@ import msgspec
 
 from grape.model.batch import Run, keys_of, names_of, raw_data_of
 from grape.model.event import Event, Lineage
-from grape.worker.values import Payload
+from grape.model.values import Payload
 
 Column = list[Any]
 

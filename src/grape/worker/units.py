@@ -25,7 +25,7 @@ from grape.worker import children
 from grape.worker.emits import EmitColumns, Names, bind, unbind, weight
 from grape.worker.stage import Stage
 from grape.worker.state import MISSING, BadState, StateTable
-from grape.worker.values import MAX_INT, MIN_INT, PLAIN, Payload, Raw, Unfit, to_value
+from grape.model.values import MAX_INT, MIN_INT, PLAIN, Payload, Raw, Unfit, to_value
 
 
 def failure(error: BaseException) -> BaseException:

@@ -30,7 +30,7 @@ from grape.protocol.base import Answered, Emits, Failed, Ran, Run, StateChange
 from grape.protocol.messages import Welcome
 from grape.worker.adapter.speaker import Gone, Progressed, how_it_ended, start
 from grape.worker.emits import Names
-from grape.worker.values import decode, encode, to_value
+from grape.model.values import decode, encode, to_value
 
 _AHEAD: Final = 1024
 _AHEAD_BYTES: Final = 256 << 10
