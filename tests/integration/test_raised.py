@@ -8,9 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from tests.integration.test_faults import dead, outputs, run
 
 from grape.tools.directory import Directory
-from tests.integration.test_faults import dead, outputs, run
 
 GRAPE = str(Path(sys.executable).parent / "grape")
 
@@ -300,7 +300,8 @@ def fork(line):
             sys.exit(9)
         return f"codes {os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])}"
     if line == "sub":
-        return "sub " + subprocess.run(["echo", "hello"], capture_output=True, text=True, preexec_fn=os.getpid).stdout.strip()
+        echo = subprocess.run(["echo", "hello"], capture_output=True, text=True, preexec_fn=os.getpid)
+        return "sub " + echo.stdout.strip()
     return line
 """
 )
@@ -334,7 +335,3 @@ def test_a_forked_child_does_not_speak_for_its_parent(tmp_path: Path, shape: str
     assert "broke the protocol" not in done.stderr
     said = len(lines_of(done, "ValueError: the child fails"))
     assert said == 1 or (shape == "batch" and said)  # there the handler goes on to the next line in the child
-
-
-def lines_of(done: subprocess.CompletedProcess[str], what: str) -> list[str]:
-    return [line for line in done.stderr.splitlines() if what in line]
