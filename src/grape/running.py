@@ -24,6 +24,8 @@ from msgspec import Struct
 
 from grape.abc.source import Sink, Source
 from grape.authoring.emitter import seconds
+from grape.authoring.loading import imported_now
+from grape.authoring.places import place_of_caller
 from grape.authoring.topology import Topology
 from grape.connectors.sinks import JsonLinesSink
 from grape.connectors.sources import CallableSource, parse_feed
@@ -97,6 +99,7 @@ def run(
         UserError: wrong use, a topology that cannot be built or imported, workers that cannot start.
         EngineError: the engine had to stop.
     """
+    _refuse_while_imported()
     caller = inspect.currentframe()
     options = _options(
         topology, data, workers, partitions, config, inline, env, limits, caller.f_back if caller else None
@@ -127,6 +130,7 @@ def open(
     ``outputs``: the ones that ``outputs()`` may be asked for; None: all of the topology. Other arguments and errors are
     those of `run`; leaving the block drains it, what is left waits in ``data``.
     """
+    _refuse_while_imported()
     caller = inspect.currentframe()
     options = _options(
         topology, data, workers, partitions, config, inline, env, limits, caller.f_back if caller else None
@@ -449,6 +453,25 @@ def _print_line(worker: str, line: Line) -> None:
     out = sys.stdout if line.level == "stdout" else sys.stderr
     where, text = shown(worker, line)
     out.write(f"[{where}] {text}\n")
+
+
+def _refuse_while_imported() -> None:
+    """A worker imports the app, and so does a process that `multiprocessing` spawns: a run at the top of the module
+    would begin again in each of them, without an end.
+
+    Raises:
+        TopologyError: see above.
+    """
+    target = imported_now()
+    process = sys.modules.get("multiprocessing.process")
+    if not target and process is not None and getattr(process.current_process(), "_inheriting", False):
+        target = "the main module"
+    if target:
+        raise TopologyError(
+            f"{place_of_caller()}: grape.run or grape.open is called while {target!r} is imported. Every worker "
+            f"imports it, and would start a run of its own, without an end. Write the call below a line:  "
+            f'if __name__ == "__main__":'
+        )
 
 
 def _options(

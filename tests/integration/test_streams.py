@@ -64,21 +64,8 @@ def work(line: str) -> str:
     return show(line)
 """
 )
-WAYS = [
-    "attributes",
-    "buffer",
-    "half",
-    "writelines",
-    "surrogates",
-    "reconfigure",
-    "redirect",
-    "wrapped",
-    "logging",
-    "sub",
-    "fault",
-    "long",
-    "input",
-]
+WAYS = ["attributes", "buffer", "half", "writelines", "surrogates", "reconfigure", "redirect", "wrapped", "logging"]
+WAYS += ["sub", "fault", "long", "input"]
 
 
 def test_the_standard_streams_of_a_worker_are_text_streams(tmp_path: Path) -> None:

@@ -9,11 +9,12 @@ import inspect
 import os
 import pkgutil
 import re
+import signal
 import sys
+import traceback
 from collections.abc import Callable, Iterable
 from difflib import get_close_matches
 from pathlib import Path
-from traceback import StackSummary, TracebackException
 from types import ModuleType
 from typing import Any, Final, TypeVar
 from zlib import crc32
@@ -22,6 +23,7 @@ from msgspec import Struct
 
 from grape.authoring.handler import where_of
 from grape.authoring.places import is_engine_file, is_library_file, place
+from grape.authoring.raised import line_of, shown, trace_of
 from grape.authoring.topology import Topology
 from grape.errors import TopologyError
 
@@ -30,6 +32,7 @@ Result = TypeVar("Result")
 FACTORY: Final = "topology"
 """The function that is called if the target names none and no Topology stands at module level."""
 
+_imported_now = ""
 _DOTTED: Final = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*")
 
 
@@ -56,6 +59,20 @@ def load(target: str, config: dict[str, Any] | None = None) -> Topology:
     The app's directory (that of the file; for a module the working directory) is put in front of ``sys.path``. A file
     that was loaded before is not executed again.
     """
+    global _imported_now
+    before, _imported_now = _imported_now, target
+    try:
+        return _load(target, config)
+    finally:
+        _imported_now = before
+
+
+def imported_now() -> str:
+    """The target that this process is loading at the moment, "" for none."""
+    return _imported_now
+
+
+def _load(target: str, config: dict[str, Any] | None) -> Topology:
     parsed = parse_target(target)
     module = _import_file(parsed.path) if parsed.path is not None else _import_module(parsed.module or "")
     found = _named(module, parsed.name, target) if parsed.name is not None else _only(module, target)
@@ -265,7 +282,9 @@ def _guarded(run: Callable[[], Result], what: str) -> Result:
         return run()
     except TopologyError:
         raise
-    except (Exception, SystemExit) as e:
+    except BaseException as e:
+        if isinstance(e, KeyboardInterrupt) and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+            raise  # Ctrl-C, not the user's code
         where, text = _users_part(e)
         raise TopologyError(f"{where or what}: {_summary(e)}\n{text}".rstrip()) from e
 
@@ -273,21 +292,18 @@ def _guarded(run: Callable[[], Result], what: str) -> Result:
 def _summary(error: BaseException) -> str:
     if isinstance(error, SystemExit):
         return f"it called sys.exit({'' if error.code is None else repr(error.code)})"
-    return f"{type(error).__name__}: {error}"
+    return line_of(error)
 
 
 def _users_part(error: BaseException) -> tuple[str, str]:
     """Where in the user's code ``error`` came up, and its traceback without frames of the engine."""
-    trace = TracebackException.from_exception(error)
-    link: TracebackException | None = trace
-    while link is not None:
-        link.stack = StackSummary.from_list([frame for frame in link.stack if not is_engine_file(frame.filename)])
-        link = link.__cause__ or (None if link.__suppress_context__ else link.__context__)
-    own = [frame for frame in trace.stack if not is_library_file(frame.filename)] or trace.stack
-    where = place(own[-1].filename, own[-1].lineno or 0) if own else ""
+    where = ""
+    for frame in traceback.extract_tb(error.__traceback__):
+        if not is_engine_file(frame.filename) and (not where or not is_library_file(frame.filename)):
+            where = shown(place(frame.filename, frame.lineno or 0))
     if isinstance(error, SyntaxError) and error.filename and error.lineno:
-        where = place(error.filename, error.lineno)
-    return where, "".join(trace.format())
+        where = shown(place(error.filename, error.lineno))
+    return where, trace_of(error, is_engine_file)
 
 
 def _topologies(module: ModuleType) -> dict[str, Topology]:
