@@ -11,11 +11,12 @@ from collections.abc import Collection
 from copy import deepcopy
 from datetime import timedelta
 from enum import Enum
-from typing import Any, ClassVar, Final
+from typing import Any, ClassVar, Final, Never
 
 import msgspec
 from msgspec import Struct
 
+from grape.authoring.options import refuse_unknown
 from grape.model.address import check_key
 
 _MAX_SECONDS: Final = 100 * 365.25 * 86_400
@@ -136,7 +137,8 @@ class Node(Emitter):
     name: str | None = None
     emits: ClassVar[str | tuple[str, ...]] = ()
 
-    def __init__(self, *, name: str | None = None) -> None:
+    def __init__(self, *, name: str | None = None, **unknown: Never) -> None:
+        refuse_unknown(type(self).__name__, unknown, ("name",))
         if name is not None:
             self.name = name
 

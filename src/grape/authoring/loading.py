@@ -13,7 +13,6 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterable
-from difflib import get_close_matches
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Final, TypeVar
@@ -26,6 +25,7 @@ from grape.authoring.places import is_engine_file, is_library_file, place
 from grape.authoring.raised import line_of, shown, trace_of
 from grape.authoring.topology import Topology
 from grape.errors import TopologyError
+from grape.model.near import near
 
 Result = TypeVar("Result")
 
@@ -110,8 +110,8 @@ def _existing(path: Path) -> Path:
     if not folder.is_dir():
         raise TopologyError(f"no such file: {str(path)!r}; there is no directory {str(folder)!r}")
     candidates = [file.name for file in folder.iterdir() if file.suffix == ".py"]
-    near = [str(folder / name) for name in get_close_matches(path.name, candidates, n=3)]
-    raise TopologyError(f"no such file: {str(path)!r}. {_did_you_mean(near)}".rstrip())
+    matches = [str(folder / name) for name in near(path.name, candidates)]
+    raise TopologyError(f"no such file: {str(path)!r}. {_did_you_mean(matches)}".rstrip())
 
 
 def _import_file(path: Path) -> ModuleType:
@@ -195,9 +195,9 @@ def _imported(name: str) -> ModuleType:
         file = Path(f"{name}.py")
         if file.is_file():
             raise TopologyError(f"no module {missing!r}; {str(file)!r} is a file, write it with a path") from None
-        near = get_close_matches(missing, _siblings(missing), n=3)
+        matches = near(missing, _siblings(missing))
         raise TopologyError(
-            f"no module {missing!r} in {os.getcwd()!r} or on sys.path. {_did_you_mean(near)}".rstrip()
+            f"no module {missing!r} in {os.getcwd()!r} or on sys.path. {_did_you_mean(matches)}".rstrip()
         ) from None
 
 
@@ -213,8 +213,8 @@ def _named(module: ModuleType, name: str, target: str) -> Any:
     if hasattr(module, name):
         return getattr(module, name)
     candidates = [*_topologies(module), *_functions(module)]
-    near = get_close_matches(name, candidates, n=3)
-    hint = _did_you_mean(near) if near else _listed("It has", candidates)
+    matches = near(name, candidates)
+    hint = _did_you_mean(matches) if matches else _listed("It has", candidates)
     raise TopologyError(f"{_file_of(module)} has no {name!r} (in {target!r}). {hint}".rstrip())
 
 
@@ -232,8 +232,8 @@ def _only(module: ModuleType, target: str) -> Any:
     if factory is not None:
         return factory
     functions = _functions(module)
-    near = get_close_matches(FACTORY, functions, n=1, cutoff=0.5)
-    hint = f"If {near[0]}() returns one: {target}:{near[0]}" if near else ""
+    matches = near(FACTORY, functions, 0.5)
+    hint = f"If {matches[0]}() returns one: {target}:{matches[0]}" if matches else ""
     raise TopologyError(
         f"{_file_of(module)} has no topology: neither t = Topology(...) at module level nor a function "
         f"{FACTORY}(config) that returns one. {hint}".rstrip()
@@ -337,8 +337,8 @@ def _same_file(one: str | Path, other: str | Path) -> bool:
         return False
 
 
-def _did_you_mean(near: Iterable[str]) -> str:
-    names = " or ".join(repr(name) for name in near)
+def _did_you_mean(matches: Iterable[str]) -> str:
+    names = " or ".join(repr(name) for name in matches)
     return f"Did you mean {names}?" if names else ""
 
 

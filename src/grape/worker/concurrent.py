@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import inspect
 import sys
 import time
 from collections import deque
@@ -29,7 +30,7 @@ from grape.worker.emits import EmitColumns, bind
 from grape.worker.retries import Retries
 from grape.worker.runtime import Overdue, Runtime
 from grape.worker.stage import RootStage, RunColumns, Stage
-from grape.worker.units import Emissions, StateAccess, Unit, arguments, failure, stray_result
+from grape.worker.units import Emissions, StateAccess, Unit, arguments, failure, key_for, stray_result
 from grape.worker.values import Unfit, to_value
 
 FLUSH_SECONDS: Final = 0.020
@@ -443,11 +444,11 @@ class AsyncPool:
         stage.on_progress = restart
         restart()
         try:
-            if handler.kind == "async-generator":
+            if hasattr(result, "__aiter__"):
                 async for value in result:
                     self._returned(job, event, value)
-            else:
-                self._returned(job, event, await result)
+            else:  # a wrapper may have awaited it
+                self._returned(job, event, await result if inspect.isawaitable(result) else result)
         finally:
             # Through an event, which the garbage collector does not look into, the job would hold on to itself.
             stage.on_progress = _nothing
@@ -473,7 +474,8 @@ class AsyncPool:
         emits = job.unit.slots[event.name].emits
         if len(emits) != 1:
             raise stray_result(job.unit.node, emits, value)
-        job.columns.put(emits[0], to_value(value, self.runtime.limits.max_event))
+        out = to_value(value, self.runtime.limits.max_event)
+        job.columns.put(emits[0], out, key_for(job.unit.handler, event.name, value, self.runtime.partitions))
 
     # ------------------------------------------------------------------ careful mode
 

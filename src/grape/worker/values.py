@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import CoroutineType
 from typing import Any, Final
 
 import msgspec
@@ -58,7 +59,11 @@ def to_value(data: Any, max_event: int) -> Any:
     try:
         packed = encode(data)
     except (TypeError, ValueError, OverflowError, RecursionError) as e:
-        raise BadValue(f"a {kind.__name__} cannot travel: {e}") from None
+        why = str(e)
+        if kind is CoroutineType:
+            data.close()  # nobody awaits it
+            why = "write the handler as `async def`, or let functools.wraps say that it wraps one"
+        raise BadValue(f"a {kind.__name__} cannot travel: {why}") from None
     if len(packed) > max_event:
         raise TooLarge(f"a {kind.__name__} of {len(packed)} encoded bytes is over max-event ({max_event})")
     return Raw(packed)
