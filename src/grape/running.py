@@ -8,38 +8,40 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import math
 import os
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from types import FrameType, TracebackType
-from typing import Any
-from zlib import crc32
+from typing import Any, TypeVar
 
 import uvloop
 from msgspec import Struct
 
 from grape.abc.source import Sink, Source
-from grape.authoring.emitter import seconds
+from grape.authoring.loading import imported_now
+from grape.authoring.places import place_of_caller
 from grape.authoring.topology import Topology
 from grape.connectors.sinks import JsonLinesSink
 from grape.connectors.sources import CallableSource, parse_feed
+from grape.engine.clients import Clients, check_timeout, client_event
+from grape.engine.engine import Engine
 from grape.engine.supervisor import Line
 from grape.engine.telemetry import AppNumbers
-from grape.errors import Conflict, Full, GrapeError, TopologyError, UnknownEvent, UsageError
+from grape.errors import Full, GrapeError, NoAnswer, TopologyError, UsageError
 from grape.model import batch as codec
-from grape.model.address import partition_of
-from grape.model.batch import Context
 from grape.model.event import Event
 from grape.model.topology import Limits, TopologySpec
 from grape.session import Options, Outcomes, Session, Taker
 from grape.session.profiles import load_profiles
 from grape.tools.terminal import shown
-from grape.model.values import encode
 
+T = TypeVar("T")
 Feed = Mapping[str, Any]
 Take = Mapping[str, Any]
 Profiles = str | os.PathLike[str] | Mapping[str, Mapping[str, Any]] | None
@@ -97,6 +99,7 @@ def run(
         UserError: wrong use, a topology that cannot be built or imported, workers that cannot start.
         EngineError: the engine had to stop.
     """
+    _refuse_while_imported()
     caller = inspect.currentframe()
     options = _options(
         topology, data, workers, partitions, config, inline, env, limits, caller.f_back if caller else None
@@ -127,6 +130,7 @@ def open(
     ``outputs``: the ones that ``outputs()`` may be asked for; None: all of the topology. Other arguments and errors are
     those of `run`; leaving the block drains it, what is left waits in ``data``.
     """
+    _refuse_while_imported()
     caller = inspect.currentframe()
     options = _options(
         topology, data, workers, partitions, config, inline, env, limits, caller.f_back if caller else None
@@ -233,6 +237,7 @@ class RunningEngine:
         takers: list[Taker],
     ) -> None:
         self._queues: dict[str, QueueSink] = {}
+        self._clients: Clients | None = None
         self._session = Session(options, sources, takers, _print_line)
         self._result: Future[Outcomes] = Future()
         self._thread = threading.Thread(target=self._main, name="grape-engine", daemon=True)
@@ -332,67 +337,59 @@ class RunningEngine:
             Full: the backlog is at its limit.
             Conflict: the id was used for another event.
             UnknownEvent: nothing listens to it.
-            TimeoutError: it is not known whether it was accepted; with ``id`` it can be emitted again.
+            BadArgument: a name, key, id or time that cannot be one; BadValue, TooLarge: data that cannot travel.
+            NoAnswer: it is not known whether it was accepted; with ``id`` it can be emitted again. A TimeoutError.
         """
-        packed = encode(data)
-        accepted: Future[None] = Future()
-        wait = None if deadline is None else int(seconds(deadline, "deadline=") * 1e6)
-        self._session.call(lambda: self._accept(event, key, packed, id or "", wait, accepted))
-        accepted.result(timeout)
+        checked = client_event(event, data, key, id, deadline, self._session.options.limits.max_event)
+        wait = check_timeout(timeout)
 
-    def _accept(
-        self, event: str, key: str | None, data: bytes, event_id: str, wait: int | None, accepted: Future[None]
-    ) -> None:
-        engine, app = self._session.engine, self._session.app
-        if engine is None or app is None or engine.failure is not None:
-            accepted.set_exception(engine.failure if engine and engine.failure else Full("the engine is stopping"))
-            return
-        listeners = app.routing.listeners.get(event)
-        if listeners is None:
-            accepted.set_exception(UnknownEvent(f"app {app.record.name!r} has no slot {event!r}"))
-            return
-        pools = {listener.pool for listener in listeners}
-        if not engine.intake_is_open(pools):
-            accepted.set_exception(Full(engine.over_limit(pools) or "the disk is full but for the reserve, or it ends"))
-            return
-        try:
-            spread = key if key is not None else event_id
-            number = partition_of(spread, app.partitions) if spread else self._next_partition(app.partitions)
-            now = self._session.clock.now()
-            context = Context(deadline=0 if wait is None else now + wait)
-            waiting = len(listeners)
+        def accept(engine: Engine, done: Callable[[None], None]) -> None:
+            self._clients = self._clients or Clients(engine)
+            self._clients.accept(checked, self._session.clock.now(), lambda: done(None))
 
-            def durable() -> None:
-                nonlocal waiting
-                waiting -= 1
-                if not waiting and not accepted.done():
-                    accepted.set_result(None)
+        self._ask(accept, wait, "it is not known whether the event was accepted (with the same id= emit it again)")
 
-            for listener in listeners:
-                partition = engine.partition(listener.pool, number)
-                if event_id:
-                    content = crc32(data, crc32(repr((event, key)).encode()))
-                    known = partition.remembered(event_id)
-                    if known is not None and known != content:
-                        raise Conflict(f"the id {event_id!r} was used for another event")
-                    if known is not None:
-                        partition.then(durable)
-                        partition.flush()
-                        continue
-                    partition.remember(event_id, content, now)
-                partition.take_in(event, key, data, event_id, context, now)
-                partition.then(durable)
-                partition.flush()
-            app.stats.fed[event] += 1
-        except (GrapeError, ValueError, TypeError) as e:
-            if not accepted.done():
-                accepted.set_exception(e)
+    def _ask(
+        self, ask: Callable[[Engine, Callable[[T], None]], object], timeout: float | None, unsaid: str = "no answer"
+    ) -> T:
+        """Ask on the engine's thread; what it answers, at once or later.
 
-    _spread = 0
+        Raises:
+            NoAnswer: nothing came in time.
+            GrapeError: as the question says.
+        """
+        asked: Future[T] = Future()
 
-    def _next_partition(self, partitions: int) -> int:
-        self._spread = (self._spread + 1) % partitions
-        return self._spread
+        def answer(value: T) -> None:
+            if not asked.done():
+                asked.set_result(value)
+
+        def on_engine() -> None:
+            try:
+                engine = self._session.engine
+                if engine is None:
+                    raise Full("the engine is not running")
+                ask(engine, answer)
+            except BaseException as e:
+                if not asked.done():
+                    asked.set_exception(e)
+
+        self._session.call(on_engine)
+        deadline = math.inf if timeout is None else time.monotonic() + timeout
+        while not asked.done():
+            left = deadline - time.monotonic()
+            if left <= 0:
+                raise NoAnswer(f"{unsaid} after {timeout:g} s")
+            try:
+                asked.exception(min(left, 1.0))
+            except TimeoutError:
+                if self._result.done() and not asked.done():
+                    raise self._ended() from None
+        return asked.result()
+
+    def _ended(self) -> GrapeError:
+        error = self._result.exception()
+        return error if isinstance(error, GrapeError) else Full("the engine has ended")
 
     def outputs(self, event: str, *, timeout: float | None = None) -> Iterator[Event]:
         """Committed events of an output, as they come. Ends when none came for ``timeout`` seconds (None: never).
@@ -416,19 +413,11 @@ class RunningEngine:
         Raises:
             GrapeError: the engine has ended.
         """
-        asked: Future[AppNumbers] = Future()
 
-        def answer() -> None:
-            engine = self._session.engine
-            try:
-                if engine is None:
-                    raise Full("the engine is not running")
-                asked.set_result(engine.numbers())
-            except BaseException as e:
-                asked.set_exception(e)
+        def tell(engine: Engine, done: Callable[[AppNumbers], None]) -> None:
+            done(engine.numbers())
 
-        self._session.call(answer)
-        return asked.result(30.0)
+        return self._ask(tell, 30.0)
 
     def close(self) -> Summary:
         """Stop: what runs is committed, the rest waits in the data directory."""
@@ -449,6 +438,25 @@ def _print_line(worker: str, line: Line) -> None:
     out = sys.stdout if line.level == "stdout" else sys.stderr
     where, text = shown(worker, line)
     out.write(f"[{where}] {text}\n")
+
+
+def _refuse_while_imported() -> None:
+    """A worker imports the app, and so does a process that `multiprocessing` spawns: a run at the top of the module
+    would begin again in each of them, without an end.
+
+    Raises:
+        TopologyError: see above.
+    """
+    target = imported_now()
+    process = sys.modules.get("multiprocessing.process")
+    if not target and process is not None and getattr(process.current_process(), "_inheriting", False):
+        target = "the main module"
+    if target:
+        raise TopologyError(
+            f"{place_of_caller()}: grape.run or grape.open is called while {target!r} is imported. Every worker "
+            f"imports it, and would start a run of its own, without an end. Write the call below a line:  "
+            f'if __name__ == "__main__":'
+        )
 
 
 def _options(

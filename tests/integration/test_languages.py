@@ -475,3 +475,66 @@ def test_a_base_speaker_that_does_not_say_that_it_is_ready_breaks_the_protocol(t
     done = run(tmp_path, "t.add_pool('p', runtime='exec', entry='w')")
     assert done.returncode == 2, done.stderr
     assert "w broke the protocol: Ran in answer to Welcome, not Beat: it is ready" in done.stderr
+
+
+# ------------------------------------------------------------------ what handlers start
+
+BESIDE: Final = {
+    "perl": """
+use strict; use warnings; use Grape::Worker;
+my $worker = Grape::Worker->new;
+$worker->slot(line => { node => 'Work', emits => ['out'], retries => 0 }, sub {
+    my ($event) = @_;
+    my $line = $event->data;
+    my $pid = $line =~ /\\Afork/x ? fork : 1;
+    if ($pid && $line eq 'fork') { waitpid $pid, 0; $line = 'fork ' . ($? >> 8) }
+    if ($pid && $line eq 'fork-die') { waitpid $pid, 0; $line = 'fork-die ' . ($? >> 8) }
+    die "the child fails\\n" if !$pid && $line eq 'fork-die';
+    $event->emit(out => $line);
+});
+exit $worker->run;
+""",
+    "node": """
+const { Worker } = require("grape-worker");
+const worker = new Worker();
+worker.slot("line", { node: "Work", emits: ["out"], retries: 0 }, async (event) => {
+  if (event.data === "reject") Promise.reject(new Error("a promise fails"));
+  if (event.data === "later") (async () => { await null; throw new TypeError("later"); })();
+  await new Promise((done) => setTimeout(done, 50));
+  event.emit("out", event.data);
+});
+worker.run();
+""",
+}
+
+
+@pytest.mark.parametrize(
+    ("runtime", "lines", "taken", "said"),
+    [
+        ("perl", ["a", "fork", "fork-die", "b"], ["a", "b", "fork 0", "fork-die 1"], ["the child fails"]),
+        (
+            "node",
+            ["a", "reject", "later", "b"],
+            ["a", "b", "later", "reject"],
+            ["Error: a promise fails", "TypeError"],
+        ),
+    ],
+)
+def test_what_a_handler_starts_does_not_speak_for_the_worker(
+    tmp_path: Path, sdk_env: dict[str, str], runtime: str, lines: list[str], taken: list[str], said: list[str]
+) -> None:
+    entry = {"perl": "work.pl", "node": "work.js"}[runtime]
+    (tmp_path / entry).write_text(BESIDE[runtime])
+    (tmp_path / "app.py").write_text(
+        f"from grape import Topology\nt = Topology('beside')\nt.add_output('out')\n"
+        f"t.add_pool('other', runtime={runtime!r}, entry={entry!r})\n"
+    )
+    (tmp_path / "in.txt").write_text("".join(f"{line}\n" for line in lines))
+    command = [GRAPE, "run", "app.py", "--feed", "line=in.txt", "--take", "out=out.jsonl", "--workers", "1"]
+    command += [word for name, value in sdk_env.items() for word in ("--env", f"{name}={value}")]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=60, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert sorted(json.loads(line)["data"] for line in (tmp_path / "out.jsonl").read_text().splitlines()) == taken
+    assert "is replaced" not in done.stderr
+    for text in said:
+        assert done.stderr.count(text) == 1, done.stderr

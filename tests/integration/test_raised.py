@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from tests.integration.test_faults import dead, outputs, run
 
 from grape.tools.directory import Directory
-from tests.integration.test_faults import dead, outputs, run
 
 GRAPE = str(Path(sys.executable).parent / "grape")
 
@@ -300,7 +301,8 @@ def fork(line):
             sys.exit(9)
         return f"codes {os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])}"
     if line == "sub":
-        return "sub " + subprocess.run(["echo", "hello"], capture_output=True, text=True, preexec_fn=os.getpid).stdout.strip()
+        echo = subprocess.run(["echo", "hello"], capture_output=True, text=True, preexec_fn=os.getpid)
+        return "sub " + echo.stdout.strip()
     return line
 """
 )
@@ -336,5 +338,31 @@ def test_a_forked_child_does_not_speak_for_its_parent(tmp_path: Path, shape: str
     assert said == 1 or (shape == "batch" and said)  # there the handler goes on to the next line in the child
 
 
-def lines_of(done: subprocess.CompletedProcess[str], what: str) -> list[str]:
-    return [line for line in done.stderr.splitlines() if what in line]
+def test_the_first_failure_of_a_kind_is_shown_at_once(tmp_path: Path) -> None:
+    code = HEAD + (
+        "@t.slot('line', emits='out', retries=1, backoff=0.01)\ndef work(line: str) -> str:\n"
+        "    if line == 'other':\n        raise KeyError('\\x1b[31m')\n    raise ValueError('bad ' + line)\n"
+    )
+    done = run(tmp_path, code, [*map(str, range(20)), "other"], "--workers", 1)
+    assert done.returncode == 1
+    head = lines_of(done, "failed at event")[0]
+    assert "next attempt in 0.0 s" in head
+    assert head.startswith("[work main.0] ERROR 'line' failed at event ")
+    assert len(lines_of(done, "ValueError: bad")) == 1
+    assert lines_of(done, "more like this: ValueError in 'work' (")
+    assert "\x1b" not in done.stderr
+    assert "    raise ValueError('bad ' + line)" in done.stderr
+
+
+def test_the_first_failure_is_shown_from_python_too(tmp_path: Path) -> None:
+    code = HEAD + (
+        "import grape\n@t.slot('line', retries=0)\ndef work(data: dict) -> None:\n"
+        "    raise ValueError(os.environ['OF_MINE'])\ndef read(at):\n    return ([{}], 1) if not at else ([], at)\n"
+        "if __name__ == '__main__':\n    grape.run(t, feed={'line': read}, workers=1)\n"
+    )
+    (tmp_path / "app.py").write_text(code)
+    env = {**os.environ, "OF_MINE": "1"}
+    command = [sys.executable, "app.py"]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=60, cwd=tmp_path, env=env)
+    assert "[work main.0] ERROR KeyError: 'OF_MINE'" in done.stderr
+    assert "pass it on with --env OF_MINE" in done.stderr

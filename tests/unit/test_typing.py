@@ -26,6 +26,11 @@ class Count(Node):
         self.words.append(1)  # wrong
         self.emit("total", key=5)  # wrong
         event.idd  # wrong
+        self.seen = "x"  # wrong
+        self.last = 5  # wrong
+        self.words = [1]  # wrong
+        self.last = None
+        self.words = ["a"]
 
 def count(word: str, context: Context, seen: State[int] = State(str, default="")) -> None:  # wrong
     seen.value += "x"  # wrong
@@ -37,6 +42,10 @@ t.add_slot("word", Count(), retry=1)  # wrong
 t.slot("word", on_fail="dead", retries="3")  # wrong
 t.slot("word", on_fail="ignore")  # wrong
 t.add_slot("word", 5)  # wrong
+t.add_slot("word", Count(), emits="total", key=5)  # wrong
+t.add_slot("word", Count(), emits="total", key="id")
+State(int, defualt=0)  # wrong
+Count(nmae="x")  # wrong
 """
 
 

@@ -24,6 +24,8 @@ class Session {
   #answer = null;
   #asking = Promise.resolve();
   #isEnding = false;
+  /** What fails beside the events ends nothing from now on. */
+  isReady = false;
 
   /** `worker`: declaration and hooks of the user; `fd` and `parent`: from the command line. */
   constructor(worker, { fd, parent }) {
@@ -125,6 +127,7 @@ class Session {
     const failed = (error) => this.fail(error);
     this.#pool = this.#core.isAsync ? new JobPool(this.#core, failed) : new SyncPool(this.#core, failed);
     const ready = () => {
+      this.isReady = true;
       this.#send(messages.beat());
       this.#watch.ready();
     };

@@ -5,7 +5,7 @@ const path = require("node:path");
 
 const { Declaration } = require("./declare");
 const { GrapeError, UsageError } = require("./errors");
-const { userStack } = require("./failures");
+const { blame, userStack } = require("./failures");
 const messages = require("./messages");
 const { Session } = require("./session");
 
@@ -34,7 +34,13 @@ class Worker {
   constructor() {
     this.declaration = new Declaration();
     // Also what goes wrong before `run` has to reach the engine, and through it the author.
-    if (this.#options.fd >= 0) process.on("uncaughtException", (error) => this.#failed(error));
+    if (this.#options.fd < 0) return;
+    process.on("uncaughtException", (error) => this.#failed(error));
+    // A promise that a handler started and did not wait for: it is said, and the events beside it go on.
+    process.on("unhandledRejection", (error) => {
+      if (!this.#session?.isReady) this.#failed(error);
+      else console.error(`a promise that nobody waits for failed: ${userStack(error) || blame(error).text}`);
+    });
   }
 
   /** The app's configuration. */

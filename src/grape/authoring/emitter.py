@@ -11,12 +11,14 @@ from collections.abc import Collection
 from copy import deepcopy
 from datetime import timedelta
 from enum import Enum
-from typing import Any, ClassVar, Final
+from typing import Any, ClassVar, Final, Never
 
 import msgspec
 from msgspec import Struct
 
+from grape.authoring.options import refuse_unknown
 from grape.model.address import check_key
+from grape.model.values import shown
 
 _MAX_SECONDS: Final = 100 * 365.25 * 86_400
 
@@ -136,7 +138,8 @@ class Node(Emitter):
     name: str | None = None
     emits: ClassVar[str | tuple[str, ...]] = ()
 
-    def __init__(self, *, name: str | None = None) -> None:
+    def __init__(self, *, name: str | None = None, **unknown: Never) -> None:
+        refuse_unknown(type(self).__name__, unknown, ("name",))
         if name is not None:
             self.name = name
 
@@ -164,11 +167,11 @@ def seconds(value: float | timedelta, what: str) -> float:
     if isinstance(value, timedelta):
         value = value.total_seconds()
     elif isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError(f"{what} is a number of seconds or a timedelta, not {type(value).__name__}: {value!r:.60}")
+        raise TypeError(f"{what} is a number of seconds or a timedelta, not {type(value).__name__}: {shown(value)}")
     if value > _MAX_SECONDS and value != math.inf:
-        raise ValueError(f"{what} is at most {_MAX_SECONDS:g} s (a hundred years), not {value!r:.60}")
+        raise ValueError(f"{what} is at most {_MAX_SECONDS:g} s (a hundred years), not {shown(value)}")
     if not 0 <= value < math.inf:
-        raise ValueError(f"{what} must be finite and not negative, not {value!r:.60}")
+        raise ValueError(f"{what} must be finite and not negative, not {shown(value)}")
     return float(value)
 
 
@@ -181,7 +184,7 @@ def column_length(keys: Collection[Any] | None, data: Collection[Any] | None) ->
     """
     for name, column in (("keys", keys), ("data", data)):
         if isinstance(column, str | bytes | bytearray):
-            raise TypeError(f"{name}= is a list, one element per event, not {type(column).__name__}: {column!r:.60}")
+            raise TypeError(f"{name}= is a list, one element per event, not {type(column).__name__}: {shown(column)}")
     if keys is not None and data is not None:
         if len(keys) != len(data):
             raise ValueError(f"keys= has {len(keys)} elements and data= has {len(data)}: they must be equally many")
@@ -194,7 +197,7 @@ def column_length(keys: Collection[Any] | None, data: Collection[Any] | None) ->
 
 def _checked_name(event: object) -> str:
     if type(event) is not str:
-        raise TypeError(f"the name of an event is text (str), not {type(event).__name__}: {event!r:.60}")
+        raise TypeError(f"the name of an event is text (str), not {type(event).__name__}: {shown(event)}")
     return event
 
 
@@ -205,7 +208,7 @@ def _travelled(data: Any) -> Any:
         TypeError: it cannot travel.
     """
     if type(data) is int and not -(2**63) <= data < 2**63:
-        raise TypeError(f"the integer {data!r:.40} cannot travel: it must be from -2^63 to 2^63-1")
+        raise TypeError(f"{shown(data)} cannot travel: an integer must be from -2^63 to 2^63-1")
     try:
         msgspec.msgpack.encode(data)
     except (TypeError, ValueError, OverflowError, RecursionError) as e:

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import typing
 from collections.abc import Callable, Mapping
 from types import CodeType, SimpleNamespace
 from typing import Any, Final, Literal
 
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from grape.authoring.emitter import Context, Node
 from grape.authoring.places import place, place_of_code
 from grape.authoring.state import State, check_type, type_name
-from grape.errors import TopologyError
+from grape.errors import HandlerError, TopologyError
 from grape.model.event import Event
 
 Kind = Literal["sync", "generator", "async", "async-generator"]
 
+Key = str | Callable[[Any], str | None]
+"""``key=`` of a slot: a field of what its handler returns, or a function of it."""
+KeyOf = Callable[[Any], str | None]
+_MAX_WRAPPERS: Final = 100
+_RUNS_A_LOOP: Final = frozenset({"run", "run_until_complete", "run_coroutine_threadsafe", "async_to_sync", "syncify"})
 _POSITIONAL: Final = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 _VARIADIC: Final = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
@@ -36,6 +42,7 @@ class Handler(Struct, frozen=True):
         instance: the node; None for a function.
         where: "file:line" of the code.
         is_batch: the handler gets lists.
+        keys: event -> what gives its results their keys; without one they have that of their event.
     """
 
     node: str
@@ -47,6 +54,7 @@ class Handler(Struct, frozen=True):
     instance: Node | None
     where: str
     is_batch: bool = False
+    keys: dict[str, KeyOf] = {}
 
     @property
     def is_async(self) -> bool:
@@ -54,7 +62,12 @@ class Handler(Struct, frozen=True):
 
 
 def compile_handler(
-    name: str, target: Node | Callable[..., Any], *, batch: int = 1, scope: Mapping[str, Any] | None = None
+    name: str,
+    target: Node | Callable[..., Any],
+    *,
+    batch: int = 1,
+    scope: Mapping[str, Any] | None = None,
+    keys: dict[str, KeyOf] | None = None,
 ) -> Handler:
     """Compile the callable of the node ``name``.
 
@@ -62,6 +75,7 @@ def compile_handler(
         name: the node's name.
         target: a node or a function.
         batch: above 1, the handler gets lists.
+        keys: see `Handler`.
         scope: names that annotations may use beside the module's: the locals of the function that declares the slot.
 
     Raises:
@@ -73,12 +87,51 @@ def compile_handler(
         handler = _compile_function(name, target, batch, scope or {})
     if batch > 1:
         _check_batch(handler)
-    return handler
+    return structs.replace(handler, keys=keys) if keys else handler
+
+
+def key_of(key: Key, node: str) -> KeyOf:
+    """What gives a result of ``node`` its key; ``key``: a field of it, or a function of it."""
+    if not isinstance(key, str):
+        return key
+    field = key
+
+    def of(value: Any) -> str | None:
+        try:
+            found: str | None = value[field] if isinstance(value, Mapping) else getattr(value, field)
+        except (KeyError, AttributeError):
+            raise HandlerError(
+                f"key={field!r} of {node!r}: the {type(value).__name__} that it returned has no such field"
+            ) from None
+        if found is not None and not isinstance(found, str):
+            raise HandlerError(
+                f"key={field!r} of {node!r}: a key is text, not {type(found).__name__}: {found!r:.60}; "
+                f"key=lambda result: str(...) makes one"
+            )
+        return found
+
+    return of
+
+
+def function_of(target: Callable[..., Any]) -> Any:
+    """The function whose code a call of ``target`` runs in the end: behind partials, wrappers and ``__call__``."""
+    for _ in range(_MAX_WRAPPERS):
+        if isinstance(target, functools.partial):
+            target = target.func
+        elif inspect.ismethod(target):
+            target = target.__func__
+        elif hasattr(target, "__wrapped__"):
+            target = target.__wrapped__
+        elif inspect.isroutine(target) or isinstance(target, type):
+            break
+        else:
+            target = type(target).__call__
+    return target
 
 
 def where_of(target: Node | Callable[..., Any]) -> str:
     """ "file:line" of the code of a node or a function; without code (builtins) its name."""
-    function = inspect.unwrap(type(target).process if isinstance(target, Node) else target)
+    function = function_of(type(target).process if isinstance(target, Node) else target)
     code = getattr(function, "__code__", None)
     return place_of_code(code) if isinstance(code, CodeType) else repr(target)
 
@@ -201,7 +254,7 @@ def _annotation(
     if parameter.annotation is parameter.empty:
         return parameter.annotation
     one = SimpleNamespace(__annotations__={parameter.name: parameter.annotation})
-    defined_in = getattr(inspect.unwrap(function), "__globals__", {})
+    defined_in = getattr(function_of(function), "__globals__", {})
     try:
         hints = typing.get_type_hints(one, globalns=defined_in, localns=dict(scope), include_extras=True)
     except Exception as e:  # whatever evaluating the user's text raises
@@ -229,12 +282,32 @@ def _check_batch(handler: Handler) -> None:
         )
 
 
-def _kind(function: Callable[..., Any]) -> Kind:
+def _kind(target: Callable[..., Any]) -> Kind:
+    """What a call gives. A wrapper that gives what the function inside gives (`functools.wraps`) is of its kind."""
+    while True:
+        while isinstance(target, functools.partial):
+            target = target.func
+        if not inspect.isroutine(target) and not hasattr(target, "__wrapped__"):
+            target = type(target).__call__
+        kind = _own_kind(target)
+        inner = getattr(target, "__wrapped__", None)
+        if kind != "sync" or inner is None or _waits_itself(target):
+            return kind
+        target = inner
+
+
+def _own_kind(function: Callable[..., Any]) -> Kind:
     if inspect.iscoroutinefunction(function):
         return "async"
     if inspect.isasyncgenfunction(function):
         return "async-generator"
     return "generator" if inspect.isgeneratorfunction(function) else "sync"
+
+
+def _waits_itself(wrapper: Callable[..., Any]) -> bool:
+    """It runs a loop for the coroutine that it wraps (``asyncio.run``), so that what it gives is a result."""
+    code = getattr(wrapper, "__code__", None)
+    return isinstance(code, CodeType) and not _RUNS_A_LOOP.isdisjoint(code.co_names)
 
 
 def _pass_by_name(function: Callable[..., Any], names: tuple[str, ...]) -> Callable[..., Any]:

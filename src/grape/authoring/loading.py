@@ -9,11 +9,11 @@ import inspect
 import os
 import pkgutil
 import re
+import signal
 import sys
+import traceback
 from collections.abc import Callable, Iterable
-from difflib import get_close_matches
 from pathlib import Path
-from traceback import StackSummary, TracebackException
 from types import ModuleType
 from typing import Any, Final, TypeVar
 from zlib import crc32
@@ -22,14 +22,17 @@ from msgspec import Struct
 
 from grape.authoring.handler import where_of
 from grape.authoring.places import is_engine_file, is_library_file, place
+from grape.authoring.raised import line_of, shown, trace_of
 from grape.authoring.topology import Topology
 from grape.errors import TopologyError
+from grape.model.near import near
 
 Result = TypeVar("Result")
 
 FACTORY: Final = "topology"
 """The function that is called if the target names none and no Topology stands at module level."""
 
+_imported_now = ""
 _DOTTED: Final = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*")
 
 
@@ -56,6 +59,20 @@ def load(target: str, config: dict[str, Any] | None = None) -> Topology:
     The app's directory (that of the file; for a module the working directory) is put in front of ``sys.path``. A file
     that was loaded before is not executed again.
     """
+    global _imported_now
+    before, _imported_now = _imported_now, target
+    try:
+        return _load(target, config)
+    finally:
+        _imported_now = before
+
+
+def imported_now() -> str:
+    """The target that this process is loading at the moment, "" for none."""
+    return _imported_now
+
+
+def _load(target: str, config: dict[str, Any] | None) -> Topology:
     parsed = parse_target(target)
     module = _import_file(parsed.path) if parsed.path is not None else _import_module(parsed.module or "")
     found = _named(module, parsed.name, target) if parsed.name is not None else _only(module, target)
@@ -93,8 +110,8 @@ def _existing(path: Path) -> Path:
     if not folder.is_dir():
         raise TopologyError(f"no such file: {str(path)!r}; there is no directory {str(folder)!r}")
     candidates = [file.name for file in folder.iterdir() if file.suffix == ".py"]
-    near = [str(folder / name) for name in get_close_matches(path.name, candidates, n=3)]
-    raise TopologyError(f"no such file: {str(path)!r}. {_did_you_mean(near)}".rstrip())
+    matches = [str(folder / name) for name in near(path.name, candidates)]
+    raise TopologyError(f"no such file: {str(path)!r}. {_did_you_mean(matches)}".rstrip())
 
 
 def _import_file(path: Path) -> ModuleType:
@@ -178,9 +195,9 @@ def _imported(name: str) -> ModuleType:
         file = Path(f"{name}.py")
         if file.is_file():
             raise TopologyError(f"no module {missing!r}; {str(file)!r} is a file, write it with a path") from None
-        near = get_close_matches(missing, _siblings(missing), n=3)
+        matches = near(missing, _siblings(missing))
         raise TopologyError(
-            f"no module {missing!r} in {os.getcwd()!r} or on sys.path. {_did_you_mean(near)}".rstrip()
+            f"no module {missing!r} in {os.getcwd()!r} or on sys.path. {_did_you_mean(matches)}".rstrip()
         ) from None
 
 
@@ -196,8 +213,8 @@ def _named(module: ModuleType, name: str, target: str) -> Any:
     if hasattr(module, name):
         return getattr(module, name)
     candidates = [*_topologies(module), *_functions(module)]
-    near = get_close_matches(name, candidates, n=3)
-    hint = _did_you_mean(near) if near else _listed("It has", candidates)
+    matches = near(name, candidates)
+    hint = _did_you_mean(matches) if matches else _listed("It has", candidates)
     raise TopologyError(f"{_file_of(module)} has no {name!r} (in {target!r}). {hint}".rstrip())
 
 
@@ -215,8 +232,8 @@ def _only(module: ModuleType, target: str) -> Any:
     if factory is not None:
         return factory
     functions = _functions(module)
-    near = get_close_matches(FACTORY, functions, n=1, cutoff=0.5)
-    hint = f"If {near[0]}() returns one: {target}:{near[0]}" if near else ""
+    matches = near(FACTORY, functions, 0.5)
+    hint = f"If {matches[0]}() returns one: {target}:{matches[0]}" if matches else ""
     raise TopologyError(
         f"{_file_of(module)} has no topology: neither t = Topology(...) at module level nor a function "
         f"{FACTORY}(config) that returns one. {hint}".rstrip()
@@ -265,7 +282,9 @@ def _guarded(run: Callable[[], Result], what: str) -> Result:
         return run()
     except TopologyError:
         raise
-    except (Exception, SystemExit) as e:
+    except BaseException as e:
+        if isinstance(e, KeyboardInterrupt) and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+            raise  # Ctrl-C, not the user's code
         where, text = _users_part(e)
         raise TopologyError(f"{where or what}: {_summary(e)}\n{text}".rstrip()) from e
 
@@ -273,21 +292,18 @@ def _guarded(run: Callable[[], Result], what: str) -> Result:
 def _summary(error: BaseException) -> str:
     if isinstance(error, SystemExit):
         return f"it called sys.exit({'' if error.code is None else repr(error.code)})"
-    return f"{type(error).__name__}: {error}"
+    return line_of(error)
 
 
 def _users_part(error: BaseException) -> tuple[str, str]:
     """Where in the user's code ``error`` came up, and its traceback without frames of the engine."""
-    trace = TracebackException.from_exception(error)
-    link: TracebackException | None = trace
-    while link is not None:
-        link.stack = StackSummary.from_list([frame for frame in link.stack if not is_engine_file(frame.filename)])
-        link = link.__cause__ or (None if link.__suppress_context__ else link.__context__)
-    own = [frame for frame in trace.stack if not is_library_file(frame.filename)] or trace.stack
-    where = place(own[-1].filename, own[-1].lineno or 0) if own else ""
+    where = ""
+    for frame in traceback.extract_tb(error.__traceback__):
+        if not is_engine_file(frame.filename) and (not where or not is_library_file(frame.filename)):
+            where = shown(place(frame.filename, frame.lineno or 0))
     if isinstance(error, SyntaxError) and error.filename and error.lineno:
-        where = place(error.filename, error.lineno)
-    return where, "".join(trace.format())
+        where = shown(place(error.filename, error.lineno))
+    return where, trace_of(error, is_engine_file)
 
 
 def _topologies(module: ModuleType) -> dict[str, Topology]:
@@ -321,8 +337,8 @@ def _same_file(one: str | Path, other: str | Path) -> bool:
         return False
 
 
-def _did_you_mean(near: Iterable[str]) -> str:
-    names = " or ".join(repr(name) for name in near)
+def _did_you_mean(matches: Iterable[str]) -> str:
+    names = " or ".join(repr(name) for name in matches)
     return f"Did you mean {names}?" if names else ""
 
 

@@ -8,12 +8,13 @@ from copy import deepcopy
 from datetime import timedelta
 from enum import Enum
 from types import NoneType, UnionType
-from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Final, Generic, Never, TypeVar, overload
 
 import msgspec
 from msgspec import Struct
 
 from grape.authoring.emitter import seconds
+from grape.authoring.options import refuse_unknown
 from grape.authoring.places import place_of_caller
 from grape.errors import TopologyError
 
@@ -92,7 +93,9 @@ class State(Generic[T]):
     def __init__(
         self: State[Any], value_type: UnionType, /, *, default: object = ..., ttl: float | timedelta | None = None
     ) -> None: ...
-    def __init__(self, value_type: Any, /, *, default: Any = _MISSING, ttl: float | timedelta | None = None) -> None:
+    def __init__(
+        self, value_type: Any, /, *, default: Any = _MISSING, ttl: float | timedelta | None = None, **unknown: Never
+    ) -> None:
         """Declare state of ``value_type``: anything msgspec encodes and decodes (builtins, collections of them,
         Structs, dataclasses, enums, ...).
 
@@ -105,6 +108,7 @@ class State(Generic[T]):
         Raises:
             TopologyError: the type cannot be stored, or default or ttl do not fit.
         """
+        refuse_unknown("State", unknown, ("default", "ttl"))
         check_type(value_type, f"{place_of_caller()}: State")
         collection = typing.get_origin(value_type) or value_type
         if default is _MISSING:

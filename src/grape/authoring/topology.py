@@ -5,16 +5,18 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterable
 from datetime import timedelta
-from difflib import get_close_matches
-from typing import Any, Final, TypedDict, TypeVar, Unpack, get_args
+from functools import partial
+from typing import Any, Final, Never, TypedDict, TypeVar, Unpack, get_args
 
 from msgspec import Struct, structs
 
 from grape.authoring.emitter import Node, seconds
 from grape.authoring.external import External
-from grape.authoring.handler import Handler, compile_handler, where_of
+from grape.authoring.handler import Handler, Key, KeyOf, compile_handler, function_of, key_of, where_of
+from grape.authoring.options import refuse_unknown
 from grape.authoring.places import caller, place
 from grape.errors import TopologyError
+from grape.model.near import did_you_mean
 from grape.model.topology import (
     DEFAULT_POOL,
     NodeSpec,
@@ -38,6 +40,7 @@ class SlotOptions(TypedDict, total=False):
     """The options of a slot, see ``Topology.add_slot``."""
 
     emits: str | Iterable[str]
+    key: Key | None
     retries: int
     backoff: float | timedelta
     backoff_max: float | timedelta
@@ -61,6 +64,7 @@ class _Slot(Struct, frozen=True):
     declared_at: str
     scope: dict[str, Any]
     is_long: bool
+    key: KeyOf | None = None
 
 
 class _Pool(Struct, frozen=True):
@@ -102,6 +106,7 @@ class Topology:
         node: Node | External | Callable[..., Any],
         *,
         emits: str | Iterable[str] = (),
+        key: Key | None = None,
         retries: int = 3,
         backoff: float | timedelta = 1.0,
         backoff_max: float | timedelta = 60.0,
@@ -114,14 +119,18 @@ class Topology:
         long: bool = False,
         pool: str | None = None,
         name: str | None = None,
+        **unknown: Never,
     ) -> None:
         """Hand every ``event`` to ``node``. Times are seconds or timedeltas.
 
         Args:
             event: name of the event.
-            node: an instance of a Node class, or a function; `External` in a pool of lines. It may own many slots.
+            node: an instance of a Node class, a function, or what else can be called (a bound method, a partial, an
+                object with ``__call__``); `External` in a pool of lines. It may own many slots.
             emits: names of events that it emits. Declared names are checked when the topology is built, and may chain.
                 What a function returns or yields is emitted if there is exactly one.
+            key: what it returns or yields gets a key of its own, not that of its event: the name of a field of it, or
+                a function of it. None there: no key.
             retries: attempts after the first one.
             backoff: wait before the second attempt; doubles with every further one, with full jitter.
             backoff_max: the longest wait.
@@ -141,6 +150,7 @@ class Topology:
         """
         site = _Site()
         where = site.where
+        refuse_unknown("a slot", unknown, SlotOptions.__annotations__)
         _checked_name(event, "an event", where)
         node_name = self._node_name(node, name, where)
         if _one_of(long, "long", (True, False), where):
@@ -171,7 +181,7 @@ class Topology:
         if pool is not None:
             _checked_name(pool, "a pool", where)
         self._check_node(spec, node, pool, where)
-        self._slots.append(_Slot(spec, node, pool, where, site.scope, long))
+        self._slots.append(_Slot(spec, node, pool, where, site.scope, long, _checked_key(key, spec, node, where)))
         self._built = None
 
     def slot(self, event: str, **options: Unpack[SlotOptions]) -> Callable[[Function], Function]:
@@ -202,7 +212,9 @@ class Topology:
         self._outputs[name] = where
         self._built = None
 
-    def add_pool(self, name: str, *, runtime: Runtime = "python", entry: str | Iterable[str] = ()) -> None:
+    def add_pool(
+        self, name: str, *, runtime: Runtime = "python", entry: str | Iterable[str] = (), **unknown: Never
+    ) -> None:
         """Declare a pool: worker processes and event logs of its own. ``pool="x"`` at a slot does so too.
 
         Args:
@@ -215,6 +227,7 @@ class Topology:
             TopologyError: the name does not fit, or is a pool already; another runtime than Python lacks its entry.
         """
         where = _Site().where
+        refuse_unknown("add_pool", unknown, ("runtime", "entry"))
         _checked_name(name, "a pool", where)
         if name in self._pools:
             raise TopologyError(f"{where}: {name!r} is a pool already, from {self._pools[name].declared_at}")
@@ -348,7 +361,7 @@ class Topology:
                 if event not in known and "@" not in event and not self._describe_themselves:
                     raise TopologyError(
                         f"{slot.declared_at}: slot {slot.spec.event!r} ({slot.spec.node}) declares emits={event!r}, "
-                        f"which is neither a slot nor an output of {self.name!r}. {_did_you_mean(event, known)}"
+                        f"which is neither a slot nor an output of {self.name!r}. {_hint(event, known)}"
                         f"Declare it with add_slot({event!r}, ...) or add_output({event!r})"
                     )
 
@@ -357,8 +370,14 @@ class Topology:
         for slot in self._slots:
             name = slot.spec.node
             if name not in handlers and not isinstance(slot.target, External):
-                handlers[name] = compile_handler(name, slot.target, batch=slot.spec.batch, scope=slot.scope)
+                handlers[name] = compile_handler(
+                    name, slot.target, batch=slot.spec.batch, scope=slot.scope, keys=self._keys_of(name)
+                )
         return handlers
+
+    def _keys_of(self, node: str) -> dict[str, KeyOf]:
+        """What gives results their keys, by event."""
+        return {s.spec.event: s.key for s in self._slots if s.spec.node == node and s.key is not None}
 
     def _specify(self, handlers: dict[str, Handler]) -> TopologySpec:
         said = {slot.spec.node: slot.pool for slot in self._slots if slot.pool is not None}
@@ -418,8 +437,11 @@ def _same(one: Any, other: Any) -> bool:
 def _own_name(node: Any) -> Any:
     if isinstance(node, External):
         return node.name
+    if isinstance(node, partial):
+        return _own_name(node.func)
     if not isinstance(node, Node):
-        return node.__name__
+        has_name = inspect.isroutine(node) or hasattr(node, "__wrapped__")
+        return node.__name__ if has_name else type(node).__name__
     name = getattr(node, "name", None)
     return type(node).__name__ if name is None else name
 
@@ -434,11 +456,27 @@ def _check_target(node: Any, where: str) -> None:
         raise TopologyError(
             f"{where}: {node.__qualname__} is a method of a node; pass the node itself, its process() is what runs"
         )
-    if not (inspect.isfunction(node) or inspect.ismethod(node)):
+    if not callable(node) or not inspect.isfunction(function_of(node)):
         raise TopologyError(
             f"{where}: a node is an instance of a Node class or a function written in Python, not "
             f"{type(node).__name__}: {node!r:.80}"
         )
+
+
+def _checked_key(key: Any, spec: SlotSpec, node: Any, where: str) -> KeyOf | None:
+    """What gives the results of a slot their keys."""
+    if key is None:
+        return None
+    if not isinstance(key, str) and not callable(key):
+        raise TopologyError(f"{where}: key= is a field of what is returned, or a function of it, not {key!r:.60}")
+    if isinstance(node, External):
+        raise TopologyError(f"{where}: key= is for Python; the program of {spec.node!r} says the key itself")
+    if len(spec.emits) != 1:
+        raise TopologyError(
+            f"{where}: key= is for what the handler returns, which is emitted if emits= has exactly one name; "
+            f"emit(..., key=) says it otherwise"
+        )
+    return key_of(key, spec.node)
 
 
 def _checked_name(name: Any, what: str, where: str) -> str:
@@ -488,12 +526,12 @@ def _seconds(value: Any, option: str, where: str) -> float:
 
 def _one_of(value: Any, option: str, allowed: tuple[Any, ...], where: str) -> Any:
     if not any(type(value) is type(choice) and value == choice for choice in allowed):
-        near = _did_you_mean(value, [choice for choice in allowed if isinstance(choice, str)])
+        near = _hint(value, [choice for choice in allowed if isinstance(choice, str)])
         choices = " or ".join(repr(choice) for choice in allowed)
         raise TopologyError(f"{where}: {option}= is {choices}, not {value!r:.60}. {near}".rstrip())
     return value
 
 
-def _did_you_mean(name: Any, known: Iterable[str]) -> str:
-    near = get_close_matches(name, sorted(known), n=3) if isinstance(name, str) else []
-    return f"Did you mean {' or '.join(repr(match) for match in near)}? " if near else ""
+def _hint(name: Any, known: Iterable[str]) -> str:
+    hint = did_you_mean(name, known)
+    return f"D{hint[1:]} " if hint else ""

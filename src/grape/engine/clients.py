@@ -1,26 +1,28 @@
 """What clients hand in: checked at one door before it touches anything, then accepted once.
 
-A client's event has no number of its own, as those of sources have. With an ``id`` its partition remembers it for the
-dedup-horizon, together with its acceptance.
+A client's event has no number of its own, as those of sources have. It is accepted by one commit, of its partition in
+the first pool that listens, which sends it to all of them; with an ``id`` it is remembered there for the dedup-horizon.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import timedelta
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 from zlib import crc32
 
-import msgspec
 from msgspec import Struct
 
 from grape.authoring.emitter import seconds
 from grape.engine.engine import Engine
-from grape.errors import BadArgument, Conflict, Full, GrapeError, UnknownEvent
+from grape.errors import BadArgument, Conflict, Full, UnknownEvent
 from grape.model.address import check_key, partition_of
 from grape.model.batch import Context
-from grape.model.near import near
-from grape.model.values import encode, to_value
+from grape.model.near import did_you_mean
+from grape.model.stored import NO_POOLS
+from grape.model.values import encode, shown, to_value
+
+T = TypeVar("T")
 
 MAX_ID_BYTES: Final = 1_024
 MAX_TIMEOUT: Final = 1e9
@@ -54,7 +56,7 @@ def client_event(
         TooLarge: data over ``max_event`` bytes.
     """
     if type(name) is not str or not name:
-        raise BadArgument(f"the name of an event is text (str) of 1 character at least, not {_shown(name)}")
+        raise BadArgument(f"the name of an event is text (str) of 1 character at least, not {shown(name)}")
     return ClientEvent(
         _text(name, "the name of an event", MAX_ID_BYTES),
         None if key is None else _checked(lambda: check_key(key)),
@@ -70,7 +72,7 @@ def check_seconds(value: object, what: str) -> float:
         BadArgument: it is no number of seconds.
     """
     if not isinstance(value, int | float | timedelta):
-        raise BadArgument(f"{what} is a number of seconds, not {_shown(value)}")
+        raise BadArgument(f"{what} is a number of seconds, not {shown(value)}")
     return _checked(lambda: seconds(value, what))
 
 
@@ -85,7 +87,7 @@ def check_timeout(value: object) -> float | None:
 
 def _text(value: object, what: str, most: int) -> str:
     if type(value) is not str:
-        raise BadArgument(f"{what} is text (str), not {_shown(value)}")
+        raise BadArgument(f"{what} is text (str), not {shown(value)}")
     try:
         size = len(value.encode())
     except UnicodeEncodeError as e:
@@ -95,14 +97,67 @@ def _text(value: object, what: str, most: int) -> str:
     return value
 
 
-def _checked[T](check: Callable[[], T]) -> T:
+def _checked(check: Callable[[], T]) -> T:
     try:
         return check()
-    except GrapeError:
-        raise
     except (TypeError, ValueError, OverflowError) as e:
         raise BadArgument(str(e)) from None
 
 
-def _shown(value: object) -> str:
-    return f"{type(value).__name__} {msgspec_safe(value)}"
+class Clients:
+    """Takes in what clients have checked. Engine's thread only."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._app = engine.app
+        self._spread = 0
+
+    def accept(self, event: ClientEvent, now: int, durable: Callable[[], None]) -> None:
+        """``durable`` is called when it is, also if it was accepted before.
+
+        Raises:
+            UnknownEvent: nothing listens to it.
+            Full: nothing can be taken in now.
+            Conflict: its id was used for another event.
+            EngineError: the engine had to stop.
+        """
+        engine, app = self._engine, self._app
+        if engine.failure is not None:
+            raise engine.failure
+        listeners = app.routing.listeners.get(event.name)
+        if listeners is None:
+            hint = did_you_mean(event.name, app.topology.events, f"it has {', '.join(map(repr, app.topology.events))}")
+            raise UnknownEvent(f"app {app.record.name!r} has no slot {event.name!r:.300}; {hint}")
+        pools = [listener.pool for listener in listeners]
+        if not engine.intake_is_open(pools):
+            raise Full(engine.over_limit(pools) or "the disk is full but for the reserve, or the engine is stopping")
+        number = self._partition_of(event)
+        home = engine.partition(pools[0], number)
+        known = self._remembered(event.id, number) if event.id else None
+        if known not in (None, event.content):
+            raise Conflict(f"the id {event.id!r:.300} was used for another event")
+        if known is None:
+            if event.id:
+                home.remember(event.id, event.content, now)
+            context = Context(deadline=0 if event.wait is None else now + event.wait)
+            for pool in pools:
+                home.take_in(pool, event.name, event.key, event.data, event.id, context, now)
+            app.stats.fed[event.name] += 1
+        home.then(durable)
+        home.flush()
+
+    def _remembered(self, event_id: str, number: int) -> int | None:
+        """In whatever pool it was accepted: the code may have moved since."""
+        for name in self._app.record.logs:
+            if not name.startswith(NO_POOLS):
+                known = self._engine.remembered(name, number, event_id)
+                if known is not None:
+                    return known
+        return None
+
+    def _partition_of(self, event: ClientEvent) -> int:
+        place = event.key or event.id
+        if place:
+            return partition_of(place, self._app.partitions)
+        self._spread = (self._spread + 1) % self._app.partitions
+        return self._spread

@@ -13,19 +13,22 @@ from typing import Final
 from grape.abc.transport import Arrival, Commit, Outcome, Transport
 from grape.engine.app import App
 from grape.engine.clock import Clock
+from grape.engine.first import Failed
 from grape.engine.partition import Partition
 from grape.engine.pool import Pool, Spawner, Worker, what_says_most
 from grape.engine.telemetry import AppNumbers
 from grape.errors import Corrupt, GrapeError, ProtocolError, Runaway, StorageFailed, TopologyError
 from grape.model.address import MAX_KEY_BYTES, PartitionId
+from grape.model.policy import after_failure
 from grape.model.profile import Profile
 from grape.model.section import show_size
-from grape.model.stored import state_key
+from grape.model.stored import CLIENT_ID, state_key
 from grape.protocol.messages import (
     VERSION,
     Announce,
     Ask,
     Beat,
+    Failure,
     FromWorker,
     Hello,
     Refusal,
@@ -80,6 +83,8 @@ class Engine:
         self._failed = failed
         self._reserve = reserve
         self._notice = notice
+        self.tell: Callable[[str, Failed], None] | None = None
+        """Told of every event that fails, with the name of its worker."""
         self.failure: GrapeError | None = None
         self.draining = False
         self._owners: dict[PartitionId, Partition] = {}
@@ -365,7 +370,10 @@ class Engine:
         partition = self._assigned(worker, result)
         if partition is None:
             return
+        number = partition.head.next_hold
         partition.apply(result)
+        if self.tell is not None and result.failures:
+            self._tell(worker, partition, result.failures, number)
         worker.announced = None
         for seq in result.ended:
             worker.outstanding.remove((result.partition, seq))
@@ -376,6 +384,24 @@ class Engine:
         pool.progressed(worker, sum(result.counts.values()))
         pool.work_ended(partition)
         self._pump(worker)
+
+    def _tell(self, worker: Worker, partition: Partition, failures: list[Failure], number: int) -> None:
+        """Tell of failures that were applied. ``number``: of the first hold entry that came of them."""
+        assert self.tell is not None
+        for failure in failures:
+            held = partition.holds.held(failure.hold)
+            if failure.hold < 0:
+                slot = self.app.slot(failure.event, failure.node)
+                assert slot is not None
+                deaths = int(failure.named)
+                is_dead = failure.final or after_failure(slot, 1, deaths, self.app.limits.named_deaths) == "dead"
+                if failure.behind or not is_dead:
+                    held = partition.holds.held(number)
+                    number += 1
+            if not failure.behind:
+                due, stopped = (0, False) if held is None else (held.due, held.stopped)
+                words = (failure.kind, failure.text, failure.trace)
+                self.tell(worker.name, Failed(failure.node, failure.event, failure.id, *words, due, stopped))
 
     def _ask(self, worker: Worker, ask: Ask) -> None:
         partition = self._assigned(worker, ask)
@@ -499,6 +525,16 @@ class Engine:
                 self._offer(partition)
 
     # ------------------------------------------------------------------ intake
+
+    def remembered(self, pool: str, number: int, event_id: str) -> int | None:
+        """What tells the content of the event that was accepted under this id (`Partition.remember`), if any was, also
+        if its commit is under way. ``pool`` may be one that the topology has no more."""
+        key = CLIENT_ID + event_id.encode()
+        partition = self._owners.get(self.app.log(pool, number))
+        value = None if partition is None else partition.pending_text(key)
+        if value is None:
+            (value,) = self.transport.get(self.app.log(pool, number), "text", [key])
+        return None if value is None else int.from_bytes(value[8:12], "big")
 
     def intake_is_open(self, pools: Iterable[str]) -> bool:
         """Whether anything may come into these pools from outside."""

@@ -44,6 +44,10 @@ class HoldList:
     def __contains__(self, number: int) -> bool:
         return number in self._held
 
+    def held(self, number: int) -> Held | None:
+        """The entry, if there is one."""
+        return self._held.get(number)
+
     def add(self, number: int, entry: HoldEntry, size: int) -> None:
         """A new entry; in a line it stands last. Numbers grow."""
         line = (entry.node, entry.key) if entry.key is not None and (entry.locks or entry.behind) else None

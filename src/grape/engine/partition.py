@@ -32,6 +32,7 @@ from grape.model.batch import Context
 from grape.model.cursor import Progress
 from grape.model.policy import after_failure, backoff, locks_key
 from grape.model.stored import (
+    CLIENT_ID,
     REPLIES,
     DeadLetter,
     Expiry,
@@ -763,29 +764,28 @@ class Partition:
 
     # ------------------------------------------------------------------ from outside
 
-    def take_in(self, name: str, key: str | None, data: bytes, event_id: str, context: Context, now: int) -> None:
-        """An event from a client (without a number of its own), for the pools that listen to it: this one."""
+    def take_in(
+        self, pool: str, name: str, key: str | None, data: bytes, event_id: str, context: Context, now: int
+    ) -> None:
+        """An event from a client (without a number of its own), for one of the pools that listen to it."""
         ids = {0: event_id} if event_id else None
         contexts = [context] if context != Context() else []
         body = codec.one(name, key, msgspec.Raw(data), ids=ids, contexts=[0] if contexts else None)
-        self.send(self.pool, self.number, body, 1, contexts, now)
+        self.send(pool, self.number, body, 1, contexts, now)
 
-    def remember(self, event_id: str, crc: int, now: int) -> None:
+    def remember(self, event_id: str, content: int, now: int) -> None:
         """A client's id, to recognise it when it comes again within the dedup-horizon."""
-        key = b"id:" + event_id.encode()
-        self._draft.put("text", key, now.to_bytes(8, "big") + crc.to_bytes(4, "big"))
+        key = CLIENT_ID + event_id.encode()
+        self._draft.put("text", key, now.to_bytes(8, "big") + content.to_bytes(4, "big"))
         self.add_expiry(now + int(self.app.limits.dedup_horizon * 1e6), "text", key)
 
-    def remembered(self, event_id: str) -> int | None:
-        """The checksum of the event that was accepted under this id, if any (also if its commit is under way)."""
-        key = b"id:" + event_id.encode()
-        drafts = [self._draft] + ([self._committing] if self._committing else [])
-        for draft in drafts:
-            value = draft.rows.get("text", {}).get(key)
+    def pending_text(self, key: bytes) -> bytes | None:
+        """A text that is about to be committed."""
+        for draft in (self._draft, self._committing):
+            value = None if draft is None else draft.rows.get("text", {}).get(key)
             if value is not None:
-                return int.from_bytes(value[8:12], "big")
-        (value,) = self.transport.get(self.id, "text", [key])
-        return None if value is None else int.from_bytes(value[8:12], "big")
+                return value
+        return None
 
     def pending_state(self, key: bytes, committed: bytes | None) -> bytes | None:
         """A state record as the draft or the commit under way has it, else ``committed``."""

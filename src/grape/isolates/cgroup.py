@@ -51,6 +51,7 @@ class CgroupIsolate(ProcessIsolate):
     """
 
     name: ClassVar[str] = "cgroup"
+    finds_code: ClassVar[bool] = False
     Config: ClassVar[type[ProcessConfig]] = CgroupConfig
     config: CgroupConfig
 

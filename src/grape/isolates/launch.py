@@ -24,6 +24,9 @@ from grape.isolates.procs import CHILDREN, STARTED, TAG, engine_id
 KEPT: Final = ("PATH", "HOME", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "VIRTUAL_ENV")
 """Variables of the engine that a worker keeps; all others only if asked for."""
 
+FINDS_CODE: Final = ("PYTHONPATH", "PYTHONHOME", "PYTHONUSERBASE", "PYTHONNOUSERSITE", "PYTHONPLATLIBDIR")
+"""Variables by which Python finds code: kept where a worker is not confined, so that it finds what its engine finds."""
+
 _SOCKET_BUFFER: Final = 4 << 20
 _OOM_SCORE: Final = b"500"
 
@@ -128,6 +131,14 @@ def worker_env(own: dict[str, str], tag: str) -> dict[str, str]:
     env = {name: os.environ[name] for name in KEPT if name in os.environ}
     env.setdefault("PYTHONUNBUFFERED", "1")
     return {**env, **own, TAG: tag}
+
+
+def code_env() -> dict[str, str]:
+    """The engine's own `FINDS_CODE`. Its paths count from its directory, wherever the worker's is."""
+    env = {name: os.environ[name] for name in FINDS_CODE if name in os.environ}
+    if "PYTHONPATH" in env:
+        env["PYTHONPATH"] = os.pathsep.join(map(os.path.abspath, filter(None, env["PYTHONPATH"].split(os.pathsep))))
+    return env
 
 
 def new_tag() -> str:

@@ -22,7 +22,7 @@ from msgspec import Meta, Struct
 
 from grape.abc.isolate import Ability, Command, Ending, Process
 from grape.errors import Unsupported
-from grape.isolates.launch import Child, Handle, attempt, find_tool, new_tag, start, worker_env
+from grape.isolates.launch import Child, Handle, attempt, code_env, find_tool, new_tag, start, worker_env
 from grape.isolates.parent import reap_orphans
 from grape.isolates.procs import descendants, end_descendants, end_strays, stat
 from grape.isolates.scratch import Scratch
@@ -71,6 +71,8 @@ class ProcessIsolate:
     """
 
     name: ClassVar[str] = "process"
+    finds_code: ClassVar[bool] = True
+    """Its Python looks where the engine's does (PYTHONPATH)."""
     Config: ClassVar[type[ProcessConfig]] = ProcessConfig
 
     def __init__(self, pool: str, config: ProcessConfig) -> None:
@@ -177,7 +179,7 @@ class ProcessIsolate:
         """Start a worker; ``before``: a command that runs the rest, before any privilege is gone."""
         assert self._scratch is not None, "prepare comes first"
         tag = new_tag()
-        env = worker_env(command.env, tag)
+        env = {**(code_env() if self.finds_code else {}), **worker_env(command.env, tag)}
         program = shutil.which(command.argv[0], path=env.get("PATH", os.defpath))
         if program is None and os.path.dirname(command.argv[0]):
             program = shutil.which(os.path.join(command.directory, command.argv[0]))

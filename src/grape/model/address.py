@@ -6,6 +6,8 @@ import struct
 from typing import Any, Final, NamedTuple
 from zlib import crc32
 
+from grape.model.values import shown
+
 MAX_KEY_BYTES: Final = 4096
 DEFAULT_PARTITIONS: Final = 32
 MAX_PARTITIONS: Final = 4096
@@ -50,7 +52,7 @@ def check_key(key: object) -> str:
         ValueError: it is empty, too long, or holds lone surrogates.
     """
     if type(key) is not str:
-        raise TypeError(f"a key is text (str), not {type(key).__name__}: {key!r:.60}")
+        raise TypeError(f"a key is text (str), not {type(key).__name__}: {shown(key)}")
     try:
         size = len(key.encode())
     except UnicodeEncodeError as e:

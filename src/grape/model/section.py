@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from typing import Any, Final, TypeVar
 
 import msgspec
 from msgspec import Struct
+
+from grape.model.near import did_you_mean
 
 T = TypeVar("T", bound=Struct)
 
@@ -47,8 +48,7 @@ def read_section(kind: type[T], values: dict[str, Any], where: str) -> T:
     known = {field.encode_name for field in msgspec.structs.fields(kind)}
     for key in values:
         if key not in known:
-            near = difflib.get_close_matches(key.replace("_", "-"), sorted(known), 3, 0.5)
-            hint = f"did you mean {' or '.join(near)}?" if near else f"known are: {', '.join(sorted(known))}"
+            hint = did_you_mean(key.replace("_", "-"), known, f"known are: {', '.join(sorted(known))}", 0.5)
             raise ValueError(f"{where}: there is no key {key!r}; {hint}")
     try:
         return msgspec.convert(values, kind, dec_hook=_quantity)

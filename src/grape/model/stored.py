@@ -20,6 +20,10 @@ TAKER: Final = "="
 REPLIES: Final = "?"
 """First characters of log names that are no pools: ``>total`` is an output, ``<line=/a/b`` a source, ``=total=/x`` a
 taker's position, ``?`` the home of replies."""
+NO_POOLS: Final = (OUTPUT, SOURCE, TAKER, REPLIES)
+
+CLIENT_ID: Final = b"id:"
+"""Begins the keys of texts that are ids of clients."""
 
 
 class Head(Struct, array_like=True):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import CoroutineType
 from typing import Any, Final
 
 import msgspec
@@ -18,6 +19,13 @@ PLAIN: Final = frozenset({type(None), bool, float, bytes, str, int})
 
 MIN_INT: Final = -(2**63)
 MAX_INT: Final = 2**63 - 1
+
+
+def shown(value: object) -> str:
+    """What it is, for an error; its text only where that cannot fail."""
+    if type(value) is int and value.bit_length() > 256:  # Python itself refuses to write very long ones
+        return f"an int of {value.bit_length()} bits"
+    return f"{value!r:.60}" if type(value) in PLAIN else f"a {type(value).__name__}"
 
 
 class BadValue(HandlerError):
@@ -48,7 +56,7 @@ def to_value(data: Any, max_event: int) -> Any:
     if kind is int:
         if MIN_INT <= data <= MAX_INT:
             return data
-        raise BadValue(f"the integer {data!r:.40} cannot travel: it must be from -2^63 to 2^63-1")
+        raise BadValue(f"{shown(data)} cannot travel: an integer must be from -2^63 to 2^63-1")
     if kind is bytes:
         if len(data) > max_event:
             raise TooLarge(f"{len(data)} bytes are over max-event ({max_event})")
@@ -58,7 +66,11 @@ def to_value(data: Any, max_event: int) -> Any:
     try:
         packed = encode(data)
     except (TypeError, ValueError, OverflowError, RecursionError) as e:
-        raise BadValue(f"a {kind.__name__} cannot travel: {e}") from None
+        why = str(e)
+        if kind is CoroutineType:
+            data.close()  # nobody awaits it
+            why = "write the handler as `async def`, or let functools.wraps say that it wraps one"
+        raise BadValue(f"a {kind.__name__} cannot travel: {why}") from None
     if len(packed) > max_event:
         raise TooLarge(f"a {kind.__name__} of {len(packed)} encoded bytes is over max-event ({max_event})")
     return Raw(packed)

@@ -11,6 +11,7 @@ import difflib
 import os
 import random
 import shutil
+import sys
 import tempfile
 import threading
 import time
@@ -31,6 +32,7 @@ from grape.engine.app import App, Stats
 from grape.engine.check import check_emits
 from grape.engine.clock import SystemClock
 from grape.engine.engine import Engine
+from grape.engine.first import Failed, FirstFailures
 from grape.engine.intake import Feed
 from grape.engine.outlet import Take
 from grape.engine.supervisor import Line, ProcessLink
@@ -44,6 +46,7 @@ from grape.model.stored import OUTPUT, REPLIES, SOURCE, TAKER
 from grape.model.topology import DEFAULT_POOL, Limits, TopologySpec, with_pool
 from grape.protocol.messages import Ask, FromWorker, Values
 from grape.session.feeding import Feeder
+from grape.session.hints import hint_for
 from grape.session.opening import Opening
 from grape.session.runtimes import python_command
 from grape.session.taking import Taker, Taking
@@ -121,6 +124,7 @@ class Session:
         self.sources = sources
         self.takers = takers
         self._printed = printed
+        self._failures = FirstFailures()
         self.more_takers: Callable[[TopologySpec], list[Taker]] = lambda topology: []
         """What is also taken, once the topology is known."""
         self.engine: Engine | None = None
@@ -200,6 +204,8 @@ class Session:
             if self.engine is not None:
                 self.engine.drain()  # whoever ends now is not replaced
             await self._workers.close()
+            for line in self._failures.rest():
+                self._notice(line)
             for source in self.sources:
                 with contextlib.suppress(Exception):
                     source.close()
@@ -306,6 +312,7 @@ class Session:
             self._notice,
             max(4, 2 * cores),
         )
+        self.engine.tell = self._tell
         self._workers.crash_log = CrashLog(data)
         calls = any(t.event is None for t in self.takers)
         for source in self.sources:
@@ -459,6 +466,15 @@ class Session:
             self._wake.set()
 
         return InlineLink(self._own_topology(), received, self._loop.call_soon, gone, time.monotonic, self.clock.now)
+
+    def _tell(self, worker: str, failed: Failed) -> None:
+        """An event has failed: the first of its kind is shown."""
+        lines = self._failures.tell(failed, self.clock.now())
+        if len(lines) > 1:
+            hint = hint_for(failed.trace, os.environ, sys.path)
+            lines += [hint] if hint else []
+        for line in lines:
+            self._printed(worker, Line("error", failed.node, line))
 
     def _notice(self, text: str) -> None:
         self._printed("engine", Line("stderr", "", text))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import sys
 import time
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -17,6 +19,7 @@ from grape.model.profile import Profile
 from grape.model.section import read_section
 from grape.model.topology import DEFAULT_POOL, PoolSpec, TopologySpec
 from grape.protocol.messages import FromWorker, Hello, Refusal
+from grape.session.hints import with_hint
 from grape.session.runtimes import adapted, command_of
 from grape.tools.crashes import Crash, CrashLog
 
@@ -133,9 +136,9 @@ class Workers:
         if isinstance(message, Hello):
             first.hello.set_result(message)
         elif isinstance(message, Refusal):
-            first.last_words = message.text
+            first.last_words = text = with_hint(message.text, os.environ, sys.path)
             if message.kind in ("topology", "usage"):
-                first.hello.set_exception(UserError(message.text))
+                first.hello.set_exception(UserError(text))
 
     def abandon(self, why: GrapeError) -> None:
         """Nobody waits for the first workers any more."""

@@ -22,9 +22,9 @@ from grape.model.address import check_key, partition_of
 from grape.model.event import Event
 from grape.model.stored import decode_dead, decode_hold, state_key
 from grape.model.topology import Limits
+from grape.model.values import to_value
 from grape.testing.machine import ListTaker, Machine
 from grape.transports.memory import MemoryBroker
-from grape.model.values import to_value
 
 _MOST_MOVES: Final = 1_000_000
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import inspect
 import sys
 import time
 from collections import deque
@@ -22,6 +23,7 @@ from grape.errors import EventOver, HandlerError
 from grape.model.batch import runs_of
 from grape.model.cursor import Progress
 from grape.model.event import Event
+from grape.model.values import Unfit, to_value
 from grape.protocol.messages import Announce, Assign, BatchItem, Named, Result, RetryItem, Revoke, Work
 from grape.worker import children
 from grape.worker.effects import Assigned, Effects
@@ -29,8 +31,7 @@ from grape.worker.emits import EmitColumns, bind
 from grape.worker.retries import Retries
 from grape.worker.runtime import Overdue, Runtime
 from grape.worker.stage import RootStage, RunColumns, Stage
-from grape.worker.units import Emissions, StateAccess, Unit, arguments, failure, stray_result
-from grape.model.values import Unfit, to_value
+from grape.worker.units import Emissions, StateAccess, Unit, arguments, failure, key_for, stray_result
 
 FLUSH_SECONDS: Final = 0.020
 FLUSH_BYTES: Final = 16 << 20
@@ -443,11 +444,11 @@ class AsyncPool:
         stage.on_progress = restart
         restart()
         try:
-            if handler.kind == "async-generator":
+            if hasattr(result, "__aiter__"):
                 async for value in result:
                     self._returned(job, event, value)
-            else:
-                self._returned(job, event, await result)
+            else:  # a wrapper may have awaited it
+                self._returned(job, event, await result if inspect.isawaitable(result) else result)
         finally:
             # Through an event, which the garbage collector does not look into, the job would hold on to itself.
             stage.on_progress = _nothing
@@ -473,7 +474,8 @@ class AsyncPool:
         emits = job.unit.slots[event.name].emits
         if len(emits) != 1:
             raise stray_result(job.unit.node, emits, value)
-        job.columns.put(emits[0], to_value(value, self.runtime.limits.max_event))
+        out = to_value(value, self.runtime.limits.max_event)
+        job.columns.put(emits[0], out, key_for(job.unit.handler, event.name, value, self.runtime.partitions))
 
     # ------------------------------------------------------------------ careful mode
 

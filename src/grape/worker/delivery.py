@@ -12,13 +12,13 @@ from grape.authoring.emitter import INHERIT
 from grape.model.address import Partitions
 from grape.model.batch import one
 from grape.model.routing import Routing
+from grape.model.values import Raw, encode
 from grape.protocol.messages import Emitted, Reply, Timer
 from grape.worker.effects import Assigned, Effects
 from grape.worker.emits import Delayed, Replied, weight
 from grape.worker.outbox import Target
 from grape.worker.stage import ChildStage, Stage
 from grape.worker.units import Emissions, Unit
-from grape.model.values import Raw, encode
 
 OUTPUT: Final = ">"
 """First character of the log name of an output; pools have their bare names."""

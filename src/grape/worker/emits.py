@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections import deque
 from collections.abc import Collection, Iterable
 from datetime import timedelta
@@ -14,6 +13,7 @@ from msgspec import Struct
 from grape.authoring.emitter import INHERIT, Emitter, column_length, seconds
 from grape.errors import EventOver, TooLarge, UnknownEvent, Unstoppable
 from grape.model.address import Partitions
+from grape.model.near import did_you_mean
 from grape.model.values import Raw, encode, to_value
 
 MEASURE_EMITS: Final = 32_768
@@ -53,9 +53,8 @@ class Names:
             return UnknownEvent(
                 f"node {node!r} emits {name!r}, but no app {name.partition('@')[0]!r} runs here (no-such-app)"
             )
-        near = difflib.get_close_matches(name, self.known, 3)
-        hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else f"; known are {sorted(self.known)}"
-        return UnknownEvent(f"node {node!r} emits {name!r}, neither a slot nor an output of {self.app!r}{hint}")
+        hint = did_you_mean(name, self.known, f"known are {sorted(self.known)}")
+        return UnknownEvent(f"node {node!r} emits {name!r}, neither a slot nor an output of {self.app!r}; {hint}")
 
 
 class TooMuch(Unstoppable):
@@ -83,11 +82,16 @@ class EmitColumns:
         self._measured = 0
         self._big = 0  # bytes of keys and large values since
 
-    def put(self, name: Any, value: Any) -> None:
-        """One emit more, with the key of its event."""
+    def put(self, name: Any, value: Any, key: Any = INHERIT) -> None:
+        """One emit more, with the key of its event unless it has one of its own, which is checked."""
+        size = weight(value)
+        if key is not INHERIT:
+            self.pad_keys()
+            self.keys.append(key)
+            size += 0 if key is None else len(key)
         self.go_on_as(name)
         self.data.append(value)
-        self.weigh(weight(value))
+        self.weigh(size)
 
     def go_on_as(self, name: Any) -> None:
         """What follows is called ``name``."""

@@ -14,8 +14,8 @@ import msgspec
 
 from grape.authoring.state import State
 from grape.errors import HandlerError
-from grape.protocol.messages import StateChanges
 from grape.model.values import PLAIN, Raw, decode, encode, to_value
+from grape.protocol.messages import StateChanges
 
 MISSING: Final = object()
 _ENTRY_OVERHEAD: Final = 150

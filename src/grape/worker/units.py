@@ -13,19 +13,19 @@ from typing import Any, Final, Protocol
 
 from msgspec import Struct
 
-from grape.authoring.emitter import Context, Emitter
+from grape.authoring.emitter import INHERIT, Context, Emitter
 from grape.authoring.handler import Handler
 from grape.authoring.state import LOADER, WRITTEN, State
 from grape.errors import HandlerError, NoKey, Unstoppable
 from grape.model.address import Partitions
 from grape.model.event import Event
 from grape.model.topology import Limits, SlotSpec
+from grape.model.values import MAX_INT, MIN_INT, PLAIN, Payload, Raw, Unfit, to_value
 from grape.protocol.messages import Named
 from grape.worker import children
 from grape.worker.emits import EmitColumns, Names, bind, unbind, weight
 from grape.worker.stage import Stage
 from grape.worker.state import MISSING, BadState, StateTable
-from grape.model.values import MAX_INT, MIN_INT, PLAIN, Payload, Raw, Unfit, to_value
 
 
 def failure(error: BaseException) -> BaseException:
@@ -232,7 +232,23 @@ class Unit(ABC):
         emits = self.slots[event].emits
         if len(emits) != 1:
             raise stray_result(self.node, emits, value)
-        self._columns.put(emits[0], to_value(value, self._limits.max_event))
+        out = to_value(value, self._limits.max_event)
+        self._columns.put(emits[0], out, key_for(self.handler, event, value, self._partitions))
+
+
+def key_for(handler: Handler, event: str, value: Any, partitions: Partitions) -> Any:
+    """The key of what a handler returned or yielded.
+
+    Raises:
+        TypeError, ValueError: it is none.
+    """
+    of = handler.keys.get(event) if handler.keys else None
+    if of is None:
+        return INHERIT
+    key = of(value)
+    if key is not None:
+        partitions[key]
+    return key
 
 
 def stray_result(node: str, emits: tuple[str, ...], value: Any) -> HandlerError:
@@ -594,7 +610,7 @@ class GeneralUnit(NodeUnit):
                 for name in self._bare:  # so that they can be deleted without having been read
                     self._load(name)
         result = self._call(*arguments(self.handler, event, self.emitter, access))
-        if self._is_generator:
+        if self._is_generator and hasattr(result, "__next__"):  # a wrapper may give something else
             for item in result:
                 self._returned(event.name, item)
         else:
@@ -727,7 +743,7 @@ def make_unit(
     kind: type[Unit]
     if handler.is_batch:
         kind = BatchUnit
-    elif handler.kind == "sync" and handler.arguments == ("payload",) and not handler.states:
+    elif handler.kind == "sync" and handler.arguments == ("payload",) and not handler.states and not handler.keys:
         kind = FunctionUnit
     elif handler.kind == "sync" and handler.instance is not None and not handler.states:
         kind = NodeUnit

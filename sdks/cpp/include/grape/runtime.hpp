@@ -24,6 +24,7 @@
 
 #include "batch.hpp"
 #include "channel.hpp"
+#include "child.hpp"
 #include "crc.hpp"
 #include "event.hpp"
 #include "messages.hpp"
@@ -527,12 +528,15 @@ class Runtime {
     try {
       watch().enter(slot.spec, in, part_->number, part_->epoch);
       slot.handler(event_);
+      end_child(nullptr);
       watch().leave();
       check_effects(in, table, time);
     } catch (...) {
+      const Blame blamed = blame();
+      end_child(&blamed.text);
       watch().leave();
       event_.end();
-      fail(unit, slot, in, retry, blame(), nullptr, false);
+      fail(unit, slot, in, retry, blamed, nullptr, false);
       return false;
     }
     take_effects(in, table, time);

@@ -184,6 +184,7 @@ class Worker {
 
   int serve(detail::Channel& channel) {
     detail::Runtime runtime(channel, nodes_, slots_);
+    detail::watch_children();
     channel.send(detail::hello_frame(::getpid(), nodes_, slots_));
     std::optional<detail::Watchdog> watchdog;
     try {
@@ -211,6 +212,7 @@ class Worker {
       }
       runtime.welcome(welcome);
       if (setup_) setup_();
+      detail::end_child(nullptr);
       channel.send(detail::beat_frame());  // it is ready
       watchdog.emplace(channel, welcome.heartbeat_timeout / 6);
     } else if (kind == tag::assign && watchdog) {

@@ -6,6 +6,7 @@ package Grape::Worker;
 use strict;
 use warnings;
 use Carp qw(croak);
+use POSIX ();
 use Data::MessagePack ();
 use Scalar::Util qw(looks_like_number refaddr);
 use Grape::Event ();
@@ -169,10 +170,13 @@ sub _welcome {
     croak("Grape speaks protocol $version, this worker $PROTOCOL") if $version != $PROTOCOL;
     $self->{max_event} = defined $limits->{max_event} ? $limits->{max_event} : $MAX_EVENT;
     my @known = ((map { $_->{event} } $topology ? @{ $topology->{slots} || [] } : @{ $self->{slots} }), @{ $topology->{outputs} || [] });
+    $self->{pid} = $$;
     $self->{known} = { map { $_ => 1 } @known };
     my $died;
     local $SIG{__DIE__} = sub { $died = [$_[0], _frames()] };
-    return $self->beat if eval { $_->() for @{ $self->{setup} }; 1 };    # it is ready
+    my $is_set_up = eval { $_->() for @{ $self->{setup} }; 1 };
+    _end_child($is_set_up, $@) if $$ != $self->{pid};
+    return $self->beat if $is_set_up;    # it is ready
     my (undef, $text, $trace) = @{ _failure($@, $died) };
     $self->_send(Grape::MsgPack::encode([$REFUSAL, 'start', "setup: $text\n$trace"]));
     exit 1;
@@ -206,6 +210,7 @@ sub _run {
                 1;
             };
         }
+        _end_child($is_done, $@) if $$ != $self->{pid};
         if (!$is_done) {
             my $failure = _failure($@, $died);
             $event->[4] = undef;
@@ -220,6 +225,15 @@ sub _run {
         }
     }
     return $self->_hand_in($made, $count - $handed_in);
+}
+
+# A child that a handler has forked is not the worker: it ends where the handler ends, and says nothing to Grape.
+sub _end_child {
+    my ($is_done, $error) = @_;
+    print {*STDERR} $error if !$is_done;
+    STDERR->flush;
+    POSIX::_exit($is_done ? 0 : 1);
+    return;
 }
 
 sub _hand_in {

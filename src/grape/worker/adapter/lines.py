@@ -26,11 +26,11 @@ from grape.authoring.emitter import seconds
 from grape.errors import GrapeError, ProtocolError
 from grape.model.address import check_key
 from grape.model.topology import Limits
+from grape.model.values import decode, encode, to_value
 from grape.protocol.base import Answered, Emits, Failed, Ran, Run, StateChange
 from grape.protocol.messages import Welcome
 from grape.worker.adapter.speaker import Gone, Progressed, how_it_ended, start
 from grape.worker.emits import Names
-from grape.model.values import decode, encode, to_value
 
 _AHEAD: Final = 1024
 _AHEAD_BYTES: Final = 256 << 10

@@ -1,0 +1,21 @@
+"""A name that there is not, and those that may have been meant."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+_MOST = 3
+
+
+def near(name: object, known: Iterable[str], cutoff: float = 0.6) -> list[str]:
+    """Names in ``known`` that are spelled like ``name``, best first."""
+    if not isinstance(name, str):
+        return []
+    return difflib.get_close_matches(name, sorted(set(known)), _MOST, cutoff)
+
+
+def did_you_mean(name: object, known: Iterable[str], otherwise: str = "", cutoff: float = 0.6) -> str:
+    """ "did you mean 'a' or 'b'?"; ``otherwise`` if nothing is near."""
+    found = near(name, known, cutoff)
+    return f"did you mean {' or '.join(map(repr, found))}?" if found else otherwise
