@@ -58,11 +58,15 @@ class Committer:
         *,
         then: Callable[[], None],
     ) -> None:
-        """Submit the next commit; only when none is under way. ``then`` is called when it is durable."""
+        """Submit the next commit; only when none is under way. ``then`` is called when it is durable.
+
+        Raises:
+            TooLarge, ValueError: the transport refuses it; nothing has changed then.
+        """
+        commit = Commit(self._partition, self._term, self._number + 1, head, sends, rows, trims, drops)
+        self._transport.commit(commit)
         self._number += 1
-        self._commit = Commit(self._partition, self._term, self._number, head, sends, rows, trims, drops)
-        self._then = then
-        self._transport.commit(self._commit)
+        self._commit, self._then = commit, then
 
     def done(self, commit: Commit, outcome: Outcome) -> None:
         """The outcome of the commit under way. Unknown: read back whether it counts; if not, submit the same once more.

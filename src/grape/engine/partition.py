@@ -704,14 +704,8 @@ class Partition:
         """Let timers that are due go off, a bounded number at once, in due order."""
         if not self.settled or not self._timers or self._timers[0][0] > now:
             return False
-        keys: list[bytes] = []
-        while self._timers and self._timers[0][0] <= now and len(keys) < _TIMERS_AT_ONCE:
-            keys.append(heapq.heappop(self._timers)[1])
         bodies: dict[tuple[str, int], list[bytes]] = {}
-        for key, value in zip(keys, self.transport.get(self.id, "timer", keys), strict=True):
-            if value is None:
-                raise Corrupt(f"a timer of partition {self.pool}/{self.number} is missing")
-            entry: TimerEntry = _decoded(decode_timer, value, "timer")
+        for key, entry in self._take_timers(now):
             self._draft.put("timer", key, None)
             self.app.timers -= 1
             if entry.context is not None:
@@ -725,6 +719,19 @@ class Partition:
             self._draft.then.append(self._load_timers)
         self.flush()
         return True
+
+    def _take_timers(self, now: int) -> Iterator[tuple[bytes, TimerEntry]]:
+        """Those that are due, as many as one commit should hold."""
+        left = self.app.limits.dispatch_bytes
+        for _ in range(_TIMERS_AT_ONCE):
+            if left <= 0 or not self._timers or self._timers[0][0] > now:
+                return
+            _, key = heapq.heappop(self._timers)
+            (value,) = self.transport.get(self.id, "timer", [key])
+            if value is None:
+                raise Corrupt(f"a timer of partition {self.pool}/{self.number} is missing")
+            left -= len(value)
+            yield key, _decoded(decode_timer, value, "timer")
 
     # ------------------------------------------------------------------ expiry
 
@@ -849,12 +856,15 @@ class Partition:
     # ------------------------------------------------------------------ commit
 
     def flush(self) -> None:
-        """Submit the draft if there is something in it and no commit is under way."""
+        """Submit the draft if there is something in it and no commit is under way.
+
+        Raises:
+            TooLarge: the transport refuses it; it is still the draft then.
+        """
         if self._committing is not None or not self._draft.changed:
             return
         position, above = self.inbox.advance()
-        draft, self._draft = self._draft, _Draft()
-        self._committing = draft
+        draft = self._draft
         rows: list[tuple[Table, Rows]] = [(table, list(rows.items())) for table, rows in draft.rows.items()]
         self._committer.submit(
             encode(self.head),
@@ -864,6 +874,7 @@ class Partition:
             tuple((self.id, at) for at in above),
             then=partial(self._committed, draft),
         )
+        self._draft, self._committing = _Draft(), draft
 
     def _committed(self, draft: _Draft) -> None:
         self._committing = None

@@ -1,0 +1,102 @@
+"""A commit that the transport refuses changes nothing, and belongs to its caller."""
+
+from __future__ import annotations
+
+import msgspec
+import pytest
+
+from grape import Context, Event, Node, State, Topology
+from grape.abc.transport import Callbacks, Send
+from grape.engine.clock import FakeClock
+from grape.engine.committer import Committer
+from grape.errors import TooLarge
+from grape.model import batch as codec
+from grape.model.address import PartitionId
+from grape.testing.machine import Machine
+from grape.transports.memory import MemoryBroker, MemoryTransport
+
+_NOBODY = codec.Context()
+HOME, THERE = PartitionId(1, 1, 0), PartitionId(1, 1, 1)
+
+
+def test_a_refused_commit_leaves_the_committer_as_it_was() -> None:
+    done: list[str] = []
+    transport = MemoryTransport(Callbacks(lambda outcomes: [committer.done(*o) for o in outcomes], print, print))
+    committer = Committer(transport, HOME, "it")
+    too_large = Send(THERE, bytes(transport.features.largest_batch + 1), 1)
+    with pytest.raises(TooLarge):
+        committer.submit(b"never", [too_large], then=lambda: done.append("never"))
+    assert not committer.is_busy
+    committer.submit(b"head", then=lambda: done.append("second"))
+    while transport.step():
+        pass
+    assert done == ["second"]
+    assert Committer(transport, HOME, "it").claimed_head == b"head"
+
+
+class Add(Node):
+    total = State(int, default=0)
+
+    def process(self, event: Event) -> None:
+        self.total += event.data
+
+
+def adding() -> Topology:
+    t = Topology("adding")
+    t.add_slot("add", Add())
+    return t
+
+
+def test_a_partition_whose_commit_is_refused_goes_on_with_its_draft() -> None:
+    machine = Machine(adding, FakeClock(), MemoryBroker(), partitions=1)
+    partition = machine.engine.partition("main", 0)
+    now = machine.clock.now()
+    largest = machine.transport.features.largest_commit
+    machine.transport.features = msgspec.structs.replace(machine.transport.features, largest_commit=10)
+    machine.transport._submissions._features = machine.transport.features
+    partition.take_in("main", "add", "k", msgspec.msgpack.encode(5), "", _NOBODY, now)
+    with pytest.raises(TooLarge):
+        partition.flush()
+    assert not partition.quiet
+    machine.transport._submissions._features = msgspec.structs.replace(
+        machine.transport.features, largest_commit=largest
+    )
+    partition.flush()
+    while moves := machine.moves():
+        moves[0]()
+    rows = machine.transport.scan(partition.id, "state", b"", 10)
+    assert [msgspec.msgpack.decode(value) for _, value in rows] == [{"total": 5}]
+    machine.stop()
+
+
+def test_timers_that_are_due_together_are_bounded_by_their_size() -> None:
+    sizes: list[int] = []
+
+    def build() -> Topology:
+        t = Topology("timers")
+        t.add_output("rung")
+
+        @t.slot("start")
+        def start(n: int, context: Context) -> None:
+            for _ in range(n):
+                context.emit("rung", "x" * 1_000_000, delay=1)
+
+        return t
+
+    machine = Machine(build, FakeClock(), MemoryBroker(), partitions=1)
+    submit = machine.transport.commit
+
+    def commit(c: object) -> None:
+        sizes.append(sum(len(send.batch) for send in c.sends))  # type: ignore[attr-defined]
+        submit(c)  # type: ignore[arg-type]
+
+    machine.transport.commit = commit  # type: ignore[method-assign]
+    machine.add("start", 30)
+    for _ in range(10):
+        while moves := machine.moves():
+            moves[0]()
+        machine.clock.advance_to(machine.clock.now() + 1_000_000)
+        machine.tick()
+    assert len(machine.outputs["rung"].committed) == 30
+    assert max(sizes) < 6_000_000
+    machine.stop()
