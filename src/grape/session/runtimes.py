@@ -43,6 +43,12 @@ def command_of(pool: PoolSpec, target: str, config: str, python: Command) -> Com
         return python
     directory = app_directory(target, python.directory)
     entry = os.path.join(directory, pool.entry[0])
+    # The code says what runs: it must be the app's own, not any program of the host.
+    if not os.path.realpath(entry).startswith(os.path.realpath(directory).rstrip("/") + "/"):
+        raise UsageError(
+            f"pool {pool.name!r} (runtime={pool.runtime!r}): {pool.entry[0]!r} leads out of the app's directory, "
+            f"{directory}; what a pool runs has to lie in it, also behind symbolic links (entry=)"
+        )
     if not os.path.isfile(entry):
         raise UsageError(
             f"pool {pool.name!r} (runtime={pool.runtime!r}): there is no file {pool.entry[0]!r} in the app's "

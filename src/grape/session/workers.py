@@ -6,24 +6,21 @@ import asyncio
 import time
 from collections.abc import Callable, Iterable
 from functools import partial
-from typing import Any, Final
+from typing import Final
 
-from grape import builtins
 from grape.abc.isolate import Command, Isolate
 from grape.engine.engine import NEEDED, Engine
 from grape.engine.supervisor import Line, ProcessLink, Supervisor
-from grape.errors import GrapeError, ProtocolError, UsageError, UserError
-from grape.model.profile import Profile
-from grape.model.section import read_section
+from grape.errors import GrapeError, ProtocolError, UserError
 from grape.model.topology import DEFAULT_POOL, PoolSpec, TopologySpec
 from grape.protocol.messages import FromWorker, Hello, Refusal
+from grape.session.confinement import Profiles, make_isolate
 from grape.session.runtimes import adapted, command_of
 from grape.tools.crashes import Crash, CrashLog
 
 _STARTS: Final = 3
 _PATIENCE: Final = 10.0
 """Seconds that it may take to clean up after workers that were killed."""
-DEFAULT_ISOLATE: Final = "process"
 
 Printed = Callable[[str, Line], None]
 """Takes the name of a worker, and what it printed."""
@@ -37,7 +34,7 @@ class Workers:
 
     Args:
         target: the app, for errors. ``config``: of the app, as JSON. ``python``: runs a worker in Python.
-        profiles: of the pools that have one.
+        profiles: how each pool is kept and confined.
         printed: gets what workers print.
         changed: called whenever something has happened.
     """
@@ -47,7 +44,7 @@ class Workers:
         target: str,
         config: str,
         python: Command,
-        profiles: dict[str, Profile],
+        profiles: Profiles,
         printed: Printed,
         changed: Callable[[], None],
     ) -> None:
@@ -77,7 +74,7 @@ class Workers:
         """
         for pool in pools:
             if pool not in self._isolates:
-                isolate = make_isolate(pool, self._profiles.get(pool, Profile()))
+                isolate = make_isolate(pool, self._profiles.of(pool))
                 await self._supervisor.on_starter(pool, isolate.prepare)
                 self._isolates[pool] = isolate
 
@@ -112,7 +109,7 @@ class Workers:
 
     async def _first_word(self, pool: str) -> Hello:
         await self.prepare([pool])
-        startup = self._profiles.get(pool, Profile()).startup_timeout
+        startup = self._profiles.of(pool).startup_timeout
         whose = self._target if pool == DEFAULT_POOL else f"pool {pool!r}"
         if pool in self._firsts:
             self._firsts.pop(pool).link.kill()  # it told what the app is, but does not run this pool
@@ -162,7 +159,7 @@ class Workers:
     def _start(self, pool: str, index: int) -> ProcessLink:
         name = f"{pool}.{max(index, 0)}"
         spawn = partial(self._isolates[pool].spawn, name, self._commands.get(pool, self._python))
-        link = self._supervisor.start(pool, spawn, self._profiles.get(pool, Profile()).crashlog_limit)
+        link = self._supervisor.start(pool, spawn, self._profiles.of(pool).crashlog_limit)
         self._names[link] = (pool, index)
         self._since[link] = time.time()
         return link
@@ -249,23 +246,3 @@ class _First:
 
 class _Died(Exception):
     """The first worker ended before it said hello."""
-
-
-def make_isolate(pool: str, profile: Profile) -> Isolate:
-    """What confines the workers of ``pool``.
-
-    Raises:
-        UsageError: there is no such isolate, or it does not know a key, or a value does not fit.
-    """
-    values: dict[str, Any] = dict(profile.isolate)
-    kind = values.pop("type", DEFAULT_ISOLATE)
-    where = f"[pool.{pool}.isolate]"
-    if not isinstance(kind, str):
-        raise UsageError(f"{where}: type is the name of an isolate, not {kind!r}")
-    try:
-        found = builtins.isolate(kind)
-        return found(pool, read_section(found.Config, values, where))
-    except ValueError as e:
-        raise UsageError(str(e)) from None
-    except GrapeError as e:
-        raise UsageError(f"{where}: {e}") from None

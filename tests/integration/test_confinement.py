@@ -1,0 +1,80 @@
+"""What a run gives away of itself, and what its code may choose, with real jails."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Final
+
+import pytest
+from tests.jails import ROOT
+
+GRAPE: Final = str(Path(sys.executable).parent / "grape")
+SANDBOX: Final = '[pool.main.isolate]\ntype = "sandbox"\n'
+
+
+@pytest.fixture
+def app(tmp_path: Path) -> Path:
+    """A directory for an app that everybody may read, beside a secret."""
+    for above in (tmp_path, *tmp_path.parents[:2]):
+        above.chmod(0o755)
+    (tmp_path / "secret").write_text("precious")
+    (tmp_path / "secret").chmod(0o600)
+    (tmp_path / "app").mkdir(mode=0o755)
+    (tmp_path / "in.jsonl").write_text(json.dumps(str(tmp_path / "secret")) + "\n")
+    (tmp_path / "strict.toml").write_text(SANDBOX)
+    return tmp_path / "app"
+
+
+def run(app: Path, code: str, *options: str) -> subprocess.CompletedProcess[str]:
+    (app / "app.py").write_text("from grape import Topology\n" + code)
+    argv = [GRAPE, "run", "app.py", "--workers", "1", "--partitions", "1", "--data", str(app.parent / "data"), *options]
+    return subprocess.run(argv, cwd=app, check=False, capture_output=True, text=True, timeout=60)
+
+
+LOOK: Final = """
+t = Topology("plugin")
+t.add_output("found")
+@t.slot("look", emits="found", retries=0, pool={pool!r})
+def look(path: str) -> str:
+    return open(path).read()
+"""
+READ: Final = ("--feed", "look=../in.jsonl", "--take", "found")
+
+
+@pytest.mark.parametrize("options", [(), ("--set", 'grape.pool.helper.isolate={"type":"process"}')])
+def test_a_pool_that_the_profile_does_not_name_is_confined_as_well(app: Path, options: tuple[str, ...]) -> None:
+    done = run(app, LOOK.format(pool="helper"), "--profile", "../strict.toml", *READ, *options)
+    assert done.returncode == 1, done.stderr
+    assert "precious" not in done.stdout
+
+
+def test_the_first_worker_is_confined_whatever_pool_the_profile_names(app: Path) -> None:
+    (app.parent / "strict.toml").write_text(SANDBOX.replace("main", "helper"))
+    code = f"import os\nassert not os.path.exists({str(app.parent / 'secret')!r})\n" + LOOK.format(pool="helper")
+    done = run(app, code, "--profile", "../strict.toml", *READ)
+    assert done.returncode == 1, done.stderr
+    assert "AssertionError" not in done.stderr
+
+
+def test_a_program_of_the_host_is_no_entry(app: Path) -> None:
+    ran = app.parent / "ran"
+    code = f't = Topology("p")\nt.add_pool("helper", runtime="exec", entry=["/bin/sh", "-c", "id > {ran}"])\n'
+    for options in ((), ("--profile", "../strict.toml")):
+        done = run(app, code, "--feed", "look=../in.jsonl", *options)
+        assert done.returncode == 2, done.stderr
+        assert "leads out of the app's directory" in done.stderr
+        assert not ran.exists()
+
+
+def test_a_pool_in_another_language_is_described_in_the_jail(app: Path) -> None:
+    ran = app.parent / "ran"
+    (app / "w.sh").write_text(f"#!/bin/sh\nid > {ran}; exit 3\n")
+    (app / "w.sh").chmod(0o755)
+    code = 't = Topology("p")\nt.add_pool("helper", runtime="exec", entry="w.sh")\n'
+    done = run(app, code, "--profile", "../strict.toml", "--feed", "look=../in.jsonl")
+    assert done.returncode == 2, done.stderr
+    assert not ran.exists()
