@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Final
 
 import pytest
-from tests.jails import ROOT
+from tests.jails import ROOT, as_nobody
 
 GRAPE: Final = str(Path(sys.executable).parent / "grape")
 SANDBOX: Final = '[pool.main.isolate]\ntype = "sandbox"\n'
@@ -78,3 +78,50 @@ def test_a_pool_in_another_language_is_described_in_the_jail(app: Path) -> None:
     done = run(app, code, "--profile", "../strict.toml", "--feed", "look=../in.jsonl")
     assert done.returncode == 2, done.stderr
     assert not ran.exists()
+
+
+# ---------------------------------------------------------------------- what is stored
+
+CRASH: Final = """
+import os
+from grape import State
+t = Topology("p")
+t.add_output("found")
+@t.slot("look", emits="found", retries=0)
+def look(path: str, last: State[str] = State(str, default="")) -> str:
+    last.value = path
+    return path
+@t.slot("die", retries=0)
+def die(path: str) -> None:
+    os._exit(3)
+"""
+
+
+@pytest.mark.parametrize(("umask", "made"), [(0o000, True), (0o277, False)])
+def test_what_is_stored_is_the_owners_alone(app: Path, umask: int, made: bool) -> None:
+    data = app.parent / "deep" / "data"
+    if made:
+        data.mkdir(parents=True, mode=0o755)
+    before = os.umask(umask if ROOT or umask != 0o277 else 0o077)
+    try:
+        (app / "app.py").unlink(missing_ok=True)
+        out = app.parent / "out.jsonl"
+        options = ["--data", str(data), "--feed", "look=../in.jsonl", "--feed", "die=../in.jsonl"]
+        done = run(app, CRASH, "--take", f"found={out}", *options)
+    finally:
+        os.umask(before)
+    assert done.returncode == 1, done.stderr
+    files = list(data.rglob("*"))
+    assert {path.name for path in files} >= {"data.mdb", "lock.mdb", "format", "lock", "crashes", "00000001.json"}
+    for path in (data, *files):
+        assert path.stat().st_mode & 0o777 == (0o700 if path.is_dir() else 0o600), path
+    assert out.stat().st_mode & 0o777 == 0o666 & ~umask, "what one asks for is a file like any other"
+
+
+@pytest.mark.skipif(not ROOT, reason="there is another user for root only")
+def test_who_may_not_read_the_data_is_told_so(app: Path) -> None:
+    run(app, CRASH, "--feed", "look=../in.jsonl")
+    done = as_nobody(["-m", "grape", "state", "list", "--data", str(app.parent / "data")])
+    assert done.returncode == 2, done.stderr
+    assert "Traceback" not in done.stderr
+    assert "ermission denied" in done.stderr

@@ -75,8 +75,9 @@ def weaker_keys(isolate: dict[str, Any], than: dict[str, Any]) -> list[str]:
 def test_no_pool_is_confined_less_than_the_profile_says(profile: dict[str, Any], own: dict[str, Any]) -> None:
     try:
         found = Profiles(load_profiles(profile, {"grape": {"pool": own}}))
-    except UsageError as e:
-        assert "asks for a stricter level than the profile has" in str(e)
+    except UsageError as refusal:
+        told = str(refusal)
+        assert "asks for a stricter level than the profile has" in told
         return
     named = {pool: table["isolate"] for pool, table in profile.items() if "isolate" in table}
     walls = [isolate for isolate in named.values() if isolate["type"] != "inline"]
