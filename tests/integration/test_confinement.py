@@ -125,3 +125,28 @@ def test_who_may_not_read_the_data_is_told_so(app: Path) -> None:
     assert done.returncode == 2, done.stderr
     assert "Traceback" not in done.stderr
     assert "ermission denied" in done.stderr
+
+
+# ---------------------------------------------------------------------- what others see
+
+PEEK: Final = """
+import subprocess
+def topology(config):
+    t = Topology("p")
+    t.add_output("found")
+    assert config == {"token": "can" + "ary", "long": "x" * 200_000}
+    @t.slot("look", emits="found", retries=0)
+    def look(path: str) -> int:
+        host = subprocess.run(["cat /proc/[0-9]*/cmdline /proc/[0-9]*/environ"], shell=True, stdout=-1, stderr=-1)
+        return host.stdout.count(b"can" + b"ary")
+    return t
+"""
+
+
+@pytest.mark.parametrize("options", [(), ("--profile", "../strict.toml")])
+def test_the_apps_configuration_is_on_no_command_line(app: Path, options: tuple[str, ...]) -> None:
+    config = app.parent / "config.json"
+    config.write_text(json.dumps({"token": "canary", "long": "x" * 200_000}))  # longer than an argument may be
+    done = run(app, PEEK, *READ, "--config", str(config), *options)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["data"] == 0

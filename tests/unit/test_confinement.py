@@ -135,7 +135,7 @@ def test_what_a_pool_runs_lies_in_the_apps_directory(tmp_path: Path, runtime: st
     (app / "linked").symlink_to(tmp_path)
     python = Command(argv=("python",), directory=str(app))
     with pytest.raises(UsageError, match=r"leads out of the app's directory|there is no file"):
-        command_of(PoolSpec("p", runtime=runtime, entry=(entry,)), f"{app}/app.py", "{}", python)  # type: ignore[arg-type]
+        command_of(PoolSpec("p", runtime=runtime, entry=(entry,)), f"{app}/app.py", python)  # type: ignore[arg-type]
 
 
 def test_links_within_the_apps_directory_are_fine(tmp_path: Path) -> None:
@@ -147,5 +147,5 @@ def test_links_within_the_apps_directory_are_fine(tmp_path: Path) -> None:
     (app / "app.py").touch()
     (tmp_path / "alias").symlink_to(app)
     python = Command(argv=("python",), directory=str(tmp_path / "alias"))
-    found = command_of(PoolSpec("p", runtime="exec", entry=("worker",)), f"{tmp_path}/alias/app.py", "{}", python)
+    found = command_of(PoolSpec("p", runtime="exec", entry=("worker",)), f"{tmp_path}/alias/app.py", python)
     assert found.argv[0] == f"{tmp_path}/alias/worker"

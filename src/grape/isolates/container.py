@@ -35,9 +35,10 @@ _INSTALL: Final = "apt-get install runc (or crun)"
 _STEP: Final = "/.grape"
 """Where the last step is found, when the Python that takes it is one of the image."""
 
-_INIT: Final = '"$@" <&0 & wait $!'
+_INIT: Final = 'exec 4<&0; "$@" <&4 4<&- & exec 4<&- </dev/null; wait $!'
 """What is 1 in there: a worker that is 1 itself could not be asked to end (a signal without a handler does not reach
-1), and orphans would stay. The shell ends with the code of the worker, or 128 and its signal."""
+1), and orphans would stay. What a shell runs beside itself has no input, unless told so. The shell ends with the code
+of the worker, or 128 and its signal."""
 
 _RENUMBER: Final = """
 import os, sys
@@ -221,6 +222,7 @@ class ContainerIsolate(Jail):
                     env={TAG: tag, "PATH": _NOWHERE, "GOMAXPROCS": "1"},
                     umask=self.config.umask,
                     parent=0,
+                    given=command.input,
                 )
                 scratch = self._scratch
                 return JailProcess(

@@ -129,6 +129,7 @@ class SandboxIsolate(Jail):
                     env={TAG: tag},
                     umask=self.config.umask,
                     parent=0,
+                    given=command.input,
                     inherit=tuple(inherit),
                 )
             undo.pop_all()  # bubblewrap may write to it as long as it runs

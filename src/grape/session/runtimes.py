@@ -26,14 +26,15 @@ def python_command(target: str, config: str, directory: str, env: dict[str, str]
     """What runs a Python worker. It may read where it imports from."""
     paths = [os.path.abspath(path) for name in _PATHS for path in env.get(name, "").split(os.pathsep) if path]
     return Command(
-        argv=python_worker(target, config),
+        argv=python_worker(target),
+        input=config.encode(),
         directory=os.path.abspath(directory),
         env=env,
         readable=tuple(path for path in dict.fromkeys(paths) if os.path.exists(path)),
     )
 
 
-def command_of(pool: PoolSpec, target: str, config: str, python: Command) -> Command:
+def command_of(pool: PoolSpec, target: str, python: Command) -> Command:
     """What runs a worker of ``pool`` of the app ``target``; ``python``: what runs those in Python.
 
     Raises:
@@ -62,8 +63,8 @@ def command_of(pool: PoolSpec, target: str, config: str, python: Command) -> Com
             f"says in its first line what runs it (#!/usr/bin/awk -f)"
         )
     if pool.runtime == "lines":
-        return structs.replace(python, argv=_adapter("--lines", entry, *pool.entry[1:]))
-    words = (*_INTERPRETERS[pool.runtime], entry, *pool.entry[1:], "--config", config)
+        return structs.replace(python, argv=_adapter("--lines", entry, *pool.entry[1:]), input=b"")
+    words = (*_INTERPRETERS[pool.runtime], entry, *pool.entry[1:], "--config-fd", "0")
     return structs.replace(python, argv=words)
 
 

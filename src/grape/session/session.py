@@ -180,7 +180,7 @@ class Session:
         data = options.data or tempfile.mkdtemp(prefix="grape-")
         config = msgspec.json.encode(options.config).decode()
         command = python_command(options.target, config, options.directory, options.env)
-        self._workers = Workers(options.target, config, command, self._kept, self._printed, self._wake.set)
+        self._workers = Workers(options.target, command, self._kept, self._printed, self._wake.set)
         self._executor = ThreadPoolExecutor(max(1, len(self.takers)), thread_name_prefix="grape-take")
         kept = not temporary
         try:

@@ -33,7 +33,7 @@ class Workers:
     "main" in every respect, so it is confined as that pool is. Then each pool in another language has a first one.
 
     Args:
-        target: the app, for errors. ``config``: of the app, as JSON. ``python``: runs a worker in Python.
+        target: the app, for errors. ``python``: runs a worker in Python.
         profiles: how each pool is kept and confined.
         printed: gets what workers print.
         changed: called whenever something has happened.
@@ -42,7 +42,6 @@ class Workers:
     def __init__(
         self,
         target: str,
-        config: str,
         python: Command,
         profiles: Profiles,
         printed: Printed,
@@ -51,7 +50,6 @@ class Workers:
         self.engine: Engine | None = None
         self.crash_log: CrashLog | None = None
         self._target = target
-        self._config = config
         self._python = python
         self._commands: dict[str, Command] = {}
         self._profiles = profiles
@@ -96,7 +94,7 @@ class Workers:
         """
         specs = list(pools)
         for spec in specs:
-            self._commands[spec.name] = command_of(spec, self._target, self._config, self._python)
+            self._commands[spec.name] = command_of(spec, self._target, self._python)
         parts = await asyncio.gather(*(self._describe_pool(spec) for spec in specs))
         return {spec.name: part for spec, part in zip(specs, parts, strict=True)}
 
