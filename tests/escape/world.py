@@ -70,6 +70,7 @@ class World:
         self._stack.callback(Path(self.targets["shm"]).unlink)
         self._system_v()
         self._listeners()
+        self._in_the_app()
         self._terminal()
         self._victim()
         self._privileged()
@@ -101,6 +102,24 @@ class World:
             unix.bind(address)
             unix.listen()
         os.chmod(self.targets["listener"], 0o777)
+
+    def _in_the_app(self) -> None:
+        """What the app's directory may hold beside files: everybody may use it."""
+        kinds = {"app_socket": socket.SOCK_STREAM, "app_datagram": socket.SOCK_DGRAM}
+        for name, kind in kinds.items():
+            sock = self._stack.enter_context(socket.socket(socket.AF_UNIX, kind))
+            self.targets[name] = str(self.app / name)
+            sock.bind(self.targets[name])
+            if kind == socket.SOCK_STREAM:
+                sock.listen()
+            os.chmod(self.targets[name], 0o777)
+        for name in ("app_fifo", "app_fifo_full"):
+            self.targets[name] = str(self.app / name)
+            os.mkfifo(self.targets[name])
+            os.chmod(self.targets[name], 0o666)
+            self._stack.callback(os.close, fifo := os.open(self.targets[name], os.O_RDWR))
+        os.write(fifo, b"for the host")
+        self.targets["app_file"] = self._file(self.app / "app_file")
 
     def _terminal(self) -> None:
         main, second = pty.openpty()

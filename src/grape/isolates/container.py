@@ -186,18 +186,21 @@ class ContainerIsolate(Jail):
         """
         for _ in range(_ATTEMPTS - 1):
             try:
-                return self._spawn(worker, command)
+                return self._spawn_once(worker, command)
             except OSError as e:
                 if _BUSY not in str(e):
                     raise
-        return self._spawn(worker, command)
+        return self._spawn_once(worker, command)
 
-    def _spawn(self, worker: str, command: Command) -> JailProcess:
+    def _spawn_once(self, worker: str, command: Command) -> JailProcess:
+        with self.user() as (uid, gid):
+            return self._spawn(worker, command, uid, gid)
+
+    def _spawn(self, worker: str, command: Command, uid: int, gid: int) -> JailProcess:
         assert self._scratch is not None, "prepare comes first"
         own = bool(self._image)
         seen = view(command, self.config.readable, runtime=not self.config.python, system=not own)
         layout = self._lay_out(seen)
-        uid, gid = self.next_user()
         shown = (command.directory, *command.readable, *self.config.readable)
         before, sources = self.hand_over(seen, shown, uid, gid)
         tag = new_tag()
@@ -225,12 +228,17 @@ class ContainerIsolate(Jail):
                     given=command.input,
                 )
                 scratch = self._scratch
+
+                def done() -> None:
+                    scratch.remove(bundle)
+                    self.give_back(uid)
+
                 return JailProcess(
                     child,
                     leaf,
                     self.config,
                     find_init=lambda: _read_pid(pid_file),
-                    done=lambda: scratch.remove(bundle),
+                    done=done,
                 )
         except BaseException:
             if os.path.exists(bundle):

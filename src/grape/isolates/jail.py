@@ -30,7 +30,7 @@ from msgspec.structs import replace
 
 from grape.abc.isolate import Ability, Command, Ending
 from grape.errors import Unsupported
-from grape.isolates import landlock, seccomp
+from grape.isolates import landlock, seccomp, users
 from grape.isolates.cgroup import CgroupConfig
 from grape.isolates.cgroups import Events, Group, Leaf, Limits, check, end, open_group
 from grape.isolates.launch import Child, Handle, attempt, find_tool, worker_env
@@ -39,12 +39,10 @@ from grape.isolates.process import ProcessConfig, ProcessIsolate, resource_limit
 from grape.isolates.procs import TAG, children, end_strays, stat
 from grape.isolates.scratch import Scratch
 from grape.isolates.stage import Stage
+from grape.isolates.users import Users
 from grape.isolates.view import DEVICES, GRAPE, TEMP, View, can_reach, is_open_to, is_readable_by
 from grape.model.section import Size, show_size
 
-_UIDS: Final = 0x70000000
-"""Of the workers of an engine that is root: 64 for each pid there can be, up to 0x80000000. Neither people nor
-containers have them (systemd.io/UIDS-GIDS)."""
 _NOBODY: Final = 65534
 _FEW: Final = 8
 _PATIENCE: Final = 10.0
@@ -83,8 +81,7 @@ class Jail(ProcessIsolate, ABC):
         self.rules: list[seccomp.Rule] = []
         self.setpriv = ""
         self._group: Group | None = None
-        self._own_users = False
-        self._started = 0
+        self._users: Users | None = None
         self._stages: dict[tuple[str, ...], Stage] = {}
 
     # ------------------------------------------------------------------ prepare
@@ -147,8 +144,12 @@ class Jail(ProcessIsolate, ABC):
                     "uid, gid: what is jailed is not root; leave them out: each worker is a user of its own then"
                 )
             if os.geteuid() == 0 and self.uid == -1:
-                self.uid = _own_users()
-                self._own_users = self.uid >= _UIDS
+                found = users.find()
+                if found is not None:
+                    self._users = Users(*found)
+                    self.uid = found[0]
+                elif users.has(_NOBODY):
+                    self.uid = _NOBODY
             place = tempfile.gettempdir()
             if self.uid != -1 and not can_reach(os.path.join(place, "any"), self.uid, self.gid):
                 raise self.refusal(
@@ -280,13 +281,20 @@ class Jail(ProcessIsolate, ABC):
             leaf.remove()
             raise
 
-    def next_user(self) -> tuple[int, int]:
-        """User and group of the next worker on the host; -1: the engine's own."""
-        if self.uid == -1:
-            return -1, -1
-        self._started += 1
-        uid = self.uid + self._started % 64 if self._own_users else self.uid
-        return uid, self.gid if self.gid != -1 else uid
+    @contextlib.contextmanager
+    def user(self) -> Iterator[tuple[int, int]]:
+        """User and group of the next worker on the host, and nobody else's until `give_back`; -1: the engine's own."""
+        uid = self.uid if self._users is None else self._users.take()
+        try:
+            yield uid, self.gid if self.gid != -1 else uid
+        except BaseException:
+            self.give_back(uid)
+            raise
+
+    def give_back(self, uid: int) -> None:
+        """Nothing runs as this user any more."""
+        if self._users is not None:
+            self._users.give_back(uid)
 
     def hand_over(self, seen: View, shown: Sequence[str], uid: int, gid: int) -> tuple[list[str], dict[str, str]]:
         """A command that runs the rest where a user finds what is to be seen, and its paths there.
@@ -331,6 +339,9 @@ class Jail(ProcessIsolate, ABC):
         if self._group is not None:
             self._group.close()
             self._group = None
+        if self._users is not None:
+            self._users.close()
+            self._users = None
         super().close()
 
 
@@ -507,18 +518,3 @@ def read_pipe(pipe: int) -> str:
     with contextlib.suppress(BlockingIOError):
         return os.read(pipe, 1 << 16).decode("utf-8", "replace").strip()
     return ""
-
-
-def _own_users() -> int:
-    """The first of the users that no one else on this host is; where the engine is root of a container that does not
-    have so many: nobody; and where it has but one, that one (-1), who is no root outside."""
-    for uid in (_UIDS + os.getpid() * 64, _NOBODY):
-        if all(_is_mapped(uid, f"/proc/self/{kind}_map") for kind in ("uid", "gid")):
-            return uid
-    return -1
-
-
-def _is_mapped(number: int, path: str) -> bool:
-    """Whether a user or group exists in this process's user namespace."""
-    ranges = [list(map(int, line.split())) for line in Path(path).read_text().splitlines()]
-    return any(first <= number < first + count for first, _, count in ranges)

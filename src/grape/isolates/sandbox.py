@@ -89,7 +89,10 @@ class SandboxIsolate(Jail):
             OSError: it cannot be started now; PermissionError: nor may the user of the workers read what they need.
         """
         seen = view(command, self.config.readable)
-        uid, gid = self.next_user()
+        with self.user() as (uid, gid):
+            return self._spawn(worker, command, seen, uid, gid)
+
+    def _spawn(self, worker: str, command: Command, seen: View, uid: int, gid: int) -> JailProcess:
         shown = (command.directory, *command.readable, *self.config.readable)
         before, sources = self.hand_over(seen, shown, uid, gid)
         if uid != -1:
@@ -133,12 +136,17 @@ class SandboxIsolate(Jail):
                     inherit=tuple(inherit),
                 )
             undo.pop_all()  # bubblewrap may write to it as long as it runs
+
+            def done() -> None:
+                os.close(status)
+                self.give_back(uid)
+
             return JailProcess(
                 child,
                 leaf,
                 self.config,
                 find_init=_reader(status),
-                done=lambda: os.close(status),
+                done=done,
                 wake=status,
             )
 
