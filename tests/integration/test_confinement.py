@@ -36,11 +36,13 @@ def run(app: Path, code: str, *options: str) -> subprocess.CompletedProcess[str]
 
 
 LOOK: Final = """
-t = Topology("plugin")
-t.add_output("found")
-@t.slot("look", emits="found", retries=0, pool={pool!r})
-def look(path: str) -> str:
-    return open(path).read()
+def topology(config):
+    t = Topology("plugin")
+    t.add_output("found")
+    @t.slot("look", emits="found", retries=0, pool={pool!r})
+    def look(path: str) -> str:
+        return open(path).read()
+    return t
 """
 READ: Final = ("--feed", "look=../in.jsonl", "--take", "found")
 
@@ -150,3 +152,26 @@ def test_the_apps_configuration_is_on_no_command_line(app: Path, options: tuple[
     done = run(app, PEEK, *READ, "--config", str(config), *options)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["data"] == 0
+
+
+FORGED: Final = f"""#!{sys.executable} -S
+import os, socket, sys
+sys.path[:0] = {sys.path!r}
+from grape.protocol.framing import frame
+from grape.protocol.messages import VERSION, Hello
+from grape.model.topology import NodeSpec, SlotSpec, TopologySpec
+sock = socket.socket(fileno=int(sys.argv[sys.argv.index("--fd") + 1]))
+name = "\\x1b]0;owned\\x07[/]"
+topology = TopologySpec("", (NodeSpec(name),), (SlotSpec(name, name),))
+sock.sendall(frame(Hello(VERSION, os.getpid(), "odd", topology, [])))
+sock.recv(1)
+"""
+
+
+def test_a_name_that_cannot_be_shown_is_refused(app: Path) -> None:
+    (app / "w").write_text(FORGED)
+    (app / "w").chmod(0o755)
+    done = run(app, 't = Topology("p")\nt.add_pool("helper", runtime="exec", entry="w")\n', "--feed", "x=../in.jsonl")
+    assert done.returncode == 2, done.stderr
+    assert r"a name that cannot be shown: '\x1b]0;owned\x07[/]'" in done.stderr
+    assert "\x1b" not in done.stderr

@@ -305,11 +305,13 @@ def test_documents_are_bounded(tmp_path: Path, target: Path, deep: bytes) -> Non
             unpack(str(archive(tmp_path / "image", files)), str(target))
 
 
-@pytest.mark.parametrize("name", ["n" * 300, "d/" * 3000, "l" * 5000])
+@pytest.mark.parametrize("name", ["n" * 300, "d/" * 300 + "d", "l" * 5000])
 def test_names_that_no_file_can_have_are_refused(tmp_path: Path, target: Path, name: str) -> None:
-    for entry in ((name, FILE, ""), ("link", LINK, name)):
-        with contextlib.suppress(Unsupported):
-            unpack(str(layout(tmp_path / "image", layer(entry))), str(target))
+    with pytest.raises(Unsupported):
+        unpack(str(layout(tmp_path / "image", layer((name, FILE, "")))), str(target))
+    with contextlib.suppress(Unsupported):
+        unpack(str(layout(tmp_path / "image", layer(("link", LINK, name)))), str(target))
+    assert not {*names(target)} - {"link"}
 
 
 def test_the_image_for_this_machine_is_taken(tmp_path: Path, target: Path) -> None:

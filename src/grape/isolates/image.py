@@ -35,6 +35,9 @@ _EXTENSION: Final = 256 << 10
 _EXTENSIONS: Final = 4 << 20
 """Bytes of what stands before a header, long names and attributes: of one, and of all that are kept together."""
 _IN_A_ROW: Final = 8
+_DEEPEST: Final = 200
+_LONGEST: Final = 4096
+"""Directories above one another, which whoever removes them goes down into; and PATH_MAX."""
 _GZIP: Final = b"\x1f\x8b"
 _OTHERS: Final = {b"\x28\xb5\x2f\xfd": "zstd", b"\xfd7zXZ\x00": "xz", b"BZh": "bzip2"}
 """Compressions that are not taken; those of xz may ask for gigabytes of memory."""
@@ -355,7 +358,9 @@ class _Tree:
     def _parts(self, name: str) -> list[str]:
         parts = [part for part in name.split("/") if part not in ("", ".")]
         if ".." in parts or "\0" in name:
-            self._refuse(f"has a file that leads out of it, {name!r}")
+            self._refuse(f"has a file that leads out of it, {name!r:.300}")
+        if len(parts) > _DEEPEST or len(name) > _LONGEST:
+            self._refuse(f"has a file that is too deep, or whose name is too long, {name!r:.300}")
         return parts
 
     def _enter(self, parts: list[str], whole: str) -> int:

@@ -12,7 +12,7 @@ from grape.abc.isolate import Command, Isolate
 from grape.engine.engine import NEEDED, Engine
 from grape.engine.supervisor import Line, ProcessLink, Supervisor
 from grape.errors import GrapeError, ProtocolError, UserError
-from grape.model.topology import DEFAULT_POOL, PoolSpec, TopologySpec
+from grape.model.topology import DEFAULT_POOL, PoolSpec, TopologySpec, names
 from grape.protocol.messages import FromWorker, Hello, Refusal
 from grape.session.confinement import Profiles, make_isolate
 from grape.session.runtimes import adapted, command_of
@@ -168,6 +168,10 @@ class Workers:
         if worker not in self._names:
             return  # it has ended meanwhile
         pool, index = self._names[worker]
+        strange = unprintable(message)
+        if strange is not None:
+            self.broken(worker, ProtocolError(f"a name that cannot be shown: {strange!a:.300}"))
+            return
         if index < 0:
             self._describing(pool, worker, message)
             return
@@ -231,6 +235,13 @@ class Workers:
         self._supervisor.close()
         for isolate in self._isolates.values():
             isolate.close()
+
+
+def unprintable(message: FromWorker) -> str | None:
+    """A name in what a worker tells of its app that a terminal or a log could not show as it is, if there is one."""
+    if not isinstance(message, Hello):
+        return None
+    return next((name for name in names(message.topology) if not name.isprintable()), None)
 
 
 class _First:
