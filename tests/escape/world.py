@@ -18,6 +18,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
@@ -345,9 +346,7 @@ def shell_fork_bomb(level: Level) -> str:
     return "open" if worker.printed == b"open\n" else "denied"
 
 
-def hidden_daemon(level: Level) -> str:
-    """F52: forked twice, in a session of its own, with nothing in its environment."""
-    code = """
+_HIDE: Final = """
 if os.fork() == 0:
     os.setsid()
     if os.fork() == 0:
@@ -357,7 +356,11 @@ os.wait()
 say(1)
 wait()
 """
-    worker = level.start(*level.script(code))
+
+
+def hidden_daemon(level: Level) -> str:
+    """F52: forked twice, in a session of its own, with nothing in its environment."""
+    worker = level.start(*level.script(_HIDE))
     worker.line()
     eventually("the daemon runs", lambda: any(_is_shell(pid) for pid in processes(worker.marker)))
     worker.process.kill()
@@ -366,6 +369,37 @@ wait()
     for pid in left:
         os.kill(pid, signal.SIGKILL)
     return "open" if left else "killed"
+
+
+def daemon_of_dead_engine(level: Level) -> str:
+    """F52: the same when nobody is left to end it: the engine is killed."""
+    marker = secrets.token_hex(8)
+    argv = [sys.executable, "-m", "tests.escape.world", "--engine", level.name, str(level.world.app), marker]
+    with subprocess.Popen(argv, cwd=PROJECT, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as engine:
+        assert engine.stdout is not None
+        assert engine.stdout.readline() == b"ready\n"
+        eventually("the daemon runs", lambda: any(_is_shell(pid) for pid in processes(marker)))
+        engine.kill()
+    deadline = time.monotonic() + 3.0
+    while (left := [pid for pid in processes(marker) if _is_shell(pid)]) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    for pid in left:
+        os.kill(pid, signal.SIGKILL)
+    return "open" if left else "killed"
+
+
+def be_engine(name: str, app: str, marker: str) -> None:
+    """One with a worker, whose daemon is to be found by ``marker``; until it is killed."""
+
+    class Place:
+        def __init__(self) -> None:
+            self.app = Path(app)
+
+    level = Level(name, "", Place())  # type: ignore[arg-type]
+    worker = level.start(*level.script(_HIDE.replace("sys.argv[1]", repr(marker))))
+    worker.line()
+    print("ready", flush=True)
+    sys.stdin.read()
 
 
 def _is_shell(pid: int) -> bool:
@@ -500,6 +534,7 @@ OUTSIDE: Final[dict[str, Callable[[Level], str]]] = {
         fork_bomb,
         shell_fork_bomb,
         hidden_daemon,
+        daemon_of_dead_engine,
         many_files,
         many_descriptors,
         full_temp,
@@ -532,6 +567,9 @@ def outcomes(name: str, without: str = "") -> dict[str, str]:
 
 
 def main() -> None:
+    if sys.argv[1] == "--engine":
+        be_engine(*sys.argv[2:])
+        return
     try:
         print(json.dumps(outcomes(*sys.argv[1:])))
     except Unsupported as e:

@@ -21,6 +21,7 @@ from typing import Final, Protocol, TypeVar
 from msgspec import Struct
 
 from grape.errors import Unsupported
+from grape.isolates.guard import Guard
 from grape.isolates.procs import engine_id, is_dead, stat
 
 NEEDED: Final = ("memory", "pids")
@@ -214,6 +215,7 @@ class Unified:
     version = 2
 
     def __init__(self, base: str) -> None:
+        self._guard: Guard | None = None
         self.check(base)
         try:
             self._leave(base)
@@ -265,13 +267,18 @@ class Unified:
                         _write(f"{engine}/cgroup.procs", str(pid))
 
     def create(self, name: str, limits: Limits) -> UnifiedLeaf:
+        if self._guard is None:
+            self._guard = Guard([self._path])
         path = f"{self._path}/{name}"
         os.mkdir(path)
         return _limited(UnifiedLeaf(path), limits)
 
     def close(self) -> None:
-        with contextlib.suppress(OSError):  # the next engine will try again
+        with contextlib.suppress(OSError):  # the guard, or the next engine, will try again
             self._end(self._path)
+        if self._guard is not None:
+            self._guard.close()
+            self._guard = None
 
     @staticmethod
     def _end(path: str) -> None:
@@ -332,6 +339,7 @@ class Split:
     version = 1
 
     def __init__(self, bases: Mapping[str, str]) -> None:
+        self._guard: Guard | None = None
         self.controllers = frozenset(_SPLIT[name] for name in bases)
         name = f"{_PREFIX}{engine_id()}-{secrets.token_hex(4)}"
         self._paths = {controller: f"{base}/{name}" for controller, base in bases.items()}
@@ -354,13 +362,18 @@ class Split:
         return group.controllers
 
     def create(self, name: str, limits: Limits) -> SplitLeaf:
+        if self._guard is None:
+            self._guard = Guard(list(self._paths.values()))
         paths = {controller: f"{path}/{name}" for controller, path in self._paths.items()}
         _make(paths.values())
         return _limited(SplitLeaf(paths), limits)
 
     def close(self) -> None:
-        with contextlib.suppress(OSError):  # the next engine will try again
+        with contextlib.suppress(OSError):  # the guard, or the next engine, will try again
             self._end(self._paths)
+        if self._guard is not None:
+            self._guard.close()
+            self._guard = None
 
     @staticmethod
     def _end(paths: Mapping[str, str]) -> None:
