@@ -319,6 +319,38 @@ for i in range(128):
     return memory(level, code)
 
 
+def memory_of_sockets(level: Level) -> str:
+    """What waits in buffers of sockets, as large as they may be."""
+    code = f"""
+import socket
+total, keep = 0, []
+for _ in range(40):
+    for sock in socket.socketpair():
+        keep.append(sock)
+        sock.setblocking(False)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 8 * {MIB})
+        try:
+            while True:
+                total += sock.send(bytes({MIB} // 16))
+        except BlockingIOError:
+            pass
+if total < {2 * MEMORY}:
+    raise MemoryError
+"""
+    return memory(level, code)
+
+
+def memory_of_files(level: Level) -> str:
+    """Empty files in memory: each is about 1 KiB of the kernel's. Elsewhere they are on the disk, see `full_temp`."""
+    if level.name in ("process", "cgroup"):
+        return "open"
+    code = f"""
+for i in range({2 * MEMORY} // 1024):
+    os.close(os.open("%s/%d" % (TEMP, i), os.O_CREAT | os.O_WRONLY))
+"""
+    return memory(level, code)
+
+
 def fork_bomb(level: Level) -> str:
     """F51, as Python: bounded, as there are levels that it would take down with the host."""
     code = """
@@ -531,6 +563,8 @@ OUTSIDE: Final[dict[str, Callable[[Level], str]]] = {
         memory_bomb,
         memory_of_children,
         hidden_memory,
+        memory_of_sockets,
+        memory_of_files,
         fork_bomb,
         shell_fork_bomb,
         hidden_daemon,

@@ -145,7 +145,13 @@ def open_group() -> Group:
         Unsupported: this host or this user cannot have one; the text says what lacks, and the remedy.
     """
     base = _find()
-    return Unified(base) if isinstance(base, str) else Split(base)
+    group = Unified(base) if isinstance(base, str) else Split(base)
+    try:
+        group.protect()
+    except OSError as e:
+        group.close()
+        raise Unsupported(f"control groups need a small process beside the engine, which cannot be started: {e}") from e
+    return group
 
 
 def check() -> tuple[int, frozenset[str]]:
@@ -266,9 +272,11 @@ class Unified:
                     with contextlib.suppress(ProcessLookupError):
                         _write(f"{engine}/cgroup.procs", str(pid))
 
+    def protect(self) -> None:
+        """Let it end with this process, however that comes."""
+        self._guard = Guard([self._path])
+
     def create(self, name: str, limits: Limits) -> UnifiedLeaf:
-        if self._guard is None:
-            self._guard = Guard([self._path])
         path = f"{self._path}/{name}"
         os.mkdir(path)
         return _limited(UnifiedLeaf(path), limits)
@@ -361,9 +369,11 @@ class Split:
         group.close()
         return group.controllers
 
+    def protect(self) -> None:
+        """Let it end with this process, however that comes."""
+        self._guard = Guard(list(self._paths.values()))
+
     def create(self, name: str, limits: Limits) -> SplitLeaf:
-        if self._guard is None:
-            self._guard = Guard(list(self._paths.values()))
         paths = {controller: f"{path}/{name}" for controller, path in self._paths.items()}
         _make(paths.values())
         return _limited(SplitLeaf(paths), limits)

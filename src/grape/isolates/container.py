@@ -306,13 +306,13 @@ class ContainerIsolate(Jail):
         }
 
     def _mounts(self, binds: list[tuple[str, str]]) -> list[dict[str, Any]]:
-        size = f"size={int(self.config.temp)}"
+        size = (f"size={int(self.config.temp)}", f"nr_inodes={self.inodes}")
         return [
             _mount("proc", "/proc", "nosuid", "noexec", "nodev"),
             _mount("tmpfs", "/dev", "nosuid", "noexec", "mode=755", "size=64k", "ro"),
-            _mount("tmpfs", "/dev/shm", "nosuid", "nodev", "mode=1777", size),
-            _mount("tmpfs", "/tmp", "nosuid", "nodev", "mode=1777", size),
-            _mount("tmpfs", TEMP, "nosuid", "nodev", "mode=700", size),
+            _mount("tmpfs", "/dev/shm", "nosuid", "nodev", "mode=1777", *size),
+            _mount("tmpfs", "/tmp", "nosuid", "nodev", "mode=1777", *size),
+            _mount("tmpfs", TEMP, "nosuid", "nodev", "mode=700", *size),
             *(_mount("bind", path, "rbind", "ro", "nosuid", "nodev", source=source) for source, path in binds),
         ]
 

@@ -46,6 +46,11 @@ from grape.model.section import Size, show_size
 _NOBODY: Final = 65534
 _FEW: Final = 8
 _PATIENCE: Final = 10.0
+_BUFFER: Final = 212_992
+"""What one end of a pair of sockets may have under way, unless the host says otherwise; the last piece may go over."""
+_OVER: Final = 64 << 10
+_FEW_FILES: Final = 32
+"""What a worker needs at least."""
 
 
 class JailConfig(CgroupConfig, frozen=True, kw_only=True, rename="kebab"):
@@ -80,6 +85,8 @@ class Jail(ProcessIsolate, ABC):
         self.limits: list[tuple[str, int, int]] = []
         self.rules: list[seccomp.Rule] = []
         self.setpriv = ""
+        self.counts = True
+        """Whether somebody counts what the kernel keeps for a worker: buffers of sockets, files in memory."""
         self._group: Group | None = None
         self._users: Users | None = None
         self._stages: dict[tuple[str, ...], Stage] = {}
@@ -191,7 +198,11 @@ class Jail(ProcessIsolate, ABC):
                     f"{show_size(config.memory)} would use more than half of this host's {show_size(2 * most)}; set "
                     "memory lower, or give grape a control group"
                 )
-        self.limits = resource_limits(replace(config, memory=None if whole else config.memory, processes=processes))
+        self.counts = whole
+        files = config.files if whole else min(config.files, _files(config.memory or 0))
+        self.limits = resource_limits(
+            replace(config, memory=None if whole else config.memory, processes=processes, files=files)
+        )
         self.rules = seccomp.rules(shared_memory=whole)
 
     def _check_controllers(self, group: Group) -> None:
@@ -324,6 +335,11 @@ class Jail(ProcessIsolate, ABC):
             self._stages[private] = Stage(self._scratch.make("stage", -1, -1), private)
         here.update(self._stages[private].place)
         return list(self._stages[private].enter), here
+
+    @property
+    def inodes(self) -> int:
+        """Files that a file system in memory may have: an empty one takes memory, too."""
+        return max(1024, int(self.config.temp) >> 12)
 
     def limit_options(self) -> list[str]:
         """Of the last step."""
@@ -484,6 +500,15 @@ class JailProcess(Handle):
         if events.pids and code != 0:
             return f"it reached its limit of {config.pids} processes and threads (isolate.pids)"
         return ""
+
+
+def _files(memory: int) -> int:
+    """Open files of a process, where nothing counts what is in the buffers of sockets: a quarter of its memory then."""
+    try:
+        buffer = int(Path("/proc/sys/net/core/wmem_default").read_text())
+    except OSError:
+        buffer = _BUFFER
+    return max(_FEW_FILES, memory // 4 // (buffer + _OVER))
 
 
 def worker_code(code: int) -> int:

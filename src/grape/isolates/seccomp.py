@@ -60,9 +60,9 @@ ALLOWED: Final = _names(
     sendfile64 sendmmsg sendmsg sendto set_robust_list set_thread_area set_tid_address set_tls setfsgid
     setfsgid32 setfsuid setfsuid32 setgid setgid32 setgroups setgroups32 setitimer setpgid setpriority
     setregid setregid32 setresgid setresgid32 setresuid setresuid32 setreuid setreuid32 setrlimit setsid
-    setsockopt setuid setuid32 setxattr shutdown sigaltstack signalfd signalfd4 sigreturn stat stat64 statfs
-    statfs64 statx symlink symlinkat sync_file_range sync_file_range2 sysinfo tgkill time timer_create
-    timer_delete timer_getoverrun timer_gettime timer_gettime64 timer_settime timer_settime64 timerfd_create
+    setuid setuid32 setxattr shutdown sigaltstack signalfd signalfd4 sigreturn stat stat64 statfs statfs64
+    statx symlink symlinkat sync_file_range sync_file_range2 sysinfo tgkill time timer_create timer_delete
+    timer_getoverrun timer_gettime timer_gettime64 timer_settime timer_settime64 timerfd_create
     timerfd_gettime timerfd_gettime64 timerfd_settime timerfd_settime64 times tkill truncate truncate64
     ugetrlimit umask uname unlink unlinkat utime utimensat utimensat_time64 utimes vfork wait4 waitid
     waitpid write writev
@@ -158,6 +158,26 @@ _PRCTLS: Final = {
     "PR_SET_VMA": 0x53564D41,
 }
 _PR_SET_PDEATHSIG: Final = 1
+_SOCKET_OPTIONS: Final = {
+    "SO_REUSEADDR": 2,
+    "SO_KEEPALIVE": 9,
+    "SO_PRIORITY": 12,
+    "SO_LINGER": 13,
+    "SO_PASSCRED": 16,
+    "SO_RCVLOWAT": 18,
+    "SO_SNDLOWAT": 19,
+    "SO_RCVTIMEO": 20,
+    "SO_SNDTIMEO": 21,
+    "SO_TIMESTAMP": 29,
+    "SO_PASSSEC": 34,
+    "SO_PEEK_OFF": 42,
+    "SO_RCVTIMEO_NEW": 66,
+    "SO_SNDTIMEO_NEW": 67,
+    "SO_PASSPIDFD": 76,
+}
+"""What can be set of a socket where nothing counts the memory of its buffers. Their sizes are not among them."""
+_F_SETPIPE_SZ: Final = 1031
+
 _SOCK_TYPE: Final = 0x0F
 """The bits of a type beside which its flags stand."""
 _MAP_TYPE, _MAP_PRIVATE, _MAP_ANONYMOUS = 0x0F, 0x02, 0x20
@@ -197,7 +217,8 @@ def rules(*, shared_memory: bool = True) -> list[Rule]:
 
     Args:
         shared_memory: False also denies memory that no limit of a process counts (memfd_create, shared anonymous
-            mappings): for a host where nothing limits the memory of the worker as a whole.
+            mappings) and what makes buffers of sockets and pipes larger: for a host where nothing limits the memory of
+            the worker as a whole.
     """
     found = [
         Rule(ALLOWED),
@@ -212,15 +233,19 @@ def rules(*, shared_memory: bool = True) -> list[Rule]:
         *(Rule(("ioctl",), 0, (Check(1, number, _LOW),)) for number in _IOCTLS.values()),
         *(Rule(("prctl",), 0, (Check(0, number, _LOW),)) for number in _PRCTLS.values()),
     ]
-    found += [Rule(("fcntl", "fcntl64"), 0, (Check(1, number, _LOW),)) for number in _FCNTLS.values()]
+    commands = [number for number in _FCNTLS.values() if shared_memory or number != _F_SETPIPE_SZ]
+    found += [Rule(("fcntl", "fcntl64"), 0, (Check(1, number, _LOW),)) for number in commands]
     found.append(Rule(("socket",), errno.EAFNOSUPPORT))
     # A datagram can be sent to an address, also from one of a pair.
-    for kind in (socket.SOCK_STREAM, socket.SOCK_SEQPACKET):
+    # One of packets may hold twice what its buffer is said to.
+    for kind in (socket.SOCK_STREAM, socket.SOCK_SEQPACKET) if shared_memory else (socket.SOCK_STREAM,):
         found.append(Rule(("socketpair",), 0, (Check(0, socket.AF_UNIX), Check(1, kind, _SOCK_TYPE))))
     found.append(Rule(("socketpair",), errno.EAFNOSUPPORT, (Check(0, socket.AF_UNIX, differs=True),)))
     if shared_memory:
-        found.append(Rule(("memfd_create", "mmap", "mmap2")))
+        found.append(Rule(("memfd_create", "mmap", "mmap2", "setsockopt")))
     else:
+        options = _SOCKET_OPTIONS.values()
+        found += [Rule(("setsockopt",), 0, (Check(1, socket.SOL_SOCKET, _LOW), Check(2, one, _LOW))) for one in options]
         for call in ("mmap", "mmap2"):
             found.append(Rule((call,), 0, (Check(3, 0, _MAP_ANONYMOUS),)))
             found.append(Rule((call,), 0, (Check(3, _MAP_ANONYMOUS | _MAP_PRIVATE, _MAP_ANONYMOUS | _MAP_TYPE),)))
