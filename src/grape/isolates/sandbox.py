@@ -39,10 +39,8 @@ from grape.isolates.view import (
 )
 
 _TEMPORARY: Final = ("/tmp", "/dev/shm")
-_MOUNT: Final = (
-    'mount -t tmpfs -o "$1" grape "$2" && mkdir "$2/0" "$2/1" && chmod 1777 "$2/0" "$2/1" && shift 2 && exec "$@"'
-)
-"""Makes a file system in memory with a limit on its files, as bubblewrap cannot, in namespaces of the jail alone."""
+_MOUNT: Final = 'mount -t tmpfs -o "$1" grape "$2/0" && mount -t tmpfs -o "$1" grape "$2/1" && shift 2 && exec "$@"'
+"""Makes file systems in memory with a limit on their files, as bubblewrap cannot, in namespaces of the jail alone."""
 
 _INSTALL: Final = "apt-get install bubblewrap"
 
@@ -161,16 +159,19 @@ class SandboxIsolate(Jail):
             )
 
     def _place(self) -> str:
-        """Where a file system in memory is mounted, for each worker alone; it is empty to everybody else."""
+        """Where file systems in memory are mounted, for each worker alone; it is empty to everybody else."""
         if not self._mount_point:
             assert self._scratch is not None
             self._mount_point = self._scratch.make("temporary", -1, -1)
             os.chmod(self._mount_point, 0o755)
+            for number in range(len(_TEMPORARY)):
+                os.mkdir(f"{self._mount_point}/{number}")
+                os.chmod(f"{self._mount_point}/{number}", 0o755)
         return self._mount_point
 
     def _mounting(self, place: str) -> list[str]:
         unshare = find_tool("unshare", "util-linux")
-        size = f"size={2 * int(self.config.temp)},nr_inodes={2 * self.inodes},mode=0755,nosuid,nodev"
+        size = f"size={int(self.config.temp)},nr_inodes={self.inodes},mode=1777,nosuid,nodev"
         return [unshare, "--user", "--map-root-user", "--mount", "--", "/bin/sh", "-c", _MOUNT, "sh", size, place]
 
     def _options(
