@@ -274,7 +274,7 @@ module Grape
       @socket = Socket.for_fd(Integer(options["--fd"]))
       @socket.close_on_exec = true # what a handler starts must not keep it open
       @parent = Integer(options.fetch("--parent", 0))
-      @config = JSON.parse(options.fetch("--config", "{}"))
+      @config = options["--config-fd"] ? JSON.parse(IO.for_fd(Integer(options["--config-fd"]), autoclose: false).read) : {}
       @nodes, @slots, @setup, @teardown = {}, [], [], []
     end
 

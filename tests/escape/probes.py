@@ -456,6 +456,91 @@ def vsock(targets: dict[str, Any]) -> str:
         return "a socket to the hypervisor"
 
 
+# ---------------------------------------------------------------------- F69: what is in the app's directory
+
+
+@probe
+def app_socket(targets: dict[str, Any]) -> str:
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.connect(targets["app_socket"])
+        return "connected"
+
+
+@probe
+def app_datagram(targets: dict[str, Any]) -> str:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+        sock.sendto(b"x", targets["app_datagram"])
+        return "sent"
+
+
+@probe
+def app_datagram_of_a_pair(targets: dict[str, Any]) -> str:
+    one, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    with one, other:
+        one.sendto(b"x", targets["app_datagram"])
+        return "sent"
+
+
+@probe
+def app_pair_that_connects(targets: dict[str, Any]) -> str:
+    """There are other kinds of pairs, and addresses may stand with what is sent through one."""
+    for kind in (socket.SOCK_STREAM, socket.SOCK_SEQPACKET, socket.SOCK_RAW):
+        with contextlib.suppress(OSError):
+            for one in socket.socketpair(socket.AF_UNIX, kind):
+                for attack in (one.connect, lambda path, one=one: one.sendto(b"x", path)):
+                    with contextlib.suppress(OSError):
+                        attack(targets["app_datagram"])
+                        if kind != socket.SOCK_SEQPACKET:  # which sends to its other end, wherever it is told to
+                            return f"reached it with type {kind}"
+    raise Nothing("no pair reached it")
+
+
+@probe
+def app_fifo(targets: dict[str, Any]) -> str:
+    with open(os.open(targets["app_fifo"], os.O_WRONLY | os.O_NONBLOCK), "wb", buffering=0) as file:
+        return f"wrote {file.write(b'x')}"
+
+
+@probe
+def app_fifo_full(targets: dict[str, Any]) -> str:
+    with open(os.open(targets["app_fifo_full"], os.O_RDONLY | os.O_NONBLOCK), "rb", buffering=0) as file:
+        return f"took {file.read(1)!r}"
+
+
+@probe
+def app_lock(targets: dict[str, Any]) -> str:
+    with open(targets["app_file"], "rb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return "nobody else can lock it"
+
+
+# ---------------------------------------------------------------------- F74: what others do
+
+
+@probe
+def watch(targets: dict[str, Any]) -> str:
+    fd = LIBC.inotify_init1(0)
+    if fd < 0 or LIBC.inotify_add_watch(fd, b"/usr/bin", 0xFFF) < 0:
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+    return "is told which programs are started"
+
+
+@probe
+def directory_watch(targets: dict[str, Any]) -> str:
+    with contextlib.ExitStack() as stack:
+        fd = os.open("/usr/bin", os.O_RDONLY | os.O_DIRECTORY)
+        stack.callback(os.close, fd)
+        fcntl.fcntl(fd, fcntl.F_NOTIFY, fcntl.DN_ACCESS)
+        return "is told by a signal"
+
+
+@probe
+def lease(targets: dict[str, Any]) -> str:
+    with open(targets["app_file"], "rb") as file:
+        fcntl.fcntl(file, fcntl.F_SETLEASE, fcntl.F_RDLCK)
+        return "is told who opens it for writing, and makes him wait"
+
+
 # ---------------------------------------------------------------------- F71: privileges
 
 

@@ -18,6 +18,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
@@ -70,6 +71,7 @@ class World:
         self._stack.callback(Path(self.targets["shm"]).unlink)
         self._system_v()
         self._listeners()
+        self._in_the_app()
         self._terminal()
         self._victim()
         self._privileged()
@@ -101,6 +103,24 @@ class World:
             unix.bind(address)
             unix.listen()
         os.chmod(self.targets["listener"], 0o777)
+
+    def _in_the_app(self) -> None:
+        """What the app's directory may hold beside files: everybody may use it."""
+        kinds = {"app_socket": socket.SOCK_STREAM, "app_datagram": socket.SOCK_DGRAM}
+        for name, kind in kinds.items():
+            sock = self._stack.enter_context(socket.socket(socket.AF_UNIX, kind))
+            self.targets[name] = str(self.app / name)
+            sock.bind(self.targets[name])
+            if kind == socket.SOCK_STREAM:
+                sock.listen()
+            os.chmod(self.targets[name], 0o777)
+        for name in ("app_fifo", "app_fifo_full"):
+            self.targets[name] = str(self.app / name)
+            os.mkfifo(self.targets[name])
+            os.chmod(self.targets[name], 0o666)
+            self._stack.callback(os.close, fifo := os.open(self.targets[name], os.O_RDWR))
+        os.write(fifo, b"for the host")
+        self.targets["app_file"] = self._file(self.app / "app_file")
 
     def _terminal(self) -> None:
         main, second = pty.openpty()
@@ -299,6 +319,38 @@ for i in range(128):
     return memory(level, code)
 
 
+def memory_of_sockets(level: Level) -> str:
+    """What waits in buffers of sockets, as large as they may be."""
+    code = f"""
+import socket
+total, keep = 0, []
+for _ in range(40):
+    for sock in socket.socketpair():
+        keep.append(sock)
+        sock.setblocking(False)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 8 * {MIB})
+        try:
+            while True:
+                total += sock.send(bytes({MIB} // 16))
+        except BlockingIOError:
+            pass
+if total < {2 * MEMORY}:
+    raise MemoryError
+"""
+    return memory(level, code)
+
+
+def memory_of_files(level: Level) -> str:
+    """Empty files in memory: each is about 1 KiB of the kernel's. Elsewhere they are on the disk, see `full_temp`."""
+    if level.name in ("process", "cgroup"):
+        return "open"
+    code = f"""
+for i in range({2 * MEMORY} // 1024):
+    os.close(os.open("%s/%d" % (TEMP, i), os.O_CREAT | os.O_WRONLY))
+"""
+    return memory(level, code)
+
+
 def fork_bomb(level: Level) -> str:
     """F51, as Python: bounded, as there are levels that it would take down with the host."""
     code = """
@@ -326,9 +378,7 @@ def shell_fork_bomb(level: Level) -> str:
     return "open" if worker.printed == b"open\n" else "denied"
 
 
-def hidden_daemon(level: Level) -> str:
-    """F52: forked twice, in a session of its own, with nothing in its environment."""
-    code = """
+_HIDE: Final = """
 if os.fork() == 0:
     os.setsid()
     if os.fork() == 0:
@@ -338,7 +388,11 @@ os.wait()
 say(1)
 wait()
 """
-    worker = level.start(*level.script(code))
+
+
+def hidden_daemon(level: Level) -> str:
+    """F52: forked twice, in a session of its own, with nothing in its environment."""
+    worker = level.start(*level.script(_HIDE))
     worker.line()
     eventually("the daemon runs", lambda: any(_is_shell(pid) for pid in processes(worker.marker)))
     worker.process.kill()
@@ -347,6 +401,37 @@ wait()
     for pid in left:
         os.kill(pid, signal.SIGKILL)
     return "open" if left else "killed"
+
+
+def daemon_of_dead_engine(level: Level) -> str:
+    """F52: the same when nobody is left to end it: the engine is killed."""
+    marker = secrets.token_hex(8)
+    argv = [sys.executable, "-m", "tests.escape.world", "--engine", level.name, str(level.world.app), marker]
+    with subprocess.Popen(argv, cwd=PROJECT, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as engine:
+        assert engine.stdout is not None
+        assert engine.stdout.readline() == b"ready\n"
+        eventually("the daemon runs", lambda: any(_is_shell(pid) for pid in processes(marker)))
+        engine.kill()
+    deadline = time.monotonic() + 3.0
+    while (left := [pid for pid in processes(marker) if _is_shell(pid)]) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    for pid in left:
+        os.kill(pid, signal.SIGKILL)
+    return "open" if left else "killed"
+
+
+def be_engine(name: str, app: str, marker: str) -> None:
+    """One with a worker, whose daemon is to be found by ``marker``; until it is killed."""
+
+    class Place:
+        def __init__(self) -> None:
+            self.app = Path(app)
+
+    level = Level(name, "", Place())  # type: ignore[arg-type]
+    worker = level.start(*level.script(_HIDE.replace("sys.argv[1]", repr(marker))))
+    worker.line()
+    print("ready", flush=True)
+    sys.stdin.read()
 
 
 def _is_shell(pid: int) -> bool:
@@ -478,9 +563,12 @@ OUTSIDE: Final[dict[str, Callable[[Level], str]]] = {
         memory_bomb,
         memory_of_children,
         hidden_memory,
+        memory_of_sockets,
+        memory_of_files,
         fork_bomb,
         shell_fork_bomb,
         hidden_daemon,
+        daemon_of_dead_engine,
         many_files,
         many_descriptors,
         full_temp,
@@ -513,6 +601,9 @@ def outcomes(name: str, without: str = "") -> dict[str, str]:
 
 
 def main() -> None:
+    if sys.argv[1] == "--engine":
+        be_engine(*sys.argv[2:])
+        return
     try:
         print(json.dumps(outcomes(*sys.argv[1:])))
     except Unsupported as e:

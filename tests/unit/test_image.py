@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import bz2
 import contextlib
 import gzip
 import hashlib
 import io
 import json
+import lzma
 import os
 import stat
 import tarfile
 import tempfile
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -229,6 +232,88 @@ def test_what_is_not_understood_is_refused(tmp_path: Path, target: Path) -> None
         unpack(str(layout(tmp_path / "i.tar", b"\x28\xb5\x2f\xfd" + bytes(100))), str(target))
 
 
+def header(kind: bytes, size: int, name: str = "x") -> bytes:
+    member = tarfile.TarInfo(name)
+    member.type, member.size = kind, size
+    return member.tobuf(tarfile.GNU_FORMAT)
+
+
+def pax(**records: str) -> bytes:
+    member = tarfile.TarInfo("x")
+    member.pax_headers = {name.replace("_", "."): value for name, value in records.items()}
+    return member.tobuf(tarfile.PAX_FORMAT)
+
+
+HUGE = {
+    "a long name": header(tarfile.GNUTYPE_LONGNAME, 1 << 28),
+    "a long link": header(tarfile.GNUTYPE_LONGLINK, 1 << 28),
+    "attributes": header(tarfile.XHDTYPE, 1 << 28),
+    "attributes of all": header(tarfile.XGLTYPE, 1 << 28),
+    "holes": header(tarfile.GNUTYPE_SPARSE, 1 << 28),
+}
+
+
+@pytest.mark.parametrize("what", HUGE)
+@pytest.mark.parametrize("inside", [False, True])
+def test_nothing_is_read_into_memory_before_its_size_is_known(
+    tmp_path: Path, target: Path, what: str, inside: bool
+) -> None:
+    bomb = io.BytesIO()
+    with gzip.open(bomb, "wb", 1) as file:
+        file.write(HUGE[what])
+        for _ in range(1 << 8):
+            file.write(bytes(1 << 20))
+    path = tmp_path / "image"
+    if inside:
+        layout(path, bomb.getvalue())
+    else:
+        path.write_bytes(bomb.getvalue())
+    tracemalloc.start()
+    try:
+        with pytest.raises(Unsupported, match=r"too long, or too many|holes"):
+            unpack(str(path), str(target), "" if inside else f"sha256:{'0' * 64}")
+        assert tracemalloc.get_traced_memory()[1] < 32 << 20
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize(
+    ("data", "text"),
+    [
+        (header(tarfile.XHDTYPE, 0) * 100_000 + bytes(1024), "too long, or too many"),
+        (header(tarfile.XGLTYPE, 0) * 100_000 + bytes(1024), "too long, or too many"),
+        (pax(GNU_sparse_map="0,1", GNU_sparse_size="5") + bytes(1024), "holes"),
+        (pax(GNU_sparse_major="1", GNU_sparse_minor="0") + bytes(1024), "holes"),
+        (header(FILE, 1 << 50) + bytes(1024), "too large"),
+        (header(FILE, 0) * 10_001 + bytes(1024), "too large"),
+        (lzma.compress(layer(("f", FILE, "x"))), "xz"),
+        (bz2.compress(layer(("f", FILE, "x"))), "bzip2"),
+        (gzip.compress(layer(("f", FILE, "x")))[:-20], "cannot be read"),
+        (b"", "cannot be read"),
+    ],
+)
+def test_what_no_image_has_is_refused(tmp_path: Path, target: Path, data: bytes, text: str) -> None:
+    (tmp_path / "image").write_bytes(data)
+    with pytest.raises(Unsupported, match=text):
+        unpack(str(tmp_path / "image"), str(target))
+
+
+@pytest.mark.parametrize("deep", [b"[" * 200_000, b'{"a":' * 200_000, b" " * (3 << 20)])
+def test_documents_are_bounded(tmp_path: Path, target: Path, deep: bytes) -> None:
+    for files in ({"manifest.json": deep}, {"oci-layout": b"{}", "index.json": deep}):
+        with pytest.raises(Unsupported):
+            unpack(str(archive(tmp_path / "image", files)), str(target))
+
+
+@pytest.mark.parametrize("name", ["n" * 300, "d/" * 300 + "d", "l" * 5000])
+def test_names_that_no_file_can_have_are_refused(tmp_path: Path, target: Path, name: str) -> None:
+    with pytest.raises(Unsupported):
+        unpack(str(layout(tmp_path / "image", layer((name, FILE, "")))), str(target))
+    with contextlib.suppress(Unsupported):
+        unpack(str(layout(tmp_path / "image", layer(("link", LINK, name)))), str(target))
+    assert not {*names(target)} - {"link"}
+
+
 def test_the_image_for_this_machine_is_taken(tmp_path: Path, target: Path) -> None:
     data = layer(("f", FILE, "x"))
     blobs: dict[str, bytes] = {}
@@ -295,3 +380,31 @@ def test_a_damaged_file_is_refused_or_the_same(at: int, change: bytes) -> None:
         with contextlib.suppress(Unsupported):
             unpack(str(image), str(target))
             assert (target / "f").read_text() == "content"
+
+
+@settings(deadline=None, max_examples=150)
+@given(
+    st.lists(st.tuples(st.floats(0, 1), st.binary(min_size=1, max_size=600)), min_size=1, max_size=3),
+    st.sampled_from([saved, layout]),
+    st.sampled_from(["plain", "layer", "whole", "both"]),
+    st.booleans(),
+)
+def test_whatever_is_damaged_ends_in_a_refusal(
+    changes: list[tuple[float, bytes]], save: Any, compressed: str, cut: bool
+) -> None:
+    with tempfile.TemporaryDirectory() as place:
+        long = "n" * 150 + "/" + "m" * 120
+        one = layer(("f", FILE, "content" * 200), (long, FILE, "x"), ("link", LINK, long), ("hard", HARD, "f"))
+        if save is layout and compressed in ("layer", "both"):
+            one = gzip.compress(one, mtime=0)
+        image = save(Path(place, "image.tar"), one)
+        whole = image.read_bytes()
+        data = bytearray(gzip.compress(whole, mtime=0) if compressed in ("whole", "both") else whole)
+        for where, change in changes:
+            at = int(where * (len(data) - 1))
+            data[at : at + len(change)] = change
+        image.write_bytes(data[: int(changes[0][0] * len(data))] if cut else data)
+        target = Path(place, "target")
+        target.mkdir()
+        with contextlib.suppress(Unsupported):
+            unpack(str(image), str(target))

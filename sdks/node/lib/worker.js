@@ -13,15 +13,24 @@ const { Session } = require("./session");
 const NODES_LIMIT = 10;
 const STACK_LIMIT = 50;
 
-/** What the engine has put on the command line: `--config JSON --fd N --parent PID`. fd -1: it has not. */
+/** What the engine has put on the command line: `--config-fd N --fd N --parent PID`. fd -1: it has not. */
 function commandLine(argv) {
   const options = { fd: -1, parent: 0, config: {} };
   for (let i = 0; i + 1 < argv.length; i++) {
     if (argv[i] === "--fd") options.fd = Number(argv[++i]);
     else if (argv[i] === "--parent") options.parent = Number(argv[++i]);
     else if (argv[i] === "--config") options.config = JSON.parse(argv[++i]);
+    else if (argv[i] === "--config-fd") options.config = configuration(Number(argv[++i]));
   }
   return options;
+}
+
+let read = null;
+
+/** What a descriptor holds, as JSON: on a command line everybody could read it. It can be read once. */
+function configuration(fd) {
+  read ??= JSON.parse(fs.readFileSync(fd, "utf8") || "{}");
+  return read;
 }
 
 /** The nodes of one pool, as its author declares them, and the process that runs them. */

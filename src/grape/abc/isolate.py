@@ -23,13 +23,15 @@ class Command(Struct, frozen=True, kw_only=True):
     ``argv``: without the arguments that an isolate adds itself: ``--fd N`` (the socket) and ``--parent PID`` (0: the
     jail sees to it that the worker dies with the engine). ``directory``: the app's own; the worker starts there,
     unless it has to have another one, and may read it. ``env``: variables beside those that every worker keeps.
-    ``readable``: further files and directories that the runtime needs to see.
+    ``readable``: further files and directories that the runtime needs to see. ``input``: what standard input holds, up
+    to its end; it may be a secret, which command lines and variables are not the place for.
     """
 
     argv: tuple[str, ...]
     directory: str
     env: dict[str, str] = {}
     readable: tuple[str, ...] = ()
+    input: bytes = b""
 
 
 class Ability(Struct, frozen=True):

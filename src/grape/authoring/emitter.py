@@ -6,7 +6,6 @@ outside a worker: they record, so that a unit test can call a handler directly a
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection
 from copy import deepcopy
 from datetime import timedelta
@@ -18,9 +17,7 @@ from msgspec import Struct
 
 from grape.authoring.options import refuse_unknown
 from grape.model.address import check_key
-from grape.model.values import shown
-
-_MAX_SECONDS: Final = 100 * 365.25 * 86_400
+from grape.model.values import seconds, shown
 
 
 class Inherit(Enum):
@@ -155,24 +152,6 @@ class Node(Emitter):
 
     def teardown(self) -> None:
         """Called once when a worker process ends in order. A killed one does not call it."""
-
-
-def seconds(value: float | timedelta, what: str) -> float:
-    """``value`` in seconds, checked: not negative, at most a hundred years.
-
-    Raises:
-        TypeError: neither a number nor a timedelta.
-        ValueError: negative, not finite or too long.
-    """
-    if isinstance(value, timedelta):
-        value = value.total_seconds()
-    elif isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError(f"{what} is a number of seconds or a timedelta, not {type(value).__name__}: {shown(value)}")
-    if value > _MAX_SECONDS and value != math.inf:
-        raise ValueError(f"{what} is at most {_MAX_SECONDS:g} s (a hundred years), not {shown(value)}")
-    if not 0 <= value < math.inf:
-        raise ValueError(f"{what} must be finite and not negative, not {shown(value)}")
-    return float(value)
 
 
 def column_length(keys: Collection[Any] | None, data: Collection[Any] | None) -> int:

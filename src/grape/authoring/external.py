@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from datetime import timedelta
 
-from grape.authoring.emitter import seconds
 from grape.authoring.places import place_of_caller
 from grape.errors import TopologyError
 from grape.model.topology import StateSpec
+from grape.model.values import seconds
 
 
 class External:

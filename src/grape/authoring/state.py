@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any, Final, Generic, Never, TypeVar, overload
 import msgspec
 from msgspec import Struct
 
-from grape.authoring.emitter import seconds
 from grape.authoring.options import refuse_unknown
 from grape.authoring.places import place_of_caller
 from grape.errors import TopologyError
+from grape.model.values import seconds
 
 T = TypeVar("T")
 N = TypeVar("N")

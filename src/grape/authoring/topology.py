@@ -10,7 +10,7 @@ from typing import Any, Final, Never, TypedDict, TypeVar, Unpack, get_args
 
 from msgspec import Struct, structs
 
-from grape.authoring.emitter import Node, seconds
+from grape.authoring.emitter import Node
 from grape.authoring.external import External
 from grape.authoring.handler import Handler, Key, KeyOf, compile_handler, function_of, key_of, where_of
 from grape.authoring.options import refuse_unknown
@@ -27,6 +27,7 @@ from grape.model.topology import (
     StateSpec,
     TopologySpec,
 )
+from grape.model.values import seconds
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 

@@ -8,12 +8,11 @@ from typing import Annotated
 
 import typer
 
-from grape.cli.console import complain, err
+from grape.cli.console import complain, put, say
 from grape.cli.run import EXIT_ENGINE, EXIT_OK, EXIT_USE
 from grape.testing.conformance.cases import all_cases
 from grape.testing.conformance.peer import Failed
 from grape.testing.conformance.run import conform, lines_subject, worker_subject
-from grape.tools.terminal import escaped
 
 app = typer.Typer(no_args_is_help=True, help="Prove that a worker in another language does what it has to.")
 
@@ -69,20 +68,21 @@ def worker(
     for outcome in conform(subject, known=expected, chapters=chapter or ()):
         if outcome.case.chapter != seen:
             seen = outcome.case.chapter
-            err.print(f"[bold]{seen}[/]")
+            say(seen, "bold")
         if outcome.is_good:
             good += 1
-            note = "" if outcome.known is None else f" [yellow](fails, as is known: {escaped(outcome.known)})[/]"
-            err.print(f"  [green]holds[/]  {outcome.case.name}{note}")
+            note = "" if outcome.known is None else f" (fails, as is known: {outcome.known})"
+            say(f"  holds  {outcome.case.name}{note}", "yellow" if note else "green")
         else:
             bad += 1
             why = outcome.error or f"it is known to fail ({outcome.known}), but does not"
-            err.print(f"  [red]fails[/]  {outcome.case.name}")
-            err.print(escaped(f"      {why}", "\n"), markup=False)
+            say(f"  fails  {outcome.case.name}", "red")
+            say(f"      {why}")
     for left in chapter or chapters:
         if not subject.is_asked(left):
-            err.print(f"[bold]{left}[/]\n  [yellow]not asked[/]: the worker does not have this capability")
-    typer.echo(f"{good} of {good + bad} cases hold")
+            say(left, "bold")
+            say("  not asked: the worker does not have this capability", "yellow")
+    put(f"{good} of {good + bad} cases hold")
     if not good + bad:
         raise typer.Exit(EXIT_USE)
     raise typer.Exit(EXIT_OK if not bad else EXIT_ENGINE)

@@ -1,4 +1,8 @@
-"""What the command line shows: messages, the progress line, the summary. Data goes to stdout, all else to stderr."""
+"""What the command line shows: messages, the progress line, the summary. Data goes to stdout, all else to stderr.
+
+Nothing else in the command line writes. What is shown may be of others, also where it does not look so: names of pools
+and slots come from workers. So nothing of it is markup, and what a terminal would act on is written as escapes.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +12,8 @@ from typing import Any
 
 import psutil
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, Task, TextColumn
+from rich.table import Table
 from rich.text import Text
 
 from grape.engine.supervisor import Line
@@ -24,13 +28,23 @@ def complain(text: str) -> None:
     """An error, for people."""
     first, _, rest = text.partition("\n")
     first, rest = escaped(first), escaped(rest, "\n\t")
-    err.print(f"[bold red]error:[/] {escape(first)}")
+    err.print(Text.assemble(("error:", "bold red"), " ", first))
     if rest:
-        err.print(escape(rest))
+        err.print(Text(rest))
 
 
-def say(text: str) -> None:
-    err.print(escape(text))
+def say(text: str, style: str = "") -> None:
+    err.print(Text(escaped(text, "\n\t"), style))
+
+
+def put(text: str) -> None:
+    """A line that was asked for, on stdout."""
+    sys.stdout.write(escaped(text, "\n\t") + "\n")
+
+
+def put_table(table: Table) -> None:
+    """A table whose cells are texts, not markup."""
+    Console(highlight=False, markup=False, emoji=False).print(table)
 
 
 def show_line(worker: str, line: Line) -> None:
@@ -39,15 +53,14 @@ def show_line(worker: str, line: Line) -> None:
     if not err.is_terminal:  # markup costs more than all the rest
         sys.stderr.write(f"[{where}] {text}\n")
         return
-    style = _STYLES.get(line.level, "yellow")
-    err.print(f"[{style}]{escape(f'[{where}]')}[/] {escape(text)}")
+    err.print(Text.assemble((f"[{where}]", _STYLES.get(line.level, "yellow")), " ", text))
 
 
 class _Numbers(ProgressColumn):
     """events/s, backlog, workers, next timer."""
 
     def render(self, task: Task) -> Text:
-        return Text(str(task.fields.get("numbers", "")))
+        return Text(escaped(str(task.fields.get("numbers", ""))))
 
 
 class Meter:
@@ -70,7 +83,7 @@ class Meter:
         if self._live:
             self._progress = Progress(
                 SpinnerColumn(),
-                TextColumn("{task.description}"),
+                TextColumn("{task.description}", markup=False),
                 BarColumn(20),
                 _Numbers(),
                 console=err,
@@ -116,7 +129,7 @@ class Meter:
         if self._progress is not None:
             self._progress.update(
                 self._task,
-                description=app.record.name,
+                description=escaped(app.record.name),
                 total=total,
                 completed=session.fed_bytes,
                 numbers=" · ".join(parts),

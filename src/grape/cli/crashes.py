@@ -8,13 +8,12 @@ from typing import Annotated, Any
 
 import typer
 
-from grape.cli.console import complain
+from grape.cli.console import complain, put
 from grape.cli.run import EXIT_USE, fail
 from grape.cli.state import Data, print_lines
 from grape.errors import GrapeError
 from grape.tools.crashes import Crash, CrashLog
 from grape.tools.directory import Directory
-from grape.tools.terminal import escaped
 
 app = typer.Typer(no_args_is_help=True, help="How workers ended that should not have, and what they said last.")
 
@@ -38,7 +37,7 @@ def list_(data: Data) -> None:
         return
     for number, crash in found:
         first = crash.why.partition("\n")[0]
-        print(f"{number:>5}  {_when(crash.time)}  {crash.worker:<14} {crash.pid:>7}  {escaped(first)}")
+        put(f"{number:>5}  {_when(crash.time)}  {crash.worker:<14} {crash.pid:>7}  {first}")
 
 
 @app.command()
@@ -60,13 +59,11 @@ def show(
         lines: list[Any] = [{"level": level, "slot": slot, "text": text} for level, slot, text in crash.lines]
         print_lines([{"number": number, "worker": crash.worker, "pid": crash.pid, "why": crash.why, "lines": lines}])
         return
-    print(f"worker {crash.worker} (pid {crash.pid}), {_when(crash.since)} to {_when(crash.time)}")
-    for line in crash.why.split("\n"):
-        print(escaped(line, "\t"))
-    print(f"the last {len(crash.lines)} lines that it printed:" if crash.lines else "it had printed nothing")
+    put(f"worker {crash.worker} (pid {crash.pid}), {_when(crash.since)} to {_when(crash.time)}")
+    put(crash.why)
+    put(f"the last {len(crash.lines)} lines that it printed:" if crash.lines else "it had printed nothing")
     for level, slot, text in crash.lines:
-        where = f"[{escaped(slot)}] " if slot else ""
-        print(f"  {level:<8} {where}{escaped(text, chr(9))}")
+        put(f"  {level:<8} {f'[{slot}] ' if slot else ''}{text}")
 
 
 def _all(data: str) -> list[tuple[int, Crash]]:

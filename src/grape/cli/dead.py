@@ -9,11 +9,10 @@ from typing import Annotated, Any, Final
 
 import msgspec
 import typer
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from grape.cli.console import say
+from grape.cli.console import put, put_table, say
 from grape.cli.run import fail
 from grape.cli.state import App, Data, print_lines, to_json
 from grape.errors import Corrupt, GrapeError, UsageError
@@ -50,7 +49,7 @@ def list_(
                 shown = [letter for letter, _ in zip(letters, range(_SHOWN), strict=False)]
                 more = sum(1 for _ in letters)
                 if shown:
-                    Console(highlight=False).print(_table(shown))
+                    put_table(_table(shown))
                     total = len(shown) + more
                     say(f"{total:,} in all{f', the first {_SHOWN} are shown (--json: all)' if more else ''}")
                 else:
@@ -77,7 +76,7 @@ def show(
             record = directory.app(app_name)
             letter = directory.letter(parse_place(record, letter_id))
             if letter is None:
-                say(f"there is no letter {escaped(letter_id)} (any more)")
+                say(f"there is no letter {letter_id} (any more)")
                 raise typer.Exit(1)
             traceback = directory.text(letter)
             found = _all_of(letter, record)
@@ -85,9 +84,9 @@ def show(
         fail(e)
     if sys.stdout.isatty() and not as_json:
         text = msgspec.json.format(to_json(found), indent=2).decode()
-        typer.echo(escaped(text, keep="\n"))
+        put(text)
         if traceback:
-            typer.echo("\n" + escaped(traceback.rstrip("\n"), keep="\n\t"))
+            put("\n" + traceback.rstrip("\n"))
     else:
         print_lines([{**found, "traceback": traceback}])
 
@@ -131,10 +130,10 @@ def _change(data: str, ids: list[str], every: bool, app_name: str | None, action
 def _report(data: str, action: Action, changes: Changes) -> None:
     if len(changes.refused) <= _SHOWN:
         for letter_id, why in changes.refused.items():
-            say(f"{escaped(letter_id)}: {escaped(why)}")
+            say(f"{letter_id}: {why}")
     else:
         for why, count in Counter(changes.refused.values()).most_common(_SHOWN):
-            say(f"{count:,} letters: {escaped(why)}")
+            say(f"{count:,} letters: {why}")
     done = {"retry": "put back", "drop": "dropped"}[action]
     counts = [
         _count(changes.dead, "dead letter", "dead letters"),

@@ -11,14 +11,13 @@ from collections.abc import Callable, Iterator
 from typing import Annotated, Final
 
 import typer
-from rich.console import Console
-from rich.markup import escape
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
+from rich.text import Text
 
 from grape import builtins
 from grape.abc.isolate import Ability
-from grape.cli.console import complain, err
+from grape.cli.console import complain, err, put, put_table, say
 from grape.cli.run import EXIT_ENGINE, EXIT_INT, EXIT_OK, EXIT_USE
 from grape.errors import EngineError, GrapeError
 from grape.tools.directory import Checkup, LogReport
@@ -78,9 +77,9 @@ def show_host() -> None:
             rows = [Ability("to be loaded", False, str(e))]
         for i, row in enumerate(rows):
             found = row.why if row.works else "; ".join(filter(None, (row.why, row.remedy)))
-            mark = "[green]yes[/]" if row.works else "[red]no[/]"
-            table.add_row(name if not i else "", mark, escape(row.name), escape(escaped(found)))
-    Console(highlight=False).print(table)
+            mark = Text("yes", "green") if row.works else Text("no", "red")
+            table.add_row(name if not i else "", mark, row.name, escaped(found))
+    put_table(table)
 
 
 def _in_child(data: str, quiet: bool) -> None:
@@ -92,7 +91,7 @@ def _in_child(data: str, quiet: bool) -> None:
         complain(str(e))
         code = EXIT_ENGINE if isinstance(e, EngineError) else EXIT_USE
         if code == EXIT_ENGINE:
-            err.print(_ADVICE, markup=False)
+            say(_ADVICE)
     except KeyboardInterrupt:
         code = EXIT_INT
     except BaseException:
@@ -107,15 +106,15 @@ def _examine(data: str, quiet: bool) -> int:
             findings = checkup.run(progress)
         if not quiet:
             for line in _lines(checkup):
-                print(line)
+                put(line)
         for finding in findings[:_SHOWN]:
-            print(f"damaged: {escaped(finding)}")
+            put(f"damaged: {finding}")
         if len(findings) > _SHOWN:
-            print(f"damaged: {len(findings) - _SHOWN:,} more")
+            put(f"damaged: {len(findings) - _SHOWN:,} more")
         if findings:
-            print(_ADVICE)
+            put(_ADVICE)
         elif not quiet:
-            print(f"whole: all {checkup.rows:,} rows are what was written")
+            put(f"whole: all {checkup.rows:,} rows are what was written")
     return EXIT_ENGINE if findings else EXIT_OK
 
 
@@ -131,7 +130,7 @@ def _progress() -> Iterator[Callable[[int], None] | None]:
     if not err.is_terminal:
         yield None
         return
-    columns = SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn()
+    columns = SpinnerColumn(), TextColumn("{task.description}", markup=False), TimeElapsedColumn()
     with Progress(*columns, console=err, transient=True) as progress:
         task = progress.add_task("checking", total=None)
         yield lambda rows: progress.update(task, description=f"checking: {rows:,} rows")
@@ -146,10 +145,10 @@ def _lines(checkup: Checkup) -> Iterator[str]:
         yield "no apps"
     for record in checkup.apps:
         nodes = ", ".join(sorted(record.nodes))
-        yield escaped(f"app {record.name}: {record.partitions} partitions; nodes {nodes}")
+        yield f"app {record.name}: {record.partitions} partitions; nodes {nodes}"
         for log in checkup.logs:
             if log.app == record.id:
-                yield "  " + escaped(_log_line(log))
+                yield "  " + _log_line(log)
 
 
 def _log_line(log: LogReport) -> str:

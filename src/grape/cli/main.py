@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from grape.cli import conformance, crashes, dead, state
+from grape.cli.console import put
 from grape.cli.doctor import doctor
 from grape.cli.run import run
 
@@ -23,7 +24,7 @@ app = typer.Typer(
 
 def _version(wanted: bool) -> None:
     if wanted:
-        typer.echo(f"grape {package_version('grape-engine')}")
+        put(f"grape {package_version('grape-engine')}")
         raise typer.Exit
 
 

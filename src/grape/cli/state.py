@@ -45,7 +45,7 @@ def get(
                 missing.pop(row.key, None)
             print_lines(rows)
             for key in missing:
-                say(f"{node} has no state of key {escaped(key)}")
+                say(f"{node} has no state of key {key}")
     except GrapeError as e:
         fail(e)
     if not rows:

@@ -13,14 +13,13 @@ from zlib import crc32
 
 from msgspec import Struct
 
-from grape.authoring.emitter import seconds
 from grape.engine.engine import Engine
 from grape.errors import BadArgument, Conflict, Full, UnknownEvent
 from grape.model.address import check_key, partition_of
 from grape.model.batch import Context
 from grape.model.near import did_you_mean
 from grape.model.stored import NO_POOLS
-from grape.model.values import encode, shown, to_value
+from grape.model.values import encode, seconds, shown, to_value
 
 T = TypeVar("T")
 

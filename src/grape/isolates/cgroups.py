@@ -21,6 +21,7 @@ from typing import Final, Protocol, TypeVar
 from msgspec import Struct
 
 from grape.errors import Unsupported
+from grape.isolates.guard import Guard
 from grape.isolates.procs import engine_id, is_dead, stat
 
 NEEDED: Final = ("memory", "pids")
@@ -144,7 +145,13 @@ def open_group() -> Group:
         Unsupported: this host or this user cannot have one; the text says what lacks, and the remedy.
     """
     base = _find()
-    return Unified(base) if isinstance(base, str) else Split(base)
+    group = Unified(base) if isinstance(base, str) else Split(base)
+    try:
+        group.protect()
+    except OSError as e:
+        group.close()
+        raise Unsupported(f"control groups need a small process beside the engine, which cannot be started: {e}") from e
+    return group
 
 
 def check() -> tuple[int, frozenset[str]]:
@@ -214,6 +221,7 @@ class Unified:
     version = 2
 
     def __init__(self, base: str) -> None:
+        self._guard: Guard | None = None
         self.check(base)
         try:
             self._leave(base)
@@ -264,14 +272,21 @@ class Unified:
                     with contextlib.suppress(ProcessLookupError):
                         _write(f"{engine}/cgroup.procs", str(pid))
 
+    def protect(self) -> None:
+        """Let it end with this process, however that comes."""
+        self._guard = Guard([self._path])
+
     def create(self, name: str, limits: Limits) -> UnifiedLeaf:
         path = f"{self._path}/{name}"
         os.mkdir(path)
         return _limited(UnifiedLeaf(path), limits)
 
     def close(self) -> None:
-        with contextlib.suppress(OSError):  # the next engine will try again
+        with contextlib.suppress(OSError):  # the guard, or the next engine, will try again
             self._end(self._path)
+        if self._guard is not None:
+            self._guard.close()
+            self._guard = None
 
     @staticmethod
     def _end(path: str) -> None:
@@ -332,6 +347,7 @@ class Split:
     version = 1
 
     def __init__(self, bases: Mapping[str, str]) -> None:
+        self._guard: Guard | None = None
         self.controllers = frozenset(_SPLIT[name] for name in bases)
         name = f"{_PREFIX}{engine_id()}-{secrets.token_hex(4)}"
         self._paths = {controller: f"{base}/{name}" for controller, base in bases.items()}
@@ -353,14 +369,21 @@ class Split:
         group.close()
         return group.controllers
 
+    def protect(self) -> None:
+        """Let it end with this process, however that comes."""
+        self._guard = Guard(list(self._paths.values()))
+
     def create(self, name: str, limits: Limits) -> SplitLeaf:
         paths = {controller: f"{path}/{name}" for controller, path in self._paths.items()}
         _make(paths.values())
         return _limited(SplitLeaf(paths), limits)
 
     def close(self) -> None:
-        with contextlib.suppress(OSError):  # the next engine will try again
+        with contextlib.suppress(OSError):  # the guard, or the next engine, will try again
             self._end(self._paths)
+        if self._guard is not None:
+            self._guard.close()
+            self._guard = None
 
     @staticmethod
     def _end(paths: Mapping[str, str]) -> None:

@@ -35,9 +35,10 @@ _INSTALL: Final = "apt-get install runc (or crun)"
 _STEP: Final = "/.grape"
 """Where the last step is found, when the Python that takes it is one of the image."""
 
-_INIT: Final = '"$@" <&0 & wait $!'
+_INIT: Final = 'exec 4<&0; "$@" <&4 4<&- & exec 4<&- </dev/null; wait $!'
 """What is 1 in there: a worker that is 1 itself could not be asked to end (a signal without a handler does not reach
-1), and orphans would stay. The shell ends with the code of the worker, or 128 and its signal."""
+1), and orphans would stay. What a shell runs beside itself has no input, unless told so. The shell ends with the code
+of the worker, or 128 and its signal."""
 
 _RENUMBER: Final = """
 import os, sys
@@ -185,18 +186,21 @@ class ContainerIsolate(Jail):
         """
         for _ in range(_ATTEMPTS - 1):
             try:
-                return self._spawn(worker, command)
+                return self._spawn_once(worker, command)
             except OSError as e:
                 if _BUSY not in str(e):
                     raise
-        return self._spawn(worker, command)
+        return self._spawn_once(worker, command)
 
-    def _spawn(self, worker: str, command: Command) -> JailProcess:
+    def _spawn_once(self, worker: str, command: Command) -> JailProcess:
+        with self.user() as (uid, gid):
+            return self._spawn(worker, command, uid, gid)
+
+    def _spawn(self, worker: str, command: Command, uid: int, gid: int) -> JailProcess:
         assert self._scratch is not None, "prepare comes first"
         own = bool(self._image)
         seen = view(command, self.config.readable, runtime=not self.config.python, system=not own)
         layout = self._lay_out(seen)
-        uid, gid = self.next_user()
         shown = (command.directory, *command.readable, *self.config.readable)
         before, sources = self.hand_over(seen, shown, uid, gid)
         tag = new_tag()
@@ -221,14 +225,20 @@ class ContainerIsolate(Jail):
                     env={TAG: tag, "PATH": _NOWHERE, "GOMAXPROCS": "1"},
                     umask=self.config.umask,
                     parent=0,
+                    given=command.input,
                 )
                 scratch = self._scratch
+
+                def done() -> None:
+                    scratch.remove(bundle)
+                    self.give_back(uid)
+
                 return JailProcess(
                     child,
                     leaf,
                     self.config,
                     find_init=lambda: _read_pid(pid_file),
-                    done=lambda: scratch.remove(bundle),
+                    done=done,
                 )
         except BaseException:
             if os.path.exists(bundle):
@@ -296,13 +306,13 @@ class ContainerIsolate(Jail):
         }
 
     def _mounts(self, binds: list[tuple[str, str]]) -> list[dict[str, Any]]:
-        size = f"size={int(self.config.temp)}"
+        size = (f"size={int(self.config.temp)}", f"nr_inodes={self.inodes}")
         return [
             _mount("proc", "/proc", "nosuid", "noexec", "nodev"),
             _mount("tmpfs", "/dev", "nosuid", "noexec", "mode=755", "size=64k", "ro"),
-            _mount("tmpfs", "/dev/shm", "nosuid", "nodev", "mode=1777", size),
-            _mount("tmpfs", "/tmp", "nosuid", "nodev", "mode=1777", size),
-            _mount("tmpfs", TEMP, "nosuid", "nodev", "mode=700", size),
+            _mount("tmpfs", "/dev/shm", "nosuid", "nodev", "mode=1777", *size),
+            _mount("tmpfs", "/tmp", "nosuid", "nodev", "mode=1777", *size),
+            _mount("tmpfs", TEMP, "nosuid", "nodev", "mode=700", *size),
             *(_mount("bind", path, "rbind", "ro", "nosuid", "nodev", source=source) for source, path in binds),
         ]
 

@@ -2,12 +2,15 @@
 
 Formats: github.com/moby/docker-image-spec (spec.md), github.com/opencontainers/image-spec (image-layout.md, layer.md).
 An image is not trusted: every blob has to have its digest, no path leaves the directory, no symbolic link is followed,
-nothing but files, directories and links is made, without owners, set-id bits or attributes.
+nothing but files, directories and links is made, without owners, set-id bits or attributes. Everything that is read
+into memory is bounded before it is read, and the digest that is asked for is compared before any layer is looked at.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
+import gzip
 import hashlib
 import json
 import os
@@ -24,8 +27,25 @@ from grape.errors import Unsupported
 
 _MOST_BYTES: Final = 16 << 30
 _MOST_ENTRIES: Final = 1_000_000
-_DOCUMENT: Final = 16 << 20
-_ZSTD: Final = b"\x28\xb5\x2f\xfd"
+_MOST_MEMBERS: Final = 10_000
+"""Of the archive itself, which has a few for each layer; each is kept in mind."""
+_MOST_LAYERS: Final = 256
+_DOCUMENT: Final = 2 << 20
+_EXTENSION: Final = 256 << 10
+_EXTENSIONS: Final = 4 << 20
+"""Bytes of what stands before a header, long names and attributes: of one, and of all that are kept together."""
+_IN_A_ROW: Final = 8
+_DEEPEST: Final = 200
+_LONGEST: Final = 4096
+"""Directories above one another, which whoever removes them goes down into; and PATH_MAX."""
+_GZIP: Final = b"\x1f\x8b"
+_OTHERS: Final = {b"\x28\xb5\x2f\xfd": "zstd", b"\xfd7zXZ\x00": "xz", b"BZh": "bzip2"}
+"""Compressions that are not taken; those of xz may ask for gigabytes of memory."""
+_NO_TREE: Final = frozenset(
+    (errno.EEXIST, errno.EINVAL, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.ENOTDIR, errno.ENOTEMPTY)
+)
+"""Errors that speak of names in the image, not of the host."""
+_PAX: Final = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE)
 _MACHINES: Final = {"x86_64": "amd64", "aarch64": "arm64"}
 _DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
@@ -62,8 +82,8 @@ def unpack(path: str, target: str, pinned: str = "") -> Image:
     if pinned and not re.fullmatch(r"sha256:[0-9a-f]{64}", pinned):
         raise Unsupported(f'digest = {pinned!r} is none: "sha256:" and 64 hexadecimal digits')
     try:
-        with tarfile.open(path, "r:*") as archive:
-            members = {_plain(member.name): member for member in archive if member.isfile()}
+        with open(path, "rb") as file, _open_tar(file, refuse, _EXTENSIONS) as archive:
+            members = _members(archive, refuse)
 
             def read(name: str, digest: str = "") -> IO[bytes]:
                 member = members.get(name)
@@ -77,7 +97,10 @@ def unpack(path: str, target: str, pinned: str = "") -> Image:
                 return found
 
             def document(name: str, digest: str = "") -> Any:
-                return json.loads(read(name, digest).read(_DOCUMENT))
+                text = read(name, digest).read(_DOCUMENT + 1)
+                if len(text) > _DOCUMENT:
+                    refuse(f"is too large: {name} has over {_DOCUMENT >> 20} MiB")
+                return json.loads(text)
 
             if "oci-layout" in members:
                 image, layers = _read_layout(document, refuse)
@@ -87,6 +110,8 @@ def unpack(path: str, target: str, pinned: str = "") -> Image:
                 refuse("is neither of `docker save` nor an OCI layout in a tar")
             if pinned and pinned not in image.digests:
                 refuse(f"is not the one that was asked for, {pinned}: it has the digests {', '.join(image.digests)}")
+            if len(layers) > _MOST_LAYERS:
+                refuse(f"is too large: it has over {_MOST_LAYERS} layers")
             tree = _Tree(target, refuse)
             try:
                 for layer in layers:
@@ -94,8 +119,74 @@ def unpack(path: str, target: str, pinned: str = "") -> Image:
             finally:
                 tree.close()
             return image
-    except (tarfile.TarError, EOFError, ValueError, KeyError, IndexError, TypeError, AttributeError) as e:
-        raise Unsupported(f"the image {path} cannot be read: {type(e).__name__}: {e}") from None
+    except Unsupported:
+        raise
+    except Exception as e:
+        # An image is data of others: whatever is wrong in it, it is said in one way. The host's errors are its own.
+        if isinstance(e, OSError) and not isinstance(e, gzip.BadGzipFile) and e.errno not in _NO_TREE:
+            raise
+        raise Unsupported(f"the image {path} cannot be read: {type(e).__name__}: {str(e)[:200]}") from None
+
+
+def _open_tar(file: IO[bytes], refuse: Callable[[str], NoReturn], kept: int) -> tarfile.TarFile:
+    """A tar, compressed or not.
+
+    Args:
+        kept: so many bytes of long names and attributes may be kept while it is open.
+    """
+    head = file.read(6)
+    file.seek(0)
+    for magic, name in _OTHERS.items():
+        if head.startswith(magic):
+            refuse(f"is compressed with {name}, which is not understood here; export it with gzip")
+    plain = gzip.GzipFile(fileobj=file) if head.startswith(_GZIP) else file
+    return tarfile.open(fileobj=plain, mode="r:", tarinfo=_bounded(refuse, kept))
+
+
+def _bounded(refuse: Callable[[str], NoReturn], kept: int) -> type[tarfile.TarInfo]:
+    """Headers of one archive. What stands before a header is read into memory as a whole, so its size is looked at as
+    soon as it is known."""
+    extensions = (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, *_PAX)
+    in_a_row = total = 0
+
+    class Header(tarfile.TarInfo):
+        @classmethod
+        def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Header:
+            nonlocal in_a_row, total
+            header = super().frombuf(buf, encoding, errors)
+            if header.type == tarfile.GNUTYPE_SPARSE:
+                refuse("has a file with holes, which no image needs")
+            in_a_row = in_a_row + 1 if header.type in extensions else 0
+            if in_a_row:
+                total += header.size if kept < _MOST_BYTES or header.type == tarfile.XGLTYPE else 0
+                if not 0 <= header.size <= _EXTENSION or total > min(kept, _EXTENSIONS) or in_a_row > _IN_A_ROW:
+                    refuse("has names or attributes that are too long, or too many")
+            elif header.size < 0:
+                refuse("is damaged: a file has a negative size")
+            return header
+
+        def _no_holes(self, *_: object) -> NoReturn:
+            refuse("has a file with holes, which no image needs")
+
+        # How `tarfile` reads the maps of files with holes, which may be of any size.
+        _proc_sparse = _proc_gnusparse_00 = _proc_gnusparse_01 = _proc_gnusparse_10 = _no_holes
+
+    return Header
+
+
+def _members(archive: tarfile.TarFile, refuse: Callable[[str], NoReturn]) -> dict[str, tarfile.TarInfo]:
+    """The files of the archive itself, by name."""
+    found: dict[str, tarfile.TarInfo] = {}
+    entries = size = 0
+    while (member := archive.next()) is not None:
+        archive.members.clear()  # type: ignore[attr-defined]
+        entries += 1
+        size += max(0, member.size)
+        if entries > _MOST_MEMBERS or size > _MOST_BYTES:
+            refuse(f"is too large: over {_MOST_MEMBERS} files, or {_MOST_BYTES >> 30} GiB")
+        if member.isfile():
+            found[_plain(member.name)] = member
+    return found
 
 
 def _read_layout(document: Callable[..., Any], refuse: Callable[[str], NoReturn]) -> tuple[Image, list[_Layer]]:
@@ -158,9 +249,17 @@ def _digest_of_name(blob: str) -> str:
     return f"sha256:{named[1]}" if named else ""
 
 
-def _digest(file: IO[bytes]) -> str:
+def _digest(file: IO[bytes] | gzip.GzipFile) -> str:
+    """
+    Raises:
+        ValueError: there is more than any image has.
+    """
     found = hashlib.sha256()
+    size = 0
     while data := file.read(1 << 20):
+        size += len(data)
+        if size > _MOST_BYTES:
+            raise ValueError(f"over {_MOST_BYTES >> 30} GiB in one file")
         found.update(data)
     return f"sha256:{found.hexdigest()}"
 
@@ -187,20 +286,17 @@ class _Tree:
         Args:
             plain: the digest that its tar has to have, or "".
         """
-        if blob.read(4) == _ZSTD:
-            self._refuse("is compressed with zstd, which is not understood here; export it with gzip")
-        blob.seek(0)
         if plain:
-            with tarfile.open(fileobj=blob, mode="r:*") as whole:
-                assert whole.fileobj is not None
-                whole.fileobj.seek(0)
-                if _digest(whole.fileobj) != plain:  # type: ignore[arg-type]
-                    self._refuse(f"is damaged: a layer does not have the digest {plain}")
+            compressed = blob.read(2) == _GZIP
             blob.seek(0)
-        with tarfile.open(fileobj=blob, mode="r:*") as layer:
-            for member in layer:
+            if _digest(gzip.GzipFile(fileobj=blob) if compressed else blob) != plain:
+                self._refuse(f"is damaged: a layer does not have the digest {plain}")
+            blob.seek(0)
+        with _open_tar(blob, self._refuse, _MOST_BYTES) as layer:
+            while (member := layer.next()) is not None:
+                layer.members.clear()  # type: ignore[attr-defined]
                 self._entries += 1
-                self._bytes += member.size
+                self._bytes += max(0, member.size)
                 if self._entries > _MOST_ENTRIES or self._bytes > _MOST_BYTES:
                     self._refuse(f"is too large: over {_MOST_ENTRIES} files, or {_MOST_BYTES >> 30} GiB")
                 self._add(layer, member)
@@ -262,7 +358,9 @@ class _Tree:
     def _parts(self, name: str) -> list[str]:
         parts = [part for part in name.split("/") if part not in ("", ".")]
         if ".." in parts or "\0" in name:
-            self._refuse(f"has a file that leads out of it, {name!r}")
+            self._refuse(f"has a file that leads out of it, {name!r:.300}")
+        if len(parts) > _DEEPEST or len(name) > _LONGEST:
+            self._refuse(f"has a file that is too deep, or whose name is too long, {name!r:.300}")
         return parts
 
     def _enter(self, parts: list[str], whole: str) -> int:

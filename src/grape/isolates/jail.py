@@ -30,7 +30,7 @@ from msgspec.structs import replace
 
 from grape.abc.isolate import Ability, Command, Ending
 from grape.errors import Unsupported
-from grape.isolates import landlock, seccomp
+from grape.isolates import landlock, seccomp, users
 from grape.isolates.cgroup import CgroupConfig
 from grape.isolates.cgroups import Events, Group, Leaf, Limits, check, end, open_group
 from grape.isolates.launch import Child, Handle, attempt, find_tool, worker_env
@@ -39,15 +39,18 @@ from grape.isolates.process import ProcessConfig, ProcessIsolate, resource_limit
 from grape.isolates.procs import TAG, children, end_strays, stat
 from grape.isolates.scratch import Scratch
 from grape.isolates.stage import Stage
+from grape.isolates.users import Users
 from grape.isolates.view import DEVICES, GRAPE, TEMP, View, can_reach, is_open_to, is_readable_by
 from grape.model.section import Size, show_size
 
-_UIDS: Final = 0x70000000
-"""Of the workers of an engine that is root: 64 for each pid there can be, up to 0x80000000. Neither people nor
-containers have them (systemd.io/UIDS-GIDS)."""
 _NOBODY: Final = 65534
 _FEW: Final = 8
 _PATIENCE: Final = 10.0
+_BUFFER: Final = 212_992
+"""What one end of a pair of sockets may have under way, unless the host says otherwise; the last piece may go over."""
+_OVER: Final = 64 << 10
+_FEW_FILES: Final = 32
+"""What a worker needs at least."""
 
 
 class JailConfig(CgroupConfig, frozen=True, kw_only=True, rename="kebab"):
@@ -82,9 +85,10 @@ class Jail(ProcessIsolate, ABC):
         self.limits: list[tuple[str, int, int]] = []
         self.rules: list[seccomp.Rule] = []
         self.setpriv = ""
+        self.counts = True
+        """Whether somebody counts what the kernel keeps for a worker: buffers of sockets, files in memory."""
         self._group: Group | None = None
-        self._own_users = False
-        self._started = 0
+        self._users: Users | None = None
         self._stages: dict[tuple[str, ...], Stage] = {}
 
     # ------------------------------------------------------------------ prepare
@@ -147,8 +151,12 @@ class Jail(ProcessIsolate, ABC):
                     "uid, gid: what is jailed is not root; leave them out: each worker is a user of its own then"
                 )
             if os.geteuid() == 0 and self.uid == -1:
-                self.uid = _own_users()
-                self._own_users = self.uid >= _UIDS
+                found = users.find()
+                if found is not None:
+                    self._users = Users(*found)
+                    self.uid = found[0]
+                elif users.has(_NOBODY):
+                    self.uid = _NOBODY
             place = tempfile.gettempdir()
             if self.uid != -1 and not can_reach(os.path.join(place, "any"), self.uid, self.gid):
                 raise self.refusal(
@@ -190,7 +198,11 @@ class Jail(ProcessIsolate, ABC):
                     f"{show_size(config.memory)} would use more than half of this host's {show_size(2 * most)}; set "
                     "memory lower, or give grape a control group"
                 )
-        self.limits = resource_limits(replace(config, memory=None if whole else config.memory, processes=processes))
+        self.counts = whole
+        files = config.files if whole else min(config.files, _files(config.memory or 0))
+        self.limits = resource_limits(
+            replace(config, memory=None if whole else config.memory, processes=processes, files=files)
+        )
         self.rules = seccomp.rules(shared_memory=whole)
 
     def _check_controllers(self, group: Group) -> None:
@@ -280,13 +292,20 @@ class Jail(ProcessIsolate, ABC):
             leaf.remove()
             raise
 
-    def next_user(self) -> tuple[int, int]:
-        """User and group of the next worker on the host; -1: the engine's own."""
-        if self.uid == -1:
-            return -1, -1
-        self._started += 1
-        uid = self.uid + self._started % 64 if self._own_users else self.uid
-        return uid, self.gid if self.gid != -1 else uid
+    @contextlib.contextmanager
+    def user(self) -> Iterator[tuple[int, int]]:
+        """User and group of the next worker on the host, and nobody else's until `give_back`; -1: the engine's own."""
+        uid = self.uid if self._users is None else self._users.take()
+        try:
+            yield uid, self.gid if self.gid != -1 else uid
+        except BaseException:
+            self.give_back(uid)
+            raise
+
+    def give_back(self, uid: int) -> None:
+        """Nothing runs as this user any more."""
+        if self._users is not None:
+            self._users.give_back(uid)
 
     def hand_over(self, seen: View, shown: Sequence[str], uid: int, gid: int) -> tuple[list[str], dict[str, str]]:
         """A command that runs the rest where a user finds what is to be seen, and its paths there.
@@ -317,6 +336,11 @@ class Jail(ProcessIsolate, ABC):
         here.update(self._stages[private].place)
         return list(self._stages[private].enter), here
 
+    @property
+    def inodes(self) -> int:
+        """Files that a file system in memory may have: an empty one takes memory, too."""
+        return max(1024, int(self.config.temp) >> 12)
+
     def limit_options(self) -> list[str]:
         """Of the last step."""
         return [word for name, soft, hard in self.limits for word in ("--limit", f"{name}={soft}:{hard}")]
@@ -331,6 +355,9 @@ class Jail(ProcessIsolate, ABC):
         if self._group is not None:
             self._group.close()
             self._group = None
+        if self._users is not None:
+            self._users.close()
+            self._users = None
         super().close()
 
 
@@ -475,6 +502,15 @@ class JailProcess(Handle):
         return ""
 
 
+def _files(memory: int) -> int:
+    """Open files of a process, where nothing counts what is in the buffers of sockets: a quarter of its memory then."""
+    try:
+        buffer = int(Path("/proc/sys/net/core/wmem_default").read_text())
+    except OSError:
+        buffer = _BUFFER
+    return max(_FEW_FILES, memory // 4 // (buffer + _OVER))
+
+
 def worker_code(code: int) -> int:
     """From what bubblewrap and OCI runtimes end with, as shells do: 128 and the signal. That of a worker which ended
     with such a number by itself is taken for the signal."""
@@ -507,18 +543,3 @@ def read_pipe(pipe: int) -> str:
     with contextlib.suppress(BlockingIOError):
         return os.read(pipe, 1 << 16).decode("utf-8", "replace").strip()
     return ""
-
-
-def _own_users() -> int:
-    """The first of the users that no one else on this host is; where the engine is root of a container that does not
-    have so many: nobody; and where it has but one, that one (-1), who is no root outside."""
-    for uid in (_UIDS + os.getpid() * 64, _NOBODY):
-        if all(_is_mapped(uid, f"/proc/self/{kind}_map") for kind in ("uid", "gid")):
-            return uid
-    return -1
-
-
-def _is_mapped(number: int, path: str) -> bool:
-    """Whether a user or group exists in this process's user namespace."""
-    ranges = [list(map(int, line.split())) for line in Path(path).read_text().splitlines()]
-    return any(first <= number < first + count for first, _, count in ranges)

@@ -1,4 +1,4 @@
-"""Starting a process: one socket, null as stdin, two pipes, nothing else inherited; and the programs that confine it.
+"""Starting a process: one socket, an input, two pipes, nothing else inherited; and the programs that confine it.
 
 What confines a process is set between fork and exec by small programs of util-linux, so that it holds for every
 executable, whatever its language; Python code cannot run there safely in a process with threads.
@@ -7,6 +7,7 @@ executable, whatever its language; Python code cannot run there safely in a proc
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import secrets
 import shutil
@@ -74,6 +75,7 @@ def start(
     umask: int = 0o077,
     parent: int | None = None,
     inherit: tuple[int, ...] = (),
+    given: bytes = b"",
 ) -> Child:
     """Start ``argv --fd N --parent PID`` in a session of its own. It dies with the thread that calls this, if
     something in ``argv`` sees to it.
@@ -81,6 +83,7 @@ def start(
     Args:
         parent: what stands for PID; the caller's, if None.
         inherit: further descriptors.
+        given: what standard input holds; as nothing else of a process, nobody but its own user can read that.
 
     Raises:
         OSError: it cannot be started.
@@ -101,10 +104,12 @@ def start(
                 undo.callback(os.close, writing)
                 os.set_blocking(reading, False)
                 pipes.append((reading, writing))
+            stdin = sealed(given) if given else os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+            undo.callback(os.close, stdin)
             with CHILDREN:
                 popen = subprocess.Popen(
                     [*argv, "--fd", str(theirs.fileno()), "--parent", str(os.getpid() if parent is None else parent)],
-                    stdin=subprocess.DEVNULL,
+                    stdin=stdin,
                     stdout=pipes[0][1],
                     stderr=pipes[1][1],
                     cwd=directory,
@@ -124,6 +129,23 @@ def start(
                 file.write(_OOM_SCORE)  # when the host is out of memory, the engine is not what goes first
             undo_all.pop_all()
         return Child(popen.pid, pidfd, ours, pipes[0][0], pipes[1][0], popen)
+
+
+def sealed(data: bytes) -> int:
+    """A descriptor of a file in memory to read ``data`` from. It cannot be written to or made larger: whoever gets it
+    would have memory that no limit of a process counts."""
+    fd = os.memfd_create("grape-input", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    try:
+        with open(fd, "wb", closefd=False) as file:
+            file.write(data)
+        seals = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, seals)
+        os.lseek(fd, 0, os.SEEK_SET)
+        os.fchmod(fd, 0o400)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
 
 
 def worker_env(own: dict[str, str], tag: str) -> dict[str, str]:

@@ -196,6 +196,7 @@ class ProcessIsolate:
                 directory=own if self.config.working_directory == "own" else command.directory,
                 env=env,
                 umask=self.config.umask,
+                given=command.input,
             )
         except BaseException:
             self._scratch.remove(own)
@@ -332,6 +333,6 @@ def _cpu_seconds(limit: float) -> int:
     return max(1, round(limit))
 
 
-def python_worker(target: str, config: str) -> tuple[str, ...]:
-    """The command line of a Python worker."""
-    return (sys.executable, "-m", "grape.worker", "--target", target, "--config", config)
+def python_worker(target: str) -> tuple[str, ...]:
+    """The command line of a Python worker, which finds the app's configuration in its standard input."""
+    return (sys.executable, "-m", "grape.worker", "--target", target, "--config-fd", "0")

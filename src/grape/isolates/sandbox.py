@@ -38,6 +38,10 @@ from grape.isolates.view import (
     view,
 )
 
+_TEMPORARY: Final = ("/tmp", "/dev/shm")
+_MOUNT: Final = 'mount -t tmpfs -o "$1" grape "$2/0" && mount -t tmpfs -o "$1" grape "$2/1" && shift 2 && exec "$@"'
+"""Makes file systems in memory with a limit on their files, as bubblewrap cannot, in namespaces of the jail alone."""
+
 _INSTALL: Final = "apt-get install bubblewrap"
 
 
@@ -56,6 +60,7 @@ class SandboxIsolate(Jail):
         super().__init__(pool, config)
         self._bwrap = ""
         self._filter = b""
+        self._mount_point = ""
 
     # ------------------------------------------------------------------ prepare
 
@@ -89,11 +94,17 @@ class SandboxIsolate(Jail):
             OSError: it cannot be started now; PermissionError: nor may the user of the workers read what they need.
         """
         seen = view(command, self.config.readable)
-        uid, gid = self.next_user()
+        with self.user() as (uid, gid):
+            return self._spawn(worker, command, seen, uid, gid)
+
+    def _spawn(self, worker: str, command: Command, seen: View, uid: int, gid: int) -> JailProcess:
         shown = (command.directory, *command.readable, *self.config.readable)
         before, sources = self.hand_over(seen, shown, uid, gid)
+        place = "" if self.counts else self._place()
         if uid != -1:
             before += [self.setpriv, "--reuid", str(uid), "--regid", str(gid), "--clear-groups"]
+        if place:
+            before += self._mounting(place)
         tag = new_tag()
         with self.leaf(worker) as leaf, contextlib.ExitStack() as undo:
             status, writing = os.pipe()
@@ -112,7 +123,7 @@ class SandboxIsolate(Jail):
                     os.lseek(fd, 0, os.SEEK_SET)
                     return str(fd)
 
-                options = self._options(command, seen, sources, give)
+                options = self._options(command, seen, sources, place, give)
                 for name, value in self.env(command, tag).items():
                     options += ["--setenv", name, value]
                 options += ["--json-status-fd", str(writing)]
@@ -129,26 +140,48 @@ class SandboxIsolate(Jail):
                     env={TAG: tag},
                     umask=self.config.umask,
                     parent=0,
+                    given=command.input,
                     inherit=tuple(inherit),
                 )
             undo.pop_all()  # bubblewrap may write to it as long as it runs
+
+            def done() -> None:
+                os.close(status)
+                self.give_back(uid)
+
             return JailProcess(
                 child,
                 leaf,
                 self.config,
                 find_init=_reader(status),
-                done=lambda: os.close(status),
+                done=done,
                 wake=status,
             )
 
+    def _place(self) -> str:
+        """Where file systems in memory are mounted, for each worker alone; it is empty to everybody else."""
+        if not self._mount_point:
+            assert self._scratch is not None
+            self._mount_point = self._scratch.make("temporary", -1, -1)
+            os.chmod(self._mount_point, 0o755)
+            for number in range(len(_TEMPORARY)):
+                os.mkdir(f"{self._mount_point}/{number}")
+                os.chmod(f"{self._mount_point}/{number}", 0o755)
+        return self._mount_point
+
+    def _mounting(self, place: str) -> list[str]:
+        unshare = find_tool("unshare", "util-linux")
+        size = f"size={int(self.config.temp)},nr_inodes={self.inodes},mode=1777,nosuid,nodev"
+        return [unshare, "--user", "--map-root-user", "--mount", "--", "/bin/sh", "-c", _MOUNT, "sh", size, place]
+
     def _options(
-        self, command: Command, seen: View, sources: dict[str, str], give: Callable[[bytes], str]
+        self, command: Command, seen: View, sources: dict[str, str], place: str, give: Callable[[bytes], str]
     ) -> list[str]:
         options = ["--die-with-parent", "--new-session", "--clearenv", "--cap-drop", "ALL"]
         if "namespaces" in self.layers:
             options += [f"--unshare-{kind}" for kind in ("user", "pid", "net", "ipc", "uts", "cgroup")]
             options += ["--disable-userns", "--hostname", HOSTNAME, "--uid", str(UID), "--gid", str(UID)]
-            options += self._mounts(seen, sources, give)
+            options += self._mounts(seen, sources, place, give)
         else:
             options += ["--dev-bind", "/", "/", "--perms", "1777", "--tmpfs", "/tmp", "--perms", "0700", "--dir", TEMP]
             for path in seen.paths:
@@ -158,9 +191,14 @@ class SandboxIsolate(Jail):
             options += ["--seccomp", give(self._filter)]
         return options
 
-    def _mounts(self, seen: View, sources: dict[str, str], give: Callable[[bytes], str]) -> list[str]:
-        size = str(int(self.config.temp))
-        options = ["--perms", "1777", "--size", size, "--tmpfs", "/tmp", "--perms", "0700", "--dir", TEMP]
+    def _temporary(self, number: int, place: str) -> list[str]:
+        """A file system in memory at one of two places."""
+        if place:
+            return ["--bind", f"{place}/{number}", _TEMPORARY[number]]
+        return ["--perms", "1777", "--size", str(int(self.config.temp)), "--tmpfs", _TEMPORARY[number]]
+
+    def _mounts(self, seen: View, sources: dict[str, str], place: str, give: Callable[[bytes], str]) -> list[str]:
+        options = [*self._temporary(0, place), "--perms", "0700", "--dir", TEMP]
         options += ["--perms", "0755", "--dir", "/etc", "--perms", "0755", "--dir", "/dev"]
         for path in seen.paths:
             options += ["--ro-bind", sources[path], path]
@@ -172,7 +210,7 @@ class SandboxIsolate(Jail):
             options += ["--dev-bind", f"/dev/{name}", f"/dev/{name}"]
         for name, target in DEVICE_LINKS.items():
             options += ["--symlink", target, f"/dev/{name}"]
-        options += ["--perms", "1777", "--size", size, "--tmpfs", "/dev/shm"]
+        options += self._temporary(1, place)
         return [*options, "--proc", "/proc", "--remount-ro", "/proc", "--remount-ro", "/"]
 
     def _step(self, seen: View) -> list[str]:

@@ -4,9 +4,10 @@ What is not listed answers ENOSYS, as a kernel does that does not have it, so th
 Privileged calls answer EPERM. Nothing that works for a living makes the calls in `DEADLY`: whoever makes one is ended.
 
 The list is that of moby's default profile (github.com/moby/profiles, seccomp/default.json) without what needs a
-capability, and further without what a worker has no need of: other socket families than AF_UNIX, System V IPC,
-namespaces, keys, io_uring, ptrace, splicing, all ioctls but some harmless ones. Programs are compiled by libseccomp
-(seccomp_init(3) and its companions), which knows the numbers of every architecture.
+capability, and further without what a worker has no need of: sockets but for pairs that are connected (a socket of
+one's own reaches services in the app's directory, which no mount prevents), being told what others do with files
+(inotify, leases), System V IPC, namespaces, keys, io_uring, ptrace, splicing, all ioctls but some harmless ones.
+Programs are compiled by libseccomp (seccomp_init(3) and its companions), which knows the numbers of every architecture.
 """
 
 from __future__ import annotations
@@ -34,49 +35,50 @@ def _names(text: str) -> tuple[str, ...]:
 
 ALLOWED: Final = _names(
     """
-    _llseek _newselect accept accept4 access alarm arch_prctl arm_fadvise64_64 bind breakpoint brk cacheflush
-    capget capset chdir chmod chown chown32 clock_getres clock_getres_time64 clock_gettime clock_gettime64
-    clock_nanosleep clock_nanosleep_time64 close close_range connect copy_file_range creat dup dup2 dup3
-    epoll_create epoll_create1 epoll_ctl epoll_pwait epoll_pwait2 epoll_wait eventfd eventfd2 execve execveat
-    exit exit_group faccessat faccessat2 fadvise64 fadvise64_64 fallocate fchdir fchmod fchmodat fchmodat2
-    fchown fchown32 fchownat fcntl fcntl64 fdatasync fgetxattr flistxattr flock fork fremovexattr fsetxattr
-    fstat fstat64 fstatat64 fstatfs fstatfs64 fsync ftruncate ftruncate64 futex futex_requeue futex_time64
-    futex_wait futex_waitv futex_wake futimesat get_mempolicy get_robust_list get_thread_area getcpu getcwd
-    getdents getdents64 getegid getegid32 geteuid geteuid32 getgid getgid32 getgroups getgroups32 getitimer
-    getpeername getpgid getpgrp getpid getppid getpriority getrandom getresgid getresgid32 getresuid getresuid32
-    getrlimit getrusage getsid getsockname getsockopt gettid gettimeofday getuid getuid32 getxattr
-    inotify_add_watch inotify_init inotify_init1 inotify_rm_watch ioprio_get ioprio_set kill landlock_add_rule
-    landlock_create_ruleset landlock_restrict_self lchown lchown32 lgetxattr link linkat listen listxattr
-    llistxattr lremovexattr lseek lsetxattr lstat lstat64 madvise map_shadow_stack membarrier mincore mkdir
-    mkdirat mknod mknodat mlock mlock2 mlockall mprotect mremap mseal msync munlock munlockall munmap nanosleep
-    newfstatat open openat openat2 pause pidfd_open pidfd_send_signal pipe pipe2 pkey_alloc pkey_free
-    pkey_mprotect poll ppoll ppoll_time64 pread64 preadv preadv2 prlimit64 pselect6 pselect6_time64 pwrite64
-    pwritev pwritev2 read readahead readlink readlinkat readv recv recvfrom recvmmsg recvmmsg_time64 recvmsg
-    removexattr rename renameat renameat2 restart_syscall rmdir rseq rt_sigaction rt_sigpending rt_sigprocmask
-    rt_sigqueueinfo rt_sigreturn rt_sigsuspend rt_sigtimedwait rt_sigtimedwait_time64 rt_tgsigqueueinfo
-    sched_get_priority_max sched_get_priority_min sched_getaffinity sched_getattr sched_getparam
-    sched_getscheduler sched_rr_get_interval sched_rr_get_interval_time64 sched_setaffinity sched_setattr
-    sched_setparam sched_setscheduler sched_yield select send sendfile sendfile64 sendmmsg sendmsg sendto
-    set_robust_list set_thread_area set_tid_address set_tls setfsgid setfsgid32 setfsuid setfsuid32 setgid
-    setgid32 setgroups setgroups32 setitimer setpgid setpriority setregid setregid32 setresgid setresgid32
-    setresuid setresuid32 setreuid setreuid32 setrlimit setsid setsockopt setuid setuid32 setxattr shutdown
-    sigaltstack signalfd signalfd4 sigreturn stat stat64 statfs statfs64 statx symlink symlinkat sync_file_range
-    sync_file_range2 sysinfo tgkill time timer_create timer_delete timer_getoverrun timer_gettime
-    timer_gettime64 timer_settime timer_settime64 timerfd_create timerfd_gettime timerfd_gettime64
-    timerfd_settime timerfd_settime64 times tkill truncate truncate64 ugetrlimit umask uname unlink unlinkat
-    utime utimensat utimensat_time64 utimes vfork wait4 waitid waitpid write writev
+    _llseek _newselect access alarm arch_prctl arm_fadvise64_64 breakpoint brk cacheflush capget capset
+    chdir chmod chown chown32 clock_getres clock_getres_time64 clock_gettime clock_gettime64 clock_nanosleep
+    clock_nanosleep_time64 close close_range copy_file_range creat dup dup2 dup3 epoll_create epoll_create1
+    epoll_ctl epoll_pwait epoll_pwait2 epoll_wait eventfd eventfd2 execve execveat exit exit_group faccessat
+    faccessat2 fadvise64 fadvise64_64 fallocate fchdir fchmod fchmodat fchmodat2 fchown fchown32 fchownat
+    fdatasync fgetxattr flistxattr flock fork fremovexattr fsetxattr fstat fstat64 fstatat64 fstatfs
+    fstatfs64 fsync ftruncate ftruncate64 futex futex_requeue futex_time64 futex_wait futex_waitv futex_wake
+    futimesat get_mempolicy get_robust_list get_thread_area getcpu getcwd getdents getdents64 getegid
+    getegid32 geteuid geteuid32 getgid getgid32 getgroups getgroups32 getitimer getpeername getpgid getpgrp
+    getpid getppid getpriority getrandom getresgid getresgid32 getresuid getresuid32 getrlimit getrusage
+    getsid getsockname getsockopt gettid gettimeofday getuid getuid32 getxattr ioprio_get ioprio_set kill
+    landlock_add_rule landlock_create_ruleset landlock_restrict_self lchown lchown32 lgetxattr link linkat
+    listxattr llistxattr lremovexattr lseek lsetxattr lstat lstat64 madvise map_shadow_stack membarrier
+    mincore mkdir mkdirat mknod mknodat mlock mlock2 mlockall mprotect mremap mseal msync munlock munlockall
+    munmap nanosleep newfstatat open openat openat2 pause pidfd_open pidfd_send_signal pipe pipe2 pkey_alloc
+    pkey_free pkey_mprotect poll ppoll ppoll_time64 pread64 preadv preadv2 prlimit64 pselect6
+    pselect6_time64 pwrite64 pwritev pwritev2 read readahead readlink readlinkat readv recv recvfrom
+    recvmmsg recvmmsg_time64 recvmsg removexattr rename renameat renameat2 restart_syscall rmdir rseq
+    rt_sigaction rt_sigpending rt_sigprocmask rt_sigqueueinfo rt_sigreturn rt_sigsuspend rt_sigtimedwait
+    rt_sigtimedwait_time64 rt_tgsigqueueinfo sched_get_priority_max sched_get_priority_min sched_getaffinity
+    sched_getattr sched_getparam sched_getscheduler sched_rr_get_interval sched_rr_get_interval_time64
+    sched_setaffinity sched_setattr sched_setparam sched_setscheduler sched_yield select send sendfile
+    sendfile64 sendmmsg sendmsg sendto set_robust_list set_thread_area set_tid_address set_tls setfsgid
+    setfsgid32 setfsuid setfsuid32 setgid setgid32 setgroups setgroups32 setitimer setpgid setpriority
+    setregid setregid32 setresgid setresgid32 setresuid setresuid32 setreuid setreuid32 setrlimit setsid
+    setuid setuid32 setxattr shutdown sigaltstack signalfd signalfd4 sigreturn stat stat64 statfs statfs64
+    statx symlink symlinkat sync_file_range sync_file_range2 sysinfo tgkill time timer_create timer_delete
+    timer_getoverrun timer_gettime timer_gettime64 timer_settime timer_settime64 timerfd_create
+    timerfd_gettime timerfd_gettime64 timerfd_settime timerfd_settime64 times tkill truncate truncate64
+    ugetrlimit umask uname unlink unlinkat utime utimensat utimensat_time64 utimes vfork wait4 waitid
+    waitpid write writev
     """
 )
 
 DENIED: Final = _names(
     """
-    acct add_key adjtimex bpf chroot clock_adjtime clock_settime fanotify_init fanotify_mark fsconfig fsmount
-    fsopen fspick get_kernel_syms kcmp keyctl lookup_dcookie mbind migrate_pages mount mount_setattr move_mount
-    move_pages msgctl msgget msgrcv msgsnd name_to_handle_at nfsservctl open_tree open_tree_attr perf_event_open
-    pidfd_getfd process_madvise process_mrelease process_vm_readv process_vm_writev ptrace quotactl quotactl_fd
-    request_key seccomp semctl semget semop semtimedop semtimedop_time64 set_mempolicy set_mempolicy_home_node
-    setdomainname sethostname setns settimeofday shmat shmctl shmdt shmget stime syslog umount umount2 unshare
-    uselib userfaultfd vhangup vm86 vm86old
+    accept accept4 acct add_key adjtimex bind bpf chroot clock_adjtime clock_settime connect fanotify_init
+    fanotify_mark fsconfig fsmount fsopen fspick get_kernel_syms inotify_add_watch inotify_init
+    inotify_init1 inotify_rm_watch kcmp keyctl listen lookup_dcookie mbind migrate_pages mount mount_setattr
+    move_mount move_pages msgctl msgget msgrcv msgsnd name_to_handle_at nfsservctl open_tree open_tree_attr
+    perf_event_open pidfd_getfd process_madvise process_mrelease process_vm_readv process_vm_writev ptrace
+    quotactl quotactl_fd request_key seccomp semctl semget semop semtimedop semtimedop_time64 set_mempolicy
+    set_mempolicy_home_node setdomainname sethostname setns settimeofday shmat shmctl shmdt shmget stime
+    syslog umount umount2 unshare uselib userfaultfd vhangup vm86 vm86old
     """
 )
 
@@ -101,6 +103,38 @@ _IOCTLS: Final = {
 }
 """The ones that are no danger on any file. TIOCSTI, TIOCLINUX and whatever a driver has are not among them."""
 
+_FCNTLS: Final = {
+    "F_DUPFD": 0,
+    "F_GETFD": 1,
+    "F_SETFD": 2,
+    "F_GETFL": 3,
+    "F_SETFL": 4,
+    "F_GETLK": 5,
+    "F_SETLK": 6,
+    "F_SETLKW": 7,
+    "F_SETOWN": 8,
+    "F_GETOWN": 9,
+    "F_SETSIG": 10,
+    "F_GETSIG": 11,
+    "F_GETLK64": 12,
+    "F_SETLK64": 13,
+    "F_SETLKW64": 14,
+    "F_SETOWN_EX": 15,
+    "F_GETOWN_EX": 16,
+    "F_OFD_GETLK": 36,
+    "F_OFD_SETLK": 37,
+    "F_OFD_SETLKW": 38,
+    "F_DUPFD_CLOEXEC": 1030,
+    "F_SETPIPE_SZ": 1031,
+    "F_GETPIPE_SZ": 1032,
+    "F_ADD_SEALS": 1033,
+    "F_GET_SEALS": 1034,
+    "F_GET_RW_HINT": 1035,
+    "F_SET_RW_HINT": 1036,
+}
+"""Not among them: F_NOTIFY, which tells what others do in a directory, and F_SETLEASE, which tells of and holds up
+whoever opens a file."""
+
 _PRCTLS: Final = {
     "PR_GET_PDEATHSIG": 2,
     "PR_GET_DUMPABLE": 3,
@@ -124,6 +158,28 @@ _PRCTLS: Final = {
     "PR_SET_VMA": 0x53564D41,
 }
 _PR_SET_PDEATHSIG: Final = 1
+_SOCKET_OPTIONS: Final = {
+    "SO_REUSEADDR": 2,
+    "SO_KEEPALIVE": 9,
+    "SO_PRIORITY": 12,
+    "SO_LINGER": 13,
+    "SO_PASSCRED": 16,
+    "SO_RCVLOWAT": 18,
+    "SO_SNDLOWAT": 19,
+    "SO_RCVTIMEO": 20,
+    "SO_SNDTIMEO": 21,
+    "SO_TIMESTAMP": 29,
+    "SO_PASSSEC": 34,
+    "SO_PEEK_OFF": 42,
+    "SO_RCVTIMEO_NEW": 66,
+    "SO_SNDTIMEO_NEW": 67,
+    "SO_PASSPIDFD": 76,
+}
+"""What can be set of a socket where nothing counts the memory of its buffers. Their sizes are not among them."""
+_F_SETPIPE_SZ: Final = 1031
+
+_SOCK_TYPE: Final = 0x0F
+"""The bits of a type beside which its flags stand."""
 _MAP_TYPE, _MAP_PRIVATE, _MAP_ANONYMOUS = 0x0F, 0x02, 0x20
 _LOW: Final = 0xFFFFFFFF
 """The kernel reads an `int` from the low half of the register, whatever stands in the other one."""
@@ -161,7 +217,8 @@ def rules(*, shared_memory: bool = True) -> list[Rule]:
 
     Args:
         shared_memory: False also denies memory that no limit of a process counts (memfd_create, shared anonymous
-            mappings): for a host where nothing limits the memory of the worker as a whole.
+            mappings) and what makes buffers of sockets and pipes larger: for a host where nothing limits the memory of
+            the worker as a whole.
     """
     found = [
         Rule(ALLOWED),
@@ -176,12 +233,19 @@ def rules(*, shared_memory: bool = True) -> list[Rule]:
         *(Rule(("ioctl",), 0, (Check(1, number, _LOW),)) for number in _IOCTLS.values()),
         *(Rule(("prctl",), 0, (Check(0, number, _LOW),)) for number in _PRCTLS.values()),
     ]
-    for call in ("socket", "socketpair"):
-        found.append(Rule((call,), 0, (Check(0, socket.AF_UNIX),)))
-        found.append(Rule((call,), errno.EAFNOSUPPORT, (Check(0, socket.AF_UNIX, differs=True),)))
+    commands = [number for number in _FCNTLS.values() if shared_memory or number != _F_SETPIPE_SZ]
+    found += [Rule(("fcntl", "fcntl64"), 0, (Check(1, number, _LOW),)) for number in commands]
+    found.append(Rule(("socket",), errno.EAFNOSUPPORT))
+    # A datagram can be sent to an address, also from one of a pair.
+    # One of packets may hold twice what its buffer is said to.
+    for kind in (socket.SOCK_STREAM, socket.SOCK_SEQPACKET) if shared_memory else (socket.SOCK_STREAM,):
+        found.append(Rule(("socketpair",), 0, (Check(0, socket.AF_UNIX), Check(1, kind, _SOCK_TYPE))))
+    found.append(Rule(("socketpair",), errno.EAFNOSUPPORT, (Check(0, socket.AF_UNIX, differs=True),)))
     if shared_memory:
-        found.append(Rule(("memfd_create", "mmap", "mmap2")))
+        found.append(Rule(("memfd_create", "mmap", "mmap2", "setsockopt")))
     else:
+        options = _SOCKET_OPTIONS.values()
+        found += [Rule(("setsockopt",), 0, (Check(1, socket.SOL_SOCKET, _LOW), Check(2, one, _LOW))) for one in options]
         for call in ("mmap", "mmap2"):
             found.append(Rule((call,), 0, (Check(3, 0, _MAP_ANONYMOUS),)))
             found.append(Rule((call,), 0, (Check(3, _MAP_ANONYMOUS | _MAP_PRIVATE, _MAP_ANONYMOUS | _MAP_TYPE),)))

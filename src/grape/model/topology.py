@@ -94,6 +94,16 @@ class TopologySpec(Struct, frozen=True, omit_defaults=True):
         return tuple(dict.fromkeys(slot.event for slot in self.slots))
 
 
+def names(topology: TopologySpec) -> list[str]:
+    """Everything in it that has a name which others are shown."""
+    found = [topology.name, *topology.outputs, *(pool.name for pool in topology.pools)]
+    for node in topology.nodes:
+        found += [node.name, node.pool, *(state.name for state in node.states)]
+    for slot in topology.slots:
+        found += [slot.event, slot.node, *slot.emits]
+    return found
+
+
 def with_pool(topology: TopologySpec, pool: str, part: TopologySpec) -> TopologySpec:
     """``topology`` with the nodes and slots that the workers of ``pool`` have described."""
     nodes = tuple(structs.replace(node, pool=pool) for node in part.nodes)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from datetime import timedelta
 from types import CoroutineType
 from typing import Any, Final
 
@@ -17,6 +19,7 @@ decode: Final = msgspec.msgpack.Decoder().decode
 PLAIN: Final = frozenset({type(None), bool, float, bytes, str, int})
 """Types whose exact instances are immutable and are kept as they are."""
 
+_MAX_SECONDS: Final = 100 * 365.25 * 86_400
 MIN_INT: Final = -(2**63)
 MAX_INT: Final = 2**63 - 1
 
@@ -26,6 +29,24 @@ def shown(value: object) -> str:
     if type(value) is int and value.bit_length() > 256:  # Python itself refuses to write very long ones
         return f"an int of {value.bit_length()} bits"
     return f"{value!r:.60}" if type(value) in PLAIN else f"a {type(value).__name__}"
+
+
+def seconds(value: float | timedelta, what: str) -> float:
+    """``value`` in seconds, checked: not negative, at most a hundred years.
+
+    Raises:
+        TypeError: neither a number nor a timedelta.
+        ValueError: negative, not finite or too long.
+    """
+    if isinstance(value, timedelta):
+        value = value.total_seconds()
+    elif isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{what} is a number of seconds or a timedelta, not {type(value).__name__}: {shown(value)}")
+    if value > _MAX_SECONDS and value != math.inf:
+        raise ValueError(f"{what} is at most {_MAX_SECONDS:g} s (a hundred years), not {shown(value)}")
+    if not 0 <= value < math.inf:
+        raise ValueError(f"{what} must be finite and not negative, not {shown(value)}")
+    return float(value)
 
 
 class BadValue(HandlerError):

@@ -10,6 +10,7 @@ from typing import Any
 
 from grape.errors import UsageError
 from grape.model.profile import Profile, read_profiles
+from grape.session.confinement import Profiles, is_stricter
 
 OWN_SECTION = "grape"
 """The table of an app's configuration that is for the engine."""
@@ -19,6 +20,8 @@ def load_profiles(
     profile: str | os.PathLike[str] | Mapping[str, Any] | None, config: Mapping[str, Any]
 ) -> dict[str, Profile]:
     """The profiles of an app's pools. What ``profile`` says goes before what the app's own configuration says.
+
+    Once ``profile`` names an isolate, it alone says how the run is confined: see `_without_isolates`.
 
     Args:
         profile: a TOML file with tables ``[pool.NAME]``; or pool -> the keys of its table.
@@ -34,9 +37,31 @@ def load_profiles(
     try:
         base = own.get("pool", {})
         read_profiles(base, "config")
-        return read_profiles(given, where, base)
+        return read_profiles(given, where, _without_isolates(base, read_profiles(given, where)))
     except ValueError as e:
         raise UsageError(str(e)) from None
+
+
+def _without_isolates(base: dict[str, dict[str, Any]], given: dict[str, Profile]) -> dict[str, dict[str, Any]]:
+    """The tables of the app's configuration, without what they say of isolates, if the profile names any.
+
+    It comes with the app, so it must not loosen what the profile says of other pools. What it says is left out where
+    the profile's level is as strict; to leave out more would be to confine a pool less than was asked for.
+
+    Raises:
+        UsageError: it asks for a stricter level than the profile does.
+    """
+    profiles = Profiles(given)
+    if all(profile.is_inline or not profile.isolate for profile in given.values()):
+        return base
+    for pool, table in base.items():
+        asked = table.get("isolate")
+        if asked and not given.get(pool, Profile()).isolate and is_stricter(asked, profiles.floor(pool)):
+            raise UsageError(
+                f"config [{OWN_SECTION}.pool.{pool}.isolate] asks for a stricter level than the profile has; as the "
+                f"profile says how this run is confined, put it in there, as [pool.{pool}.isolate]"
+            )
+    return {pool: {key: value for key, value in table.items() if key != "isolate"} for pool, table in base.items()}
 
 
 def _given(profile: str | os.PathLike[str] | Mapping[str, Any] | None) -> tuple[Any, str]:

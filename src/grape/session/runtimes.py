@@ -26,14 +26,15 @@ def python_command(target: str, config: str, directory: str, env: dict[str, str]
     """What runs a Python worker. It may read where it imports from."""
     paths = [os.path.abspath(path) for name in _PATHS for path in env.get(name, "").split(os.pathsep) if path]
     return Command(
-        argv=python_worker(target, config),
+        argv=python_worker(target),
+        input=config.encode(),
         directory=os.path.abspath(directory),
         env=env,
         readable=tuple(path for path in dict.fromkeys(paths) if os.path.exists(path)),
     )
 
 
-def command_of(pool: PoolSpec, target: str, config: str, python: Command) -> Command:
+def command_of(pool: PoolSpec, target: str, python: Command) -> Command:
     """What runs a worker of ``pool`` of the app ``target``; ``python``: what runs those in Python.
 
     Raises:
@@ -43,6 +44,12 @@ def command_of(pool: PoolSpec, target: str, config: str, python: Command) -> Com
         return python
     directory = app_directory(target, python.directory)
     entry = os.path.join(directory, pool.entry[0])
+    # The code says what runs: it must be the app's own, not any program of the host.
+    if not os.path.realpath(entry).startswith(os.path.realpath(directory).rstrip("/") + "/"):
+        raise UsageError(
+            f"pool {pool.name!r} (runtime={pool.runtime!r}): {pool.entry[0]!r} leads out of the app's directory, "
+            f"{directory}; what a pool runs has to lie in it, also behind symbolic links (entry=)"
+        )
     if not os.path.isfile(entry):
         raise UsageError(
             f"pool {pool.name!r} (runtime={pool.runtime!r}): there is no file {pool.entry[0]!r} in the app's "
@@ -56,8 +63,8 @@ def command_of(pool: PoolSpec, target: str, config: str, python: Command) -> Com
             f"says in its first line what runs it (#!/usr/bin/awk -f)"
         )
     if pool.runtime == "lines":
-        return structs.replace(python, argv=_adapter("--lines", entry, *pool.entry[1:]))
-    words = (*_INTERPRETERS[pool.runtime], entry, *pool.entry[1:], "--config", config)
+        return structs.replace(python, argv=_adapter("--lines", entry, *pool.entry[1:]), input=b"")
+    words = (*_INTERPRETERS[pool.runtime], entry, *pool.entry[1:], "--config-fd", "0")
     return structs.replace(python, argv=words)
 
 

@@ -45,6 +45,7 @@ from grape.model.section import Duration
 from grape.model.stored import OUTPUT, REPLIES, SOURCE, TAKER
 from grape.model.topology import DEFAULT_POOL, Limits, TopologySpec, with_pool
 from grape.protocol.messages import Ask, FromWorker, Values
+from grape.session.confinement import Profiles
 from grape.session.feeding import Feeder
 from grape.session.hints import hint_for
 from grape.session.opening import Opening
@@ -125,6 +126,7 @@ class Session:
         self.takers = takers
         self._printed = printed
         self._failures = FirstFailures()
+        self._kept = Profiles(options.profiles)
         self.more_takers: Callable[[TopologySpec], list[Taker]] = lambda topology: []
         """What is also taken, once the topology is known."""
         self.engine: Engine | None = None
@@ -182,7 +184,7 @@ class Session:
         data = options.data or tempfile.mkdtemp(prefix="grape-")
         config = msgspec.json.encode(options.config).decode()
         command = python_command(options.target, config, options.directory, options.env)
-        self._workers = Workers(options.target, config, command, options.profiles, self._printed, self._wake.set)
+        self._workers = Workers(options.target, command, self._kept, self._printed, self._wake.set)
         self._executor = ThreadPoolExecutor(max(1, len(self.takers)), thread_name_prefix="grape-take")
         kept = not temporary
         try:
@@ -229,6 +231,7 @@ class Session:
 
     async def _describe(self) -> TopologySpec:
         """What the app is, with the pools in other languages."""
+        self._check_inline()
         inline = self._is_inline(DEFAULT_POOL)
         own = self._own_topology().spec() if inline else await self._workers.describe()
         others = [pool for pool in own.pools if pool.runtime != "python"]
@@ -247,8 +250,7 @@ class Session:
         """Whether its nodes run in this process."""
         if pool in self._others:
             return False
-        profile = self.options.profiles.get(pool)
-        return self.options.inline or (profile is not None and profile.is_inline)
+        return self.options.inline or self._kept.of(pool).is_inline
 
     def _own_topology(self) -> Topology:
         """The app, loaded into this process."""
@@ -257,13 +259,13 @@ class Session:
         return self._topology
 
     def _profiles(self, topology: TopologySpec) -> dict[str, Profile]:
-        """Of each pool that is not kept as usual."""
-        profiles = dict(self.options.profiles)
+        """Of each pool."""
+        profiles = {pool.name: self._kept.of(pool.name) for pool in topology.pools}
         for pool in topology.pools:
             if self._is_inline(pool.name):
                 # There is one set of nodes in this process, and no watchdog.
                 profiles[pool.name] = msgspec.structs.replace(
-                    profiles.get(pool.name, Profile()),
+                    profiles[pool.name],
                     pool_limit=1,
                     pool_min=None,
                     max_events=0,
@@ -271,6 +273,14 @@ class Session:
                     heartbeat_timeout=Duration(1e12),
                 )
         return profiles
+
+    def _check_inline(self) -> None:
+        guarded = self._kept.guarded
+        if self.options.inline and guarded is not None:
+            raise UsageError(
+                f"--inline runs all slots in the engine's own process, which is not confined, but "
+                f"[pool.{guarded}.isolate] says how they are to be; leave one of them out"
+            )
 
     def _check_profiles(self, topology: TopologySpec) -> None:
         known = [pool.name for pool in topology.pools]

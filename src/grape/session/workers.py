@@ -8,17 +8,15 @@ import sys
 import time
 from collections.abc import Callable, Iterable
 from functools import partial
-from typing import Any, Final
+from typing import Final
 
-from grape import builtins
 from grape.abc.isolate import Command, Isolate
 from grape.engine.engine import NEEDED, Engine
 from grape.engine.supervisor import Line, ProcessLink, Supervisor
-from grape.errors import GrapeError, ProtocolError, UsageError, UserError
-from grape.model.profile import Profile
-from grape.model.section import read_section
-from grape.model.topology import DEFAULT_POOL, PoolSpec, TopologySpec
+from grape.errors import GrapeError, ProtocolError, UserError
+from grape.model.topology import DEFAULT_POOL, PoolSpec, TopologySpec, names
 from grape.protocol.messages import FromWorker, Hello, Refusal
+from grape.session.confinement import Profiles, make_isolate
 from grape.session.hints import with_hint
 from grape.session.runtimes import adapted, command_of
 from grape.tools.crashes import Crash, CrashLog
@@ -26,7 +24,6 @@ from grape.tools.crashes import Crash, CrashLog
 _STARTS: Final = 3
 _PATIENCE: Final = 10.0
 """Seconds that it may take to clean up after workers that were killed."""
-DEFAULT_ISOLATE: Final = "process"
 
 Printed = Callable[[str, Line], None]
 """Takes the name of a worker, and what it printed."""
@@ -39,8 +36,8 @@ class Workers:
     "main" in every respect, so it is confined as that pool is. Then each pool in another language has a first one.
 
     Args:
-        target: the app, for errors. ``config``: of the app, as JSON. ``python``: runs a worker in Python.
-        profiles: of the pools that have one.
+        target: the app, for errors. ``python``: runs a worker in Python.
+        profiles: how each pool is kept and confined.
         printed: gets what workers print.
         changed: called whenever something has happened.
     """
@@ -48,16 +45,14 @@ class Workers:
     def __init__(
         self,
         target: str,
-        config: str,
         python: Command,
-        profiles: dict[str, Profile],
+        profiles: Profiles,
         printed: Printed,
         changed: Callable[[], None],
     ) -> None:
         self.engine: Engine | None = None
         self.crash_log: CrashLog | None = None
         self._target = target
-        self._config = config
         self._python = python
         self._commands: dict[str, Command] = {}
         self._profiles = profiles
@@ -80,7 +75,7 @@ class Workers:
         """
         for pool in pools:
             if pool not in self._isolates:
-                isolate = make_isolate(pool, self._profiles.get(pool, Profile()))
+                isolate = make_isolate(pool, self._profiles.of(pool))
                 await self._supervisor.on_starter(pool, isolate.prepare)
                 self._isolates[pool] = isolate
 
@@ -102,7 +97,7 @@ class Workers:
         """
         specs = list(pools)
         for spec in specs:
-            self._commands[spec.name] = command_of(spec, self._target, self._config, self._python)
+            self._commands[spec.name] = command_of(spec, self._target, self._python)
         parts = await asyncio.gather(*(self._describe_pool(spec) for spec in specs))
         return {spec.name: part for spec, part in zip(specs, parts, strict=True)}
 
@@ -115,7 +110,7 @@ class Workers:
 
     async def _first_word(self, pool: str) -> Hello:
         await self.prepare([pool])
-        startup = self._profiles.get(pool, Profile()).startup_timeout
+        startup = self._profiles.of(pool).startup_timeout
         whose = self._target if pool == DEFAULT_POOL else f"pool {pool!r}"
         if pool in self._firsts:
             self._firsts.pop(pool).link.kill()  # it told what the app is, but does not run this pool
@@ -165,7 +160,7 @@ class Workers:
     def _start(self, pool: str, index: int) -> ProcessLink:
         name = f"{pool}.{max(index, 0)}"
         spawn = partial(self._isolates[pool].spawn, name, self._commands.get(pool, self._python))
-        link = self._supervisor.start(pool, spawn, self._profiles.get(pool, Profile()).crashlog_limit)
+        link = self._supervisor.start(pool, spawn, self._profiles.of(pool).crashlog_limit)
         self._names[link] = (pool, index)
         self._since[link] = time.time()
         return link
@@ -176,6 +171,10 @@ class Workers:
         if worker not in self._names:
             return  # it has ended meanwhile
         pool, index = self._names[worker]
+        strange = unprintable(message)
+        if strange is not None:
+            self.broken(worker, ProtocolError(f"a name that cannot be shown: {strange!a:.300}"))
+            return
         if index < 0:
             self._describing(pool, worker, message)
             return
@@ -241,6 +240,13 @@ class Workers:
             isolate.close()
 
 
+def unprintable(message: FromWorker) -> str | None:
+    """A name in what a worker tells of its app that a terminal or a log could not show as it is, if there is one."""
+    if not isinstance(message, Hello):
+        return None
+    return next((name for name in names(message.topology) if not name.isprintable()), None)
+
+
 class _First:
     """A worker that describes its pool. ``last_words``: why it cannot."""
 
@@ -252,23 +258,3 @@ class _First:
 
 class _Died(Exception):
     """The first worker ended before it said hello."""
-
-
-def make_isolate(pool: str, profile: Profile) -> Isolate:
-    """What confines the workers of ``pool``.
-
-    Raises:
-        UsageError: there is no such isolate, or it does not know a key, or a value does not fit.
-    """
-    values: dict[str, Any] = dict(profile.isolate)
-    kind = values.pop("type", DEFAULT_ISOLATE)
-    where = f"[pool.{pool}.isolate]"
-    if not isinstance(kind, str):
-        raise UsageError(f"{where}: type is the name of an isolate, not {kind!r}")
-    try:
-        found = builtins.isolate(kind)
-        return found(pool, read_section(found.Config, values, where))
-    except ValueError as e:
-        raise UsageError(str(e)) from None
-    except GrapeError as e:
-        raise UsageError(f"{where}: {e}") from None

@@ -138,8 +138,9 @@ def _fsync_directory(path: Path) -> None:
 
 def _write_durably(path: Path, text: str) -> None:
     new = path.with_name(path.name + ".new")
-    fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
+    fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     try:
+        os.fchmod(fd, 0o600)
         os.write(fd, text.encode())
         os.fsync(fd)
     finally:
@@ -149,11 +150,26 @@ def _write_durably(path: Path, text: str) -> None:
 
 
 def _make_directory(path: Path) -> None:
-    """``mkdir -p`` whose entries survive a power loss."""
+    """``mkdir -p`` whose entries survive a power loss. What is stored is its owner's alone: the last one is closed to
+    all others before anything is in it."""
     missing = [p for p in (path, *path.parents) if not p.exists()]
     for directory in reversed(missing):
-        directory.mkdir(exist_ok=True)
+        directory.mkdir(mode=0o700 if directory == path else 0o777, exist_ok=True)
         _fsync_directory(directory.parent)
+
+
+def _close_to_others(directory: Path) -> None:
+    """Directories 0700, files 0600, whatever the umask says and whoever made them: an older Grape, or a `mkdir`.
+
+    Raises:
+        OSError: it is another user's.
+    """
+    os.chmod(directory, 0o700)
+    for entry in os.scandir(directory):
+        if entry.is_dir(follow_symlinks=False):
+            _close_to_others(Path(entry.path))
+        elif entry.is_file(follow_symlinks=False):
+            os.chmod(entry.path, 0o600)
 
 
 def _read_holder(fd: int) -> Holder:
@@ -187,7 +203,7 @@ def _lock(directory: Path) -> int:
     Raises:
         InUse: another engine has it.
     """
-    fd = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    fd = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         while not _try_flock(fd, fcntl.LOCK_EX):
             # Somebody who only asks (`holder`) has a shared lock for a moment; a second engine never gets one.
@@ -256,7 +272,13 @@ class Reader:
             raise UsageError(f"there is no data of Grape in {self.directory}")
         try:
             self._env = lmdb.open(
-                str(self.directory), readonly=True, create=False, max_dbs=16, map_size=MAP_SIZE, max_readers=126
+                str(self.directory),
+                readonly=True,
+                create=False,
+                mode=0o600,
+                max_dbs=16,
+                map_size=MAP_SIZE,
+                max_readers=126,
             )
             self._open_databases(create=False)
         except lmdb.Error as e:
@@ -771,6 +793,7 @@ class Store(Reader):
         try:
             _make_directory(self.directory)
             _check_format(self.directory)
+            _close_to_others(self.directory)
             self._lock_fd = _lock(self.directory)
         except OSError as e:
             raise UsageError(f"the data directory {self.directory} cannot be used: {e}") from e
@@ -799,7 +822,7 @@ class Store(Reader):
                 os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
                 os.close(fd)
             self._map_size = min(max(map_size, data.stat().st_size if data.exists() else 0), self.max_size)
-            self._env = lmdb.open(str(self.directory), map_size=self._map_size, max_dbs=16, max_readers=126)
+            self._env = lmdb.open(str(self.directory), map_size=self._map_size, mode=0o600, max_dbs=16, max_readers=126)
             if self._env.max_key_size() < KEY_BYTES:
                 raise UsageError(f"this build of LMDB allows keys of {self._env.max_key_size()} bytes, not {KEY_BYTES}")
             self._map_size = self._env.info()["map_size"]
@@ -808,6 +831,7 @@ class Store(Reader):
             self._open_databases(create=True)
             if not complete:
                 _fsync_directory(self.directory)
+                _close_to_others(self.directory)  # an odd umask takes the owner's rights as well
                 _write_durably(self.directory / "format", f"grape-data {FORMAT}\n")
         except lmdb.Error as e:
             raise _open_error(self.directory, e) from e

@@ -36,12 +36,14 @@ class CrashLog:
     def add(self, crash: Crash) -> None:
         """Keep it; the oldest over a hundred go. What cannot be written is not kept: nothing depends on it."""
         with contextlib.suppress(OSError):
-            self._folder.mkdir(exist_ok=True)
+            self._folder.mkdir(mode=0o700, exist_ok=True)
+            self._folder.chmod(0o700)
             known = self._files()
             number = int(known[-1].stem) + 1 if known else 1
             path = self._folder / f"{number:08}.json"
             draft = path.with_suffix(".new")
-            draft.write_bytes(msgspec.json.encode(crash))
+            with open(draft, "wb", opener=_private) as file:
+                file.write(msgspec.json.encode(crash))
             draft.rename(path)
             for old in known[: len(known) + 1 - KEPT]:
                 old.unlink(missing_ok=True)
@@ -58,3 +60,10 @@ class CrashLog:
         if not self._folder.is_dir():
             return []
         return sorted(path for path in self._folder.iterdir() if path.suffix == ".json" and path.stem.isdecimal())
+
+
+def _private(path: str, flags: int) -> int:
+    """What a worker has printed is for the owner of the data alone."""
+    fd = os.open(path, flags, 0o600)
+    os.fchmod(fd, 0o600)
+    return fd

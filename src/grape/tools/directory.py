@@ -262,13 +262,13 @@ class Directory:
 def open_reader(path: str | os.PathLike[str]) -> Reader:
     """A reader of the data directory ``path``; errors as `Directory.open`, but for an empty catalog."""
     directory = Path(path)
-    if not directory.exists():
-        raise UsageError(f"there is no directory {directory}")
-    if not directory.is_dir():
-        raise UsageError(f"{directory} is no directory")
-    if not (directory / "format").exists():
-        raise UsageError(f"{directory} holds no data of Grape: it has no file 'format'")
     try:
+        if not directory.exists():
+            raise UsageError(f"there is no directory {directory}")
+        if not directory.is_dir():
+            raise UsageError(f"{directory} is no directory")
+        if not (directory / "format").exists():
+            raise UsageError(f"{directory} holds no data of Grape: it has no file 'format'")
         return Reader(directory)
     except OSError as e:
         raise UsageError(f"the data directory {directory} cannot be read: {e}") from None

@@ -1,4 +1,4 @@
-"""Text of others on a terminal."""
+"""Text of others on a terminal: whatever is shown goes through here, or through `grape.cli.console`, which does."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def escaped(text: str, keep: str = "") -> str:
 def shown(worker: str, line: Line) -> tuple[str, str]:
     """Who printed a line, and what, with its level if it was logged."""
     where = escaped(f"{line.slot} {worker}" if line.slot else worker)
-    level = f"{line.level.upper()} " if line.level not in ("stdout", "stderr") else ""
+    level = f"{escaped(line.level.upper())} " if line.level not in ("stdout", "stderr") else ""
     return where, level + escaped(line.text, "\t")
 
 

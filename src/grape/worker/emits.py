@@ -10,11 +10,11 @@ from typing import Any, Final
 
 from msgspec import Struct
 
-from grape.authoring.emitter import INHERIT, Emitter, column_length, seconds
+from grape.authoring.emitter import INHERIT, Emitter, column_length
 from grape.errors import EventOver, TooLarge, UnknownEvent, Unstoppable
 from grape.model.address import Partitions
 from grape.model.near import did_you_mean
-from grape.model.values import Raw, encode, to_value
+from grape.model.values import Raw, encode, seconds, to_value
 
 MEASURE_EMITS: Final = 32_768
 _MEASURE_BYTES: Final = 4 << 20

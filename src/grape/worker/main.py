@@ -53,6 +53,16 @@ def begin(fd: int, parent: int) -> EngineSocket:
     return sock
 
 
+def read_to_end(fd: int) -> bytes:
+    """What a descriptor holds; it is empty for everybody after that."""
+    with open(fd, "rb", closefd=False) as file:
+        data = file.read()
+    null = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(null, fd)
+    os.close(null)
+    return data
+
+
 def run(sock: socket.socket, topology: Topology, output: Output) -> None:
     """Serve the engine with an app in Python."""
     connection = Connection(sock)
@@ -77,10 +87,11 @@ def main() -> None:
     parser.add_argument("--fd", type=int, required=True)
     parser.add_argument("--parent", type=int, required=True)
     parser.add_argument("--target", required=True)
-    parser.add_argument("--config", default="{}")
+    parser.add_argument("--config", default="{}", help="the app's configuration, for whoever starts it by hand")
+    parser.add_argument("--config-fd", type=int, help="where it is read from")
     options = parser.parse_args()
     sock = begin(options.fd, options.parent)
-    config = msgspec.json.decode(options.config)
+    config = msgspec.json.decode(options.config if options.config_fd is None else read_to_end(options.config_fd))
     output = Output()
     hook_threads(output.complain)
     code = _live(sock, options.target, config, output)

@@ -34,7 +34,7 @@ namespace grape {
 
 class Worker {
  public:
-  /// Reads what the engine puts behind the command: `--config JSON --fd N --parent PID`. Other arguments are the program's own.
+  /// Reads what the engine puts behind the command: `--config-fd N --fd N --parent PID`. Other arguments are the program's own.
   Worker(int argc, char** argv) {
     for (int i = 1; i + 1 < argc; ++i) {
       const std::string_view option = argv[i];
@@ -42,9 +42,9 @@ class Worker {
         fd_ = number(argv[i + 1]);
       } else if (option == "--parent") {
         parent_ = number(argv[i + 1]);
-      } else if (option == "--config") {
+      } else if (option == "--config" || option == "--config-fd") {
         try {
-          config_ = detail::read_json(argv[i + 1]);
+          config_ = detail::read_json(option == "--config" ? argv[i + 1] : configuration(number(argv[i + 1])));
         } catch (const Error& e) {
           problems_.push_back(std::string("--config: ") + e.what());
         }
@@ -118,6 +118,17 @@ class Worker {
   std::vector<std::string> problems_;
   std::function<void()> setup_;
   std::function<void()> teardown_;
+
+  /// What a descriptor holds: on a command line everybody could read it. It can be read once.
+  static const std::string& configuration(int fd) {
+    static const std::string read = [fd] {
+      std::string text;
+      char buffer[4096];
+      for (ssize_t size = 0; (size = ::read(fd, buffer, sizeof buffer)) > 0;) text.append(buffer, static_cast<std::size_t>(size));
+      return text.empty() ? std::string("{}") : text;
+    }();
+    return read;
+  }
 
   static int number(const char* text) {
     int out = -1;

@@ -33,7 +33,7 @@ sub new {
     return bless {
         fd => $argument{fd},
         parent => $argument{parent} || 0,
-        config => defined $argument{config} ? $argument{config} : '{}',
+        config => _configuration(%argument),
         nodes => {},
         order => [],
         slots => [],
@@ -49,9 +49,24 @@ sub _arguments {
     my %found;
     while (@words) {
         my $word = shift @words;
-        $found{$1} = shift @words if $word =~ /\A--(fd|parent|config)\z/x;
+        $found{$1} = shift @words if $word =~ /\A--(fd|parent|config|config-fd)\z/x;
     }
     return %found;
+}
+
+# On a command line everybody could read it. It can be read once.
+my $configuration;
+
+sub _configuration {
+    my %argument = @_;
+    return defined $argument{config} ? $argument{config} : '{}' if !defined $argument{'config-fd'};
+    if (!defined $configuration) {
+        open my $file, '<&', $argument{'config-fd'} or die "--config-fd: $!\n";
+        local $/ = undef;
+        $configuration = <$file>;
+        $configuration = '{}' if !defined $configuration || $configuration eq q{};
+    }
+    return $configuration;
 }
 
 sub config {

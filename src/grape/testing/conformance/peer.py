@@ -15,6 +15,7 @@ from typing import Any, Final, TypeVar
 from msgspec import Struct, structs
 
 from grape.errors import ProtocolError
+from grape.isolates.launch import sealed
 from grape.model.topology import Limits
 from grape.protocol.base import ToSpeaker
 from grape.protocol.framing import FrameReader, frame
@@ -77,17 +78,19 @@ class Peer:
         self._is_mute = False
         self._sock, other = socket.socketpair()
         with other:
-            words = [*self._command, "--config", "{}", "--fd", str(other.fileno()), "--parent", str(os.getpid())]
+            config = sealed(b"{}")
+            words = [*self._command, "--config-fd", "0", "--fd", str(other.fileno()), "--parent", str(os.getpid())]
             self._process = subprocess.Popen(
                 words,
                 cwd=self._directory,
                 env=self._env,
-                stdin=subprocess.DEVNULL,
+                stdin=config,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 pass_fds=(other.fileno(),),
                 start_new_session=True,
             )
+            os.close(config)
         try:
             hello = self._next(Hello, Refusal)
         except Failed as e:

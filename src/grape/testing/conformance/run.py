@@ -73,7 +73,7 @@ def conform(
 
 
 def worker_subject(command: Sequence[str], directory: str = ".", env: Mapping[str, str] | None = None) -> Subject:
-    """Ask a worker what it is. ``command`` runs it; ``--config``, ``--fd`` and ``--parent`` are put behind.
+    """Ask a worker what it is. ``command`` runs it; ``--config-fd``, ``--fd`` and ``--parent`` are put behind.
 
     Raises:
         Failed: it does not say, or says something else.
@@ -84,7 +84,7 @@ def worker_subject(command: Sequence[str], directory: str = ".", env: Mapping[st
     if capabilities >= {"partition", "cache"}:
         return Subject(list(command), capabilities - {"base"})
     if "base" in capabilities:
-        behind = [*_BEHIND, "--command", json.dumps([*command, "--config", "{}"])]
+        behind = [*_BEHIND, "--command", json.dumps([*command, "--config-fd", "0"])]
         return Subject(behind, frozenset(("base", *CAPABILITIES)), list(command))
     raise Failed(f"it has the capabilities {sorted(capabilities)}: neither base, nor partition and cache")
 

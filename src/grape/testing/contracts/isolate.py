@@ -300,6 +300,27 @@ say([fds, FD, sys.stdin.read()])
         assert fds["2"].startswith("pipe:")
         assert fds[str(fd)].startswith("socket:")
 
+    def test_a_worker_reads_its_input_which_nobody_else_can_and_it_cannot_change(self) -> None:
+        code = """
+def fails(function, *arguments):
+    try:
+        function(*arguments)
+    except OSError:
+        return True
+    return False
+text = sys.stdin.read()
+say([text, fails(os.write, 0, b"x"), fails(os.ftruncate, 0, 1 << 30)])
+wait()
+"""
+        with self.engine() as engine:
+            started = engine.run(code, input=b"a secret" * 100_000)
+            text, *changes = json.loads(started.line())
+            assert text == "a secret" * 100_000
+            assert changes == [True, True]
+            for pid in processes(started.marker):
+                assert b"a secret" not in Path(f"/proc/{pid}/cmdline").read_bytes()
+                assert b"a secret" not in Path(f"/proc/{pid}/environ").read_bytes()
+
     def test_a_worker_has_a_session_no_terminal_no_core_dumps_and_gains_no_privileges(self) -> None:
         code = """
 import resource

@@ -28,7 +28,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="grape.worker.adapter", description="Started by the engine.")
     parser.add_argument("--fd", type=int, required=True)
     parser.add_argument("--parent", type=int, required=True)
-    parser.add_argument("--config", help="not used: the program has its own")
+    parser.add_argument("--config-fd", help="not used: the program has its own")
     program = parser.add_mutually_exclusive_group(required=True)
     program.add_argument("--command", help="a base speaker, as a JSON list")
     program.add_argument("--lines", help="a program that reads and writes lines, as a JSON list")

@@ -22,11 +22,10 @@ from typing import Any, Final
 import msgspec
 from msgspec import UNSET, Raw, Struct, UnsetType
 
-from grape.authoring.emitter import seconds
 from grape.errors import GrapeError, ProtocolError
 from grape.model.address import check_key
 from grape.model.topology import Limits
-from grape.model.values import decode, encode, to_value
+from grape.model.values import decode, encode, seconds, to_value
 from grape.protocol.base import Answered, Emits, Failed, Ran, Run, StateChange
 from grape.protocol.messages import Welcome
 from grape.worker.adapter.speaker import Gone, Progressed, how_it_ended, start

@@ -116,7 +116,8 @@ class BaseSpeaker:
         with other:
             other.set_inheritable(True)
             words = [*argv, "--fd", str(other.fileno()), "--parent", str(os.getpid())]
-            self._program = start(words, stdin=subprocess.DEVNULL, inherited=(other.fileno(),))
+            # Its configuration is in there; the adapter has no use for it.
+            self._program = start(words, stdin=0, inherited=(other.fileno(),))
         self._frames = speaker_frames()
         self._inbox: deque[FromSpeaker] = deque()
         self._name = name_of(argv)
