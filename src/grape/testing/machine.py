@@ -38,13 +38,14 @@ from grape.model.topology import Limits, TopologySpec
 from grape.protocol.messages import Announce, Ask, FromWorker, ToWorker, Values, Welcome
 from grape.testing.loop import FakeLoop
 from grape.transports.memory import MemoryBroker, MemoryTransport
+from grape.worker.emits import EndsWork
 
 _TAKE_BYTES: Final = 1 << 20
 
 Move = Callable[[], None]
 
 
-class Crash(BaseException):
+class Crash(EndsWork):
     """Raised by a handler, it ends its worker on the spot, like a segmentation fault: nothing of the running work
     arrives. No ``except Exception`` stops it."""
 

@@ -57,9 +57,13 @@ class Names:
         return UnknownEvent(f"node {node!r} emits {name!r}, neither a slot nor an output of {self.app!r}; {hint}")
 
 
-class TooMuch(BaseException):
-    """What several events have done together is over ``max-result``: they have to run one by one. Not an Exception, so
-    that no handler catches it."""
+class EndsWork(BaseException):
+    """Comes up in a handler and is no failure of its event: the work ends. Not an Exception, so that no handler catches
+    it."""
+
+
+class TooMuch(EndsWork):
+    """What several events have done together is over ``max-result``: they have to run one by one."""
 
 
 class EmitColumns:

@@ -22,7 +22,7 @@ from grape.model.event import Event
 from grape.model.topology import Limits, SlotSpec
 from grape.protocol.messages import Named
 from grape.worker import children
-from grape.worker.emits import EmitColumns, Names, TooMuch, bind, unbind, weight
+from grape.worker.emits import EmitColumns, EndsWork, Names, bind, unbind, weight
 from grape.worker.stage import Stage
 from grape.worker.state import MISSING, BadState, StateTable
 from grape.worker.values import MAX_INT, MIN_INT, PLAIN, Payload, Raw, Unfit, to_value
@@ -32,11 +32,11 @@ def failure(error: BaseException) -> BaseException:
     """``error``, which a handler has raised: whatever it is, it is the failure of its event.
 
     Raises:
-        TooMuch: it is no failure. So is a KeyboardInterrupt where Ctrl-C still raises one, in no matter what runs: in
+        EndsWork: it is no failure. Nor is a KeyboardInterrupt where Ctrl-C still raises one, in no matter what runs: in
             the harness, never in a worker.
     """
     children.end_child(error)
-    if isinstance(error, TooMuch) or (
+    if isinstance(error, EndsWork) or (
         isinstance(error, KeyboardInterrupt) and signal.getsignal(signal.SIGINT) is signal.default_int_handler
     ):
         raise error
