@@ -316,7 +316,7 @@ def test_configuration_has_units_and_near_misses() -> None:
         memory=Size(512 * MIB), cpu=Duration(600), file_size=Size(1000), uid="nobody", umask=0o27
     )
     for values, text in (
-        ({"file_size": 1}, "did you mean file-size"),
+        ({"file_size": 1}, "did you mean 'file-size'"),
         ({"memory": "much"}, "'much' is no size"),
         ({"umask": 0o1000}, "umask"),
         ({"uid": -1}, "uid"),

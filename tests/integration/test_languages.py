@@ -505,6 +505,30 @@ worker.slot("line", { node: "Work", emits: ["out"], retries: 0 }, async (event) 
 });
 worker.run();
 """,
+    "exec": """
+#include <grape/worker.hpp>
+#include <sys/wait.h>
+#include <unistd.h>
+#include <stdexcept>
+int main(int argc, char** argv) {
+  grape::Worker worker(argc, argv);
+  worker.slot("line", grape::Slot("Work").emits({"out"}).retries(0), [](grape::Event& event) {
+    std::string line = event.as<std::string>();
+    if (line.rfind("fork", 0) == 0) {
+      const pid_t pid = ::fork();
+      if (pid == 0) {
+        if (line == "fork-throw") throw std::runtime_error("the child fails");
+      } else {
+        int status = 0;
+        ::waitpid(pid, &status, 0);
+        line += " " + std::to_string(WEXITSTATUS(status));
+      }
+    }
+    event.emit("out", line);
+  });
+  return worker.run();
+}
+""",
 }
 
 
@@ -512,6 +536,7 @@ worker.run();
     ("runtime", "lines", "taken", "said"),
     [
         ("perl", ["a", "fork", "fork-die", "b"], ["a", "b", "fork 0", "fork-die 1"], ["the child fails"]),
+        ("exec", ["a", "fork", "fork-throw", "b"], ["a", "b", "fork 0", "fork-throw 1"], ["the child fails"]),
         (
             "node",
             ["a", "reject", "later", "b"],
@@ -523,8 +548,15 @@ worker.run();
 def test_what_a_handler_starts_does_not_speak_for_the_worker(
     tmp_path: Path, sdk_env: dict[str, str], runtime: str, lines: list[str], taken: list[str], said: list[str]
 ) -> None:
-    entry = {"perl": "work.pl", "node": "work.js"}[runtime]
-    (tmp_path / entry).write_text(BESIDE[runtime])
+    entry = {"perl": "work.pl", "node": "work.js", "exec": "work"}[runtime]
+    if runtime == "exec":
+        (tmp_path / "work.cpp").write_text(BESIDE[runtime])
+        include = SDKS / "cpp" / "include"
+        subprocess.run(
+            ["c++", "-std=c++17", "-I", include, "work.cpp", "-o", "work", "-pthread"], check=True, cwd=tmp_path
+        )
+    else:
+        (tmp_path / entry).write_text(BESIDE[runtime])
     (tmp_path / "app.py").write_text(
         f"from grape import Topology\nt = Topology('beside')\nt.add_output('out')\n"
         f"t.add_pool('other', runtime={runtime!r}, entry={entry!r})\n"

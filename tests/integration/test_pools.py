@@ -431,9 +431,9 @@ def test_mistakes_in_a_profile_are_one_clear_line(tmp_path: Path) -> None:
     app_file(tmp_path, LOUD)
     for text, words in (
         ("[pool.mian]\npool-limit = 2\n", ["[pool.mian]", "did you mean 'main'"]),
-        ("[pool.main]\nidel-timeout = 2\n", ["idel-timeout", "did you mean idle-timeout"]),
+        ("[pool.main]\nidel-timeout = 2\n", ["idel-timeout", "did you mean 'idle-timeout'"]),
         ('[pool.main.isolate]\ntype = "sandbx"\n', ["'sandbx'", "did you mean 'sandbox'"]),
-        ('[pool.main.isolate]\ntype = "process"\nmemry = 3\n', ["memry", "did you mean memory"]),
+        ('[pool.main.isolate]\ntype = "process"\nmemry = 3\n', ["memry", "did you mean 'memory'"]),
         ('[pool.main.isolate]\ntype = "process"\nmemory = "lots"\n', ["memory", "'lots' is no size"]),
     ):
         (tmp_path / "p.toml").write_text(text)
