@@ -7,8 +7,9 @@ from collections.abc import Iterable
 
 import msgspec
 
-from grape.abc.transport import Commit, Transport
+from grape.abc.transport import Transport
 from grape.engine.check import check_topology
+from grape.engine.committer import Committer
 from grape.errors import Corrupt, UsageError
 from grape.model.address import CATALOG
 from grape.model.routing import route
@@ -34,23 +35,27 @@ def read_catalog(head: bytes) -> Catalog:
 
 
 class CatalogStore:
-    """The catalog of a transport that this process owns. ``save`` hands a commit to the transport; what the caller must
-    wait for is its outcome."""
+    """The catalog of a transport that this process owns; its commits are settled as any other's."""
 
     def __init__(self, transport: Transport) -> None:
-        claim = transport.claim(CATALOG)
-        self._transport = transport
-        self._term, self._number = claim.term, 0
-        self.catalog = read_catalog(claim.head)
+        self._committer = Committer(transport, CATALOG, "the catalog")
+        self.done = self._committer.done
+        self.catalog = read_catalog(self._committer.claimed_head)
 
-    def save(self, record: AppRecord) -> Commit:
-        """Store ``record`` in the catalog."""
+    @property
+    def is_saved(self) -> bool:
+        """What was saved last is durable."""
+        return not self._committer.is_busy
+
+    def save(self, record: AppRecord) -> None:
+        """Store ``record``. Wait for `is_saved` before the next one."""
         apps = {**self.catalog.apps, record.name: record}
-        self.catalog = Catalog(FORMAT, apps, max(self.catalog.next_app, record.id + 1))
-        self._number += 1
-        commit = Commit(CATALOG, self._term, self._number, encode(self.catalog))
-        self._transport.commit(commit)
-        return commit
+        catalog = Catalog(FORMAT, apps, max(self.catalog.next_app, record.id + 1))
+
+        def saved() -> None:
+            self.catalog = catalog
+
+        self._committer.submit(encode(catalog), then=saved)
 
 
 def with_logs(record: AppRecord, names: Iterable[str]) -> AppRecord:
@@ -70,9 +75,10 @@ def update_record(
     default_partitions: int,
     logs: list[str],
     dropped: frozenset[str] = frozenset(),
+    rng: random.Random | None = None,
 ) -> AppRecord:
     """The record for ``topology``: the one that is there, adapted, or a new one. ``dropped``: what was allowed to go.
-    The number of a node that is gone is never used again.
+    ``rng``: of incarnations. The number of a node that is gone is never used again.
 
     Raises:
         UsageError: it has another number of partitions.
@@ -82,7 +88,8 @@ def update_record(
     old = catalog.apps.get(topology.name)
     if old is None:
         count = partitions or default_partitions
-        old = AppRecord(topology.name, catalog.next_app, random.getrandbits(32), count, {}, {}, topology)
+        incarnation = (rng or random.Random()).getrandbits(32)
+        old = AppRecord(topology.name, catalog.next_app, incarnation, count, {}, {}, topology)
     elif partitions is not None and partitions != old.partitions:
         raise UsageError(
             f"app {old.name!r} has {old.partitions} partitions in this data directory, --partitions says {partitions}. "

@@ -191,8 +191,8 @@ class Migration:
             yield from self._bury_held(partition)
             yield from self._bury_timers(partition)
             yield from self._bury_log(partition)
-            if self.plan.chained:  # what waits was emitted by code that did not chain: only behind it may the new pairs
-                partition.chain_behind(max((stored.position + 1 for stored in partition.stored()), default=0))
+            if self.plan.chained:  # what waits was emitted by code that did not chain; nothing may overtake it
+                partition.catch_up()
                 yield partition
         for node in sorted(self.plan.nodes):
             yield from self._remove_state(node)

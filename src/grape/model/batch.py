@@ -239,6 +239,39 @@ def runs_of(body: bytes | memoryview) -> Iterator[Run]:
         at += k + d
 
 
+def split_run(run: Run, leads_to: Callable[[str], object]) -> list[Run]:
+    """``run`` as runs whose names all lead to the same, events in order. Older code may have stored it, in which its
+    names had the same listeners."""
+    names, index = run.meta.names, run.meta.index
+    if index is None:
+        return [run]
+    targets = [leads_to(name) for name in names]
+    if all(target == targets[0] for target in targets):
+        return [run]
+    ends = [i for i in range(1, run.count) if targets[index[i]] != targets[index[i - 1]]]
+    keys, data = _decode_raw(run.keys) if run.keys else None, raw_data_of(run)
+    out: list[Run] = []
+    for start, end in zip([0, *ends], [*ends, run.count], strict=True):
+        packed_keys = b"" if keys is None else encode(keys[start:end])
+        packed_data = b"" if data is None else encode(data[start:end])
+        out.append(Run(end - start, _part_of(run.meta, start, end), packed_keys, packed_data))
+    return out
+
+
+def _part_of(meta: RunMeta, start: int, end: int) -> RunMeta:
+    """That of events ``start`` to ``end`` alone."""
+    assert meta.index is not None
+    used = sorted(set(meta.index[start:end]))
+    return RunMeta(
+        [meta.names[i] for i in used],
+        bytes(used.index(i) for i in meta.index[start:end]) if len(used) > 1 else None,
+        meta.hops if isinstance(meta.hops, int) else meta.hops[start:end],
+        meta.only,
+        None if meta.ids is None else {i - start: own for i, own in meta.ids.items() if start <= i < end},
+        None if meta.contexts is None else meta.contexts[start:end],
+    )
+
+
 def keys_of(run: Run) -> list[str | None] | None:
     return _decode_keys(run.keys) if run.keys else None
 

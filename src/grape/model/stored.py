@@ -29,9 +29,10 @@ CLIENT_ID: Final = b"id:"
 class Head(Struct, array_like=True):
     """The committed state of a pool's partition.
 
-    ``seen``: per origin (packed id + incarnation) the next sequence number to accept. ``sent``: per target log (packed)
-    the number of batches sent to it. ``chain_from``: position from which on the pairs chain that did not in older code
-    (`AppRecord.unchained`). ``migrated``: (digest of a topology, position up to which the log has been adapted to it).
+    ``seen``: per origin (packed id + incarnation) the next sequence number to accept. ``sent``: per target log
+    (packed) the number of batches sent to it. ``catching_up``: the pairs that did not chain in older code
+    (`AppRecord.unchained`) do not yet, as something that was emitted unchained may wait in its own log. ``migrated``:
+    (digest of a topology, position up to which the log has been adapted to it).
     """
 
     cursor: Cursor = msgspec.field(default_factory=Cursor)
@@ -40,7 +41,7 @@ class Head(Struct, array_like=True):
     next_hold: int = 0
     next_timer: int = 0
     next_dead: int = 0
-    chain_from: int = 0
+    catching_up: bool = False
     migrated: tuple[bytes, int] = (b"", 0)
 
 

@@ -26,6 +26,7 @@ class Opening:
     Args:
         transport: claimed by this process alone.
         drop_slots, drop_nodes: what may go that is gone from the topology.
+        rng: jitter, and the incarnation of a new app.
     """
 
     def __init__(
@@ -35,7 +36,9 @@ class Opening:
         limits: Limits,
         drop_slots: frozenset[str] = frozenset(),
         drop_nodes: frozenset[str] = frozenset(),
+        rng: random.Random | None = None,
     ) -> None:
+        self._rng = rng or random.Random()
         self._transport = transport
         self._clock = clock
         self._limits = limits
@@ -43,7 +46,6 @@ class Opening:
         self._drop_nodes = drop_nodes
         self._store = CatalogStore(transport)
         self._partitions: dict[PartitionId, Partition] = {}
-        self._is_saved = True
         self._changed = asyncio.Event()
         self._error: GrapeError | None = None
 
@@ -51,10 +53,13 @@ class Opening:
 
     def done(self, commit: Commit, outcome: Outcome) -> None:
         """A commit has ended."""
-        if commit.partition == CATALOG:
-            self._is_saved = True
-        else:
-            self._partitions[commit.partition].done(commit, outcome)
+        try:
+            if commit.partition == CATALOG:
+                self._store.done(commit, outcome)
+            else:
+                self._partitions[commit.partition].done(commit, outcome)
+        except GrapeError as e:
+            self._error = e
         self._changed.set()
 
     def failed(self, error: GrapeError) -> None:
@@ -73,7 +78,7 @@ class Opening:
         """
         await self._migrate(topology)
         dropped = self._drop_slots | self._drop_nodes
-        record = update_record(self._store.catalog, topology, partitions, DEFAULT_PARTITIONS, logs, dropped)
+        record = update_record(self._store.catalog, topology, partitions, DEFAULT_PARTITIONS, logs, dropped, self._rng)
         await self._save(record)
         return record
 
@@ -95,10 +100,9 @@ class Opening:
 
     def _migration(self, record: AppRecord, topology: TopologySpec) -> Migration:
         app = App(record, record.topology, self._limits, frozenset())
-        rng = random.Random()
 
         def partition(pool: str, number: int) -> Partition:
-            found = Partition(app, pool, number, self._transport, self._clock, rng)
+            found = Partition(app, pool, number, self._transport, self._clock, self._rng)
             self._partitions[found.id] = found
             return found
 
@@ -121,9 +125,8 @@ class Opening:
 
     async def _save(self, record: AppRecord) -> None:
         if self._store.catalog.apps.get(record.name) != record:
-            self._is_saved = False
             self._store.save(record)
-            while not self._is_saved:
+            while not self._store.is_saved:
                 await self._next()
 
     async def _settle(self, steps: Iterator[Partition]) -> None:

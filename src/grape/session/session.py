@@ -550,7 +550,7 @@ class Session:
             self._feeding_stopped = True
             self._wake.set()
             return False
-        return self.engine.intake_is_open(self.app.pools_of(events))
+        return self.engine.feeding_is_open(self.app.pools_of(events))
 
     def fed(self, size: int) -> None:
         """So many bytes of input have become durable."""
