@@ -409,7 +409,7 @@ class Partition:
 
     @property
     def may_chain(self) -> bool:
-        """Nothing waits in its log that it has emitted itself, by older code in which fewer pairs chained or since then.
+        """Nothing waits in its log that it has emitted itself, by older code in which fewer pairs chained or since.
         What chains from now on is done at once, and must not overtake any of it."""
         return not self.head.catching_up or self._has_caught_up()
 
@@ -833,11 +833,18 @@ class Partition:
                     yield stored
 
     def unfinished(self) -> Iterator[tuple[OpenBatch, Progress, bytes]]:
-        """Batches that are to be worked on, how far each is, and its bytes."""
-        for stored in self.stored():
-            batch = self.inbox.offer(stored.position, codec.header_of(stored.batch), len(stored.batch))
-            if batch is not None:
-                yield batch, self.head.cursor.progress(stored.position), stored.batch
+        """Batches that are to be worked on, how far each is, and its bytes. Those of one origin may lie there in
+        another order than that of their numbers."""
+        found: set[int] = set()
+        is_more = True
+        while is_more:
+            for stored in self.stored():
+                if stored.position not in found:
+                    batch = self.inbox.offer(stored.position, codec.header_of(stored.batch), len(stored.batch))
+                    if batch is not None:
+                        found.add(stored.position)
+                        yield batch, self.head.cursor.progress(stored.position), stored.batch
+            is_more = self.inbox.unpark()
 
     def finish_unstarted(self, position: int, index: int) -> None:
         """One event of an open batch is finished without having been handed out."""

@@ -12,11 +12,11 @@ from grape.abc.transport import Commit, Outcome, Transport
 from grape.engine.app import App
 from grape.engine.catalog import CatalogStore, update_record, with_logs
 from grape.engine.clock import Clock
-from grape.engine.migration import Migration, plan, refuse_drops
+from grape.engine.migration import Migration, SourceSent, plan, refuse_drops
 from grape.engine.partition import Partition
 from grape.errors import GrapeError
 from grape.model.address import CATALOG, DEFAULT_PARTITIONS, PartitionId
-from grape.model.stored import AppRecord, NodeRecord
+from grape.model.stored import SOURCE, AppRecord, NodeRecord, decode_source
 from grape.model.topology import Limits, TopologySpec
 
 
@@ -62,6 +62,10 @@ class Opening:
             self._error = e
         self._changed.set()
 
+    def arrived(self) -> None:
+        """Something that was committed before has come into a log."""
+        self._changed.set()
+
     def failed(self, error: GrapeError) -> None:
         """The transport cannot go on."""
         self._error = error
@@ -93,10 +97,24 @@ class Opening:
             await self._move(self._migration(record, topology), record, record.moving)
             record = self._store.catalog.apps[topology.name]
         migration = self._migration(record, topology)
+        if migration.plan and not self._transport.features.exact_forwarding:
+            sources = self._sources(record)
+            while migration.awaits(sources):
+                await self._next()
         migration.check(self._drop_slots, self._drop_nodes)
         await self._settle(migration.steps())
         if migration.plan.moved:
             await self._move(migration, record, migration.plan.moved)
+
+    def _sources(self, record: AppRecord) -> list[SourceSent]:
+        """All sources that there ever were; what they have committed is forwarded now."""
+        found: list[SourceSent] = []
+        for name, number in record.logs.items():
+            if name.startswith(SOURCE):
+                log = PartitionId(record.id, number, 0)
+                head = self._transport.claim(log).head
+                found.append(SourceSent(log, decode_source(head).sent if head else {}))
+        return found
 
     def _migration(self, record: AppRecord, topology: TopologySpec) -> Migration:
         app = App(record, record.topology, self._limits, frozenset())

@@ -508,6 +508,8 @@ class Session:
         if self.engine is not None:
             self.engine.arrived(arrivals)
             self._wake.set()
+        elif self._opening is not None:
+            self._opening.arrived()
 
     def _failed(self, error: BaseException) -> None:
         failure = error if isinstance(error, GrapeError) else StorageFailed(str(error))

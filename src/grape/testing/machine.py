@@ -463,6 +463,8 @@ class Machine:
     def _arrived(self, arrivals: list[Arrival]) -> None:
         if self._opening is None:
             self.engine.arrived(arrivals)
+        else:
+            self._opening.arrived()
 
     def _failed(self, error: BaseException) -> None:
         self.engine.transport_failed(error)
