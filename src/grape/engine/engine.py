@@ -45,6 +45,8 @@ NEEDED: Final = frozenset({"partition", "cache"})
 """Capabilities that a worker has to have."""
 _MAX_TEXT: Final = 16_000
 _ANSWER_BYTES: Final = 16 << 20
+_UNREAD_BYTES: Final = 2 * _ANSWER_BYTES
+"""So much may lie on the way to a worker before it asks for more, or gets more work."""
 _STARTS_AT_ONCE: Final = 64
 _CATCH_UP: Final = 10_000_000
 """So long sources wait for what older code left (microseconds); a cycle may never end."""
@@ -239,7 +241,7 @@ class Engine:
         credit = 1 if self.pools[worker.pool].is_long else _CREDIT
         assert worker.link is not None
         while partition := worker.next_partition():
-            if len(worker.outstanding) >= credit and not partition.top_up:
+            if (len(worker.outstanding) >= credit and not partition.top_up) or worker.link.unread > _UNREAD_BYTES:
                 worker.queue(partition.number)
                 return
             if not partition.has_work(now):
@@ -420,6 +422,8 @@ class Engine:
             raise ProtocolError(f"a question for a key of 0 or over {MAX_KEY_BYTES} bytes")
         if any(asking is worker for asking, _ in self._deferred.get(partition.id, ())):
             raise ProtocolError("a question before the last one was answered")
+        if worker.link.unread > _UNREAD_BYTES:
+            raise ProtocolError(f"questions whose answers it does not read: {worker.link.unread >> 20} MiB wait for it")
         if partition.settled:
             self._answer(worker, partition, ask)
         else:

@@ -13,14 +13,14 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Final, NamedTuple
+from typing import Annotated, Any, Final, NamedTuple
 
 import msgspec
-from msgspec import Struct
+from msgspec import Meta, Struct
 from zlib_ng.zlib_ng import crc32  # twenty times as fast as zlib's on what a batch holds
 
 from grape.errors import Corrupt, ProtocolError
-from grape.model.address import PartitionId
+from grape.model.address import MAX_KEY_BYTES, PartitionId
 
 VERSION: Final = 1
 MAX_EVENTS: Final = (1 << 31) - 1
@@ -95,6 +95,11 @@ _encoder = msgspec.msgpack.Encoder()
 encode: Final = _encoder.encode
 _decode_meta = msgspec.msgpack.Decoder(RunMeta).decode
 _decode_keys = msgspec.msgpack.Decoder(list[str | None]).decode
+_decode_checked_keys = msgspec.msgpack.Decoder(
+    list[Annotated[str, Meta(min_length=1, max_length=MAX_KEY_BYTES)] | None]
+).decode
+_skip = msgspec.msgpack.Decoder(msgspec.Raw).decode
+"""Reads all of a value without making anything of it."""
 _decode_raw = msgspec.msgpack.Decoder(list[msgspec.Raw]).decode
 _decode_contexts = msgspec.msgpack.Decoder(list[Context]).decode
 _decode_data = msgspec.msgpack.Decoder(list[Any]).decode
@@ -184,6 +189,8 @@ def encode_run(meta: RunMeta, count: int, keys: Sequence[str | None] | None, dat
     """
     packed_meta = encode(meta)
     packed_keys = encode(keys) if keys is not None else b""
+    if data is None and keys is None and count > 1:
+        data = [None] * count  # a body has as many bytes as events: see `check_body`
     packed_data = encode(data) if data is not None else b""
     return b"".join(
         (
@@ -311,16 +318,36 @@ def _array_length(packed: bytes) -> int:
     return -1
 
 
+def check_columns(run: Run) -> None:
+    """
+    Raises:
+        ProtocolError: a key cannot be one, or the data is no column of values.
+    """
+    try:
+        if run.keys:
+            keys = _decode_checked_keys(run.keys)
+            if len(run.keys) > MAX_KEY_BYTES and max(len(key.encode()) for key in keys if key) > MAX_KEY_BYTES:
+                raise ProtocolError(f"a key of over {MAX_KEY_BYTES} bytes")
+        if run.data:
+            _skip(run.data)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as e:
+        raise ProtocolError(f"a column of keys or values that cannot be read: {e}") from None
+
+
 def check_body(body: bytes, events: int, contexts: int = 0) -> list[RunMeta]:
-    """Check a body that came from a worker without decoding keys or data; returns the metas of its runs.
+    """Check a body that came from a worker; returns the metas of its runs. Keys have to be keys and values values, as
+    whoever reads them later cannot refuse them any more; what the values are is not looked at.
 
     ``contexts``: how many its table has.
 
     Raises:
-        ProtocolError: lengths, counts or columns do not fit together.
+        ProtocolError: lengths, counts or columns do not fit together, a key or value cannot be one, or it says more
+            events than it has bytes.
     """
     metas: list[RunMeta] = []
     total = 0
+    if events > len(body):  # else some bytes would cost whoever decodes them any amount of memory
+        raise ProtocolError(f"a batch said to hold {events} events in {len(body)} bytes")
     for run in runs_of(body):
         count, meta = run.count, run.meta
         if not count or not meta.names:
@@ -329,6 +356,7 @@ def check_body(body: bytes, events: int, contexts: int = 0) -> list[RunMeta]:
             raise ProtocolError(f"a run of {count} events with another number of keys")
         if run.data and _array_length(run.data) != count:
             raise ProtocolError(f"a run of {count} events with another number of values")
+        check_columns(run)
         if isinstance(meta.hops, list) and len(meta.hops) != count:
             raise ProtocolError(f"a run of {count} events with another number of hops")
         if meta.contexts is not None:

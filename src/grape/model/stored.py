@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Final, Literal
+from typing import Final, Literal
 
 import msgspec
 from msgspec import Struct
@@ -171,6 +171,10 @@ decode_taker: Final = msgspec.msgpack.Decoder(TakerHead).decode
 decode_catalog: Final = msgspec.msgpack.Decoder(Catalog).decode
 
 
+_decode_fields: Final = msgspec.msgpack.Decoder(dict[str, msgspec.Raw]).decode
+_decode_dues: Final = msgspec.msgpack.Decoder(dict[str, int] | None).decode
+
+
 def row_key(number: int) -> bytes:
     """Keys of hold and dead rows: eight bytes, big-endian."""
     return number.to_bytes(8, "big")
@@ -183,8 +187,11 @@ def timer_key(due: int, number: int) -> bytes:
 
 def expiry_of(record: bytes) -> int:
     """When all of a state record has expired (microseconds of wall time); 0: never."""
-    fields: dict[str, Any] = msgspec.msgpack.decode(record)
-    due: dict[str, int] = fields.pop("", None) or {}
+    try:
+        fields = _decode_fields(record)
+        due = (_decode_dues(fields.pop("")) or {}) if "" in fields else {}
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return 0  # whoever reads it will say so
     return max(due.values()) if fields and all(name in due for name in fields) else 0
 
 

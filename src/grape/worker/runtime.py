@@ -37,7 +37,7 @@ from grape.protocol.messages import (
 from grape.worker import children
 from grape.worker.blame import blame, user_traceback
 from grape.worker.delivery import Delivery
-from grape.worker.effects import Assigned, Effects
+from grape.worker.effects import FAILURE_COSTS, Assigned, Effects
 from grape.worker.emits import Names, TooMuch
 from grape.worker.mishaps import Complain
 from grape.worker.retries import Retries
@@ -608,6 +608,7 @@ class Runtime:
         event_id = stage.id_of(index)
         retrying = self.retries.get((event_id, unit.node)) if self.retries else None
         body = one(name, key, stage.data_of(index), hops=stage.hops_of(index))
+        self._effects.add_size(FAILURE_COSTS)
         self._effects.failures.append(
             Failure(
                 unit.node,
