@@ -481,8 +481,24 @@ class Engine:
             was_named = was_named or self._blame(worker, why)
         for number in worker.partitions:
             self._deferred.pop(here.partitions[number].id, None)
+        hopeless = [] if is_expected else self._hopeless(worker)
         here.ended(worker, why, not is_expected and not was_named)
+        for partition, root in hopeless:
+            partition.give_up_root(root, f"no worker can handle it, nor hand it in as failed: {why}")
+            partition.flush()
         return "" if is_expected else why
+
+    def _hopeless(self, worker: Worker) -> list[tuple[Partition, tuple[int, int]]]:
+        """Events over which careful workers die again and again, although they should be handed in as failed."""
+        found: list[tuple[Partition, tuple[int, int]]] = []
+        for number, seq in worker.outstanding:
+            partition = worker.partitions.get(number)
+            work = None if partition is None else partition.works.get(seq)
+            if partition is not None and work is not None:
+                if work.careful and (root := partition.died_carefully(work)) is not None:
+                    found.append((partition, root))
+                break
+        return found
 
     def _blame(self, worker: Worker, how: str) -> bool:
         """Find out what the worker died of: in careful mode it is the event that it announced last, then True."""

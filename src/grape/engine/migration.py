@@ -19,10 +19,10 @@ from msgspec import Struct
 from grape.engine.app import App
 from grape.engine.inbox import OpenBatch, origin_key, own_origin
 from grape.engine.partition import Partition
+from grape.engine.walk import walk
 from grape.errors import UsageError
 from grape.model import batch as codec
 from grape.model.address import PartitionId
-from grape.model.batch import Context
 from grape.model.routing import Routing, route
 from grape.model.stored import (
     AppRecord,
@@ -344,30 +344,12 @@ class Migration:
         """Unfinished events of the log for which a slot is gone."""
         pool = partition.pool
         for batch, progress, stored in partition.unfinished():
-            header = batch.header
-            calls = bool(header.flags & codec.SELF_REPLY)
-            table = codec.contexts_of(stored, header)
-            offset = 0
-            for run in codec.runs_of(codec.body_of(stored, header)):
-                only = run.meta.only
-                gone = {name: self._gone(name, only or self._listeners(name, pool), pool) for name in run.meta.names}
-                stays = {name: self._stays(name, pool, only) for name in run.meta.names}
-                keys, data = codec.keys_of(run), codec.raw_data_of(run)
-                for i, name in enumerate(codec.names_of(run)):
-                    index = offset + i
-                    if not (gone[name] or not stays[name]) or progress.is_done(index):
-                        continue
-                    hops = run.meta.hops if isinstance(run.meta.hops, int) else run.meta.hops[i]
-                    key = None if keys is None else keys[i]
-                    body = codec.one(name, key, None if data is None else data[i], hops=hops)
-                    event_id = (run.meta.ids or {}).get(i) or f"{header.id_prefix}{index}"
-                    entry = HoldEntry("", name, event_id, key, header.created, body)
-                    if calls:
-                        entry.context = Context(event_id, partition.number)
-                    elif run.meta.contexts is not None and run.meta.contexts[i] >= 0:
-                        entry.context = table[run.meta.contexts[i]]
-                    yield _Event(batch, index, entry, gone[name], stays[name])
-                offset += run.count
+            for single in walk(stored, batch.header, partition.number):
+                name = single.entry.event
+                gone = self._gone(name, single.only or self._listeners(name, pool), pool)
+                stays = self._stays(name, pool, single.only)
+                if (gone or not stays) and not progress.is_done(single.at):
+                    yield _Event(batch, single.at, single.entry, gone, stays)
 
     def _copies(self, partition: Partition) -> Iterator[SlotId]:
         """Each pool that listens has a copy of an event. Those here were not meant for nodes that move here: they have
@@ -381,13 +363,9 @@ class Migration:
         if not heard:
             return
         for batch, progress, stored in partition.unfinished():
-            offset = 0
-            for run in codec.runs_of(codec.body_of(stored, batch.header)):
-                if run.meta.only is None:
-                    for i, name in enumerate(codec.names_of(run)):
-                        if name in heard and not progress.is_done(offset + i):
-                            yield from ((name, node) for node in heard[name])
-                offset += run.count
+            for single in walk(stored, batch.header, partition.number):
+                if single.only is None and not progress.is_done(single.at):
+                    yield from ((single.entry.event, node) for node in heard.get(single.entry.event, ()))
         for target in self._partitions:
             for _, value in target.rows("timer"):
                 timer = decode_timer(value)
