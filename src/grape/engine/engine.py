@@ -16,6 +16,7 @@ from grape.engine.clock import Clock
 from grape.engine.first import Failed
 from grape.engine.partition import Partition
 from grape.engine.pool import Pool, Spawner, Worker, what_says_most
+from grape.engine.standstill import STANDSTILL
 from grape.engine.telemetry import AppNumbers
 from grape.errors import Corrupt, GrapeError, ProtocolError, Runaway, StorageFailed, TopologyError
 from grape.model.address import MAX_KEY_BYTES, PartitionId
@@ -45,6 +46,8 @@ NEEDED: Final = frozenset({"partition", "cache"})
 """Capabilities that a worker has to have."""
 _MAX_TEXT: Final = 16_000
 _ANSWER_BYTES: Final = 16 << 20
+_DUMPED: Final = 40
+"""Lines, and numbers in one, of a dump."""
 _UNREAD_BYTES: Final = 2 * _ANSWER_BYTES
 """So much may lie on the way to a worker before it asks for more, or gets more work."""
 _STARTS_AT_ONCE: Final = 64
@@ -254,6 +257,7 @@ class Engine:
             if work is not None:
                 worker.outstanding.append((partition.number, work.seq))
                 worker.idle_since = None
+                worker.standstill.moves()
                 worker.link.send(work)
 
     # ------------------------------------------------------------------ workers
@@ -266,6 +270,8 @@ class Engine:
         if worker.is_broken:
             return
         worker.heard = self.clock.now()
+        if not isinstance(message, Beat):
+            worker.standstill.moves()
         try:
             match message:
                 case Result():
@@ -279,6 +285,8 @@ class Engine:
                 case Beat():
                     if worker.state == "starting" and worker.is_welcome:
                         self._set_up(worker)
+                    else:
+                        self._look_at(worker, message)
                 case Hello():
                     self._hello(worker, message)
                 case Refusal():
@@ -336,6 +344,24 @@ class Engine:
             )
         )
         worker.is_welcome = True
+
+    def _look_at(self, worker: Worker, beat: Beat) -> None:
+        """Whether it, or the engine, has lost something: that is a bug, and no reason to stand still."""
+        now = self.clock.now()
+        lies = any(p.has_work(now) for p in worker.partitions.values())
+        if beat.running or worker.state != "ready" or self.draining or not (worker.outstanding or lies):
+            worker.standstill.moves()
+        elif worker.standstill.stands(now):
+            lines = [f"worker {worker.name} has stood still for {STANDSTILL // 1_000_000} s although work waits"]
+            self._notice("\n".join(lines + [f"  {line}" for line in dump(worker, now)]))
+            if worker.outstanding:
+                worker.explained = lines[0]
+                assert worker.link is not None
+                worker.link.kill()  # what it had is handed out again
+            else:
+                for number in worker.partitions:
+                    worker.queue(number)
+                self._pump(worker)
 
     def _set_up(self, worker: Worker) -> None:
         """Its nodes are; until then it has no partition, for which others would have to wait."""
@@ -651,6 +677,20 @@ class Engine:
         """Ask all to end."""
         for pool in self.pools.values():
             pool.close()
+
+
+def dump(worker: Worker, now: int) -> list[str]:
+    """A worker and its partitions as they stand, for whoever has to find out why nothing moves."""
+    link = worker.link
+    unread = 0 if link is None else link.unread
+    lines = [
+        f"{worker.name}: {worker.state}, works {list(worker.outstanding)[:_DUMPED]}, queue "
+        f"{list(worker.ready)[:_DUMPED]}, heard {(now - worker.heard) / 1e6:.1f} s ago, {unread} bytes unread"
+    ]
+    for partition in worker.partitions.values():
+        if partition.works or partition.waiting_events or not partition.quiet:
+            lines.append(partition.describe(now))
+    return lines[:_DUMPED]
 
 
 def _next_due(partition: Partition, now: int) -> int | None:

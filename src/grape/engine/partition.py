@@ -224,6 +224,21 @@ class Partition:
         limits = self.app.limits
         return len(self.holds) >= limits.hold_events or self.holds.size >= limits.hold_bytes
 
+    def describe(self, now: int) -> str:
+        """In a line: what waits, what is out, what is being committed."""
+        works = [
+            f"{w.seq}: {w.events} events of {len(w.positions)} batches, {len(w.holds)} held"
+            for w in self.works.values()
+        ]
+        state = "committing" if self._committing is not None else "draft" if self._draft.changed else "settled"
+        return (
+            f"partition {self.pool}/{self.number}: epoch {self.epoch}, {state}, {self.waiting_events} events wait from "
+            f"{self.head.cursor.position} on, read to {self.inbox.read_to}, open {sorted(self.inbox.open)[:20]}, "
+            f"{len(self.holds)} held, works {works[:20]}, careful {sorted(self.careful)[:20]}, "
+            f"{'moving, ' if self.is_moving else ''}{'full hold list, ' if self.hold_is_full else ''}"
+            f"{'has' if self.has_work(now) else 'no'} work to hand out"
+        )
+
     def next_due(self) -> int | None:
         """When something becomes due by itself: a retry or a timer (microseconds of wall time)."""
         dues = (self.next_timer(), self.holds.next_due())
