@@ -73,6 +73,10 @@ def run(
         list[str] | None,
         typer.Option(metavar="EVENT", help="The slot is gone: move what waits for it to the dead letters. Repeatable."),
     ] = None,
+    discard_slot: Annotated[
+        list[str] | None,
+        typer.Option(metavar="EVENT", help="As --drop-slot, but without dead letters: it needs no room. Repeatable."),
+    ] = None,
     drop_node: Annotated[
         list[str] | None, typer.Option(metavar="NODE", help="The node is gone: remove its state. Repeatable.")
     ] = None,
@@ -121,6 +125,7 @@ def run(
             limits=limits,
             drop_slots=frozenset(drop_slot or ()),
             drop_nodes=frozenset(drop_node or ()),
+            discard_slots=frozenset(discard_slot or ()),
         )
         sources: list[Source] = [parse_feed(text, limits.max_event) for text in feed or ()]
         takers = [make_taker(text) for text in take or ()]

@@ -7,6 +7,7 @@ code runs under asyncio with processes and LMDB, and under the simulator with a 
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import Final
 
@@ -16,6 +17,7 @@ from grape.engine.clock import Clock
 from grape.engine.first import Failed
 from grape.engine.partition import Partition
 from grape.engine.pool import Pool, Spawner, Worker, what_says_most
+from grape.engine.room import RoomWatch
 from grape.engine.standstill import STANDSTILL
 from grape.engine.telemetry import AppNumbers
 from grape.errors import Corrupt, GrapeError, ProtocolError, Runaway, StorageFailed, TopologyError
@@ -88,7 +90,7 @@ class Engine:
         self.transport = transport
         self.clock = clock
         self._failed = failed
-        self._reserve = reserve
+        self._room = RoomWatch(reserve)
         self._notice = notice
         self.tell: Callable[[str, Failed], None] | None = None
         """Told of every event that fails, with the name of its worker."""
@@ -618,11 +620,11 @@ class Engine:
     @property
     def is_full(self) -> bool:
         """Only the reserve is left of what disk and map can take."""
-        return self.transport.room() <= self._reserve
+        return self._room.is_full(self.transport.room())
 
     def stalled(self) -> StorageFailed:
         """Why a run has to end that is full although nothing is left to be worked off."""
-        room, reserve = self.transport.room() >> 20, self._reserve >> 20
+        room, reserve = self.transport.room() >> 20, self._room.reserve >> 20
         return StorageFailed(
             f"there is room for {room:,} MiB, and {reserve:,} MiB are kept in reserve: nothing can be taken in, and "
             f"nothing is left to be worked off. Free disk space (or raise max-size) and start the same command again: "
@@ -630,17 +632,31 @@ class Engine:
         )
 
     def check_room(self) -> None:
-        """Stop a run that has eaten half of the reserve: commits must always have pages."""
-        if self._reserve and self.failure is None and self.transport.room() < self._reserve // 2:
+        """Stop a run that eats the reserve: commits must always have pages."""
+        if self.failure is None and self._room.is_eaten(self.transport.room()):
             self.stop_with(Runaway(self._runaway()))
 
     def _runaway(self) -> str:
-        most = max(self._owners.values(), key=lambda p: p.waiting_bytes)
-        events = ", ".join(sorted(self.app.names_of(most.pool) or ()))
+        """Names the event that has become more and more."""
+        app, stats = self.app, self.app.stats
+        handled: Counter[str] = Counter()
+        for slot, count in stats.processed.items():
+            handled[slot.partition(">")[0]] += count
+        waiting = {
+            name: count - handled[name] for name, count in stats.emitted.items() if name in app.routing.listeners
+        }
+        text = f"app {app.record.name!r} eats the reserve of the disk: {app.backlog_events:,} events wait"
+        if waiting and max(waiting.values()) > 0:
+            name = max(waiting, key=waiting.__getitem__)
+            nodes = ", ".join(node for each in app.routing.listeners[name] for node in each.nodes)
+            text += (
+                f". Event {name!r} was emitted {stats.emitted[name]:,} times in this run and handled {handled[name]:,} "
+                f"times (by {nodes}): does its slot, or whoever emits it, emit more than it gets"
+            )
         return (
-            f"app {self.app.record.name!r} has eaten the reserve of the disk: {self.app.backlog_events} events wait, "
-            f"most in pool {most.pool!r} ({events}). Does it emit more than it can process? "
-            f"Make room or raise max-size; nothing accepted is lost"
+            f"{text}. Nothing accepted is lost. With mended code start the same command again: what waits is worked "
+            f"off in what is left. Or give more room (a larger disk, --max-size), or give a slot up: --discard-slot "
+            f"(which needs none)"
         )
 
     def numbers(self) -> AppNumbers:

@@ -78,6 +78,7 @@ class Options(Struct, kw_only=True):
     inline: bool = False
     drop_slots: frozenset[str] = frozenset()
     drop_nodes: frozenset[str] = frozenset()
+    discard_slots: frozenset[str] = frozenset()
     keep_open: bool = False
     limits: Limits = Limits()
     max_size: int = 64 << 30
@@ -299,8 +300,17 @@ class Session:
             if event not in topology.outputs:
                 raise UsageError(f"--take {event}: {_no_such('output', event, topology.outputs, topology)}")
         logs = [SOURCE + s.name for s in self.sources] + [TAKER + t.sink.name for t in self.takers]
-        self._opening = Opening(self._transport, self.clock, options.limits, options.drop_slots, options.drop_nodes)
-        record = await self._opening.record(topology, options.partitions, logs)
+        self._opening = opening = Opening(
+            self._transport,
+            self.clock,
+            options.limits,
+            options.drop_slots,
+            options.drop_nodes,
+            options.discard_slots,
+        )
+        record = await opening.record(topology, options.partitions, logs)
+        if opening.discarded:
+            self._notice(f"{opening.discarded:,} events were given up without dead letters (--discard-slot)")
         self.app = app = App(record, topology, options.limits, taken, self._parts)
         self._dead_before = self._count_dead()
         rng = random.Random()
