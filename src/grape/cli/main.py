@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from grape.cli import conformance, crashes, dead, state
+from grape.cli import conformance, crashes, dead, held, state
 from grape.cli.console import put
 from grape.cli.doctor import doctor
 from grape.cli.run import run
@@ -39,6 +39,7 @@ def _root(
 
 app.command()(run)
 app.add_typer(dead.app, name="dead")
+app.add_typer(held.app, name="held")
 app.add_typer(state.app, name="state")
 app.add_typer(crashes.app, name="crashes")
 app.add_typer(conformance.app, name="conformance")
