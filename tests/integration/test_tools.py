@@ -472,8 +472,10 @@ def test_held_events_are_listed_and_shown(held: Bench) -> None:
     first, *behind = held_list(held)
     assert (first["status"], first["event"], first["node"], first["key"]) == ("held", "order", "Check", "k3")
     assert (first["kind"], first["attempts"], first["waiting"]) == ("ValueError", 1, len(behind))
-    assert first["next"] and "bad" in first["text"]
-    assert behind and {row["behind"] for row in behind} == {first["id"]}
+    assert first["next"]
+    assert "bad" in first["text"]
+    assert behind
+    assert {row["behind"] for row in behind} == {first["id"]}
     assert {row["status"] for row in behind} == {"behind"}
     (shown,) = lines(grape("held", "show", first["id"], "--data", held.data).stdout)
     assert shown["data"] == {"n": 3, "k": "k3"}
@@ -525,11 +527,13 @@ def test_state_is_sorted_limited_and_removed(broken: Bench) -> None:
         return lines(grape("state", "list", "--data", broken.data, *options).stdout)
 
     every = [(row["node"], row["key"]) for row in rows()]
-    assert every == sorted(every) and len(every) == 10
+    assert every == sorted(every)
+    assert len(every) == 10
     assert [row["key"] for row in rows("--node", "Other", "--limit", 2)] == ["k0", "k1"]
     done = grape("state", "delete", "k1", "none", "--node", "Other", "--data", broken.data)
     assert done.returncode == 1
-    assert "no state of key none" in done.stderr and "state of 1 key removed" in done.stderr
+    assert "no state of key none" in done.stderr
+    assert "state of 1 key removed" in done.stderr
     assert [row["key"] for row in rows("--node", "Other")] == ["k0", "k2", "k3", "k4"]
     assert "did you mean 'Other'" in grape("state", "delete", "k", "--node", "other", "--data", broken.data).stderr
 

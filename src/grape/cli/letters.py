@@ -134,7 +134,8 @@ def row_of(letter: Letter) -> dict[str, Any]:
         "text": row.text,
     }
     if isinstance(row, HoldEntry):
-        return {**found, "next": time_of(row.due), "behind": letter.behind or None, "waiting": letter.waiting}
+        due = None if letter.behind or row.stopped else time_of(row.due)
+        return {**found, "next": due, "behind": letter.behind or None, "waiting": letter.waiting}
     return {**found, "when": time_of(letter.failed), "origin": letter.origin}
 
 
