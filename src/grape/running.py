@@ -470,7 +470,7 @@ def _options(
     limits: Limits | None,
     caller: FrameType | None,
 ) -> Options:
-    target = topology if isinstance(topology, str) else where_is(topology, caller)
+    target = topology if isinstance(topology, str) else where_is(topology, caller, inline)
     return Options(
         target=target,
         config=config or {},
@@ -485,7 +485,7 @@ def _options(
     )
 
 
-def where_is(topology: Topology, caller: FrameType | None) -> str:
+def where_is(topology: Topology, caller: FrameType | None, inline: bool = False) -> str:
     """ "path.py:NAME" or "module:NAME" by which a worker finds ``topology``.
 
     Raises:
@@ -504,6 +504,8 @@ def where_is(topology: Topology, caller: FrameType | None) -> str:
                         break
                     return f"{Path(path).resolve()}:{name}"
                 return f"{module.__name__}:{name}"
+    if inline:
+        return f"{Path.cwd() / topology.name}:here"  # nobody imports it
     raise TopologyError(
         f"workers are processes of their own and import the topology {topology.name!r}, but it is not at the top of a "
         f"module that they can import. Assign it to a global name in a file (t = Topology(...)), name a function that "

@@ -10,6 +10,7 @@ import typer
 from grape.cli import conformance, crashes, dead, held, state
 from grape.cli.console import put
 from grape.cli.doctor import doctor
+from grape.cli.repair import repair
 from grape.cli.run import run
 
 app = typer.Typer(
@@ -44,6 +45,7 @@ app.add_typer(state.app, name="state")
 app.add_typer(crashes.app, name="crashes")
 app.add_typer(conformance.app, name="conformance")
 app.command()(doctor)
+app.command()(repair)
 
 
 def main() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable
+from typing import Final
 
 import msgspec
 
@@ -14,6 +15,9 @@ from grape.model.address import CATALOG
 from grape.model.routing import route
 from grape.model.stored import FORMAT, OUTPUT, REPLIES, AppRecord, Catalog, NodeRecord, decode_catalog, encode
 from grape.model.topology import TopologySpec
+
+COPY: Final = b"catalog"
+"""Key of the text beside the catalog that is the same once more: without it nothing in a directory has a name."""
 
 
 def read_catalog(head: bytes) -> Catalog:
@@ -29,7 +33,7 @@ def read_catalog(head: bytes) -> Catalog:
         if version != FORMAT:
             raise UsageError(f"the data directory has format {version}; this Grape reads and writes format {FORMAT}")
         return decode_catalog(head)
-    except (msgspec.MsgspecError, TypeError, IndexError, KeyError) as e:
+    except (msgspec.MsgspecError, TypeError, ValueError, IndexError, KeyError, RecursionError) as e:
         raise Corrupt(f"the catalog cannot be read: {e}") from None
 
 
@@ -48,7 +52,8 @@ class CatalogStore:
         apps = {**self.catalog.apps, record.name: record}
         self.catalog = Catalog(FORMAT, apps, max(self.catalog.next_app, record.id + 1))
         self._number += 1
-        commit = Commit(CATALOG, self._term, self._number, encode(self.catalog))
+        packed = encode(self.catalog)
+        commit = Commit(CATALOG, self._term, self._number, packed, (), [("text", [(COPY, packed)])])
         self._transport.commit(commit)
         return commit
 

@@ -6,6 +6,7 @@ works beside a running engine. What is read then is of one moment per slice, not
 
 from __future__ import annotations
 
+import contextlib
 import heapq
 import os
 import re
@@ -22,7 +23,6 @@ from grape.engine.catalog import read_catalog
 from grape.errors import Corrupt, EngineError, StorageFailed, UsageError
 from grape.model import batch as codec
 from grape.model.address import CATALOG, PartitionId, partition_of
-from grape.model.cursor import Cursor
 from grape.model.near import did_you_mean
 from grape.model.stored import (
     OUTPUT,
@@ -32,6 +32,7 @@ from grape.model.stored import (
     AppRecord,
     Catalog,
     DeadLetter,
+    Head,
     HoldEntry,
     decode_dead,
     decode_head,
@@ -42,7 +43,8 @@ from grape.model.stored import (
     row_key,
     state_key,
 )
-from grape.store.lmdb import Finding, Holder, Reader, holder
+from grape.store.lmdb import OURS, Finding, Holder, Reader, holder
+from grape.tools.sound import Rules, Waiting, position_problem
 
 T = TypeVar("T")
 
@@ -461,8 +463,12 @@ class Checkup:
         self.logs: list[LogReport] = []
         self.rows = 0
         self._reports: dict[tuple[int, int], LogReport] = {}
-        self._cursors: dict[PartitionId, Cursor] = {}
+        self._heads: dict[PartitionId, Head] = {}
         self._findings: list[str] = []
+        self._rules = Rules(Catalog())
+        self._waiting: dict[PartitionId, list[Waiting]] = {}
+        self.strangers = sorted({entry.name for entry in os.scandir(self.path)} - OURS)
+        """What lies in the directory and is not Grape's."""
 
     def __enter__(self) -> Checkup:
         return self
@@ -487,8 +493,9 @@ class Checkup:
                 progress(rows)
 
         try:
-            for finding in self.reader.verify(self._check_batch, counted):
+            for finding in self.reader.verify(self._check_batch, counted, self._rules.row):
                 self._findings.append(self._named(finding))
+            self._check_positions()
         except Exception as e:  # a tree so broken that not even the walk over it ends in order
             self._findings.append(f"the file cannot be walked: {type(e).__name__}: {e}")
         for record in self.apps:
@@ -500,16 +507,15 @@ class Checkup:
         head = self.reader.head(CATALOG)
         catalog = read_catalog(b"" if head is None else head.head)
         self.apps = sorted(catalog.apps.values(), key=lambda record: record.name)
+        self._rules = Rules(catalog)
         for record in self.apps:
             for name, number in record.logs.items():
                 self.logs.append(_report(record, name))
                 self._reports[record.id, number] = self.logs[-1]
                 parts = 1 if name.startswith((SOURCE, TAKER)) else record.partitions
                 for n in range(parts):
-                    try:
+                    with contextlib.suppress(Corrupt):  # the walk names it
                         self._read_head(name, PartitionId(record.id, number, n))
-                    except Corrupt as e:
-                        self._findings.append(str(e))
 
     def _read_head(self, name: str, partition: PartitionId) -> None:
         head = self.reader.head(partition)
@@ -522,15 +528,29 @@ class Checkup:
             taker = decoded(decode_taker, head.head, "head of a taker")
             report.note = f"{taker.taken:,} events taken, {taker.length:,} bytes"
         elif report.is_pool:
-            self._cursors[partition] = decoded(decode_head, head.head, "head of a partition").cursor
+            self._heads[partition] = decoded(decode_head, head.head, "head of a partition")
+
+    def _check_positions(self) -> None:
+        """Whether what the heads say fits what lies in the logs; not while an engine changes both."""
+        if self.holder is not None:
+            return
+        for partition in sorted({*self._heads, *self._waiting}):
+            if self._rules.is_pool(partition):
+                tail = self.reader.ends(partition).tail
+                head = self._heads.get(partition, Head())
+                problem = position_problem(head, self._waiting.get(partition, []), tail)
+                if problem is not None:
+                    self._findings.append(self._named(Finding("head", partition, partition.packed(), problem)))
 
     def _check_batch(self, log: PartitionId, position: int, batch: bytes) -> str | None:
-        try:
-            header = codec.check(batch)
-        except Corrupt as e:
-            return str(e)
+        problem = self._rules.batch(log, position, batch)
+        if problem is not None:
+            return problem
+        header = codec.header_of(batch)
+        if self._rules.is_pool(log):
+            self._waiting.setdefault(log, []).append(Waiting(position, header))
         report = self._reports.get((log.app, log.pool))
-        cursor = self._cursors.get(log, Cursor())
+        cursor = self._heads.get(log, Head()).cursor
         if report is not None and not cursor.is_finished(position):
             report.batches += 1
             report.events += header.events - cursor.progress(position).finished()
