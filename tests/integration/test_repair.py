@@ -1,4 +1,4 @@
-"""Whatever stands in a data directory: `grape doctor` names it, `grape repair` mends it, and a start works afterwards."""
+"""Whatever stands in a data directory: `grape doctor` names it, `grape repair` mends it, and a start works then."""
 
 from __future__ import annotations
 
@@ -350,3 +350,66 @@ def test_nothing_is_changed_in_a_directory_that_is_whole(data: Path) -> None:
     done = run_grape("repair", "--data", data)
     assert (done.returncode, done.stdout) == (0, "whole: there is nothing to mend\n")
     assert (data / "data.mdb").read_bytes() == before
+
+
+def logged(data: Path, *options: object) -> list[dict[str, Any]]:
+    done = run_grape("log", "list", "--data", data, *options)
+    assert done.returncode == 0, done.stderr
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+@pytest.fixture
+def waiting(data: Path) -> Path:
+    """Three batches of events that wait; the second one has an empty key."""
+    once(data)
+    bodies = [
+        codec.encode_run(codec.RunMeta(["next"]), 3, ["a", "b", "a"], [1, 2, 3]),
+        codec.encode_run(codec.RunMeta(["next"]), 2, ["", "b"], [4, 5]),
+        codec.encode_run(codec.RunMeta(["next"]), 1, ["c"], [6]),
+    ]
+    append(data, bodies)
+    return data
+
+
+def test_what_waits_is_shown(waiting: Path) -> None:
+    rows = logged(waiting)
+    assert [(row["event"], row["key"], row["nodes"]) for row in rows][:2] == [("next", k, ["follow"]) for k in "ab"]
+    assert [row["key"] for row in rows if "problem" in row] == [""]
+    assert logged(waiting, "--damaged") == [rows[3]]
+    assert logged(waiting, "--key", "b", "--limit", 1) == [rows[1]]
+    (shown,) = [
+        json.loads(line) for line in run_grape("log", "show", rows[2]["id"], "--data", waiting).stdout.splitlines()
+    ]
+    assert (shown["data"], shown["key"]) == (3, "a")
+    assert run_grape("log", "show", "main.1:999999.0", "--data", waiting).returncode == 1
+    assert "did you mean 'main'" in run_grape("log", "show", "mian.1:9.0", "--data", waiting).stderr
+    assert "say which ones" in run_grape("log", "drop", "--data", waiting).stderr
+
+
+@pytest.mark.parametrize("action", ["drop", "bury"])
+def test_what_waits_is_taken_out(waiting: Path, action: str) -> None:
+    rows = logged(waiting)
+    before = len(run_grape("dead", "list", "--data", waiting).stdout.splitlines())
+    done = run_grape("log", action, "--damaged", "--data", waiting)
+    assert (done.returncode, done.stderr.startswith("1 event ")) == (0, True), done.stderr
+    done = run_grape("log", action, rows[1]["id"], rows[5]["id"], "main.1:9999", "--data", waiting)
+    assert (done.returncode, "2 events" in done.stderr, "1 refused" in done.stderr) == (1, True, True)
+    assert [row["id"] for row in logged(waiting)] == [rows[i]["id"] for i in (0, 2, 4)]
+    assert findings(waiting) == []
+    letters = len(run_grape("dead", "list", "--data", waiting).stdout.splitlines()) - before
+    assert letters == (3 if action == "bury" else 0)
+    assert once(waiting).slots == {"next>follow": 3}
+    append(waiting, [codec.one("next", "a", 4)])
+    assert once(waiting).slots == {"next>follow": 1}
+    if action == "bury":
+        done = run_grape("dead", "retry", "--kind", "buried", "--data", waiting)
+        assert "2 dead letters put back" in done.stderr
+        assert once(waiting).slots == {"next>follow": 2}
+
+
+def test_a_batch_of_older_code_is_dropped_as_a_whole(waiting: Path) -> None:
+    rows = logged(waiting)
+    batch = rows[3]["id"].rpartition(".")[0]
+    done = run_grape("log", "drop", batch, "--data", waiting)
+    assert (done.returncode, "2 events dropped" in done.stderr) == (0, True), done.stderr
+    assert once(waiting).slots == {"next>follow": 4}

@@ -543,14 +543,15 @@ class Checkup:
                     self._findings.append(self._named(Finding("head", partition, partition.packed(), problem)))
 
     def _check_batch(self, log: PartitionId, position: int, batch: bytes) -> str | None:
-        problem = self._rules.batch(log, position, batch)
+        head = self._heads.get(log, Head())
+        problem = self._rules.batch(log, batch, head.cursor.progress(position))
         if problem is not None:
             return problem
         header = codec.header_of(batch)
         if self._rules.is_pool(log):
             self._waiting.setdefault(log, []).append(Waiting(position, header))
         report = self._reports.get((log.app, log.pool))
-        cursor = self._heads.get(log, Head()).cursor
+        cursor = head.cursor
         if report is not None and not cursor.is_finished(position):
             report.batches += 1
             report.events += header.events - cursor.progress(position).finished()

@@ -64,6 +64,7 @@ class _Scan:
         self.damaged: list[tuple[RawRow, str]] = []
         self.heads: dict[PartitionId, tuple[int, bytes]] = {}
         self.ends: dict[PartitionId, tuple[int, int]] = {}
+        self._decoded: dict[PartitionId, Head | None] = {}
         self.logs: dict[PartitionId, list[Waiting]] = {}
         self.torn: dict[PartitionId, list[RawRow]] = {}
         """Batches whose bytes are whole, with events that cannot be handed out."""
@@ -97,7 +98,9 @@ class _Scan:
     def _look_at_batch(self, row: RawRow) -> str | None:
         log, position = PartitionId.unpack(row.key[:6]), position_of_row(row.key)
         batch = batch_of_row(row.value)
-        problem = self.rules.batch(log, position, batch)
+        head = self.head(log) if self.rules.is_pool(log) else None
+        progress = Progress() if head is None else head.cursor.progress(position)
+        problem = self.rules.batch(log, batch, progress)
         if problem is None:
             self.logs.setdefault(log, []).append(Waiting(position, codec.header_of(batch)))
         elif self.rules.is_pool(log) and _can_be_split(batch):
@@ -107,8 +110,10 @@ class _Scan:
 
     def head(self, partition: PartitionId) -> Head | None:
         """The head of a pool's partition, if it is whole."""
-        found = self.heads.get(partition)
-        return decode_head(found[1]) if found is not None and found[1] else None
+        if partition not in self._decoded:
+            found = self.heads.get(partition)
+            self._decoded[partition] = decode_head(found[1]) if found is not None and found[1] else None
+        return self._decoded[partition]
 
     def problems_of_positions(self) -> Iterator[tuple[PartitionId, str]]:
         """Heads and ends of logs that are whole, but do not fit what lies in the log."""

@@ -10,7 +10,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from itertools import groupby
 from queue import SimpleQueue
-from typing import Final, Literal
+from typing import Final, Literal, Self
 
 from msgspec import Struct
 
@@ -72,7 +72,7 @@ class Repair:
             self._transport.close()
             raise
 
-    def __enter__(self) -> Repair:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exc: object) -> None:

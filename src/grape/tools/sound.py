@@ -18,6 +18,7 @@ from grape.errors import Corrupt, GrapeError
 from grape.model import batch as codec
 from grape.model.address import CATALOG, PartitionId, check_key
 from grape.model.batch import Header, Run
+from grape.model.cursor import Progress
 from grape.model.stored import (
     CLIENT_ID,
     NO_POOLS,
@@ -41,6 +42,9 @@ MAX_POSITION: Final = (1 << 63) - 1
 
 UNREADABLE: Final = (msgspec.MsgspecError, ValueError, TypeError, KeyError, IndexError, RecursionError, AttributeError)
 """What bytes that nobody wrote may raise when they are decoded."""
+
+
+_NOTHING_DONE: Final = Progress()
 
 
 class BadEvent(ValueError):
@@ -199,8 +203,8 @@ class Rules:
 
     # ------------------------------------------------------------------ batches
 
-    def batch(self, log: PartitionId, position: int, batch: bytes) -> str | None:
-        """What is wrong with a stored batch."""
+    def batch(self, log: PartitionId, batch: bytes, progress: Progress = _NOTHING_DONE) -> str | None:
+        """What is wrong with a stored batch, of which so much is finished."""
         try:
             header = codec.check(batch)
             codec.contexts_of(batch, header)
@@ -212,7 +216,7 @@ class Rules:
             return f"cannot be read: {e}"
         if not self.is_pool(log):
             return _body_problem(batch, header)
-        return _body_problem(batch, header) or _events_problem(batch, header)
+        return _body_problem(batch, header) or _events_problem(batch, header, progress)
 
 
 def _check_event(body: bytes, has_context: bool) -> None:
@@ -237,11 +241,11 @@ def _body_problem(batch: bytes, header: Header) -> str | None:
     return None
 
 
-def _events_problem(batch: bytes, header: Header) -> str | None:
+def _events_problem(batch: bytes, header: Header, progress: Progress) -> str | None:
     at = 0
     for run in codec.runs_of(codec.body_of(batch, header)):
         for i, problem in events_of(run):
-            if problem:
+            if problem and not progress.is_done(at + i):
                 return f"event {at + i}: {problem}"
         at += run.count
     return None
