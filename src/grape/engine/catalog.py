@@ -8,8 +8,9 @@ from typing import Final
 
 import msgspec
 
-from grape.abc.transport import Commit, Transport
+from grape.abc.transport import Transport
 from grape.engine.check import check_topology
+from grape.engine.committer import Committer
 from grape.errors import Corrupt, UsageError
 from grape.model.address import CATALOG
 from grape.model.routing import route
@@ -30,32 +31,41 @@ def read_catalog(head: bytes) -> Catalog:
         return Catalog()
     try:
         version = msgspec.msgpack.decode(head)[0]
+        if type(version) is int and version > FORMAT:
+            raise UsageError(
+                f"the catalog has format {version}; this Grape reads and writes format {FORMAT}: use the version of "
+                f"Grape that wrote it, or another directory"
+            )
         if version != FORMAT:
-            raise UsageError(f"the data directory has format {version}; this Grape reads and writes format {FORMAT}")
+            raise Corrupt(f"the catalog cannot be read: it says format {version!r:.40}")
         return decode_catalog(head)
     except (msgspec.MsgspecError, TypeError, ValueError, IndexError, KeyError, RecursionError) as e:
         raise Corrupt(f"the catalog cannot be read: {e}") from None
 
 
 class CatalogStore:
-    """The catalog of a transport that this process owns. ``save`` hands a commit to the transport; what the caller must
-    wait for is its outcome."""
+    """The catalog of a transport that this process owns; its commits are settled as any other's."""
 
     def __init__(self, transport: Transport) -> None:
-        claim = transport.claim(CATALOG)
-        self._transport = transport
-        self._term, self._number = claim.term, 0
-        self.catalog = read_catalog(claim.head)
+        self._committer = Committer(transport, CATALOG, "the catalog")
+        self.done = self._committer.done
+        self.catalog = read_catalog(self._committer.claimed_head)
 
-    def save(self, record: AppRecord) -> Commit:
-        """Store ``record`` in the catalog."""
+    @property
+    def is_saved(self) -> bool:
+        """What was saved last is durable."""
+        return not self._committer.is_busy
+
+    def save(self, record: AppRecord) -> None:
+        """Store ``record``. Wait for `is_saved` before the next one."""
         apps = {**self.catalog.apps, record.name: record}
-        self.catalog = Catalog(FORMAT, apps, max(self.catalog.next_app, record.id + 1))
-        self._number += 1
-        packed = encode(self.catalog)
-        commit = Commit(CATALOG, self._term, self._number, packed, (), [("text", [(COPY, packed)])])
-        self._transport.commit(commit)
-        return commit
+        catalog = Catalog(FORMAT, apps, max(self.catalog.next_app, record.id + 1))
+
+        def saved() -> None:
+            self.catalog = catalog
+
+        packed = encode(catalog)
+        self._committer.submit(packed, rows=[("text", [(COPY, packed)])], then=saved)
 
 
 def with_logs(record: AppRecord, names: Iterable[str]) -> AppRecord:
@@ -75,9 +85,10 @@ def update_record(
     default_partitions: int,
     logs: list[str],
     dropped: frozenset[str] = frozenset(),
+    rng: random.Random | None = None,
 ) -> AppRecord:
     """The record for ``topology``: the one that is there, adapted, or a new one. ``dropped``: what was allowed to go.
-    The number of a node that is gone is never used again.
+    ``rng``: of incarnations. The number of a node that is gone is never used again.
 
     Raises:
         UsageError: it has another number of partitions.
@@ -87,7 +98,8 @@ def update_record(
     old = catalog.apps.get(topology.name)
     if old is None:
         count = partitions or default_partitions
-        old = AppRecord(topology.name, catalog.next_app, random.getrandbits(32), count, {}, {}, topology)
+        incarnation = (rng or random.Random()).getrandbits(32)
+        old = AppRecord(topology.name, catalog.next_app, incarnation, count, {}, {}, topology)
     elif partitions is not None and partitions != old.partitions:
         raise UsageError(
             f"app {old.name!r} has {old.partitions} partitions in this data directory, --partitions says {partitions}. "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from difflib import get_close_matches
 from typing import Final
@@ -22,6 +23,11 @@ MAX_TIME: Final = 1 << 62
 MAX_HOPS: Final = 1 << 31
 MAX_SECONDS: Final = 1e12
 MAX_NAME_BYTES: Final = 255
+MAX_EDGES: Final = 1_000_000
+"""Pairs of nodes between which an emit is declared: each is looked at for chaining."""
+MAX_COUNT: Final = 1 << 31
+_MAPS: Final = frozenset(bytes((mark,)) for mark in (*range(0x80, 0x90), 0xDE, 0xDF))
+"""How maps begin in msgpack."""
 _META: Final = 128 << 10
 """What one event may have beside its data: its key, and the names of its run."""
 
@@ -39,18 +45,23 @@ def check_topology(spec: TopologySpec) -> None:
     nodes = {node.name: node for node in spec.nodes}
     pools = {pool.name for pool in spec.pools}
     slots = {(slot.event, slot.node) for slot in spec.slots}
+    events = {slot.event for slot in spec.slots}
     problems = [
         *(f"name {name!r:.300}" for name in _names(spec) if not 1 <= len(name.encode()) <= MAX_NAME_BYTES),
         *(f"pool {name!r}" for name in pools if name.startswith((OUTPUT, REPLIES, SOURCE, TAKER))),
         *(f"node {node.name!r} in pool {node.pool!r}" for node in spec.nodes if node.pool not in pools),
         *(f"slot {slot.event!r} of node {slot.node!r}" for slot in spec.slots if slot.node not in nodes),
-        *(f"output {name!r}, which is a slot" for name in spec.outputs if name in spec.events),
+        *(f"output {name!r}, which is a slot" for name in spec.outputs if name in events),
         *(f"state {state.name!r} of {node.name!r}" for node in spec.nodes for state in node.states if state.ttl == 0),
     ]
     for slot in spec.slots:
         times = slot.backoff, slot.backoff_max, slot.timeout
         if not (all(0 <= t <= MAX_SECONDS for t in times) and slot.retries >= 0 and slot.concurrency > 0 < slot.batch):
             problems.append(f"the options of slot {slot.event!r} of node {slot.node!r}")
+    heard = Counter(slot.event for slot in spec.slots)
+    edges = sum(heard[event] for slot in spec.slots for event in slot.emits)
+    if edges > MAX_EDGES:
+        problems.append(f"{edges:,} declared edges between nodes; at most {MAX_EDGES:,}")
     twice = len(nodes) < len(spec.nodes) or len(pools) < len(spec.pools) or len(slots) < len(spec.slots)
     if twice or len(set(spec.outputs)) < len(spec.outputs):
         problems.append("a node, pool, slot or output that stands there twice")
@@ -183,11 +194,24 @@ class Checker:
             b"\n".join(keys).decode()
         except UnicodeDecodeError:
             raise ProtocolError(f"a key in the state of {changes.node!r} is not UTF-8") from None
-        largest = max((len(v) for v in values if v is not None), default=0)
-        if largest > self._app.limits.max_result:
-            raise ProtocolError(f"a state of {largest} bytes of {changes.node!r}")
+        self._records(changes.node, [value for value in values if value is not None])
         if expires is not None:
             self._expiring(changes.node, values, expires)
+
+    def _records(self, node: str, values: list[bytes]) -> None:
+        """Maps of states; what the states are is not looked at. All are read at once, which costs a tenth: what is
+        broken so that it fits to its neighbours gets through, and is the failure of the event that reads it."""
+        if not values:
+            return
+        largest = max(map(len, values))
+        if largest > self._app.limits.max_result:
+            raise ProtocolError(f"a state of {largest} bytes of {node!r}")
+        if not {value[:1] for value in values} <= _MAPS:
+            raise ProtocolError(f"a state of {node!r} that is no map of states")
+        try:
+            _decode_value(b"".join((b"\xdd", len(values).to_bytes(4, "big"), *values)))
+        except (msgspec.MsgspecError, RecursionError):
+            raise ProtocolError(f"a state of {node!r} that cannot be read") from None
 
     def _expiring(self, node: str, values: list[bytes | None], expires: list[int]) -> None:
         """The engine reads expiry times itself, so these records have to be readable."""
@@ -242,3 +266,5 @@ class Checker:
         strange = (processed.keys() - self._counted) | (emitted.keys() - self._names)
         if strange:
             raise ProtocolError(f"counts of {sorted(strange)!r:.300}, which this topology does not have")
+        if not all(0 <= count <= MAX_COUNT for counts in (processed, emitted) for count in counts.values()):
+            raise ProtocolError(f"a count outside of 0 to {MAX_COUNT}")

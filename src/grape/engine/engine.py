@@ -45,7 +45,11 @@ NEEDED: Final = frozenset({"partition", "cache"})
 """Capabilities that a worker has to have."""
 _MAX_TEXT: Final = 16_000
 _ANSWER_BYTES: Final = 16 << 20
+_UNREAD_BYTES: Final = 2 * _ANSWER_BYTES
+"""So much may lie on the way to a worker before it asks for more, or gets more work."""
 _STARTS_AT_ONCE: Final = 64
+_CATCH_UP: Final = 10_000_000
+"""So long sources wait for what older code left (microseconds); a cycle may never end."""
 
 Owner = Callable[[Commit, Outcome], None]
 
@@ -87,6 +91,7 @@ class Engine:
         """Told of every event that fails, with the name of its worker."""
         self.failure: GrapeError | None = None
         self.draining = False
+        self._catch_up_until = clock.now() + _CATCH_UP
         self._owners: dict[PartitionId, Partition] = {}
         self._others: dict[PartitionId, Owner] = {}
         self._arrivals: dict[PartitionId, list[Callable[[], None]]] = {}
@@ -236,7 +241,7 @@ class Engine:
         credit = 1 if self.pools[worker.pool].is_long else _CREDIT
         assert worker.link is not None
         while partition := worker.next_partition():
-            if len(worker.outstanding) >= credit and not partition.top_up:
+            if (len(worker.outstanding) >= credit and not partition.top_up) or worker.link.unread > _UNREAD_BYTES:
                 worker.queue(partition.number)
                 return
             if not partition.has_work(now):
@@ -417,6 +422,8 @@ class Engine:
             raise ProtocolError(f"a question for a key of 0 or over {MAX_KEY_BYTES} bytes")
         if any(asking is worker for asking, _ in self._deferred.get(partition.id, ())):
             raise ProtocolError("a question before the last one was answered")
+        if worker.link.unread > _UNREAD_BYTES:
+            raise ProtocolError(f"questions whose answers it does not read: {worker.link.unread >> 20} MiB wait for it")
         if partition.settled:
             self._answer(worker, partition, ask)
         else:
@@ -513,6 +520,8 @@ class Engine:
         self.pump()
         wakes += [due for p in self._owners.values() if (due := _next_due(p, now)) is not None]
         wakes += [expiry for p in self._owners.values() if (expiry := p.next_expiry()) is not None]
+        if self._is_catching_up():
+            wakes.append(self._catch_up_until)
         return max(min(wakes), now) if wakes else None
 
     def _fire(self, now: int) -> None:
@@ -525,6 +534,18 @@ class Engine:
                 self._offer(partition)
 
     # ------------------------------------------------------------------ intake
+
+    def feeding_is_open(self, pools: Iterable[str]) -> bool:
+        """Whether sources may feed these pools. After a change of code that lets more pairs chain they wait until
+        nothing of before waits any more: only then can the pairs chain, and with a steady input that is never."""
+        return self.intake_is_open(pools) and not self._is_catching_up()
+
+    def _is_catching_up(self) -> bool:
+        if self._catch_up_until:
+            behind = any(p.head.catching_up for p in self._owners.values())
+            if not behind or self.clock.now() >= self._catch_up_until:
+                self._catch_up_until = 0
+        return self._catch_up_until > 0
 
     def remembered(self, pool: str, number: int, event_id: str) -> int | None:
         """What tells the content of the event that was accepted under this id (`Partition.remember`), if any was, also

@@ -6,6 +6,7 @@ from typing import Protocol
 
 from msgspec import Struct
 
+from grape.model.address import PartitionId
 from grape.model.batch import Header
 from grape.model.cursor import Cursor, Progress
 
@@ -27,7 +28,12 @@ class OpenBatch(Struct):
 
 
 def origin_key(header: Header) -> bytes:
-    return header.origin.packed() + header.incarnation.to_bytes(4, "big")
+    return own_origin(header.origin, header.incarnation)
+
+
+def own_origin(partition: PartitionId, incarnation: int) -> bytes:
+    """By which receivers know what ``partition`` sends."""
+    return partition.packed() + incarnation.to_bytes(4, "big")
 
 
 class Inbox:

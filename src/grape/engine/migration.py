@@ -17,10 +17,11 @@ import msgspec
 from msgspec import Struct
 
 from grape.engine.app import App
-from grape.engine.inbox import OpenBatch
+from grape.engine.inbox import OpenBatch, origin_key, own_origin
 from grape.engine.partition import Partition
 from grape.errors import UsageError
 from grape.model import batch as codec
+from grape.model.address import PartitionId
 from grape.model.batch import Context
 from grape.model.routing import Routing, route
 from grape.model.stored import (
@@ -72,11 +73,12 @@ def plan(record: AppRecord, new: TopologySpec) -> Plan:
 
 
 class Waiting(Struct):
-    """Events that wait for one slot."""
+    """Events that wait for one slot. ``copies``: that wait for others, in the pool to which its node moves."""
 
     log: int = 0
     held: int = 0
     timers: int = 0
+    copies: int = 0
 
     @property
     def total(self) -> int:
@@ -85,6 +87,13 @@ class Waiting(Struct):
     def __str__(self) -> str:
         parts = [(self.log, "in the log"), (self.held, "held for a retry"), (self.timers, "as timers")]
         return ", ".join(f"{n:,} {where}" for n, where in parts if n)
+
+
+class SourceSent(Struct, frozen=True):
+    """What a source has sent: its log, and `SourceHead.sent`."""
+
+    id: PartitionId
+    sent: dict[bytes, int]
 
 
 class _Event(Struct):
@@ -124,6 +133,26 @@ class Migration:
 
     # ------------------------------------------------------------------ what there is
 
+    def awaits(self, sources: Iterable[SourceSent]) -> bool:
+        """Whether something that was committed is still on its way to a log: what waits is not known before that."""
+        incarnation = self._app.record.incarnation
+        targets = {p.id.packed(): p for p in self._partitions}
+        known: dict[bytes, dict[bytes, set[int]]] = {}
+        for packed, partition in targets.items():
+            sequences = known[packed] = {}
+            for stored in partition.stored():
+                header = codec.header_of(stored.batch)
+                sequences.setdefault(origin_key(header), set()).add(header.sequence)
+        origins = [(own_origin(p.id, incarnation), p.head.sent) for p in self._partitions]
+        origins += [(own_origin(head.id, incarnation), head.sent) for head in sources]
+        for origin, sent in origins:
+            for packed, count in sent.items():
+                if packed in targets:
+                    seen = targets[packed].head.seen.get(origin, 0)
+                    if any(n not in known[packed].get(origin, ()) for n in range(seen, count)):
+                        return True
+        return False
+
     def survey(self) -> tuple[dict[SlotId, Waiting], dict[str, int]]:
         """What waits for slots that are gone, and how many keys have state of nodes that are."""
         waiting: dict[SlotId, Waiting] = {}
@@ -140,6 +169,8 @@ class Migration:
             for _, timer, nodes in self._timers(partition):
                 for node in nodes:
                     of(_name_in(timer.body), node).timers += 1
+            for name, node in self._copies(partition):
+                of(name, node).copies += 1
         states = {node: sum(1 for _ in self._states(node)) for node in sorted(self.plan.nodes)}
         return waiting, {node: count for node, count in states.items() if count}
 
@@ -152,7 +183,12 @@ class Migration:
         waiting, states = self.survey()
         app, lines = self._app.record.name, []
         for (event, node), found in sorted(waiting.items()):
-            if event in drop_slots or f"{event}>{node}" in drop_slots:
+            if found.copies:
+                lines.append(
+                    f"node {node} moves to pool {self.plan.moved[node]!r}, where {found.copies:,} events {event!r} "
+                    f"wait for others, of which it had copies in its old pool. Run the old code until they are done"
+                )
+            if not found.total or event in drop_slots or f"{event}>{node}" in drop_slots:
                 continue
             counts = f"{found.total:,} events wait for it ({found})"
             if node in self.plan.moved:
@@ -191,8 +227,8 @@ class Migration:
             yield from self._bury_held(partition)
             yield from self._bury_timers(partition)
             yield from self._bury_log(partition)
-            if self.plan.chained:  # what waits was emitted by code that did not chain: only behind it may the new pairs
-                partition.chain_behind(max((stored.position + 1 for stored in partition.stored()), default=0))
+            if self.plan.chained:  # what waits was emitted by code that did not chain; nothing may overtake it
+                partition.catch_up()
                 yield partition
         for node in sorted(self.plan.nodes):
             yield from self._remove_state(node)
@@ -332,6 +368,31 @@ class Migration:
                         entry.context = table[run.meta.contexts[i]]
                     yield _Event(batch, index, entry, gone[name], stays[name])
                 offset += run.count
+
+    def _copies(self, partition: Partition) -> Iterator[SlotId]:
+        """Each pool that listens has a copy of an event. Those here were not meant for nodes that move here: they have
+        got, or wait for, another one."""
+        coming = {node for node, pool in self.plan.moved.items() if pool == partition.pool}
+        slots = {(slot.event, slot.node) for slot in self._app.topology.slots} if coming else set()
+        heard: dict[str, list[str]] = {}
+        for slot in self._new.slots:
+            if slot.node in coming and (slot.event, slot.node) in slots:
+                heard.setdefault(slot.event, []).append(slot.node)
+        if not heard:
+            return
+        for batch, progress, stored in partition.unfinished():
+            offset = 0
+            for run in codec.runs_of(codec.body_of(stored, batch.header)):
+                if run.meta.only is None:
+                    for i, name in enumerate(codec.names_of(run)):
+                        if name in heard and not progress.is_done(offset + i):
+                            yield from ((name, node) for node in heard[name])
+                offset += run.count
+        for target in self._partitions:
+            for _, value in target.rows("timer"):
+                timer = decode_timer(value)
+                if (timer.log, timer.partition) == (partition.pool, partition.number):
+                    yield from ((_name_in(timer.body), node) for node in heard.get(_name_in(timer.body), ()))
 
     def _held(self, partition: Partition) -> Iterator[tuple[int, HoldEntry]]:
         for key, value in partition.rows("hold"):

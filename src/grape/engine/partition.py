@@ -25,7 +25,7 @@ from grape.engine.check import Checker, check_progress, once
 from grape.engine.clock import Clock
 from grape.engine.committer import Committer
 from grape.engine.hold import HoldList
-from grape.engine.inbox import Inbox, OpenBatch
+from grape.engine.inbox import Inbox, OpenBatch, own_origin
 from grape.errors import Corrupt, ProtocolError
 from grape.model import batch as codec
 from grape.model.batch import Context
@@ -400,6 +400,8 @@ class Partition:
         """A new epoch: whatever a worker had is to be done again. Returns the epoch."""
         self.epoch += 1
         self.chains = self.may_chain
+        if self.chains:
+            self.head.catching_up = False  # stored with the next commit; until then a start looks again
         self.works.clear()
         self.inbox.give_back()
         self.holds.give_back(self.holds.numbers())
@@ -407,8 +409,16 @@ class Partition:
 
     @property
     def may_chain(self) -> bool:
-        """Nothing waits any more that was emitted by code in which fewer pairs chained."""
-        return self.head.cursor.position >= self.head.chain_from
+        """Nothing waits in its log that it has emitted itself, by older code in which fewer pairs chained or since.
+        What chains from now on is done at once, and must not overtake any of it."""
+        return not self.head.catching_up or self._has_caught_up()
+
+    def _has_caught_up(self) -> bool:
+        own = self.id
+        if self.head.sent.get(own.packed(), 0) != self.head.seen.get(own_origin(own, self.app.record.incarnation), 0):
+            return False
+        begun = self.head.cursor.partial
+        return all(p in self.inbox.open and self.inbox.open[p].header.origin != own for p in begun)
 
     def suspect(self, work: Dispatched) -> None:
         """The worker died over this work, nobody knows at which event: go carefully through it."""
@@ -823,11 +833,18 @@ class Partition:
                     yield stored
 
     def unfinished(self) -> Iterator[tuple[OpenBatch, Progress, bytes]]:
-        """Batches that are to be worked on, how far each is, and its bytes."""
-        for stored in self.stored():
-            batch = self.inbox.offer(stored.position, codec.header_of(stored.batch), len(stored.batch))
-            if batch is not None:
-                yield batch, self.head.cursor.progress(stored.position), stored.batch
+        """Batches that are to be worked on, how far each is, and its bytes. Those of one origin may lie there in
+        another order than that of their numbers."""
+        found: set[int] = set()
+        is_more = True
+        while is_more:
+            for stored in self.stored():
+                if stored.position not in found:
+                    batch = self.inbox.offer(stored.position, codec.header_of(stored.batch), len(stored.batch))
+                    if batch is not None:
+                        found.add(stored.position)
+                        yield batch, self.head.cursor.progress(stored.position), stored.batch
+            is_more = self.inbox.unpark()
 
     def finish_unstarted(self, position: int, index: int) -> None:
         """One event of an open batch is finished without having been handed out."""
@@ -844,9 +861,9 @@ class Partition:
         """A hold entry is done with."""
         self._release(number, self.clock.now())
 
-    def chain_behind(self, position: int) -> None:
-        """Pairs that did not chain in older code chain from ``position`` on."""
-        self.head.chain_from = max(self.head.chain_from, position)
+    def catch_up(self) -> None:
+        """Pairs that did not chain in older code chain once `may_chain` says so."""
+        self.head.catching_up = True
         self._draft.changed = True
 
     def put_row(self, table: Table, key: bytes, value: bytes | None) -> None:

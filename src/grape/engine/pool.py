@@ -38,6 +38,10 @@ class Link(Protocol):
     def send(self, message: ToWorker) -> None:
         """Put it on its way; never blocks."""
 
+    @property
+    def unread(self) -> int:
+        """Bytes that were sent and have not left this process."""
+
     def terminate(self) -> None:
         """Ask the process to end (SIGTERM)."""
 

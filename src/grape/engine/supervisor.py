@@ -74,6 +74,7 @@ class ProcessLink:
         self._reaper = reaper
         self._frames = worker_frames()
         self._unsent: deque[memoryview] = deque()
+        self.unread = 0
         self._lines: dict[int, bytes] = {}
         self._ended = False
         self._is_killed = False
@@ -112,7 +113,9 @@ class ProcessLink:
     def send(self, message: ToWorker) -> None:
         if self._ended:
             return
-        self._unsent.append(memoryview(frame(message)))
+        data = memoryview(frame(message))
+        self._unsent.append(data)
+        self.unread += len(data)
         if len(self._unsent) == 1 and self._process is not None:
             self._writable()
 
@@ -136,6 +139,7 @@ class ProcessLink:
             except OSError:  # it is ending; `_exited` tells
                 self._unsent.clear()
                 break
+            self.unread -= sent
             if sent < len(self._unsent[0]):
                 self._unsent[0] = self._unsent[0][sent:]
                 self._loop.add_writer(self._socket.fileno(), self._writable)

@@ -13,14 +13,14 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Final, NamedTuple
+from typing import Annotated, Any, Final, NamedTuple
 
 import msgspec
-from msgspec import Struct
+from msgspec import Meta, Struct
 from zlib_ng.zlib_ng import crc32  # twenty times as fast as zlib's on what a batch holds
 
 from grape.errors import Corrupt, ProtocolError
-from grape.model.address import PartitionId
+from grape.model.address import MAX_KEY_BYTES, PartitionId
 
 VERSION: Final = 1
 MAX_EVENTS: Final = (1 << 31) - 1
@@ -95,6 +95,11 @@ _encoder = msgspec.msgpack.Encoder()
 encode: Final = _encoder.encode
 _decode_meta = msgspec.msgpack.Decoder(RunMeta).decode
 _decode_keys = msgspec.msgpack.Decoder(list[str | None]).decode
+_decode_checked_keys = msgspec.msgpack.Decoder(
+    list[Annotated[str, Meta(min_length=1, max_length=MAX_KEY_BYTES)] | None]
+).decode
+_skip = msgspec.msgpack.Decoder(msgspec.Raw).decode
+"""Reads all of a value without making anything of it."""
 _decode_raw = msgspec.msgpack.Decoder(list[msgspec.Raw]).decode
 _decode_contexts = msgspec.msgpack.Decoder(list[Context]).decode
 _decode_data = msgspec.msgpack.Decoder(list[Any]).decode
@@ -184,6 +189,8 @@ def encode_run(meta: RunMeta, count: int, keys: Sequence[str | None] | None, dat
     """
     packed_meta = encode(meta)
     packed_keys = encode(keys) if keys is not None else b""
+    if data is None and keys is None and count > 1:
+        data = [None] * count  # a body has as many bytes as events: see `check_body`
     packed_data = encode(data) if data is not None else b""
     return b"".join(
         (
@@ -239,6 +246,39 @@ def runs_of(body: bytes | memoryview) -> Iterator[Run]:
         at += k + d
 
 
+def split_run(run: Run, leads_to: Callable[[str], object]) -> list[Run]:
+    """``run`` as runs whose names all lead to the same, events in order. Older code may have stored it, in which its
+    names had the same listeners."""
+    names, index = run.meta.names, run.meta.index
+    if index is None:
+        return [run]
+    targets = [leads_to(name) for name in names]
+    if all(target == targets[0] for target in targets):
+        return [run]
+    ends = [i for i in range(1, run.count) if targets[index[i]] != targets[index[i - 1]]]
+    keys, data = _decode_raw(run.keys) if run.keys else None, raw_data_of(run)
+    out: list[Run] = []
+    for start, end in zip([0, *ends], [*ends, run.count], strict=True):
+        packed_keys = b"" if keys is None else encode(keys[start:end])
+        packed_data = b"" if data is None else encode(data[start:end])
+        out.append(Run(end - start, _part_of(run.meta, start, end), packed_keys, packed_data))
+    return out
+
+
+def _part_of(meta: RunMeta, start: int, end: int) -> RunMeta:
+    """That of events ``start`` to ``end`` alone."""
+    assert meta.index is not None
+    used = sorted(set(meta.index[start:end]))
+    return RunMeta(
+        [meta.names[i] for i in used],
+        bytes(used.index(i) for i in meta.index[start:end]) if len(used) > 1 else None,
+        meta.hops if isinstance(meta.hops, int) else meta.hops[start:end],
+        meta.only,
+        None if meta.ids is None else {i - start: own for i, own in meta.ids.items() if start <= i < end},
+        None if meta.contexts is None else meta.contexts[start:end],
+    )
+
+
 def keys_of(run: Run) -> list[str | None] | None:
     return _decode_keys(run.keys) if run.keys else None
 
@@ -278,16 +318,43 @@ def _array_length(packed: bytes) -> int:
     return -1
 
 
-def check_body(body: bytes, events: int, contexts: int = 0) -> list[RunMeta]:
-    """Check a body that came from a worker without decoding keys or data; returns the metas of its runs.
+def check_columns(run: Run) -> None:
+    """
+    Raises:
+        ProtocolError: a key cannot be one, or the data is no column of values.
+    """
+    try:
+        if run.keys:
+            keys = _decode_checked_keys(run.keys)
+            if len(run.keys) > MAX_KEY_BYTES and max(len(key.encode()) for key in keys if key) > MAX_KEY_BYTES:
+                raise ProtocolError(f"a key of over {MAX_KEY_BYTES} bytes")
+        if run.data:
+            _skip(run.data)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as e:
+        raise ProtocolError(f"a column of keys or values that cannot be read: {e}") from None
 
-    ``contexts``: how many its table has.
+
+_MOST_NILS: Final = 1 << 20
+"""Events without keys and data that older code put into a body, which took hardly a byte."""
+
+
+def check_body(body: bytes, events: int, contexts: int = 0, *, stored: bool = False) -> list[RunMeta]:
+    """Check a body that came from a worker; returns the metas of its runs. Keys have to be keys and values values, as
+    whoever reads them later cannot refuse them any more; what the values are is not looked at.
+
+    ``contexts``: how many its table has. ``stored``: it lies in a log already, and older code may have let in what is
+    not any more: only its structure is looked at.
 
     Raises:
-        ProtocolError: lengths, counts or columns do not fit together.
+        ProtocolError: lengths, counts or columns do not fit together, a key or value cannot be one, or it says more
+            events than it has bytes.
     """
     metas: list[RunMeta] = []
     total = 0
+    if events > max(
+        len(body), _MOST_NILS if stored else 0
+    ):  # else some bytes would cost whoever decodes them any amount of memory
+        raise ProtocolError(f"a batch said to hold {events} events in {len(body)} bytes")
     for run in runs_of(body):
         count, meta = run.count, run.meta
         if not count or not meta.names:
@@ -296,6 +363,8 @@ def check_body(body: bytes, events: int, contexts: int = 0) -> list[RunMeta]:
             raise ProtocolError(f"a run of {count} events with another number of keys")
         if run.data and _array_length(run.data) != count:
             raise ProtocolError(f"a run of {count} events with another number of values")
+        if not stored:
+            check_columns(run)
         if isinstance(meta.hops, list) and len(meta.hops) != count:
             raise ProtocolError(f"a run of {count} events with another number of hops")
         if meta.contexts is not None:

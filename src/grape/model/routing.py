@@ -28,13 +28,12 @@ class Routing(Struct, frozen=True):
 def route(topology: TopologySpec) -> Routing:
     """Compute where every event of ``topology`` leads."""
     pool_of = {node.name: node.pool for node in topology.nodes}
-    listeners: dict[str, tuple[Listener, ...]] = {}
-    for event in topology.events:
-        nodes: dict[str, list[str]] = {}
-        for slot in topology.slots:
-            if slot.event == event:
-                nodes.setdefault(pool_of[slot.node], []).append(slot.node)
-        listeners[event] = tuple(Listener(pool, tuple(names)) for pool, names in nodes.items())
+    nodes: dict[str, dict[str, list[str]]] = {}
+    for slot in topology.slots:
+        nodes.setdefault(slot.event, {}).setdefault(pool_of[slot.node], []).append(slot.node)
+    listeners = {
+        event: tuple(Listener(pool, tuple(names)) for pool, names in pools.items()) for event, pools in nodes.items()
+    }
     return Routing(listeners, frozenset(topology.outputs), chained_pairs(topology))
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Final, Literal
+from typing import Final, Literal
 
 import msgspec
 from msgspec import Struct
@@ -29,9 +29,10 @@ CLIENT_ID: Final = b"id:"
 class Head(Struct, array_like=True):
     """The committed state of a pool's partition.
 
-    ``seen``: per origin (packed id + incarnation) the next sequence number to accept. ``sent``: per target log (packed)
-    the number of batches sent to it. ``chain_from``: position from which on the pairs chain that did not in older code
-    (`AppRecord.unchained`). ``migrated``: (digest of a topology, position up to which the log has been adapted to it).
+    ``seen``: per origin (packed id + incarnation) the next sequence number to accept. ``sent``: per target log
+    (packed) the number of batches sent to it. ``catching_up``: the pairs that did not chain in older code
+    (`AppRecord.unchained`) do not yet, as something that was emitted unchained may wait in its own log. ``migrated``:
+    (digest of a topology, position up to which the log has been adapted to it).
     """
 
     cursor: Cursor = msgspec.field(default_factory=Cursor)
@@ -40,7 +41,7 @@ class Head(Struct, array_like=True):
     next_hold: int = 0
     next_timer: int = 0
     next_dead: int = 0
-    chain_from: int = 0
+    catching_up: bool = False
     migrated: tuple[bytes, int] = (b"", 0)
 
 
@@ -170,6 +171,10 @@ decode_taker: Final = msgspec.msgpack.Decoder(TakerHead).decode
 decode_catalog: Final = msgspec.msgpack.Decoder(Catalog).decode
 
 
+_decode_fields: Final = msgspec.msgpack.Decoder(dict[str, msgspec.Raw]).decode
+_decode_dues: Final = msgspec.msgpack.Decoder(dict[str, int] | None).decode
+
+
 def row_key(number: int) -> bytes:
     """Keys of hold and dead rows: eight bytes, big-endian."""
     return number.to_bytes(8, "big")
@@ -182,8 +187,11 @@ def timer_key(due: int, number: int) -> bytes:
 
 def expiry_of(record: bytes) -> int:
     """When all of a state record has expired (microseconds of wall time); 0: never."""
-    fields: dict[str, Any] = msgspec.msgpack.decode(record)
-    due: dict[str, int] = fields.pop("", None) or {}
+    try:
+        fields = _decode_fields(record)
+        due = (_decode_dues(fields.pop("")) or {}) if "" in fields else {}
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return 0  # whoever reads it will say so
     return max(due.values()) if fields and all(name in due for name in fields) else 0
 
 

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Final, Literal
+from typing import Annotated, Final, Literal, TypeVar
 
-from msgspec import Struct, structs
+from msgspec import Meta, Struct, structs
 
 DEFAULT_POOL: Final = "main"
+
+T = TypeVar("T")
+
+MAX_NAMES: Final = 10_000
+"""Nodes, slots and outputs of an app, and names that one of these lists."""
+MAX_POOLS: Final = 256
+
+Names = Annotated[tuple[T, ...], Meta(max_length=MAX_NAMES)]
 
 Runtime = Literal["python", "node", "perl", "exec", "lines"]
 """What runs the workers of a pool."""
@@ -25,7 +33,7 @@ class NodeSpec(Struct, frozen=True, omit_defaults=True):
 
     name: str
     pool: str = DEFAULT_POOL
-    states: tuple[StateSpec, ...] = ()
+    states: Names[StateSpec] = ()
     is_async: bool = False
 
 
@@ -39,7 +47,7 @@ class SlotSpec(Struct, frozen=True, omit_defaults=True):
 
     event: str
     node: str
-    emits: tuple[str, ...] = ()
+    emits: Names[str] = ()
     retries: int = 3
     backoff: float = 1.0
     backoff_max: float = 60.0
@@ -59,7 +67,7 @@ class PoolSpec(Struct, frozen=True, omit_defaults=True):
     name: str
     long: bool = False
     runtime: Runtime = "python"
-    entry: tuple[str, ...] = ()
+    entry: Names[str] = ()
 
     @property
     def describes_itself(self) -> bool:
@@ -71,10 +79,10 @@ class TopologySpec(Struct, frozen=True, omit_defaults=True):
     """All of an app: its slots in the order of their declaration."""
 
     name: str
-    nodes: tuple[NodeSpec, ...] = ()
-    slots: tuple[SlotSpec, ...] = ()
-    outputs: tuple[str, ...] = ()
-    pools: tuple[PoolSpec, ...] = (PoolSpec(DEFAULT_POOL),)
+    nodes: Names[NodeSpec] = ()
+    slots: Names[SlotSpec] = ()
+    outputs: Names[str] = ()
+    pools: Annotated[tuple[PoolSpec, ...], Meta(max_length=MAX_POOLS)] = (PoolSpec(DEFAULT_POOL),)
 
     def node(self, name: str) -> NodeSpec:
         for node in self.nodes:

@@ -6,14 +6,31 @@ Numbers: ``partition`` is a partition number of the worker's pool, ``epoch`` cou
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Annotated, Final, TypeVar
 
-from msgspec import Struct
+from msgspec import Meta, Struct
 
 from grape.model.cursor import Progress
 from grape.model.topology import Limits, TopologySpec
 
 VERSION: Final = 1
+
+T = TypeVar("T")
+
+MAX_PARTS: Final = 1 << 16
+"""Bodies, batches, works and nodes that a message tells of."""
+MAX_ITEMS: Final = 1 << 18
+"""Timers, failures and replies in a result; names that it counts."""
+MAX_ROWS: Final = 1 << 20
+"""Keys of one node in a result or a question, and contexts of a body.
+
+What a message may cost when it is decoded is bounded before it is: a column of small things takes thirty times its size
+in memory."""
+
+Parts = Annotated[list[T], Meta(max_length=MAX_PARTS)]
+Items = Annotated[list[T], Meta(max_length=MAX_ITEMS)]
+Rows = Annotated[list[T], Meta(max_length=MAX_ROWS)]
+Counts = Annotated[dict[str, int], Meta(max_length=MAX_PARTS)]
 
 
 # ------------------------------------------------------------------ engine -> worker
@@ -150,7 +167,7 @@ class Ask(Struct, frozen=True, array_like=True, tag=34):
     partition: int
     epoch: int
     node: str
-    keys: list[bytes]
+    keys: Rows[bytes]
 
 
 class Announce(Struct, frozen=True, array_like=True, tag=35):
@@ -185,7 +202,7 @@ class Emitted(Struct, frozen=True, array_like=True):
     partition: int
     events: int
     body: bytes
-    contexts: list[int] = []
+    contexts: Rows[int] = []
 
 
 class StateChanges(Struct, frozen=True, array_like=True):
@@ -193,9 +210,9 @@ class StateChanges(Struct, frozen=True, array_like=True):
     0: it need not, or will already."""
 
     node: str
-    keys: list[bytes]
-    values: list[bytes | None]
-    expires: list[int] | None = None
+    keys: Rows[bytes]
+    values: Rows[bytes | None]
+    expires: Rows[int] | None = None
 
 
 class Timer(Struct, frozen=True, array_like=True):
@@ -240,16 +257,16 @@ class Result(Struct, frozen=True, array_like=True, tag=38):
 
     partition: int
     epoch: int
-    ended: list[int]
-    done: list[tuple[int, Progress]]
-    retried: list[int] = []
-    emitted: list[Emitted] = []
-    states: list[StateChanges] = []
-    timers: list[Timer] = []
-    failures: list[Failure] = []
-    replies: list[Reply] = []
-    counts: dict[str, int] = {}
-    emits: dict[str, int] = {}
+    ended: Parts[int]
+    done: Parts[tuple[int, Progress]]
+    retried: Parts[int] = []
+    emitted: Parts[Emitted] = []
+    states: Parts[StateChanges] = []
+    timers: Items[Timer] = []
+    failures: Items[Failure] = []
+    replies: Items[Reply] = []
+    counts: Counts = {}
+    emits: Counts = {}
 
 
 ToWorker = Welcome | Assign | Revoke | Work | Values | Drain

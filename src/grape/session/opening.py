@@ -12,11 +12,11 @@ from grape.abc.transport import Commit, Outcome, Transport
 from grape.engine.app import App
 from grape.engine.catalog import CatalogStore, update_record, with_logs
 from grape.engine.clock import Clock
-from grape.engine.migration import Migration, plan, refuse_drops
+from grape.engine.migration import Migration, SourceSent, plan, refuse_drops
 from grape.engine.partition import Partition
 from grape.errors import GrapeError
 from grape.model.address import CATALOG, DEFAULT_PARTITIONS, PartitionId
-from grape.model.stored import AppRecord, NodeRecord
+from grape.model.stored import SOURCE, AppRecord, NodeRecord, decode_source
 from grape.model.topology import Limits, TopologySpec
 
 
@@ -26,6 +26,7 @@ class Opening:
     Args:
         transport: claimed by this process alone.
         drop_slots, drop_nodes: what may go that is gone from the topology.
+        rng: jitter, and the incarnation of a new app.
     """
 
     def __init__(
@@ -35,7 +36,9 @@ class Opening:
         limits: Limits,
         drop_slots: frozenset[str] = frozenset(),
         drop_nodes: frozenset[str] = frozenset(),
+        rng: random.Random | None = None,
     ) -> None:
+        self._rng = rng or random.Random()
         self._transport = transport
         self._clock = clock
         self._limits = limits
@@ -43,7 +46,6 @@ class Opening:
         self._drop_nodes = drop_nodes
         self._store = CatalogStore(transport)
         self._partitions: dict[PartitionId, Partition] = {}
-        self._is_saved = True
         self._changed = asyncio.Event()
         self._error: GrapeError | None = None
 
@@ -51,10 +53,17 @@ class Opening:
 
     def done(self, commit: Commit, outcome: Outcome) -> None:
         """A commit has ended."""
-        if commit.partition == CATALOG:
-            self._is_saved = True
-        else:
-            self._partitions[commit.partition].done(commit, outcome)
+        try:
+            if commit.partition == CATALOG:
+                self._store.done(commit, outcome)
+            else:
+                self._partitions[commit.partition].done(commit, outcome)
+        except GrapeError as e:
+            self._error = e
+        self._changed.set()
+
+    def arrived(self) -> None:
+        """Something that was committed before has come into a log."""
         self._changed.set()
 
     def failed(self, error: GrapeError) -> None:
@@ -73,7 +82,7 @@ class Opening:
         """
         await self._migrate(topology)
         dropped = self._drop_slots | self._drop_nodes
-        record = update_record(self._store.catalog, topology, partitions, DEFAULT_PARTITIONS, logs, dropped)
+        record = update_record(self._store.catalog, topology, partitions, DEFAULT_PARTITIONS, logs, dropped, self._rng)
         await self._save(record)
         return record
 
@@ -88,17 +97,30 @@ class Opening:
             await self._move(self._migration(record, topology), record, record.moving)
             record = self._store.catalog.apps[topology.name]
         migration = self._migration(record, topology)
+        if migration.plan and not self._transport.features.exact_forwarding:
+            sources = self._sources(record)
+            while migration.awaits(sources):
+                await self._next()
         migration.check(self._drop_slots, self._drop_nodes)
         await self._settle(migration.steps())
         if migration.plan.moved:
             await self._move(migration, record, migration.plan.moved)
 
+    def _sources(self, record: AppRecord) -> list[SourceSent]:
+        """All sources that there ever were; what they have committed is forwarded now."""
+        found: list[SourceSent] = []
+        for name, number in record.logs.items():
+            if name.startswith(SOURCE):
+                log = PartitionId(record.id, number, 0)
+                head = self._transport.claim(log).head
+                found.append(SourceSent(log, decode_source(head).sent if head else {}))
+        return found
+
     def _migration(self, record: AppRecord, topology: TopologySpec) -> Migration:
         app = App(record, record.topology, self._limits, frozenset())
-        rng = random.Random()
 
         def partition(pool: str, number: int) -> Partition:
-            found = Partition(app, pool, number, self._transport, self._clock, rng)
+            found = Partition(app, pool, number, self._transport, self._clock, self._rng)
             self._partitions[found.id] = found
             return found
 
@@ -121,9 +143,8 @@ class Opening:
 
     async def _save(self, record: AppRecord) -> None:
         if self._store.catalog.apps.get(record.name) != record:
-            self._is_saved = False
             self._store.save(record)
-            while not self._is_saved:
+            while not self._store.is_saved:
                 await self._next()
 
     async def _settle(self, steps: Iterator[Partition]) -> None:

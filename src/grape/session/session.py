@@ -508,6 +508,8 @@ class Session:
         if self.engine is not None:
             self.engine.arrived(arrivals)
             self._wake.set()
+        elif self._opening is not None:
+            self._opening.arrived()
 
     def _failed(self, error: BaseException) -> None:
         failure = error if isinstance(error, GrapeError) else StorageFailed(str(error))
@@ -550,7 +552,7 @@ class Session:
             self._feeding_stopped = True
             self._wake.set()
             return False
-        return self.engine.intake_is_open(self.app.pools_of(events))
+        return self.engine.feeding_is_open(self.app.pools_of(events))
 
     def fed(self, size: int) -> None:
         """So many bytes of input have become durable."""

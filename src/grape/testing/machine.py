@@ -20,22 +20,20 @@ from grape.abc.source import Chunk, Columns, Source
 from grape.abc.transport import Arrival, Callbacks, Commit, Outcome, Rows, Table
 from grape.authoring.topology import Topology
 from grape.engine.app import App
-from grape.engine.catalog import read_catalog, update_record
 from grape.engine.clock import Clock, FakeClock
-from grape.engine.committer import Committer
 from grape.engine.engine import Engine
 from grape.engine.intake import Feed, Prepared
 from grape.engine.outlet import Take
 from grape.errors import EngineError, GrapeError, Unstoppable
 from grape.inline import InlineLink
 from grape.model import batch as codec
-from grape.model.address import CATALOG, DEFAULT_PARTITIONS
 from grape.model.event import Event, Lineage
 from grape.model.profile import Profile
 from grape.model.section import Duration
-from grape.model.stored import FORMAT, OUTPUT, REPLIES, SOURCE, TAKER, AppRecord, Catalog, encode
+from grape.model.stored import OUTPUT, REPLIES, SOURCE, TAKER, AppRecord
 from grape.model.topology import Limits, TopologySpec
 from grape.protocol.messages import Announce, Ask, FromWorker, ToWorker, Welcome
+from grape.session.opening import Opening
 from grape.testing.loop import FakeLoop
 from grape.transports.memory import MemoryBroker, MemoryTransport
 from grape.worker.process import serve_on_loop
@@ -335,7 +333,8 @@ class Machine:
     """One engine at a time; `stop` and `start` are a kill and a new start on what is committed.
 
     Args:
-        build: makes the topology, for every worker anew: as worker processes do, which share nothing.
+        build: makes the topology, for every start and every worker anew: as worker processes do, which share nothing.
+            Another one may be set before a `start`: the code has changed.
         clock: stands unless it is moved.
         broker: what is committed; outlives the engines.
         partitions: of the app.
@@ -373,26 +372,31 @@ class Machine:
         self.source = ListSource()
         self.notices: list[str] = []
         self.failure: Exception | None = None
-        self._build = build
+        self.build = build
         self._partitions = partitions
         self._workers = workers
         self._rng = rng or Random(0)
-        self.topology = build()
-        self.spec: TopologySpec = self.topology.spec()
-        self.outputs = {name: ListTaker(OUTPUT + name) for name in self.spec.outputs}
+        self.topology: Topology
+        self.spec: TopologySpec
+        self.outputs: dict[str, ListTaker] = {}
         self.replies = ListTaker(REPLIES)
         self.is_running = False
+        self._opening: Opening | None = None
         self.start()
 
     # ------------------------------------------------------------------ life
 
     def start(self) -> None:
         """Claim everything, and go on where the committed state says."""
+        self.topology = self.build()
+        self.spec = self.topology.spec()
+        for name in self.spec.outputs:
+            self.outputs.setdefault(name, ListTaker(OUTPUT + name))
         self.workers: list[Worker] = []
         self.transport = MemoryTransport(Callbacks(self._done, self._arrived, self._failed), self.broker)
-        self._catalog: Committer | None = Committer(self.transport, CATALOG, "the catalog")
-        record = self._record(self._catalog)
-        self._catalog = None
+        self._opening = opening = Opening(self.transport, self.clock, self.limits, rng=self._rng)
+        record = self._open(opening)
+        self._opening = None
         self.app = app = App(record, self.spec, self.limits, frozenset(self.spec.outputs))
         never = Duration(1e9)  # nobody beats here, and the clock jumps
         profile = msgspec.structs.replace(self.profile, heartbeat_timeout=never, startup_timeout=never)
@@ -420,26 +424,22 @@ class Machine:
         self.engine.start()
         self.read()
 
-    def _record(self, catalog: Committer) -> AppRecord:
-        known = read_catalog(catalog.claimed_head)
+    def _open(self, opening: Opening) -> AppRecord:
         logs = [SOURCE + self.source.name, TAKER + self.replies.name, *(TAKER + t.name for t in self.outputs.values())]
-        before = known.apps.get(self.spec.name)
-        record = update_record(known, self.spec, self._partitions, DEFAULT_PARTITIONS, logs)
-        if before is None:
-            record = msgspec.structs.replace(record, incarnation=self._rng.getrandbits(32))
-        if record != before:
-            apps = {**known.apps, record.name: record}
-            catalog.submit(
-                encode(Catalog(FORMAT, apps, max(known.next_app, record.id + 1))),
-                then=lambda: None,
-            )
-            while catalog.is_busy:
-                self.transport.step()
-        return record
+        loop = FakeLoop(self.clock)
+        task = loop.create_task(opening.record(self.spec, self._partitions, logs))
+        try:
+            while not task.done():
+                if not loop.has_work:
+                    self.transport.step()
+                loop.run_round()
+            return task.result()
+        finally:
+            loop.abandon()
 
     def spawn(self, pool: str, index: int) -> Worker:
         """`grape.engine.pool.Spawner`."""
-        worker = Worker(self, pool, index, self._build())
+        worker = Worker(self, pool, index, self.build())
         self.workers.append(worker)
         return worker
 
@@ -454,15 +454,17 @@ class Machine:
     # ------------------------------------------------------------------ callbacks
 
     def _done(self, outcomes: list[tuple[Commit, Outcome]]) -> None:
-        if self._catalog is None:
+        if self._opening is None:
             self.engine.done(outcomes)
             return
         for commit, outcome in outcomes:
-            self._catalog.done(commit, outcome)
+            self._opening.done(commit, outcome)
 
     def _arrived(self, arrivals: list[Arrival]) -> None:
-        if self._catalog is None:
+        if self._opening is None:
             self.engine.arrived(arrivals)
+        else:
+            self._opening.arrived()
 
     def _failed(self, error: BaseException) -> None:
         self.engine.transport_failed(error)
@@ -507,7 +509,7 @@ class Machine:
                 moves.append(worker.run)
         if self.transport.outstanding:
             moves.append(self._step)
-        if self._prepared and not self.feed.is_busy and self.engine.intake_is_open(self.engine.pools):
+        if self._prepared and not self.feed.is_busy and self.engine.feeding_is_open(self.engine.pools):
             moves.append(self._feed)
         moves += [taker.move for taker in [*self.outputs.values(), self.replies] if taker.has_work()]
         return moves

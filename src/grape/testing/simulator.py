@@ -6,7 +6,8 @@ lost or end unknown and batches arrive late, twice and out of order; workers and
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Sequence
 from random import Random
 from typing import Final
 
@@ -14,6 +15,7 @@ from msgspec import Struct
 
 from grape.authoring.topology import Topology
 from grape.engine.clock import FakeClock
+from grape.errors import UsageError
 from grape.model.profile import Profile
 from grape.model.topology import Limits
 from grape.testing.machine import Crash, Machine, Move, Worker
@@ -32,6 +34,7 @@ class Chaos(Struct, frozen=True):
     asks for state or announces an event. ``engine_kill``: the engine and all its workers are gone. ``stall``: a handler
     seems to take so long that a work ends early. ``kills``: of all kinds together. ``lag``: how likely anything that
     moves (the words to one worker, its loop, the transport, a taker) is slow for some time, as on a machine under load.
+    ``change``: the run is stopped and started with other code.
     """
 
     weakness: Weakness | None = Weakness()
@@ -42,6 +45,7 @@ class Chaos(Struct, frozen=True):
     stall: float = 0.02
     kills: int = 5
     lag: float = 0.0
+    change: float = 0.0
 
 
 class Stuck(Exception):
@@ -53,6 +57,7 @@ class Simulator:
 
     Args:
         build: makes the topology, for every worker anew.
+        changed: other code for the same app, to which the run changes, one after the other.
         seed: of all chance in the run.
         chaos: what goes wrong.
         partitions, workers, limits, profile: as of `Machine`.
@@ -63,6 +68,7 @@ class Simulator:
         build: Callable[[], Topology],
         seed: int,
         *,
+        changed: Sequence[Callable[[], Topology]] = (),
         chaos: Chaos | None = None,
         partitions: int = 3,
         workers: int = 2,
@@ -72,6 +78,9 @@ class Simulator:
         self.chaos = chaos or Chaos()
         self._rng = Random(seed)
         self._kills = self.chaos.kills
+        self._changed = deque(changed)
+        self.changes = 0
+        """How often other code was accepted."""
         self._elapsed = 0.0
         self.moves = 0
         self.clock = FakeClock()
@@ -116,6 +125,9 @@ class Simulator:
                     worker = rng.choice(started)
                     worker.die(rng.randint(0, len(worker.said)))
                     continue
+            if self._changed and rng.random() < chaos.change:
+                self._change()
+                continue
             moves = machine.moves()
             if moves and rng.random() >= chaos.tick:
                 self._pick(moves)()
@@ -125,10 +137,27 @@ class Simulator:
                 continue
             if wake is None:
                 if machine.is_finished:
-                    return
+                    if not self._changed:
+                        return
+                    self._change()
+                    continue
                 raise Stuck(f"nothing moves after {self.moves:,} moves, but {machine.left()}")
             self.clock.advance_to(wake)
         raise Stuck(f"no end after {self.moves:,} moves: {machine.left()}")
+
+    def _change(self) -> None:
+        """The next code; it may be refused while something waits that it has no place for, and is then given up."""
+        machine = self.machine
+        before = machine.build
+        machine.stop()
+        machine.build = self._changed.popleft()
+        try:
+            machine.start()
+            self.changes += 1
+        except UsageError:
+            machine.stop()
+            machine.build = before
+            machine.start()
 
     def _pick(self, moves: list[Move]) -> Move:
         lag, rng = self.chaos.lag, self._rng

@@ -128,7 +128,7 @@ def _events(
         header = codec.check(batch)
         contexts = codec.contexts_of(batch, header)
         body = codec.body_of(batch, header)
-        codec.check_body(body, header.events, len(contexts))
+        codec.check_body(body, header.events, len(contexts), stored=True)
         ids = codec.ids_of(header, body)
     except (GrapeError, *UNREADABLE) as e:
         yield Logged(whole, "", None, "", 0, (), f"the batch cannot be read: {e}")

@@ -121,7 +121,7 @@ def run_of(letter: Letter) -> codec.Run:
         Corrupt: it holds no event.
     """
     try:
-        codec.check_body(letter.row.body, 1)
+        codec.check_body(letter.row.body, 1, stored=True)
         return next(codec.runs_of(letter.row.body))
     except Exception as e:
         raise Corrupt(f"the event of {letter.place.id} cannot be read: {e}") from None

@@ -20,7 +20,7 @@ import msgspec
 from msgspec import Struct
 
 from grape.engine.catalog import COPY, read_catalog
-from grape.engine.inbox import origin_key
+from grape.engine.inbox import origin_key, own_origin
 from grape.errors import Corrupt, GrapeError, UsageError
 from grape.model import batch as codec
 from grape.model.address import CATALOG, PartitionId
@@ -134,7 +134,7 @@ def _can_be_split(batch: bytes) -> bool:
     try:
         header = codec.check(batch)
         contexts = codec.contexts_of(batch, header)
-        codec.check_body(codec.body_of(batch, header), header.events, len(contexts))
+        codec.check_body(codec.body_of(batch, header), header.events, len(contexts), stored=True)
     except (GrapeError, *UNREADABLE):
         return False
     return True
@@ -301,7 +301,7 @@ class _Plan:
         """A new head: all batches that lie there and are not finished are accepted as they stand."""
         scan = self._scan
         old = scan.head(partition)
-        head = old or Head(sent=self._sent(partition), chain_from=self._ends[partition][1])
+        head = old or Head(sent=self._sent(partition), catching_up=True)
         numbers = scan.numbers.get(partition, {})
         head.next_hold = max(head.next_hold, numbers.get("hold", -1) + 1)
         head.next_dead = max(head.next_dead, numbers.get("dead", -1) + 1)
@@ -318,15 +318,17 @@ class _Plan:
         seen = dict(head.seen)
         lying = {batch.position: batch for batch in scan.logs.get(partition, [])}
         accepted = [p for p in cursor.partial if p in lying]  # in the order in which they were accepted
-        for position in dict.fromkeys([*accepted, *lying]):
+        for position in dict.fromkeys([*accepted, *sorted(lying, key=lambda p: lying[p].header.sequence)]):
             batch = lying[position]
             key = origin_key(batch.header)
-            is_over = position < cursor.position or position in finished
+            twice = position not in cursor.partial and batch.header.sequence < head.seen.get(key, 0)
+            is_over = position < cursor.position or position in finished or twice
             progress = cursor.progress(position)
             if not 0 <= progress.first <= batch.header.events:
                 progress = Progress()
             seen[key] = max(seen.get(key, 0), batch.header.sequence + 1)
             if is_over:
+                finished |= {position} if position >= cursor.position else set()
                 continue
             if not batch.good:
                 left = self._split(partition, torn[position], position, progress)
@@ -350,7 +352,7 @@ class _Plan:
             if packed in sent and origin.app == partition.app:
                 found = self._scan.rules.log(origin)
                 assert found is not None
-                key = origin.packed() + found[0].incarnation.to_bytes(4, "big")
+                key = own_origin(origin, found[0].incarnation)
                 seen[key] = max(seen.get(key, 0), sent[packed])
 
     def _origins(self) -> Iterator[tuple[PartitionId, str, dict[bytes, int]]]:
@@ -368,7 +370,7 @@ class _Plan:
         """How many batches a partition whose head is lost has sent to each target, as those know it."""
         found = self._scan.rules.log(origin)
         assert found is not None
-        own = origin.packed() + found[0].incarnation.to_bytes(4, "big")
+        own = own_origin(origin, found[0].incarnation)
         sent: dict[bytes, int] = {}
 
         def note(target: PartitionId, number: int) -> None:

@@ -125,7 +125,7 @@ class Rules:
             decode_taker(head)
         elif not name.startswith(NO_POOLS):
             whole = decode_head(head)
-            numbers = (whole.next_hold, whole.next_timer, whole.next_dead, whole.cursor.position, whole.chain_from)
+            numbers = (whole.next_hold, whole.next_timer, whole.next_dead, whole.cursor.position)
             if not all(0 <= n <= MAX_POSITION for n in numbers):
                 return "holds a number that cannot be"
         return None
@@ -186,7 +186,7 @@ class Rules:
         if len(key) != 8:
             return "a key that cannot be"
         letter = decode_dead(value)
-        codec.check_body(letter.body, 1)
+        codec.check_body(letter.body, 1, stored=True)
         return None
 
     @staticmethod
@@ -224,7 +224,7 @@ def _check_event(body: bytes, has_context: bool) -> None:
     Raises:
         ProtocolError, BadEvent: it is no body of one event.
     """
-    codec.check_body(body, 1, 1 if has_context else 0)
+    codec.check_body(body, 1, 1 if has_context else 0, stored=True)
     run = next(codec.runs_of(body))
     for _, problem in events_of(run):
         if problem:
@@ -233,7 +233,9 @@ def _check_event(body: bytes, has_context: bool) -> None:
 
 def _body_problem(batch: bytes, header: Header) -> str | None:
     try:
-        codec.check_body(codec.body_of(batch, header), header.events, len(codec.contexts_of(batch, header)))
+        codec.check_body(
+            codec.body_of(batch, header), header.events, len(codec.contexts_of(batch, header)), stored=True
+        )
     except GrapeError as e:
         return f"cannot be read: {e}"
     except UNREADABLE as e:
@@ -289,13 +291,15 @@ def position_problem(head: Head, batches: list[Waiting], tail: int) -> str | Non
             return f"its head says that {progress.first} of {there[position].events} events at {position} are finished"
     copy = msgspec.msgpack.decode(encode(head), type=Head)
     inbox = Inbox(copy)
-    missing = [b for b in batches if b.position >= cursor.position]
-    before = dict(head.seen)
-    for batch in missing:
-        inbox.offer(batch.position, batch.header, 0)
-    parked = [b for b in missing if b.header.sequence > copy.seen.get(origin_key(b.header), 0)]
+    left = [b for b in batches if b.position >= cursor.position]
+    while True:
+        for batch in left:
+            inbox.offer(batch.position, batch.header, 0)
+        if not inbox.unpark():  # those of one origin may lie there in another order than that of their numbers
+            break
+    parked = [b for b in left if b.header.sequence > copy.seen.get(origin_key(b.header), 0)]
     if parked:
         first = parked[0]
-        expected = before.get(origin_key(first.header), 0)
+        expected = copy.seen.get(origin_key(first.header), 0)
         return f"batch {first.header.sequence} of {first.header.origin} waits for batch {expected}, which there is not"
     return None

@@ -20,7 +20,6 @@ from typing import Any, Final, NamedTuple
 from grape.authoring.emitter import Context, Emitter
 from grape.authoring.state import State
 from grape.errors import EventOver, HandlerError
-from grape.model.batch import runs_of
 from grape.model.cursor import Progress
 from grape.model.event import Event
 from grape.model.values import Unfit, to_value
@@ -207,7 +206,7 @@ class AsyncPool:
             return
         runtime = self.runtime
         offset = 0
-        for run in runs_of(batch.body):
+        for run in runtime.runs_of(batch):
             columns = RunColumns(run)
             contexts = runtime.contexts_of(run, batch, offset, base)
             units = runtime.units_of(run)
@@ -503,7 +502,7 @@ class AsyncPool:
         for batch, base in runtime.batches_of(message):
             in_work = _Item(batch, work)
             offset = 0
-            for run in runs_of(batch.body):
+            for run in runtime.runs_of(batch):
                 columns = RunColumns(run)
                 contexts = runtime.contexts_of(run, batch, offset, base)
                 for at in range(run.count):

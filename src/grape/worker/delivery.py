@@ -14,7 +14,7 @@ from grape.model.batch import one
 from grape.model.routing import Routing
 from grape.model.values import Raw, encode
 from grape.protocol.messages import Emitted, Reply, Timer
-from grape.worker.effects import Assigned, Effects
+from grape.worker.effects import REPLY_COSTS, TIMER_COSTS, Assigned, Effects
 from grape.worker.emits import Delayed, Replied, weight
 from grape.worker.outbox import Target
 from grape.worker.stage import ChildStage, Stage
@@ -180,6 +180,7 @@ class Delivery:
                 if context >= 0:
                     value = flow.data[i]
                     packed = bytes(value) if type(value) is Raw else encode(value)
+                    self._effects.add_size(REPLY_COSTS)
                     self._effects.replies.append(Reply(context, packed, name.final))
         return groups
 
@@ -293,6 +294,7 @@ class Delivery:
         contexts = [] if context < 0 else [context]
         body = one(name, key, data, **({"contexts": [0]} if contexts else {}))
         for log in self._logs_of(name):
+            self._effects.add_size(TIMER_COSTS)
             self._effects.timers.append(Timer(delayed.delay, Emitted(log, number, 1, body, contexts)))
 
     def _logs_of(self, name: str) -> list[str]:

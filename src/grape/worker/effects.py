@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from grape.model.cursor import Progress
 from grape.model.topology import Limits
 from grape.protocol.messages import Assign, Failure, Reply, Timer, Work
 from grape.worker.emits import TooMuch
 from grape.worker.outbox import Outbox
 from grape.worker.state import StateTable
+
+TIMER_COSTS: Final = 256
+REPLY_COSTS: Final = 256
+FAILURE_COSTS: Final = 512
+"""About how many bytes one takes in memory beside its data. At max-result (64 MiB) none can be over `MAX_ITEMS`."""
 
 Locks = tuple[dict[str, set[str]], dict[tuple[str, str], set[str]]]
 

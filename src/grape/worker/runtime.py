@@ -14,7 +14,7 @@ from typing import Any, Final, NamedTuple
 from grape.authoring.handler import Handler
 from grape.errors import TooLarge
 from grape.model.address import Partitions
-from grape.model.batch import Run, one, runs_of
+from grape.model.batch import Run, one, runs_of, split_run
 from grape.model.cursor import Progress
 from grape.model.policy import after_failure, locks_key
 from grape.model.routing import Routing, route
@@ -37,7 +37,7 @@ from grape.protocol.messages import (
 from grape.worker import children
 from grape.worker.blame import blame, user_traceback
 from grape.worker.delivery import Delivery
-from grape.worker.effects import Assigned, Effects
+from grape.worker.effects import FAILURE_COSTS, Assigned, Effects
 from grape.worker.emits import Names, TooMuch
 from grape.worker.mishaps import Complain
 from grape.worker.retries import Retries
@@ -332,6 +332,11 @@ class Runtime:
             yield item, base
             base += item.contexts
 
+    def runs_of(self, item: BatchItem) -> Iterator[Run]:
+        """The runs of a batch, as they lead to nodes now."""
+        for run in runs_of(item.body):
+            yield from split_run(run, self._nodes_of)
+
     @staticmethod
     def contexts_of(run: Run, item: BatchItem, offset: int, base: int) -> list[int] | None:
         """The numbers of the contexts of a run's events; ``offset``: index of its first event in the batch."""
@@ -372,7 +377,7 @@ class Runtime:
         """Run what is not done of a batch, chunk by chunk; yields after each whether the batch has ended."""
         progress = item.done
         offset = 0
-        for run in runs_of(item.body):
+        for run in self.runs_of(item):
             columns: RunColumns | None = None
             contexts = self.contexts_of(run, item, offset, context_base)
             at = 0
@@ -431,10 +436,13 @@ class Runtime:
 
     def units_of(self, run: Run) -> list[Unit]:
         """The nodes that a run is for. Older code may have meant it for some that do not listen any more."""
-        listeners = self._routing.listeners.get(run.meta.names[0], ())
-        nodes = [node for listener in listeners if listener.pool == self.pool for node in listener.nodes]
         only = run.meta.only
-        return [self.units[node] for node in nodes if only is None or node in only]
+        return [self.units[node] for node in self._nodes_of(run.meta.names[0]) if only is None or node in only]
+
+    def _nodes_of(self, event: str) -> list[str]:
+        """The nodes of this pool that listen to it."""
+        listeners = self._routing.listeners.get(event, ())
+        return [node for listener in listeners if listener.pool == self.pool for node in listener.nodes]
 
     def _adapt(self, name: str, events: int, took: float, emits: int, nbytes: int) -> None:
         """A chunk should take some milliseconds, and not fill the memory with what it emits."""
@@ -600,6 +608,7 @@ class Runtime:
         event_id = stage.id_of(index)
         retrying = self.retries.get((event_id, unit.node)) if self.retries else None
         body = one(name, key, stage.data_of(index), hops=stage.hops_of(index))
+        self._effects.add_size(FAILURE_COSTS)
         self._effects.failures.append(
             Failure(
                 unit.node,
