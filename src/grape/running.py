@@ -7,7 +7,7 @@ event loop policy). Workers import the topology by module and name, so it must s
 from __future__ import annotations
 
 import asyncio
-import inspect
+import functools
 import math
 import os
 import sys
@@ -17,15 +17,15 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from pathlib import Path
 from queue import Empty, SimpleQueue
-from types import FrameType, TracebackType
-from typing import Any, TypeVar
+from types import FrameType, FunctionType, TracebackType
+from typing import Any, ParamSpec, TypeVar, cast
 
 import uvloop
 from msgspec import Struct
 
 from grape.abc.source import Sink, Source
 from grape.authoring.loading import imported_now
-from grape.authoring.places import place_of_caller
+from grape.authoring.places import HIDDEN, caller, place_of_caller
 from grape.authoring.topology import Topology
 from grape.connectors.sinks import JsonLinesSink
 from grape.connectors.sources import CallableSource, parse_feed
@@ -33,14 +33,19 @@ from grape.engine.clients import Clients, check_timeout, client_event
 from grape.engine.engine import Engine
 from grape.engine.supervisor import Line
 from grape.engine.telemetry import AppNumbers
-from grape.errors import Full, GrapeError, NoAnswer, TopologyError, UsageError
+from grape.errors import BadArgument, Full, GrapeError, NoAnswer, Refused, TopologyError, UsageError, UserError
 from grape.model import batch as codec
 from grape.model.event import Event
+from grape.model.profile import Profile
 from grape.model.topology import Limits, TopologySpec
+from grape.model.values import shown as shown_value
 from grape.session import Options, Outcomes, Session, Taker
+from grape.session.options import MAX_WORKERS, check_names, check_options, mapping_of, names_of, path_of
 from grape.session.profiles import load_profiles
+from grape.store.lmdb import MAX_SIZE
 from grape.tools.terminal import shown
 
+P = ParamSpec("P")
 T = TypeVar("T")
 Feed = Mapping[str, Any]
 Take = Mapping[str, Any]
@@ -67,8 +72,26 @@ def new_event_loop() -> asyncio.AbstractEventLoop:
     return uvloop.new_event_loop()
 
 
+def _at_the_call(function: Callable[P, T]) -> Callable[P, T]:
+    """What the user has done wrong is shown at his own line: the engine's frames below it tell him nothing."""
+
+    @functools.wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> T:
+        wrong: GrapeError
+        try:
+            return function(*args, **kwargs)
+        except (UserError, Refused) as e:
+            wrong = e
+        raise wrong.with_traceback(None) from None
+
+    code = cast(FunctionType, call)
+    code.__code__ = code.__code__.replace(co_filename=HIDDEN)
+    return call
+
+
+@_at_the_call
 def run(
-    topology: Topology | str,
+    topology: Topology | str | os.PathLike[str],
     *,
     feed: Feed | None = None,
     take: Take | None = None,
@@ -81,6 +104,9 @@ def run(
     profile: Profiles = None,
     env: Mapping[str, str] | None = None,
     limits: Limits | None = None,
+    max_dead: int = 1000,
+    max_size: int = MAX_SIZE,
+    reserve: int | None = None,
 ) -> Summary:
     """Run until all input is processed and nothing is in flight.
 
@@ -94,26 +120,23 @@ def run(
         inline: run the slots in this process.
         env: environment variables for the workers, which get hardly any else.
         wait: for timers that are due later; else they stay in ``data``, which must be given.
+        max_dead: dead letters after which feeding stops.
+        max_size: bytes that the data may grow to; ``reserve``: how much of it is kept for commits (a tenth).
 
     Raises:
+        BadArgument: an argument cannot be; nothing has been made or started then. A UsageError.
         UserError: wrong use, a topology that cannot be built or imported, workers that cannot start.
         EngineError: the engine had to stop.
     """
-    _refuse_while_imported()
-    caller = inspect.currentframe()
-    options = _options(
-        topology, data, workers, partitions, config, inline, env, limits, caller.f_back if caller else None
-    )
-    options.profiles = load_profiles(profile, options.config)
-    if not wait and data is None:
-        raise UsageError("wait=False leaves timers in a data directory: say which one with data=")
-    options.wait = wait
-    engine = RunningEngine(options, _sources(feed or {}), _takers(take or {}))
+    options, given = _options(topology, profile, locals())
+    options.events = tuple(given)
+    engine = RunningEngine(options, _sources(given, options.limits), _takers(take))
     return engine.wait()
 
 
+@_at_the_call
 def open(
-    topology: Topology | str,
+    topology: Topology | str | os.PathLike[str],
     *,
     data: str | os.PathLike[str] | None = None,
     outputs: tuple[str, ...] | None = None,
@@ -124,21 +147,20 @@ def open(
     profile: Profiles = None,
     env: Mapping[str, str] | None = None,
     limits: Limits | None = None,
+    max_dead: int = 1000,
+    max_size: int = MAX_SIZE,
+    reserve: int | None = None,
 ) -> RunningEngine:
     """An engine to talk to: ``with grape.open(topology) as e: e.emit(...); for event in e.outputs("total"): ...``.
 
     ``outputs``: the ones that ``outputs()`` may be asked for; None: all of the topology. Other arguments and errors are
     those of `run`; leaving the block drains it, what is left waits in ``data``.
     """
-    _refuse_while_imported()
-    caller = inspect.currentframe()
-    options = _options(
-        topology, data, workers, partitions, config, inline, env, limits, caller.f_back if caller else None
-    )
-    options.profiles = load_profiles(profile, options.config)
+    names = None if outputs is None else names_of(outputs, "outputs=")
+    options, _ = _options(topology, profile, locals())
     options.keep_open = True
     engine = RunningEngine(options, [], [])
-    engine.take(outputs)
+    engine.take(names)
     return engine.start()
 
 
@@ -274,6 +296,7 @@ class RunningEngine:
             self._end_interrupted()
             raise
         if self._session.engine is None:
+            self._thread.join()
             self._result.result()
         return self
 
@@ -301,6 +324,9 @@ class RunningEngine:
         except KeyboardInterrupt:
             self._end_interrupted()
             raise
+        finally:
+            if self._result.done():
+                self._thread.join()  # it has nothing left to do
         stats = outcomes.stats
         return Summary(
             outcomes.seconds,
@@ -459,33 +485,75 @@ def _refuse_while_imported() -> None:
         )
 
 
-def _options(
-    topology: Topology | str,
-    data: str | os.PathLike[str] | None,
-    workers: int | None,
-    partitions: int | None,
-    config: dict[str, Any] | None,
-    inline: bool,
-    env: Mapping[str, str] | None,
-    limits: Limits | None,
-    caller: FrameType | None,
-) -> Options:
-    target = topology if isinstance(topology, str) else where_is(topology, caller)
-    return Options(
+def _options(topology: object, profile: object, given: dict[str, Any]) -> tuple[Options, dict[str, Any]]:
+    """The arguments of `run` or `open`, checked, and what is fed. Nothing has been made or started yet.
+
+    Raises:
+        TopologyError: workers cannot find the topology; or it calls this while it is imported.
+        BadArgument: see `check_options`.
+    """
+    _refuse_while_imported()
+    inline = given["inline"]
+    built = topology if isinstance(topology, Topology) else None
+    if built is None and not isinstance(topology, str | os.PathLike):
+        raise BadArgument(
+            f"topology= is a Topology, or text that says where it is (app.py:t), not {shown_value(topology)}"
+        )
+    target = where_is(built, caller(), inline is True) if built is not None else path_of(topology, "topology=")
+    feed = mapping_of(given.get("feed"), "feed=", '{"line": "book.txt"}')
+    env = mapping_of(given["env"], "env=", '{"API_KEY": "..."}')
+    options = Options(
         target=target,
-        config=config or {},
-        data=None if data is None else os.fspath(data),
-        workers=workers or 0,
-        partitions=partitions,
+        config={} if given["config"] is None else given["config"],
+        data=given["data"],
+        workers=0 if given["workers"] is None else _some(given["workers"], "workers="),
+        partitions=given["partitions"],
         inline=inline,
-        limits=limits or Limits(),
-        directory=os.getcwd(),
-        topology=topology if inline and isinstance(topology, Topology) else None,
-        env={"PYTHONPATH": os.pathsep.join(p for p in sys.path if p), **(env or {})},
+        wait=given.get("wait", True),
+        limits=Limits() if given["limits"] is None else given["limits"],
+        max_dead=given["max_dead"],
+        max_size=given["max_size"],
+        reserve=given["reserve"],
+        directory=_working_directory(),
+        topology=built if inline is True else None,
+        env={"PYTHONPATH": os.pathsep.join(p for p in sys.path if p), **env},
     )
+    check_options(options)
+    options.profiles = _profiles(profile, options.config)
+    take = mapping_of(given.get("take"), "take=", '{"total": "totals.jsonl"}')
+    if built is not None and not any(pool.describes_itself for pool in built.spec().pools):
+        spec = built.spec()
+        check_names("feed=", feed, spec.events, f"app {spec.name!r} has no slot")
+        check_names("take=", take, spec.outputs, f"app {spec.name!r} has no output")
+        check_names("outputs=", given.get("outputs") or (), spec.outputs, f"app {spec.name!r} has no output")
+    return options, feed
 
 
-def where_is(topology: Topology, caller: FrameType | None) -> str:
+def _some(value: object, what: str) -> Any:
+    if value == 0:
+        raise BadArgument(f"{what} is a whole number from 1 to {MAX_WORKERS}, or None for one a core, not {value!r}")
+    return value
+
+
+def _working_directory() -> str:
+    try:
+        return os.getcwd()
+    except OSError as e:
+        raise UsageError(f"the working directory cannot be used: {e.strerror}; change to another one") from None
+
+
+def _profiles(profile: Any, config: dict[str, Any]) -> dict[str, Profile]:
+    if isinstance(profile, Mapping):
+        profile = mapping_of(profile, "profile=", '{"main": {"pool-limit": 4}}')
+    elif profile is not None:
+        profile = path_of(profile, "profile=")
+    try:
+        return load_profiles(profile, config)
+    except (TypeError, AttributeError, OverflowError, RecursionError) as e:
+        raise BadArgument(f"profile=: {e}") from None
+
+
+def where_is(topology: Topology, caller: FrameType | None, inline: bool = False) -> str:
     """ "path.py:NAME" or "module:NAME" by which a worker finds ``topology``.
 
     Raises:
@@ -504,6 +572,8 @@ def where_is(topology: Topology, caller: FrameType | None) -> str:
                         break
                     return f"{Path(path).resolve()}:{name}"
                 return f"{module.__name__}:{name}"
+    if inline:
+        return f"{Path.cwd() / topology.name}:here"  # nobody imports it
     raise TopologyError(
         f"workers are processes of their own and import the topology {topology.name!r}, but it is not at the top of a "
         f"module that they can import. Assign it to a global name in a file (t = Topology(...)), name a function that "
@@ -511,31 +581,31 @@ def where_is(topology: Topology, caller: FrameType | None) -> str:
     )
 
 
-def _sources(feed: Feed) -> list[Source]:
+def _sources(feed: dict[str, Any], limits: Limits) -> list[Source]:
     out: list[Source] = []
     for event, what in feed.items():
         if isinstance(what, Source):
             out.append(what)
         elif isinstance(what, str | os.PathLike):
-            out.append(parse_feed(f"{event}={os.fspath(what)}", Limits().max_event))
-        elif callable(what) or hasattr(what, "read"):
+            out.append(parse_feed(f"{event}={path_of(what, f'feed[{event!r}]')}", limits.max_event))
+        elif callable(what) or callable(getattr(what, "read", None)):
             read = what if callable(what) else what.read
             out.append(CallableSource(event, read, getattr(read, "__qualname__", "source")))
         else:
-            raise UsageError(f"feed[{event!r}] is a {type(what).__name__}: give a path, a Source or read(position)")
+            raise BadArgument(f"feed[{event!r}] is a {type(what).__name__}: give a path, a Source or read(position)")
     return out
 
 
-def _takers(take: Take) -> list[Taker]:
+def _takers(take: Take | None) -> list[Taker]:
     out: list[Taker] = []
-    for event, what in take.items():
+    for event, what in mapping_of(take, "take=", '{"total": "totals.jsonl"}').items():
         if isinstance(what, Sink):
             out.append(Taker(event, what))
         elif isinstance(what, str | os.PathLike):
-            path = Path(what).resolve()
+            path = Path(path_of(what, f"take[{event!r}]")).resolve()
             out.append(Taker(event, JsonLinesSink(path, f"{event}={path}")))
         elif callable(what):
             out.append(Taker(event, CallSink(event, what)))
         else:
-            raise UsageError(f"take[{event!r}] is a {type(what).__name__}: give a path, a Sink or a function")
+            raise BadArgument(f"take[{event!r}] is a {type(what).__name__}: give a path, a Sink or a function")
     return out

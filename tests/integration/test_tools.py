@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from grape.abc.transport import Commit
 from grape.store.lmdb import holder
 from grape.tools.repair import Repair
 
@@ -448,3 +449,103 @@ def test_many_letters_are_moved_in_several_commits(broken: Bench, monkeypatch: p
     assert (changes.dead, changes.stopped, changes.refused) == (4, 0, {})
     assert broken.run(FIXED).returncode == 0
     assert sorted(broken.numbers()) == list(range(40))
+
+
+HELD = BROKEN.replace("retries=0", "retries=3, backoff=3600.0, backoff_max=3600.0")
+
+
+@pytest.fixture
+def held(bench: Bench) -> Bench:
+    """Four events failed (3, 13, 23, 33, of key k3), later ones of the key wait behind the first."""
+    done = bench.run_fed(HELD, "--no-wait")
+    assert done.returncode == 0, done.stderr
+    return bench
+
+
+def held_list(bench: Bench, *options: object) -> list[dict[str, Any]]:
+    done = grape("held", "list", "--data", bench.data, *options)
+    assert done.returncode == 0, done.stderr
+    return lines(done.stdout)
+
+
+def test_held_events_are_listed_and_shown(held: Bench) -> None:
+    first, *behind = held_list(held)
+    assert (first["status"], first["event"], first["node"], first["key"]) == ("held", "order", "Check", "k3")
+    assert (first["kind"], first["attempts"], first["waiting"]) == ("ValueError", 1, len(behind))
+    assert first["next"]
+    assert "bad" in first["text"]
+    assert behind
+    assert {row["behind"] for row in behind} == {first["id"]}
+    assert {row["status"] for row in behind} == {"behind"}
+    (shown,) = lines(grape("held", "show", first["id"], "--data", held.data).stdout)
+    assert shown["data"] == {"n": 3, "k": "k3"}
+    assert "Traceback" in shown["traceback"]
+    assert shown["waiting"] == len(behind)
+    assert grape("held", "show", "main.0-h99999", "--data", held.data).returncode == 1
+    assert "next 20" in on_terminal("held", "list", "--data", held.data)
+
+
+def test_held_events_are_filtered(held: Bench) -> None:
+    rows = held_list(held)
+    assert held_list(held, "--limit", 2) == rows[:2]
+    assert held_list(held, "--kind", "ValueError") == [row for row in rows if row["kind"] == "ValueError"]
+    assert held_list(held, "--node", "Other") == held_list(held, "--key", "k1") == []
+    assert held_list(held, "--event", "order", "--key", "k3", "--node", "Check") == rows
+
+
+def test_held_events_are_tried_at_once(held: Bench) -> None:
+    first = held_list(held)[0]["id"]
+    done = grape("held", "retry", first, "--data", held.data)
+    assert (done.returncode, "1 held event put back" in done.stderr) == (0, True)
+    assert held_list(held)[0]["next"] is None
+    assert held.run(FIXED.replace("retries=0", "retries=3")).returncode == 0
+    assert held_list(held) == held.dead() == []
+    assert [n for n in held.numbers() if n % 5 == 3] == [3, 8, 13, 18, 23, 28, 33, 38]
+
+
+def test_what_waits_behind_a_dropped_event_goes_on(held: Bench) -> None:
+    done = grape("held", "drop", "--kind", "ValueError", "--data", held.data)
+    assert (done.returncode, "1 held event dropped" in done.stderr) == (0, True)
+    assert held.run(FIXED.replace("retries=0", "retries=3")).returncode == 0
+    assert [n for n in held.numbers() if n % 5 == 3] == [8, 13, 18, 23, 28, 33, 38]
+
+
+def test_dead_letters_are_chosen_by_filters(broken: Bench) -> None:
+    def found(*options: object) -> int:
+        return len(lines(grape("dead", "list", "--data", broken.data, *options).stdout))
+
+    assert (found(), found("--limit", 3), found("--key", "k3"), found("--kind", "timeout")) == (4, 3, 4, 0)
+    for how in ([], ["--all", "--node", "Check"], ["main.0-0", "--node", "Check"]):
+        done = grape("dead", "drop", "--data", broken.data, *how)
+        assert (done.returncode, "say which ones" in done.stderr) == (2, True)
+    assert "nothing put back" in grape("dead", "retry", "--key", "k1", "--data", broken.data).stderr
+    assert "4 dead letters put back" in grape("dead", "retry", "--node", "Check", "--data", broken.data).stderr
+
+
+def test_state_is_sorted_limited_and_removed(broken: Bench) -> None:
+    def rows(*options: object) -> list[dict[str, Any]]:
+        return lines(grape("state", "list", "--data", broken.data, *options).stdout)
+
+    every = [(row["node"], row["key"]) for row in rows()]
+    assert every == sorted(every)
+    assert len(every) == 10
+    assert [row["key"] for row in rows("--node", "Other", "--limit", 2)] == ["k0", "k1"]
+    done = grape("state", "delete", "k1", "none", "--node", "Other", "--data", broken.data)
+    assert done.returncode == 1
+    assert "no state of key none" in done.stderr
+    assert "state of 1 key removed" in done.stderr
+    assert [row["key"] for row in rows("--node", "Other")] == ["k0", "k2", "k3", "k4"]
+    assert "did you mean 'Other'" in grape("state", "delete", "k", "--node", "other", "--data", broken.data).stderr
+
+
+def test_state_that_is_no_record_is_shown_as_such(broken: Bench) -> None:
+    with Repair(broken.data) as repair:
+        record = repair.directory.app(None)
+        home, place = repair.directory.state_place(record, "Other", "k2")
+        claim = repair._transport.claim(home)
+        for i, garbage in enumerate((b"", b"\xc1", b"\x81\xa1a", b"\x81\xa1\xff\x01", b"\x81\xa0\x81\xa1a\xa1b")):
+            rows = [("state", [(place + bytes(str(i), "ascii"), garbage)])]
+            repair._submit(Commit(home, claim.term, i + 1, claim.head, (), rows))  # type: ignore[arg-type]
+    done = grape("state", "list", "--node", "Other", "--data", broken.data)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert [row["key"] for row in lines(done.stdout) if "problem" in row] == ["k20", "k21", "k22", "k23"]

@@ -9,7 +9,11 @@ import sysconfig
 from types import CodeType, FrameType
 from typing import Final
 
+HIDDEN: Final = "<grape>"
+"""File name of frames of Grape that a traceback of the user's has to have."""
+
 _ENGINE: Final = (
+    HIDDEN,
     os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), ""),
     os.path.join(os.path.dirname(importlib.__file__), ""),
     "<frozen importlib",

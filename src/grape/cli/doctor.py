@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import signal
-import sys
-import traceback
 from collections.abc import Callable, Iterator
 from typing import Annotated, Final
 
@@ -17,9 +13,10 @@ from rich.text import Text
 
 from grape import builtins
 from grape.abc.isolate import Ability
-from grape.cli.console import complain, err, put, put_table, say
-from grape.cli.run import EXIT_ENGINE, EXIT_INT, EXIT_OK, EXIT_USE
-from grape.errors import EngineError, GrapeError
+from grape.cli.apart import apart
+from grape.cli.console import err, put, put_table
+from grape.cli.run import EXIT_ENGINE, EXIT_OK
+from grape.errors import GrapeError
 from grape.tools.directory import Checkup, LogReport
 from grape.tools.terminal import escaped
 
@@ -44,25 +41,7 @@ def doctor(
     if data is None:
         show_host()
         return
-    # In a process of its own: reading a file that was cut off kills the process that reads it.
-    sys.stdout.flush()
-    child = os.fork()
-    if child == 0:
-        _in_child(data, quiet)
-    while True:
-        try:
-            _, status = os.waitpid(child, 0)
-            break
-        except KeyboardInterrupt:
-            continue
-    if os.WIFSIGNALED(status):
-        number = os.WTERMSIG(status)
-        if number not in (signal.SIGBUS, signal.SIGSEGV, signal.SIGABRT):
-            raise typer.Exit(128 + number)
-        name = signal.Signals(number).name
-        complain(f"{data}/data.mdb is cut off, or so damaged that it cannot be read ({name})\n{_ADVICE}")
-        raise typer.Exit(EXIT_ENGINE)
-    raise typer.Exit(os.waitstatus_to_exitcode(status))
+    raise typer.Exit(apart(data, lambda: _examine(data, quiet), _advice(data)))
 
 
 def show_host() -> None:
@@ -82,24 +61,6 @@ def show_host() -> None:
     put_table(table)
 
 
-def _in_child(data: str, quiet: bool) -> None:
-    code = EXIT_ENGINE
-    try:
-        code = _examine(data, quiet)
-        sys.stdout.flush()
-    except GrapeError as e:
-        complain(str(e))
-        code = EXIT_ENGINE if isinstance(e, EngineError) else EXIT_USE
-        if code == EXIT_ENGINE:
-            say(_ADVICE)
-    except KeyboardInterrupt:
-        code = EXIT_INT
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        os._exit(code)
-
-
 def _examine(data: str, quiet: bool) -> int:
     with Checkup(data) as checkup:
         with _progress() as progress:
@@ -112,17 +73,18 @@ def _examine(data: str, quiet: bool) -> int:
         if len(findings) > _SHOWN:
             put(f"damaged: {len(findings) - _SHOWN:,} more")
         if findings:
-            put(_ADVICE)
+            put(_advice(data))
         elif not quiet:
             put(f"whole: all {checkup.rows:,} rows are what was written")
     return EXIT_ENGINE if findings else EXIT_OK
 
 
-_ADVICE: Final = (
-    "what to do: stop the engine and keep a copy of the directory; check disk and memory of the machine (dmesg). "
-    "Nothing damaged is ever used: the engine stops where it meets it. Restore the directory from a backup, or feed "
-    "the input again into a new one; `grape state list` and `grape dead list` show what can still be read"
-)
+def _advice(data: str) -> str:
+    return (
+        f"what to do: stop the engine and keep a copy of the directory; check disk and memory of the machine (dmesg). "
+        f"Nothing damaged is ever used: the engine stops where it meets it. Restore the directory from a backup; or "
+        f"take out exactly what is damaged, so that the rest can go on: grape repair --data {data}"
+    )
 
 
 @contextlib.contextmanager
@@ -141,6 +103,8 @@ def _lines(checkup: Checkup) -> Iterator[str]:
     yield f"{checkup.path}: {_size(checkup.size)} on disk, {used}"
     if checkup.doubtful:
         yield "the last run ended with an I/O error: the next one checks everything before it starts"
+    if checkup.strangers:
+        yield f"not of Grape, and left alone: {', '.join(checkup.strangers)}"
     if not checkup.apps:
         yield "no apps"
     for record in checkup.apps:

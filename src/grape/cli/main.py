@@ -7,9 +7,10 @@ from typing import Annotated
 
 import typer
 
-from grape.cli import conformance, crashes, dead, state
+from grape.cli import conformance, crashes, dead, held, log, state
 from grape.cli.console import put
 from grape.cli.doctor import doctor
+from grape.cli.repair import repair
 from grape.cli.run import run
 
 app = typer.Typer(
@@ -39,10 +40,13 @@ def _root(
 
 app.command()(run)
 app.add_typer(dead.app, name="dead")
+app.add_typer(held.app, name="held")
+app.add_typer(log.app, name="log")
 app.add_typer(state.app, name="state")
 app.add_typer(crashes.app, name="crashes")
 app.add_typer(conformance.app, name="conformance")
 app.command()(doctor)
+app.command()(repair)
 
 
 def main() -> None:

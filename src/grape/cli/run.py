@@ -22,7 +22,7 @@ from grape.authoring.loading import parse_target
 from grape.cli.console import Meter, complain, say, show_line
 from grape.connectors.sinks import JsonLinesSink, StdoutSink, parse_take
 from grape.connectors.sources import Stdin, parse_feed
-from grape.errors import EngineError, GrapeError, Interrupted, UsageError
+from grape.errors import Corrupt, EngineError, GrapeError, Interrupted, UsageError
 from grape.isolates.parent import become_subreaper_and_undumpable
 from grape.model.topology import Limits
 from grape.running import new_event_loop
@@ -261,7 +261,11 @@ async def _watch(meter: Meter) -> None:
 
 def _say_how_to_go_on(error: GrapeError, options: Options) -> None:
     if isinstance(error, EngineError) and options.data:
-        say(f"nothing confirmed is lost. Check the directory with: grape doctor --data {options.data}")
+        mend = f"; what is damaged is taken out by: grape repair --data {options.data}"
+        say(
+            f"nothing confirmed is lost. Check the directory with: grape doctor --data {options.data}"
+            f"{mend if isinstance(error, Corrupt) else ''}"
+        )
 
 
 def summary_of(session: Session, outcomes: Outcomes, meter: Meter) -> dict[str, Any]:

@@ -12,7 +12,10 @@ import typer
 from grape.cli.console import say
 from grape.cli.run import fail
 from grape.errors import GrapeError
+from grape.model.plural import counted
+from grape.tools.choice import limited
 from grape.tools.directory import Directory, near
+from grape.tools.repair import Repair
 from grape.tools.terminal import escaped
 
 Data = Annotated[str, typer.Option("--data", metavar="DIR", help="The data directory; it may be in use.")]
@@ -58,16 +61,42 @@ def list_(
     app_name: App = None,
     node: Annotated[str | None, typer.Option("--node", metavar="NODE", help="Of this node only.")] = None,
     prefix: Annotated[str, typer.Option("--prefix", metavar="P", help="Of keys that begin so only.")] = "",
+    limit: Annotated[int | None, typer.Option("--limit", metavar="N", min=1, help="At most N of them.")] = None,
 ) -> None:
-    """Print keyed state as JSON lines {"node","key","state"}.
+    """Print keyed state as JSON lines {"node","key","state"}, by node and key. What cannot be read has a "problem".
 
     Exit codes: 0; 2 wrong use; 3 damaged.
     """
     try:
         with Directory.open(data) as directory:
-            print_lines(directory.states(directory.app(app_name), node, prefix))
+            print_lines(limited(directory.states(directory.app(app_name), node, prefix), limit))
     except GrapeError as e:
         fail(e)
+
+
+@app.command("delete")
+def delete(
+    keys: Annotated[list[str], typer.Argument(metavar="KEY...", help="Keys of the node.")],
+    data: Data,
+    node: Annotated[str, typer.Option("--node", metavar="NODE", help="The node whose state it is.")],
+    app_name: App = None,
+) -> None:
+    """Remove the state of some keys: the node's next event of such a key finds the defaults.
+
+    There is no `state set`: only the app's code knows the types of its values. A slot that writes them does it.
+
+    Exit codes: 0; 1 some keys had none; 2 wrong use, or the directory is in use; 3 damaged.
+    """
+    try:
+        with Repair(data) as repair:
+            missing = repair.delete_state(repair.directory.app(app_name), node, dict.fromkeys(keys))
+    except GrapeError as e:
+        fail(e)
+    for key in missing:
+        say(f"{node} has no state of key {key}")
+    say(f"state of {counted(len(set(keys)) - len(missing), 'key')} removed")
+    if missing:
+        raise typer.Exit(1)
 
 
 def _nodes(names: Iterable[str]) -> str:

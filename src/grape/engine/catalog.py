@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable
+from typing import Final
 
 import msgspec
 
@@ -16,6 +17,9 @@ from grape.model.routing import route
 from grape.model.stored import FORMAT, OUTPUT, REPLIES, AppRecord, Catalog, NodeRecord, decode_catalog, encode
 from grape.model.topology import TopologySpec
 
+COPY: Final = b"catalog"
+"""Key of the text beside the catalog that is the same once more: without it nothing in a directory has a name."""
+
 
 def read_catalog(head: bytes) -> Catalog:
     """
@@ -27,10 +31,15 @@ def read_catalog(head: bytes) -> Catalog:
         return Catalog()
     try:
         version = msgspec.msgpack.decode(head)[0]
+        if type(version) is int and version > FORMAT:
+            raise UsageError(
+                f"the catalog has format {version}; this Grape reads and writes format {FORMAT}: use the version of "
+                f"Grape that wrote it, or another directory"
+            )
         if version != FORMAT:
-            raise UsageError(f"the data directory has format {version}; this Grape reads and writes format {FORMAT}")
+            raise Corrupt(f"the catalog cannot be read: it says format {version!r:.40}")
         return decode_catalog(head)
-    except (msgspec.MsgspecError, TypeError, IndexError, KeyError) as e:
+    except (msgspec.MsgspecError, TypeError, ValueError, IndexError, KeyError, RecursionError) as e:
         raise Corrupt(f"the catalog cannot be read: {e}") from None
 
 
@@ -55,7 +64,8 @@ class CatalogStore:
         def saved() -> None:
             self.catalog = catalog
 
-        self._committer.submit(encode(catalog), then=saved)
+        packed = encode(catalog)
+        self._committer.submit(packed, rows=[("text", [(COPY, packed)])], then=saved)
 
 
 def with_logs(record: AppRecord, names: Iterable[str]) -> AppRecord:

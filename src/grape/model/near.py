@@ -9,10 +9,14 @@ _MOST = 3
 
 
 def near(name: object, known: Iterable[str], cutoff: float = 0.6) -> list[str]:
-    """Names in ``known`` that are spelled like ``name``, best first."""
+    """Names in ``known`` that are spelled like ``name``, whatever their case, best first."""
     if not isinstance(name, str):
         return []
-    return difflib.get_close_matches(name, sorted(set(known)), _MOST, cutoff)
+    names = sorted(set(known))
+    close = difflib.get_close_matches(name, names, _MOST, cutoff)
+    lower = {known.lower(): known for known in names}
+    close += [lower[n] for n in difflib.get_close_matches(name.lower(), lower, _MOST, cutoff)]
+    return list(dict.fromkeys(close))[:_MOST]
 
 
 def did_you_mean(name: object, known: Iterable[str], otherwise: str = "", cutoff: float = 0.6) -> str:

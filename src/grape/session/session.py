@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import difflib
 import os
 import random
 import shutil
@@ -19,6 +18,7 @@ import traceback
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from pathlib import Path
 from typing import Any, Final
 
 import msgspec
@@ -40,15 +40,17 @@ from grape.engine.telemetry import AppNumbers
 from grape.errors import EngineError, GrapeError, Interrupted, StorageFailed, UsageError
 from grape.inline import InlineLink
 from grape.model.address import PartitionId
+from grape.model.near import did_you_mean
 from grape.model.profile import Profile
 from grape.model.section import Duration
 from grape.model.stored import OUTPUT, REPLIES, SOURCE, TAKER
-from grape.model.topology import DEFAULT_POOL, Limits, TopologySpec, with_pool
+from grape.model.topology import DEFAULT_POOL, TopologySpec, with_pool
 from grape.protocol.messages import Ask, FromWorker, Values
 from grape.session.confinement import Profiles
 from grape.session.feeding import Feeder
 from grape.session.hints import hint_for
 from grape.session.opening import Opening
+from grape.session.options import Options
 from grape.session.runtimes import python_command
 from grape.session.taking import Taker, Taking
 from grape.session.workers import Printed, Workers
@@ -60,32 +62,6 @@ _STALL: Final = 3.0
 _TICK: Final = 0.005
 _IDLE: Final = 0.25
 _MIN_RESERVE: Final = 256 << 20
-
-
-class Options(Struct, kw_only=True):
-    """What to run and how. ``target``: see `grape.authoring.loading.load`. ``workers``: of a pool whose profile does
-    not say, 0 = one per core. ``reserve`` and ``max_size``: bytes."""
-
-    target: str
-    config: dict[str, Any] = {}
-    data: str | None = None
-    workers: int = 0
-    profiles: dict[str, Profile] = {}
-    partitions: int | None = None
-    env: dict[str, str] = {}
-    max_dead: int = 1000
-    wait: bool = True
-    inline: bool = False
-    drop_slots: frozenset[str] = frozenset()
-    drop_nodes: frozenset[str] = frozenset()
-    discard_slots: frozenset[str] = frozenset()
-    keep_open: bool = False
-    limits: Limits = Limits()
-    max_size: int = 64 << 30
-    reserve: int | None = None
-    directory: str = "."
-    topology: Topology | None = None
-    """For ``inline``: what to run, if it is at hand already."""
 
 
 class Outcomes(Struct, kw_only=True):
@@ -194,7 +170,13 @@ class Session:
                 raise Interrupted("stopped before the app was loaded")
             self._check_profiles(topology)
             self.takers += self.more_takers(topology)
-            await self._open(data, topology)
+            self._check_names(topology)
+            missing = [path for path in (Path(data).absolute(), *Path(data).absolute().parents) if not path.exists()]
+            try:
+                await self._open(data, topology)
+            except BaseException:
+                self._unmake(missing)
+                raise
             self.ready.set()
             outcome = await self._serve(data)
             kept = (
@@ -289,6 +271,26 @@ class Session:
             if name not in known and name != DEFAULT_POOL:
                 raise UsageError(f"[pool.{name}]: {_no_such('pool', name, tuple(known), topology)}")
 
+    def _check_names(self, topology: TopologySpec) -> None:
+        """What is fed and taken is there; nothing has been made yet."""
+        for event in self.options.events:
+            if event not in topology.events:
+                raise UsageError(f"--feed {event}: {_no_such('slot', event, topology.events, topology)}")
+        for taker in self.takers:
+            if taker.event is not None and taker.event not in topology.outputs:
+                raise UsageError(f"--take {taker.event}: {_no_such('output', taker.event, topology.outputs, topology)}")
+
+    def _unmake(self, missing: list[Path]) -> None:
+        """A run that could not begin leaves no directory that was not there before."""
+        transport = getattr(self, "_transport", None)
+        if transport is not None:
+            transport.close()
+        if missing:
+            shutil.rmtree(missing[0], ignore_errors=True)
+            for path in missing[1:]:
+                with contextlib.suppress(OSError):
+                    path.rmdir()
+
     async def _open(self, data: str, topology: TopologySpec) -> None:
         options = self.options
         callbacks = Callbacks(self._done, self._arrived, self._failed)
@@ -296,9 +298,6 @@ class Session:
             data, callbacks, self._loop.call_soon_threadsafe, max_size=options.max_size
         )
         taken = frozenset(t.event for t in self.takers if t.event is not None)
-        for event in taken:
-            if event not in topology.outputs:
-                raise UsageError(f"--take {event}: {_no_such('output', event, topology.outputs, topology)}")
         logs = [SOURCE + s.name for s in self.sources] + [TAKER + t.sink.name for t in self.takers]
         self._opening = opening = Opening(
             self._transport,
@@ -575,8 +574,5 @@ class Session:
 
 
 def _no_such(kind: str, name: str, known: tuple[str, ...], topology: TopologySpec) -> str:
-    near = difflib.get_close_matches(name, known, 3)
-    hint = (
-        f"did you mean {' or '.join(map(repr, near))}?" if near else f"it has {', '.join(map(repr, known)) or 'none'}"
-    )
+    hint = did_you_mean(name, known, f"it has {', '.join(map(repr, known)) or 'none'}")
     return f"app {topology.name!r} has no {kind} {name!r}; {hint}"

@@ -64,7 +64,8 @@ _LENGTH = struct.Struct(">I")
 _FIXED = ("meta", "head", "logs", "log")
 _BASE: Final = {name: crc32(name.encode()) for name in (*_FIXED, *TABLES)}
 _META_FORMAT: Final = b"format"
-_OURS: Final = frozenset({"lock", "data.mdb", "lock.mdb", "format", "format.new", "verify"})
+_LEAST_BYTES: Final = 2 * 4096
+OURS: Final = frozenset({"lock", "data.mdb", "lock.mdb", "format", "format.new", "verify", "crashes", "damaged"})
 
 R = TypeVar("R")
 A = TypeVar("A")
@@ -126,6 +127,31 @@ def _unsealed_long(value: bytes) -> tuple[bytes, bytes]:
 
 def _batch_seal(key: bytes, events: int, size: int) -> bytes:
     return _BATCH.pack(crc32(_BATCH.pack(events, size), crc32(key, _BASE["log"])), events)
+
+
+def is_whole(database: str, key: bytes, value: bytes) -> bool:
+    """Whether a row, as it lies there, is what was written."""
+    if database != "log":
+        least = {"head": 20, "logs": 20}.get(database, 4)
+        return len(value) >= least and _intact(_BASE[database], key, value)
+    if len(key) != 14 or len(value) < 8:
+        return False
+    return _batch_seal(key, _BATCH.unpack_from(value)[1], len(value) - 8) == value[:8]
+
+
+def position_of_row(key: bytes) -> int:
+    """Of a row of a log."""
+    return int(_POSITION.unpack(key)[1])
+
+
+def batch_of_row(value: bytes) -> bytes:
+    """What a row of a log holds."""
+    return value[8:]
+
+
+def value_of_row(value: bytes) -> bytes:
+    """What a row of another database holds, without its seal."""
+    return value[:-4]
 
 
 def _fsync_directory(path: Path) -> None:
@@ -230,7 +256,7 @@ def _check_format(directory: Path) -> bool:
     try:
         text = (directory / "format").read_text(errors="replace")
     except FileNotFoundError:
-        strangers = sorted({e.name for e in os.scandir(directory)} - _OURS) if directory.exists() else []
+        strangers = sorted({e.name for e in os.scandir(directory)} - OURS) if directory.exists() else []
         if strangers:
             raise UsageError(
                 f"{directory} is no data directory of Grape: it has no file 'format', but {', '.join(strangers[:3])!s};"
@@ -238,19 +264,56 @@ def _check_format(directory: Path) -> bool:
             ) from None
         return False
     word, _, version = text.strip().partition(" ")
-    if word != "grape-data" or version != str(FORMAT):
-        raise UsageError(
-            f"{directory} has data format {text.strip()[:40]!r}, this version of Grape reads and writes"
-            f" 'grape-data {FORMAT}'; use the version of Grape that wrote it, or another directory"
+    if word != "grape-data" or not version.isascii() or not version.isdecimal():
+        raise Corrupt(
+            f"{directory}/format says {text.strip()[:40]!r}, which no Grape wrote; if the rest is whole,"
+            f" this mends it: grape repair --data {directory}"
         )
+    if version != str(FORMAT):
+        raise unknown_format(directory, text.strip())
     return True
 
 
-def _open_error(directory: Path, error: lmdb.Error) -> Corrupt | StorageFailed:
+def unknown_format(path: Path, found: str) -> UsageError:
+    return UsageError(
+        f"{path} has data format {found[:40]!r}, this version of Grape reads and writes"
+        f" 'grape-data {FORMAT}'; use the version of Grape that wrote it, or another directory"
+    )
+
+
+def check_file(directory: Path) -> None:
+    """LMDB would take an empty file for a new one, and begin anew in silence.
+
+    Raises:
+        Corrupt: a complete directory without its data.
+    """
+    data = directory / "data.mdb"
+    size = data.stat().st_size if data.exists() else -1
+    if size < _LEAST_BYTES:
+        what = "is missing" if size < 0 else "is empty" if not size else f"is cut off ({size} bytes)"
+        raise Corrupt(
+            f"{data} {what}: what was in it is lost. Restore it from a backup; to begin anew: grape repair"
+            f" --data {directory}"
+        )
+
+
+def open_error(directory: Path, error: lmdb.Error) -> Corrupt | StorageFailed:
     damaged = (lmdb.CorruptedError, lmdb.InvalidError, lmdb.PageNotFoundError, lmdb.VersionMismatchError)
     if isinstance(error, damaged):
         return Corrupt(f"the data in {directory} is damaged: {error}")
     return StorageFailed(f"the data in {directory} cannot be used: {error}")
+
+
+def _open_to_read(directory: Path) -> lmdb.Environment:
+    options: dict[str, Any] = {"readonly": True, "create": False, "max_dbs": 16, "map_size": MAP_SIZE}
+    try:
+        return lmdb.open(str(directory), mode=0o600, max_readers=126, **options)
+    except (lmdb.ReadonlyError, lmdb.LockError):
+        pass  # the table of readers cannot be written: nobody else writes there either
+    except lmdb.Error as e:
+        if getattr(e, "code", 0) not in (errno.EROFS, errno.EACCES) and "ermission" not in str(e):
+            raise
+    return lmdb.open(str(directory), lock=False, **options)
 
 
 class Reader:
@@ -270,19 +333,12 @@ class Reader:
         self.directory = Path(directory)
         if not _check_format(self.directory):
             raise UsageError(f"there is no data of Grape in {self.directory}")
+        check_file(self.directory)
         try:
-            self._env = lmdb.open(
-                str(self.directory),
-                readonly=True,
-                create=False,
-                mode=0o600,
-                max_dbs=16,
-                map_size=MAP_SIZE,
-                max_readers=126,
-            )
+            self._env = _open_to_read(self.directory)
             self._open_databases(create=False)
         except lmdb.Error as e:
-            raise _open_error(self.directory, e) from e
+            raise open_error(self.directory, e) from e
 
     def _open_databases(self, *, create: bool) -> None:
         self._gate = threading.Lock()
@@ -326,7 +382,7 @@ class Reader:
                 finally:
                     txn.abort()
             except lmdb.Error as e:
-                raise _open_error(self.directory, e) from e
+                raise open_error(self.directory, e) from e
 
     def close(self) -> None:
         """Idempotent."""
@@ -456,7 +512,7 @@ class Reader:
             raise self._damage("log", key)
         if _batch_seal(key, _BATCH.unpack_from(value)[1], len(value) - 8) != bytes(value[:8]):
             raise self._damage("log", key)
-        return int(_POSITION.unpack(key)[1])
+        return position_of_row(key)
 
     def get(self, partition: PartitionId, table: Table, keys: Sequence[bytes]) -> list[bytes | None]:
         """As `grape.abc.transport.Transport.get`."""
@@ -567,6 +623,7 @@ class Reader:
         self,
         check_batch: Callable[[PartitionId, int, bytes], str | None] | None = None,
         progress: Callable[[int], None] | None = None,
+        check_row: Callable[[str, bytes, bytes], str | None] | None = None,
     ) -> Iterator[Finding]:
         """Walk every tree and check every row; also on a directory in use. Read transactions are sliced
         (`SLICE_ROWS` rows or `SLICE_SECONDS`), so that the writer's freed pages are not held back.
@@ -574,6 +631,8 @@ class Reader:
         Args:
             check_batch: called with (log, position, batch); returns what is wrong with the batch, or None.
             progress: called after each slice with the number of rows checked so far.
+            check_row: called with (database, key, value) of whole rows of the other databases, as they lie there but
+                without their seal; returns what is wrong, or None.
 
         Yields:
             What is damaged. A tree that LMDB itself cannot walk ends with one finding for it.
@@ -597,6 +656,8 @@ class Reader:
                                 after = k
                                 break
                             problem = self._problem(name, k, v, check_batch)
+                            if problem is None and check_row is not None and name not in ("log", "meta"):
+                                problem = check_row(name, k, v[:-4])
                             if previous is not None and k <= previous:
                                 problem = "out of order"
                             if problem is not None:
@@ -621,9 +682,7 @@ class Reader:
             except Corrupt:
                 return "fails its checksum"
             return None if check_batch is None else check_batch(PartitionId.unpack(k[:6]), position, v[8:])
-        if not _intact(_BASE[name], k, v):
-            return "fails its checksum"
-        return None
+        return None if is_whole(name, k, v) else "fails its checksum"
 
 
 class Writing:
@@ -814,8 +873,8 @@ class Store(Reader):
         try:
             if not complete and data.exists() and data.stat().st_size <= 2 * 4096:
                 data.unlink()  # killed while LMDB wrote its first two pages; nothing was ever accepted here
-            if complete and not data.exists():
-                raise Corrupt(f"{data} is missing")
+            if complete:
+                check_file(self.directory)
             if doubtful:
                 # After a failed fsync the page cache may hold what the disk does not; verify what the disk has.
                 fd = os.open(data, os.O_RDONLY | os.O_CLOEXEC)
@@ -834,7 +893,7 @@ class Store(Reader):
                 _close_to_others(self.directory)  # an odd umask takes the owner's rights as well
                 _write_durably(self.directory / "format", f"grape-data {FORMAT}\n")
         except lmdb.Error as e:
-            raise _open_error(self.directory, e) from e
+            raise open_error(self.directory, e) from e
         except OSError as e:
             raise StorageFailed(f"the data directory {self.directory} cannot be opened: {e}") from e
         if doubtful:

@@ -6,7 +6,8 @@ works beside a running engine. What is read then is of one moment per slice, not
 
 from __future__ import annotations
 
-import difflib
+import contextlib
+import heapq
 import os
 import re
 import time
@@ -22,7 +23,7 @@ from grape.engine.catalog import read_catalog
 from grape.errors import Corrupt, EngineError, StorageFailed, UsageError
 from grape.model import batch as codec
 from grape.model.address import CATALOG, PartitionId, partition_of
-from grape.model.cursor import Cursor
+from grape.model.near import did_you_mean
 from grape.model.stored import (
     OUTPUT,
     REPLIES,
@@ -31,6 +32,7 @@ from grape.model.stored import (
     AppRecord,
     Catalog,
     DeadLetter,
+    Head,
     HoldEntry,
     decode_dead,
     decode_head,
@@ -41,7 +43,8 @@ from grape.model.stored import (
     row_key,
     state_key,
 )
-from grape.store.lmdb import Finding, Holder, Reader, holder
+from grape.store.lmdb import OURS, Finding, Holder, Reader, holder
+from grape.tools.sound import Rules, Waiting, position_problem
 
 T = TypeVar("T")
 
@@ -73,10 +76,20 @@ class Place(Struct, frozen=True, order=True):
 
 
 class Letter(Struct, frozen=True):
-    """A dead letter, or an event that was stopped (``on_fail="stop"``) and waits for an operator."""
+    """A dead letter, or an event on hold: it waits for its next attempt, for an operator (``on_fail="stop"``), or
+    ``behind`` another (its id). ``waiting``: how many wait behind it."""
 
     place: Place
     row: DeadLetter | HoldEntry
+    behind: str = ""
+    waiting: int = 0
+
+    @property
+    def status(self) -> str:
+        """dead, stopped, held or behind."""
+        if isinstance(self.row, DeadLetter):
+            return "dead"
+        return "stopped" if self.row.stopped else "behind" if self.behind else "held"
 
     @property
     def failed(self) -> int | None:
@@ -97,7 +110,7 @@ class Letter(Struct, frozen=True):
         run = run_of(self)
         try:
             return (codec.data_of(run) or [None])[0]
-        except (msgspec.DecodeError, RecursionError, TypeError):
+        except (msgspec.MsgspecError, RecursionError, TypeError, ValueError):
             return run.data
 
 
@@ -108,18 +121,19 @@ def run_of(letter: Letter) -> codec.Run:
         Corrupt: it holds no event.
     """
     try:
-        codec.check_body(letter.row.body, 1)
+        codec.check_body(letter.row.body, 1, stored=True)
         return next(codec.runs_of(letter.row.body))
     except Exception as e:
         raise Corrupt(f"the event of {letter.place.id} cannot be read: {e}") from None
 
 
-class StateRow(Struct):
-    """The keyed state of one (node, key): State name -> value."""
+class StateRow(Struct, omit_defaults=True):
+    """The keyed state of one (node, key): State name -> value. ``problem``: why what is stored cannot be read."""
 
     node: str
     key: str
-    state: dict[str, Any]
+    state: dict[str, Any] | None
+    problem: str = ""
 
 
 class Directory:
@@ -180,20 +194,21 @@ class Directory:
     # ------------------------------------------------------------------ state
 
     def states(self, record: AppRecord, node: str | None, prefix: str) -> Iterator[StateRow]:
-        """The state of ``node`` (None: of all nodes), of keys that begin with ``prefix``; partition by partition.
+        """The state of ``node`` (None: of all nodes), of keys that begin with ``prefix``, by node and key.
 
         Raises:
             UsageError: there is no such node.
-            Corrupt: a row cannot be read.
+            Corrupt: a row fails its checksum.
         """
         for name in [node] if node is not None else sorted(record.nodes):
             number, pool = self._home(record, name)
             start = state_key(number, prefix.encode("utf-8", "surrogateescape"))
-            for n in range(record.partitions):
-                for key, value in rows_of(self.reader, PartitionId(record.id, pool, n), "state", start):
-                    row = _state_row(name, key[2:], value)
-                    if row is not None:
-                        yield row
+            homes = [PartitionId(record.id, pool, n) for n in range(record.partitions)]
+            # Partitions hold their rows in the order of keys; merged, all of a node are.
+            for key, value in heapq.merge(*(rows_of(self.reader, home, "state", start) for home in homes)):
+                row = _state_row(name, key[2:], value)
+                if row is not None:
+                    yield row
 
     def state(self, record: AppRecord, node: str, keys: Iterable[str]) -> Iterator[StateRow]:
         """The state of these keys of ``node``, as far as they have any.
@@ -202,14 +217,23 @@ class Directory:
             UsageError: there is no such node.
             Corrupt: a row cannot be read.
         """
-        number, pool = self._home(record, node)
         for key in keys:
-            packed = key.encode("utf-8", "surrogateescape")
-            home = PartitionId(record.id, pool, partition_of(packed.decode("utf-8", "replace"), record.partitions))
-            (value,) = self.reader.get(home, "state", [state_key(number, packed)])
-            row = None if value is None else _state_row(node, packed, value)
+            home, place = self.state_place(record, node, key)
+            (value,) = self.reader.get(home, "state", [place])
+            row = None if value is None else _state_row(node, place[2:], value)
             if row is not None:
                 yield row
+
+    def state_place(self, record: AppRecord, node: str, key: str) -> tuple[PartitionId, bytes]:
+        """Where the state of ``key`` of ``node`` lies: its partition, and the key of its row.
+
+        Raises:
+            UsageError: there is no such node.
+        """
+        number, pool = self._home(record, node)
+        packed = key.encode("utf-8", "surrogateescape")
+        home = PartitionId(record.id, pool, partition_of(packed.decode("utf-8", "replace"), record.partitions))
+        return home, state_key(number, packed)
 
     def _home(self, record: AppRecord, node: str) -> tuple[int, int]:
         found = record.nodes.get(node)
@@ -236,8 +260,36 @@ class Directory:
                     if entry.stopped:
                         yield Letter(Place(log, partition, True, int.from_bytes(key, "big")), entry)
 
-    def letter(self, place: Place) -> Letter | None:
-        """What lies at ``place`` now; None: nothing (any more).
+    def held(self, record: AppRecord, only: PartitionId | None = None) -> Iterator[Letter]:
+        """Events on hold (of one partition), as they stand in their lines, partition by partition.
+
+        Raises:
+            Corrupt: a row cannot be read.
+        """
+        for log, partition in partitions_of(record):
+            if log.startswith(SOURCE) or (only is not None and partition != only):
+                continue
+            lines: dict[tuple[str, str], list[Place]] = {}
+            found: list[tuple[Place, HoldEntry]] = []
+            for key, value in rows_of(self.reader, partition, "hold"):
+                place = Place(log, partition, True, int.from_bytes(key, "big"))
+                entry = decoded(decode_hold, value, "hold entry")
+                found.append((place, msgspec.structs.replace(entry, body=b"")))  # a full hold list is large
+                if entry.key is not None and (entry.locks or entry.behind):
+                    lines.setdefault((entry.node, entry.key), []).append(place)
+            heads = {place: line for line in lines.values() for place in line}
+            for place, entry in found:
+                line = heads.get(place, [place])
+                behind = "" if line[0] == place else line[0].id
+                whole = self._hold_entry(place) or entry
+                yield Letter(place, whole, behind, 0 if behind else len(line) - 1)
+
+    def _hold_entry(self, place: Place) -> HoldEntry | None:
+        (value,) = self.reader.get(place.partition, "hold", [row_key(place.number)])
+        return None if value is None else decoded(decode_hold, value, "hold entry")
+
+    def letter(self, place: Place, held: bool = False) -> Letter | None:
+        """What lies at ``place`` now; None: nothing (any more). ``held``: also an event that is not stopped.
 
         Raises:
             Corrupt: it cannot be read.
@@ -249,7 +301,7 @@ class Directory:
         if not place.stopped:
             return Letter(place, decoded(decode_dead, value, "dead letter"))
         entry = decoded(decode_hold, value, "hold entry")
-        return Letter(place, entry) if entry.stopped else None
+        return Letter(place, entry) if entry.stopped or held else None
 
     def text(self, letter: Letter) -> str:
         """The letter's traceback, "" if it has none."""
@@ -329,9 +381,8 @@ def _row(text: str, digits: str) -> int:
 
 def near(name: str, known: Iterable[str]) -> str:
     """ "; did you mean ...?", or nothing."""
-    lower = {k.lower(): k for k in known}
-    close = [lower[m] for m in difflib.get_close_matches(name.lower(), lower, n=3)]
-    return f"; did you mean {' or '.join(map(repr, close))}?" if close else ""
+    hint = did_you_mean(name, known)
+    return f"; {hint}" if hint else ""
 
 
 def decoded(decode: Callable[[bytes], T], value: bytes, what: str) -> T:
@@ -342,32 +393,32 @@ def decoded(decode: Callable[[bytes], T], value: bytes, what: str) -> T:
     """
     try:
         return decode(value)
-    except (msgspec.MsgspecError, ValueError) as e:
+    except (msgspec.MsgspecError, ValueError, RecursionError) as e:
         raise Corrupt(f"a stored {what} cannot be read: {e}") from None
 
 
 def _state_row(node: str, key: bytes, value: bytes) -> StateRow | None:
     """A stored record without what has expired; None: nothing is left of it."""
-    fields = _fields(value)
+    text = key.decode("utf-8", "replace")
+    try:
+        fields = {name: _value(bytes(raw)) for name, raw in decoded(decode_fields, value, "state record").items()}
+    except Corrupt as e:
+        return StateRow(node, text, None, str(e))
     expires = fields.pop("", None)
     now = time.time() * 1e6
-    gone = {name for name, due in expires.items() if due <= now} if isinstance(expires, dict) else set()
+    dues = expires.items() if isinstance(expires, dict) else ()
+    gone = {name for name, due in dues if isinstance(due, int | float) and due <= now}
     state = {name: v for name, v in fields.items() if name not in gone}
-    return StateRow(node, key.decode("utf-8", "replace"), state) if state else None
+    return StateRow(node, text, state) if state else None
 
 
-_decode_fields = msgspec.msgpack.Decoder(dict[str, msgspec.Raw]).decode
-
-
-def _fields(value: bytes) -> dict[str, Any]:
-    fields = decoded(_decode_fields, value, "state record")
-    return {name: _value(bytes(raw)) for name, raw in fields.items()}
+decode_fields: Final = msgspec.msgpack.Decoder(dict[str, msgspec.Raw]).decode
 
 
 def _value(packed: bytes) -> Any:
     try:
         return msgspec.msgpack.decode(packed)
-    except (msgspec.DecodeError, RecursionError, TypeError):  # such as a map with a map as a key
+    except (msgspec.MsgspecError, RecursionError, TypeError, ValueError):  # such as a map with a map as a key
         return packed
 
 
@@ -412,8 +463,12 @@ class Checkup:
         self.logs: list[LogReport] = []
         self.rows = 0
         self._reports: dict[tuple[int, int], LogReport] = {}
-        self._cursors: dict[PartitionId, Cursor] = {}
+        self._heads: dict[PartitionId, Head] = {}
         self._findings: list[str] = []
+        self._rules = Rules(Catalog())
+        self._waiting: dict[PartitionId, list[Waiting]] = {}
+        self.strangers = sorted({entry.name for entry in os.scandir(self.path)} - OURS)
+        """What lies in the directory and is not Grape's."""
 
     def __enter__(self) -> Checkup:
         return self
@@ -438,8 +493,9 @@ class Checkup:
                 progress(rows)
 
         try:
-            for finding in self.reader.verify(self._check_batch, counted):
+            for finding in self.reader.verify(self._check_batch, counted, self._rules.row):
                 self._findings.append(self._named(finding))
+            self._check_positions()
         except Exception as e:  # a tree so broken that not even the walk over it ends in order
             self._findings.append(f"the file cannot be walked: {type(e).__name__}: {e}")
         for record in self.apps:
@@ -451,16 +507,15 @@ class Checkup:
         head = self.reader.head(CATALOG)
         catalog = read_catalog(b"" if head is None else head.head)
         self.apps = sorted(catalog.apps.values(), key=lambda record: record.name)
+        self._rules = Rules(catalog)
         for record in self.apps:
             for name, number in record.logs.items():
                 self.logs.append(_report(record, name))
                 self._reports[record.id, number] = self.logs[-1]
                 parts = 1 if name.startswith((SOURCE, TAKER)) else record.partitions
                 for n in range(parts):
-                    try:
+                    with contextlib.suppress(Corrupt):  # the walk names it
                         self._read_head(name, PartitionId(record.id, number, n))
-                    except Corrupt as e:
-                        self._findings.append(str(e))
 
     def _read_head(self, name: str, partition: PartitionId) -> None:
         head = self.reader.head(partition)
@@ -473,15 +528,30 @@ class Checkup:
             taker = decoded(decode_taker, head.head, "head of a taker")
             report.note = f"{taker.taken:,} events taken, {taker.length:,} bytes"
         elif report.is_pool:
-            self._cursors[partition] = decoded(decode_head, head.head, "head of a partition").cursor
+            self._heads[partition] = decoded(decode_head, head.head, "head of a partition")
+
+    def _check_positions(self) -> None:
+        """Whether what the heads say fits what lies in the logs; not while an engine changes both."""
+        if self.holder is not None:
+            return
+        for partition in sorted({*self._heads, *self._waiting}):
+            if self._rules.is_pool(partition):
+                tail = self.reader.ends(partition).tail
+                head = self._heads.get(partition, Head())
+                problem = position_problem(head, self._waiting.get(partition, []), tail)
+                if problem is not None:
+                    self._findings.append(self._named(Finding("head", partition, partition.packed(), problem)))
 
     def _check_batch(self, log: PartitionId, position: int, batch: bytes) -> str | None:
-        try:
-            header = codec.check(batch)
-        except Corrupt as e:
-            return str(e)
+        head = self._heads.get(log, Head())
+        problem = self._rules.batch(log, batch, head.cursor.progress(position))
+        if problem is not None:
+            return problem
+        header = codec.header_of(batch)
+        if self._rules.is_pool(log):
+            self._waiting.setdefault(log, []).append(Waiting(position, header))
         report = self._reports.get((log.app, log.pool))
-        cursor = self._cursors.get(log, Cursor())
+        cursor = head.cursor
         if report is not None and not cursor.is_finished(position):
             report.batches += 1
             report.events += header.events - cursor.progress(position).finished()

@@ -10,7 +10,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from itertools import groupby
 from queue import SimpleQueue
-from typing import Final, Literal
+from typing import Final, Literal, Self
 
 from msgspec import Struct
 
@@ -29,10 +29,11 @@ Action = Literal["retry", "drop"]
 
 
 class Changes(Struct):
-    """``dead`` and ``stopped``: how many letters of each kind were changed; ``refused``: id -> why not."""
+    """``dead``, ``stopped`` and ``held``: how many of each kind were changed; ``refused``: id -> why not."""
 
     dead: int = 0
     stopped: int = 0
+    held: int = 0
     refused: dict[str, str] = {}
 
 
@@ -43,7 +44,11 @@ class _Draft:
         self.head = head
         self.sends: list[Send] = []
         self.rows: dict[Table, list[tuple[bytes, bytes | None]]] = {}
-        self.dead = self.stopped = self.size = 0
+        self.dead = self.stopped = self.held = self.size = 0
+
+    @property
+    def count(self) -> int:
+        return self.dead + self.stopped + self.held
 
 
 class Repair:
@@ -67,38 +72,60 @@ class Repair:
             self._transport.close()
             raise
 
-    def __enter__(self) -> Repair:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exc: object) -> None:
         self._transport.close()
 
-    def retry(self, record: AppRecord, places: Iterable[Place]) -> Changes:
-        """Dead letters go back into the log, for their node alone and under their old id; stopped events are due.
+    def retry(self, record: AppRecord, places: Iterable[Place], held: bool = False) -> Changes:
+        """Dead letters go back into the log, for their node alone and under their old id; stopped events are due, and
+        with ``held`` all events on hold may be among ``places``.
 
         Raises:
             Corrupt: something stored cannot be read; what was committed before stays.
             StorageFailed: the disk refused.
         """
-        return self._change(record, places, "retry")
+        return self._change(record, places, "retry", held)
 
-    def drop(self, record: AppRecord, places: Iterable[Place]) -> Changes:
-        """Remove letters for good. What lined up behind a stopped event becomes due. Errors as `retry`."""
-        return self._change(record, places, "drop")
+    def drop(self, record: AppRecord, places: Iterable[Place], held: bool = False) -> Changes:
+        """Remove letters for good. What lined up behind a held event becomes due. ``held``, errors: as `retry`."""
+        return self._change(record, places, "drop", held)
+
+    def delete_state(self, record: AppRecord, node: str, keys: Iterable[str]) -> list[str]:
+        """Remove the state of these keys of ``node``; returns those that have none.
+
+        Raises:
+            UsageError: there is no such node.
+            Corrupt, StorageFailed: as `retry`.
+        """
+        missing: list[str] = []
+        places: dict[PartitionId, list[bytes]] = {}
+        for key in keys:
+            home, place = self.directory.state_place(record, node, key)
+            (value,) = self.directory.reader.get(home, "state", [place])
+            if value is None:
+                missing.append(key)
+            else:
+                places.setdefault(home, []).append(place)
+        for home, rows in places.items():
+            claim = self._transport.claim(home)
+            self._submit(Commit(home, claim.term, 1, claim.head, (), [("state", [(row, None) for row in rows])]))
+        return missing
 
     # ------------------------------------------------------------------ one partition after the other
 
-    def _change(self, record: AppRecord, places: Iterable[Place], action: Action) -> Changes:
+    def _change(self, record: AppRecord, places: Iterable[Place], action: Action, held: bool) -> Changes:
         changes = Changes()
         # In the order of their numbers, so that events of a key keep their order.
         for partition, group in groupby(sorted(set(places), key=_order), lambda place: place.partition):
-            self._change_partition(record, partition, list(group), action, changes)
+            letters = self._allowed(record, list(group), action, changes, held)
+            self._change_partition(record, partition, letters, action, changes)
         return changes
 
     def _change_partition(
-        self, record: AppRecord, partition: PartitionId, places: list[Place], action: Action, changes: Changes
+        self, record: AppRecord, partition: PartitionId, letters: Iterator[Letter], action: Action, changes: Changes
     ) -> None:
-        letters = self._allowed(record, places, action, changes)
         claim: Claim | None = None
         number = 0
         draft = _Draft(None)
@@ -108,16 +135,18 @@ class Repair:
                 is_source = letter.place.log.startswith(SOURCE)
                 draft = _Draft(None if is_source else _head(claim.head))
             self._put(record, letter, action, draft)
-            if draft.size > _COMMIT_BYTES or draft.dead + draft.stopped >= _COMMIT_LETTERS:
+            if draft.size > _COMMIT_BYTES or draft.count >= _COMMIT_LETTERS:
                 number += 1
                 self._commit(partition, claim, number, draft, changes)
                 draft = _Draft(draft.head)
-        if claim is not None and draft.dead + draft.stopped:
+        if claim is not None and draft.count:
             self._commit(partition, claim, number + 1, draft, changes)
 
-    def _allowed(self, record: AppRecord, places: list[Place], action: Action, changes: Changes) -> Iterator[Letter]:
+    def _allowed(
+        self, record: AppRecord, places: list[Place], action: Action, changes: Changes, held: bool
+    ) -> Iterator[Letter]:
         for place in places:
-            letter = self.directory.letter(place)
+            letter = self.directory.letter(place, held)
             if letter is None:
                 why = "there is no such letter (any more)"
             else:
@@ -139,10 +168,12 @@ class Repair:
                 draft.sends.append(send)
                 draft.size += len(send.batch)
         else:
-            draft.stopped += 1
+            draft.stopped += row.stopped
+            draft.held += not row.stopped
             value: bytes | None = None
             if action == "retry":
-                row.stopped, row.due, row.attempts = False, 0, 0
+                row.attempts = 0 if row.stopped else row.attempts
+                row.stopped, row.due = False, 0
                 value = encode(row)
                 draft.size += len(value)
             draft.rows.setdefault("hold", []).append((key, value))
@@ -150,16 +181,21 @@ class Repair:
     def _commit(self, partition: PartitionId, claim: Claim, number: int, draft: _Draft, changes: Changes) -> None:
         head = claim.head if draft.head is None else encode(draft.head)
         rows: list[tuple[Table, Rows]] = list(draft.rows.items())
-        self._transport.commit(Commit(partition, claim.term, number, head, draft.sends, rows))
+        self._submit(Commit(partition, claim.term, number, head, draft.sends, rows))
+        changes.dead += draft.dead
+        changes.stopped += draft.stopped
+        changes.held += draft.held
+
+    def _submit(self, commit: Commit) -> None:
+        """Commit, and wait until it is durable."""
+        self._transport.commit(commit)
         self._outcomes.clear()
         while not self._outcomes and self._error is None:
             self._posted.get()()
         if self._error is not None:
             raise self._error if isinstance(self._error, StorageFailed | Corrupt) else StorageFailed(str(self._error))
         if self._outcomes != ["committed"]:
-            raise StorageFailed(f"partition {partition} was not changed: {self._outcomes[0]}")
-        changes.dead += draft.dead
-        changes.stopped += draft.stopped
+            raise StorageFailed(f"partition {commit.partition} was not changed: {self._outcomes[0]}")
 
     def _done(self, outcomes: list[tuple[Commit, Outcome]]) -> None:
         self._outcomes.extend(outcome for _, outcome in outcomes)

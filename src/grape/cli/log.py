@@ -1,0 +1,182 @@
+"""``grape log``: what waits in the logs of pools. It is about events that are whole; `grape repair` is for damage."""
+
+from __future__ import annotations
+
+import sys
+from itertools import islice
+from typing import Annotated, Any
+
+import msgspec
+import typer
+from rich.table import Table
+from rich.text import Text
+
+from grape.cli.console import put, put_table, say
+from grape.cli.letters import SHOWN, All, AsJson, ByEvent, ByKey, ByNode, Limit, time_of
+from grape.cli.run import fail
+from grape.cli.state import App, Data, print_lines, to_json
+from grape.errors import GrapeError, UsageError
+from grape.model.plural import counted
+from grape.tools.backlog import BacklogRepair, Logged, Spot, parse_spot, waiting
+from grape.tools.choice import Choice, limited
+from grape.tools.directory import Directory
+from grape.tools.terminal import escaped
+
+Ids = Annotated[list[str] | None, typer.Argument(metavar="ID...", help="As `grape log list` shows them: main.3:17.2")]
+Damaged = Annotated[bool, typer.Option("--damaged", help="What no worker can take, only.")]
+
+app = typer.Typer(
+    help="What waits in the logs: look at it, drop it, move it to the dead letters.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+
+
+@app.command("list")
+def list_(
+    data: Data,
+    app_name: App = None,
+    node: ByNode = None,
+    event: ByEvent = None,
+    key: ByKey = None,
+    damaged: Damaged = False,
+    limit: Limit = None,
+    as_json: AsJson = False,
+) -> None:
+    """List events that wait to be worked on: a table on a terminal, else JSON lines.
+
+    Exit codes: 0; 2 wrong use; 3 damaged.
+    """
+    choice = _choice(node, event, key, damaged)
+    try:
+        with Directory.open(data) as directory:
+            found = limited(filter(choice.fits, waiting(directory, directory.app(app_name))), limit)
+            if not sys.stdout.isatty() or as_json:
+                print_lines(map(_row, found))
+                return
+            shown = list(islice(found, SHOWN))
+            more = sum(1 for _ in found)
+            if shown:
+                put_table(_table(shown))
+            say(
+                f"{counted(len(shown) + more, 'event')}{f', the first {SHOWN} are shown (--json: all)' if more else ''}"
+            )
+    except GrapeError as e:
+        fail(e)
+
+
+@app.command("show")
+def show(
+    spot: Annotated[str, typer.Argument(metavar="ID", help="As `grape log list` shows it: main.3:17.2")],
+    data: Data,
+    app_name: App = None,
+) -> None:
+    """Show all of one event: JSON, with its data.
+
+    Exit codes: 0; 1 there is no such event; 2 wrong use; 3 damaged.
+    """
+    try:
+        with Directory.open(data) as directory:
+            record = directory.app(app_name)
+            wanted = parse_spot(record, spot)
+            found = next((e for e in waiting(directory, record, wanted.partition) if e.spot == wanted), None)
+    except GrapeError as e:
+        fail(e)
+        raise
+    if found is None:
+        say(f"no event {spot} waits (any more)")
+        raise typer.Exit(1)
+    whole = {**_row(found), "app": record.name, "event_id": found.event_id, "data": found.data()}
+    if sys.stdout.isatty():
+        put(msgspec.json.format(to_json(whole), indent=2).decode())
+    else:
+        print_lines([whole])
+
+
+@app.command("drop")
+def drop(
+    data: Data,
+    ids: Ids = None,
+    every: All = False,
+    app_name: App = None,
+    node: ByNode = None,
+    event: ByEvent = None,
+    key: ByKey = None,
+    damaged: Damaged = False,
+) -> None:
+    """Remove events that wait, for good, as if they had been worked off.
+
+    Exit codes: 0; 1 some were not there; 2 wrong use, or the directory is in use; 3 damaged.
+    """
+    _take_out(data, ids or [], every, app_name, _choice(node, event, key, damaged), "drop")
+
+
+@app.command("bury")
+def bury(
+    data: Data,
+    ids: Ids = None,
+    every: All = False,
+    app_name: App = None,
+    node: ByNode = None,
+    event: ByEvent = None,
+    key: ByKey = None,
+    damaged: Damaged = False,
+) -> None:
+    """Move events that wait to the dead letters: `grape dead retry` puts them back.
+
+    Exit codes: 0; 1 some were not there; 2 wrong use, or the directory is in use; 3 damaged.
+    """
+    _take_out(data, ids or [], every, app_name, _choice(node, event, key, damaged), "bury")
+
+
+def _choice(node: str | None, event: str | None, key: str | None, damaged: bool) -> Choice:
+    return Choice(node, event, "damaged" if damaged else None, key)
+
+
+def _take_out(data: str, ids: list[str], every: bool, app_name: str | None, choice: Choice, action: str) -> None:
+    try:
+        if sum((bool(ids), every, not choice.is_any)) != 1:
+            raise UsageError(
+                f"grape log {action}: say which ones: by ID..., or by --node, --event, --key and --damaged, or --all"
+            )
+        with BacklogRepair(data) as repair:
+            record = repair.directory.app(app_name)
+            spots: list[Spot] = [parse_spot(record, text) for text in ids]
+            if not ids:
+                spots = [e.spot for e in waiting(repair.directory, record) if choice.fits(e)]
+            changes = repair.take_out(record, spots, action == "bury")
+    except GrapeError as e:
+        fail(e)
+        raise
+    for spot, why in list(changes.refused.items())[:SHOWN]:
+        say(f"{spot}: {why}")
+    done = "moved to the dead letters" if action == "bury" else "dropped"
+    refused = f"; {len(changes.refused):,} refused" if changes.refused else ""
+    say(f"{counted(changes.held, 'event') if changes.held else 'nothing'} {done}{refused}")
+    if changes.refused:
+        raise typer.Exit(1)
+
+
+def _row(event: Logged) -> dict[str, Any]:
+    found: dict[str, Any] = {
+        "id": event.spot.id,
+        "event": event.event,
+        "nodes": event.nodes,
+        "key": event.key,
+        "created": time_of(event.created),
+    }
+    return {**found, "problem": event.problem} if event.problem else found
+
+
+def _table(events: list[Logged]) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("id", no_wrap=True, overflow="fold")
+    for name in ("event", "nodes", "key"):
+        table.add_column(name, overflow="ellipsis", no_wrap=True, max_width=24)
+    table.add_column("created", overflow="fold")
+    table.add_column("problem", overflow="fold", ratio=1)
+    for event in events:
+        made = (time_of(event.created) or "")[:19].replace("T", " ")
+        cells = [event.spot.id, event.event, ", ".join(event.nodes), event.key or "", made, event.problem]
+        table.add_row(*(Text(escaped(cell)) for cell in cells))
+    return table

@@ -1,0 +1,255 @@
+"""A data directory as it is, also a damaged one, in the hands of a repair: rows with their seals, and one write.
+
+Nothing is checked here but who holds the directory and which format it is of: what is damaged says somebody else. What
+is taken out is put aside first, durably, in ``DIR/damaged``.
+"""
+
+from __future__ import annotations
+
+import base64
+import errno
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import lmdb
+import msgspec
+
+from grape.abc.transport import TABLES, Table
+from grape.errors import Corrupt, StorageFailed, UsageError
+from grape.model.address import PartitionId
+from grape.store.lmdb import (
+    _BASE,
+    _HEAD,
+    _LOG,
+    _META_FORMAT,
+    _POSITION,
+    FORMAT,
+    KEY_BYTES,
+    LONG,
+    MIB,
+    _batch_seal,
+    _fsync_directory,
+    _lock,
+    _sealed,
+    _write_durably,
+    open_error,
+    unknown_format,
+)
+
+FOLDER: Final = "damaged"
+
+
+class RawRow(NamedTuple):
+    """A row as it lies there: ``database``, its whole key, its value with its seal."""
+
+    database: str
+    key: bytes
+    value: bytes
+
+
+class Changes:
+    """The one write of a repair. Functions put whole rows, with their seals."""
+
+    def __init__(self, env: lmdb.Environment, txn: lmdb.Transaction[bytes], dbs: dict[str, Any]) -> None:
+        self._txn = txn
+        self._dbs = dbs
+
+    def remove(self, row: RawRow) -> None:
+        self._txn.delete(row.key, db=self._dbs[row.database])
+
+    def set_head(self, partition: PartitionId, term: int, head: bytes) -> None:
+        packed = partition.packed()
+        self._txn.put(packed, _sealed(_BASE["head"], packed, _HEAD.pack(term, 0) + head), db=self._dbs["head"])
+
+    def set_ends(self, log: PartitionId, trim: int, tail: int) -> None:
+        packed = log.packed()
+        self._txn.put(packed, _sealed(_BASE["logs"], packed, _LOG.pack(trim, tail)), db=self._dbs["logs"])
+
+    def set_batch(self, log: PartitionId, position: int, batch: bytes, events: int) -> None:
+        key = _POSITION.pack(log.packed(), position)
+        self._txn.put(key, _batch_seal(key, events, len(batch)) + batch, db=self._dbs["log"])
+
+    def put(self, partition: PartitionId, table: Table, key: bytes, value: bytes) -> None:
+        """A row of a key of at most `LONG` bytes."""
+        assert len(key) <= LONG
+        whole = partition.packed() + key
+        self._txn.put(whole, _sealed(_BASE[table], whole, value), db=self._dbs[table])
+
+
+class Mending:
+    """The data directory ``path``, locked.
+
+    Raises:
+        UsageError: no data directory, or one of another format; InUse.
+        Corrupt, StorageFailed: LMDB cannot open it at all.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.directory = Path(path)
+        self.format_missing = _mended_format(self.directory)
+        try:
+            self._lock_fd = _lock(self.directory)
+        except OSError as e:
+            raise UsageError(f"the data directory {self.directory} cannot be changed: {e}") from None
+        try:
+            size = (self.directory / "data.mdb").stat().st_size
+            self._env = lmdb.open(
+                str(self.directory), map_size=size + 256 * MIB, mode=0o600, max_dbs=16, max_readers=126
+            )
+            if self._env.max_key_size() < KEY_BYTES:
+                raise UsageError(f"this build of LMDB allows keys of {self._env.max_key_size()} bytes, not {KEY_BYTES}")
+            with self._env.begin(write=True) as txn:
+                self._dbs = {name: self._env.open_db(name.encode(), txn=txn) for name in _BASE}
+            self.meta_is_whole = self._check_meta()
+        except lmdb.Error as e:
+            self.close()
+            raise open_error(self.directory, e) from e
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> Mending:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        if hasattr(self, "_env"):
+            self._env.close()
+        os.close(self._lock_fd)
+
+    def _check_meta(self) -> bool:
+        """Whether the file says its format.
+
+        Raises:
+            UsageError: another one.
+        """
+        with self._env.begin() as txn:
+            stored = txn.get(_META_FORMAT, db=self._dbs["meta"])
+        for other in range(1, 100):
+            if stored == _sealed(_BASE["meta"], _META_FORMAT, str(other).encode()):
+                if other != FORMAT:
+                    raise unknown_format(self.directory / "data.mdb", str(other))
+                return True
+        return False
+
+    def rows(self, database: str) -> Iterator[RawRow]:
+        """All of a database, in order.
+
+        Raises:
+            Corrupt: LMDB cannot walk it.
+        """
+        try:
+            with self._env.begin() as txn:
+                for key, value in txn.cursor(self._dbs[database]).iternext():
+                    yield RawRow(database, bytes(key), bytes(value))
+        except lmdb.Error as e:
+            raise Corrupt(f"the table {database} in {self.directory} cannot be walked: {e}") from e
+
+    def put_aside(self, rows: Iterable[tuple[RawRow, str]]) -> Path:
+        """Write rows, and what is wrong with each, to a file below ``DIR/damaged``: a JSON object a line."""
+        text = "".join(
+            msgspec.json.encode(
+                {
+                    "database": row.database,
+                    "key": row.key.hex(),
+                    "value": base64.b64encode(row.value).decode(),
+                    "problem": problem,
+                }
+            ).decode()
+            + "\n"
+            for row, problem in rows
+        )
+        try:
+            path = _new_place(self.directory, ".jsonl")
+            _write_durably(path, text)
+        except OSError as e:
+            raise _refused(self.directory, e) from None
+        return path
+
+    def write(self, change: Callable[[Changes], None]) -> None:
+        """All that ``change`` does, or nothing.
+
+        Raises:
+            StorageFailed: the disk refused; nothing has changed.
+        """
+        try:
+            with self._env.begin(write=True) as txn:
+                value = _sealed(_BASE["meta"], _META_FORMAT, str(FORMAT).encode())
+                if not self.meta_is_whole:
+                    txn.put(_META_FORMAT, value, db=self._dbs["meta"])
+                change(Changes(self._env, txn, self._dbs))
+            if self.format_missing:
+                _write_durably(self.directory / "format", f"grape-data {FORMAT}\n")
+        except lmdb.Error as e:
+            raise open_error(self.directory, e) from e
+        except OSError as e:
+            raise _refused(self.directory, e) from None
+
+
+def _mended_format(directory: Path) -> bool:
+    """Whether the file that says the format has to be written anew.
+
+    Raises:
+        UsageError: it says another one, or there are no data.
+    """
+    if not (directory / "data.mdb").is_file():
+        raise UsageError(f"{directory} holds no data of Grape: it has no file 'data.mdb'")
+    try:
+        text = (directory / "format").read_text(errors="replace").strip()
+    except FileNotFoundError:
+        return True
+    except OSError as e:
+        raise UsageError(f"the data directory {directory} cannot be read: {e}") from None
+    word, _, version = text.partition(" ")
+    if word == "grape-data" and version.isascii() and version.isdecimal() and version != str(FORMAT):
+        raise unknown_format(directory, text)
+    return text != f"grape-data {FORMAT}"
+
+
+def put_all_aside(directory: Path) -> Path:
+    """The whole file goes to ``DIR/damaged``: the next start begins with nothing. Returns where it is.
+
+    Raises:
+        UsageError: it cannot be locked; InUse.
+        StorageFailed: the disk refused.
+    """
+    fd = -1
+    try:
+        fd = _lock(directory)
+        place = _new_place(directory, "")
+        place.mkdir(mode=0o700)
+        for name in ("data.mdb", "lock.mdb", "format", "verify"):
+            if (directory / name).exists():
+                os.replace(directory / name, place / name)
+        _fsync_directory(place)
+        _fsync_directory(directory)
+    except OSError as e:
+        raise _refused(directory, e) from None
+    finally:
+        if fd >= 0:
+            os.close(fd)
+    return place
+
+
+def _new_place(directory: Path, suffix: str) -> Path:
+    folder = directory / FOLDER
+    folder.mkdir(mode=0o700, exist_ok=True)
+    _fsync_directory(directory)
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    number = 0
+    while (path := folder / f"{stamp}{f'-{number}' if number else ''}{suffix}").exists():
+        number += 1
+    return path
+
+
+def _refused(directory: Path, error: OSError) -> StorageFailed:
+    hint = "; make room and try again, nothing has changed" if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
+    return StorageFailed(f"{directory} cannot be changed: {error}{hint}")
+
+
+ALL: Final = ("head", "logs", "log", *TABLES)
