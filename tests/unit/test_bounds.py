@@ -1,4 +1,4 @@
-"""docs/bounds.md names every bound, with the value that the code has and a test that pushes it; some of these are here."""
+"""docs/bounds.md names every bound, with its value and a test that pushes it; some of these are here."""
 
 from __future__ import annotations
 
