@@ -17,7 +17,7 @@ BELOW: dict[str, set[str]] = {
     "abc": {"errors", "model"},
     "store": {"errors", "model", "abc"},
     "protocol": {"errors", "model"},
-    "connectors": {"errors", "model", "abc", "worker"},
+    "connectors": {"errors", "model", "abc", "authoring"},
     "transports": {"errors", "model", "abc", "store"},
     "isolates": {"errors", "model", "abc"},
     "worker": {"errors", "model", "authoring", "protocol"},

@@ -27,8 +27,9 @@ from grape.abc.source import Sink, Source
 from grape.authoring.loading import imported_now
 from grape.authoring.places import place_of_caller
 from grape.authoring.topology import Topology
+from grape.connectors.feeds import feed as feed
+from grape.connectors.feeds import source_of
 from grape.connectors.sinks import JsonLinesSink
-from grape.connectors.sources import CallableSource, parse_feed
 from grape.engine.clients import Clients, check_timeout, client_event
 from grape.engine.engine import Engine
 from grape.engine.supervisor import Line
@@ -512,17 +513,11 @@ def where_is(topology: Topology, caller: FrameType | None) -> str:
 
 
 def _sources(feed: Feed) -> list[Source]:
-    out: list[Source] = []
-    for event, what in feed.items():
-        if isinstance(what, Source):
-            out.append(what)
-        elif isinstance(what, str | os.PathLike):
-            out.append(parse_feed(f"{event}={os.fspath(what)}", Limits().max_event))
-        elif callable(what) or hasattr(what, "read"):
-            read = what if callable(what) else what.read
-            out.append(CallableSource(event, read, getattr(read, "__qualname__", "source")))
-        else:
-            raise UsageError(f"feed[{event!r}] is a {type(what).__name__}: give a path, a Source or read(position)")
+    out = [source_of(event, what) for event, what in feed.items()]
+    names = [source.name for source in out]
+    for name in names:
+        if names.count(name) > 1:
+            raise UsageError(f"feed= has two sources named {name!r}; give one a name: grape.feed(read, name=...)")
     return out
 
 

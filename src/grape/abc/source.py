@@ -14,12 +14,13 @@ from msgspec import Struct
 
 class Columns(Struct, frozen=True):
     """Events of one name. ``keys`` None: all keyless. ``data``: values, `msgspec.Raw` among them if already encoded.
-    ``lines``: where each stood in the input, if that tells it from all others for ever."""
+    ``lines``: where each stood in the input, if that tells it from all others for ever. ``ids``: the events' own."""
 
     name: str
     keys: list[str | None] | None
     data: list[Any]
     lines: Sequence[int] | None = None
+    ids: list[str] | None = None
 
 
 class Bad(Struct, frozen=True):
@@ -55,14 +56,31 @@ class Chunk(Struct, frozen=True):
     size: int
 
 
+class Terms(Struct, frozen=True):
+    """How a source is fed. ``in_order``: all of it goes to one partition. ``retries``: reads after one that failed,
+    with back-off. ``on_end``: the event that says that it has ended; "": none."""
+
+    in_order: bool = False
+    retries: int = 3
+    on_end: str = ""
+
+
 class Source(ABC):
     """Called from one thread, which is not the engine's.
 
     Attributes:
         name: event and absolute path, or whatever else tells it from others for ever: "line=/data/a.txt".
+        terms: how it is fed.
+        is_keyless: it is known that its events have no keys.
+        is_final: its input is complete, or no run will go on from here: nothing that could still grow has to wait.
+        is_repeatable: the same position gives the same events again, also in another run.
     """
 
     name: str
+    terms: Terms = Terms()
+    is_keyless: bool = False
+    is_final: bool = False
+    is_repeatable: bool = True
 
     @abstractmethod
     def open(self, position: bytes) -> None:
@@ -86,6 +104,10 @@ class Source(ABC):
     def total(self) -> int | None:
         """Bytes of input from where it was opened to its end, if known: for the progress line."""
         return None
+
+    def news(self) -> list[str]:
+        """What people should know of the last ``read``, each line once."""
+        return []
 
     def close(self) -> None:  # noqa: B027 - most have nothing to release
         """Release everything; may be called while ``read`` blocks in another thread, which then may return None."""

@@ -14,7 +14,7 @@ import msgspec
 from msgspec import Struct
 
 from grape.abc.source import Sink
-from grape.connectors.sources import TAIL, hash_of
+from grape.connectors.reading import TAIL, hash_of
 from grape.errors import UsageError
 from grape.model import batch as codec
 
