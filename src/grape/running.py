@@ -35,7 +35,6 @@ from grape.engine.engine import Engine
 from grape.engine.supervisor import Line
 from grape.engine.telemetry import AppNumbers
 from grape.errors import Full, GrapeError, NoAnswer, TopologyError, UsageError
-from grape.model import batch as codec
 from grape.model.event import Event
 from grape.model.topology import Limits, TopologySpec
 from grape.session import Options, Outcomes, Session, Taker
@@ -45,6 +44,8 @@ from grape.tools.terminal import shown
 T = TypeVar("T")
 Feed = Mapping[str, Any]
 Take = Mapping[str, Any]
+_QUICK = 256
+"""Events that may be decoded on the engine's thread."""
 Profiles = str | os.PathLike[str] | Mapping[str, Mapping[str, Any]] | None
 
 
@@ -144,38 +145,38 @@ def open(
 
 
 class QueueSink(Sink):
-    """Keeps what is taken until somebody asks for it, at most ``limit`` batches."""
+    """Keeps what is taken until somebody asks for it, at most ``limit`` parts."""
+
+    form = "events"
 
     def __init__(self, event: str, limit: int = 256) -> None:
         self.name = f"{event}=@api"
-        self.is_raw = True
-        self._queue: SimpleQueue[bytes] = SimpleQueue()
+        self._queue: SimpleQueue[list[Event]] = SimpleQueue()
         self._limit = limit
         self._space = threading.Semaphore(limit)
         self._closed = False
 
     def is_quick(self, lines: int) -> bool:
-        return self._queue.qsize() + lines < self._limit
+        return lines <= _QUICK and self._queue.qsize() < self._limit
 
     def open(self, length: int, tail: bytes) -> tuple[int, bytes]:
         return 0, b""
 
-    def write(self, lines: list[bytes]) -> tuple[int, bytes]:
-        for batch in lines:
-            while not self._space.acquire(timeout=0.1):
-                if self._closed:
-                    raise OSError("the engine was closed while outputs were waiting")
-            self._queue.put(batch)
+    def write(self, lines: list[Any]) -> tuple[int, bytes]:
+        while not self._space.acquire(timeout=0.1):
+            if self._closed:
+                raise Full("the engine was closed while outputs were waiting")
+        self._queue.put(lines)
         return 0, b""
 
-    def get(self, timeout: float | None) -> bytes | None:
-        """The next batch; None: none came in time."""
+    def get(self, timeout: float | None) -> list[Event] | None:
+        """The next events; None: none came in time."""
         try:
-            batch = self._queue.get(timeout=timeout)
+            events = self._queue.get(timeout=timeout)
         except Empty:
             return None
         self._space.release()
-        return batch
+        return events
 
     def close(self) -> None:
         self._closed = True
@@ -184,48 +185,20 @@ class QueueSink(Sink):
 class CallSink(Sink):
     """Calls a function with every event, on a thread of the engine."""
 
+    form = "events"
+
     def __init__(self, event: str, call: Callable[[Event], Any]) -> None:
         self.name = f"{event}=@{getattr(call, '__qualname__', 'call')}"
-        self.is_raw = True
         self._call = call
 
     def open(self, length: int, tail: bytes) -> tuple[int, bytes]:
         return 0, b""
 
-    def write(self, lines: list[bytes]) -> tuple[int, bytes]:
-        for batch in lines:
-            for event in events_of(batch):
-                self._call(event)
+    def write(self, lines: list[Any]) -> tuple[int, bytes]:
+        call = self._call
+        for self.taken, event in enumerate(lines):
+            call(event)
         return 0, b""
-
-
-class TakenEvent(Event):
-    """An event that left the engine; its ``id`` is fixed."""
-
-    taken_id: str = ""
-
-    @property
-    def id(self) -> str:
-        return self.taken_id
-
-
-def events_of(batch: bytes) -> Iterator[Event]:
-    """The events of a sealed batch."""
-    header = codec.header_of(batch)
-    at = 0
-    for run_ in codec.runs_of(codec.body_of(batch, header)):
-        names, keys, data = codec.names_of(run_), codec.keys_of(run_), codec.data_of(run_)
-        ids = run_.meta.ids or {}
-        for i, name in enumerate(names):
-            yield TakenEvent(
-                name,
-                None if keys is None else keys[i],
-                None if data is None else data[i],
-                None,
-                0,
-                ids.get(i) or f"{header.id_prefix}{at + i}",
-            )
-        at += run_.count
 
 
 class RunningEngine:
@@ -402,9 +375,9 @@ class RunningEngine:
         if sink is None:
             raise UsageError(f"no output {event!r} is open here; open are {sorted(self._queues)}")
         while True:
-            batch = sink.get(timeout if timeout is not None else 0.2)
-            if batch is not None:
-                yield from events_of(batch)
+            events = sink.get(timeout if timeout is not None else 0.2)
+            if events is not None:
+                yield from events
             elif timeout is not None or self._result.done():
                 return
 

@@ -247,7 +247,7 @@ def test_a_source_that_fails_now_and_then_is_asked_again_and_gets_on(tmp_path: P
     (tmp_path / "app.py").write_text(SOURCES)
     said = python(tmp_path, "flaky")
     assert "{'in': 1000} 1000" in said
-    assert "source 'source' failed: OSError: connection lost (" in said
+    assert "source 'source' failed: OSError: connection lost at " in said
     assert "retry 1 of 1 in " in said
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from msgspec import Struct
 
@@ -116,15 +116,23 @@ class Source(ABC):
 class Sink(ABC):
     """Where committed outputs go. Called from one thread, which is not the engine's.
 
-    ``length`` and ``tail`` (a hash of the 4 KiB before ``length``) are committed after each write. A sink that
-    ``is_raw`` gets sealed batches instead of lines.
+    ``length`` and ``tail`` (a hash of the 4 KiB before ``length``) are committed after each write. A write that raises
+    is made again, with what ``taken`` does not say was taken of it.
+
+    Attributes:
+        name: tells the taker from all others, for ever.
+        form: what is written: JSON lines, `Event`s, or sealed batches as they are stored.
+        retries: writes after one that failed, with back-off.
+        taken: of the write that raised: how many of its lines or events are where they belong, all the same.
     """
 
     name: str
-    is_raw: bool = False
+    form: Literal["lines", "events", "batches"] = "lines"
+    retries: int = 3
+    taken: int = 0
 
     def is_quick(self, lines: int) -> bool:
-        """``write`` of so many lines (or batches) would not wait now, so that the engine's thread may call it."""
+        """``write`` of so many would not wait now, so that the engine's thread may call it."""
         return False
 
     @abstractmethod
@@ -141,8 +149,8 @@ class Sink(ABC):
         """
 
     @abstractmethod
-    def write(self, lines: list[bytes]) -> tuple[int, bytes]:
-        """Append whole lines (without newline), make them durable, return the new (length, tail).
+    def write(self, lines: list[Any]) -> tuple[int, bytes]:
+        """Append whole lines without newline, or what ``form`` says; make them durable, return the new (length, tail).
 
         Raises:
             OSError: it cannot be written.

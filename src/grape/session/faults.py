@@ -24,7 +24,7 @@ def what_failed(error: BaseException) -> str:
     """Its class and text, and where in the user's code it came up."""
     where = last_place(trace_of(error, is_engine_file))
     said = f"sys.exit({error.code!r:.60})" if isinstance(error, SystemExit) else line_of(error)
-    return f"{said} ({where})" if where else said
+    return f"{said} at {where}" if where else said
 
 
 def failure(what: str, error: BaseException, end: str) -> UserError:

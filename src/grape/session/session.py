@@ -35,7 +35,7 @@ from grape.engine.engine import Engine
 from grape.engine.first import Failed, FirstFailures
 from grape.engine.ids import Ids
 from grape.engine.intake import Feed
-from grape.engine.outlet import Take
+from grape.engine.outlet import DeadOutputs, Take, dead_log
 from grape.engine.supervisor import Line, ProcessLink
 from grape.engine.telemetry import AppNumbers
 from grape.errors import EngineError, GrapeError, Interrupted, StorageFailed, UsageError
@@ -52,7 +52,7 @@ from grape.session.feeding import Feeder, opened
 from grape.session.hints import hint_for
 from grape.session.opening import Opening
 from grape.session.runtimes import python_command
-from grape.session.taking import Taker, Taking
+from grape.session.taking import Taker, Taking, Told
 from grape.session.workers import Printed, Workers
 from grape.tools.crashes import CrashLog
 from grape.transports.embedded import EmbeddedTransport
@@ -61,6 +61,7 @@ _DRAIN: Final = 5.0
 _STALL: Final = 3.0
 _TICK: Final = 0.005
 _IDLE: Final = 0.25
+_REPLY: Final = "reply"
 _MIN_RESERVE: Final = 256 << 20
 
 
@@ -301,6 +302,7 @@ class Session:
             if event not in topology.outputs:
                 raise UsageError(f"--take {event}: {_no_such('output', event, topology.outputs, topology)}")
         logs = [SOURCE + s.name for s in self.sources] + [TAKER + t.sink.name for t in self.takers]
+        logs += sorted({dead_log(taker.event or _REPLY) for taker in self.takers})
         self._opening = Opening(self._transport, self.clock, options.limits, options.drop_slots, options.drop_nodes)
         record = await self._opening.record(topology, options.partitions, logs)
         self.app = app = App(record, topology, options.limits, taken, self._parts)
@@ -328,10 +330,15 @@ class Session:
         self._workers.crash_log = CrashLog(data)
         self._open_sources(app, self.engine)
         takes: dict[str, list[Take]] = {}
+        dead: dict[str, DeadOutputs] = {}
+        told = Told(self._wake.set, self.stop_with, self.notice)
         for taker in self.takers:
             log = REPLIES if taker.event is None else OUTPUT + taker.event
             take = Take(app, taker.sink.name, log, self._transport, self.clock)
-            taking = Taking(taker, take, self._executor, self._wake.set, self.stop_with)
+            event = taker.event or _REPLY
+            if event not in dead:
+                dead[event] = DeadOutputs(app, event, self._transport, self.engine.own)
+            taking = Taking(taker, take, self._executor, dead[event], self.clock, told)
             self._takings.append(taking)
             takes.setdefault(log, []).append(take)
             take.peers = takes[log]
