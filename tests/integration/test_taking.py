@@ -51,7 +51,7 @@ if __name__ == "__main__":
 
 @pytest.mark.parametrize("how", ["exit", "cancel", "key", "generator", "custom", "stop", "error"])
 def test_whatever_a_sink_raises_every_event_is_taken_once(tmp_path: Path, how: str) -> None:
-    """Three fail: an Exception is retried, anything else ends the run, and the next goes on with the one that failed."""
+    """Three fail: an Exception is retried; anything else ends the run, and the next goes on with what failed."""
     (tmp_path / "app.py").write_text(APP)
     (tmp_path / "in.txt").write_text("".join(f"{n}\n" for n in range(1_000)))
     done = subprocess.run(

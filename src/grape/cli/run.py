@@ -40,9 +40,10 @@ def run(
     feed: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="EVENT=SOURCE",
-            help="Read events from a text file (one a line), from a .jsonl file "
-            "(,key=FIELD chooses the key), or from - (stdin). Repeatable.",
+            metavar="EVENT=SOURCE[,OPTION]",
+            help="Read events from a text file (one a line), from a .jsonl file, from whatever can be read, or from - "
+            "(stdin). Options behind commas: key=FIELD, /expression/ or module:function; id= the same; order=source; "
+            "follow; complete; on_end=EVENT; retries=N; jsonl; text. Repeatable.",
         ),
     ] = None,
     take: Annotated[
