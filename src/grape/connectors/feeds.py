@@ -38,12 +38,31 @@ _LOOKS: Final = re.compile(r"[A-Za-z][A-Za-z_-]*(=.*)?", re.DOTALL)
 MAX_RETRIES: Final = 1_000
 
 
-class FeedSpec(Struct, frozen=True, kw_only=True):
-    """A source with its options, before it is known what event it feeds; see `feed`."""
+class _Fed(Struct, frozen=True):
+    source: str | os.PathLike[str] | Source | Callable[[Any], Any] | Any
 
-    source: Any
-    key: Any = None
-    id: Any = None
+
+class FeedSpec(_Fed, frozen=True, kw_only=True):
+    """A source with options, for ``grape.run(feed={"line": grape.feed("access.log", key=r"/^(\\S+)/")})``.
+
+    Args:
+        source: a path, or a callable ``read(position) -> (events, position)``.
+        key: what an event's key is taken from: a field of JSON, "/expression/" (its first group, or all it matches),
+            "module:function", a compiled expression, or a function of the event's data.
+        id: the same for the event's own id: an event with an id that was fed before is not fed again.
+        order: "source": all of it goes to one partition, so that its order is that of everything it leads to.
+        retries: reads after one that failed, with back-off.
+        on_end: the event that is fed once when the source has ended.
+        follow: go on reading as the file grows, also when it is rotated.
+        complete: the file is complete: a last line without a line end is a line.
+        kind: "text" or "jsonl", if the name of the file does not say it.
+        name: of a callable: its position is stored under it; else its qualified name.
+
+    What cannot be is said when it is used, as a UsageError.
+    """
+
+    key: str | re.Pattern[str] | Callable[[Any], Any] | None = None
+    id: str | re.Pattern[str] | Callable[[Any], Any] | None = None
     order: str | None = None
     retries: int = 3
     on_end: str = ""
@@ -53,49 +72,7 @@ class FeedSpec(Struct, frozen=True, kw_only=True):
     name: str | None = None
 
 
-def feed(
-    source: str | os.PathLike[str] | Source | Callable[[Any], Any],
-    *,
-    key: str | re.Pattern[str] | Callable[[Any], str] | None = None,
-    id: str | re.Pattern[str] | Callable[[Any], str] | None = None,
-    order: str | None = None,
-    retries: int = 3,
-    on_end: str = "",
-    follow: bool = False,
-    complete: bool = False,
-    kind: str | None = None,
-    name: str | None = None,
-) -> FeedSpec:
-    """A source with options, for ``grape.run(feed={"line": grape.feed("access.log", key=r"/^(\\S+)/")})``.
-
-    Args:
-        source: a path, or a callable ``read(position) -> (events, position)``.
-        key: what an event's key is taken from: a field of JSON, "/expression/" (its first group, or all it matches),
-            "module:function", a compiled expression, or a function of the event's data.
-        id: the same for the event's own id: an event with an id that was fed before is fed once.
-        order: "source": all of it goes to one partition, so that its order is that of everything it leads to.
-        retries: reads after one that failed, with back-off.
-        on_end: the event that is fed once when the source has ended.
-        follow: go on reading as the file grows, also when it is rotated.
-        complete: the file is complete: a last line without a line end is a line.
-        kind: "text" or "jsonl", if the name of the file does not say it.
-        name: of a callable: its position is stored under it; else its qualified name.
-
-    Raises:
-        UsageError: an option that cannot be.
-    """
-    return FeedSpec(
-        source=source,
-        key=key,
-        id=id,
-        order=order,
-        retries=retries,
-        on_end=on_end,
-        follow=follow,
-        complete=complete,
-        kind=kind,
-        name=name,
-    )
+feed = FeedSpec
 
 
 def source_of(event: str, what: Any, max_event: int = MAX_EVENT) -> Source:

@@ -5,23 +5,21 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from grape.abc.source import Source
-from grape.model.topology import Limits, TopologySpec
+from grape.model.topology import TopologySpec
 
 
-def advice(topology: TopologySpec, sources: Iterable[Source], partitions: int, limits: Limits) -> list[str]:
-    """Lines for people, about sources that are read from their start."""
-    lines: list[str] = []
+def advice(topology: TopologySpec, sources: Sequence[Source], partitions: int) -> dict[str, str]:
+    """Lines for people by the names of the sources, which are read from their start: to be said once more has come of
+    one than a batch holds, whose order is the source's."""
+    lines: dict[str, str] = {}
     fed = {source.name.partition("=")[0] for source in sources}
     for source in sources:
         if not source.is_keyless or source.terms.in_order or partitions == 1:
             continue
-        size = source.total()
-        if size is not None and size <= limits.batch_target:  # it is one batch, whose order is the file's
-            continue
         event = source.name.partition("=")[0]
         node = first_keyed(topology, event, fed - {event})
         if node is not None:
-            lines.append(
+            lines[source.name] = (
                 f"source {source.name}: its events have no key and are spread over {partitions} partitions, so they "
                 f"reach node {node!r}, which keeps state by key, in no order. If their order matters: "
                 f"--feed {source.name},key=/expression/ (or =FIELD, =module:function), or ,order=source"

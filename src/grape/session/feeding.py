@@ -13,7 +13,8 @@ from typing import Any, Final, Protocol, TypeVar
 
 from grape.abc.source import Chunk
 from grape.engine.intake import Feed, Prepared
-from grape.errors import GrapeError
+from grape.errors import GrapeError, UsageError
+from grape.model.values import shown
 from grape.session.faults import delay, failure, what_failed
 
 T = TypeVar("T")
@@ -67,9 +68,11 @@ class Host(Protocol):
 
 
 class Feeder:
-    """Feeds one source."""
+    """Feeds one source. ``advice`` is said once it has given more than ``most`` bytes."""
 
-    def __init__(self, feed: Feed, host: Host) -> None:
+    def __init__(self, feed: Feed, host: Host, advice: str = "", most: int = 0) -> None:
+        self._advice = advice
+        self._most = most
         self._feed = feed
         self._host = host
         self._waiting: list[Prepared] = []
@@ -87,7 +90,7 @@ class Feeder:
         try:
             try:
                 ended = self._read_all()
-            except GrapeError:
+            except BaseException:
                 self._wait_until_durable()
                 raise
             if ended and self._wait_until_durable() and self._say_the_end():
@@ -107,6 +110,7 @@ class Feeder:
                 host.call(partial(host.notice, line))
             if chunk is None:
                 return True  # or the run ends, which whoever waits for what is in flight will see
+            self._advise(chunk.size)
             host.check_chunk(chunk)
             named = feed.named(chunk)
             if named:
@@ -132,7 +136,7 @@ class Feeder:
         failures = 0
         while True:
             try:
-                return source.read(position)
+                return _checked(source.name, source.read(position))
             except GrapeError:
                 raise
             except Exception as e:
@@ -150,6 +154,12 @@ class Feeder:
             except BaseException as e:  # no failure that comes and goes: it wants to end something
                 end = "the run ends; what it gave before is in, the next run goes on from there"
                 raise failure(f"source {source.name!r} raised what is no Exception", e, end) from e
+
+    def _advise(self, size: int) -> None:
+        self._most -= size
+        if self._advice and self._most < 0:
+            self._host.call(partial(self._host.notice, self._advice))
+            self._advice = ""
 
     def _say_the_end(self) -> bool:
         """Feed the event that says that it has ended, if it is wanted and was not fed: when what was fed before has
@@ -245,6 +255,12 @@ class Feeder:
             self._in_flight -= sum(prepared.bytes for prepared in batch)
             self._changed.notify()
         self._commit()
+
+
+def _checked(name: str, chunk: object) -> Chunk | None:
+    if chunk is None or isinstance(chunk, Chunk):
+        return chunk
+    raise UsageError(f"source {name!r}: read() of a Source returns a Chunk or None, not {shown(chunk)}")
 
 
 def opened(feed: Feed) -> None:

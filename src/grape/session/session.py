@@ -142,6 +142,8 @@ class Session:
         self._topology: Topology | None = None
         self.feeds: list[Feed] = []
         self._takings: list[Taking] = []
+        self._advice: dict[str, str] = {}
+        """What is to be said of sources once more than one batch has come of them."""
         self.fed_bytes = 0
         self.sources_open = len(sources)
         self.started = time.monotonic()
@@ -363,8 +365,12 @@ class Session:
         if self.options.data is not None:
             for line in guarantees(fresh):
                 self.notice(line)
-        for line in advice(app.topology, fresh, app.partitions, app.limits):
-            self.notice(line)
+        for name, line in advice(app.topology, fresh, app.partitions).items():
+            size = next(source for source in fresh if source.name == name).total()
+            if size is None:
+                self._advice[name] = line
+            elif size > app.limits.batch_target:
+                self.notice(line)
 
     async def _serve(self, data: str) -> Outcomes:
         engine, app = self.engine, self.app
@@ -373,7 +379,7 @@ class Session:
         engine.start()
         self._workers.end_unused()
         for feed in self.feeds:
-            Feeder(feed, self).start()
+            Feeder(feed, self, self._advice.get(feed.source.name, ""), app.limits.batch_target).start()
         takers = [asyncio.create_task(taking.run()) for taking in self._takings]
         stopped = False
         ticked = 0.0
