@@ -138,6 +138,7 @@ class LinesFile(Source):
         start = at.offset
         end, tail = start + len(begin), (before + begin)[-TAIL:]
         cut = 0
+        is_blank = self._parser.is_blank(begin)
         while not cut:
             if use.is_closed():
                 return None
@@ -146,17 +147,18 @@ class LinesFile(Source):
             taken = block[:cut] if cut else block
             end += len(taken)
             tail = (tail + taken)[-TAIL:]
+            is_blank = is_blank and (not taken or self._parser.is_blank(taken))
             if len(block) < self._block:
                 break
         size = end - start - (1 if cut else 0)
         if not cut and not is_final:
             self._note_waiting(at, size)
             return None
-        if kind:
-            bad = self._grown(at, begin[:RAW])
+        if not kind:
+            bad = [self._parser.over(f"{self.path}:{at.line + 1}", begin[:RAW], size)]
         else:
-            bad = self._parser.over(f"{self.path}:{at.line + 1}", begin[:RAW], size)
-        return self._chunk([], [bad], at, b"", end, 0 if kind else 1, tail)
+            bad = [] if is_blank else [self._grown(at, begin[:RAW])]
+        return self._chunk([], bad, at, b"", end, 0 if kind else 1, tail)
 
     def _behind(self, fd: int, use: Descriptor, at: Position, before: bytes, is_final: bool) -> Chunk | None:
         """Behind a line that had no end when it became an event: its line end, or what it has grown by."""
