@@ -54,7 +54,7 @@ def chain(app: str, size: int, directory: Path) -> tuple[float, int]:
 class Discard(Sink):
     """Takes whole batches and forgets them."""
 
-    is_raw = True
+    form = "batches"
 
     def __init__(self, name: str) -> None:
         self.name = name

@@ -51,10 +51,11 @@ __all__ = [
     "__version__",
 ]
 
-_RUNNING = ("open", "run")
+_RUNNING = ("feed", "open", "run")
 """Resolved on first use: they bring the engine along, which a worker must not import."""
 
 if TYPE_CHECKING:
+    from grape.connectors.feeds import feed as feed
     from grape.running import open as open
     from grape.running import run as run
 else:

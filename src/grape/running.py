@@ -27,14 +27,14 @@ from grape.abc.source import Sink, Source
 from grape.authoring.loading import imported_now
 from grape.authoring.places import HIDDEN, caller, place_of_caller
 from grape.authoring.topology import Topology
+from grape.connectors.feeds import feed as feed
+from grape.connectors.feeds import source_of
 from grape.connectors.sinks import JsonLinesSink
-from grape.connectors.sources import CallableSource, parse_feed
 from grape.engine.clients import Clients, check_timeout, client_event
 from grape.engine.engine import Engine
 from grape.engine.supervisor import Line
 from grape.engine.telemetry import AppNumbers
 from grape.errors import BadArgument, Full, GrapeError, NoAnswer, Refused, TopologyError, UsageError, UserError
-from grape.model import batch as codec
 from grape.model.event import Event
 from grape.model.profile import Profile
 from grape.model.topology import Limits, TopologySpec
@@ -49,6 +49,8 @@ P = ParamSpec("P")
 T = TypeVar("T")
 Feed = Mapping[str, Any]
 Take = Mapping[str, Any]
+_QUICK = 256
+"""Events that may be decoded on the engine's thread."""
 Profiles = str | os.PathLike[str] | Mapping[str, Mapping[str, Any]] | None
 
 
@@ -165,38 +167,38 @@ def open(
 
 
 class QueueSink(Sink):
-    """Keeps what is taken until somebody asks for it, at most ``limit`` batches."""
+    """Keeps what is taken until somebody asks for it, at most ``limit`` parts."""
+
+    form = "events"
 
     def __init__(self, event: str, limit: int = 256) -> None:
         self.name = f"{event}=@api"
-        self.is_raw = True
-        self._queue: SimpleQueue[bytes] = SimpleQueue()
+        self._queue: SimpleQueue[list[Event]] = SimpleQueue()
         self._limit = limit
         self._space = threading.Semaphore(limit)
         self._closed = False
 
     def is_quick(self, lines: int) -> bool:
-        return self._queue.qsize() + lines < self._limit
+        return lines <= _QUICK and self._queue.qsize() < self._limit
 
     def open(self, length: int, tail: bytes) -> tuple[int, bytes]:
         return 0, b""
 
-    def write(self, lines: list[bytes]) -> tuple[int, bytes]:
-        for batch in lines:
-            while not self._space.acquire(timeout=0.1):
-                if self._closed:
-                    raise OSError("the engine was closed while outputs were waiting")
-            self._queue.put(batch)
+    def write(self, lines: list[Any]) -> tuple[int, bytes]:
+        while not self._space.acquire(timeout=0.1):
+            if self._closed:
+                raise Full("the engine was closed while outputs were waiting")
+        self._queue.put(lines)
         return 0, b""
 
-    def get(self, timeout: float | None) -> bytes | None:
-        """The next batch; None: none came in time."""
+    def get(self, timeout: float | None) -> list[Event] | None:
+        """The next events; None: none came in time."""
         try:
-            batch = self._queue.get(timeout=timeout)
+            events = self._queue.get(timeout=timeout)
         except Empty:
             return None
         self._space.release()
-        return batch
+        return events
 
     def close(self) -> None:
         self._closed = True
@@ -205,48 +207,20 @@ class QueueSink(Sink):
 class CallSink(Sink):
     """Calls a function with every event, on a thread of the engine."""
 
+    form = "events"
+
     def __init__(self, event: str, call: Callable[[Event], Any]) -> None:
         self.name = f"{event}=@{getattr(call, '__qualname__', 'call')}"
-        self.is_raw = True
         self._call = call
 
     def open(self, length: int, tail: bytes) -> tuple[int, bytes]:
         return 0, b""
 
-    def write(self, lines: list[bytes]) -> tuple[int, bytes]:
-        for batch in lines:
-            for event in events_of(batch):
-                self._call(event)
+    def write(self, lines: list[Any]) -> tuple[int, bytes]:
+        call = self._call
+        for self.taken, event in enumerate(lines):
+            call(event)
         return 0, b""
-
-
-class TakenEvent(Event):
-    """An event that left the engine; its ``id`` is fixed."""
-
-    taken_id: str = ""
-
-    @property
-    def id(self) -> str:
-        return self.taken_id
-
-
-def events_of(batch: bytes) -> Iterator[Event]:
-    """The events of a sealed batch."""
-    header = codec.header_of(batch)
-    at = 0
-    for run_ in codec.runs_of(codec.body_of(batch, header)):
-        names, keys, data = codec.names_of(run_), codec.keys_of(run_), codec.data_of(run_)
-        ids = run_.meta.ids or {}
-        for i, name in enumerate(names):
-            yield TakenEvent(
-                name,
-                None if keys is None else keys[i],
-                None if data is None else data[i],
-                None,
-                0,
-                ids.get(i) or f"{header.id_prefix}{at + i}",
-            )
-        at += run_.count
 
 
 class RunningEngine:
@@ -427,9 +401,9 @@ class RunningEngine:
         if sink is None:
             raise UsageError(f"no output {event!r} is open here; open are {sorted(self._queues)}")
         while True:
-            batch = sink.get(timeout if timeout is not None else 0.2)
-            if batch is not None:
-                yield from events_of(batch)
+            events = sink.get(timeout if timeout is not None else 0.2)
+            if events is not None:
+                yield from events
             elif timeout is not None or self._result.done():
                 return
 
@@ -581,18 +555,12 @@ def where_is(topology: Topology, caller: FrameType | None, inline: bool = False)
     )
 
 
-def _sources(feed: dict[str, Any], limits: Limits) -> list[Source]:
-    out: list[Source] = []
-    for event, what in feed.items():
-        if isinstance(what, Source):
-            out.append(what)
-        elif isinstance(what, str | os.PathLike):
-            out.append(parse_feed(f"{event}={path_of(what, f'feed[{event!r}]')}", limits.max_event))
-        elif callable(what) or callable(getattr(what, "read", None)):
-            read = what if callable(what) else what.read
-            out.append(CallableSource(event, read, getattr(read, "__qualname__", "source")))
-        else:
-            raise BadArgument(f"feed[{event!r}] is a {type(what).__name__}: give a path, a Source or read(position)")
+def _sources(feed: Feed, limits: Limits) -> list[Source]:
+    out = [source_of(event, what, limits.max_event) for event, what in feed.items()]
+    names = [source.name for source in out]
+    for name in names:
+        if names.count(name) > 1:
+            raise UsageError(f"feed= has two sources named {name!r}; give one a name: grape.feed(read, name=...)")
     return out
 
 

@@ -133,7 +133,7 @@ def test_a_taker_that_raises_ends_the_run_with_its_line(tmp_path: Path) -> None:
 
     def take(event: Event) -> None:
         seen.append(event.data)
-        if len(seen) == 1:
+        if len(seen) <= 5 and event.data == "b":  # also when it is tried again
             raise ValueError("not today")
         got.append(event.data)
 
@@ -144,6 +144,7 @@ def test_a_taker_that_raises_ends_the_run_with_its_line(tmp_path: Path) -> None:
         go()
     go()
     assert got == ["a", "b"]
+    assert seen == ["a", *"bbbb", "b"]
 
 
 def test_takers_come_and_go(tmp_path: Path) -> None:

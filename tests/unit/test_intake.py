@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from grape import Topology
 from grape.abc.source import Chunk, Pairs
 from grape.abc.transport import Callbacks
-from grape.connectors.sources import CallableSource
+from grape.connectors.callables import CallableSource
 from grape.engine.app import App
 from grape.engine.catalog import update_record
 from grape.engine.clock import FakeClock

@@ -16,7 +16,9 @@ from typing import Any
 import msgspec
 import pytest
 
-from grape.connectors.sinks import JsonLinesSink, StdoutSink, json_lines, parse_take, reply_lines
+from grape.connectors.outputs import parts_of
+from grape.connectors.sinks import JsonLinesSink, StdoutSink, event_lines, parse_take
+from grape.connectors.sinks import reply_lines as lines_of_replies
 from grape.errors import UsageError
 from grape.model.address import PartitionId
 from grape.model.batch import RunMeta, encode_run, one, seal
@@ -27,6 +29,14 @@ TARGET = PartitionId(1, 5, 4)
 
 def sealed(*runs: bytes, events: int) -> bytes:
     return seal(b"".join(runs), events, ORIGIN, TARGET, 0xABC, 7, 0)
+
+
+def json_lines(batch: bytes) -> list[bytes]:
+    return [line for part in parts_of(batch) for line in event_lines(part)[0]]
+
+
+def reply_lines(batch: bytes) -> list[bytes]:
+    return [line for part in parts_of(batch) for line in lines_of_replies(part)[0]]
 
 
 def refusal(sink: JsonLinesSink | StdoutSink, length: int = 0, tail: bytes = b"") -> str:

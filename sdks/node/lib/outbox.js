@@ -96,6 +96,8 @@ class Lane {
   seal(numbers) {
     const meta = this.meta;
     meta.pos = 0;
+    // No event is without a byte: a body that says more events than it has bytes is refused.
+    if (!this.hasKeys && !this.hasData && this.count > 1) this.hasData = fillNils(this.data, this.count);
     const hasHops = this.hopsEach !== null || this.hops > 0;
     meta.map(1 + (this.index !== null ? 1 : 0) + (hasHops ? 1 : 0) + (this.contexts !== null ? 1 : 0));
     meta.str("names");

@@ -7,19 +7,20 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from msgspec import Struct
 
 
 class Columns(Struct, frozen=True):
     """Events of one name. ``keys`` None: all keyless. ``data``: values, `msgspec.Raw` among them if already encoded.
-    ``lines``: where each stood in the input, if that tells it from all others for ever."""
+    ``lines``: where each stood in the input, if that tells it from all others for ever. ``ids``: the events' own."""
 
     name: str
     keys: list[str | None] | None
     data: list[Any]
     lines: Sequence[int] | None = None
+    ids: list[str] | None = None
 
 
 class Bad(Struct, frozen=True):
@@ -55,14 +56,31 @@ class Chunk(Struct, frozen=True):
     size: int
 
 
+class Terms(Struct, frozen=True):
+    """How a source is fed. ``in_order``: all of it goes to one partition. ``retries``: reads after one that failed,
+    with back-off. ``on_end``: the event that says that it has ended; "": none."""
+
+    in_order: bool = False
+    retries: int = 3
+    on_end: str = ""
+
+
 class Source(ABC):
     """Called from one thread, which is not the engine's.
 
     Attributes:
         name: event and absolute path, or whatever else tells it from others for ever: "line=/data/a.txt".
+        terms: how it is fed.
+        is_keyless: it is known that its events have no keys.
+        is_final: its input is complete, or no run will go on from here: nothing that could still grow has to wait.
+        is_repeatable: the same position gives the same events again, also in another run.
     """
 
     name: str
+    terms: Terms = Terms()
+    is_keyless: bool = False
+    is_final: bool = False
+    is_repeatable: bool = True
 
     @abstractmethod
     def open(self, position: bytes) -> None:
@@ -87,6 +105,10 @@ class Source(ABC):
         """Bytes of input from where it was opened to its end, if known: for the progress line."""
         return None
 
+    def news(self) -> list[str]:
+        """What people should know of the last ``read``, each line once."""
+        return []
+
     def close(self) -> None:  # noqa: B027 - most have nothing to release
         """Release everything; may be called while ``read`` blocks in another thread, which then may return None."""
 
@@ -94,15 +116,23 @@ class Source(ABC):
 class Sink(ABC):
     """Where committed outputs go. Called from one thread, which is not the engine's.
 
-    ``length`` and ``tail`` (a hash of the 4 KiB before ``length``) are committed after each write. A sink that
-    ``is_raw`` gets sealed batches instead of lines.
+    ``length`` and ``tail`` (a hash of the 4 KiB before ``length``) are committed after each write. A write that raises
+    is made again, with what ``taken`` does not say was taken of it.
+
+    Attributes:
+        name: tells the taker from all others, for ever.
+        form: what is written: JSON lines, `Event`s, or sealed batches as they are stored.
+        retries: writes after one that failed, with back-off.
+        taken: of the write that raised: how many of its lines or events are where they belong, all the same.
     """
 
     name: str
-    is_raw: bool = False
+    form: Literal["lines", "events", "batches"] = "lines"
+    retries: int = 3
+    taken: int = 0
 
     def is_quick(self, lines: int) -> bool:
-        """``write`` of so many lines (or batches) would not wait now, so that the engine's thread may call it."""
+        """``write`` of so many would not wait now, so that the engine's thread may call it."""
         return False
 
     @abstractmethod
@@ -119,8 +149,8 @@ class Sink(ABC):
         """
 
     @abstractmethod
-    def write(self, lines: list[bytes]) -> tuple[int, bytes]:
-        """Append whole lines (without newline), make them durable, return the new (length, tail).
+    def write(self, lines: list[Any]) -> tuple[int, bytes]:
+        """Append whole lines without newline, or what ``form`` says; make them durable, return the new (length, tail).
 
         Raises:
             OSError: it cannot be written.

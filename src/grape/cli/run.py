@@ -20,8 +20,9 @@ import typer
 from grape.abc.source import Source
 from grape.authoring.loading import parse_target
 from grape.cli.console import Meter, complain, say, show_line
+from grape.connectors.feeds import parse_feed
 from grape.connectors.sinks import JsonLinesSink, StdoutSink, parse_take
-from grape.connectors.sources import Stdin, parse_feed
+from grape.connectors.streams import Stream
 from grape.errors import Corrupt, EngineError, GrapeError, Interrupted, UsageError
 from grape.isolates.parent import become_subreaper_and_undumpable
 from grape.model.topology import Limits
@@ -39,9 +40,10 @@ def run(
     feed: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="EVENT=SOURCE",
-            help="Read events from a text file (one a line), from a .jsonl file "
-            "(,key=FIELD chooses the key), or from - (stdin). Repeatable.",
+            metavar="EVENT=SOURCE[,OPTION]",
+            help="Read events from a text file (one a line), from a .jsonl file, from whatever can be read, or from - "
+            "(stdin). Options behind commas: key=FIELD, /expression/ or module:function; id= the same; order=source; "
+            "follow; complete; on_end=EVENT; retries=N; jsonl; text. Repeatable.",
         ),
     ] = None,
     take: Annotated[
@@ -245,7 +247,7 @@ async def _run(options: Options, sources: list[Source], takers: list[Taker], as_
             watcher.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await watcher
-    if any(isinstance(source, Stdin) and source.restarted for source in sources):
+    if any(isinstance(source, Stream) and source.restarted for source in sources):
         say("stdin cannot be read again: this run read the new stdin from its start")
     report(session, outcomes, meter, options, as_json)
     if got and (outcomes.stopped or outcomes.backlog):

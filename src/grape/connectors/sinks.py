@@ -6,7 +6,6 @@ import fcntl
 import os
 import select
 import stat
-from itertools import repeat
 from pathlib import Path
 from typing import Any, Final
 
@@ -14,9 +13,10 @@ import msgspec
 from msgspec import Struct
 
 from grape.abc.source import Sink
-from grape.connectors.sources import TAIL, hash_of
+from grape.authoring.raised import line_of
+from grape.connectors.outputs import Part, Unreadable
+from grape.connectors.reading import TAIL, hash_of
 from grape.errors import UsageError
-from grape.model import batch as codec
 
 # ------------------------------------------------------------------ batches to lines
 
@@ -43,65 +43,42 @@ def _in_json(value: Any) -> Any:
 
 
 _encoder: Final = msgspec.json.Encoder(enc_hook=_in_json)
-_decode: Final = msgspec.msgpack.Decoder().decode
 
 
-def json_lines(batch: bytes) -> list[bytes]:
-    """The events of a sealed batch as JSON objects ``{"event","key","data","id"}``, one a line, without newlines.
+def event_lines(part: Part) -> tuple[list[bytes], list[Unreadable]]:
+    """Events as JSON objects ``{"event","key","data","id"}``, one a line, without newlines, and those that have no form
+    in JSON.
 
     Bytes become base64, NaN and the infinities null, keys of maps text. An event whose data cannot be read as
     msgpack values has its bytes, as base64.
-
-    Raises:
-        Corrupt, ProtocolError: it is no batch.
     """
-    header = codec.header_of(batch)
-    prefix, start = header.id_prefix, 0
-    lines: list[bytes] = []
-    for run in codec.runs_of(codec.body_of(batch, header)):
-        ids = [f"{prefix}{i}" for i in range(start, start + run.count)]
-        for index, changed in (run.meta.ids or {}).items():
-            ids[index] = changed
-        start += run.count
-        lines += _encoded(list(map(_Line, codec.names_of(run), _keys(run), _data(run), ids)))
-    return lines
+    return _encoded(part, list(map(_Line, part.names, part.keys, part.data, part.ids)))
 
 
-def reply_lines(batch: bytes) -> list[bytes]:
-    """The replies of a sealed batch for a reply home as JSON objects ``{"id","final","data"}``: see `json_lines`.
+def reply_lines(part: Part) -> tuple[list[bytes], list[Unreadable]]:
+    """Replies as JSON objects ``{"id","final","data"}``: see `event_lines`.
 
     ``id`` is that of the event that is answered.
     """
-    lines: list[bytes] = []
-    for run in codec.runs_of(codec.body_of(batch, codec.header_of(batch))):
-        finals = [name == "final" for name in codec.names_of(run)]
-        lines += _encoded(list(map(_Reply, _keys(run), finals, _data(run))))
-    return lines
+    finals = [name == "final" for name in part.names]
+    return _encoded(part, list(map(_Reply, part.keys, finals, part.data)))
 
 
-_UNREADABLE: Final = (msgspec.DecodeError, RecursionError, TypeError, UnicodeDecodeError)
-
-
-def _keys(run: codec.Run) -> list[str | None]:
-    return codec.keys_of(run) or [None] * run.count
-
-
-def _data(run: codec.Run) -> list[Any]:
+def _encoded(part: Part, lines: list[Any]) -> tuple[list[bytes], list[Unreadable]]:
+    if not lines:
+        return [], []
     try:
-        return codec.data_of(run) or [None] * run.count
-    except _UNREADABLE:  # such as a map with a map as a key
-        return [_readable(bytes(raw)) for raw in codec.raw_data_of(run) or repeat(b"", run.count)]
-
-
-def _readable(packed: bytes) -> Any:
-    try:
-        return _decode(packed)
-    except _UNREADABLE:
-        return packed
-
-
-def _encoded(lines: list[Any]) -> list[bytes]:
-    return _encoder.encode_lines(lines)[:-1].split(b"\n") if lines else []
+        return _encoder.encode_lines(lines)[:-1].split(b"\n"), []
+    except Exception:  # one of them is something that JSON cannot say; below, which
+        out: list[bytes] = []
+        bad: list[Unreadable] = []
+        for i, line in enumerate(lines):
+            try:
+                out.append(_encoder.encode(line))
+            except Exception as e:
+                text = f"an output cannot be written as JSON: {line_of(e)}"
+                bad.append(Unreadable(part.indexes[i], 1, part.names[i], part.keys[i], b"", text))
+        return out, bad
 
 
 # ------------------------------------------------------------------ sinks

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any, Final
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, Final, TypeVar
 
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from grape.abc.source import Bad, Chunk, Columns, Pairs, Source
 from grape.abc.transport import Rows, Send, Table, Transport
 from grape.engine.app import App
 from grape.engine.clock import Clock
 from grape.engine.committer import Committer
-from grape.errors import HandlerError
+from grape.engine.ids import Ids, Named, Verdict, content_of
+from grape.errors import Conflict, HandlerError, UsageError
 from grape.model import batch as codec
 from grape.model.address import Partitions, check_key, partition_of
 from grape.model.stored import SOURCE, DeadLetter, SourceHead, decode_source, encode, row_key
+
+T = TypeVar("T")
 
 _SLICE: Final = 2_048
 _CACHED_KEYS: Final = 65_536
@@ -24,7 +27,7 @@ _CACHED_KEYS: Final = 65_536
 
 class Prepared(Struct, frozen=True):
     """A chunk as it will be committed. ``head`` is what holds when it and all before it are. ``size``: bytes of input;
-    ``bytes``: of its batches."""
+    ``bytes``: of its batches. ``ids``: what is to be remembered."""
 
     sends: list[Send]
     head: SourceHead
@@ -32,6 +35,7 @@ class Prepared(Struct, frozen=True):
     counts: Counter[str]
     size: int
     bytes: int
+    ids: Sequence[Named] = ()
 
 
 class _Sorter(dict[str, tuple[Callable[[str | None], None], Callable[[Any], None]]]):
@@ -89,10 +93,13 @@ class _Draft:
 
 
 class Feed:
-    """One source. ``prepare`` runs on the source's thread, all else on the engine's."""
+    """One source. ``prepare`` and what it needs run on the source's thread, all else on the engine's."""
 
-    def __init__(self, app: App, source: Source, transport: Transport, calls: bool, clock: Clock) -> None:
+    def __init__(
+        self, app: App, source: Source, transport: Transport, calls: bool, clock: Clock, ids: Ids | None = None
+    ) -> None:
         self.source = source
+        self.ids = Ids(app, transport, clock) if ids is None else ids
         self.id = app.log(SOURCE + source.name, 0)
         self._app = app
         self._calls = calls
@@ -102,6 +109,8 @@ class Feed:
         found = self._committer.claimed_head
         self.head = decode_source(found) if found else SourceHead()
         self._planned = self.head
+        self._line = partition_of(source.name, app.partitions) if source.terms.in_order else None
+        """The partition that gets all of it."""
         self._partitions = Partitions(app.partitions)
         self._sorter = _Sorter(app.partitions)
 
@@ -110,8 +119,56 @@ class Feed:
         """A commit is under way."""
         return self._committer.is_busy
 
-    def prepare(self, chunk: Chunk) -> Prepared:
-        """Make the batches of a chunk, which follows the one prepared before: the work, without the commit."""
+    @property
+    def has_ended(self) -> bool:
+        """The event that says so was the last that was prepared."""
+        return self._planned.ended
+
+    def named(self, chunk: Chunk) -> list[Named]:
+        """The ids in a chunk."""
+        return [
+            Named(own, content_of(part.name, key, encode(value)), key)
+            for part in chunk.columns
+            if isinstance(part, Columns) and part.ids is not None
+            for own, key, value in zip(part.ids, part.keys or [None] * len(part.data), part.data, strict=True)
+        ]
+
+    def without_known(self, chunk: Chunk, verdicts: list[Verdict]) -> Chunk:
+        """The chunk without the events that were fed before. ``verdicts``: on those of `named`."""
+        columns: list[Columns] = []
+        bad = list(chunk.bad)
+        at = 0
+        for part in chunk.columns:
+            if not isinstance(part, Columns) or part.ids is None:
+                columns.append(part)  # type: ignore[arg-type]
+                continue
+            here, at = verdicts[at : at + len(part.ids)], at + len(part.ids)
+            bad += [self._conflict(part, i) for i, verdict in enumerate(here) if verdict == "conflict"]
+            new = [i for i, verdict in enumerate(here) if verdict == "new"]
+            if new:
+                columns.append(_chosen(part, new))
+        return Chunk(columns, chunk.position, bad, chunk.size)
+
+    def _conflict(self, part: Columns, index: int) -> Bad:
+        assert part.ids is not None
+        place = getattr(self.source, "path", self.source.name)
+        where = place if part.lines is None else f"{place}:{part.lines[index]}"
+        text = f"the id {part.ids[index]!r:.300} was used for another event"
+        raw = bytes(encode(part.data[index]))
+        return Bad(where, part.name, raw, Conflict.code, text)
+
+    def prepare_end(self) -> Prepared:
+        """The event that says that the source has ended."""
+        head = self._planned
+        data = {"source": self.source.name, "events": head.fed}
+        draft = _Draft(dict(head.sent), head.spread)
+        self._add(draft, self._slices(Columns(self.source.terms.on_end, None, [data]), head.spread), self._clock.now())
+        self._planned = new = structs.replace(head, sent=draft.sent, spread=draft.spread, ended=True)
+        return Prepared(draft.sends, new, [], draft.counts, 0, sum(len(send.batch) for send in draft.sends))
+
+    def prepare(self, chunk: Chunk, ids: Sequence[Named] = ()) -> Prepared:
+        """Make the batches of a chunk, which follows the one prepared before: the work, without the commit. ``ids``:
+        of the events in it, to be remembered."""
         head = self._planned
         now = self._clock.now()
         draft = _Draft(dict(head.sent), head.spread)
@@ -122,6 +179,8 @@ class Feed:
                 continue
             trial = _Draft(dict(draft.sent), draft.spread)
             try:
+                if self._line is not None:
+                    raise HandlerError  # their keys have to be looked at
                 self._add(trial, self._sorted(part), now)
             except (HandlerError, TypeError, ValueError):
                 sifted, unfit = part.sift()
@@ -137,9 +196,11 @@ class Feed:
             head.fed + sum(draft.counts.values()),
             draft.spread,
             head.next_dead + len(bad),
+            False,
+            head.next_id + len(ids),
         )
         size = sum(len(send.batch) for send in draft.sends)
-        return Prepared(draft.sends, new, dead, draft.counts, chunk.size, size)
+        return Prepared(draft.sends, new, dead, draft.counts, chunk.size, size, ids)
 
     def _add(self, draft: _Draft, groups: Iterable[tuple[int, Columns]], now: int) -> None:
         for number, columns in groups:
@@ -165,6 +226,16 @@ class Feed:
         """Keyed events go where their key lives, keyless ones anywhere, a batch at a time."""
         name, keys, data = columns.name, columns.keys, columns.data
         count = self._app.partitions
+        if keys is not None and self._line is not None:
+            keyed = next((key for key in keys if key is not None), None)
+            if keyed is not None:
+                raise UsageError(
+                    f"source {self.source.name!r}: order=source is for events without keys, and one has the key "
+                    f"{keyed!r:.60}, which says to which partition it goes. Leave order=source out: events of a key "
+                    "are in the source's order as it is"
+                )
+            keys = None
+            columns = Columns(name, None, data, columns.lines, columns.ids)
         if keys is None:
             return self._slices(columns, spread)
         partitions = self._partitions
@@ -178,20 +249,22 @@ class Feed:
             put_key, put_value = put[number]
             put_key(key)
             put_value(value)
-        places: dict[int, list[int]] = {}
-        if self._calls and columns.lines is not None:
-            for number, line in zip(numbers, columns.lines, strict=True):
-                places.setdefault(number, []).append(line)
-        return [(number, Columns(name, k, d, places.get(number))) for number, (k, d) in rows.items()]
+        places = _sorted_by(numbers, columns.lines) if self._calls and columns.lines is not None else {}
+        ids = _sorted_by(numbers, columns.ids) if columns.ids is not None else {}
+        return [(number, Columns(name, k, d, places.get(number), ids.get(number))) for number, (k, d) in rows.items()]
 
     def _slices(self, columns: Columns, spread: int) -> list[tuple[int, Columns]]:
         limits = self._app.limits
-        name, data, lines = columns.name, columns.data, columns.lines
+        name, data, lines, ids = columns.name, columns.data, columns.lines, columns.ids
         size = len(codec.encode(data))
         step = max(1, len(data) * limits.batch_target // max(size, 1)) if name not in self._app.long_events else 1
+        step = min(step, limits.dispatch_events)
         count = self._app.partitions
         return [
-            ((spread + i) % count, Columns(name, None, data[at : at + step], lines and lines[at : at + step]))
+            (
+                (spread + i) % count if self._line is None else self._line,
+                Columns(name, None, data[at : at + step], lines and lines[at : at + step], ids and ids[at : at + step]),
+            )
             for i, at in enumerate(range(0, len(data), step))
         ]
 
@@ -200,10 +273,13 @@ class Feed:
         keys, data = columns.keys, columns.data
         # A call is answered under its event's id: one that says where its event stood.
         lines = columns.lines if self._calls else None
+        own = columns.ids
         prefix = f"{self._app.record.incarnation:08x}-{self.source.name}:"
 
         def encode_part(start: int, end: int) -> bytes:
             ids = None if lines is None else {i: f"{prefix}{line}" for i, line in enumerate(lines[start:end])}
+            if own is not None:
+                ids = dict(enumerate(own[start:end]))
             meta = codec.RunMeta([columns.name], ids=ids)
             if end - start == len(data):  # as a rule: a slice would touch every object once more
                 return codec.encode_run(meta, len(data), keys, data)
@@ -228,15 +304,39 @@ class Feed:
         dead = [row for chunk in chunks for row in chunk.dead]
         rows: list[tuple[Table, Rows]] = [("dead", [*dead])] if dead else []
         head = chunks[-1].head
+        named = [named for chunk in chunks for named in chunk.ids]
+        if named:
+            rows += self.ids.rows(self.id, named, self.head.next_id)
 
         def committed() -> None:
             self.head = head
             for chunk in chunks:
                 self._app.stats.fed.update(chunk.counts)
             self._app.stats.dead += len(dead)
+            self.ids.durable(named)
             then()
 
         self._committer.submit(encode(head), sends, rows, then=committed)
+
+
+def _chosen(part: Columns, rows: list[int]) -> Columns:
+    """These events of it."""
+    if len(rows) == len(part.data):
+        return part
+    return Columns(
+        part.name,
+        part.keys and [part.keys[i] for i in rows],
+        [part.data[i] for i in rows],
+        part.lines and [part.lines[i] for i in rows],
+        part.ids and [part.ids[i] for i in rows],
+    )
+
+
+def _sorted_by(numbers: list[int], values: Sequence[T]) -> dict[int, list[T]]:
+    found: dict[int, list[T]] = {}
+    for number, value in zip(numbers, values, strict=True):
+        found.setdefault(number, []).append(value)
+    return found
 
 
 def _letters(bad: list[Bad], now: int) -> list[DeadLetter]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from grape.abc.transport import Rows, Table, Transport, Trim
 from grape.engine.app import App
@@ -14,7 +14,21 @@ from grape.engine.inbox import Inbox
 from grape.model import batch as codec
 from grape.model.address import PartitionId
 from grape.model.cursor import Progress
-from grape.model.stored import TAKER, Expiry, Reading, TakerHead, decode_expiry, decode_taker, encode, timer_key
+from grape.model.stored import (
+    SOURCE,
+    TAKER,
+    DeadLetter,
+    Expiry,
+    Reading,
+    SourceHead,
+    TakerHead,
+    decode_expiry,
+    decode_source,
+    decode_taker,
+    encode,
+    row_key,
+    timer_key,
+)
 
 _FINAL = b"final:"
 _EXPIRIES_AT_ONCE = 10_000
@@ -27,12 +41,39 @@ def _calls(batch: bytes) -> Iterator[tuple[str, bool]]:
             yield key or "", name == "final"
 
 
-class Taken(Struct, frozen=True):
-    """Batches read from an output, partition by partition. ``logs``: the partitions that were read on."""
+class TakenBatch(Struct, frozen=True):
+    """A batch of partition ``number``. ``first``: events before it were taken by an earlier read."""
 
-    batches: list[bytes]
-    logs: frozenset[int]
+    number: int
+    position: int
+    batch: bytes
     events: int
+    first: int = 0
+
+
+class Taken(Struct, frozen=True):
+    """What was read from an output, partition by partition. ``logs``: the partitions that were read on."""
+
+    items: list[TakenBatch]
+    logs: frozenset[int]
+
+    @property
+    def batches(self) -> list[bytes]:
+        return [item.batch for item in self.items]
+
+    @property
+    def events(self) -> int:
+        return sum(item.events - item.first for item in self.items)
+
+    def split(self, done: int) -> tuple[list[TakenBatch], list[TakenBatch]]:
+        """What belongs to its first ``done`` events, and the rest; an item that is cut is in both."""
+        for i, item in enumerate(self.items):
+            left = item.events - item.first
+            if done < left:
+                cut = structs.replace(item, first=item.first + done)
+                return [*self.items[:i], *([item] if done else [])], [cut, *self.items[i + 1 :]]
+            done -= left
+        return self.items, []
 
 
 class Take:
@@ -57,6 +98,8 @@ class Take:
         """Partitions of which more can be dropped than this taker's last commit did."""
         self._fresh = set(range(app.partitions))
         """Partitions that may have something to take."""
+        self._rest: list[TakenBatch] = []
+        """What was read and not taken."""
 
     @property
     def logs(self) -> list[int]:
@@ -73,14 +116,17 @@ class Take:
     @property
     def is_idle(self) -> bool:
         """Everything there is has been taken and committed."""
-        return not self._fresh and not self._owed and not self._committer.is_busy
+        return not self._fresh and not self._owed and not self._rest and not self._committer.is_busy
 
     def read(self, max_bytes: int) -> Taken | None:
         """What can be taken now, each batch once and those of one origin in order; None: nothing. What was read must be
         committed before the next read."""
-        batches: list[bytes] = []
+        if self._rest:
+            rest, self._rest = self._rest, []
+            return Taken(rest, frozenset(item.number for item in rest))
+        items: list[TakenBatch] = []
         logs, self._owed = self._owed, set()
-        events = size = 0
+        size = 0
         for number in sorted(self._fresh):
             inbox = self._inboxes[number]
             while size < max_bytes:
@@ -96,15 +142,14 @@ class Take:
                     batch = inbox.offer(stored.position, header, len(stored.batch))
                     inbox.passed(stored.position)
                     if batch is not None:
-                        inbox.progress(batch.position, Progress(header.events))
-                        events += header.events
+                        first = inbox.cursor.progress(batch.position).first
                         size += len(stored.batch)
-                        batches.append(stored.batch)
+                        items.append(TakenBatch(number, batch.position, stored.batch, header.events, first))
                         logs.add(number)
             if inbox.dropped:
                 inbox.dropped.clear()
                 logs.add(number)
-        return Taken(batches, frozenset(logs), events) if logs else None
+        return Taken(items, frozenset(logs)) if logs else None
 
     def after_final(self, batches: list[bytes]) -> tuple[list[set[int]], list[tuple[Table, Rows]]]:
         """For batches of the reply home: which replies come after the final one of their call (per batch, indexes), and
@@ -138,6 +183,10 @@ class Take:
             texts.setdefault(decode_expiry(value).key, None)
         return late, [("text", list(texts.items())), ("expiry", list(expiries.items()))]
 
+    def give_back(self, taken: Taken) -> None:
+        """Nothing of it was taken: the next read gives it again."""
+        self._rest = taken.items
+
     def commit(
         self,
         taken: Taken,
@@ -145,8 +194,16 @@ class Take:
         tail: bytes,
         then: Callable[[], None],
         rows: list[tuple[Table, Rows]] | None = None,
+        done: int | None = None,
     ) -> None:
-        """``taken`` is where it belongs: move on. ``then`` is called when that is durable."""
+        """``taken`` is where it belongs (of it the first ``done`` events, None: all): move on. ``then`` is called when
+        that is durable."""
+        count = taken.events if done is None else done
+        items, self._rest = taken.split(count)
+        for item in items:
+            cut = self._rest[0] if self._rest and self._rest[0].position == item.position else None
+            cut = cut if cut is not None and cut.number == item.number else None
+            self._inboxes[item.number].progress(item.position, Progress(item.events if cut is None else cut.first))
         trims: list[Trim] = []
         drops: list[tuple[PartitionId, int]] = []
         dropped: dict[int, int] = {}
@@ -158,7 +215,7 @@ class Take:
             trims.append(Trim(log, dropped[number]))
             drops += [] if others else [(log, at) for at in above]
         logs = {number: reading for number, reading in self._readings.items() if reading.seen}
-        head = TakerHead(logs, length, tail, self.head.taken + taken.events)
+        head = TakerHead(logs, length, tail, self.head.taken + count)
 
         def committed() -> None:
             self.head = head
@@ -166,7 +223,59 @@ class Take:
             self._owed |= {
                 n for n, at in dropped.items() if min(peer.committed(n) for peer in self.peers or [self]) > at
             }
-            self._app.stats.taken[self._log[1:]] += taken.events
+            self._app.stats.taken[self._log[1:]] += count
             then()
 
         self._committer.submit(encode(head), (), rows or (), trims, drops, then=committed)
+
+
+class DeadOutputs:
+    """Dead letters of what stands in an output and cannot be read. They lie in a log of their own, which is one of bad
+    input to whoever looks at it. Engine's thread only."""
+
+    def __init__(
+        self, app: App, event: str, transport: Transport, own: Callable[[PartitionId, Callable[..., None]], None]
+    ) -> None:
+        self._app = app
+        self._id = app.log(dead_log(event), 0)
+        self._event = event
+        self._transport = transport
+        self._own = own
+        self._committer: Committer | None = None
+        self._head = SourceHead()
+        self._waiting: list[tuple[list[tuple[bytes, bytes]], Callable[[], None]]] = []
+
+    def bury(self, letters: list[tuple[bytes, DeadLetter]], then: Callable[[], None]) -> None:
+        """Keep them, each under its key: the same one again is the same letter. ``then`` is called when that is
+        durable."""
+        if self._committer is None:
+            self._committer = Committer(self._transport, self._id, f"dead letters of output {self._event!r}")
+            self._own(self._id, self._committer.done)
+            found = self._committer.claimed_head
+            self._head = decode_source(found) if found else self._head
+        self._waiting.append(([(key, encode(letter)) for key, letter in letters], then))
+        self._commit()
+
+    def _commit(self) -> None:
+        assert self._committer is not None
+        if self._committer.is_busy or not self._waiting:
+            return
+        rows, then = self._waiting.pop(0)
+        self._head = structs.replace(self._head, next_dead=self._head.next_dead + len(rows))
+
+        def committed() -> None:
+            self._app.stats.dead += len(rows)
+            then()
+            self._commit()
+
+        self._committer.submit(encode(self._head), (), [("dead", [*rows])], then=committed)
+
+
+def dead_log(event: str) -> str:
+    """The log of an output's dead letters."""
+    return f"{SOURCE}{event}=@unreadable"
+
+
+def dead_key(number: int, position: int, index: int) -> bytes:
+    """The row of the letter of an event that stands there."""
+    return row_key(number << 48 | (position & 0xFFFFFFFF) << 16 | min(index, 0xFFFF))

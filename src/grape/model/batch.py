@@ -182,7 +182,8 @@ def body_of(batch: bytes, header: Header) -> bytes:
 
 
 def encode_run(meta: RunMeta, count: int, keys: Sequence[str | None] | None, data: Sequence[Any] | None) -> bytes:
-    """One run as bytes. ``keys`` None: all keyless; ``data`` None: all nil. Values may be `msgspec.Raw`.
+    """One run as bytes. ``keys`` None: all keyless; ``data`` None: all nil. Values may be `msgspec.Raw`. No event is
+    without a byte, so that nothing can hold more of them than it has bytes.
 
     Raises:
         UnicodeEncodeError, OverflowError, TypeError: a value cannot travel.

@@ -104,13 +104,16 @@ class Expiry(Struct, array_like=True):
 
 
 class SourceHead(Struct, array_like=True):
-    """``position``: what the source needs to go on. ``sent``: as in `Head`. ``fed``: events so far."""
+    """``position``: what the source needs to go on. ``sent``: as in `Head`. ``fed``: events so far. ``ended``: nothing
+    came since the event that says that it has ended. ``next_id``: ids remembered so far."""
 
     position: bytes = b""
     sent: dict[bytes, int] = {}
     fed: int = 0
     spread: int = 0
     next_dead: int = 0
+    ended: bool = False
+    next_id: int = 0
 
 
 class Reading(Struct, array_like=True):

@@ -1,6 +1,7 @@
 """A source on its way into the log: a thread that reads and prepares, and the engine's thread that commits.
 
-While one commit is under way the source goes on; what it has prepared meanwhile becomes one commit.
+While one commit is under way the source goes on; what it has prepared meanwhile becomes one commit. What was read
+before a failure is committed, whatever fails: a read that raised is made again, from the same position.
 """
 
 from __future__ import annotations
@@ -8,15 +9,20 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterable
 from functools import partial
-from typing import Final, Protocol
+from typing import Any, Final, Protocol, TypeVar
 
 from grape.abc.source import Chunk
 from grape.engine.intake import Feed, Prepared
-from grape.errors import GrapeError, UserError
+from grape.errors import GrapeError, UsageError
+from grape.model.values import shown
+from grape.session.faults import delay, failure, what_failed
+
+T = TypeVar("T")
 
 IN_FLIGHT: Final = 16 << 20
 """Bytes that a source may have prepared before they are durable; one chunk may always be."""
 _RETRY: Final = 0.005
+_WORKED_OFF: Final = 0.02
 
 
 class Host(Protocol):
@@ -25,6 +31,14 @@ class Host(Protocol):
     @property
     def is_ending(self) -> bool:
         """Sources are to stop."""
+
+    @property
+    def is_worked_off(self) -> bool:
+        """Nothing waits in the logs."""
+
+    @property
+    def dead_left(self) -> int:
+        """How many more dead letters may come before feeding stops."""
 
     def call(self, function: Callable[[], None]) -> None:
         """Run on the engine's thread."""
@@ -47,13 +61,18 @@ class Host(Protocol):
     def source_ended(self) -> None:
         """All of it is durable."""
 
+    def notice(self, text: str) -> None:
+        """A line for people."""
+
     def stop_with(self, error: GrapeError) -> None: ...
 
 
 class Feeder:
-    """Feeds one source."""
+    """Feeds one source. ``advice`` is said once it has given more than ``most`` bytes."""
 
-    def __init__(self, feed: Feed, host: Host) -> None:
+    def __init__(self, feed: Feed, host: Host, advice: str = "", most: int = 0) -> None:
+        self._advice = advice
+        self._most = most
         self._feed = feed
         self._host = host
         self._waiting: list[Prepared] = []
@@ -62,28 +81,99 @@ class Feeder:
         self._retrying = False
 
     def start(self) -> None:
-        threading.Thread(target=self._read, name="grape-source", daemon=True).start()
+        threading.Thread(target=self._run, name="grape-source", daemon=True).start()
 
     # ------------------------------------------------------------------ the source's thread
 
-    def _read(self) -> None:
-        feed, host = self._feed, self._host
-        position = feed.head.position
+    def _run(self) -> None:
+        host = self._host
         try:
-            while not host.is_ending and (chunk := feed.source.read(position)) is not None:
-                host.check_chunk(chunk)
-                prepared = feed.prepare(chunk)
-                position = chunk.position
-                if not self._wait_for_room(prepared.bytes):
-                    return
-                host.call(partial(self._offer, prepared))
-            if self._wait_for_room(IN_FLIGHT):  # nothing is in flight any more
+            try:
+                ended = self._read_all()
+            except BaseException:
+                self._wait_until_durable()
+                raise
+            if ended and self._wait_until_durable() and self._say_the_end():
                 host.call(host.source_ended)
         except GrapeError as e:
             host.call(partial(host.stop_with, e))
-        except Exception as e:
-            error = UserError(f"source {feed.source.name!r} failed: {type(e).__name__}: {e}")
-            host.call(partial(host.stop_with, error))
+        except BaseException as e:  # nobody else would ever know
+            host.call(partial(host.stop_with, failure(f"source {self._feed.source.name!r} failed", e, "the run ends")))
+
+    def _read_all(self) -> bool:
+        """To its end; False: the run ends before."""
+        feed, host = self._feed, self._host
+        position = feed.head.position
+        while not host.is_ending:
+            chunk = self._read(position)
+            for line in feed.source.news():
+                host.call(partial(host.notice, line))
+            if chunk is None:
+                return True  # or the run ends, which whoever waits for what is in flight will see
+            self._advise(chunk.size)
+            host.check_chunk(chunk)
+            named = feed.named(chunk)
+            if named:
+                verdicts = self._ask(partial(feed.ids.check, named))
+                if verdicts is None:
+                    return False
+                chunk = feed.without_known(chunk, verdicts)
+                named = [one for one, verdict in zip(named, verdicts, strict=True) if verdict == "new"]
+            prepared = feed.prepare(chunk, named)
+            position = chunk.position
+            if not self._wait_for_room(prepared.bytes):
+                return False
+            host.call(partial(self._offer, prepared))
+        return False
+
+    def _read(self, position: bytes) -> Chunk | None:
+        """One read, and those after it if it fails.
+
+        Raises:
+            UserError: the last one has failed, too, or in a way that another one will not mend.
+        """
+        source, retries = self._feed.source, self._feed.source.terms.retries
+        failures = 0
+        while True:
+            try:
+                return _checked(source.name, source.read(position))
+            except GrapeError:
+                raise
+            except Exception as e:
+                failures += 1
+                what = f"source {source.name!r} failed"
+                if failures > retries:
+                    tried = f"{what}, {failures} times" if failures > 1 else what
+                    end = "what it gave before is in; the next run goes on from there"
+                    raise failure(tried, e, end) from e
+                wait = delay(failures)
+                text = f"{what}: {what_failed(e)}; retry {failures} of {retries} in {wait:.1f} s"
+                self._host.call(partial(self._host.notice, text))
+                if not self._pause(wait):
+                    return None
+            except BaseException as e:  # no failure that comes and goes: it wants to end something
+                end = "the run ends; what it gave before is in, the next run goes on from there"
+                raise failure(f"source {source.name!r} raised what is no Exception", e, end) from e
+
+    def _advise(self, size: int) -> None:
+        self._most -= size
+        if self._advice and self._most < 0:
+            self._host.call(partial(self._host.notice, self._advice))
+            self._advice = ""
+
+    def _say_the_end(self) -> bool:
+        """Feed the event that says that it has ended, if it is wanted and was not fed: when what was fed before has
+        been worked off. False: the run ends before."""
+        if not self._feed.source.terms.on_end or self._feed.has_ended:
+            return True
+        while not self._ask(lambda: self._host.is_worked_off):
+            if not self._pause(_WORKED_OFF):
+                return False
+        prepared = self._feed.prepare_end()
+        if not self._wait_for_room(prepared.bytes):
+            return False
+        self._host.call(partial(self._offer, prepared))
+        return self._wait_until_durable()
 
     def _wait_for_room(self, size: int) -> bool:
         """Wait until ``size`` more bytes may be in flight, and count them; False: the run ends before."""
@@ -94,6 +184,38 @@ class Feeder:
                 self._changed.wait(0.2)
             self._in_flight += size
         return not self._host.is_ending
+
+    def _wait_until_durable(self) -> bool:
+        """Wait until nothing is in flight; False: the run ends before."""
+        with self._changed:
+            while self._in_flight and not self._host.is_ending:
+                self._changed.wait(0.2)
+        return not self._host.is_ending
+
+    def _pause(self, seconds: float) -> bool:
+        """False: the run ends before."""
+        left = seconds
+        while left > 0 and not self._host.is_ending:
+            step = min(left, 0.2)
+            with self._changed:
+                self._changed.wait_for(lambda: self._host.is_ending, step)
+            left -= step
+        return not self._host.is_ending
+
+    def _ask(self, question: Callable[[], T]) -> T | None:
+        """Ask on the engine's thread; None: the run ends before it answers."""
+        answers: list[T] = []
+        answered = threading.Event()
+
+        def ask() -> None:
+            answers.append(question())
+            answered.set()
+
+        self._host.call(ask)
+        while not answered.wait(0.2):
+            if self._host.is_ending:
+                return None
+        return answers[0]
 
     # ------------------------------------------------------------------ the engine's thread
 
@@ -110,8 +232,18 @@ class Feeder:
                 self._retrying = True
                 self._host.later(_RETRY, self._retry)
             return
-        batch, self._waiting = self._waiting, []
+        batch = self._allowed()
+        del self._waiting[: len(batch)]
         self._feed.commit(batch, partial(self._committed, batch))
+
+    def _allowed(self) -> list[Prepared]:
+        """What waits, up to the chunk with which there are too many dead letters."""
+        left = self._host.dead_left
+        for i, prepared in enumerate(self._waiting, 1):
+            left -= len(prepared.dead)
+            if left < 0:
+                return self._waiting[:i]
+        return list(self._waiting)
 
     def _retry(self) -> None:
         self._retrying = False
@@ -123,3 +255,27 @@ class Feeder:
             self._in_flight -= sum(prepared.bytes for prepared in batch)
             self._changed.notify()
         self._commit()
+
+
+def _checked(name: str, chunk: object) -> Chunk | None:
+    if chunk is None or isinstance(chunk, Chunk):
+        return chunk
+    raise UsageError(f"source {name!r}: read() of a Source returns a Chunk or None, not {shown(chunk)}")
+
+
+def opened(feed: Feed) -> None:
+    """Open a source where it goes on.
+
+    Raises:
+        GrapeError: it cannot be.
+    """
+    _guarded(feed.source.name, partial(feed.source.open, feed.head.position))
+
+
+def _guarded(name: str, act: Callable[[], Any]) -> None:
+    try:
+        act()
+    except GrapeError:
+        raise
+    except BaseException as e:
+        raise failure(f"source {name!r} cannot be opened", e, "nothing was read") from e

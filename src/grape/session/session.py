@@ -33,8 +33,9 @@ from grape.engine.check import check_emits
 from grape.engine.clock import SystemClock
 from grape.engine.engine import Engine
 from grape.engine.first import Failed, FirstFailures
+from grape.engine.ids import Ids
 from grape.engine.intake import Feed
-from grape.engine.outlet import Take
+from grape.engine.outlet import DeadOutputs, Take, dead_log
 from grape.engine.supervisor import Line, ProcessLink
 from grape.engine.telemetry import AppNumbers
 from grape.errors import EngineError, GrapeError, Interrupted, StorageFailed, UsageError
@@ -46,13 +47,14 @@ from grape.model.section import Duration
 from grape.model.stored import OUTPUT, REPLIES, SOURCE, TAKER
 from grape.model.topology import DEFAULT_POOL, TopologySpec, with_pool
 from grape.protocol.messages import Ask, FromWorker, Values
+from grape.session.advice import advice, guarantees
 from grape.session.confinement import Profiles
-from grape.session.feeding import Feeder
+from grape.session.feeding import Feeder, opened
 from grape.session.hints import hint_for
 from grape.session.opening import Opening
 from grape.session.options import Options
 from grape.session.runtimes import python_command
-from grape.session.taking import Taker, Taking
+from grape.session.taking import Taker, Taking, Told
 from grape.session.workers import Printed, Workers
 from grape.tools.crashes import CrashLog
 from grape.transports.embedded import EmbeddedTransport
@@ -61,6 +63,7 @@ _DRAIN: Final = 5.0
 _STALL: Final = 3.0
 _TICK: Final = 0.005
 _IDLE: Final = 0.25
+_REPLY: Final = "reply"
 _MIN_RESERVE: Final = 256 << 20
 
 
@@ -116,6 +119,8 @@ class Session:
         self._topology: Topology | None = None
         self.feeds: list[Feed] = []
         self._takings: list[Taking] = []
+        self._advice: dict[str, str] = {}
+        """What is to be said of sources once more than one batch has come of them."""
         self.fed_bytes = 0
         self.sources_open = len(sources)
         self.started = time.monotonic()
@@ -190,19 +195,19 @@ class Session:
                 self.engine.drain()  # whoever ends now is not replaced
             await self._workers.close()
             for line in self._failures.rest():
-                self._notice(line)
+                self.notice(line)
             for source in self.sources:
-                with contextlib.suppress(Exception):
+                with contextlib.suppress(BaseException):
                     source.close()
             self._executor.shutdown(wait=False, cancel_futures=True)
             for taker in self.takers:
-                with contextlib.suppress(Exception):
+                with contextlib.suppress(BaseException):
                     taker.sink.close()
             transport = getattr(self, "_transport", None)
             if transport is not None:
                 transport.close()
             if temporary and not kept and self.app is not None and self.app.stats.fed and self._fatal is not None:
-                self._notice(f"the data directory was kept: {data}")
+                self.notice(f"the data directory was kept: {data}")
             elif temporary and not kept:
                 shutil.rmtree(data, ignore_errors=True)
 
@@ -299,6 +304,7 @@ class Session:
         )
         taken = frozenset(t.event for t in self.takers if t.event is not None)
         logs = [SOURCE + s.name for s in self.sources] + [TAKER + t.sink.name for t in self.takers]
+        logs += sorted({dead_log(taker.event or _REPLY) for taker in self.takers})
         self._opening = opening = Opening(
             self._transport,
             self.clock,
@@ -309,7 +315,7 @@ class Session:
         )
         record = await opening.record(topology, options.partitions, logs)
         if opening.discarded:
-            self._notice(f"{opening.discarded:,} events were given up without dead letters (--discard-slot)")
+            self.notice(f"{opening.discarded:,} events were given up without dead letters (--discard-slot)")
         self.app = app = App(record, topology, options.limits, taken, self._parts)
         self._dead_before = self._count_dead()
         rng = random.Random()
@@ -328,28 +334,52 @@ class Session:
             options.workers or cores,
             self.stop_with,
             reserve,
-            self._notice,
+            self.notice,
             max(4, 2 * cores),
         )
         self.engine.tell = self._tell
         self._workers.crash_log = CrashLog(data)
-        calls = any(t.event is None for t in self.takers)
-        for source in self.sources:
-            feed = Feed(app, source, self._transport, calls, self.clock)
-            source.open(feed.head.position)
-            self.feeds.append(feed)
-            self.engine.own(feed.id, feed.done)
+        self._open_sources(app, self.engine)
         takes: dict[str, list[Take]] = {}
+        dead: dict[str, DeadOutputs] = {}
+        told = Told(self._wake.set, self.stop_with, self.notice)
         for taker in self.takers:
             log = REPLIES if taker.event is None else OUTPUT + taker.event
             take = Take(app, taker.sink.name, log, self._transport, self.clock)
-            taking = Taking(taker, take, self._executor, self._wake.set, self.stop_with)
+            event = taker.event or _REPLY
+            if event not in dead:
+                dead[event] = DeadOutputs(app, event, self._transport, self.engine.own)
+            taking = Taking(taker, take, self._executor, dead[event], self.clock, told)
             self._takings.append(taking)
             takes.setdefault(log, []).append(take)
             take.peers = takes[log]
             self.engine.own(take.id, take.done)
             for number in take.logs:
                 self.engine.on_arrival(app.log(log, number), partial(taking.arrived, number))
+
+    def _open_sources(self, app: App, engine: Engine) -> None:
+        calls = any(t.event is None for t in self.takers)
+        ids = Ids(app, self._transport, self.clock)
+        for source in self.sources:
+            if source.terms.on_end and source.terms.on_end not in app.routing.listeners:
+                name = source.terms.on_end
+                raise UsageError(f"on_end={name}: {_no_such('slot', name, app.topology.events, app.topology)}")
+            if self.options.data is None:  # no run will go on from here
+                source.is_final = True
+            feed = Feed(app, source, self._transport, calls, self.clock, ids)
+            opened(feed)
+            self.feeds.append(feed)
+            engine.own(feed.id, feed.done)
+        fresh = [feed.source for feed in self.feeds if not feed.head.position]
+        if self.options.data is not None:
+            for line in guarantees(fresh):
+                self.notice(line)
+        for name, line in advice(app.topology, fresh, app.partitions).items():
+            size = next(source for source in fresh if source.name == name).total()
+            if size is None:
+                self._advice[name] = line
+            elif size > app.limits.batch_target:
+                self.notice(line)
 
     async def _serve(self, data: str) -> Outcomes:
         engine, app = self.engine, self.app
@@ -358,7 +388,7 @@ class Session:
         engine.start()
         self._workers.end_unused()
         for feed in self.feeds:
-            Feeder(feed, self).start()
+            Feeder(feed, self, self._advice.get(feed.source.name, ""), app.limits.batch_target).start()
         takers = [asyncio.create_task(taking.run()) for taking in self._takings]
         stopped = False
         ticked = 0.0
@@ -374,6 +404,12 @@ class Session:
                 if self._stopping:
                     stopped = await self._drain(engine)
                     break
+                if self._has_too_many_dead() and self.feeds:
+                    # Whatever else waits would most likely die as well.
+                    self._feeding_stopped = True
+                    engine.drain()
+                    if not engine.in_flight and all(taking.take.is_idle for taking in self._takings):
+                        break
                 if self._is_over(engine):
                     break
                 with contextlib.suppress(TimeoutError):
@@ -495,7 +531,8 @@ class Session:
         for line in lines:
             self._printed(worker, Line("error", failed.node, line))
 
-    def _notice(self, text: str) -> None:
+    def notice(self, text: str) -> None:
+        """A line for people."""
         self._printed("engine", Line("stderr", "", text))
 
     def workers(self) -> list[tuple[str, int]]:
@@ -554,14 +591,38 @@ class Session:
                 raise UsageError(_no_such("slot", part.name, self.app.topology.events, self.app.topology))
 
     def may_feed(self, events: Iterable[str]) -> bool:
-        """Whether such events may come in now; not any more once there are too many dead letters."""
+        """Whether such events may come in now: not while more have failed than may become dead letters, and not any
+        more once they have."""
         assert self.engine is not None
         assert self.app is not None
-        if self._dead_before + self.app.stats.dead > self.options.max_dead:
+        if self._has_too_many_dead():
             self._feeding_stopped = True
             self._wake.set()
             return False
+        if self.app.holds > self.dead_left and self._will_retry():
+            return False
         return self.engine.feeding_is_open(self.app.pools_of(events))
+
+    @property
+    def dead_left(self) -> int:
+        """How many more dead letters may come before feeding stops."""
+        assert self.app is not None
+        return self.options.max_dead - self._dead_before - self.app.stats.dead
+
+    def _has_too_many_dead(self) -> bool:
+        return self.dead_left < 0
+
+    def _will_retry(self) -> bool:
+        """Some of what has failed gets another attempt by itself."""
+        assert self.engine is not None
+        pools = self.engine.pools.values()
+        return any(part.holds.next_due() is not None for pool in pools for part in pool.partitions)
+
+    @property
+    def is_worked_off(self) -> bool:
+        """Nothing waits in the logs."""
+        assert self.app is not None
+        return not self.app.backlog_events
 
     def fed(self, size: int) -> None:
         """So many bytes of input have become durable."""

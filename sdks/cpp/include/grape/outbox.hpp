@@ -98,15 +98,17 @@ class GrowingRun {
       pack_array(meta, count);
       for (const auto context : contexts_) pack_int(meta, context < 0 ? -1 : local(context));
     }
+    // No event is without a byte: a body that says more events than it has bytes is refused.
+    const std::size_t nils = count > 1 && keys_.empty() && data_.empty() ? count : 0;
     Buffer head;
     pack_array(head, count);
     append_u32(out, count);
     append_u32(out, meta.size());
     append_u32(out, keys_.empty() ? 0 : head.size() + keys_.size());
-    append_u32(out, data_.empty() ? 0 : head.size() + data_.size());
+    append_u32(out, data_.empty() && nils == 0 ? 0 : head.size() + data_.size() + nils);
     out.append(meta);
     if (!keys_.empty()) out.append(head).append(keys_);
-    if (!data_.empty()) out.append(head).append(data_);
+    if (!data_.empty() || nils > 0) out.append(head).append(data_).append(nils, '\xC0');
   }
 
  private:
