@@ -21,6 +21,7 @@ import typer
 from grape.abc.source import Source
 from grape.authoring.loading import parse_target
 from grape.cli.console import Meter, complain, flushed, put, say, show_line
+from grape.cli.reload import reload as again_and_again
 from grape.connectors.sinks import JsonLinesSink, StdoutSink, parse_take
 from grape.connectors.sources import Stdin, parse_feed
 from grape.errors import BadArgument, Corrupt, EngineError, GrapeError, Interrupted, StorageFailed, UsageError
@@ -96,6 +97,9 @@ def run(
         str | None, typer.Option(metavar="SIZE", help="How large the data may grow: 500M, 64G (the default), bytes.")
     ] = None,
     no_wait: Annotated[bool, typer.Option("--no-wait", help="Leave timers that are due later in DIR.")] = False,
+    reload: Annotated[
+        bool, typer.Option("--reload", help="For development: start again whenever a file of the app has changed.")
+    ] = False,
     summary: Annotated[str | None, typer.Option(metavar="json", help="Print one JSON object at the end.")] = None,
 ) -> None:
     """Run APP until all input is processed and nothing is left in flight.
@@ -112,6 +116,8 @@ def run(
         fail(UsageError(f"--summary {summary}: only json is known"))
     try:
         parse_target(target)
+        if reload:
+            raise typer.Exit(again_and_again(target, data))
         limits = Limits()
         settings = read_config(config, set_ or ())
         options = Options(
