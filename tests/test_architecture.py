@@ -1,13 +1,19 @@
-"""Imports point one way; none hides in a function; no file but builtins names a concrete backend."""
+"""Imports point one way, none hides in a function, none goes in a ring; only builtins names a concrete backend; and
+what is large is named, with its reason."""
 
 from __future__ import annotations
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
 
+from tests.architecture import Tree
+
 SRC = Path(__file__).parents[1] / "src" / "grape"
+TREE = Tree(SRC, "grape")
+IMPORTS = TREE.imports()
 
 # What a package may import of Grape, beside itself. Siblings never meet.
 BELOW: dict[str, set[str]] = {
@@ -17,79 +23,157 @@ BELOW: dict[str, set[str]] = {
     "abc": {"errors", "model"},
     "store": {"errors", "model", "abc"},
     "protocol": {"errors", "model"},
-    "connectors": {"errors", "model", "abc", "worker"},
+    "connectors": {"errors", "model", "abc", "authoring"},
     "transports": {"errors", "model", "abc", "store"},
     "isolates": {"errors", "model", "abc"},
     "worker": {"errors", "model", "authoring", "protocol"},
     "engine": {"errors", "model", "abc", "protocol"},
 }
-TOP = {"session", "inline", "running", "cli", "testing", "tools", "builtins", "__main__"}
-LAZY = {("__init__.py", "__getattr__"), ("running.py", "new_event_loop")}
+TOP = {"session", "inline", "running", "cli", "testing", "tools", "builtins", "__main__", "grape"}
+LAZY = {"__getattr__": "grape"}
+"""Functions that may import: the public names that are resolved when they are asked for (PEP 562)."""
+
+LARGEST = {"class": 500, "file": 700, "function": 60, "parameters": 8}
+CLI = "typer makes the options of a command of its parameters"
+FACE = "the options of the public call, each with its type"
+HOT = "runs for every event: one function of closures, or a record without keywords, costs less"
+SUITE = "a contract suite is read from top to bottom"
+DEBT = "to be split along its subjects"
+ALLOWED: dict[tuple[str, str], tuple[int, str]] = {
+    ("class", "grape.engine.engine:Engine"): (650, DEBT),
+    ("class", "grape.engine.partition:Partition"): (900, DEBT),
+    ("class", "grape.testing.contracts.transport:TransportContract"): (600, SUITE),
+    ("class", "grape.worker.concurrent:AsyncPool"): (510, DEBT),
+    ("class", "grape.worker.runtime:Runtime"): (570, DEBT),
+    ("file", "grape.connectors.sources"): (960, DEBT),
+    ("file", "grape.engine.engine"): (740, DEBT),
+    ("file", "grape.engine.partition"): (1020, DEBT),
+    ("file", "grape.store.lmdb"): (1090, DEBT),
+    ("file", "grape.testing.contracts.isolate"): (800, SUITE),
+    ("file", "grape.testing.contracts.transport"): (850, SUITE),
+    ("file", "grape.worker.units"): (770, DEBT),
+    ("function", "grape.authoring.topology:Topology.add_slot"): (90, FACE),
+    ("function", "grape.cli.conformance:worker"): (65, CLI),
+    ("function", "grape.cli.run:run"): (130, CLI),
+    ("function", "grape.isolates.image:unpack"): (62, DEBT),
+    ("function", "grape.isolates.launch:start"): (62, DEBT),
+    ("function", "grape.worker.emits:bind"): (80, HOT),
+    ("parameters", "grape.authoring.topology:Topology.add_slot"): (18, FACE),
+    ("parameters", "grape.cli.run:run"): (24, CLI),
+    ("parameters", "grape.engine.engine:Engine.__init__"): (11, DEBT),
+    ("parameters", "grape.engine.pool:Pool.__init__"): (11, DEBT),
+    ("parameters", "grape.model.batch:seal"): (9, "the fields of a header, in its order"),
+    ("parameters", "grape.running:open"): (16, FACE),
+    ("parameters", "grape.running:run"): (18, FACE),
+    ("parameters", "grape.testing.machine:Machine.__init__"): (9, DEBT),
+    ("parameters", "grape.worker.stage:ChildStage.__init__"): (10, HOT),
+}
+"""(what, name) -> (how much, why): what is larger than it should be. Nothing may be here that is not, or is larger."""
 
 
-def modules() -> list[Path]:
-    return sorted(SRC.rglob("*.py"))
+def package_of(module: str) -> str:
+    return module.split(".")[1] if "." in module else "grape"
 
 
-def package_of(path: Path) -> str:
-    relative = path.relative_to(SRC)
-    return relative.parts[0].removesuffix(".py")
-
-
-def grape_imports(tree: ast.AST) -> set[str]:
-    found = set()
-    for node in ast.walk(tree):
-        names = []
-        if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            names = [node.module]
-        for name in names:
-            if name.startswith("grape."):
-                found.add(name.split(".")[1])
-    return found
-
-
-@pytest.mark.parametrize("path", modules(), ids=lambda p: str(p.relative_to(SRC)))
-def test_imports_point_one_way(path: Path) -> None:
-    package = package_of(path)
-    if package in TOP or package == "__init__":
+@pytest.mark.parametrize("module", TREE.paths)
+def test_imports_point_one_way(module: str) -> None:
+    package = package_of(module)
+    if package in TOP:
         return
     assert package in BELOW, f"say in BELOW what {package} may import"
-    imported = grape_imports(ast.parse(path.read_text())) - {package}
-    assert imported <= BELOW[package], f"{path.name} imports {sorted(imported - BELOW[package])}"
+    imported = {package_of(each.target) for each in IMPORTS if each.module == module} - {package}
+    assert imported <= BELOW[package], f"{module} imports {sorted(imported - BELOW[package])}"
 
 
-@pytest.mark.parametrize("path", modules(), ids=lambda p: str(p.relative_to(SRC)))
-def test_no_import_hides_in_a_function(path: Path) -> None:
-    tree = ast.parse(path.read_text())
-    for function in ast.walk(tree):
-        if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef):
-            for node in ast.walk(function):
-                if isinstance(node, ast.Import | ast.ImportFrom):
-                    assert (path.name, function.name) in LAZY, f"{path.name}:{node.lineno} imports inside a function"
+def test_no_import_hides_in_a_function() -> None:
+    hidden = [each for each in IMPORTS if each.function and LAZY.get(each.function) != each.module]
+    assert hidden == []
 
 
-def test_no_import_cycles() -> None:
-    graph: dict[str, set[str]] = {}
-    names = {
-        ".".join(("grape", *p.relative_to(SRC).with_suffix("").parts)).removesuffix(".__init__"): p for p in modules()
+def test_no_import_goes_in_a_ring() -> None:
+    assert TREE.cycle() == []
+
+
+def test_only_builtins_names_concrete_backends() -> None:
+    """What can be exchanged is found by its kind and name. (The contract suites and the kit bring their own.)"""
+    text = (SRC / "builtins.py").read_text()
+    concrete = {name.partition(":")[0] for name in re.findall(r'"(grape\.[\w.]+:\w+)"', text)}
+    assert concrete
+    concrete |= {module for module in TREE.paths if module.startswith("grape.transports.")}
+    named = [
+        (each.module, each.target)
+        for each in IMPORTS
+        if each.target in concrete and package_of(each.module) not in (package_of(each.target), "testing")
+    ]
+    assert sorted(named) == sorted(NAMED)
+
+
+NAMED: list[tuple[str, str]] = [
+    ("grape.session.runtimes", "grape.isolates.process"),
+    ("grape.session.session", "grape.transports.embedded"),
+    ("grape.tools.repair", "grape.transports.embedded"),
+]
+"""Who imports a concrete backend all the same; each is a debt."""
+
+
+@pytest.mark.parametrize("what", LARGEST)
+def test_what_is_large_is_named_with_its_reason(what: str) -> None:
+    large = {
+        (each.what, each.name): each.size for each in TREE.sizes() if each.what == what and each.size > LARGEST[what]
     }
-    for name, path in names.items():
-        graph[name] = set()
-        for node in ast.parse(path.read_text()).body:
-            if isinstance(node, ast.ImportFrom) and node.module in names:
-                graph[name].add(node.module)
-            elif isinstance(node, ast.Import):
-                graph[name].update(alias.name for alias in node.names if alias.name in names)
-    done: set[str] = set()
+    allowed = {name: size for name, (size, _) in ALLOWED.items() if name[0] == what}
+    assert {name: size for name, size in large.items() if size > allowed.get(name, 0)} == {}
+    assert allowed.keys() <= large.keys(), "no longer large: take it out of ALLOWED"
 
-    def visit(name: str, way: tuple[str, ...]) -> None:
-        assert name not in way, f"import cycle: {' -> '.join((*way, name))}"
-        if name not in done:
-            for target in graph[name]:
-                visit(target, (*way, name))
-            done.add(name)
 
-    for name in graph:
-        visit(name, ())
+# ------------------------------------------------------------------ that it sees what it should
+
+FORMS = {
+    "plain": "import pkg.low",
+    "as": "import pkg.low as l",
+    "from": "from pkg.low import thing",
+    "module": "from pkg import low",
+    "relative": "from . import low",
+    "relative-name": "from .low import thing",
+    "typing": "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from pkg import low",
+    "try": "try:\n    from pkg import low\nexcept ImportError:\n    pass",
+    "class": "class A:\n    from pkg import low",
+    "dynamic": "import importlib\nlow = importlib.import_module('pkg.low')",
+    "builtin": "low = __import__('pkg.low')",
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_every_form_of_import_is_seen(tmp_path: Path, form: str) -> None:
+    (tmp_path / "__init__.py").write_text("")
+    (tmp_path / "low.py").write_text("from pkg import high\nthing = 1\n")
+    (tmp_path / "high.py").write_text(FORMS[form])
+    tree = Tree(tmp_path, "pkg")
+    assert ("pkg.high", "pkg.low") in {(each.module, each.target) for each in tree.imports()}
+    assert tree.cycle(), "and the ring"
+
+
+def test_imports_in_functions_are_seen(tmp_path: Path) -> None:
+    (tmp_path / "low.py").write_text("thing = 1\n")
+    (tmp_path / "high.py").write_text(
+        "class A:\n    async def f(self):\n        if self:\n            from pkg import low\n"
+    )
+    (each,) = Tree(tmp_path, "pkg").imports()
+    assert (each.target, each.function) == ("pkg.low", "f")
+
+
+def test_sizes_are_counted(tmp_path: Path) -> None:
+    (tmp_path / "a.py").write_text("class A:\n    def f(self, a, /, b, *, c): ...\n\n\ndef g(): ...\n")
+    sizes = {(each.what, each.name): each.size for each in Tree(tmp_path, "pkg").sizes()}
+    assert sizes == {
+        ("file", "pkg.a"): 5,
+        ("class", "pkg.a:A"): 2,
+        ("function", "pkg.a:A.f"): 1,
+        ("parameters", "pkg.a:A.f"): 3,
+        ("function", "pkg.a:g"): 1,
+        ("parameters", "pkg.a:g"): 0,
+    }
+
+
+def test_the_source_is_python_that_can_be_read() -> None:
+    assert all(isinstance(tree, ast.Module) for tree in TREE.trees.values())

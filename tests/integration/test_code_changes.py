@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -270,3 +271,40 @@ t.add_output("seen")
         seen.setdefault(row["key"], []).append(row["data"][0])
     assert Counter(map(len, seen.values())) == {60: 20}
     assert all(lines == sorted(lines) for lines in seen.values())
+
+
+def test_a_node_that_moves_has_had_its_copies_of_what_waits_there(tmp_path: Path) -> None:
+    """Each pool that listens has a copy of an event; a node that comes must not get one for the second time."""
+    code = """
+import time
+from grape import Node, State, Topology
+
+class Slow(Node):
+    def process(self, event):
+        time.sleep(0.01)
+        print("got", event.data)
+
+class Quick(Node):
+    seen = State(int, default=0)
+    def process(self, event):
+        self.seen += 1
+        print("quick", event.data)
+
+t = Topology("app")
+t.add_slot("line", Slow(), pool="slow")
+t.add_slot("line", Quick(), pool="{pool}")
+"""
+    app, text, data = write(tmp_path, code.format(pool="main"))
+    text.write_text("".join(f'{{"k": "{i % 5}"}}\n' for i in range(LINES)))
+    feed = tmp_path / "lines.jsonl"
+    text.rename(feed)
+    assert interrupt(app, f"line={feed},key=k", data)
+    app.write_text(code.format(pool="slow"))
+    refused = grape("run", app, "--data", data)
+    assert refused.returncode == 2
+    assert re.search(r"node Quick moves to pool 'slow', where \d+ events 'line' wait for others", refused.stderr)
+    app.write_text(code.format(pool="main").replace("time.sleep(0.01)", "pass"))
+    assert grape("run", app, "--data", data, "--feed", f"line={feed},key=k").returncode == 0
+    app.write_text(code.format(pool="slow"))
+    assert grape("run", app, "--data", data).returncode == 0
+    assert states(data, "Quick") == {str(i): LINES // 5 for i in range(5)}

@@ -251,3 +251,48 @@ def test_a_full_disk_stops_the_source_and_then_the_run(tmp_path: Path, small_dis
         [GRAPE, "state", "list", "--data", small_disk / "data"], check=True, capture_output=True, text=True
     )
     assert len(listed.stdout.splitlines()) == 20_000
+
+
+RUNAWAY = HEAD + (
+    "import os\n"
+    "class Amp(Node):\n"
+    "    def process(self, event):\n"
+    "        if not os.environ.get('MENDED'):\n"
+    "            for i in range(3):\n"
+    "                self.emit('amp', 'p' * 3000, key=f'{i}{event.hops}')\n"
+    "class Other(Node):\n"
+    "    def process(self, event): pass\n"
+    "if not os.environ.get('GONE'):\n"
+    "    t.add_slot('amp', Amp())\n"
+    "t.add_slot('other', Other())\n"
+)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small disk needs root")
+def test_a_runaway_app_is_stopped_and_there_are_two_ways_back(tmp_path: Path, small_disk: Path) -> None:
+    """F18: mended code works off what waits in what is left of the room; giving it up needs no room at all."""
+    (tmp_path / "app.py").write_text(RUNAWAY)
+    (tmp_path / "in.jsonl").write_text('"begin"\n')
+
+    def grape(data: Path, *more: str) -> subprocess.CompletedProcess[str]:
+        command = [GRAPE, "run", "app.py", "--data", str(data), "--workers", "1", *more]
+        return subprocess.run(command, check=False, capture_output=True, text=True, timeout=200, cwd=tmp_path)
+
+    data = small_disk / "data"
+    stopped = grape(data, "--feed", "amp=in.jsonl")
+    assert stopped.returncode == 3, stopped.stderr
+    assert "app 'limits' eats the reserve of the disk" in stopped.stderr
+    assert "Event 'amp' was emitted" in stopped.stderr
+    assert "(by Amp)" in stopped.stderr
+    refused = grape(data, "--env", "GONE=1", "--drop-slot", "amp")
+    assert refused.returncode == 2, refused.stderr
+    assert "--discard-slot instead of --drop-slot" in refused.stderr
+    copy = tmp_path / "copy"
+    subprocess.run(["cp", "-r", data, copy], check=True)
+    mended = grape(data, "--env", "MENDED=1")
+    assert mended.returncode == 0, mended.stderr
+    subprocess.run(["rm", "-r", data], check=True)
+    subprocess.run(["cp", "-r", copy, data], check=True)
+    given_up = grape(data, "--env", "GONE=1", "--discard-slot", "amp")
+    assert given_up.returncode == 0, given_up.stderr
+    assert "events were given up without dead letters" in given_up.stderr

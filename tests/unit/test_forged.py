@@ -109,8 +109,8 @@ IN_A_RESULT: Final[dict[str, tuple[str, dict[str, Any]]]] = {
     "a state of nothing": ("no map of states", state(values=[b""])),
     "a state cut off": ("that cannot be read", state(values=[b"\x81\xa4seen\xa5k"])),
     "a state nested too deep": ("that cannot be read", state(values=[b"\x81\xa4seen" + b"\x91" * 90_000 + b"\xc0"])),
-    "endless counts": ("a count outside", {"counts": {"word>Count": 1 << 63}}),
-    "negative counts": ("a count outside", {"emits": {"total": -1}}),
+    "endless counts": ("a count over", {"counts": {"word>Count": 1 << 63}}),
+    "endless negative counts": ("a count over", {"emits": {"total": -(1 << 40)}}),
     "a body too long": (
         "over 100000",
         emits(events=2, body=codec.encode_run(RunMeta(["line"]), 2, None, ["x" * 200_000, 1])),

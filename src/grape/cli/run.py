@@ -78,6 +78,10 @@ def run(
         list[str] | None,
         typer.Option(metavar="EVENT", help="The slot is gone: move what waits for it to the dead letters. Repeatable."),
     ] = None,
+    discard_slot: Annotated[
+        list[str] | None,
+        typer.Option(metavar="EVENT", help="As --drop-slot, but without dead letters: it needs no room. Repeatable."),
+    ] = None,
     drop_node: Annotated[
         list[str] | None, typer.Option(metavar="NODE", help="The node is gone: remove its state. Repeatable.")
     ] = None,
@@ -135,6 +139,7 @@ def run(
             drop_slots=frozenset(drop_slot or ()),
             drop_nodes=frozenset(drop_node or ()),
             max_size=MAX_SIZE if max_size is None else parse_size(max_size),
+            discard_slots=frozenset(discard_slot or ()),
         )
         sources: list[Source] = [parse_feed(text, limits.max_event) for text in feed or ()]
         takers = [make_taker(text) for text in take or ()]

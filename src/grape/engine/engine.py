@@ -7,6 +7,7 @@ code runs under asyncio with processes and LMDB, and under the simulator with a 
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import Final
 
@@ -16,6 +17,8 @@ from grape.engine.clock import Clock
 from grape.engine.first import Failed
 from grape.engine.partition import Partition
 from grape.engine.pool import Pool, Spawner, Worker, what_says_most
+from grape.engine.room import RoomWatch
+from grape.engine.standstill import STANDSTILL
 from grape.engine.telemetry import AppNumbers
 from grape.errors import Corrupt, GrapeError, ProtocolError, Runaway, StorageFailed, TopologyError
 from grape.model.address import MAX_KEY_BYTES, PartitionId
@@ -45,6 +48,8 @@ NEEDED: Final = frozenset({"partition", "cache"})
 """Capabilities that a worker has to have."""
 _MAX_TEXT: Final = 16_000
 _ANSWER_BYTES: Final = 16 << 20
+_DUMPED: Final = 40
+"""Lines, and numbers in one, of a dump."""
 _UNREAD_BYTES: Final = 2 * _ANSWER_BYTES
 """So much may lie on the way to a worker before it asks for more, or gets more work."""
 _STARTS_AT_ONCE: Final = 64
@@ -85,7 +90,7 @@ class Engine:
         self.transport = transport
         self.clock = clock
         self._failed = failed
-        self._reserve = reserve
+        self._room = RoomWatch(reserve)
         self._notice = notice
         self.tell: Callable[[str, Failed], None] | None = None
         """Told of every event that fails, with the name of its worker."""
@@ -254,6 +259,7 @@ class Engine:
             if work is not None:
                 worker.outstanding.append((partition.number, work.seq))
                 worker.idle_since = None
+                worker.standstill.moves()
                 worker.link.send(work)
 
     # ------------------------------------------------------------------ workers
@@ -266,6 +272,8 @@ class Engine:
         if worker.is_broken:
             return
         worker.heard = self.clock.now()
+        if not isinstance(message, Beat):
+            worker.standstill.moves()
         try:
             match message:
                 case Result():
@@ -279,6 +287,8 @@ class Engine:
                 case Beat():
                     if worker.state == "starting" and worker.is_welcome:
                         self._set_up(worker)
+                    else:
+                        self._look_at(worker, message)
                 case Hello():
                     self._hello(worker, message)
                 case Refusal():
@@ -336,6 +346,24 @@ class Engine:
             )
         )
         worker.is_welcome = True
+
+    def _look_at(self, worker: Worker, beat: Beat) -> None:
+        """Whether it, or the engine, has lost something: that is a bug, and no reason to stand still."""
+        now = self.clock.now()
+        lies = any(p.has_work(now) for p in worker.partitions.values())
+        if beat.running or worker.state != "ready" or self.draining or not (worker.outstanding or lies):
+            worker.standstill.moves()
+        elif worker.standstill.stands(now):
+            lines = [f"worker {worker.name} has stood still for {STANDSTILL // 1_000_000} s although work waits"]
+            self._notice("\n".join(lines + [f"  {line}" for line in dump(worker, now)]))
+            if worker.outstanding:
+                worker.explained = lines[0]
+                assert worker.link is not None
+                worker.link.kill()  # what it had is handed out again
+            else:
+                for number in worker.partitions:
+                    worker.queue(number)
+                self._pump(worker)
 
     def _set_up(self, worker: Worker) -> None:
         """Its nodes are; until then it has no partition, for which others would have to wait."""
@@ -481,8 +509,24 @@ class Engine:
             was_named = was_named or self._blame(worker, why)
         for number in worker.partitions:
             self._deferred.pop(here.partitions[number].id, None)
+        hopeless = [] if is_expected else self._hopeless(worker)
         here.ended(worker, why, not is_expected and not was_named)
+        for partition, root in hopeless:
+            partition.give_up_root(root, f"no worker can handle it, nor hand it in as failed: {why}")
+            partition.flush()
         return "" if is_expected else why
+
+    def _hopeless(self, worker: Worker) -> list[tuple[Partition, tuple[int, int]]]:
+        """Events over which careful workers die again and again, although they should be handed in as failed."""
+        found: list[tuple[Partition, tuple[int, int]]] = []
+        for number, seq in worker.outstanding:
+            partition = worker.partitions.get(number)
+            work = None if partition is None else partition.works.get(seq)
+            if partition is not None and work is not None:
+                if work.careful and (root := partition.died_carefully(work)) is not None:
+                    found.append((partition, root))
+                break
+        return found
 
     def _blame(self, worker: Worker, how: str) -> bool:
         """Find out what the worker died of: in careful mode it is the event that it announced last, then True."""
@@ -576,11 +620,11 @@ class Engine:
     @property
     def is_full(self) -> bool:
         """Only the reserve is left of what disk and map can take."""
-        return self.transport.room() <= self._reserve
+        return self._room.is_full(self.transport.room())
 
     def stalled(self) -> StorageFailed:
         """Why a run has to end that is full although nothing is left to be worked off."""
-        room, reserve = self.transport.room() >> 20, self._reserve >> 20
+        room, reserve = self.transport.room() >> 20, self._room.reserve >> 20
         return StorageFailed(
             f"there is room for {room:,} MiB, and {reserve:,} MiB are kept in reserve: nothing can be taken in, and "
             f"nothing is left to be worked off. Free disk space (or raise max-size) and start the same command again: "
@@ -588,17 +632,31 @@ class Engine:
         )
 
     def check_room(self) -> None:
-        """Stop a run that has eaten half of the reserve: commits must always have pages."""
-        if self._reserve and self.failure is None and self.transport.room() < self._reserve // 2:
+        """Stop a run that eats the reserve: commits must always have pages."""
+        if self.failure is None and self._room.is_eaten(self.transport.room()):
             self.stop_with(Runaway(self._runaway()))
 
     def _runaway(self) -> str:
-        most = max(self._owners.values(), key=lambda p: p.waiting_bytes)
-        events = ", ".join(sorted(self.app.names_of(most.pool) or ()))
+        """Names the event that has become more and more."""
+        app, stats = self.app, self.app.stats
+        handled: Counter[str] = Counter()
+        for slot, count in stats.processed.items():
+            handled[slot.partition(">")[0]] += count
+        waiting = {
+            name: count - handled[name] for name, count in stats.emitted.items() if name in app.routing.listeners
+        }
+        text = f"app {app.record.name!r} eats the reserve of the disk: {app.backlog_events:,} events wait"
+        if waiting and max(waiting.values()) > 0:
+            name = max(waiting, key=waiting.__getitem__)
+            nodes = ", ".join(node for each in app.routing.listeners[name] for node in each.nodes)
+            text += (
+                f". Event {name!r} was emitted {stats.emitted[name]:,} times in this run and handled {handled[name]:,} "
+                f"times (by {nodes}): does its slot, or whoever emits it, emit more than it gets"
+            )
         return (
-            f"app {self.app.record.name!r} has eaten the reserve of the disk: {self.app.backlog_events} events wait, "
-            f"most in pool {most.pool!r} ({events}). Does it emit more than it can process? "
-            f"Make room or raise max-size; nothing accepted is lost"
+            f"{text}. Nothing accepted is lost. With mended code start the same command again: what waits is worked "
+            f"off in what is left. Or give more room (a larger disk, --max-size), or give a slot up: --discard-slot "
+            f"(which needs none)"
         )
 
     def numbers(self) -> AppNumbers:
@@ -635,6 +693,20 @@ class Engine:
         """Ask all to end."""
         for pool in self.pools.values():
             pool.close()
+
+
+def dump(worker: Worker, now: int) -> list[str]:
+    """A worker and its partitions as they stand, for whoever has to find out why nothing moves."""
+    link = worker.link
+    unread = 0 if link is None else link.unread
+    lines = [
+        f"{worker.name}: {worker.state}, works {list(worker.outstanding)[:_DUMPED]}, queue "
+        f"{list(worker.ready)[:_DUMPED]}, heard {(now - worker.heard) / 1e6:.1f} s ago, {unread} bytes unread"
+    ]
+    for partition in worker.partitions.values():
+        if partition.works or partition.waiting_events or not partition.quiet:
+            lines.append(partition.describe(now))
+    return lines[:_DUMPED]
 
 
 def _next_due(partition: Partition, now: int) -> int | None:

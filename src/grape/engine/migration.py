@@ -18,12 +18,13 @@ from msgspec import Struct
 from grape.engine.app import App
 from grape.engine.inbox import OpenBatch, origin_key, own_origin
 from grape.engine.partition import Partition
+from grape.engine.walk import walk
 from grape.errors import UsageError
 from grape.model import batch as codec
 from grape.model.address import PartitionId
-from grape.model.batch import Context
 from grape.model.near import did_you_mean, near
 from grape.model.routing import Routing, route
+from grape.model.section import show_size
 from grape.model.stored import (
     AppRecord,
     HoldEntry,
@@ -42,6 +43,8 @@ SlotId = tuple[str, str]
 _STEP_ROWS: Final = 5_000
 _STEP_BYTES: Final = 4 << 20
 _PAGE: Final = 1_000
+_LETTER_COSTS: Final = 256
+_PAGE_BYTES: Final = 4096
 _DROPPED: Final = "slot-dropped"
 
 
@@ -73,12 +76,14 @@ def plan(record: AppRecord, new: TopologySpec) -> Plan:
 
 
 class Waiting(Struct):
-    """Events that wait for one slot. ``copies``: that wait for others, in the pool to which its node moves."""
+    """Events that wait for one slot. ``copies``: that wait for others, in the pool to which its node moves.
+    ``letters``: about the bytes that they would take as dead letters."""
 
     log: int = 0
     held: int = 0
     timers: int = 0
     copies: int = 0
+    letters: int = 0
 
     @property
     def total(self) -> int:
@@ -112,6 +117,7 @@ class Migration:
     Args:
         partitions: of all pools of the old topology, claimed.
         partition: makes a partition of a pool of the new topology, for state that moves.
+        discard: slots whose events become no dead letters.
     """
 
     def __init__(
@@ -120,8 +126,12 @@ class Migration:
         new: TopologySpec,
         partitions: list[Partition],
         partition: Callable[[str, int], Partition],
+        discard: frozenset[str] = frozenset(),
     ) -> None:
         self.plan = plan(app.record, new)
+        self.discarded = 0
+        """Events that were given up without a dead letter."""
+        self._discard = discard
         self._app = app
         self._new = new
         self._new_routing: Routing = route(new)
@@ -163,12 +173,16 @@ class Migration:
         for partition in self._partitions:
             for event in self._log(partition):
                 for node in event.gone:
-                    of(event.entry.event, node).log += 1
+                    found = of(event.entry.event, node)
+                    found.log += 1
+                    found.letters += _letter_size(event.entry.body)
             for _, held in self._held(partition):
                 of(held.event, held.node).held += 1
             for _, timer, nodes in self._timers(partition):
                 for node in nodes:
-                    of(_name_in(timer.body), node).timers += 1
+                    found = of(_name_in(timer.body), node)
+                    found.timers += 1
+                    found.letters += _letter_size(timer.body)
             for name, node in self._copies(partition):
                 of(name, node).copies += 1
         states = {node: sum(1 for _ in self._states(node)) for node in sorted(self.plan.nodes)}
@@ -177,18 +191,21 @@ class Migration:
     def check(self, drop_slots: frozenset[str], drop_nodes: frozenset[str]) -> None:
         """
         Raises:
-            UsageError: something would be lost that nobody allowed to be dropped.
+            UsageError: something would be lost that nobody allowed to be dropped, or the dead letters have no room.
         """
-        self._check_options(drop_slots, drop_nodes)
+        self._check_options(drop_slots | self._discard, drop_nodes)
         waiting, states = self.survey()
-        app, lines = self._app.record.name, []
+        app, lines, letters = self._app.record.name, [], 0
         for (event, node), found in sorted(waiting.items()):
             if found.copies:
                 lines.append(
                     f"node {node} moves to pool {self.plan.moved[node]!r}, where {found.copies:,} events {event!r} "
                     f"wait for others, of which it had copies in its old pool. Run the old code until they are done"
                 )
-            if not found.total or event in drop_slots or f"{event}>{node}" in drop_slots:
+            if not found.total or self._is_among(self._discard, event, node):
+                continue
+            if self._is_among(drop_slots, event, node):
+                letters += found.letters
                 continue
             counts = f"{found.total:,} events wait for it ({found})"
             if node in self.plan.moved:
@@ -206,15 +223,26 @@ class Migration:
                     f"node {node!r} is gone from app {app!r}, and it has state of {count:,} keys. Bring it back, or "
                     f"remove the state: --drop-node {node}{renamed}"
                 )
+        room = min((partition.transport.room() for partition in self._partitions), default=0)
+        if letters > room:
+            lines.append(
+                f"as dead letters, what waits for slots that are dropped would take {show_size(letters)}, and there is "
+                f"room for {show_size(room)}. Make room, or give it up without letters: --discard-slot instead of "
+                f"--drop-slot, which needs none"
+            )
         if lines:
             raise UsageError("\n".join(lines))
+
+    @staticmethod
+    def _is_among(given: frozenset[str], event: str, node: str) -> bool:
+        return event in given or f"{event}>{node}" in given
 
     def _check_options(self, drop_slots: frozenset[str], drop_nodes: frozenset[str]) -> None:
         known = {name for event, node in self.plan.slots for name in (event, f"{event}>{node}")}
         known |= self._app.record.dropped
         there = {name for slot in self._new.slots for name in (slot.event, f"{slot.event}>{slot.node}")}
         for option, given, gone, present in (
-            ("--drop-slot", drop_slots, known, there),
+            ("--drop-slot" if drop_slots - self._discard else "--discard-slot", drop_slots, known, there),
             ("--drop-node", drop_nodes, self.plan.nodes | self._app.record.dropped, set(self._new_pools)),
         ):
             refuse_drops(option, given - gone, present, gone)
@@ -235,7 +263,7 @@ class Migration:
 
     def _bury_held(self, partition: Partition) -> Iterator[Partition]:
         for n, (number, entry) in enumerate(list(self._held(partition)), 1):
-            partition.give_up(entry, _DROPPED, self._why(entry.event, entry.node))
+            self._give_up(partition, entry, entry.event, entry.node)
             partition.release(number)
             if n % _STEP_ROWS == 0:
                 yield partition
@@ -262,7 +290,7 @@ class Migration:
         for node in nodes:
             entry = HoldEntry(node, event, "", _key_in(timer.body), partition.clock.now(), timer.body)
             entry.context = timer.context
-            partition.give_up(entry, _DROPPED, self._why(event, node))
+            self._give_up(partition, entry, event, node)
 
     def _bury_log(self, partition: Partition) -> Iterator[Partition]:
         """A batch whose events also have other listeners stays, so its position is remembered with the letters."""
@@ -279,7 +307,7 @@ class Migration:
             if position >= done:
                 for node in event.gone:
                     entry = msgspec.structs.replace(event.entry, node=node)
-                    partition.give_up(entry, _DROPPED, self._why(entry.event, node))
+                    self._give_up(partition, entry, entry.event, node)
                     rows, size = rows + 1, size + len(entry.body)
             if not event.stays:
                 partition.finish_unstarted(event.batch.position, event.index)
@@ -322,6 +350,12 @@ class Migration:
                         source.put_row("state", key, None)
                     yield source
 
+    def _give_up(self, partition: Partition, entry: HoldEntry, event: str, node: str) -> None:
+        if self._is_among(self._discard, event, node):
+            self.discarded += 1
+        else:
+            partition.give_up(entry, _DROPPED, self._why(event, node))
+
     def _why(self, event: str, node: str) -> str:
         return f"slot {event!r} -> {node} is gone from app {self._app.record.name!r} (--drop-slot)"
 
@@ -344,30 +378,12 @@ class Migration:
         """Unfinished events of the log for which a slot is gone."""
         pool = partition.pool
         for batch, progress, stored in partition.unfinished():
-            header = batch.header
-            calls = bool(header.flags & codec.SELF_REPLY)
-            table = codec.contexts_of(stored, header)
-            offset = 0
-            for run in codec.runs_of(codec.body_of(stored, header)):
-                only = run.meta.only
-                gone = {name: self._gone(name, only or self._listeners(name, pool), pool) for name in run.meta.names}
-                stays = {name: self._stays(name, pool, only) for name in run.meta.names}
-                keys, data = codec.keys_of(run), codec.raw_data_of(run)
-                for i, name in enumerate(codec.names_of(run)):
-                    index = offset + i
-                    if not (gone[name] or not stays[name]) or progress.is_done(index):
-                        continue
-                    hops = run.meta.hops if isinstance(run.meta.hops, int) else run.meta.hops[i]
-                    key = None if keys is None else keys[i]
-                    body = codec.one(name, key, None if data is None else data[i], hops=hops)
-                    event_id = (run.meta.ids or {}).get(i) or f"{header.id_prefix}{index}"
-                    entry = HoldEntry("", name, event_id, key, header.created, body)
-                    if calls:
-                        entry.context = Context(event_id, partition.number)
-                    elif run.meta.contexts is not None and run.meta.contexts[i] >= 0:
-                        entry.context = table[run.meta.contexts[i]]
-                    yield _Event(batch, index, entry, gone[name], stays[name])
-                offset += run.count
+            for single in walk(stored, batch.header, partition.number):
+                name = single.entry.event
+                gone = self._gone(name, single.only or self._listeners(name, pool), pool)
+                stays = self._stays(name, pool, single.only)
+                if (gone or not stays) and not progress.is_done(single.at):
+                    yield _Event(batch, single.at, single.entry, gone, stays)
 
     def _copies(self, partition: Partition) -> Iterator[SlotId]:
         """Each pool that listens has a copy of an event. Those here were not meant for nodes that move here: they have
@@ -381,13 +397,9 @@ class Migration:
         if not heard:
             return
         for batch, progress, stored in partition.unfinished():
-            offset = 0
-            for run in codec.runs_of(codec.body_of(stored, batch.header)):
-                if run.meta.only is None:
-                    for i, name in enumerate(codec.names_of(run)):
-                        if name in heard and not progress.is_done(offset + i):
-                            yield from ((name, node) for node in heard[name])
-                offset += run.count
+            for single in walk(stored, batch.header, partition.number):
+                if single.only is None and not progress.is_done(single.at):
+                    yield from ((single.entry.event, node) for node in heard.get(single.entry.event, ()))
         for target in self._partitions:
             for _, value in target.rows("timer"):
                 timer = decode_timer(value)
@@ -429,6 +441,12 @@ def refuse_drops(option: str, given: Iterable[str], present: set[str], gone: Ite
             raise UsageError(f"{option} {name}: it is still in the topology; only what is gone from it can be dropped")
         hint = did_you_mean(name, gone, f"gone are {', '.join(sorted(gone)) or 'none'}")
         raise UsageError(f"{option} {name}: there is nothing of that name that is gone from the topology; {hint}")
+
+
+def _letter_size(body: bytes) -> int:
+    """Bytes that a dead letter takes in a store of pages: long values have pages of their own."""
+    size = len(body) + _LETTER_COSTS
+    return size if size < _PAGE_BYTES // 2 else -(-size // _PAGE_BYTES) * _PAGE_BYTES
 
 
 def _name_in(body: bytes) -> str:

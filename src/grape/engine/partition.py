@@ -26,6 +26,7 @@ from grape.engine.clock import Clock
 from grape.engine.committer import Committer
 from grape.engine.hold import HoldList
 from grape.engine.inbox import Inbox, OpenBatch, own_origin
+from grape.engine.walk import walk
 from grape.errors import Corrupt, ProtocolError
 from grape.model import batch as codec
 from grape.model.batch import Context
@@ -59,6 +60,9 @@ _TIMERS_AT_ONCE: Final = 500
 _RETRIES_AT_ONCE: Final = 500
 _EXPIRIES_AT_ONCE: Final = 500
 _NEVER: Final = 1 << 62
+_HELD: Final = -1
+_DEATHS_BESIDE: Final = 2
+"""Deaths of careful workers over one root beside those that a named event may cost."""
 _CAREFUL_EVENTS: Final = 256
 _FIRST_WINDOW: Final = 1_024
 _MIN_WINDOW: Final = 64
@@ -121,6 +125,8 @@ class Partition:
         """Whether the worker that has it may chain all pairs."""
         self.careful: set[int] = set()
         self.named: dict[tuple[str, str], Named] = {}
+        self.deaths: dict[tuple[int, int], int] = {}
+        """Roots over which careful workers have died one after the other: (position, index), or (`_HELD`, entry)."""
         self._deadlines: dict[int, int] = {}
         self.window = _FIRST_WINDOW
         self.is_long = False
@@ -217,6 +223,21 @@ class Partition:
     def hold_is_full(self) -> bool:
         limits = self.app.limits
         return len(self.holds) >= limits.hold_events or self.holds.size >= limits.hold_bytes
+
+    def describe(self, now: int) -> str:
+        """In a line: what waits, what is out, what is being committed."""
+        works = [
+            f"{w.seq}: {w.events} events of {len(w.positions)} batches, {len(w.holds)} held"
+            for w in self.works.values()
+        ]
+        state = "committing" if self._committing is not None else "draft" if self._draft.changed else "settled"
+        return (
+            f"partition {self.pool}/{self.number}: epoch {self.epoch}, {state}, {self.waiting_events} events wait from "
+            f"{self.head.cursor.position} on, read to {self.inbox.read_to}, open {sorted(self.inbox.open)[:20]}, "
+            f"{len(self.holds)} held, works {works[:20]}, careful {sorted(self.careful)[:20]}, "
+            f"{'moving, ' if self.is_moving else ''}{'full hold list, ' if self.hold_is_full else ''}"
+            f"{'has' if self.has_work(now) else 'no'} work to hand out"
+        )
 
     def next_due(self) -> int | None:
         """When something becomes due by itself: a retry or a timer (microseconds of wall time)."""
@@ -427,6 +448,65 @@ class Partition:
             if number in self.holds:
                 self.careful.add(-1 - number)
 
+    def died_carefully(self, work: Dispatched) -> tuple[int, int] | None:
+        """A worker died over this work, root by root: over the first root of it that is not handed in. Returns that
+        root once so many have died over it, without it being handed in, that no worker seems to be able to."""
+        root = self._first_root(work)
+        if root is None:
+            return None
+        self.deaths[root] = self.deaths.get(root, 0) + 1
+        return root if self.deaths[root] >= self.app.limits.named_deaths + _DEATHS_BESIDE else None
+
+    def _first_root(self, work: Dispatched) -> tuple[int, int] | None:
+        for number in work.holds:
+            if number in self.holds:
+                return _HELD, number
+        for position in work.positions:
+            batch = self.inbox.open.get(position)
+            if batch is not None:
+                progress = self.head.cursor.progress(position)
+                return position, next(i for i in range(batch.header.events) if not progress.is_done(i))
+        return None
+
+    def give_up_root(self, root: tuple[int, int], text: str) -> None:
+        """Workers cannot even hand it in as failed: the engine does, for all of its nodes."""
+        self.deaths.pop(root, None)
+        now = self.clock.now()
+        position, index = root
+        if position == _HELD:
+            (value,) = self.transport.get(self.id, "hold", [row_key(index)])
+            assert value is not None
+            self._end_root(_decoded(decode_hold, value, "hold entry"), text, index, now)
+        elif position in self.inbox.open:
+            (stored,) = self.transport.read(self.id, position, 1)[:1]
+            header = self.inbox.open[position].header
+            single = next(one for one in walk(stored.batch, header, self.number) if one.at == index)
+            for node in single.only or self._listeners(single.entry.event):
+                self._end_root(msgspec.structs.replace(single.entry, node=node), text, -1, now)
+            self.finish_unstarted(position, index)
+        self._draft.changed = True
+
+    def _listeners(self, event: str) -> tuple[str, ...]:
+        found = [each.nodes for each in self.app.routing.listeners.get(event, ()) if each.pool == self.pool]
+        return found[0] if found else ()
+
+    def _end_root(self, entry: HoldEntry, text: str, number: int, now: int) -> None:
+        slot = self.app.slot(entry.event, entry.node)
+        entry.attempts += 1
+        entry.kind, entry.text = "worker-died", text[:_MAX_TEXT]
+        if slot is None or slot.on_fail == "dead":
+            self._bury(entry, now)
+            if number >= 0:
+                self._release(number, now)
+            return
+        entry.stopped, entry.locks = True, locks_key(slot, entry.key, "stop")
+        if number >= 0:
+            packed = encode(entry)
+            self._draft.put("hold", row_key(number), packed)
+            self.holds.change(number, entry, len(packed))
+        else:
+            self._hold(entry)
+
     def name(self, event_id: str, node: str, kind: str, text: str, death: bool, trace: str = "") -> None:
         """A worker died, or got stuck, over this event: hand it in as failed next time."""
         self.named[event_id, node] = Named(event_id, node, kind, text, death, trace)
@@ -447,6 +527,8 @@ class Partition:
         self._check(result)
         now = self.clock.now()
         stats = self.app.stats
+        if result.done or result.retried or result.failures:
+            self.deaths.clear()
         for position, progress in result.done:
             work = self._work_on(position)
             batch = self.inbox.open[position]

@@ -17,6 +17,7 @@ from grape.engine.balance import balance
 from grape.engine.clock import Clock
 from grape.engine.partition import Partition
 from grape.engine.scaling import Backoff, Load, Scaler
+from grape.engine.standstill import Standstill
 from grape.engine.telemetry import PoolNumbers
 from grape.errors import GrapeError, UserError
 from grape.model.profile import Profile
@@ -86,6 +87,8 @@ class Worker:
         self.is_sealed = False
         self.was_asked = False
         self.processed = 0
+        self.standstill = Standstill()
+        """It has work, and says that it runs none; or none although its partitions have."""
 
     def queue(self, partition: int) -> None:
         """The partition may have work."""

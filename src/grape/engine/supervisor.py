@@ -21,6 +21,8 @@ from grape.protocol.messages import FromWorker, ToWorker
 _READ: Final = 1 << 20
 _LINE: Final = 64 << 10
 _MARK: Final = "\x1e"
+MESSAGE_RATE: Final = 10_000.0
+"""Messages that a worker may say a second; who says more is read with pauses, so that beats cannot cost a core."""
 OUTPUT_RATE: Final = 1_000_000
 """Bytes a second that a worker may print; what is over it is cut, with a count. As many at once."""
 _LINE_COSTS: Final = 256
@@ -79,6 +81,7 @@ class ProcessLink:
         self._ended = False
         self._is_killed = False
         self._allowance = _Allowance()
+        self._messages = Rate(MESSAGE_RATE)
 
     # ------------------------------------------------------------------ start
 
@@ -161,13 +164,22 @@ class ProcessLink:
         if not data:
             return False
         try:
-            for message in self._frames.feed(data):
+            messages = self._frames.feed(data)
+            for message in messages:
                 self._listener.received(self, message)
             self._frames.check()
         except ProtocolError as e:
             self._listener.broken(self, e)
             return False
+        pause = self._messages.take(len(messages), time.monotonic())
+        if pause:
+            self._loop.remove_reader(self._socket.fileno())
+            self._loop.call_later(pause, self._read_on)
         return True
+
+    def _read_on(self) -> None:
+        if not self._ended and not self._is_killed:
+            self._loop.add_reader(self._socket.fileno(), self._readable)
 
     # ------------------------------------------------------------------ output
 
@@ -261,6 +273,21 @@ class ProcessLink:
         error = reaped.exception()
         how = f"it could not be cleaned up: {error}" if error is not None else how_it_ended(reaped.result())
         self._listener.gone(self, how)
+
+
+class Rate:
+    """So many of something a second, and as many at once. Pure."""
+
+    def __init__(self, per_second: float) -> None:
+        self._rate = per_second
+        self._left = per_second
+        self._at = 0.0
+
+    def take(self, count: int, now: float) -> float:
+        """``count`` more have come; returns for how many seconds there may be none. ``now``: monotonic seconds."""
+        self._left = min(self._rate, self._left + (now - self._at) * self._rate) - count
+        self._at = now
+        return max(0.0, -self._left / self._rate)
 
 
 class _Allowance:

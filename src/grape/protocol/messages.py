@@ -180,7 +180,10 @@ class Announce(Struct, frozen=True, array_like=True, tag=35):
 
 
 class Beat(Struct, frozen=True, array_like=True, tag=36):
-    """The watchdog lives. Sent by its own thread."""
+    """The watchdog lives. Sent by its own thread. ``running``: a handler is, or nobody knows; a worker that has work
+    and runs none for ten seconds has lost it, and is replaced."""
+
+    running: bool = True
 
 
 class Stuck(Struct, frozen=True, array_like=True, tag=37):

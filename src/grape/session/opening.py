@@ -25,7 +25,7 @@ class Opening:
 
     Args:
         transport: claimed by this process alone.
-        drop_slots, drop_nodes: what may go that is gone from the topology.
+        drop_slots, drop_nodes: what may go that is gone from the topology. ``discard_slots``: without dead letters.
         rng: jitter, and the incarnation of a new app.
     """
 
@@ -36,8 +36,12 @@ class Opening:
         limits: Limits,
         drop_slots: frozenset[str] = frozenset(),
         drop_nodes: frozenset[str] = frozenset(),
+        discard_slots: frozenset[str] = frozenset(),
         rng: random.Random | None = None,
     ) -> None:
+        self._discard_slots = discard_slots
+        self.discarded = 0
+        """Events that were given up without a dead letter."""
         self._rng = rng or random.Random()
         self._transport = transport
         self._clock = clock
@@ -81,7 +85,7 @@ class Opening:
             EngineError: the store is damaged, or the disk refused.
         """
         await self._migrate(topology)
-        dropped = self._drop_slots | self._drop_nodes
+        dropped = self._drop_slots | self._drop_nodes | self._discard_slots
         record = update_record(self._store.catalog, topology, partitions, DEFAULT_PARTITIONS, logs, dropped, self._rng)
         await self._save(record)
         return record
@@ -89,7 +93,9 @@ class Opening:
     async def _migrate(self, topology: TopologySpec) -> None:
         record = self._store.catalog.apps.get(topology.name)
         if record is None:
-            refuse_drops("--drop-slot", self._drop_slots, {slot.event for slot in topology.slots})
+            events = {slot.event for slot in topology.slots}
+            refuse_drops("--drop-slot", self._drop_slots, events)
+            refuse_drops("--discard-slot", self._discard_slots, events)
             refuse_drops("--drop-node", self._drop_nodes, {node.name for node in topology.nodes})
             return
         record = with_logs(record, [pool.name for pool in topology.pools])
@@ -103,6 +109,7 @@ class Opening:
                 await self._next()
         migration.check(self._drop_slots, self._drop_nodes)
         await self._settle(migration.steps())
+        self.discarded = migration.discarded
         if migration.plan.moved:
             await self._move(migration, record, migration.plan.moved)
 
@@ -129,7 +136,7 @@ class Opening:
             pools = dict.fromkeys([pool.name for pool in record.topology.pools])
             pools.update(dict.fromkeys(node.pool for node in record.nodes.values()))
             partitions = [partition(pool, n) for pool in pools for n in range(record.partitions)]
-        return Migration(app, topology, partitions, partition)
+        return Migration(app, topology, partitions, partition, self._discard_slots)
 
     async def _move(self, migration: Migration, record: AppRecord, moved: dict[str, str]) -> None:
         await self._save(msgspec.structs.replace(record, moving=moved))

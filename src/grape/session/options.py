@@ -59,6 +59,7 @@ class Options(Struct, kw_only=True):
     inline: bool = False
     drop_slots: frozenset[str] = frozenset()
     drop_nodes: frozenset[str] = frozenset()
+    discard_slots: frozenset[str] = frozenset()
     keep_open: bool = False
     limits: Limits = Limits()
     max_size: int = MAX_SIZE
@@ -97,7 +98,7 @@ def check_options(options: Options) -> Options:
     for name in ("wait", "inline", "keep_open"):
         if type(getattr(options, name)) is not bool:
             raise BadArgument(f"{name}= is True or False, not {shown(getattr(options, name))}")
-    for name in ("drop_slots", "drop_nodes"):
+    for name in ("drop_slots", "drop_nodes", "discard_slots"):
         setattr(options, name, frozenset(names_of(getattr(options, name), f"{name}=")))
     _check_limits(options.limits)
     if not options.wait and options.data is None:

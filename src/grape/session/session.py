@@ -303,8 +303,17 @@ class Session:
         )
         taken = frozenset(t.event for t in self.takers if t.event is not None)
         logs = [SOURCE + s.name for s in self.sources] + [TAKER + t.sink.name for t in self.takers]
-        self._opening = Opening(self._transport, self.clock, options.limits, options.drop_slots, options.drop_nodes)
-        record = await self._opening.record(topology, options.partitions, logs)
+        self._opening = opening = Opening(
+            self._transport,
+            self.clock,
+            options.limits,
+            options.drop_slots,
+            options.drop_nodes,
+            options.discard_slots,
+        )
+        record = await opening.record(topology, options.partitions, logs)
+        if opening.discarded:
+            self._notice(f"{opening.discarded:,} events were given up without dead letters (--discard-slot)")
         self.app = app = App(record, topology, options.limits, taken, self._parts)
         self._dead_before = self._count_dead()
         rng = random.Random()

@@ -34,6 +34,8 @@ from grape.worker.units import Emissions, StateAccess, Unit, arguments, failure,
 
 FLUSH_SECONDS: Final = 0.020
 FLUSH_BYTES: Final = 16 << 20
+_TURNS: Final = 4.0
+"""Seconds after which a loop stands that nothing has turned."""
 _GRACE: Final = 1.0
 """Seconds that a cancelled handler may take to end."""
 
@@ -132,6 +134,7 @@ class AsyncPool:
         self._running: dict[str, int] = {}
         self._tasks: dict[asyncio.Task[None], Job] = {}
         self._flush_due = False
+        self._turned = time.monotonic()
         self._works: deque[Work] = deque()
         self._careful: asyncio.Task[None] | None = None
         self._is_broken = False
@@ -141,6 +144,7 @@ class AsyncPool:
         runtime.single = True
         runtime.speaker = _speaker
         runtime.overdue = self._overdue
+        runtime.is_running = self._is_running
         for unit in runtime.units.values():
             if unit.is_async:
                 _bind_shared(unit)
@@ -454,6 +458,18 @@ class AsyncPool:
             self._deadlines.pop(job, None)
             if timer is not None:
                 timer.cancel()
+
+    def turned(self) -> None:
+        """The loop turns; to be called by it about every second."""
+        self._turned = time.monotonic()
+
+    def _is_running(self) -> bool:
+        """A handler has the loop, or waits on one that turns. Called from another thread."""
+        loop = self._loop
+        if loop is not None and asyncio.current_task(loop) is not None:
+            return True
+        is_turning = time.monotonic() - self._turned < _TURNS
+        return self.runtime.running is not None or (is_turning and any(not t.done() for t in list(self._tasks)))
 
     def _overdue(self, now: float) -> Overdue | None:
         """The job that cancelling has not ended: it swallows that, or keeps the loop for itself, so that nothing else

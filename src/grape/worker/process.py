@@ -24,6 +24,8 @@ from grape.worker.runtime import Runtime
 from grape.worker.watchdog import Watchdog
 
 _READ: Final = 1 << 20
+_TURN: Final = 1.0
+"""Seconds between signs that the loop turns."""
 
 
 class Readable(Protocol):
@@ -151,8 +153,17 @@ async def serve_on_loop(connection: Readable, dispatcher: Dispatcher) -> None:
         except BaseException as e:
             fail(e)
 
-    assert dispatcher.pool is not None
-    dispatcher.pool.broken = fail
+    pool = dispatcher.pool
+    assert pool is not None
+    pool.broken = fail
+
+    turning: list[asyncio.TimerHandle] = []
+
+    def turn() -> None:
+        pool.turned()
+        turning[:] = [loop.call_later(_TURN, turn)]
+
+    turn()
     loop.add_reader(connection.fileno(), readable)
     dispatcher.reschedule(schedule)
     try:
@@ -162,4 +173,5 @@ async def serve_on_loop(connection: Readable, dispatcher: Dispatcher) -> None:
         ended.result()
         dispatcher.end()
     finally:
+        turning[0].cancel()
         loop.remove_reader(connection.fileno())

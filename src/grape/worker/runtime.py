@@ -103,6 +103,8 @@ class Runtime:
         """The node that runs right now, "" for none: what is printed is said by it."""
         self.complain: Complain | None = None
         """Says what no event has."""
+        self.is_running: Callable[[], bool] = lambda: self.running is not None
+        """Whether a handler runs now. Called from another thread."""
         self.overdue: Callable[[float], Overdue | None] = _nobody
         """The async event that has run for too long at a monotonic time, and that cancelling has not ended."""
         self.progress = 0

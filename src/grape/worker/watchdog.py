@@ -55,7 +55,7 @@ class Watchdog(threading.Thread):
             now = time.monotonic()
             if now - last_beat >= self._beat:
                 last_beat = now
-                self._send(Beat())
+                self._send(Beat(self._runtime.is_running()))
             running = self._runtime.running
             if running is None:
                 seen = None
