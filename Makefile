@@ -4,6 +4,7 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 BIN := .venv/bin
 READY := .venv/.ready
+DEMO := .venv/.ready-demo
 
 .PHONY: help demo test test-all test-sim test-fuzz test-crash test-cgroup2 test-sdks bench bench-languages check lock clean
 
@@ -13,7 +14,10 @@ help:  ## show this
 $(READY): pyproject.toml requirements.lock scripts/setup
 	@scripts/setup
 
-demo: $(READY)  ## count the words of a real book, twice: the second run resumes
+$(DEMO): pyproject.toml requirements.lock scripts/setup
+	@scripts/setup demo
+
+demo: $(DEMO)  ## count the words of a real book, twice: the second run resumes
 	@scripts/demo
 
 test: $(READY)  ## the default suite, some minutes

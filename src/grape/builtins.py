@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import importlib.metadata
 from typing import Final, cast
 
 from grape.abc.isolate import Isolate
 from grape.errors import UsageError
+from grape.model.near import did_you_mean
 
 BUILTINS: Final[dict[str, dict[str, str]]] = {
     "isolate": {
@@ -53,8 +53,7 @@ def _find(kind: str, name: str) -> object:
                     f"{type(e).__name__}: {e}; repair or reinstall the package"
                 ) from e
     known = names(kind)
-    near = difflib.get_close_matches(name, known, 3, 0.5)
-    hint = f"did you mean {' or '.join(map(repr, near))}?" if near else f"there are {', '.join(map(repr, known))}"
+    hint = did_you_mean(name, known, f"there are {', '.join(map(repr, known))}", 0.5)
     raise UsageError(f"there is no {kind} {name!r}; {hint}")
 
 

@@ -556,7 +556,11 @@ def where_is(topology: Topology, caller: FrameType | None, inline: bool = False)
 
 
 def _sources(feed: Feed, limits: Limits) -> list[Source]:
-    out = [source_of(event, what, limits.max_event) for event, what in feed.items()]
+    out: list[Source] = []
+    for event, what in feed.items():
+        if isinstance(what, str | os.PathLike):
+            what = path_of(what, f"feed[{event!r}]")
+        out.append(source_of(event, what, limits.max_event))
     names = [source.name for source in out]
     for name in names:
         if names.count(name) > 1:

@@ -512,3 +512,33 @@ async def work(line: str) -> str:
     done = grape("run", app, "--feed", f"line={lines}", "--take", f"out={out}", "--data", tmp_path / "d")
     assert done.returncode == 1, done.stderr
     assert sorted(row["data"] for row in rows(out)) == ["a", "b"]
+
+
+def test_reload_goes_on_with_the_new_code(tmp_path: Path) -> None:
+    body = 'from grape import Topology\nt = Topology("edit")\nt.add_output("out")\n@t.slot("line", emits="out")\n'
+    app = write_app(tmp_path, body + "def work(data: str) -> str:\n    return data + ' old'\n")
+    lines, out = tmp_path / "in.txt", tmp_path / "out.jsonl"
+    lines.write_text("one\n")
+    command = [GRAPE, "run", str(app), "--feed", f"line={lines}", "--take", f"out={out}", "--reload"]
+    process = subprocess.Popen([*command, "--data", str(tmp_path / "data")], stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+
+    def said(text: str) -> None:
+        assert any(text in line for line in iter(process.stderr.readline, "")), text  # type: ignore[union-attr]
+
+    try:
+        said("ended with exit code 0")
+        app.write_text("def broken(:\n")
+        said("invalid syntax")
+        said("ended with exit code 2")
+        with lines.open("a") as file:
+            file.write("two\n")
+        app.write_text(body + "def work(data: str) -> str:\n    return data + ' new'\n")
+        said("ended with exit code 0")
+        process.send_signal(signal.SIGINT)
+        assert process.wait(30) == 130
+    finally:
+        process.kill()
+        process.wait()
+        process.stderr.close()
+    assert [row["data"] for row in rows(out)] == ["one old", "two new"]

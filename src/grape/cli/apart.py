@@ -26,7 +26,7 @@ def apart(data: str, work: Callable[[], int], advice: str, killed: int = EXIT_EN
         try:
             _, status = os.waitpid(child, 0)
             break
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, SystemExit):  # the child got it as well, and ends in order
             continue
     if not os.WIFSIGNALED(status):
         return os.waitstatus_to_exitcode(status)
@@ -48,7 +48,7 @@ def _in_child(work: Callable[[], int], advice: str) -> None:
         code = EXIT_ENGINE if isinstance(e, EngineError) else EXIT_USE
         if code == EXIT_ENGINE:
             say(advice)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit):
         code = EXIT_INT
     except BaseException:
         traceback.print_exc()

@@ -6,22 +6,62 @@ and slots come from workers. So nothing of it is markup, and what a terminal wou
 
 from __future__ import annotations
 
+import contextlib
+import io
+import os
 import sys
 import time
-from typing import Any
+from typing import Any, Literal, TextIO, cast
 
 import psutil
 from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, Task, TextColumn
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
+from grape.connectors.sinks import StdoutSink
+from grape.connectors.streams import Stream
 from grape.engine.supervisor import Line
+from grape.model.plural import counted
 from grape.session import Session
 from grape.tools.terminal import escaped, shown
 
+
+class _Stderr(io.TextIOBase):
+    """Standard error as it is now. Whoever stops to read it does not stop the engine."""
+
+    def write(self, text: str) -> int:
+        with contextlib.suppress(BrokenPipeError, ValueError):
+            return sys.stderr.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with contextlib.suppress(BrokenPipeError, ValueError):
+            sys.stderr.flush()
+
+    def isatty(self) -> bool:
+        return sys.stderr.isatty()
+
+    def fileno(self) -> int:
+        return sys.stderr.fileno()
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]
+        return getattr(sys.stderr, "encoding", None) or "utf-8"
+
+
+def is_plain() -> bool:
+    """No colour and nothing that moves: NO_COLOR, or a terminal that can do nothing."""
+    return bool(os.environ.get("NO_COLOR")) or os.environ.get("TERM", "dumb") in ("dumb", "unknown")
+
+
+def _colors() -> Literal["auto"] | None:
+    return None if is_plain() else "auto"
+
+
+_stderr = _Stderr()
 _STYLES = {"stdout": "cyan", "debug": "cyan", "info": "cyan", "error": "red", "critical": "red"}
-err = Console(stderr=True, highlight=False, soft_wrap=True)
+err = Console(file=cast(TextIO, _stderr), highlight=False, soft_wrap=True, color_system=_colors())
 
 
 def complain(text: str) -> None:
@@ -42,25 +82,42 @@ def put(text: str) -> None:
     sys.stdout.write(escaped(text, "\n\t") + "\n")
 
 
+def flushed() -> bool:
+    """Whether all of what was put on standard output has gone out; False: nobody reads it any more."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # else the interpreter complains at its end
+        return False
+    finally:
+        _stderr.flush()
+    return True
+
+
 def put_table(table: Table) -> None:
     """A table whose cells are texts, not markup."""
-    Console(highlight=False, markup=False, emoji=False).print(table)
+    Console(highlight=False, markup=False, emoji=False, color_system=_colors()).print(table)
 
 
 def show_line(worker: str, line: Line) -> None:
     """What a handler printed, or logged."""
     where, text = shown(worker, line)
     if not err.is_terminal:  # markup costs more than all the rest
-        sys.stderr.write(f"[{where}] {text}\n")
+        _stderr.write(f"[{where}] {text}\n")
         return
     err.print(Text.assemble((f"[{where}]", _STYLES.get(line.level, "yellow")), " ", text))
+
+
+def _one_line(width: int | None = None) -> Column:
+    """A narrow terminal gets less, never a second line."""
+    return Column(no_wrap=True, overflow="ellipsis", max_width=width)
 
 
 class _Numbers(ProgressColumn):
     """events/s, backlog, workers, next timer."""
 
     def render(self, task: Task) -> Text:
-        return Text(escaped(str(task.fields.get("numbers", ""))))
+        return Text(escaped(str(task.fields.get("numbers", ""))), no_wrap=True, overflow="ellipsis")
 
 
 class Meter:
@@ -71,7 +128,9 @@ class Meter:
 
     def __init__(self, session: Session, *, quiet: bool) -> None:
         self._session = session
-        self._live = err.is_terminal and not quiet
+        # Where input is typed or output shown on the same terminal, a line that moves would share a line with them.
+        shares = _shows_output(session) or _reads_terminal(session)
+        self._live = err.is_terminal and not quiet and not is_plain() and not shares
         self._quiet = quiet
         self._last = (time.monotonic(), 0)
         self._printed = time.monotonic()
@@ -83,11 +142,13 @@ class Meter:
         if self._live:
             self._progress = Progress(
                 SpinnerColumn(),
-                TextColumn("{task.description}", markup=False),
-                BarColumn(20),
-                _Numbers(),
+                TextColumn("{task.description}", markup=False, table_column=_one_line(24)),
+                BarColumn(12),
+                _Numbers(table_column=_one_line()),
                 console=err,
                 transient=True,
+                redirect_stdout=False,
+                redirect_stderr=False,
             )
             self._task = self._progress.add_task("starting", total=None)
 
@@ -115,7 +176,7 @@ class Meter:
         sizes = [source.total() for source in session.sources]
         total = sum(s for s in sizes if s is not None) if sizes and None not in sizes else None
         workers = sum(1 for p in engine.pools.values() for w in p.workers.values() if w.state == "ready")
-        parts = [f"{self._rate:,.0f} events/s", f"backlog {app.backlog_events:,}", f"{workers} workers"]
+        parts = [f"{self._rate:,.0f} events/s", f"backlog {app.backlog_events:,}", counted(workers, "worker")]
         degraded = [name for name, pool in engine.pools.items() if pool.is_degraded]
         if degraded:
             parts.append(f"degraded: {', '.join(degraded)}")
@@ -153,6 +214,14 @@ class Meter:
                 continue
             self.peak_rss[name] = max(self.peak_rss.get(name, 0.0), info.rss / 1e6)
             self.peak_private[name] = max(self.peak_private.get(name, 0.0), private)
+
+
+def _shows_output(session: Session) -> bool:
+    return any(isinstance(taker.sink, StdoutSink) for taker in session.takers) and sys.stdout.isatty()
+
+
+def _reads_terminal(session: Session) -> bool:
+    return any(isinstance(source, Stream) for source in session.sources) and os.isatty(0)
 
 
 def _private_mb(pid: int) -> float:

@@ -14,9 +14,10 @@ from rich.text import Text
 from grape import builtins
 from grape.abc.isolate import Ability
 from grape.cli.apart import apart
-from grape.cli.console import err, put, put_table
+from grape.cli.console import err, is_plain, put, put_table
 from grape.cli.run import EXIT_ENGINE, EXIT_OK
 from grape.errors import GrapeError
+from grape.model.plural import counted
 from grape.tools.directory import Checkup, LogReport
 from grape.tools.terminal import escaped
 
@@ -75,7 +76,7 @@ def _examine(data: str, quiet: bool) -> int:
         if findings:
             put(_advice(data))
         elif not quiet:
-            put(f"whole: all {checkup.rows:,} rows are what was written")
+            put(f"whole: all {counted(checkup.rows, 'row')} are what was written")
     return EXIT_ENGINE if findings else EXIT_OK
 
 
@@ -89,11 +90,11 @@ def _advice(data: str) -> str:
 
 @contextlib.contextmanager
 def _progress() -> Iterator[Callable[[int], None] | None]:
-    if not err.is_terminal:
+    if not err.is_terminal or is_plain():
         yield None
         return
     columns = SpinnerColumn(), TextColumn("{task.description}", markup=False), TimeElapsedColumn()
-    with Progress(*columns, console=err, transient=True) as progress:
+    with Progress(*columns, console=err, transient=True, redirect_stdout=False, redirect_stderr=False) as progress:
         task = progress.add_task("checking", total=None)
         yield lambda rows: progress.update(task, description=f"checking: {rows:,} rows")
 
@@ -109,17 +110,21 @@ def _lines(checkup: Checkup) -> Iterator[str]:
         yield "no apps"
     for record in checkup.apps:
         nodes = ", ".join(sorted(record.nodes))
-        yield f"app {record.name}: {record.partitions} partitions; nodes {nodes}"
+        yield f"app {record.name}: {counted(record.partitions, 'partition')}; nodes {nodes}"
         for log in checkup.logs:
             if log.app == record.id:
                 yield "  " + _log_line(log)
 
 
 def _log_line(log: LogReport) -> str:
-    parts = [f"{log.events:,} {log.what} in {log.batches:,} batches ({_size(log.size)})"] if log.what else []
+    parts: list[str] = []
+    if log.what:
+        what = log.what if log.events != 1 else log.what.replace("events", "event").replace("replies", "reply")
+        parts.append(f"{log.events:,} {what} in {counted(log.batches, 'batch', 'batches')} ({_size(log.size)})")
+    timers = "timer" if log.timers == 1 else "timers"
     parts += [
         f"{count:,} {name}"
-        for name, count in (("held", log.held), ("stopped", log.stopped), ("timers", log.timers), ("dead", log.dead))
+        for name, count in (("held", log.held), ("stopped", log.stopped), (timers, log.timers), ("dead", log.dead))
         if count or log.is_pool
     ]
     parts += [log.note] if log.note else []

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import signal
 from importlib.metadata import version as package_version
-from typing import Annotated
+from typing import Annotated, Final
 
 import typer
 
@@ -11,7 +12,10 @@ from grape.cli import conformance, crashes, dead, held, log, state
 from grape.cli.console import put
 from grape.cli.doctor import doctor
 from grape.cli.repair import repair
-from grape.cli.run import run
+from grape.cli.run import EXIT_INT, run
+
+_TALKING: Final = ("run", "conformance")
+"""Commands that write to workers, which may end: no signal must end them for that."""
 
 app = typer.Typer(
     name="grape",
@@ -31,11 +35,14 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def _root(
+    context: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
     ] = False,
 ) -> None:
-    pass
+    if context.invoked_subcommand not in _TALKING:
+        # `grape dead list | head` ends as `cat` does, without a word.
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)
 
 
 app.command()(run)
@@ -49,6 +56,13 @@ app.command()(doctor)
 app.command()(repair)
 
 
+def _interrupted(number: int, frame: object) -> None:
+    """Ctrl-C: whatever was opened is closed, and nothing is said. A run takes it into its own hands once it runs."""
+    raise SystemExit(EXIT_INT)
+
+
 def main() -> None:
     """Entry point."""
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+        signal.signal(signal.SIGINT, _interrupted)
     app()

@@ -6,8 +6,9 @@ import asyncio
 import contextlib
 import gc
 import os
+import re
+import select
 import signal
-import sys
 import time
 import tomllib
 from collections.abc import Iterable
@@ -19,18 +20,22 @@ import typer
 
 from grape.abc.source import Source
 from grape.authoring.loading import parse_target
-from grape.cli.console import Meter, complain, say, show_line
+from grape.cli.console import Meter, complain, flushed, put, say, show_line
+from grape.cli.reload import reload as again_and_again
 from grape.connectors.feeds import parse_feed
 from grape.connectors.sinks import JsonLinesSink, StdoutSink, parse_take
 from grape.connectors.streams import Stream
-from grape.errors import Corrupt, EngineError, GrapeError, Interrupted, UsageError
+from grape.errors import BadArgument, Corrupt, EngineError, GrapeError, Interrupted, StorageFailed, UsageError
 from grape.isolates.parent import become_subreaper_and_undumpable
+from grape.model.plural import counted
 from grape.model.topology import Limits
 from grape.running import new_event_loop
 from grape.session import Options, Outcomes, Session, Taker
+from grape.session.options import check_options
 from grape.session.profiles import load_profiles
+from grape.store.lmdb import MAX_SIZE
 
-EXIT_OK, EXIT_DEAD, EXIT_USE, EXIT_ENGINE, EXIT_INT, EXIT_TERM = 0, 1, 2, 3, 130, 143
+EXIT_OK, EXIT_DEAD, EXIT_USE, EXIT_ENGINE, EXIT_INT, EXIT_TERM, EXIT_PIPE = 0, 1, 2, 3, 130, 143, 141
 
 
 def run(
@@ -94,7 +99,13 @@ def run(
         list[str] | None, typer.Option(metavar="NAME[=V]", help="An environment variable for the workers. Repeatable.")
     ] = None,
     max_dead: Annotated[int, typer.Option(metavar="N", min=0, help="Dead letters after which feeding stops.")] = 1000,
+    max_size: Annotated[
+        str | None, typer.Option(metavar="SIZE", help="How large the data may grow: 500M, 64G (the default), bytes.")
+    ] = None,
     no_wait: Annotated[bool, typer.Option("--no-wait", help="Leave timers that are due later in DIR.")] = False,
+    reload: Annotated[
+        bool, typer.Option("--reload", help="For development: start again whenever a file of the app has changed.")
+    ] = False,
     summary: Annotated[str | None, typer.Option(metavar="json", help="Print one JSON object at the end.")] = None,
 ) -> None:
     """Run APP until all input is processed and nothing is left in flight.
@@ -111,6 +122,8 @@ def run(
         fail(UsageError(f"--summary {summary}: only json is known"))
     try:
         parse_target(target)
+        if reload:
+            raise typer.Exit(again_and_again(target, data))
         limits = Limits()
         settings = read_config(config, set_ or ())
         options = Options(
@@ -127,6 +140,7 @@ def run(
             limits=limits,
             drop_slots=frozenset(drop_slot or ()),
             drop_nodes=frozenset(drop_node or ()),
+            max_size=MAX_SIZE if max_size is None else parse_size(max_size),
             discard_slots=frozenset(discard_slot or ()),
         )
         sources: list[Source] = [parse_feed(text, limits.max_event) for text in feed or ()]
@@ -137,6 +151,8 @@ def run(
             takers.append(Taker(None, JsonLinesSink(Path(replies), f"?={Path(replies).resolve()}")))
         if no_wait and data is None:
             raise UsageError("--no-wait leaves timers in a data directory: say which one with --data DIR")
+        options.events = tuple(text.partition("=")[0].strip() for text in feed or ())
+        check_options(options)
     except GrapeError as e:
         fail(e)
     become_subreaper_and_undumpable()
@@ -144,14 +160,15 @@ def run(
     gc.freeze()
     gc.set_threshold(20_000)
     code = asyncio.Runner(loop_factory=new_event_loop).run(_run(options, sources, takers, summary == "json"))
-    sys.stdout.flush()
-    sys.stderr.flush()
-    raise typer.Exit(code)
+    raise typer.Exit(code if flushed() else EXIT_PIPE)
 
 
 def fail(error: GrapeError) -> Any:
     """Say what is wrong and leave with the code for it."""
-    complain(str(error))
+    text = str(error)
+    if isinstance(error, BadArgument):  # it speaks of data=X, which is --data X here
+        text = re.sub(r"^(\w+)=", lambda found: f"--{found[1].replace('_', '-')} ", text)
+    complain(text)
     raise typer.Exit(EXIT_ENGINE if isinstance(error, EngineError) else EXIT_USE)
 
 
@@ -168,6 +185,14 @@ def parse_workers(text: str) -> int:
     if text.isdecimal() and 1 <= int(text) <= 1000:
         return int(text)
     raise UsageError(f"--workers {text}: a number from 1 to 1000, or auto")
+
+
+def parse_size(text: str) -> int:
+    """ "500M", "64G" or a number of bytes."""
+    found = re.fullmatch(r"(\d{1,18})\s*([kKMGT]?)(i?[bB])?", text.strip(), re.ASCII)
+    if found is None:
+        raise UsageError(f"--max-size {text}: a number of bytes, or one with K, M, G or T, such as 64G")
+    return int(found[1]) << {"": 0, "K": 10, "M": 20, "G": 30, "T": 40}[found[2].upper()]
 
 
 def parse_env(items: Iterable[str]) -> Iterable[tuple[str, str]]:
@@ -239,6 +264,9 @@ async def _run(options: Options, sources: list[Source], takers: list[Taker], as_
             say(str(e))
             return EXIT_INT if got[:1] == [signal.SIGINT] else EXIT_TERM
         except GrapeError as e:
+            if isinstance(e, StorageFailed) and _reader_is_gone():
+                say("nobody reads standard output any more: what was not read is handed out by the next run")
+                return EXIT_PIPE
             complain(str(e))
             _say_how_to_go_on(e, options)
             return EXIT_ENGINE if isinstance(e, EngineError) else EXIT_USE
@@ -253,6 +281,16 @@ async def _run(options: Options, sources: list[Source], takers: list[Taker], as_
     if got and (outcomes.stopped or outcomes.backlog):
         return EXIT_INT if got[0] == signal.SIGINT else EXIT_TERM
     return EXIT_DEAD if outcomes.dead_stored or outcomes.stopped_events else EXIT_OK
+
+
+def _reader_is_gone() -> bool:
+    """Standard output is a pipe that nobody reads."""
+    poll = select.poll()
+    try:
+        poll.register(1, select.POLLOUT)
+        return any(events & select.POLLERR for _, events in poll.poll(0))
+    except OSError:
+        return False
 
 
 async def _watch(meter: Meter) -> None:
@@ -302,32 +340,37 @@ def report(session: Session, outcomes: Outcomes, meter: Meter, options: Options,
     """The last words of a run."""
     found = summary_of(session, outcomes, meter)
     if as_json:
-        sys.stdout.write(msgspec.json.encode(found).decode() + "\n")
+        put(msgspec.json.encode(found).decode())
     stats = outcomes.stats
     fed = ", ".join(f"{n:,} {name}" for name, n in stats.fed.items()) or "nothing new"
     say(
-        f"{outcomes.app}: {fed} in; {stats.finished:,} events processed in {outcomes.seconds:.2f} s "
+        f"{outcomes.app}: {fed} in; {counted(stats.finished, 'event')} processed in {outcomes.seconds:.2f} s "
         f"({found['events_per_second']:,} events/s)"
     )
     for name, count in found["dropped_outputs"].items():
-        say(f"output {name!r}: {count:,} events had no taker and were dropped (--take {name}=FILE keeps them)")
+        had = f"{counted(count, 'event')} had no taker and {'was' if count == 1 else 'were'}"
+        say(f"output {name!r}: {had} dropped (--take {name}=FILE keeps them)")
     where = f"--data {outcomes.data}"
-    if outcomes.stopped or outcomes.backlog > outcomes.stopped_events:
+    if outcomes.kept and (outcomes.stopped or outcomes.backlog > outcomes.stopped_events):
         due = ""
         if outcomes.due is not None:
             due = f"; the next is due {time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(outcomes.due))}"
-        say(f"{outcomes.backlog:,} events wait in {outcomes.data}{due}. Resume with the same command and {where}")
+        wait = f"{counted(outcomes.backlog, 'event')} {'waits' if outcomes.backlog == 1 else 'wait'}"
+        say(f"{wait} in {outcomes.data}{due}. Resume with the same command and {where}")
     if outcomes.stopped_events:
+        hold = "holds its key" if outcomes.stopped_events == 1 else "hold their keys"
         say(
-            f'{outcomes.stopped_events:,} events failed for good and hold their keys (on_fail="stop"); decide with: '
+            f'{counted(outcomes.stopped_events, "event")} failed for good and {hold} (on_fail="stop"); decide with: '
             f"grape dead list {where}"
         )
     if outcomes.feeding_stopped:
         say(
-            f"feeding stopped before the end of the input: more than {options.max_dead:,} dead letters (--max-dead). "
+            "feeding stopped before the end of the input: "
+            f"more than {counted(options.max_dead, 'dead letter')} (--max-dead). "
             f"Resume with the same command and {where}, when they are fewer or more are allowed"
         )
     if outcomes.dead_stored:
-        say(f"{outcomes.dead_stored:,} dead letters; look at them with: grape dead list {where}")
+        what = "it" if outcomes.dead_stored == 1 else "them"
+        say(f"{counted(outcomes.dead_stored, 'dead letter')}; look at {what} with: grape dead list {where}")
     if options.data is None and outcomes.kept:
         say(f"the data directory was kept: {outcomes.data}")

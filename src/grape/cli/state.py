@@ -114,12 +114,9 @@ to_json: Final = msgspec.json.Encoder(enc_hook=_in_json).encode
 
 
 def print_lines(values: Iterable[Any]) -> None:
-    """Each value as a line of JSON on standard output; on a terminal without characters that it would act on."""
-    terminal = sys.stdout.isatty()
+    """Each value as a line of JSON on standard output. What a terminal would act on is a JSON escape, also in a pipe:
+    what comes out at its other end is shown, too."""
     out = sys.stdout.buffer
     for value in values:
-        line = to_json(value)
-        if terminal:
-            line = escaped(line.decode()).encode()
-        out.write(line + b"\n")
+        out.write(escaped(to_json(value).decode()).encode() + b"\n")
     out.flush()

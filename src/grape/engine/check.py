@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
-from difflib import get_close_matches
 from typing import Final
 
 import msgspec
@@ -14,6 +13,7 @@ from grape.errors import ProtocolError, TopologyError
 from grape.model import batch as codec
 from grape.model.address import MAX_KEY_BYTES
 from grape.model.cursor import Progress
+from grape.model.near import did_you_mean
 from grape.model.stored import OUTPUT, REPLIES, SOURCE, TAKER
 from grape.model.topology import TopologySpec
 from grape.protocol.messages import Emitted, Failure, Reply, StateChanges, Timer
@@ -80,8 +80,7 @@ def check_emits(spec: TopologySpec) -> None:
     for slot in spec.slots:
         for event in slot.emits:
             if event not in known and "@" not in event:
-                near = get_close_matches(event, known, 3)
-                hint = f"did you mean {' or '.join(map(repr, near))}?" if near else f"known are {sorted(known)}"
+                hint = did_you_mean(event, known, f"known are {sorted(known)}")
                 raise TopologyError(
                     f"slot {slot.event!r} of node {slot.node!r} says that it emits {event!r}, which is neither a slot "
                     f"nor an output of {spec.name!r}; {hint}"

@@ -9,7 +9,6 @@ killed in between is followed by one that finds the rest.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from difflib import get_close_matches
 from hashlib import blake2b
 from typing import Final
 
@@ -23,6 +22,7 @@ from grape.engine.walk import walk
 from grape.errors import UsageError
 from grape.model import batch as codec
 from grape.model.address import PartitionId
+from grape.model.near import did_you_mean, near
 from grape.model.routing import Routing, route
 from grape.model.section import show_size
 from grape.model.stored import (
@@ -217,8 +217,8 @@ class Migration:
             lines.append(f"{what}. Run the old code until they are done, or give them up: --drop-slot {event}")
         for node, count in states.items():
             if node not in drop_nodes:
-                near = get_close_matches(node, self._new_pools.keys() - self._app.record.nodes.keys(), 1)
-                renamed = f"; if it was renamed, keep the old name: name={node!r} on {near[0]!r}" if near else ""
+                new = near(node, self._new_pools.keys() - self._app.record.nodes.keys())
+                renamed = f"; if it was renamed, keep the old name: name={node!r} on {new[0]!r}" if new else ""
                 lines.append(
                     f"node {node!r} is gone from app {app!r}, and it has state of {count:,} keys. Bring it back, or "
                     f"remove the state: --drop-node {node}{renamed}"
@@ -439,8 +439,7 @@ def refuse_drops(option: str, given: Iterable[str], present: set[str], gone: Ite
     for name in sorted(given):
         if name in present:
             raise UsageError(f"{option} {name}: it is still in the topology; only what is gone from it can be dropped")
-        near = get_close_matches(name, gone, 3)
-        hint = f"did you mean {' or '.join(near)}?" if near else f"gone are {', '.join(sorted(gone)) or 'none'}"
+        hint = did_you_mean(name, gone, f"gone are {', '.join(sorted(gone)) or 'none'}")
         raise UsageError(f"{option} {name}: there is nothing of that name that is gone from the topology; {hint}")
 
 

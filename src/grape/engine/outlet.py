@@ -141,7 +141,10 @@ class Take:
                         inbox.catch_up(header)  # there are no gaps but of what went to an earlier taker
                     batch = inbox.offer(stored.position, header, len(stored.batch))
                     inbox.passed(stored.position)
-                    if batch is not None:
+                    if (
+                        batch is not None and not batch.in_work
+                    ):  # what was parked is read again, with what lies behind it
+                        batch.in_work = True
                         first = inbox.cursor.progress(batch.position).first
                         size += len(stored.batch)
                         items.append(TakenBatch(number, batch.position, stored.batch, header.events, first))

@@ -184,9 +184,7 @@ class Session:
                 raise
             self.ready.set()
             outcome = await self._serve(data)
-            kept = (
-                kept or outcome.dead_stored > 0 or outcome.stopped_events > 0 or outcome.backlog > 0 or outcome.stopped
-            )
+            kept = kept or self._is_worth_keeping(outcome)
             outcome.kept = kept
             return outcome
         finally:
@@ -210,6 +208,12 @@ class Session:
                 self.notice(f"the data directory was kept: {data}")
             elif temporary and not kept:
                 shutil.rmtree(data, ignore_errors=True)
+
+    def _is_worth_keeping(self, outcome: Outcomes) -> bool:
+        """Of a temporary directory: something is left in it to do, to look at, or to go on from."""
+        again = [source for source in self.sources if not source.name.endswith("=-")]  # stdin cannot be read again
+        goes_on = outcome.stopped and self.sources_open > 0 and bool(outcome.stats.fed) and bool(again)
+        return goes_on or outcome.dead_stored > 0 or outcome.stopped_events > 0 or outcome.backlog > 0
 
     def _bug(self, _: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         """Something failed that nobody expected: an engine in an unknown state must not go on."""

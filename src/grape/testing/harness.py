@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Iterable, Iterator
 from datetime import datetime
 from random import Random
@@ -20,6 +19,7 @@ from grape.errors import UnknownEvent, UsageError
 from grape.model import batch as codec
 from grape.model.address import check_key, partition_of
 from grape.model.event import Event
+from grape.model.near import did_you_mean
 from grape.model.stored import decode_dead, decode_hold, state_key
 from grape.model.topology import Limits
 from grape.model.values import to_value
@@ -419,7 +419,5 @@ def _data_of(body: bytes) -> Any:
 
 def _no_such(what: str, name: str, known: Iterable[str]) -> str:
     names = list(known)
-    near = difflib.get_close_matches(name, names, 3)
-    if near:
-        return f"{what} {name!r}; did you mean {' or '.join(map(repr, near))}?"
-    return f"{what} {name!r}; it has {', '.join(map(repr, names)) or 'none'}"
+    others = f"it has {', '.join(map(repr, names)) or 'none'}"
+    return f"{what} {name!r}; {did_you_mean(name, names, others)}"

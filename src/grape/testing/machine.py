@@ -221,7 +221,7 @@ class Worker(InlineLink):
 
     def _is_set_up(self, message: Welcome) -> None:
         if self.loop is not None and self.dispatcher.pool is not None:
-            self._serving = self.loop.create_task(serve_on_loop(self, self.dispatcher))
+            self._serving = self.loop.create_task(serve_on_loop(self, self.dispatcher, None))
             self._serving.add_done_callback(self._served)
 
     def _served(self, task: asyncio.Task[None]) -> None:

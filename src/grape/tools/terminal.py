@@ -7,6 +7,8 @@ from grape.engine.supervisor import Line
 
 def escaped(text: str, keep: str = "") -> str:
     """``text`` with characters that a terminal would act on written as escapes, but for those in ``keep``."""
+    if text.isprintable():
+        return text
     return "".join(c if c.isprintable() or c in keep else _escape(c) for c in text)
 
 

@@ -122,8 +122,12 @@ def engine_time(offset: int) -> Callable[[], int]:
     return lambda: offset + time.clock_gettime_ns(time.CLOCK_BOOTTIME) // 1000
 
 
-async def serve_on_loop(connection: Readable, dispatcher: Dispatcher) -> None:
-    """Do what the engine says on the running loop, until it says to stop, or is gone."""
+async def serve_on_loop(connection: Readable, dispatcher: Dispatcher, turn_every: float | None = _TURN) -> None:
+    """Do what the engine says on the running loop, until it says to stop, or is gone.
+
+    Args:
+        turn_every: seconds between signs that the loop turns, for a watchdog; None: there is none.
+    """
     loop = asyncio.get_running_loop()
     ended = loop.create_future()
 
@@ -161,7 +165,8 @@ async def serve_on_loop(connection: Readable, dispatcher: Dispatcher) -> None:
 
     def turn() -> None:
         pool.turned()
-        turning[:] = [loop.call_later(_TURN, turn)]
+        if turn_every is not None:
+            turning[:] = [loop.call_later(turn_every, turn)]
 
     turn()
     loop.add_reader(connection.fileno(), readable)
@@ -173,5 +178,6 @@ async def serve_on_loop(connection: Readable, dispatcher: Dispatcher) -> None:
         ended.result()
         dispatcher.end()
     finally:
-        turning[0].cancel()
+        for timer in turning:
+            timer.cancel()
         loop.remove_reader(connection.fileno())
