@@ -117,7 +117,7 @@ def test_a_slot_that_is_gone_is_refused_while_events_wait_for_it(tmp_path: Path)
     # Nothing has changed: the old code still finds all of it.
     wrong = grape(*run, "--drop-slot", "lime")
     assert wrong.returncode == 2
-    assert "did you mean line" in wrong.stderr
+    assert "did you mean 'line'" in wrong.stderr
     assert grape(*run, "--drop-slot", "other").returncode == 2
     dropped = grape(*run, "--drop-slot", "line")
     assert dropped.returncode == 1, dropped.stderr

@@ -25,7 +25,10 @@ def guards(engine: int) -> dict[int, list[str]]:
     """Pid of each guard of a process, and the groups that it looks after."""
     found = {}
     for pid in children(engine):
-        words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+        try:
+            words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+        except OSError:  # it has ended just now
+            continue
         if b"grape-guard" in words:
             found[pid] = [os.fsdecode(word) for word in words[words.index(b"grape-guard") + 1 :] if word]
     return found
