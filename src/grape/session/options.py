@@ -82,7 +82,8 @@ def check_options(options: Options) -> Options:
         raise BadArgument(
             f"topology= is a Topology, or text that says where it is (app.py:t), not {shown(options.target)}"
         )
-    _try(lambda: parse_target(options.target))
+    if options.topology is None:
+        _try(lambda: parse_target(options.target))
     options.data = None if options.data is None else path_of(options.data, "data=")
     options.config = _config(options.config)
     options.env = _env(options.env)
