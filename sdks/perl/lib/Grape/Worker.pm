@@ -62,8 +62,8 @@ sub _configuration {
     return defined $argument{config} ? $argument{config} : '{}' if !defined $argument{'config-fd'};
     if (!defined $configuration) {
         open my $file, '<&', $argument{'config-fd'} or die "--config-fd: $!\n";
-        local $/ = undef;
-        $configuration = <$file>;
+        $configuration = do { local $/ = undef; <$file> };
+        close $file or die "--config-fd: $!\n";
         $configuration = '{}' if !defined $configuration || $configuration eq q{};
     }
     return $configuration;
