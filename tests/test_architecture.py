@@ -44,7 +44,6 @@ ALLOWED: dict[tuple[str, str], tuple[int, str]] = {
     ("class", "grape.engine.partition:Partition"): (900, DEBT),
     ("class", "grape.session.session:Session"): (555, DEBT),
     ("class", "grape.testing.contracts.transport:TransportContract"): (600, SUITE),
-    ("class", "grape.worker.concurrent:AsyncPool"): (510, DEBT),
     ("class", "grape.worker.runtime:Runtime"): (570, DEBT),
     ("file", "grape.engine.engine"): (740, DEBT),
     ("file", "grape.engine.partition"): (1020, DEBT),

@@ -25,13 +25,13 @@ def read_catalog(head: bytes) -> Catalog:
     """
     Raises:
         Corrupt: it cannot be read.
-        UsageError: a newer Grape wrote it.
+        UsageError: an older or newer Grape wrote it.
     """
     if not head:
         return Catalog()
     try:
         version = msgspec.msgpack.decode(head)[0]
-        if type(version) is int and version > FORMAT:
+        if type(version) is int and 1 <= version != FORMAT:
             raise UsageError(
                 f"the catalog has format {version}; this Grape reads and writes format {FORMAT}: use the version of "
                 f"Grape that wrote it, or another directory"

@@ -11,7 +11,7 @@ from grape.model.batch import Context
 from grape.model.cursor import Cursor
 from grape.model.topology import TopologySpec
 
-FORMAT: Final = 1
+FORMAT: Final = 2
 """Version of everything in here."""
 
 OUTPUT: Final = ">"

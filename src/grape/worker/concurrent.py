@@ -23,7 +23,7 @@ from grape.errors import EventOver, HandlerError
 from grape.model.cursor import Progress
 from grape.model.event import Event
 from grape.model.values import Unfit, to_value
-from grape.protocol.messages import Announce, Assign, BatchItem, Named, Result, RetryItem, Revoke, Work
+from grape.protocol.messages import Announce, BatchItem, Named, Result, RetryItem, Revoke, Work
 from grape.worker import children
 from grape.worker.effects import Assigned, Effects
 from grape.worker.emits import EmitColumns, bind
@@ -150,9 +150,6 @@ class AsyncPool:
                 _bind_shared(unit)
 
     # ------------------------------------------------------------------ messages
-
-    def assign(self, message: Assign) -> None:
-        self.runtime.assign(message)
 
     def revoke(self, message: Revoke) -> None:
         self.runtime.revoke(message)
