@@ -11,7 +11,7 @@ import os
 import pytest
 
 from tests.sim.check import run_seed
-from tests.sim.regressions import SEEDS
+from tests.sim.regressions import CHANGED, SEEDS
 
 _BLOCK = 50
 _ONE = os.environ.get("GRAPE_SIM_SEED")
@@ -49,6 +49,12 @@ def test_code_that_changes_while_events_wait(start: int) -> None:
 @pytest.mark.parametrize("seed", SEEDS, ids=lambda seed: f"{seed}")
 def test_seeds_that_found_something(seed: int) -> None:
     run_seed(seed)
+
+
+@pytest.mark.skipif(_ONE is not None, reason="GRAPE_SIM_SEED names one seed")
+@pytest.mark.parametrize("seed", CHANGED, ids=lambda seed: f"{seed}")
+def test_seeds_of_changing_code_that_found_something(seed: int) -> None:
+    run_seed(seed, "changes")
 
 
 @pytest.mark.skipif(_ONE is None, reason="for one seed: GRAPE_SIM_SEED=1234")

@@ -16,7 +16,7 @@ from grape.model.address import PartitionId
 from grape.model.batch import RunMeta
 from grape.model.cursor import Progress
 from grape.model.stored import decode_dead
-from grape.protocol.messages import Ask, Beat, Hello
+from grape.protocol.messages import Announce, Ask, Beat, Hello
 from grape.testing.machine import Machine
 from grape.transports.memory import MemoryBroker
 from unit.lying import CAPABILITIES, EVENTS, TOPOLOGY, VERSION, Rig, result, run
@@ -86,6 +86,35 @@ def test_what_is_handed_in_between_counts_anew() -> None:
         rig.say(result(rig, ended=[], done=[(0, Progress(index + 1))]))
         assert not rig.worker.killed
     assert letters(rig) == []
+
+
+def announced(rig: Rig, event: str) -> Announce:
+    return Announce(0, rig.work.epoch, event, "Count")
+
+
+def test_deaths_over_events_that_are_named_one_after_the_other_are_steps() -> None:
+    """One root runs many events when pairs chain: each may cost its deaths."""
+    rig = Rig()
+    die(rig, lie)
+    for count in range(2 * LIMIT):
+        rig.say(announced(rig, f"event {count}"))
+        die(rig, lie)
+    assert letters(rig) == []
+    assert [one.id for one in rig.work.named] == [f"event {count}" for count in range(2 * LIMIT)]
+
+
+def test_a_result_with_nothing_in_it_takes_no_announcement_back() -> None:
+    """An async worker hands in by the clock, also in the middle of the event that it has announced."""
+    rig = Rig()
+    die(rig, lie)
+    rig.say(announced(rig, "event"))
+    rig.say(result(rig, ended=[]))
+    die(rig, lie)
+    assert [one.id for one in rig.work.named] == ["event"]
+    rig.say(announced(rig, "another"))
+    rig.say(result(rig, ended=[], done=[(0, Progress(1))]))
+    die(rig, lie)
+    assert [one.id for one in rig.work.named] == ["event"]
 
 
 @pytest.mark.parametrize("key", ["", "k" * 5000])

@@ -435,6 +435,7 @@ class JobPool {
   /** One event at a time, announced and handed in: what is still running ends first. */
   async #carefully(part, message) {
     await this.#allQuiet();
+    this.#flush(); // whatever is handed in from here on is of the event that was announced
     const core = this.#core;
     const work = new Begun(message);
     const careful = new Map(message.named.map((named) => [`${named.id}\0${named.node}`, named]));

@@ -407,7 +407,8 @@ class Engine:
         partition.apply(result)
         if self.tell is not None and result.failures:
             self._tell(worker, partition, result.failures, number)
-        worker.announced = None
+        if worker.announced is not None and worker.announced[0] == result.partition and result.is_progress:
+            worker.announced = None
         for seq in result.ended:
             worker.outstanding.remove((result.partition, seq))
         if not worker.outstanding:

@@ -508,7 +508,10 @@ class Partition:
             self._hold(entry)
 
     def name(self, event_id: str, node: str, kind: str, text: str, death: bool, trace: str = "") -> None:
-        """A worker died, or got stuck, over this event: hand it in as failed next time."""
+        """A worker died, or got stuck, over this event: hand it in as failed next time. One that has not been named yet
+        is a step on, however many of its root have been: only deaths over what is named already tell of no way out."""
+        if (event_id, node) not in self.named:
+            self.deaths.clear()
         self.named[event_id, node] = Named(event_id, node, kind, text, death, trace)
 
     @property

@@ -271,6 +271,11 @@ class Result(Struct, frozen=True, array_like=True, tag=38):
     counts: Counts = {}
     emits: Counts = {}
 
+    @property
+    def is_progress(self) -> bool:
+        """An event, or a held one, or a work is over."""
+        return bool(self.ended or self.done or self.retried or self.failures)
+
 
 ToWorker = Welcome | Assign | Revoke | Work | Values | Drain
 FromWorker = Hello | Refusal | Ask | Announce | Beat | Stuck | Result

@@ -495,6 +495,7 @@ class AsyncPool:
         """One event at a time: what is still running ends first."""
         while self._tasks:
             await asyncio.wait(list(self._tasks))
+        self.flush()  # whatever is handed in from here on is of the event that was announced
         self._enter(part)
         part.begin(message)
         runtime = self.runtime
@@ -591,8 +592,10 @@ class AsyncPool:
             asyncio.get_running_loop().call_later(FLUSH_SECONDS, self._flush_now)
 
     def _flush_now(self) -> None:
+        self._flush_due = False
         try:
-            self.flush()
+            if self._careful is None:  # else each root is handed in at its end
+                self.flush()
         except BaseException as e:
             self._break(e)
 
