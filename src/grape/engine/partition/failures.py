@@ -7,6 +7,7 @@ from typing import Final
 
 import msgspec
 
+from grape.engine.first import Failed
 from grape.engine.partition.hold import HoldList
 from grape.engine.partition.ledger import Ledger, decoded
 from grape.model.batch import Context
@@ -41,8 +42,8 @@ class Failures:
         """A held event as it is stored."""
         return self._ledger.row("hold", row_key(number), decode_hold, "hold entry")
 
-    def fail(self, failure: Failure, context: Context | None, now: int) -> None:
-        """Hold, retry later, or give up."""
+    def fail(self, failure: Failure, context: Context | None, now: int) -> Failed | None:
+        """Hold, retry later, or give up; returns what became of it, None: it waits behind another one."""
         slot = self._app.slot(failure.event, failure.node)
         assert slot is not None
         entry = self._entry_of(failure, context, now)
@@ -50,7 +51,7 @@ class Failures:
             if failure.hold < 0:  # else it stays where it stands in its line
                 entry.behind = True
                 self.hold(entry)
-            return
+            return None
         entry.attempts += 1
         entry.behind = False
         if failure.named:
@@ -66,11 +67,12 @@ class Failures:
             self.bury(entry, now)
             if failure.hold >= 0:
                 self.release(failure.hold, now)
-            return
+            return _failed(failure)
         entry.locks = locks_key(slot, failure.key, verdict)
         entry.stopped = verdict == "stop"
         entry.due = now + int(1e6 * backoff(slot, entry.attempts, self._rng))
         self._keep(failure.hold, entry)
+        return _failed(failure, entry.due, entry.stopped)
 
     def _entry_of(self, failure: Failure, context: Context | None, now: int) -> HoldEntry:
         if failure.hold >= 0:
@@ -127,3 +129,8 @@ class Failures:
         if entry.context is not None:
             error = {"error": {"code": entry.kind, "text": entry.text, "node": entry.node, "note": _REPLY_DEAD}}
             self._ledger.reply([(entry.context, encode(error), True)], now)
+
+
+def _failed(failure: Failure, due: int = 0, stopped: bool = False) -> Failed:
+    words = failure.kind, failure.text, failure.trace
+    return Failed(failure.node, failure.event, failure.id, *words, due, stopped)

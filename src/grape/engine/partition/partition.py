@@ -13,6 +13,7 @@ import random
 from grape.abc.transport import Transport
 from grape.engine.app import App
 from grape.engine.clock import Clock
+from grape.engine.first import Failed
 from grape.engine.inbox import own_origin
 from grape.engine.partition import log
 from grape.engine.partition.backlog import Backlog
@@ -130,13 +131,13 @@ class Partition:
         """
         return self.dispatch.make(self.epoch, now)
 
-    def apply(self, result: Result) -> None:
-        """Take a worker's result into the draft.
+    def apply(self, result: Result) -> list[Failed]:
+        """Take a worker's result into the draft; returns which events have failed.
 
         Raises:
             ProtocolError: something in it cannot be true; nothing has been taken then.
         """
-        self._results.apply(result)
+        return self._results.apply(result)
 
     # ------------------------------------------------------------------ workers come and go
 

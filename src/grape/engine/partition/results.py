@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from grape.engine.check import Checker, check_progress, once
+from grape.engine.first import Failed
 from grape.engine.partition.backlog import Backlog
 from grape.engine.partition.careful import Careful
 from grape.engine.partition.dispatch import Dispatch
@@ -39,8 +40,8 @@ class Results:
         self._checker = Checker(ledger.app, ledger.pool)
         self._stats = ledger.app.stats.pools[ledger.pool]
 
-    def apply(self, result: Result) -> None:
-        """Take a worker's result into the draft.
+    def apply(self, result: Result) -> list[Failed]:
+        """Take a worker's result into the draft; returns which events have failed.
 
         Raises:
             ProtocolError: something in it cannot be true; nothing has been taken then.
@@ -65,11 +66,14 @@ class Results:
             event = timer.emitted
             context = contexts[event.contexts[0]] if event.contexts else None
             self._timers.add(now + timer.delay, TimerEntry(event.target, event.partition, event.body, context))
+        failed: list[Failed] = []
         for failure in result.failures:
             if failure.hold >= 0:
                 dispatch.tried(failure.hold)
             self._careful.handed_in(failure.id, failure.node)
-            self._failures.fail(failure, contexts[failure.context] if failure.context >= 0 else None, now)
+            context = contexts[failure.context] if failure.context >= 0 else None
+            if (what := self._failures.fail(failure, context, now)) is not None:
+                failed.append(what)
         ledger.reply([(contexts[reply.context], reply.data, reply.final) for reply in result.replies], now)
         stats = ledger.app.stats
         stats.processed.update(result.counts)
@@ -77,6 +81,7 @@ class Results:
         for seq in result.ended:
             dispatch.end(seq)
         ledger.draft.changed = True
+        return failed
 
     def _progress(self, position: int, progress: Progress, now: int) -> None:
         inbox = self._ledger.inbox
