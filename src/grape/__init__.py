@@ -11,9 +11,11 @@ from grape.authoring.state import State
 from grape.authoring.topology import Topology
 from grape.errors import (
     BadPayload,
+    CallFailed,
     EventOver,
     GrapeError,
     HandlerError,
+    NoAnswer,
     NoKey,
     Refused,
     TooLarge,
@@ -30,6 +32,7 @@ __version__: str
 __all__ = [
     "INHERIT",
     "BadPayload",
+    "CallFailed",
     "Context",
     "Emitted",
     "Event",
@@ -37,6 +40,7 @@ __all__ = [
     "External",
     "GrapeError",
     "HandlerError",
+    "NoAnswer",
     "NoKey",
     "Node",
     "Refused",

@@ -119,7 +119,7 @@ def test_a_unit_test_sees_what_was_set_and_cancelled() -> None:
     node = Session()
     node.emit("end", 1, delay=2, timer="t")
     node.cancel_timer("t")
-    assert (node.emitted[0].timer, node.cancelled) == ("t", ["t"])
+    assert (node.emitted[0].timer, node.cancelled_timers) == ("t", ["t"])
 
 
 def settled(machine: Machine) -> None:

@@ -49,6 +49,15 @@ class Reply(Struct, frozen=True):
     final: bool = True
 
 
+class Called(Struct, frozen=True):
+    """A call, recorded outside a worker. ``timeout`` in seconds."""
+
+    event: str
+    data: Any = None
+    key: str | Inherit | None = INHERIT
+    timeout: float = 30.0
+
+
 class Emitter:
     """Emits and replies. Nothing is kept in ``__init__``: authors need not call it."""
 
@@ -125,7 +134,42 @@ class Emitter:
             TypeError, ValueError: it cannot be a name.
             NoKey: in an event without a key.
         """
-        self.cancelled.append(check_timer_name(timer))
+        self.cancelled_timers.append(check_timer_name(timer))
+
+    def call(
+        self,
+        event: str,
+        data: Any = None,
+        *,
+        key: str | Inherit | None = INHERIT,
+        timeout: float | timedelta = 30.0,
+        type: Any = Any,
+    ) -> Any:
+        """Ask a node, and go on with its final reply.
+
+        Until the answer is there nothing waits but the event: the handler is left here, what it did is undone, and
+        later events of its (node, key) line up. Then it runs again from its beginning, and the call returns; so up to
+        its last call it must do the same every time. Outside a worker ``call_answers`` says what calls return.
+
+        Args:
+            key: of the request; that of the event being handled unless given.
+            timeout: seconds (or a timedelta) to wait.
+            type: what the answer is decoded as.
+
+        Raises:
+            NoAnswer: there was none in time.
+            CallFailed: what should have answered failed for good.
+            TypeError, ValueError: an argument that cannot be.
+            UnknownEvent: no slot takes ``event``.
+        """
+        checked = key if key is None or key is INHERIT else check_key(key)
+        self.calls_made.append(Called(_checked_name(event), _travelled(data), checked, seconds(timeout, "timeout")))
+        if not self.call_answers:
+            raise LookupError(f"call of {event!r} outside a worker: say first what it returns, in call_answers")
+        answer = self.call_answers.pop(0)
+        if isinstance(answer, BaseException):
+            raise answer
+        return answer
 
     @property
     def emitted(self) -> list[Emitted]:
@@ -134,10 +178,22 @@ class Emitter:
         return recorded
 
     @property
-    def cancelled(self) -> list[str]:
+    def cancelled_timers(self) -> list[str]:
         """Names of timers that were cancelled outside a worker, oldest first."""
         recorded: list[str] = self.__dict__.setdefault("_grape_cancelled", [])
         return recorded
+
+    @property
+    def calls_made(self) -> list[Called]:
+        """What was called outside a worker, oldest first."""
+        recorded: list[Called] = self.__dict__.setdefault("_grape_called", [])
+        return recorded
+
+    @property
+    def call_answers(self) -> list[Any]:
+        """What calls return outside a worker, the next one first; an exception is raised."""
+        given: list[Any] = self.__dict__.setdefault("_grape_answers", [])
+        return given
 
     @property
     def replies(self) -> list[Reply]:

@@ -16,7 +16,7 @@ from grape.model.cursor import Progress
 from grape.model.near import did_you_mean
 from grape.model.stored import OUTPUT, REPLIES, SOURCE, TAKER
 from grape.model.topology import TopologySpec
-from grape.protocol.messages import Emitted, Failure, Reply, StateChanges, Timer, TimerName
+from grape.protocol.messages import Call, Emitted, Failure, Reply, StateChanges, Timer, TimerName
 
 MAX_TIME: Final = 1 << 62
 """Largest delay or expiry in microseconds: 146,000 years."""
@@ -268,6 +268,18 @@ class Checker:
             raise ProtocolError(f"a failure of {failure.event!r} whose body is {meta.names!r:.300}")
         if meta.ids is not None or meta.only is not None or not 0 <= codec.hops_of(meta, 0) <= MAX_HOPS:
             raise ProtocolError("a failure whose body has ids, nodes or hops of its own")
+        if failure.call is not None:
+            self._call(failure.call)
+
+    def _call(self, call: Call) -> None:
+        if not (0 < call.timeout <= MAX_TIME and 1 <= len(call.digest) <= 64):
+            raise ProtocolError(f"a call with a time-out of {call.timeout} us, or a digest of {len(call.digest)} bytes")
+        if call.event not in self._app.routing.listeners:
+            raise ProtocolError(f"a call of {call.event!r:.300}, which nothing listens to")
+        for request in call.requests:
+            if request.events != 1 or request.contexts or request.target.startswith(OUTPUT):
+                raise ProtocolError("a call is one event for each pool that listens, without contexts of its own")
+            self.emitted(msgspec.structs.replace(request, contexts=[0]), 1)
 
     def reply(self, reply: Reply, contexts: int) -> None:
         if not 0 <= reply.context < contexts:

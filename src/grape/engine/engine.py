@@ -7,6 +7,7 @@ code runs under asyncio with processes and LMDB, and under the simulator with a 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Final
 
 from grape.abc.transport import Arrival, Commit, Outcome
@@ -85,14 +86,26 @@ class Engine:
         partition.dispatch.is_long = is_long
         self._owners[partition.id] = partition
         self._dues.touch(partition)
+        if partition.answers.log is not None:
+            self.on_arrival(partition.answers.log, partial(self._take_answers, partition))
         return partition
 
     # ------------------------------------------------------------------ life
 
     def start(self) -> None:
-        """Start the workers."""
+        """Read what has come meanwhile, and start the workers."""
+        for partition in self._owners.values():
+            self._take_answers(partition)
         for pool in self.pools.values():
             pool.reconcile()
+
+    def _take_answers(self, partition: Partition) -> None:
+        if self.failure is None:
+            try:
+                partition.answers.take()
+                partition.flush()
+            except GrapeError as e:
+                self.stop_with(e)
 
     def drain(self) -> None:
         """Hand out nothing more; what is running is still committed."""

@@ -14,6 +14,7 @@ from grape.model.batch import one
 from grape.model.routing import Routing
 from grape.model.values import Raw, encode
 from grape.protocol.messages import Emitted, Reply, Timer, TimerName
+from grape.worker.calls import Suspended
 from grape.worker.effects import REPLY_COSTS, TIMER_COSTS, Assigned, Effects
 from grape.worker.emits import Cancelled, Delayed, Replied, weight
 from grape.worker.outbox import Target
@@ -313,6 +314,13 @@ class Delivery:
         for log in self._logs_of(name):
             self._effects.add_size(TIMER_COSTS)
             self._effects.timers.append(Timer(delayed.delay, Emitted(log, number, 1, body, contexts), of))
+
+    def requests(self, part: Assigned, unit: Unit, stage: Stage, index: int, call: Suspended) -> list[Emitted]:
+        """What asks for ``call``, which event ``index`` of ``stage`` makes: one for each pool that listens."""
+        key = stage.key_of(index) if call.key is INHERIT else call.key
+        number = part.number if key is None else self._partitions[key]
+        body = one(call.event, key, call.data, hops=stage.hops_of(index) + 1, contexts=[0])
+        return [Emitted(log, number, 1, body) for log in self._logs_of(call.event)]
 
     def _logs_of(self, name: str) -> list[str]:
         if name in self._routing.outputs:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Collection, Iterable
 from datetime import timedelta
 from itertools import repeat
 from typing import Any, Final
@@ -15,6 +15,7 @@ from grape.errors import EventOver, NoKey, TooLarge, UnknownEvent, Unstoppable
 from grape.model.address import Partitions, check_timer_name
 from grape.model.near import did_you_mean
 from grape.model.values import Raw, encode, seconds, to_value
+from grape.worker.calls import Calls, Running
 
 MEASURE_EMITS: Final = 32_768
 _MEASURE_BYTES: Final = 4 << 20
@@ -48,9 +49,10 @@ class Replied(Struct, frozen=True):
 class Names:
     """What may be emitted: the slots and outputs of the app."""
 
-    def __init__(self, app: str, known: Iterable[str]) -> None:
+    def __init__(self, app: str, slots: Iterable[str], outputs: Iterable[str] = ()) -> None:
         self.app = app
-        self.known = frozenset(known)
+        self.outputs = frozenset(outputs)
+        self.known = self.outputs.union(slots)
 
     def unknown(self, name: object, node: str) -> Exception:
         """The error for an emit that leads nowhere."""
@@ -183,9 +185,10 @@ def bind(
     names: Names,
     partitions: Partitions,
     max_event: int,
-    own_key: Callable[[], str | None],
-) -> None:
-    """Give ``emitter`` the closures that fill ``columns``. ``own_key``: of the event that runs."""
+    running: Running,
+) -> Calls:
+    """Give ``emitter`` the closures that fill ``columns``; returns what is known of its calls."""
+    calls = Calls(node, running)
     known = names.known
     all_data, all_keys = columns.data, columns.keys
     put_data, put_key = all_data.append, all_keys.append
@@ -260,7 +263,7 @@ def bind(
 
     def timer_name(timer: str) -> str:
         check_timer_name(timer)
-        if own_key() is None:
+        if running.own_key() is None:
             raise NoKey(
                 f"node {node!r} used timer {timer!r} in an event that has no key: a timer's name is one of a "
                 f"(node, key); emit the event with key=..., or feed it with a key"
@@ -270,6 +273,19 @@ def bind(
     def cancel_timer(timer: str) -> None:
         columns.put(Cancelled(timer_name(timer)), None)
 
+    def call(
+        event: str, data: Any = None, *, key: Any = INHERIT, timeout: float | timedelta = 30.0, type: Any = Any
+    ) -> Any:
+        if event not in known or event in names.outputs:
+            raise (
+                names.unknown(event, node)
+                if event not in known
+                else UnknownEvent(f"node {node!r} calls {event!r}, which is an output: nothing answers there")
+            )
+        if key is not INHERIT and key is not None:
+            partitions[key]
+        return calls.answer(event, to_value(data, max_event), key, timeout, type)
+
     def reply(data: Any = None, *, final: bool = True) -> None:
         columns.put(Replied(bool(final)), to_value(data, max_event))
 
@@ -278,6 +294,8 @@ def bind(
     attributes["emit_many"] = emit_many
     attributes["reply"] = reply
     attributes["cancel_timer"] = cancel_timer
+    attributes["call"] = call
+    return calls
 
 
 def unbind(emitter: Emitter, node: str) -> None:
@@ -286,4 +304,4 @@ def unbind(emitter: Emitter, node: str) -> None:
     def over(*args: Any, **kwargs: Any) -> None:
         raise EventOver(f"node {node!r} used emit, reply or a timer outside of the handling of an event")
 
-    emitter.__dict__.update(emit=over, emit_many=over, reply=over, cancel_timer=over)
+    emitter.__dict__.update(emit=over, emit_many=over, reply=over, cancel_timer=over, call=over)

@@ -16,6 +16,7 @@ from grape.engine.clock import Clock
 from grape.engine.first import Failed
 from grape.engine.inbox import own_origin
 from grape.engine.partition import log
+from grape.engine.partition.answers import Answers
 from grape.engine.partition.backlog import Backlog
 from grape.engine.partition.careful import Careful, Root
 from grape.engine.partition.dispatch import Dispatch, Dispatched
@@ -51,6 +52,7 @@ class Partition:
         self.backlog = Backlog(ledger)
         self.failures = Failures(ledger, rng)
         self.holds = self.failures.list
+        self.answers = Answers(ledger, self.failures)
         self.timers = Timers(ledger)
         self.expiries = Expiries(ledger)
         self.memory = Memory(ledger, self.expiries)
