@@ -20,6 +20,7 @@ BELOW: dict[str, set[str]] = {
     "errors": set(),
     "model": {"errors"},
     "authoring": {"errors", "model"},
+    "types": {"errors", "model"},
     "abc": {"errors", "model"},
     "store": {"errors", "model", "abc"},
     "protocol": {"errors", "model"},

@@ -9,6 +9,7 @@ from grape.authoring.emitter import INHERIT, Context, Emitted, Node, Reply
 from grape.authoring.external import External
 from grape.authoring.state import State
 from grape.authoring.topology import Topology
+from grape.authoring.types import register
 from grape.errors import (
     BadPayload,
     EventOver,
@@ -23,6 +24,7 @@ from grape.errors import (
     UserError,
 )
 from grape.model.event import Event
+from grape.model.own import convert
 
 __version__: str
 """Of the installed distribution. Resolved on first use: reading metadata doubles the time of an import."""
@@ -49,6 +51,8 @@ __all__ = [
     "UsageError",
     "UserError",
     "__version__",
+    "convert",
+    "register",
 ]
 
 _RUNNING = ("feed", "open", "run")
