@@ -177,7 +177,7 @@ def gets_done(rig: Rig) -> None:
             assert not rig.worker.killed, rig.engine and rig.engine.pools["main"].workers[0].explained
         assert rig.failure is None
     partition = engine.partition("main", 0)
-    assert partition.waiting_events == 0
+    assert partition.backlog.events == 0
     assert partition.holds.stopped == len(partition.holds)
 
 

@@ -137,12 +137,12 @@ class Clients:
             raise Conflict(f"the id {event.id!r:.300} was used for another event")
         if known is None:
             if event.id:
-                home.remember(event.id, event.content, now)
+                home.memory.remember(event.id, event.content, now)
             context = Context(deadline=0 if event.wait is None else now + event.wait)
             for pool in pools:
-                home.take_in(pool, event.name, event.key, event.data, event.id, context, now)
+                home.memory.take_in(pool, event.name, event.key, event.data, event.id, context, now)
             app.stats.fed[event.name] += 1
-        home.then(durable)
+        home.ledger.then(durable)
         home.flush()
 
     def _remembered(self, event_id: str, number: int) -> int | None:

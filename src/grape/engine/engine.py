@@ -15,7 +15,8 @@ from grape.abc.transport import Arrival, Commit, Outcome, Transport
 from grape.engine.app import App
 from grape.engine.clock import Clock
 from grape.engine.first import Failed
-from grape.engine.partition import Partition
+from grape.engine.partition.careful import Root
+from grape.engine.partition.partition import Partition
 from grape.engine.pool import Pool, Spawner, Worker, what_says_most
 from grape.engine.room import RoomWatch
 from grape.engine.standstill import STANDSTILL
@@ -34,6 +35,7 @@ from grape.protocol.messages import (
     Failure,
     FromWorker,
     Hello,
+    Named,
     Refusal,
     Result,
     Stuck,
@@ -110,7 +112,7 @@ class Engine:
             partitions = [Partition(app, spec.name, n, transport, clock, rng) for n in range(app.record.partitions)]
             self._owners.update((p.id, p) for p in partitions)
             for partition in partitions:
-                partition.is_long = spec.long
+                partition.dispatch.is_long = spec.long
             self.pools[spec.name] = Pool(
                 spec,
                 profiles.get(spec.name, Profile()),
@@ -152,7 +154,7 @@ class Engine:
     def waits_only_for_time(self) -> bool:
         """Whatever is left becomes due later."""
         now = self.clock.now()
-        return all(p.quiet and p.waiting_events == 0 and (p.next_due() or now + 1) > now for p in self._owners.values())
+        return all(p.quiet and p.backlog.events == 0 and (p.next_due() or now + 1) > now for p in self._owners.values())
 
     @property
     def stopped_events(self) -> int:
@@ -202,7 +204,7 @@ class Engine:
                 for call in self._arrivals.get(arrival.partition, ()):
                     call()
                 continue
-            partition.arrived(arrival.events, arrival.size)
+            partition.backlog.add(arrival.events, arrival.size)
             self._offer(partition)
         self.pump()
 
@@ -246,7 +248,8 @@ class Engine:
         credit = 1 if self.pools[worker.pool].is_long else _CREDIT
         assert worker.link is not None
         while partition := worker.next_partition():
-            if (len(worker.outstanding) >= credit and not partition.top_up) or worker.link.unread > _UNREAD_BYTES:
+            has_enough = len(worker.outstanding) >= credit and not partition.dispatch.top_up
+            if has_enough or worker.link.unread > _UNREAD_BYTES:
                 worker.queue(partition.number)
                 return
             if not partition.has_work(now):
@@ -472,7 +475,7 @@ class Engine:
         """As `state_of`, with what is yet to be committed: for a worker in this process, which cannot wait for it."""
         prefix = state_key(self.app.node_id(node), b"")
         found = self.state_of(partition, node, keys)
-        return [partition.pending_state(prefix + key, value) for key, value in zip(keys, found, strict=True)]
+        return [partition.ledger.pending("state", prefix + key, value) for key, value in zip(keys, found, strict=True)]
 
     def _stuck(self, worker: Worker, message: Stuck) -> None:
         partition = self._assigned(worker, message)
@@ -482,9 +485,9 @@ class Engine:
         worker.explained, worker.named = message.text[:_MAX_TEXT], True
         for number, seq in worker.outstanding:
             if number == message.partition and seq in partition.works:
-                partition.suspect(partition.works[seq])
+                partition.dispatch.suspect(partition.works[seq])
         trace = message.trace[:_MAX_TEXT]
-        partition.name(message.id, message.node, "timeout", worker.explained, death=False, trace=trace)
+        partition.careful.name(Named(message.id, message.node, "timeout", worker.explained, False, trace))
         if worker.link is not None:  # it ends itself; not every runtime can, in every jail
             worker.link.kill()
 
@@ -517,9 +520,9 @@ class Engine:
             partition.flush()
         return "" if is_expected else why
 
-    def _hopeless(self, worker: Worker) -> list[tuple[Partition, tuple[int, int]]]:
+    def _hopeless(self, worker: Worker) -> list[tuple[Partition, Root]]:
         """Events over which careful workers die again and again, although they should be handed in as failed."""
-        found: list[tuple[Partition, tuple[int, int]]] = []
+        found: list[tuple[Partition, Root]] = []
         for number, seq in worker.outstanding:
             partition = worker.partitions.get(number)
             work = None if partition is None else partition.works.get(seq)
@@ -539,13 +542,13 @@ class Engine:
             work = partition.works.get(seq) if partition is not None else None
             if partition is None or work is None:
                 continue
-            if not (first or partition.top_up):
+            if not (first or partition.dispatch.top_up):
                 break
             first = False
             if work.careful and worker.announced is not None and worker.announced[0] == number:
-                partition.name(worker.announced[1], worker.announced[2], "worker-died", text, death=True)
+                partition.careful.name(Named(*worker.announced[1:], "worker-died", text, True))
                 was_named = True
-            partition.suspect(work)
+            partition.dispatch.suspect(work)
         return was_named
 
     # ------------------------------------------------------------------ time
@@ -564,16 +567,16 @@ class Engine:
         wakes = [at for pool in self.pools.values() if (at := pool.tick(now)) is not None]
         self.pump()
         wakes += [due for p in self._owners.values() if (due := _next_due(p, now)) is not None]
-        wakes += [expiry for p in self._owners.values() if (expiry := p.next_expiry()) is not None]
+        wakes += [expiry for p in self._owners.values() if (expiry := p.expiries.next_due()) is not None]
         if self._is_catching_up():
             wakes.append(self._catch_up_until)
         return max(min(wakes), now) if wakes else None
 
     def _fire(self, now: int) -> None:
         for partition in self._owners.values():
-            while partition.fire(now):
+            while partition.timers.fire(now):
                 pass
-            partition.expire(now)
+            partition.expiries.expire(now)
             due = partition.holds.next_due()
             if due is not None and due <= now:
                 self._offer(partition)
@@ -593,11 +596,11 @@ class Engine:
         return self._catch_up_until > 0
 
     def remembered(self, pool: str, number: int, event_id: str) -> int | None:
-        """What tells the content of the event that was accepted under this id (`Partition.remember`), if any was, also
+        """What tells the content of the event that was accepted under this id (`Memory.remember`), if any was, also
         if its commit is under way. ``pool`` may be one that the topology has no more."""
         key = CLIENT_ID + event_id.encode()
         partition = self._owners.get(self.app.log(pool, number))
-        value = None if partition is None else partition.pending_text(key)
+        value = None if partition is None else partition.ledger.pending("text", key, None)
         if value is None:
             (value,) = self.transport.get(self.app.log(pool, number), "text", [key])
         return None if value is None else int.from_bytes(value[8:12], "big")
@@ -705,7 +708,7 @@ def dump(worker: Worker, now: int) -> list[str]:
         f"{list(worker.ready)[:_DUMPED]}, heard {(now - worker.heard) / 1e6:.1f} s ago, {unread} bytes unread"
     ]
     for partition in worker.partitions.values():
-        if partition.works or partition.waiting_events or not partition.quiet:
+        if partition.works or partition.backlog.events or not partition.quiet:
             lines.append(partition.describe(now))
     return lines[:_DUMPED]
 
@@ -714,7 +717,7 @@ def _next_due(partition: Partition, now: int) -> int | None:
     """When something of it is due that no other call will find: a retry that is due waits for a worker that can take
     it, and goes out when there is one."""
     due = partition.next_due()
-    return due if due is None or due > now else partition.next_timer()
+    return due if due is None or due > now else partition.timers.next_due()
 
 
 def _first_of(values: list[bytes | None]) -> list[bytes | None]:

@@ -15,7 +15,7 @@ from typing import Final, Literal, Protocol
 from grape.engine.app import App
 from grape.engine.balance import balance
 from grape.engine.clock import Clock
-from grape.engine.partition import Partition
+from grape.engine.partition.partition import Partition
 from grape.engine.scaling import Backoff, Load, Scaler
 from grape.engine.standstill import Standstill
 from grape.engine.telemetry import PoolNumbers
@@ -240,10 +240,10 @@ class Pool:
                 self.give(partition, to)
         elif self._owners[number] is to:
             self._moving.pop(number, None)
-            partition.is_moving = False
+            partition.dispatch.is_moving = False
         else:
             self._moving[number] = to
-            partition.is_moving = True
+            partition.dispatch.is_moving = True
             self.work_ended(partition)
 
     def work_ended(self, partition: Partition) -> None:
@@ -252,7 +252,7 @@ class Pool:
         if number not in self._moving or partition.works:
             return
         to = self._moving.pop(number)
-        partition.is_moving = False
+        partition.dispatch.is_moving = False
         owner = self._owners.pop(number)
         del owner.partitions[number]
         if owner.link is not None:
@@ -350,7 +350,7 @@ class Pool:
             del self.workers[worker.index]
         for number, partition in worker.partitions.items():
             partition.reassign()
-            partition.is_moving = False
+            partition.dispatch.is_moving = False
             self._owners.pop(number, None)
             self._moving.pop(number, None)
         worker.partitions = {}
@@ -401,8 +401,8 @@ class Pool:
         return PoolNumbers(
             state=state,
             reason=self.backoff.reason if self.is_degraded else "",
-            queue_events=sum(p.waiting_events for p in self.partitions),
-            queue_bytes=sum(p.waiting_bytes for p in self.partitions),
+            queue_events=sum(p.backlog.events for p in self.partitions),
+            queue_bytes=sum(p.backlog.size for p in self.partitions),
             queue_limit=profile.queue_limit,
             queue_limit_bytes=int(profile.queue_bytes),
             oldest_seconds=self.oldest(now) / 1e6,
