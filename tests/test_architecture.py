@@ -30,7 +30,7 @@ BELOW: dict[str, set[str]] = {
     "worker": {"errors", "model", "authoring", "protocol"},
     "engine": {"errors", "model", "abc", "protocol"},
 }
-TOP = {"session", "inline", "running", "cli", "testing", "tools", "builtins", "__main__", "grape"}
+TOP = {"session", "inline", "running", "aio", "cli", "testing", "tools", "builtins", "__main__", "grape"}
 LAZY = {"__getattr__": "grape"}
 """Functions that may import: the public names that are resolved when they are asked for (PEP 562)."""
 

@@ -12,9 +12,11 @@ from grape.authoring.topology import Topology
 from grape.authoring.types import register
 from grape.errors import (
     BadPayload,
+    CallFailed,
     EventOver,
     GrapeError,
     HandlerError,
+    NoAnswer,
     NoKey,
     Refused,
     TooLarge,
@@ -32,6 +34,7 @@ __version__: str
 __all__ = [
     "INHERIT",
     "BadPayload",
+    "CallFailed",
     "Context",
     "Emitted",
     "Event",
@@ -39,6 +42,7 @@ __all__ = [
     "External",
     "GrapeError",
     "HandlerError",
+    "NoAnswer",
     "NoKey",
     "Node",
     "Refused",
@@ -55,10 +59,11 @@ __all__ = [
     "register",
 ]
 
-_RUNNING = ("feed", "open", "run")
+_RUNNING = {"aopen": "aio", "feed": "running", "open": "running", "run": "running"}
 """Resolved on first use: they bring the engine along, which a worker must not import."""
 
 if TYPE_CHECKING:
+    from grape.aio import aopen as aopen
     from grape.connectors.feeds import feed as feed
     from grape.running import open as open
     from grape.running import run as run
@@ -66,7 +71,7 @@ else:
 
     def __getattr__(name: str) -> Any:
         if name in _RUNNING:
-            return getattr(import_module("grape.running"), name)
+            return getattr(import_module(f"grape.{_RUNNING[name]}"), name)
         if name == "__version__":
             return import_module("importlib.metadata").version("grape-engine")
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -7,6 +7,7 @@
     │   ├── UsageError       an option, a file or a directory that does not fit
     │   │   ├── InUse        another process holds the data directory
     │   │   └── BadArgument  an argument of a call; also a TypeError and a ValueError
+    │   ├── CallFailed       the answer to a call is an error: what should have answered failed for good
     │   └── HandlerError     raised inside a handler; fails that event alone
     │       ├── UnknownEvent   emit to a name that is neither slot nor output
     │       ├── NoKey          keyed state used in an event without a key
@@ -57,6 +58,23 @@ class InUse(UsageError):
 
 class BadArgument(UsageError, TypeError, ValueError):
     code = "bad-argument"
+
+
+class CallFailed(UserError):
+    """
+    Attributes:
+        code: that of the failure: "error", "bad-payload", "timeout", ...
+        text: what was raised; node: by which node.
+    """
+
+    code = "call-failed"
+
+    def __init__(self, code: str, text: str, node: str) -> None:
+        super().__init__(f"node {node!r} failed: {text}")
+        self.code, self.text, self.node = code, text, node
+
+    def __reduce__(self) -> tuple[type[CallFailed], tuple[str, str, str]]:
+        return CallFailed, (self.code, self.text, self.node)
 
 
 class HandlerError(UserError):

@@ -22,6 +22,8 @@ REPLIES: Final = "?"
 taker's position, ``?`` the home of replies."""
 NO_POOLS: Final = (OUTPUT, SOURCE, TAKER, REPLIES)
 
+REPLY_DEAD: Final = "the event that should have answered became a dead letter"
+"""The note in a final reply that the engine itself gives."""
 CLIENT_ID: Final = b"id:"
 """Begins the keys of texts that are ids of clients."""
 
