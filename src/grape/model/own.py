@@ -13,13 +13,15 @@ import math
 import sys
 import typing
 from collections.abc import Callable, Iterable
-from typing import Any, Final
+from typing import Any, Final, TypeVar, overload
 
 import msgspec
 from msgspec import Struct
 
 from grape.errors import BadPayload, Unstoppable
 from grape.model.plain import shown
+
+T = TypeVar("T")
 
 _SHOWN_ERRORS: Final = 5
 
@@ -146,6 +148,10 @@ def column_decoder(kind: Any) -> Callable[[bytes], list[Any]]:
     return lambda packed: list(map(one, raws(packed)))
 
 
+@overload
+def convert(value: Any, kind: type[T]) -> T: ...
+@overload
+def convert(value: Any, kind: Any) -> Any: ...
 def convert(value: Any, kind: Any) -> Any:
     """``value``, made of builtins, as what ``kind`` says: a Struct, a dataclass, a pydantic model, a registered type,
     or a collection of them. A typed slot gets its payload in the same way.
