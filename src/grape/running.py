@@ -289,7 +289,7 @@ class RunningEngine:
         key: str | None = None,
         id: str | None = None,
         deadline: float | None = None,
-        timeout: float = 30.0,
+        timeout: float | None = 30.0,
     ) -> None:
         """Hand in an event; returns when it is durable.
 
@@ -297,7 +297,7 @@ class RunningEngine:
             id: the event's own id: the same id and content is accepted once, other content is a conflict.
             deadline: in so many seconds nobody is interested any more: no handler starts with it, or with what was
                 emitted for it, later than that; it becomes a dead letter.
-            timeout: seconds to wait.
+            timeout: seconds to wait; None: without an end.
 
         Raises:
             Full: the backlog is at its limit.

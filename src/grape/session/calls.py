@@ -93,7 +93,7 @@ class Calls:
     def __init__(self) -> None:
         self._prefix = f"call-{uuid4().hex}-"  # answers of an earlier run on this directory are nobody's
         self._numbers = itertools.count()
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # the garbage collector may close a forgotten stream at any moment
         self._waiting: dict[str, Call] = {}
         self._part_bytes = 0
         self._ended: Callable[[], GrapeError] | None = None
