@@ -9,6 +9,7 @@ from grape.authoring.emitter import INHERIT, Context, Emitted, Node, Reply
 from grape.authoring.external import External
 from grape.authoring.state import State
 from grape.authoring.topology import Topology
+from grape.authoring.types import register
 from grape.errors import (
     BadPayload,
     CallFailed,
@@ -25,6 +26,7 @@ from grape.errors import (
     UserError,
 )
 from grape.model.event import Event
+from grape.model.own import convert
 
 __version__: str
 """Of the installed distribution. Resolved on first use: reading metadata doubles the time of an import."""
@@ -53,12 +55,15 @@ __all__ = [
     "UsageError",
     "UserError",
     "__version__",
+    "convert",
+    "register",
 ]
 
-_RUNNING = ("feed", "open", "run")
+_RUNNING = {"aopen": "aio", "feed": "running", "open": "running", "run": "running"}
 """Resolved on first use: they bring the engine along, which a worker must not import."""
 
 if TYPE_CHECKING:
+    from grape.aio import aopen as aopen
     from grape.connectors.feeds import feed as feed
     from grape.running import open as open
     from grape.running import run as run
@@ -66,7 +71,7 @@ else:
 
     def __getattr__(name: str) -> Any:
         if name in _RUNNING:
-            return getattr(import_module("grape.running"), name)
+            return getattr(import_module(f"grape.{_RUNNING[name]}"), name)
         if name == "__version__":
             return import_module("importlib.metadata").version("grape-engine")
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -7,16 +7,15 @@ event loop policy). Workers import the topology by module and name, so it must s
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
-import math
 import os
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future
+from concurrent.futures import Future, InvalidStateError
+from functools import partial
 from pathlib import Path
-from queue import Empty, SimpleQueue
 from types import FrameType, FunctionType, TracebackType
 from typing import Any, ParamSpec, TypeVar, cast
 
@@ -29,8 +28,9 @@ from grape.authoring.places import HIDDEN, caller, place_of_caller
 from grape.authoring.topology import Topology
 from grape.connectors.feeds import feed as feed
 from grape.connectors.feeds import source_of
+from grape.connectors.live import CallSink, QueueSink
 from grape.connectors.sinks import JsonLinesSink
-from grape.engine.clients import Clients, check_timeout, client_event
+from grape.engine.clients import ClientEvent, Clients, check_call_timeout, check_timeout, client_event
 from grape.engine.engine import Engine
 from grape.engine.supervisor import Line
 from grape.engine.telemetry import AppNumbers
@@ -40,6 +40,7 @@ from grape.model.profile import Profile
 from grape.model.topology import Limits, TopologySpec
 from grape.model.values import shown as shown_value
 from grape.session import Options, Outcomes, Session, Taker
+from grape.session.calls import Call, Calls, CallStream, ReplySink
 from grape.session.options import MAX_WORKERS, check_names, check_options, mapping_of, names_of, path_of
 from grape.session.profiles import load_profiles
 from grape.store.lmdb import MAX_SIZE
@@ -49,8 +50,6 @@ P = ParamSpec("P")
 T = TypeVar("T")
 Feed = Mapping[str, Any]
 Take = Mapping[str, Any]
-_QUICK = 256
-"""Events that may be decoded on the engine's thread."""
 Profiles = str | os.PathLike[str] | Mapping[str, Mapping[str, Any]] | None
 
 
@@ -74,7 +73,7 @@ def new_event_loop() -> asyncio.AbstractEventLoop:
     return uvloop.new_event_loop()
 
 
-def _at_the_call(function: Callable[P, T]) -> Callable[P, T]:
+def at_the_call(function: Callable[P, T]) -> Callable[P, T]:
     """What the user has done wrong is shown at his own line: the engine's frames below it tell him nothing."""
 
     @functools.wraps(function)
@@ -91,7 +90,7 @@ def _at_the_call(function: Callable[P, T]) -> Callable[P, T]:
     return call
 
 
-@_at_the_call
+@at_the_call
 def run(
     topology: Topology | str | os.PathLike[str],
     *,
@@ -130,13 +129,13 @@ def run(
         UserError: wrong use, a topology that cannot be built or imported, workers that cannot start.
         EngineError: the engine had to stop.
     """
-    options, given = _options(topology, profile, locals())
+    options, given = options_of(topology, profile, locals())
     options.events = tuple(given)
     engine = RunningEngine(options, _sources(given, options.limits), _takers(take))
     return engine.wait()
 
 
-@_at_the_call
+@at_the_call
 def open(
     topology: Topology | str | os.PathLike[str],
     *,
@@ -159,68 +158,25 @@ def open(
     those of `run`; leaving the block drains it, what is left waits in ``data``.
     """
     names = None if outputs is None else names_of(outputs, "outputs=")
-    options, _ = _options(topology, profile, locals())
+    options, _ = options_of(topology, profile, locals())
+    return unstarted(options, names).start()
+
+
+def unstarted(options: Options, outputs: tuple[str, ...] | None) -> RunningEngine:
+    """An engine that stays open, with these outputs to be asked for (None: all)."""
     options.keep_open = True
     engine = RunningEngine(options, [], [])
-    engine.take(names)
-    return engine.start()
+    engine.take(outputs)
+    return engine
 
 
-class QueueSink(Sink):
-    """Keeps what is taken until somebody asks for it, at most ``limit`` parts."""
-
-    form = "events"
-
-    def __init__(self, event: str, limit: int = 256) -> None:
-        self.name = f"{event}=@api"
-        self._queue: SimpleQueue[list[Event]] = SimpleQueue()
-        self._limit = limit
-        self._space = threading.Semaphore(limit)
-        self._closed = False
-
-    def is_quick(self, lines: int) -> bool:
-        return lines <= _QUICK and self._queue.qsize() < self._limit
-
-    def open(self, length: int, tail: bytes) -> tuple[int, bytes]:
-        return 0, b""
-
-    def write(self, lines: list[Any]) -> tuple[int, bytes]:
-        while not self._space.acquire(timeout=0.1):
-            if self._closed:
-                raise Full("the engine was closed while outputs were waiting")
-        self._queue.put(lines)
-        return 0, b""
-
-    def get(self, timeout: float | None) -> list[Event] | None:
-        """The next events; None: none came in time."""
-        try:
-            events = self._queue.get(timeout=timeout)
-        except Empty:
-            return None
-        self._space.release()
-        return events
-
-    def close(self) -> None:
-        self._closed = True
-
-
-class CallSink(Sink):
-    """Calls a function with every event, on a thread of the engine."""
-
-    form = "events"
-
-    def __init__(self, event: str, call: Callable[[Event], Any]) -> None:
-        self.name = f"{event}=@{getattr(call, '__qualname__', 'call')}"
-        self._call = call
-
-    def open(self, length: int, tail: bytes) -> tuple[int, bytes]:
-        return 0, b""
-
-    def write(self, lines: list[Any]) -> tuple[int, bytes]:
-        call = self._call
-        for self.taken, event in enumerate(lines):
-            call(event)
-        return 0, b""
+def _settle(asked: Future[T], value: Any = None, error: BaseException | None = None) -> None:
+    """The first one says what it is; whoever asked may have given it up."""
+    with contextlib.suppress(InvalidStateError):
+        if error is not None:
+            asked.set_exception(error)
+        else:
+            asked.set_result(value)
 
 
 class RunningEngine:
@@ -234,6 +190,10 @@ class RunningEngine:
     ) -> None:
         self._queues: dict[str, QueueSink] = {}
         self._clients: Clients | None = None
+        self.calls = Calls()
+        self._asked: set[Future[Any]] = set()
+        self._is_given_up = False
+        self.limits = options.limits
         self._session = Session(options, sources, takers, _print_line)
         self._result: Future[Outcomes] = Future()
         self._thread = threading.Thread(target=self._main, name="grape-engine", daemon=True)
@@ -250,7 +210,8 @@ class RunningEngine:
 
         def takers(topology: TopologySpec) -> list[Taker]:
             self._queues = {name: QueueSink(name) for name in (topology.outputs if names is None else names)}
-            return [Taker(name, sink) for name, sink in self._queues.items()]
+            replies = Taker(None, ReplySink(self.calls))
+            return [replies, *(Taker(name, sink) for name, sink in self._queues.items())]
 
         self._session.more_takers = takers
 
@@ -261,11 +222,16 @@ class RunningEngine:
             GrapeError: it could not be started.
             KeyboardInterrupt: Ctrl-C; nothing runs any more.
         """
+        self._result.add_done_callback(lambda _: self._tell_ended())
         self._thread.start()
         try:
             while not self._session.ready.wait(0.05):
                 if self._result.done():
                     break
+                if self._is_given_up:
+                    with contextlib.suppress(AttributeError):  # it has not got so far yet
+                        self._session.stop()
+                        self._result.exception()
         except KeyboardInterrupt:
             self._end_interrupted()
             raise
@@ -323,7 +289,7 @@ class RunningEngine:
         key: str | None = None,
         id: str | None = None,
         deadline: float | None = None,
-        timeout: float = 30.0,
+        timeout: float | None = 30.0,
     ) -> None:
         """Hand in an event; returns when it is durable.
 
@@ -331,7 +297,7 @@ class RunningEngine:
             id: the event's own id: the same id and content is accepted once, other content is a conflict.
             deadline: in so many seconds nobody is interested any more: no handler starts with it, or with what was
                 emitted for it, later than that; it becomes a dead letter.
-            timeout: seconds to wait.
+            timeout: seconds to wait; None: without an end.
 
         Raises:
             Full: the backlog is at its limit.
@@ -340,14 +306,81 @@ class RunningEngine:
             BadArgument: a name, key, id or time that cannot be one; BadValue, TooLarge: data that cannot travel.
             NoAnswer: it is not known whether it was accepted; with ``id`` it can be emitted again. A TimeoutError.
         """
-        checked = client_event(event, data, key, id, deadline, self._session.options.limits.max_event)
+        checked = client_event(event, data, key, id, deadline, self.limits.max_event)
         wait = check_timeout(timeout)
 
         def accept(engine: Engine, done: Callable[[None], None]) -> None:
-            self._clients = self._clients or Clients(engine)
-            self._clients.accept(checked, self._session.clock.now(), lambda: done(None))
+            self.accept(engine, checked, lambda: done(None))
 
         self._ask(accept, wait, "it is not known whether the event was accepted (with the same id= emit it again)")
+
+    def call(
+        self,
+        event: str,
+        data: Any = None,
+        *,
+        key: str | None = None,
+        deadline: float | None = None,
+        timeout: float | None = 30.0,
+    ) -> Any:
+        """Hand in an event and wait for its answer: the data of the first final reply to it, by whatever node gives it.
+
+        Args:
+            deadline: as of `emit`; an event that is too late answers with an error.
+            timeout: seconds to wait; None: without an end.
+
+        Raises:
+            CallFailed: what should have answered failed for good; it has the code, text and node of the failure.
+            NoAnswer: nothing came in time, or the engine was closed. A TimeoutError.
+            Full: 10,000 calls wait already; or as of `emit`, as are UnknownEvent, BadArgument, BadValue and TooLarge.
+        """
+        for reply in self._start_call(event, data, key, deadline, timeout, keeps_parts=False):
+            return reply.data
+
+    def call_stream(
+        self,
+        event: str,
+        data: Any = None,
+        *,
+        key: str | None = None,
+        deadline: float | None = None,
+        timeout: float | None = 30.0,
+    ) -> CallStream:
+        """Hand in an event, now; an iterator over the replies to it, as they come: ``reply.data``, and ``reply.final``
+        of the last one. Arguments and errors are those of `call`, but that ``timeout`` is for each reply.
+
+        Parts that nobody reads are kept, up to 64 MiB of all calls; whoever reads no further closes it.
+        """
+        return self._start_call(event, data, key, deadline, timeout, keeps_parts=True)
+
+    def _start_call(
+        self, event: str, data: Any, key: str | None, deadline: float | None, timeout: float | None, keeps_parts: bool
+    ) -> CallStream:
+        checked = client_event(event, data, key, None, deadline, self.limits.max_event)
+        wait = check_call_timeout(timeout)
+        fresh = threading.Semaphore(0)
+        call = self.calls.open(keeps_parts, fresh.release)
+        self.hand_in(call, checked)
+        return CallStream(call, fresh, wait)
+
+    def hand_in(self, call: Call, event: ClientEvent) -> None:
+        """Have the event of a call accepted. Returns at once; what goes wrong is told to the call."""
+
+        def accept() -> None:
+            try:
+                self.accept(self.engine, event, call.accepted, call.request)
+            except BaseException as e:
+                call.fail(e)
+
+        try:
+            self._session.call(accept)
+        except RuntimeError:  # its loop is closed
+            call.fail(self._ended())
+
+    def accept(self, engine: Engine, event: ClientEvent, durable: Callable[[], None], request: str = "") -> None:
+        """On the engine's thread: see `Clients.accept`."""
+        self._clients = self._clients or Clients(engine)
+        self._clients.accept(event, self._session.clock.now(), durable, request)
 
     def _ask(
         self, ask: Callable[[Engine, Callable[[T], None]], object], timeout: float | None, unsaid: str = "no answer"
@@ -358,38 +391,63 @@ class RunningEngine:
             NoAnswer: nothing came in time.
             GrapeError: as the question says.
         """
-        asked: Future[T] = Future()
+        try:
+            return self.ask(ask).result(None if timeout is None else min(timeout, threading.TIMEOUT_MAX))
+        except TimeoutError as e:
+            if isinstance(e, GrapeError):
+                raise
+            raise NoAnswer(f"{unsaid} after {timeout:g} s") from None
 
-        def answer(value: T) -> None:
-            if not asked.done():
-                asked.set_result(value)
+    def ask(self, ask: Callable[[Engine, Callable[[T], None]], object]) -> Future[T]:
+        """Ask on the engine's thread. It is answered, or fails as the question says, or when the engine ends."""
+        asked: Future[T] = Future()
+        self._asked.add(asked)
+        asked.add_done_callback(self._asked.discard)
 
         def on_engine() -> None:
             try:
-                engine = self._session.engine
-                if engine is None:
-                    raise Full("the engine is not running")
-                ask(engine, answer)
+                ask(self.engine, partial(_settle, asked))
             except BaseException as e:
-                if not asked.done():
-                    asked.set_exception(e)
+                _settle(asked, None, e)
 
-        self._session.call(on_engine)
-        deadline = math.inf if timeout is None else time.monotonic() + timeout
-        while not asked.done():
-            left = deadline - time.monotonic()
-            if left <= 0:
-                raise NoAnswer(f"{unsaid} after {timeout:g} s")
-            try:
-                asked.exception(min(left, 1.0))
-            except TimeoutError:
-                if self._result.done() and not asked.done():
-                    raise self._ended() from None
-        return asked.result()
+        try:
+            self._session.call(on_engine)
+        except RuntimeError:  # its loop is closed
+            _settle(asked, None, self._ended())
+        if self._result.done():  # perhaps nobody came to it any more
+            _settle(asked, None, self._ended())
+        return asked
+
+    @property
+    def engine(self) -> Engine:
+        """
+        Raises:
+            GrapeError: it has ended.
+        """
+        engine = self._session.engine
+        if engine is None:
+            raise self._ended()
+        return engine
+
+    def _tell_ended(self) -> None:
+        """Whoever waits hears that it has ended."""
+        self.calls.end(self._unanswered, self._ended)
+        for asked in tuple(self._asked):
+            _settle(asked, None, self._ended())
+        for sink in self._queues.values():
+            sink.wake()
 
     def _ended(self) -> GrapeError:
-        error = self._result.exception()
+        """What those get that come when it has ended."""
+        error = self._result.exception() if self._result.done() else None
         return error if isinstance(error, GrapeError) else Full("the engine has ended")
+
+    def _unanswered(self) -> GrapeError:
+        """What those get that wait when it ends."""
+        error = self._result.exception()
+        if isinstance(error, GrapeError):
+            return error
+        return NoAnswer("the engine was closed before an answer came; what was not done waits in its data directory")
 
     def outputs(self, event: str, *, timeout: float | None = None) -> Iterator[Event]:
         """Committed events of an output, as they come. Ends when none came for ``timeout`` seconds (None: never).
@@ -397,15 +455,27 @@ class RunningEngine:
         Raises:
             UsageError: it is no output of this topology.
         """
-        sink = self._queues.get(event)
-        if sink is None:
-            raise UsageError(f"no output {event!r} is open here; open are {sorted(self._queues)}")
+        sink = self.queue_of(event)
         while True:
-            events = sink.get(timeout if timeout is not None else 0.2)
-            if events is not None:
-                yield from events
+            found = sink.get(timeout if timeout is not None else 0.2)
+            if found is not None:
+                yield found
             elif timeout is not None or self._result.done():
                 return
+
+    def queue_of(self, event: str) -> QueueSink:
+        """
+        Raises:
+            UsageError: it is no output that is open.
+        """
+        sink = self._queues.get(event) if type(event) is str else None
+        if sink is None:
+            raise UsageError(f"no output {shown_value(event)} is open here; open are {sorted(self._queues)}")
+        return sink
+
+    @property
+    def has_ended(self) -> bool:
+        return self._result.done()
 
     def numbers(self) -> AppNumbers:
         """What is measured, as it is now: queues, workers, rates, latencies, by pool; see `grape.engine.telemetry`.
@@ -418,6 +488,10 @@ class RunningEngine:
             done(engine.numbers())
 
         return self._ask(tell, 30.0)
+
+    def give_up(self) -> None:
+        """While `start` waits on another thread: it is to return."""
+        self._is_given_up = True
 
     def close(self) -> Summary:
         """Stop: what runs is committed, the rest waits in the data directory."""
@@ -459,7 +533,7 @@ def _refuse_while_imported() -> None:
         )
 
 
-def _options(topology: object, profile: object, given: dict[str, Any]) -> tuple[Options, dict[str, Any]]:
+def options_of(topology: object, profile: object, given: dict[str, Any]) -> tuple[Options, dict[str, Any]]:
     """The arguments of `run` or `open`, checked, and what is fed. Nothing has been made or started yet.
 
     Raises:

@@ -13,7 +13,69 @@ import pytest
 RIGHT = Path(__file__).parent.parent / "typing" / "authoring_ok.py"
 
 WRONG = """
+import asyncio
+from datetime import timedelta
+from fractions import Fraction
+
+import grape
 from grape import Context, Event, Node, State, Topology
+from pydantic import BaseModel
+
+class Order(BaseModel):
+    id: str
+
+class Annotated(Node):
+    count: State[int] = State(int, default=0, ttl=60)
+    name: State[str | None] = State(str)
+    orders: State[list[Order]] = State(list[Order])
+    last = State(Order)
+    share = State(Fraction, default=Fraction(1))
+    wrong: State[int] = State(str, default="")  # wrong
+
+    def process(self, event: Event) -> None:
+        self.count = 1
+        self.count = "x"  # wrong
+        self.count = None  # wrong
+        self.name = None
+        self.name = 5  # wrong
+        self.orders = [Order(id="a")]
+        self.orders = Order(id="a")  # wrong
+        self.orders.append("a")  # wrong
+        self.last = grape.convert(event.data, Order)
+        self.last = grape.convert(event.data, Fraction)  # wrong
+        self.last.id  # wrong
+        self.share -= Fraction(1)
+        self.share = 0.5  # wrong
+        del self.count
+        text: str = self.count  # wrong
+
+def assigned(order: Order, seen: State[int] = State(int, default=0)) -> None:
+    seen.value = 1
+    seen.value = "x"  # wrong
+    seen = 5  # wrong
+
+def cents(value: Fraction) -> int:
+    return int(value * 100)
+
+grape.register(Fraction, encode=str, decode=Fraction)
+grape.register(Order, encode=cents, decode=Fraction)  # wrong
+grape.register(Fraction, encode=str)  # wrong
+
+async def use(t: Topology) -> None:
+    async with grape.aopen(t, workers=2, data=None) as engine:
+        await engine.emit("x", 1, key="a")
+        await engine.emit("x", 1, key=5)  # wrong
+        engine.call("x").upper()  # wrong
+        async for event in engine.outputs("y"):
+            event.idd  # wrong
+        async for reply in engine.call_stream("x"):
+            reply.final.upper()  # wrong
+    grape.aopen(t, worker=2)  # wrong
+    grape.aopen(t, workers="2")  # wrong
+    with grape.open(t) as running:
+        running.call("x", timeout="1")  # wrong
+        for reply in running.call_stream("x", timeout=None):
+            reply.dat  # wrong
 
 class Count(Node):
     seen = State(int, default=0)

@@ -12,11 +12,11 @@ from datetime import timedelta
 from enum import Enum
 from typing import Any, ClassVar, Final, Never
 
-import msgspec
 from msgspec import Struct
 
 from grape.authoring.options import refuse_unknown
 from grape.model.address import check_key, check_timer_name
+from grape.model.own import encode
 from grape.model.values import seconds, shown
 
 
@@ -271,7 +271,7 @@ def _travelled(data: Any) -> Any:
     if type(data) is int and not -(2**63) <= data < 2**63:
         raise TypeError(f"{shown(data)} cannot travel: an integer must be from -2^63 to 2^63-1")
     try:
-        msgspec.msgpack.encode(data)
+        encode(data)
     except (TypeError, ValueError, OverflowError, RecursionError) as e:
         raise TypeError(f"this value cannot travel: {e}; it is a {type(data).__name__}") from None
     return deepcopy(data)

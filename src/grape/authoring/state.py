@@ -16,6 +16,7 @@ from msgspec import Struct
 from grape.authoring.options import refuse_unknown
 from grape.authoring.places import place_of_caller
 from grape.errors import TopologyError
+from grape.model import own
 from grape.model.values import seconds
 
 T = TypeVar("T")
@@ -174,7 +175,7 @@ class State(Generic[T]):
         if self._default is None:
             return
         try:
-            msgspec.msgpack.decode(msgspec.msgpack.encode(self._default), type=self.value_type)
+            own.decoder(self.value_type)(own.encode(self._default))
         except (TypeError, ValueError, OverflowError) as e:
             raise TopologyError(
                 f"{place_of_caller()}: State: default={self._default!r:.60} is no {type_name(self.value_type)} ({e})"
@@ -212,15 +213,25 @@ def check_type(value_type: Any, what: str) -> None:
         TopologyError: they cannot.
     """
     try:
-        msgspec.msgpack.Decoder(value_type)
-        refused = next(_foreign(msgspec.inspect.type_info(value_type), set()), None)
+        own.check_complete(value_type)
+        own.decoder(value_type)
+        refused = None if own.is_validated(value_type) else next(_foreign(_info(value_type), set()), None)
     except (TypeError, ValueError, NameError) as e:
         raise TopologyError(f"{what}: {type_name(value_type)} cannot be encoded and decoded ({e})") from None
+    if refused is not None and own.is_model(refused):
+        raise TopologyError(
+            f"{what}: {type_name(refused)} is a dataclass of pydantic, which nobody would validate inside a type that "
+            f"is none of pydantic's; make it a BaseModel"
+        )
     if refused is not None:
         raise TopologyError(
             f"{what}: values of type {type_name(refused)} cannot be encoded and decoded. Builtins, collections of "
-            f"them, msgspec.Struct, dataclasses, TypedDict, enums, datetime, Decimal and UUID can"
+            f"them, msgspec.Struct, dataclasses, TypedDict, enums, datetime, Decimal, UUID and models of pydantic can; "
+            f"for others say how before this line: grape.register({refused.__name__}, encode=..., decode=...)"
         )
+
+
+_info = msgspec.inspect.type_info
 
 
 def _foreign(info: Any, seen: set[int]) -> Iterator[Any]:
@@ -229,9 +240,12 @@ def _foreign(info: Any, seen: set[int]) -> Iterator[Any]:
         return
     seen.add(id(info))
     if isinstance(info, msgspec.inspect.CustomType):
-        if info.cls is not object:
+        if info.cls is not object and not own.is_own(info.cls):
             yield info.cls
-    elif isinstance(info, tuple):
+        return
+    if isinstance(info, msgspec.inspect.DataclassType) and own.is_model(info.cls):
+        yield info.cls
+    if isinstance(info, tuple):
         for item in info:
             yield from _foreign(item, seen)
     elif isinstance(info, msgspec.inspect.Type | msgspec.inspect.Field) and isinstance(info, Struct):

@@ -84,6 +84,18 @@ def check_timeout(value: object) -> float | None:
     return None if value is None else min(check_seconds(value, "timeout="), MAX_TIMEOUT)
 
 
+def check_call_timeout(value: object) -> float | None:
+    """`check_timeout` of a call, in which nothing can come in no time.
+
+    Raises:
+        BadArgument: it is none.
+    """
+    checked = check_timeout(value)
+    if checked == 0:
+        raise BadArgument("timeout=0: an answer takes some time; whoever wants none emits instead of calling")
+    return checked
+
+
 def _text(value: object, what: str, most: int) -> str:
     if type(value) is not str:
         raise BadArgument(f"{what} is text (str), not {shown(value)}")
@@ -111,8 +123,9 @@ class Clients:
         self._app = engine.app
         self._spread = 0
 
-    def accept(self, event: ClientEvent, now: int, durable: Callable[[], None]) -> None:
-        """``durable`` is called when it is, also if it was accepted before.
+    def accept(self, event: ClientEvent, now: int, durable: Callable[[], None], request: str = "") -> None:
+        """``durable`` is called when it is, also if it was accepted before. ``request``: under which its caller waits
+        for replies.
 
         Raises:
             UnknownEvent: nothing listens to it.
@@ -139,7 +152,8 @@ class Clients:
         if known is None:
             if event.id:
                 home.memory.remember(event.id, event.content, now)
-            context = Context(deadline=0 if event.wait is None else now + event.wait)
+            due = 0 if event.wait is None else now + event.wait
+            context = Context(request, number if request else 0, "", due)
             for pool in pools:
                 home.memory.take_in(pool, event.name, event.key, event.data, event.id, context, now)
             app.stats.fed[event.name] += 1

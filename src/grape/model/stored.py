@@ -23,6 +23,8 @@ REPLIES: Final = "?"
 taker's position, ``?`` the home of replies."""
 NO_POOLS: Final = (OUTPUT, SOURCE, TAKER, REPLIES)
 
+REPLY_DEAD: Final = "the event that should have answered became a dead letter"
+"""The note in a final reply that the engine itself gives."""
 CLIENT_ID: Final = b"id:"
 """Begins the keys of texts that are ids of clients."""
 TIMER_NAME: Final = b"timer:"

@@ -10,25 +10,19 @@ from typing import Any, Final
 import msgspec
 
 from grape.errors import BadPayload, HandlerError, TooLarge
+from grape.model import own
+from grape.model.plain import MAX_INT as MAX_INT
+from grape.model.plain import MIN_INT as MIN_INT
+from grape.model.plain import PLAIN as PLAIN
+from grape.model.plain import shown as shown
 
 Raw = msgspec.Raw
 
 encode: Final = msgspec.msgpack.Encoder().encode
 decode: Final = msgspec.msgpack.Decoder().decode
-
-PLAIN: Final = frozenset({type(None), bool, float, bytes, str, int})
-"""Types whose exact instances are immutable and are kept as they are."""
+_encode_own: Final = own.encode
 
 _MAX_SECONDS: Final = 100 * 365.25 * 86_400
-MIN_INT: Final = -(2**63)
-MAX_INT: Final = 2**63 - 1
-
-
-def shown(value: object) -> str:
-    """What it is, for an error; its text only where that cannot fail."""
-    if type(value) is int and value.bit_length() > 256:  # Python itself refuses to write very long ones
-        return f"an int of {value.bit_length()} bits"
-    return f"{value!r:.60}" if type(value) in PLAIN else f"a {type(value).__name__}"
 
 
 def seconds(value: float | timedelta, what: str) -> float:
@@ -85,7 +79,7 @@ def to_value(data: Any, max_event: int) -> Any:
     if kind in PLAIN:
         return data
     try:
-        packed = encode(data)
+        packed = _encode_own(data)
     except (TypeError, ValueError, OverflowError, RecursionError) as e:
         why = str(e)
         if kind is CoroutineType:
@@ -112,8 +106,8 @@ class Payload:
     def __init__(self, kind: Any) -> None:
         self._kind = kind
         self._any = kind is Any
-        self._column = msgspec.msgpack.Decoder(list[Any] if self._any else list[kind]).decode
-        self._item = msgspec.msgpack.Decoder(kind).decode
+        self._column = own.column_decoder(kind)
+        self._item = own.decoder(kind)
         self._exact = frozenset({kind}) if isinstance(kind, type) and kind in PLAIN else frozenset()
 
     def column(self, packed: bytes) -> list[Any]:
@@ -135,14 +129,18 @@ class Payload:
 
     def nils(self, count: int) -> list[Any] | None:
         """A column of ``count`` nils; None where the handler takes anything."""
-        return None if self._any else [self._one(b"\xc0")] * count
+        if self._any:
+            return None
+        first = self._one(b"\xc0")
+        if first is None or type(first) is Unfit:
+            return [first] * count
+        return [first, *(self._one(b"\xc0") for _ in range(count - 1))]  # each event gets an object of its own
 
     def _one(self, packed: Any) -> Any:
         try:
             return self._item(packed)
         except (msgspec.ValidationError, msgspec.DecodeError, RecursionError) as e:
-            name = getattr(self._kind, "__name__", None) or repr(self._kind)
-            return Unfit(BadPayload(f"the payload does not fit {name}: {e}"))
+            return Unfit(own.misfit(self._kind, e))
 
 
 _raw_column = msgspec.msgpack.Decoder(list[Raw]).decode

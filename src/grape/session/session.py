@@ -65,6 +65,7 @@ _STALL: Final = 3.0
 _TICK: Final = 0.005
 _IDLE: Final = 0.25
 _REPLY: Final = "reply"
+_MAX_TAKING: Final = 1_000
 _MIN_RESERVE: Final = 256 << 20
 
 
@@ -168,7 +169,8 @@ class Session:
         config = msgspec.json.encode(options.config).decode()
         command = python_command(options.target, config, options.directory, options.env)
         self._workers = Workers(options.target, command, self._kept, self._printed, self._wake.set)
-        self._executor = ThreadPoolExecutor(max(1, len(self.takers)), thread_name_prefix="grape-take")
+        # A sink may wait as long as it likes, and no other one for it: a thread for each write that waits.
+        self._executor = ThreadPoolExecutor(_MAX_TAKING, thread_name_prefix="grape-take")
         kept = not temporary
         try:
             topology = await self._describe()

@@ -17,6 +17,7 @@ from grape.engine.clock import FakeClock
 from grape.engine.intake import Prepared
 from grape.errors import UnknownEvent, UsageError
 from grape.model import batch as codec
+from grape.model import own
 from grape.model.address import check_key, partition_of
 from grape.model.event import Event
 from grape.model.near import did_you_mean
@@ -390,7 +391,7 @@ class Harness:
         states = self._machine.topology.handlers[node].states
         now = self._clock.now()
         return {
-            name: msgspec.msgpack.decode(value, type=states[name].value_type if name in states else Any)
+            name: own.decoder(states[name].value_type if name in states else Any)(value)
             for name, value in fields.items()
             if expires.get(name, now + 1) > now
         }

@@ -16,6 +16,7 @@ import msgspec
 
 from grape.authoring.emitter import INHERIT
 from grape.errors import CallFailed, HandlerError, NoAnswer
+from grape.model import own
 from grape.model.values import encode, seconds
 from grape.protocol.messages import Answer
 
@@ -96,7 +97,10 @@ class Calls:
             )
         if answer.is_error:
             raise _error(answer)
-        return msgspec.msgpack.decode(answer.data, type=type)
+        try:
+            return own.decoder(type)(answer.data)
+        except (msgspec.ValidationError, msgspec.DecodeError, RecursionError) as e:
+            raise HandlerError(f"the answer to {event!r} is not as it was asked for: {own.misfit(type, e)}") from None
 
     def was_caught_before(self, error: BaseException) -> bool:
         """Whether a handler went on although it was to be left, before one raised ``error``."""

@@ -14,6 +14,7 @@ import msgspec
 
 from grape.authoring.state import State
 from grape.errors import HandlerError
+from grape.model import own
 from grape.model.values import PLAIN, Raw, decode, encode, to_value
 from grape.protocol.messages import StateChanges
 
@@ -39,7 +40,7 @@ class StateType:
         self.ttl_us = None if state.ttl is None else int(state.ttl * 1e6)
         self.plain = state.is_plain
         self.make_default: Callable[[], Any] = state.make_default
-        self._decoder = msgspec.msgpack.Decoder(state.value_type).decode
+        self._decoder = own.decoder(state.value_type)
         default = state.make_default()
         self.default = default if type(default) in PLAIN else MISSING
         """The default itself if it is immutable, else MISSING: then it is made anew for each event."""

@@ -13,12 +13,11 @@ from grape.engine.partition.ledger import Ledger, decoded
 from grape.model.batch import Context
 from grape.model.policy import after_failure, backoff, locks_key
 from grape.model.section import show_size
-from grape.model.stored import DeadLetter, HeldCall, HoldEntry, decode_hold, encode, row_key
+from grape.model.stored import REPLY_DEAD, DeadLetter, HeldCall, HoldEntry, decode_hold, encode, row_key
 from grape.protocol.messages import Call, Failure
 
 _MAX_KIND: Final = 255
 _MAX_TEXT: Final = 16_000
-_REPLY_DEAD: Final = "the event that should have answered became a dead letter"
 
 
 class Failures:
@@ -190,7 +189,7 @@ class Failures:
         what = entry.node, entry.event, entry.id, entry.key, entry.created, entry.body, entry.attempts
         self._ledger.bury(DeadLetter(*what, now, entry.kind, entry.text, entry.trace, entry.context))
         if entry.context is not None:
-            error = {"error": {"code": entry.kind, "text": entry.text, "node": entry.node, "note": _REPLY_DEAD}}
+            error = {"error": {"code": entry.kind, "text": entry.text, "node": entry.node, "note": REPLY_DEAD}}
             self._ledger.reply([(entry.context, encode(error), True)], now, are_errors=True)
 
 

@@ -1,0 +1,1 @@
+"""Types of others that travel once their module is imported: ``import grape.types.numpy``."""
