@@ -18,8 +18,10 @@ from typing import Any, Final
 GRAPE: Final = str(Path(sys.executable).parent / "grape")
 
 _SERVER: Final = """
-import json, os, socket, sys
+import contextlib, json, os, socket, sys
 import grape_command, grape.cli.main
+with contextlib.suppress(ImportError):
+    import typer._adapters  # it would be loaded when arguments are read
 calls = socket.socket(fileno=int(sys.argv[1]))
 while True:
     data, fds, _, _ = socket.recv_fds(calls, 1 << 20, 3)
