@@ -40,13 +40,10 @@ HOT = "runs for every event: one function of closures, or a record without keywo
 SUITE = "a contract suite is read from top to bottom"
 DEBT = "to be split along its subjects"
 ALLOWED: dict[tuple[str, str], tuple[int, str]] = {
-    ("class", "grape.engine.engine:Engine"): (650, DEBT),
-    ("class", "grape.engine.partition:Partition"): (900, DEBT),
     ("class", "grape.session.session:Session"): (555, DEBT),
     ("class", "grape.testing.contracts.transport:TransportContract"): (600, SUITE),
+    ("class", "grape.worker.concurrent:AsyncPool"): (510, DEBT),
     ("class", "grape.worker.runtime:Runtime"): (570, DEBT),
-    ("file", "grape.engine.engine"): (740, DEBT),
-    ("file", "grape.engine.partition"): (1020, DEBT),
     ("file", "grape.store.lmdb"): (1090, DEBT),
     ("file", "grape.testing.contracts.isolate"): (800, SUITE),
     ("file", "grape.testing.contracts.transport"): (850, SUITE),
@@ -59,8 +56,6 @@ ALLOWED: dict[tuple[str, str], tuple[int, str]] = {
     ("function", "grape.worker.emits:bind"): (80, HOT),
     ("parameters", "grape.authoring.topology:Topology.add_slot"): (18, FACE),
     ("parameters", "grape.cli.run:run"): (24, CLI),
-    ("parameters", "grape.engine.engine:Engine.__init__"): (11, DEBT),
-    ("parameters", "grape.engine.pool:Pool.__init__"): (11, DEBT),
     ("parameters", "grape.model.batch:seal"): (9, "the fields of a header, in its order"),
     ("parameters", "grape.running:open"): (16, FACE),
     ("parameters", "grape.running:run"): (18, FACE),

@@ -160,7 +160,7 @@ def test_a_clients_id_is_forgotten_after_the_dedup_horizon() -> None:
     """F45"""
     with Harness(keep, partitions=1, limits=Limits(dedup_horizon=100)) as run:
         partition = run._machine.engine.partition("main", 0)
-        partition.remember("id-1", 42, run._clock.now())
+        partition.memory.remember("id-1", 42, run._clock.now())
         partition.flush()
         run.settle()
         assert run._machine.engine.remembered("main", 0, "id-1") == 42

@@ -129,7 +129,8 @@ class Clients:
             raise UnknownEvent(f"app {app.record.name!r} has no slot {event.name!r:.300}; {hint}")
         pools = [listener.pool for listener in listeners]
         if not engine.intake_is_open(pools):
-            raise Full(engine.over_limit(pools) or "the disk is full but for the reserve, or the engine is stopping")
+            why = engine.gate.over_limit(pools)
+            raise Full(why or "the disk is full but for the reserve, or the engine is stopping")
         number = self._partition_of(event)
         home = engine.partition(pools[0], number)
         known = self._remembered(event.id, number) if event.id else None
@@ -137,12 +138,12 @@ class Clients:
             raise Conflict(f"the id {event.id!r:.300} was used for another event")
         if known is None:
             if event.id:
-                home.remember(event.id, event.content, now)
+                home.memory.remember(event.id, event.content, now)
             context = Context(deadline=0 if event.wait is None else now + event.wait)
             for pool in pools:
-                home.take_in(pool, event.name, event.key, event.data, event.id, context, now)
+                home.memory.take_in(pool, event.name, event.key, event.data, event.id, context, now)
             app.stats.fed[event.name] += 1
-        home.then(durable)
+        home.ledger.then(durable)
         home.flush()
 
     def _remembered(self, event_id: str, number: int) -> int | None:

@@ -12,13 +12,13 @@ from collections.abc import Callable, Iterable, Iterator
 from hashlib import blake2b
 from typing import Final
 
-import msgspec
 from msgspec import Struct
 
 from grape.engine.app import App
 from grape.engine.inbox import OpenBatch, origin_key, own_origin
-from grape.engine.partition import Partition
-from grape.engine.walk import walk
+from grape.engine.partition.log import finish_unstarted, stored_batches, unfinished_batches
+from grape.engine.partition.partition import Partition
+from grape.engine.walk import Single, walk
 from grape.errors import UsageError
 from grape.model import batch as codec
 from grape.model.address import PartitionId
@@ -105,8 +105,7 @@ class _Event(Struct):
     """An event in the log that is not finished. ``gone``: its nodes that are; ``stays``: others still wait for it."""
 
     batch: OpenBatch
-    index: int
-    entry: HoldEntry
+    single: Single
     gone: list[str]
     stays: bool
 
@@ -150,7 +149,7 @@ class Migration:
         known: dict[bytes, dict[bytes, set[int]]] = {}
         for packed, partition in targets.items():
             sequences = known[packed] = {}
-            for stored in partition.stored():
+            for stored in stored_batches(partition.ledger):
                 header = codec.header_of(stored.batch)
                 sequences.setdefault(origin_key(header), set()).add(header.sequence)
         origins = [(own_origin(p.id, incarnation), p.head.sent) for p in self._partitions]
@@ -173,9 +172,9 @@ class Migration:
         for partition in self._partitions:
             for event in self._log(partition):
                 for node in event.gone:
-                    found = of(event.entry.event, node)
+                    found = of(event.single.entry.event, node)
                     found.log += 1
-                    found.letters += _letter_size(event.entry.body)
+                    found.letters += _letter_size(event.single.entry.body)
             for _, held in self._held(partition):
                 of(held.event, held.node).held += 1
             for _, timer, nodes in self._timers(partition):
@@ -223,7 +222,7 @@ class Migration:
                     f"node {node!r} is gone from app {app!r}, and it has state of {count:,} keys. Bring it back, or "
                     f"remove the state: --drop-node {node}{renamed}"
                 )
-        room = min((partition.transport.room() for partition in self._partitions), default=0)
+        room = min((partition.ledger.transport.room() for partition in self._partitions), default=0)
         if letters > room:
             lines.append(
                 f"as dead letters, what waits for slots that are dropped would take {show_size(letters)}, and there is "
@@ -256,7 +255,8 @@ class Migration:
             yield from self._bury_timers(partition)
             yield from self._bury_log(partition)
             if self.plan.chained:  # what waits was emitted by code that did not chain; nothing may overtake it
-                partition.catch_up()
+                partition.head.catching_up = True
+                partition.ledger.draft.changed = True
                 yield partition
         for node in sorted(self.plan.nodes):
             yield from self._remove_state(node)
@@ -264,7 +264,7 @@ class Migration:
     def _bury_held(self, partition: Partition) -> Iterator[Partition]:
         for n, (number, entry) in enumerate(list(self._held(partition)), 1):
             self._give_up(partition, entry, entry.event, entry.node)
-            partition.release(number)
+            partition.failures.release(number, partition.ledger.clock.now())
             if n % _STEP_ROWS == 0:
                 yield partition
         yield partition
@@ -275,7 +275,7 @@ class Migration:
         stays = {key for key, timer, _ in timers if self._stays(_name_in(timer.body), timer.log, None)}
         for n, (key, timer, nodes) in enumerate([row for row in timers if row[0] not in stays], 1):
             self._bury_timer(partition, timer, nodes)
-            partition.put_row("timer", key, None)
+            partition.ledger.put("timer", key, None)
             if n % _STEP_ROWS == 0:
                 yield partition
         yield partition
@@ -288,7 +288,7 @@ class Migration:
     def _bury_timer(self, partition: Partition, timer: TimerEntry, nodes: list[str]) -> None:
         event = _name_in(timer.body)
         for node in nodes:
-            entry = HoldEntry(node, event, "", _key_in(timer.body), partition.clock.now(), timer.body)
+            entry = HoldEntry(node, event, "", _key_in(timer.body), partition.ledger.clock.now(), timer.body)
             entry.context = timer.context
             self._give_up(partition, entry, event, node)
 
@@ -306,11 +306,11 @@ class Migration:
             position = event.batch.position
             if position >= done:
                 for node in event.gone:
-                    entry = msgspec.structs.replace(event.entry, node=node)
+                    entry = event.single.of(node)
                     self._give_up(partition, entry, entry.event, node)
                     rows, size = rows + 1, size + len(entry.body)
             if not event.stays:
-                partition.finish_unstarted(event.batch.position, event.index)
+                finish_unstarted(partition.ledger, partition.backlog, event.batch.position, event.single.at)
             partition.head.migrated = (self._digest, position + 1)
         yield partition
 
@@ -321,7 +321,7 @@ class Migration:
                 continue
             for keys in _pages(self._states_in(partition, number)):
                 for key, _ in keys:
-                    partition.put_row("state", key, None)
+                    partition.ledger.put("state", key, None)
                 yield partition
 
     def moves(self, moved: dict[str, str]) -> Iterator[Partition]:
@@ -340,21 +340,21 @@ class Migration:
                 target = old.get((pool, n)) or self._partition(pool, n)
                 for page in _pages(_chain(first, rows)):
                     for key, value in page:
-                        target.put_row("state", key, value)
+                        target.ledger.put("state", key, value)
                         due = expiry_of(value)
                         if due:
-                            target.add_expiry(due, "state", key)
+                            target.expiries.add(due, "state", key)
                     yield target
                 for page in _pages(self._states_in(source, number)):
                     for key, _ in page:
-                        source.put_row("state", key, None)
+                        source.ledger.put("state", key, None)
                     yield source
 
     def _give_up(self, partition: Partition, entry: HoldEntry, event: str, node: str) -> None:
         if self._is_among(self._discard, event, node):
             self.discarded += 1
         else:
-            partition.give_up(entry, _DROPPED, self._why(event, node))
+            partition.failures.give_up(entry, _DROPPED, self._why(event, node))
 
     def _why(self, event: str, node: str) -> str:
         return f"slot {event!r} -> {node} is gone from app {self._app.record.name!r} (--drop-slot)"
@@ -377,13 +377,13 @@ class Migration:
     def _log(self, partition: Partition) -> Iterator[_Event]:
         """Unfinished events of the log for which a slot is gone."""
         pool = partition.pool
-        for batch, progress, stored in partition.unfinished():
+        for batch, progress, stored in unfinished_batches(partition.ledger):
             for single in walk(stored, batch.header, partition.number):
                 name = single.entry.event
                 gone = self._gone(name, single.only or self._listeners(name, pool), pool)
                 stays = self._stays(name, pool, single.only)
                 if (gone or not stays) and not progress.is_done(single.at):
-                    yield _Event(batch, single.at, single.entry, gone, stays)
+                    yield _Event(batch, single, gone, stays)
 
     def _copies(self, partition: Partition) -> Iterator[SlotId]:
         """Each pool that listens has a copy of an event. Those here were not meant for nodes that move here: they have
@@ -396,24 +396,24 @@ class Migration:
                 heard.setdefault(slot.event, []).append(slot.node)
         if not heard:
             return
-        for batch, progress, stored in partition.unfinished():
+        for batch, progress, stored in unfinished_batches(partition.ledger):
             for single in walk(stored, batch.header, partition.number):
                 if single.only is None and not progress.is_done(single.at):
                     yield from ((single.entry.event, node) for node in heard.get(single.entry.event, ()))
         for target in self._partitions:
-            for _, value in target.rows("timer"):
+            for _, value in target.ledger.rows("timer"):
                 timer = decode_timer(value)
                 if (timer.log, timer.partition) == (partition.pool, partition.number):
                     yield from ((_name_in(timer.body), node) for node in heard.get(_name_in(timer.body), ()))
 
     def _held(self, partition: Partition) -> Iterator[tuple[int, HoldEntry]]:
-        for key, value in partition.rows("hold"):
+        for key, value in partition.ledger.rows("hold"):
             entry = decode_hold(value)
             if self._gone(entry.event, [entry.node], partition.pool):
                 yield int.from_bytes(key, "big"), entry
 
     def _timers(self, partition: Partition) -> Iterator[tuple[bytes, TimerEntry, list[str]]]:
-        for key, value in partition.rows("timer"):
+        for key, value in partition.ledger.rows("timer"):
             timer = decode_timer(value)
             event = _name_in(timer.body)
             nodes = self._gone(event, self._listeners(event, timer.log), timer.log)
@@ -428,7 +428,7 @@ class Migration:
 
     @staticmethod
     def _states_in(partition: Partition, number: int) -> Iterator[tuple[bytes, bytes]]:
-        return partition.rows("state", state_key(number, b""), state_key(number + 1, b""))
+        return partition.ledger.rows("state", state_key(number, b""), state_key(number + 1, b""))
 
 
 def refuse_drops(option: str, given: Iterable[str], present: set[str], gone: Iterable[str] = ()) -> None:

@@ -22,6 +22,10 @@ class Single(NamedTuple):
     only: list[str] | None
     entry: HoldEntry
 
+    def of(self, node: str) -> HoldEntry:
+        """As an event of one of the nodes."""
+        return msgspec.structs.replace(self.entry, node=node)
+
 
 def walk(batch: bytes, header: Header, home: int) -> Iterator[Single]:
     """All events of a batch in order. Columns that cannot be read are no reason to stop: then the event has no key, or

@@ -13,7 +13,7 @@ from grape.engine.app import App
 from grape.engine.catalog import CatalogStore, update_record, with_logs
 from grape.engine.clock import Clock
 from grape.engine.migration import Migration, SourceSent, plan, refuse_drops
-from grape.engine.partition import Partition
+from grape.engine.partition.partition import Partition
 from grape.errors import GrapeError
 from grape.model.address import CATALOG, DEFAULT_PARTITIONS, PartitionId
 from grape.model.stored import SOURCE, AppRecord, NodeRecord, decode_source

@@ -1,0 +1,226 @@
+"""What is stored of a partition, and the draft of what will be: the one place through which its parts change it.
+
+Whenever no commit is under way and the draft holds something, it becomes the next commit. So there is one commit at a
+time, and what comes in meanwhile is grouped by itself.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from typing import Final, TypeVar
+
+import msgspec
+
+from grape.abc.transport import Rows, Send, Table, Transport, Trim
+from grape.engine.app import App
+from grape.engine.clock import Clock
+from grape.engine.committer import Committer
+from grape.engine.inbox import Inbox
+from grape.errors import Corrupt
+from grape.model import batch as codec
+from grape.model.batch import Context
+from grape.model.stored import REPLIES, DeadLetter, Head, decode_head, encode, row_key
+
+T = TypeVar("T")
+
+_PAGE: Final = 1_000
+"""Rows that are read at once."""
+
+
+class Draft:
+    """What the next commit will hold. ``timers``: new ones, as (due, key of the row). ``finished_*``: of the batches
+    that were finished as a whole: until the commit counts they stand in the log."""
+
+    def __init__(self) -> None:
+        self.sends: list[Send] = []
+        self.rows: dict[Table, dict[bytes, bytes | None]] = {}
+        self.timers: list[tuple[int, bytes]] = []
+        self.then: list[Callable[[], None]] = []
+        self.changed = False
+        self.finished_events = 0
+        self.finished_bytes = 0
+
+    def put(self, table: Table, key: bytes, value: bytes | None) -> None:
+        self.rows.setdefault(table, {})[key] = value
+        self.changed = True
+
+
+class Ledger:
+    """Claims the partition; ``head`` and ``inbox`` are what it found, and what the next commit stores.
+
+    Attributes:
+        reclaimed: called when the outcome of a commit was unknown, with whether it counts.
+        committed: called with what a commit stored, before those who waited for it.
+    """
+
+    def __init__(self, app: App, pool: str, number: int, transport: Transport, clock: Clock) -> None:
+        self.app = app
+        self.pool = pool
+        self.number = number
+        self.name = f"{pool}/{number}"
+        self.id = app.log(pool, number)
+        self.transport = transport
+        self.clock = clock
+        self.draft = Draft()
+        self.committing: Draft | None = None
+        self.reclaimed: Callable[[bool], None] = _ignore
+        self.committed: Callable[[Draft], None] = _ignore
+        self._committer = Committer(transport, self.id, f"partition {self.name}")
+        self._committer.reclaimed = self._reclaimed
+        self.done = self._committer.done
+        found = self._committer.claimed_head
+        try:
+            self.head: Head = decode_head(found) if found else Head()
+        except (msgspec.MsgspecError, ValueError) as e:
+            raise Corrupt(f"the head of partition {self.name} cannot be read: {e}") from None
+        self.inbox = Inbox(self.head)
+
+    @property
+    def settled(self) -> bool:
+        """Nothing is being committed or waiting to be."""
+        return self.committing is None and not self.draft.changed
+
+    # ------------------------------------------------------------------ what is stored
+
+    def row(self, table: Table, key: bytes, decode: Callable[[bytes], T], what: str) -> T:
+        """A committed row that has to be there.
+
+        Raises:
+            Corrupt: it is not, or cannot be read.
+        """
+        (value,) = self.transport.get(self.id, table, [key])
+        if value is None:
+            raise Corrupt(f"a {what} of partition {self.name} is missing")
+        return decoded(decode, value, what)
+
+    def rows(self, table: Table, after: bytes = b"", before: bytes | None = None) -> Iterator[tuple[bytes, bytes]]:
+        """Committed rows with ``after`` <= key (< ``before``), in order."""
+        while rows := self.transport.scan(self.id, table, after, _PAGE, before):
+            yield from rows
+            after = rows[-1][0] + b"\0"
+
+    def pending(self, table: Table, key: bytes, committed: bytes | None) -> bytes | None:
+        """A row as the draft or the commit under way has it, else ``committed``."""
+        for draft in (self.draft, self.committing):
+            if draft is not None and key in draft.rows.get(table, {}):
+                return draft.rows[table][key]
+        return committed
+
+    # ------------------------------------------------------------------ what will be
+
+    def put(self, table: Table, key: bytes, value: bytes | None) -> None:
+        """Write a row with the next commit; None removes it."""
+        self.draft.put(table, key, value)
+
+    def put_text(self, text: str) -> bytes:
+        """Store a traceback once; returns its key."""
+        if not text:
+            return b""
+        packed = text.encode("utf-8", "replace")
+        key = hashlib.blake2b(packed, digest_size=8).digest()
+        self.put("text", key, packed)
+        return key
+
+    def bury(self, letter: DeadLetter) -> None:
+        """Add a dead letter."""
+        self.put("dead", row_key(self.head.next_dead), encode(letter))
+        self.head.next_dead += 1
+        self.app.stats.dead += 1
+
+    def send(
+        self, log: str, number: int, body: bytes, events: int, contexts: list[Context], now: int, flags: int = 0
+    ) -> None:
+        """A batch of this partition for a log, under the next number for it."""
+        target = self.app.log(log, number)
+        packed = target.packed()
+        sequence = self.head.sent.get(packed, 0)
+        self.head.sent[packed] = sequence + 1
+        sealed = codec.seal(body, events, self.id, target, self.app.record.incarnation, sequence, now, contexts, flags)
+        self.draft.sends.append(Send(target, sealed, events))
+        self.draft.changed = True
+
+    def reply(self, replies: list[tuple[Context, bytes, bool]], now: int) -> None:
+        """Answers, as (to whom, data, whether it is the last one), each to the home of its call."""
+        homes: dict[int, list[tuple[Context, bytes, bool]]] = {}
+        for reply in replies:
+            if reply[0].request:
+                homes.setdefault(reply[0].home, []).append(reply)
+        for home, answers in homes.items():
+            for parts in grouped(answers, lambda part: len(part[1]), self.app.limits.batch_max):
+                meta = codec.RunMeta(["part", "final"], bytes(final for _, _, final in parts))
+                requests: list[str | None] = [context.request for context, _, _ in parts]
+                body = codec.encode_run(meta, len(parts), requests, [msgspec.Raw(data) for _, data, _ in parts])
+                self.send(REPLIES, home, body, len(parts), [], now)
+                self.app.stats.replies += len(parts)
+
+    def then(self, callback: Callable[[], None]) -> None:
+        """Call when what is in the draft now has been committed."""
+        self.draft.then.append(callback)
+        self.draft.changed = True
+
+    def flush(self) -> None:
+        """Submit the draft if there is something in it and no commit is under way.
+
+        Raises:
+            TooLarge: the transport refuses it; it is still the draft then.
+        """
+        if self.committing is not None or not self.draft.changed:
+            return
+        position, above = self.inbox.advance()
+        draft = self.draft
+        rows: list[tuple[Table, Rows]] = [(table, list(rows.items())) for table, rows in draft.rows.items()]
+        self._committer.submit(
+            encode(self.head),
+            draft.sends,
+            rows,
+            (Trim(self.id, position),),
+            tuple((self.id, at) for at in above),
+            then=partial(self._committed, draft),
+        )
+        self.draft, self.committing = Draft(), draft
+
+    def _committed(self, draft: Draft) -> None:
+        self.committing = None
+        self.app.stats.commits += 1
+        self.committed(draft)
+        for then in draft.then:
+            then()
+        self.flush()
+
+    def _reclaimed(self, counts: bool) -> None:
+        self.reclaimed(counts)
+
+    def uncommitted(self, counts: bool) -> list[Draft]:
+        """Drafts that have not taken effect. ``counts``: the commit under way has."""
+        return [self.draft] + ([] if counts or self.committing is None else [self.committing])
+
+
+def decoded(decode: Callable[[bytes], T], value: bytes, what: str) -> T:
+    """
+    Raises:
+        Corrupt: it cannot be read.
+    """
+    try:
+        return decode(value)
+    except (msgspec.MsgspecError, ValueError) as e:
+        raise Corrupt(f"a stored {what} cannot be read: {e}") from None
+
+
+def grouped(items: Iterable[T], size: Callable[[T], int], limit: int) -> Iterator[list[T]]:
+    """``items`` in order, in groups of at most ``limit`` (but for one larger item)."""
+    group: list[T] = []
+    total = 0
+    for item in items:
+        if group and total + size(item) > limit:
+            yield group
+            group, total = [], 0
+        group.append(item)
+        total += size(item)
+    if group:
+        yield group
+
+
+def _ignore(_: object) -> None:
+    pass

@@ -1,0 +1,175 @@
+"""One partition of a pool: what waits, what is in work, and the next commit.
+
+    log --Inbox--> Work --worker--> Result --apply--> draft --Commit--> transport --done--> (next Work)
+
+Everything that changes the partition goes into the draft of its ledger: results, timers that became due, events from
+outside.
+"""
+
+from __future__ import annotations
+
+import random
+
+from grape.abc.transport import Transport
+from grape.engine.app import App
+from grape.engine.clock import Clock
+from grape.engine.first import Failed
+from grape.engine.inbox import own_origin
+from grape.engine.partition import log
+from grape.engine.partition.backlog import Backlog
+from grape.engine.partition.careful import Careful, Root
+from grape.engine.partition.dispatch import Dispatch, Dispatched
+from grape.engine.partition.expiry import Expiries
+from grape.engine.partition.failures import Failures
+from grape.engine.partition.ledger import Ledger
+from grape.engine.partition.memory import Memory
+from grape.engine.partition.results import Results
+from grape.engine.partition.timers import Timers
+from grape.model import batch as codec
+from grape.protocol.messages import Result, Work
+
+
+class Partition:
+    """Puts the parts together, and answers what concerns several of them.
+
+    ``epoch`` counts who has had it; ``chains``: whether the worker that has it may chain all pairs. Every method, also
+    of the parts, is called from the engine's thread.
+    """
+
+    def __init__(
+        self, app: App, pool: str, number: int, transport: Transport, clock: Clock, rng: random.Random
+    ) -> None:
+        self.app = app
+        self.pool = pool
+        self.number = number
+        self.ledger = ledger = Ledger(app, pool, number, transport, clock)
+        self.id = ledger.id
+        self.head = ledger.head
+        self.inbox = ledger.inbox
+        self.done = ledger.done
+        self.flush = ledger.flush
+        self.backlog = Backlog(ledger)
+        self.failures = Failures(ledger, rng)
+        self.holds = self.failures.list
+        self.timers = Timers(ledger)
+        self.expiries = Expiries(ledger)
+        self.memory = Memory(ledger, self.expiries)
+        self.careful = Careful(app.limits.named_deaths)
+        top_up = any(node.is_async for node in app.topology.nodes if node.pool == pool)
+        self.dispatch = Dispatch(ledger, self.backlog, self.failures, self.careful, top_up)
+        self._results = Results(
+            ledger, self.backlog, self.dispatch, self.careful, self.failures, self.timers, self.expiries
+        )
+        self.works = self.dispatch.works
+        self.epoch = 0
+        self.chains = True
+        ledger.committed = self.timers.committed
+
+    # ------------------------------------------------------------------ questions
+
+    @property
+    def settled(self) -> bool:
+        """Nothing is being committed or waiting to be."""
+        return self.ledger.settled
+
+    @property
+    def quiet(self) -> bool:
+        """Nothing is in work, being committed, or waiting to be."""
+        return not self.works and self.settled
+
+    @property
+    def finished(self) -> bool:
+        """Nothing is left to do now or later, but for what an operator has to decide: stopped entries, and what waits
+        behind them."""
+        return self.quiet and not self.backlog.events and self.next_due() is None
+
+    @property
+    def is_empty(self) -> bool:
+        """No state is stored, nor about to be."""
+        return self.settled and not self.ledger.transport.scan(self.id, "state", b"", 1)
+
+    def next_due(self) -> int | None:
+        """When something becomes due by itself: a retry or a timer (microseconds of wall time)."""
+        dues = (self.timers.next_due(), self.holds.next_due())
+        return min((due for due in dues if due is not None), default=None)
+
+    def waiting_since(self, now: int) -> int | None:
+        """When the oldest event was made, or became due, that no worker has; None: there is none."""
+        times = [due for due in (self.holds.next_due(),) if due is not None and due <= now]
+        times += [self.inbox.open[p].header.created for p in self.inbox.idle() if p in self.inbox.open]
+        found = self.ledger.transport.read(self.id, self.inbox.read_to, 1)
+        times += [codec.header_of(stored.batch).created for stored in found[:1]]
+        return min(times, default=None)
+
+    def describe(self, now: int) -> str:
+        """In a line: what waits, what is out, what is being committed."""
+        works = [
+            f"{w.seq}: {w.events} events of {len(w.positions)} batches, {len(w.holds)} held"
+            for w in self.works.values()
+        ]
+        ledger = self.ledger
+        state = "committing" if ledger.committing is not None else "draft" if ledger.draft.changed else "settled"
+        return (
+            f"partition {ledger.name}: epoch {self.epoch}, {state}, {self.backlog.events} events wait from "
+            f"{self.head.cursor.position} on, read to {self.inbox.read_to}, open {sorted(self.inbox.open)[:20]}, "
+            f"{len(self.holds)} held, works {works[:20]}, {self.careful.describe()}, "
+            f"{'moving, ' if self.dispatch.is_moving else ''}{'full hold list, ' if self.failures.is_full else ''}"
+            f"{'has' if self.has_work(now) else 'no'} work to hand out"
+        )
+
+    # ------------------------------------------------------------------ works
+
+    def has_work(self, now: int) -> bool:
+        """Whether `make_work` would find something."""
+        return self.dispatch.has_work(now)
+
+    def make_work(self, now: int) -> Work | None:
+        """What the worker should do next; None: nothing (all that waits is in work already, or parked).
+
+        Raises:
+            Corrupt: a stored batch or entry is not what was written.
+        """
+        return self.dispatch.make(self.epoch, now)
+
+    def apply(self, result: Result) -> list[Failed]:
+        """Take a worker's result into the draft; returns which events have failed.
+
+        Raises:
+            ProtocolError: something in it cannot be true; nothing has been taken then.
+        """
+        return self._results.apply(result)
+
+    # ------------------------------------------------------------------ workers come and go
+
+    def reassign(self) -> int:
+        """A new epoch: whatever a worker had is to be done again. Returns the epoch."""
+        self.epoch += 1
+        self.chains = self.may_chain
+        if self.chains:
+            self.head.catching_up = False  # stored with the next commit; until then a start looks again
+        self.dispatch.give_back()
+        return self.epoch
+
+    @property
+    def may_chain(self) -> bool:
+        """Nothing waits in its log that it has emitted itself, by older code in which fewer pairs chained or since.
+        What chains from now on is done at once, and must not overtake any of it."""
+        return not self.head.catching_up or self._has_caught_up()
+
+    def _has_caught_up(self) -> bool:
+        own = self.id
+        if self.head.sent.get(own.packed(), 0) != self.head.seen.get(own_origin(own, self.app.record.incarnation), 0):
+            return False
+        begun = self.head.cursor.partial
+        return all(p in self.inbox.open and self.inbox.open[p].header.origin != own for p in begun)
+
+    def died_carefully(self, work: Dispatched) -> Root | None:
+        """A worker died over this work, root by root. Returns the first root of it that is not handed in once so many
+        have died over that one that no worker seems to be able to."""
+        root = self.dispatch.first_root(work)
+        return root if root is not None and self.careful.died_over(root) else None
+
+    def give_up_root(self, root: Root, text: str) -> None:
+        """No worker can handle it, nor hand it in as failed."""
+        self.careful.forget(root)
+        log.give_up_root(self.ledger, self.backlog, self.failures, root, text)

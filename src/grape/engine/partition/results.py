@@ -1,0 +1,138 @@
+"""What a worker hands in, checked and taken into the draft as a whole."""
+
+from __future__ import annotations
+
+from grape.engine.check import Checker, check_progress, once
+from grape.engine.first import Failed
+from grape.engine.partition.backlog import Backlog
+from grape.engine.partition.careful import Careful
+from grape.engine.partition.dispatch import Dispatch
+from grape.engine.partition.expiry import Expiries
+from grape.engine.partition.failures import Failures
+from grape.engine.partition.ledger import Ledger
+from grape.engine.partition.timers import Timers
+from grape.errors import ProtocolError
+from grape.model.cursor import Progress
+from grape.model.stored import TimerEntry, state_key
+from grape.protocol.messages import Result, StateChanges
+
+
+class Results:
+    """The parts of a partition, as a result sees them."""
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        backlog: Backlog,
+        dispatch: Dispatch,
+        careful: Careful,
+        failures: Failures,
+        timers: Timers,
+        expiries: Expiries,
+    ) -> None:
+        self._ledger = ledger
+        self._backlog = backlog
+        self._dispatch = dispatch
+        self._careful = careful
+        self._failures = failures
+        self._timers = timers
+        self._expiries = expiries
+        self._checker = Checker(ledger.app, ledger.pool)
+        self._stats = ledger.app.stats.pools[ledger.pool]
+
+    def apply(self, result: Result) -> list[Failed]:
+        """Take a worker's result into the draft; returns which events have failed.
+
+        Raises:
+            ProtocolError: something in it cannot be true; nothing has been taken then.
+        """
+        self._check(result)
+        ledger, dispatch = self._ledger, self._dispatch
+        now = ledger.clock.now()
+        contexts = dispatch.contexts
+        if result.done or result.retried or result.failures:
+            self._careful.moved_on()
+        for position, progress in result.done:
+            self._progress(position, progress, now)
+        for number in result.retried:
+            dispatch.tried(number)
+            self._failures.release(number, now)
+        for emitted in result.emitted:
+            of_batch = [contexts[i] for i in emitted.contexts]
+            ledger.send(emitted.target, emitted.partition, emitted.body, emitted.events, of_batch, now)
+        for changes in result.states:
+            self._change_state(changes)
+        for timer in result.timers:
+            event = timer.emitted
+            context = contexts[event.contexts[0]] if event.contexts else None
+            self._timers.add(now + timer.delay, TimerEntry(event.target, event.partition, event.body, context))
+        failed: list[Failed] = []
+        for failure in result.failures:
+            if failure.hold >= 0:
+                dispatch.tried(failure.hold)
+            self._careful.handed_in(failure.id, failure.node)
+            context = contexts[failure.context] if failure.context >= 0 else None
+            if (what := self._failures.fail(failure, context, now)) is not None:
+                failed.append(what)
+        ledger.reply([(contexts[reply.context], reply.data, reply.final) for reply in result.replies], now)
+        stats = ledger.app.stats
+        stats.processed.update(result.counts)
+        stats.emitted.update(result.emits)
+        for seq in result.ended:
+            dispatch.end(seq)
+        ledger.draft.changed = True
+        return failed
+
+    def _progress(self, position: int, progress: Progress, now: int) -> None:
+        inbox = self._ledger.inbox
+        work = self._dispatch.work_on(position)
+        created = inbox.open[position].header.created
+        newly = self._backlog.progress(position, progress)
+        self._stats.finished += newly
+        self._stats.latencies.add(now - created, newly)
+        work.positions[position] -= newly
+        work.events -= newly
+        if position not in inbox.open:
+            self._careful.batch_is_over(position)
+
+    def _change_state(self, changes: StateChanges) -> None:
+        ledger = self._ledger
+        prefix = state_key(ledger.app.node_id(changes.node), b"")
+        rows = ledger.draft.rows.setdefault("state", {})
+        rows.update(zip([prefix + key for key in changes.keys], changes.values, strict=True))
+        if changes.expires is not None:
+            for key, due in zip(changes.keys, changes.expires, strict=True):
+                if due:
+                    self._expiries.add(due, "state", prefix + key)
+
+    def _check(self, result: Result) -> None:
+        check, dispatch, inbox = self._checker, self._dispatch, self._ledger.inbox
+        contexts = len(dispatch.contexts)
+        held = {n: slot for work in dispatch.works.values() for n, slot in work.holds.items()}
+        held = {n: slot for n, slot in held.items() if n in self._failures.list}
+        once(result.ended, "the end of work")
+        once((position for position, _ in result.done), "progress of batch")
+        once((*result.retried, *(f.hold for f in result.failures if f.hold >= 0)), "entry")
+        for seq in result.ended:
+            if seq not in dispatch.works:
+                raise ProtocolError(f"the end of work {seq} of partition {self._ledger.number}, which is not in work")
+        for position, progress in result.done:
+            dispatch.work_on(position)
+            batch = inbox.open.get(position)
+            if batch is None:
+                raise ProtocolError(f"progress of batch {position}, which is finished")
+            check_progress(position, batch.header.events, inbox.cursor.progress(position), progress)
+        for number in result.retried:
+            if number not in held:
+                raise ProtocolError(f"retried entry {number}, which is not in this work")
+        for emitted in result.emitted:
+            check.emitted(emitted, contexts)
+        for timer in result.timers:
+            check.timer(timer, contexts)
+        for changes in result.states:
+            check.state(changes)
+        for failure in result.failures:
+            check.failure(failure, contexts, held)
+        for reply in result.replies:
+            check.reply(reply, contexts)
+        check.counts(result.counts, result.emits)
