@@ -94,7 +94,7 @@ def test_the_command_tells_a_third_party_what_is_wrong(tmp_path: Path) -> None:
     done = subprocess.run([*command[:3], *mute], check=False, capture_output=True, text=True)
     assert done.returncode == 2, done.stderr
     assert "it has closed its socket, but goes on" in done.stderr
-    done = subprocess.run([*command[:4], "--", "/bin/false"], check=False, capture_output=True, text=True)
+    done = subprocess.run([*command[:6], "--", "/bin/false"], check=False, capture_output=True, text=True)
     assert done.returncode in (2, 3), done.stderr
     assert "Traceback" not in done.stderr
 

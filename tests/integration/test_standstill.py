@@ -48,7 +48,19 @@ def test_a_work_that_is_lost_in_a_worker_is_done_again(tmp_path: Path, how: str)
     (tmp_path / "profile.toml").write_text('[pool.main]\nheartbeat-timeout = "2 s"\n')
     done = subprocess.run(
         [
-            *(sys.executable, "-c", HASTY, "run", "app.py", "--feed", "x=in.jsonl", "--take", "out=out.jsonl", "--data", "d"),
+            *(
+                sys.executable,
+                "-c",
+                HASTY,
+                "run",
+                "app.py",
+                "--feed",
+                "x=in.jsonl",
+                "--take",
+                "out=out.jsonl",
+                "--data",
+                "d",
+            ),
             *("--workers", "1", "--profile", "profile.toml", "--env", f"LOST={tmp_path / 'lost'}"),
         ],
         cwd=tmp_path,

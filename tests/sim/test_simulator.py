@@ -13,7 +13,7 @@ import pytest
 from tests.sim.check import run_seed
 from tests.sim.regressions import CHANGED, SEEDS
 
-_BLOCK = 50
+_BLOCK = 25
 _ONE = os.environ.get("GRAPE_SIM_SEED")
 _KIND = os.environ.get("GRAPE_SIM_KIND", "any")
 _COUNT = int(os.environ.get("GRAPE_SIM_SEEDS", "200"))
