@@ -53,7 +53,7 @@ ALLOWED: dict[tuple[str, str], tuple[int, str]] = {
     ("function", "grape.cli.run:run"): (130, CLI),
     ("function", "grape.isolates.image:unpack"): (62, DEBT),
     ("function", "grape.isolates.launch:start"): (62, DEBT),
-    ("function", "grape.worker.emits:bind"): (80, HOT),
+    ("function", "grape.worker.emits:bind"): (105, HOT),
     ("parameters", "grape.authoring.topology:Topology.add_slot"): (18, FACE),
     ("parameters", "grape.cli.run:run"): (24, CLI),
     ("parameters", "grape.model.batch:seal"): (9, "the fields of a header, in its order"),

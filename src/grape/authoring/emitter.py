@@ -16,7 +16,7 @@ import msgspec
 from msgspec import Struct
 
 from grape.authoring.options import refuse_unknown
-from grape.model.address import check_key
+from grape.model.address import check_key, check_timer_name
 from grape.model.values import seconds, shown
 
 
@@ -33,12 +33,13 @@ INHERIT: Final = Inherit.INHERIT
 
 
 class Emitted(Struct, frozen=True):
-    """An emit, recorded outside a worker. ``delay`` in seconds."""
+    """An emit, recorded outside a worker. ``delay`` in seconds. ``timer``: its name."""
 
     event: str
     data: Any = None
     key: str | Inherit | None = INHERIT
     delay: float | None = None
+    timer: str | None = None
 
 
 class Reply(Struct, frozen=True):
@@ -58,23 +59,32 @@ class Emitter:
         *,
         key: str | Inherit | None = INHERIT,
         delay: float | timedelta | None = None,
+        timer: str | None = None,
     ) -> None:
         """Emit ``event``; ``data`` is encoded here and now, so later changes of it are not seen.
 
         Args:
             key: the key of the event being handled unless given; None makes the emit keyless.
             delay: seconds (or a timedelta) until it is due; the timer is durable.
+            timer: a name for that timer, one of this (node, key): it takes the place of the one that was set under the
+                same name, if that is not due yet, and `cancel_timer` finds it.
 
         Raises:
             TypeError: name, key, data or delay is of a type that cannot travel.
-            ValueError: the key is empty or too long, the delay negative.
+            ValueError: the key or the timer's name is empty or too long, the delay negative; a timer without a delay.
+            NoKey: a timer with a name in an event without a key.
         """
+        if timer is not None:
+            check_timer_name(timer)
+            if delay is None:
+                raise ValueError(f"timer={timer!r} names an emit with delay=..., and this one has none")
         self.emitted.append(
             Emitted(
                 _checked_name(event),
                 _travelled(data),
                 key if key is None or key is INHERIT else check_key(key),
                 None if delay is None else seconds(delay, "delay"),
+                timer,
             )
         )
 
@@ -107,10 +117,26 @@ class Emitter:
         """
         self.replies.append(Reply(_travelled(data), bool(final)))
 
+    def cancel_timer(self, timer: str) -> None:
+        """The event that was emitted with ``timer=`` this name, by this node for this key, is not to come. If it was
+        due already it may be on its way; without such a timer nothing happens.
+
+        Raises:
+            TypeError, ValueError: it cannot be a name.
+            NoKey: in an event without a key.
+        """
+        self.cancelled.append(check_timer_name(timer))
+
     @property
     def emitted(self) -> list[Emitted]:
         """What was emitted outside a worker, oldest first."""
         recorded: list[Emitted] = self.__dict__.setdefault("_grape_emitted", [])
+        return recorded
+
+    @property
+    def cancelled(self) -> list[str]:
+        """Names of timers that were cancelled outside a worker, oldest first."""
+        recorded: list[str] = self.__dict__.setdefault("_grape_cancelled", [])
         return recorded
 
     @property

@@ -11,12 +11,12 @@ import msgspec
 from grape.engine.app import App
 from grape.errors import ProtocolError, TopologyError
 from grape.model import batch as codec
-from grape.model.address import MAX_KEY_BYTES
+from grape.model.address import MAX_KEY_BYTES, check_timer_name
 from grape.model.cursor import Progress
 from grape.model.near import did_you_mean
 from grape.model.stored import OUTPUT, REPLIES, SOURCE, TAKER
 from grape.model.topology import TopologySpec
-from grape.protocol.messages import Emitted, Failure, Reply, StateChanges, Timer
+from grape.protocol.messages import Emitted, Failure, Reply, StateChanges, Timer, TimerName
 
 MAX_TIME: Final = 1 << 62
 """Largest delay or expiry in microseconds: 146,000 years."""
@@ -172,11 +172,29 @@ class Checker:
             raise ProtocolError(f"an emit with hops outside of 0 to {MAX_HOPS}")
 
     def timer(self, timer: Timer, contexts: int) -> None:
+        if timer.name is not None:
+            self._timer_name(timer.name)
+        if timer.emitted is None:
+            if timer.name is None:
+                raise ProtocolError("a timer without an event and without a name")
+            return
         if timer.emitted.events != 1 or len(timer.emitted.contexts) > 1:
             raise ProtocolError(f"a timer with {timer.emitted.events} events; it holds one")
         if not 0 <= timer.delay <= MAX_TIME:
             raise ProtocolError(f"a timer with a delay of {timer.delay} us")
         self.emitted(timer.emitted, contexts)
+
+    def _timer_name(self, name: TimerName) -> None:
+        node = self._app.node(name.node)
+        if node is None or node.pool != self._pool:
+            raise ProtocolError(f"a timer of {name.node!r:.300}, which is not in pool {self._pool!r}")
+        try:
+            check_timer_name(name.name)
+            name.key.decode()
+        except ValueError as e:
+            raise ProtocolError(f"a timer whose name cannot be: {e}") from None
+        if not 1 <= len(name.key) <= MAX_KEY_BYTES:
+            raise ProtocolError(f"a timer of a key of 0 or over {MAX_KEY_BYTES} bytes")
 
     def state(self, changes: StateChanges) -> None:
         node = self._app.node(changes.node)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import Final, Literal
 
 import msgspec
@@ -24,6 +25,8 @@ NO_POOLS: Final = (OUTPUT, SOURCE, TAKER, REPLIES)
 
 CLIENT_ID: Final = b"id:"
 """Begins the keys of texts that are ids of clients."""
+TIMER_NAME: Final = b"timer:"
+"""Begins the keys of texts that say which timers have a name: the keys of their rows, one behind the other."""
 
 
 class Head(Struct, array_like=True):
@@ -88,12 +91,13 @@ class DeadLetter(Struct, array_like=True):
 
 
 class TimerEntry(Struct, array_like=True):
-    """A delayed emit."""
+    """A delayed emit. ``name``: key of the text that names it."""
 
     log: str
     partition: int
     body: bytes
     context: Context | None = None
+    name: bytes = b""
 
 
 class Expiry(Struct, array_like=True):
@@ -176,6 +180,15 @@ decode_catalog: Final = msgspec.msgpack.Decoder(Catalog).decode
 
 _decode_fields: Final = msgspec.msgpack.Decoder(dict[str, msgspec.Raw]).decode
 _decode_dues: Final = msgspec.msgpack.Decoder(dict[str, int] | None).decode
+
+
+def timer_name_key(node: int, key: bytes = b"", name: str = "") -> bytes:
+    """Key of the text that says which timers of a (node, key) are called so; without a name what all of the node's
+    begin with."""
+    prefix = TIMER_NAME + state_key(node, b"")
+    if not name:
+        return prefix
+    return prefix + hashlib.blake2b(len(key).to_bytes(2, "big") + key + name.encode(), digest_size=16).digest()
 
 
 def row_key(number: int) -> bytes:

@@ -218,11 +218,21 @@ class StateChanges(Struct, frozen=True, array_like=True):
     expires: Rows[int] | None = None
 
 
+class TimerName(Struct, frozen=True, array_like=True):
+    """By which a (node, key) finds its timers again."""
+
+    node: str
+    key: bytes
+    name: str
+
+
 class Timer(Struct, frozen=True, array_like=True):
-    """An emit that becomes due ``delay`` microseconds from now; ``emitted`` holds exactly one event."""
+    """An emit that becomes due ``delay`` microseconds from now; ``emitted`` holds exactly one event. None: all timers
+    of that name that are not due yet are cancelled. Replacing one is both, in that order."""
 
     delay: int
-    emitted: Emitted
+    emitted: Emitted | None
+    name: TimerName | None = None
 
 
 class Failure(Struct, frozen=True, array_like=True):

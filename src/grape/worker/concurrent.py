@@ -419,6 +419,7 @@ class AsyncPool:
             runtime.names,
             runtime.partitions,
             runtime.limits.max_event,
+            partial(stage.key_of, 0),
         )
         _current.set(job)
         handler = unit.handler
@@ -665,7 +666,7 @@ def _bind_shared(unit: Unit) -> None:
 
         return method
 
-    for name in ("emit", "emit_many", "reply"):
+    for name in ("emit", "emit_many", "reply", "cancel_timer"):
         emitter.__dict__[name] = shared_method(name)
     if unit.handler.instance is not None and unit.handler.states:
         owner = type(emitter)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from datetime import timedelta
 from itertools import repeat
 from typing import Any, Final
@@ -11,8 +11,8 @@ from typing import Any, Final
 from msgspec import Struct
 
 from grape.authoring.emitter import INHERIT, Emitter, column_length
-from grape.errors import EventOver, TooLarge, UnknownEvent, Unstoppable
-from grape.model.address import Partitions
+from grape.errors import EventOver, NoKey, TooLarge, UnknownEvent, Unstoppable
+from grape.model.address import Partitions, check_timer_name
 from grape.model.near import did_you_mean
 from grape.model.values import Raw, encode, seconds, to_value
 
@@ -30,6 +30,13 @@ class Delayed(Struct, frozen=True):
 
     name: str
     delay: int
+    timer: str = ""
+
+
+class Cancelled(Struct, frozen=True):
+    """Stands in the column of names for a timer that is cancelled."""
+
+    timer: str
 
 
 class Replied(Struct, frozen=True):
@@ -63,7 +70,8 @@ class TooMuch(Unstoppable):
 
 class EmitColumns:
     """What a stage emits, in order: ``data`` one an emit; ``keys`` shorter than it while what follows all inherits;
-    ``runs`` the places where the name changes, as (first emit, name). A name is text, `Delayed` or `Replied`.
+    ``runs`` the places where the name changes, as (first emit, name). A name is text, `Delayed`, `Cancelled` or
+    `Replied`.
 
     ``single``: all of it comes from one event, which fails if it is over ``max_result`` bytes; else it is `TooMuch`.
     """
@@ -175,20 +183,29 @@ def bind(
     names: Names,
     partitions: Partitions,
     max_event: int,
+    own_key: Callable[[], str | None],
 ) -> None:
-    """Give ``emitter`` the closures that fill ``columns``."""
+    """Give ``emitter`` the closures that fill ``columns``. ``own_key``: of the event that runs."""
     known = names.known
     all_data, all_keys = columns.data, columns.keys
     put_data, put_key = all_data.append, all_keys.append
     small = min(_SMALL, max_event)
     measure_emits = MEASURE_EMITS
 
-    def emit(event: str, data: Any = None, *, key: Any = INHERIT, delay: float | timedelta | None = None) -> None:
+    def emit(
+        event: str,
+        data: Any = None,
+        *,
+        key: Any = INHERIT,
+        delay: float | timedelta | None = None,
+        timer: str | None = None,
+    ) -> None:
         # Runs once per emit. The usual one: short text, under the same name as the last one, with its event's key.
         if (
             event is columns.name
             and key is INHERIT
             and delay is None
+            and timer is None
             and type(data) is str
             and data.isascii()
             and len(data) <= small
@@ -206,7 +223,9 @@ def bind(
             size = weight(data)
         name: Any = event
         if delay is not None:
-            name = Delayed(event, int(seconds(delay, "delay") * 1e6))
+            name = Delayed(event, int(seconds(delay, "delay") * 1e6), "" if timer is None else timer_name(timer))
+        elif timer is not None:
+            raise ValueError(f"timer={timer!r:.300} names an emit with delay=..., and this one has none")
         if key is not INHERIT:
             if key is not None:
                 partitions[key]
@@ -239,6 +258,18 @@ def bind(
         all_data.extend(values)
         columns.weigh(sum(map(weight, all_data[-count:])) + (0 if keys is None else sum(map(len, filter(None, keys)))))
 
+    def timer_name(timer: str) -> str:
+        check_timer_name(timer)
+        if own_key() is None:
+            raise NoKey(
+                f"node {node!r} used timer {timer!r} in an event that has no key: a timer's name is one of a "
+                f"(node, key); emit the event with key=..., or feed it with a key"
+            )
+        return timer
+
+    def cancel_timer(timer: str) -> None:
+        columns.put(Cancelled(timer_name(timer)), None)
+
     def reply(data: Any = None, *, final: bool = True) -> None:
         columns.put(Replied(bool(final)), to_value(data, max_event))
 
@@ -246,12 +277,13 @@ def bind(
     attributes["emit"] = emit
     attributes["emit_many"] = emit_many
     attributes["reply"] = reply
+    attributes["cancel_timer"] = cancel_timer
 
 
 def unbind(emitter: Emitter, node: str) -> None:
     """Outside of its events a handler cannot emit."""
 
     def over(*args: Any, **kwargs: Any) -> None:
-        raise EventOver(f"node {node!r} used emit or reply outside of the handling of an event")
+        raise EventOver(f"node {node!r} used emit, reply or a timer outside of the handling of an event")
 
-    emitter.__dict__.update(emit=over, emit_many=over, reply=over)
+    emitter.__dict__.update(emit=over, emit_many=over, reply=over, cancel_timer=over)

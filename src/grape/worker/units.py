@@ -45,9 +45,9 @@ def failure(error: BaseException) -> BaseException:
 
 class Emissions(Struct, frozen=True):
     """What a stage emitted. ``marks[i]``: how many its events up to i emitted; None: one an event at most, entry j
-    comes from event ``flat[j]`` (flat None: from event j). ``names``: one for all, or one an entry (with `Delayed` and
-    `Replied` among them). ``keys`` None: all inherit; else one an entry, INHERIT among them. ``size``: about how many
-    bytes. ``kinds``: the types of ``data``, if known."""
+    comes from event ``flat[j]`` (flat None: from event j). ``names``: one for all, or one an entry (with `Delayed`,
+    `Cancelled` and `Replied` among them). ``keys`` None: all inherit; else one an entry, INHERIT among them. ``size``:
+    about how many bytes. ``kinds``: the types of ``data``, if known."""
 
     names: str | list[Any]
     keys: list[Any] | None
@@ -131,7 +131,12 @@ class Unit(ABC):
             self._names,
             self._partitions,
             self._limits.max_event,
+            self._own_key,
         )
+
+    def _own_key(self) -> str | None:
+        assert self.stage is not None
+        return self.stage.key_of(self.position())
 
     def _event_start(self) -> int:
         return self._marks[-1] if self._marks else 0
@@ -666,6 +671,9 @@ def arguments(handler: Handler, event: Event, context: Emitter, access: StateAcc
 
 class BatchUnit(NodeUnit):
     """A handler that gets lists and returns a list of the same length: result, None, or an exception for one event."""
+
+    def _own_key(self) -> str | None:
+        raise HandlerError(f"{self.node!r} gets its events in batches: a timer has a name per key, so not here")
 
     def _begin(self, stage: Stage, data: list[Any] | None) -> None:
         super()._begin(stage, data)

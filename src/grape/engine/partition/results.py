@@ -13,8 +13,8 @@ from grape.engine.partition.ledger import Ledger
 from grape.engine.partition.timers import Timers
 from grape.errors import ProtocolError
 from grape.model.cursor import Progress
-from grape.model.stored import TimerEntry, state_key
-from grape.protocol.messages import Result, StateChanges
+from grape.model.stored import TimerEntry, state_key, timer_name_key
+from grape.protocol.messages import Result, StateChanges, TimerName
 
 
 class Results:
@@ -63,9 +63,13 @@ class Results:
         for changes in result.states:
             self._change_state(changes)
         for timer in result.timers:
+            name = b"" if timer.name is None else self._name_key(timer.name)
             event = timer.emitted
+            if event is None:
+                self._timers.cancel(name)
+                continue
             context = contexts[event.contexts[0]] if event.contexts else None
-            self._timers.add(now + timer.delay, TimerEntry(event.target, event.partition, event.body, context))
+            self._timers.add(now + timer.delay, TimerEntry(event.target, event.partition, event.body, context, name))
         failed: list[Failed] = []
         for failure in result.failures:
             if failure.hold >= 0:
@@ -82,6 +86,9 @@ class Results:
             dispatch.end(seq)
         ledger.draft.changed = True
         return failed
+
+    def _name_key(self, name: TimerName) -> bytes:
+        return timer_name_key(self._ledger.app.node_id(name.node), name.key, name.name)
 
     def _progress(self, position: int, progress: Progress, now: int) -> None:
         inbox = self._ledger.inbox
