@@ -22,10 +22,12 @@ $(DEMO): pyproject.toml requirements.lock scripts/setup
 demo: $(DEMO)  ## count the words of a real book, twice: the second run resumes
 	@scripts/demo
 
-test: $(READY)  ## the default suite, in N=2 processes
+test: $(READY)  ## the default suite, in N=2 processes: some minutes
+	@scripts/sdks > /dev/null
 	$(PYTEST) -m "not slow"
 
 test-all: $(READY)  ## everything, also what takes long
+	@scripts/sdks > /dev/null
 	$(PYTEST)
 	@scripts/test-sdks
 
@@ -50,7 +52,7 @@ test-sdks: $(READY)  ## the SDKs' own tests, by the usual runner of each languag
 	@scripts/test-sdks
 
 bench-languages: $(READY)  ## a keyed count in every language, beside Storm's way; and how long a worker takes to start
-	@scripts/sdks > /dev/null
+	@scripts/sdks bench > /dev/null
 	$(BIN)/python -m benchmarks --only languages,language-start
 
 check: $(READY)  ## ruff, mypy strict, the architecture test

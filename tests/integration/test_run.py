@@ -14,15 +14,10 @@ from typing import Any
 
 import psutil
 import pytest
+from tests.command import GRAPE, grape
 
 ROOT = Path(__file__).parents[2]
-GRAPE = str(Path(sys.executable).parent / "grape")
 WORDCOUNT = str(ROOT / "examples" / "01-wordcount" / "wordcount.py")
-
-
-def grape(*arguments: object, **options: Any) -> subprocess.CompletedProcess[str]:
-    command = [GRAPE, *map(str, arguments)]
-    return subprocess.run(command, check=False, capture_output=True, text=True, timeout=120, **options)
 
 
 def rows(path: Path) -> list[dict[str, Any]]:

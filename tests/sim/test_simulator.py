@@ -1,7 +1,7 @@
 """The simulator: random topologies, input and faults from a seed, against the sequential reference.
 
-`GRAPE_SIM_SEEDS` says how many seeds (200), `GRAPE_SIM_CYCLES` how many of those with async nodes in cycles (150),
-`GRAPE_SIM_CHANGES` how many whose code changes (150), `GRAPE_SIM_SEED` names a single one, of `GRAPE_SIM_KIND`.
+`GRAPE_SIM_SEEDS` says how many seeds (150), `GRAPE_SIM_CYCLES` how many of those with async nodes in cycles (150),
+`GRAPE_SIM_CHANGES` how many whose code changes (100), `GRAPE_SIM_SEED` names a single one, of `GRAPE_SIM_KIND`.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from tests.sim.regressions import CHANGED, SEEDS
 _BLOCK = 25
 _ONE = os.environ.get("GRAPE_SIM_SEED")
 _KIND = os.environ.get("GRAPE_SIM_KIND", "any")
-_COUNT = int(os.environ.get("GRAPE_SIM_SEEDS", "200"))
-_CHANGES = int(os.environ.get("GRAPE_SIM_CHANGES", "150"))
+_COUNT = int(os.environ.get("GRAPE_SIM_SEEDS", "150"))
+_CHANGES = int(os.environ.get("GRAPE_SIM_CHANGES", "100"))
 _CYCLES = int(os.environ.get("GRAPE_SIM_CYCLES", "150"))
 
 
