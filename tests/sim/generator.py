@@ -247,6 +247,7 @@ def make_plan(seed: int) -> Plan:
         inner_kill=rng.choice((0.0, 0.01, 0.05)),
         engine_kill=rng.choice((0.0, 0.001, 0.01)),
         kills=NAMED_DEATHS - 1,
+        largest_commit=Random(f"{seed}/commits").choice((256 << 20, 256 << 20, 12_000, 40_000)),
     )
     roots = [
         Root(

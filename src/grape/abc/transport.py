@@ -41,6 +41,7 @@ class Features(Struct, frozen=True):
     largest_event: int
     largest_batch: int
     largest_commit: int
+    """Of all that a commit holds: head, batches, rows."""
     best_commit: int
     """The commit size at which the backend is most efficient."""
 
@@ -81,6 +82,12 @@ class Commit(Struct, frozen=True):
     trims: Sequence[Trim] = ()
     drops: Sequence[tuple[PartitionId, int]] = ()
     """Single batches (log, position) above the trim point that are no longer needed either."""
+
+
+def size_of(commit: Commit) -> int:
+    """Bytes of all that it holds."""
+    rows = sum(len(key) + len(value or b"") for _, rows in commit.rows for key, value in rows)
+    return len(commit.head) + sum(len(send.batch) for send in commit.sends) + rows
 
 
 class Claim(Struct, frozen=True):
@@ -242,13 +249,11 @@ class Submissions:
         self._last[partition] = (term, number, fingerprint)
 
     def _check_size(self, commit: Commit) -> None:
-        size = 0
         for send in commit.sends:
-            size += len(send.batch)
             if len(send.batch) > self._features.largest_batch:
                 raise TooLarge(f"a batch of {len(send.batch)} bytes; the limit is {self._features.largest_batch}")
-        if size > self._features.largest_commit:
-            raise TooLarge(f"a commit with {size} bytes of batches; the limit is {self._features.largest_commit}")
+        if (size := size_of(commit)) > self._features.largest_commit:
+            raise TooLarge(f"a commit of {size} bytes; the limit is {self._features.largest_commit}")
 
     @staticmethod
     def _fingerprint(commit: Commit) -> tuple[object, ...]:

@@ -26,6 +26,9 @@ T = TypeVar("T")
 MAX_ID_BYTES: Final = 1_024
 MAX_TIMEOUT: Final = 1e9
 
+_BESIDE: Final = 1_000
+"""Bytes of an event in a commit beside its data and key, about, with the row of its id."""
+
 
 class ClientEvent(Struct, frozen=True):
     """An event as a client means it, checked. ``data``: encoded. ``wait``: microseconds until its deadline."""
@@ -146,6 +149,8 @@ class Clients:
             raise Full(why or "the disk is full but for the reserve, or the engine is stopping")
         number = self._partition_of(event)
         home = engine.partition(pools[0], number)
+        if not home.ledger.has_room((len(event.data) + len(event.key or "") + _BESIDE) * len(pools)):
+            raise Full("what has come before it is being committed")
         known = self._remembered(event.id, number) if event.id else None
         if known not in (None, event.content):
             raise Conflict(f"the id {event.id!r:.300} was used for another event")

@@ -187,13 +187,25 @@ class Engine:
         self.stop_with(error if isinstance(error, GrapeError) else Corrupt(str(error)))
 
     def _settled(self, partition: Partition) -> None:
+        """A commit of it is done with."""
+        owner = self.pools[partition.pool].owner(partition.number)
+        while owner is not None and (result := partition.next_result()) is not None:
+            self._apply_later(owner, partition, result)
+        if partition.answers.has_more:
+            partition.answers.take()
+            partition.flush()
         if partition.settled:
             self.questions.settled(partition)
-            owner = self.pools[partition.pool].owner(partition.number)
             if owner is not None and not partition.chains and not partition.works and partition.may_chain:
                 self.pools[partition.pool].give(partition, owner)
             self._offer(partition)
             self._pump_owner(partition)
+
+    def _apply_later(self, worker: Worker, partition: Partition, result: Result) -> None:
+        try:
+            self._apply(worker, partition, result)
+        except ProtocolError as e:
+            worker.cut(f"it broke the protocol: {e}", self.clock.now())
 
     # ------------------------------------------------------------------ dispatch
 
@@ -319,8 +331,10 @@ class Engine:
 
     def _result(self, worker: Worker, result: Result) -> None:
         partition = self._assigned(worker, result)
-        if partition is None:
-            return
+        if partition is not None and partition.take(result):
+            self._apply(worker, partition, result)
+
+    def _apply(self, worker: Worker, partition: Partition, result: Result) -> None:
         failed = partition.apply(result)
         if self.tell is not None:
             for failure in failed:

@@ -105,6 +105,7 @@ class Feed:
         self._calls = calls
         self._clock = clock
         self._committer = Committer(transport, self.id, f"source {source.name!r}")
+        self._most = transport.features.largest_commit // 2
         self.done = self._committer.done
         found = self._committer.claimed_head
         self.head = decode_source(found) if found else SourceHead()
@@ -297,6 +298,15 @@ class Feed:
                     body, events, self.id, target, self._app.record.incarnation, sequence, now, (), flags
                 )
                 sends.append(Send(target, sealed, events))
+
+    def first(self, chunks: list[Prepared]) -> list[Prepared]:
+        """As many as one commit holds, at least one."""
+        size = 0
+        for i, chunk in enumerate(chunks):
+            size += chunk.bytes
+            if i and size > self._most:
+                return chunks[:i]
+        return chunks
 
     def commit(self, chunks: list[Prepared], then: Callable[[], None]) -> None:
         """Commit prepared chunks as one step; ``then`` is called when they are durable."""

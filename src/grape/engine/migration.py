@@ -266,7 +266,7 @@ class Migration:
         for n, (number, entry) in enumerate(list(self._held(partition)), 1):
             self._give_up(partition, entry, entry.event, entry.node)
             partition.failures.release(number, partition.ledger.clock.now())
-            if n % _STEP_ROWS == 0:
+            if n % _STEP_ROWS == 0 or not partition.ledger.has_room(partition.ledger.most // 4):
                 yield partition
         yield partition
 
@@ -277,7 +277,7 @@ class Migration:
         for n, (key, timer, nodes) in enumerate([row for row in timers if row[0] not in stays], 1):
             self._bury_timer(partition, timer, nodes)
             partition.ledger.put("timer", key, None)
-            if n % _STEP_ROWS == 0:
+            if n % _STEP_ROWS == 0 or not partition.ledger.has_room(partition.ledger.most // 4):
                 yield partition
         yield partition
         if stays and partition.head.migrated[0] != self._digest:
@@ -301,7 +301,9 @@ class Migration:
         rows = size = 0
         position = -1
         for event in list(self._log(partition)) if self.plan.slots else []:
-            if event.batch.position != position and (rows >= _STEP_ROWS or size >= _STEP_BYTES):
+            if event.batch.position != position and (
+                rows >= _STEP_ROWS or size >= min(_STEP_BYTES, partition.ledger.most // 4)
+            ):
                 yield partition
                 rows = size = 0
             position = event.batch.position
@@ -320,11 +322,11 @@ class Migration:
         for partition in self._partitions:
             if partition.pool != self._app.record.nodes[node].pool:
                 continue
-            for keys in _pages(self._states_in(partition, number)):
+            for keys in _pages(self._states_in(partition, number), partition.ledger.most // 2):
                 for key, _ in keys:
                     partition.ledger.put("state", key, None)
                 yield partition
-            for names in _pages(self._timer_names(partition, number)):
+            for names in _pages(self._timer_names(partition, number), partition.ledger.most // 2):
                 for name, _ in names:
                     partition.ledger.put("text", name, None)
                 yield partition
@@ -347,27 +349,27 @@ class Migration:
                     yield from self._move_timers(source, target, number)
 
     def _move_state(self, source: Partition, target: Partition, node: int) -> Iterator[Partition]:
-        for page in _pages(self._states_in(source, node)):
+        for page in _pages(self._states_in(source, node), source.ledger.most // 2):
             for key, value in page:
                 target.ledger.put("state", key, value)
                 due = expiry_of(value)
                 if due:
                     target.expiries.add(due, "state", key)
             yield target
-        for page in _pages(self._states_in(source, node)):
+        for page in _pages(self._states_in(source, node), source.ledger.most // 2):
             for key, _ in page:
                 source.ledger.put("state", key, None)
             yield source
 
     def _move_timers(self, source: Partition, target: Partition, node: int) -> Iterator[Partition]:
         """Those that have a name, which the node has to find where its state is."""
-        for page in _pages(self._timer_names(source, node)):
+        for page in _pages(self._timer_names(source, node), source.ledger.most // 2):
             for name, keys in page:
                 target.timers.cancel(name)  # of an earlier start, which was cut off
                 for key, entry in source.timers.named(name, keys):
                     target.timers.add(int.from_bytes(key[:8], "big"), entry)
             yield target
-        for page in _pages(self._timer_names(source, node)):
+        for page in _pages(self._timer_names(source, node), source.ledger.most // 2):
             for name, _ in page:
                 source.timers.cancel(name)
             yield source
@@ -484,12 +486,15 @@ def _key_in(body: bytes) -> str | None:
     return None if keys is None else keys[0]
 
 
-def _pages(rows: Iterator[tuple[bytes, bytes]]) -> Iterator[list[tuple[bytes, bytes]]]:
+def _pages(rows: Iterator[tuple[bytes, bytes]], most: int) -> Iterator[list[tuple[bytes, bytes]]]:
+    """Some rows at once, of at most so many bytes, but for one larger row."""
     page: list[tuple[bytes, bytes]] = []
+    size = 0
     for row in rows:
-        page.append(row)
-        if len(page) >= _PAGE:
+        if len(page) >= _PAGE or (page and size + len(row[1]) > most):
             yield page
-            page = []
+            page, size = [], 0
+        page.append(row)
+        size += len(row[0]) + len(row[1])
     if page:
         yield page

@@ -242,8 +242,8 @@ class Feeder:
         for i, prepared in enumerate(self._waiting, 1):
             left -= len(prepared.dead)
             if left < 0:
-                return self._waiting[:i]
-        return list(self._waiting)
+                return self._feed.first(self._waiting[:i])
+        return self._feed.first(list(self._waiting))
 
     def _retry(self) -> None:
         self._retrying = False

@@ -33,6 +33,7 @@ from grape.engine.check import check_emits
 from grape.engine.clock import SystemClock
 from grape.engine.engine import Engine
 from grape.engine.first import Failed, FirstFailures
+from grape.engine.fitting import fit
 from grape.engine.ids import Ids
 from grape.engine.intake import Feed
 from grape.engine.outlet import DeadOutputs, Take, dead_log
@@ -309,13 +310,14 @@ class Session:
         self._transport = EmbeddedTransport.open(
             data, callbacks, self._loop.call_soon_threadsafe, max_size=options.max_size
         )
+        limits = fit(options.limits, self._transport.features)
         taken = frozenset(t.event for t in self.takers if t.event is not None)
         logs = [SOURCE + s.name for s in self.sources] + [TAKER + t.sink.name for t in self.takers]
         logs += sorted({dead_log(taker.event or _REPLY) for taker in self.takers})
         self._opening = opening = Opening(
             self._transport,
             self.clock,
-            options.limits,
+            limits,
             options.drop_slots,
             options.drop_nodes,
             options.discard_slots,
@@ -323,7 +325,7 @@ class Session:
         record = await opening.record(topology, options.partitions, logs)
         if opening.discarded:
             self.notice(f"{opening.discarded:,} events were given up without dead letters (--discard-slot)")
-        self.app = app = App(record, topology, options.limits, taken, self._parts)
+        self.app = app = App(record, topology, limits, taken, self._parts)
         self._dead_before = self._count_dead()
         rng = random.Random()
         await self._workers.prepare([pool.name for pool in topology.pools if not self._is_inline(pool.name)])

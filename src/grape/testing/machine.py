@@ -22,6 +22,7 @@ from grape.authoring.topology import Topology
 from grape.engine.app import App
 from grape.engine.clock import Clock, FakeClock
 from grape.engine.engine import Engine
+from grape.engine.fitting import fit
 from grape.engine.intake import Feed, Prepared
 from grape.engine.outlet import Take
 from grape.engine.surroundings import Sizes, Surroundings
@@ -395,6 +396,7 @@ class Machine:
             self.outputs.setdefault(name, ListTaker(OUTPUT + name))
         self.workers: list[Worker] = []
         self.transport = MemoryTransport(Callbacks(self._done, self._arrived, self._failed), self.broker)
+        self.limits = fit(self.limits, self.transport.features)
         self._opening = opening = Opening(self.transport, self.clock, self.limits, rng=self._rng)
         record = self._open(opening)
         self._opening = None
@@ -530,7 +532,9 @@ class Machine:
         self.transport.step()
 
     def _feed(self) -> None:
-        batch, self._prepared = list(self._prepared), deque()
+        batch = self.feed.first(list(self._prepared))
+        for _ in batch:
+            self._prepared.popleft()
         self.feed.commit(batch, lambda: None)
 
     def _notice_end(self, worker: Worker) -> None:

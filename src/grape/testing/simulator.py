@@ -34,7 +34,7 @@ class Chaos(Struct, frozen=True):
     asks for state or announces an event. ``engine_kill``: the engine and all its workers are gone. ``stall``: a handler
     seems to take so long that a work ends early. ``kills``: of all kinds together. ``lag``: how likely anything that
     moves (the words to one worker, its loop, the transport, a taker) is slow for some time, as on a machine under load.
-    ``change``: the run is stopped and started with other code.
+    ``change``: the run is stopped and started with other code. ``largest_commit``: of the transport, in bytes.
     """
 
     weakness: Weakness | None = Weakness()
@@ -46,6 +46,7 @@ class Chaos(Struct, frozen=True):
     kills: int = 5
     lag: float = 0.0
     change: float = 0.0
+    largest_commit: int = 256 << 20
 
 
 class Stuck(Exception):
@@ -85,7 +86,8 @@ class Simulator:
         self.moves = 0
         self.clock = FakeClock()
         weak = self.chaos.weakness
-        broker = MemoryBroker() if weak is None else MemoryBroker(self._rng.getrandbits(32), weak)
+        seed_of = None if weak is None else self._rng.getrandbits(32)
+        broker = MemoryBroker(seed_of, weak, largest_commit=self.chaos.largest_commit)
         self.machine = Machine(
             build,
             self.clock,

@@ -129,12 +129,18 @@ class MemoryBroker:
     Args:
         seed: of the weak model; None is plain.
         weakness: how weak, with a seed.
+        largest_commit: bytes that one holds.
         forward_later: without a seed: batches for other partitions arrive in steps of their own after the commit (in
             order, once), so that an engine can be killed in between. With a seed they always do.
     """
 
     def __init__(
-        self, seed: int | None = None, weakness: Weakness | None = None, *, forward_later: bool = False
+        self,
+        seed: int | None = None,
+        weakness: Weakness | None = None,
+        *,
+        forward_later: bool = False,
+        largest_commit: int = 256 * MIB,
     ) -> None:
         self.random = None if seed is None else Random(seed)
         self.weakness = weakness or Weakness()
@@ -143,10 +149,10 @@ class MemoryBroker:
             durable=False,
             groups=False,
             exact_forwarding=not self.forward_later,
-            largest_event=8 * MIB,
-            largest_batch=16 * MIB,
-            largest_commit=256 * MIB,
-            best_commit=MIB,
+            largest_event=min(8 * MIB, largest_commit // 4),
+            largest_batch=min(16 * MIB, largest_commit // 2),
+            largest_commit=largest_commit,
+            best_commit=min(MIB, largest_commit),
         )
         self._partitions: dict[PartitionId, _Partition] = {}
         self._logs: dict[PartitionId, _Log] = {}

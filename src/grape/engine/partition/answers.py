@@ -18,37 +18,42 @@ class Answers:
         self._failures = failures
         name = REPLIES + ledger.pool
         self.log = ledger.app.log(name, ledger.number) if name in ledger.app.record.logs else None
+        self.has_more = False
+        """The last time there were more than one commit holds."""
         self._inbox = Inbox(ledger.head.answers)
         if self.log is not None:
             ledger.logs.append((self.log, self._inbox))
 
     def take(self) -> None:
-        """Give those that have come to the events that wait for them; the next commit says so.
+        """Give those that have come to the events that wait for them, as many as one commit holds.
 
         Raises:
             Corrupt: a stored batch is not what was written.
         """
         if self.log is None:
             return
-        is_more = True
-        while is_more:
-            self._read()
-            is_more = self._inbox.unpark()
+        self.has_more = not self._read()
+        while not self.has_more and self._inbox.unpark():
+            self.has_more = not self._read()
         if self._inbox.dropped:
             self._inbox.dropped.clear()
             self._ledger.draft.changed = True
 
-    def _read(self) -> None:
+    def _read(self) -> bool:
+        """Returns whether all was read."""
         ledger, inbox = self._ledger, self._inbox
         assert self.log is not None
         while found := ledger.transport.read(self.log, inbox.read_to, ledger.app.limits.dispatch_bytes):
             for stored in found:
+                if not ledger.has_room(ledger.app.limits.max_event * 2):
+                    return False
                 header = codec.header_of(stored.batch) if stored.known else codec.check(stored.batch)
                 if inbox.offer(stored.position, header, len(stored.batch)) is not None:
                     self._give(codec.body_of(stored.batch, header))
                     inbox.progress(stored.position, Progress(header.events))
                     ledger.draft.changed = True
                 inbox.passed(stored.position)
+        return True
 
     def _give(self, body: bytes) -> None:
         for run in codec.runs_of(body):

@@ -5,9 +5,12 @@ from __future__ import annotations
 from typing import Final, Literal
 
 from grape.engine.partition.ledger import Ledger, decoded
+from grape.model.address import MAX_KEY_BYTES
 from grape.model.stored import Expiry, decode_expiry, encode, expiry_of, timer_key
 
 _AT_ONCE: Final = 500
+_LARGEST: Final = 2 * (MAX_KEY_BYTES + 300)
+"""Bytes that it takes to remove a row, and to say when to look again."""
 _NEVER: Final = 1 << 62
 
 
@@ -37,6 +40,9 @@ class Expiries:
         due = ledger.transport.scan(ledger.id, "expiry", b"", _AT_ONCE, timer_key(now + 1, 0))
         self._next = self._first(now + 1 if len(due) < _AT_ONCE else 0)
         for place, value in due:
+            if not ledger.has_room(_LARGEST):
+                self._next = int.from_bytes(place[:8], "big")
+                break
             ledger.put("expiry", place, None)
             entry: Expiry = decoded(decode_expiry, value, "expiry")
             if entry.table == "text":

@@ -33,8 +33,9 @@ _PAGE: Final = 1_000
 
 
 class Draft:
-    """What the next commit will hold. ``timers``: new ones, as (due, key of the row). ``finished_*``: of the batches
-    that were finished as a whole: until the commit counts they stand in the log."""
+    """What the next commit will hold. ``timers``: new ones, as (due, key of the row). ``size``: at least how many bytes
+    it is, the head not counted. ``finished_*``: of the batches that were finished as a whole: until the commit counts
+    they stand in the log."""
 
     def __init__(self) -> None:
         self.sends: list[Send] = []
@@ -42,11 +43,13 @@ class Draft:
         self.timers: list[tuple[int, bytes]] = []
         self.then: list[Callable[[], None]] = []
         self.changed = False
+        self.size = 0
         self.finished_events = 0
         self.finished_bytes = 0
 
     def put(self, table: Table, key: bytes, value: bytes | None) -> None:
         self.rows.setdefault(table, {})[key] = value
+        self.size += len(key) + len(value or b"")
         self.changed = True
 
 
@@ -68,6 +71,8 @@ class Ledger:
         self.clock = clock
         self.draft = Draft()
         self.committing: Draft | None = None
+        self.most = transport.features.largest_commit * 7 // 8
+        """Bytes of a draft; the rest is for the head."""
         self.reclaimed: Callable[[bool], None] = _ignore
         self.committed: Callable[[Draft], None] = _ignore
         self._committer = Committer(transport, self.id, f"partition {self.name}")
@@ -86,6 +91,10 @@ class Ledger:
     def settled(self) -> bool:
         """Nothing is being committed or waiting to be."""
         return self.committing is None and not self.draft.changed
+
+    def has_room(self, size: int) -> bool:
+        """So much may still go into the draft; into an empty one anything may."""
+        return not self.draft.size or self.draft.size + size <= self.most
 
     # ------------------------------------------------------------------ what is stored
 
@@ -145,6 +154,7 @@ class Ledger:
         self.head.sent[packed] = sequence + 1
         sealed = codec.seal(body, events, self.id, target, self.app.record.incarnation, sequence, now, contexts, flags)
         self.draft.sends.append(Send(target, sealed, events))
+        self.draft.size += len(sealed)
         self.draft.changed = True
 
     def reply(self, replies: list[tuple[Context, bytes, bool]], now: int, *, are_errors: bool = False) -> None:

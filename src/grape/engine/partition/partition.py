@@ -9,6 +9,7 @@ outside.
 from __future__ import annotations
 
 import random
+from collections import deque
 
 from grape.abc.transport import Transport
 from grape.engine.app import App
@@ -24,7 +25,7 @@ from grape.engine.partition.expiry import Expiries
 from grape.engine.partition.failures import Failures
 from grape.engine.partition.ledger import Ledger
 from grape.engine.partition.memory import Memory
-from grape.engine.partition.results import Results
+from grape.engine.partition.results import Results, size_of
 from grape.engine.partition.timers import Timers
 from grape.model import batch as codec
 from grape.protocol.messages import Result, Work
@@ -63,6 +64,7 @@ class Partition:
             ledger, self.backlog, self.dispatch, self.careful, self.failures, self.timers, self.expiries
         )
         self.works = self.dispatch.works
+        self._later: deque[Result] = deque()
         self.epoch = 0
         self.chains = True
         ledger.committed = self.timers.committed
@@ -133,6 +135,19 @@ class Partition:
         """
         return self.dispatch.make(self.epoch, now)
 
+    def take(self, result: Result) -> bool:
+        """Whether it can be applied now: the next commit has room for it. Else `next_result` gives it after that."""
+        if not self._later and self.ledger.has_room(size_of(result)):
+            return True
+        self._later.append(result)
+        return False
+
+    def next_result(self) -> Result | None:
+        """One that had to wait, and can be applied now."""
+        if self._later and self.ledger.has_room(size_of(self._later[0])):
+            return self._later.popleft()
+        return None
+
     def apply(self, result: Result) -> list[Failed]:
         """Take a worker's result into the draft; returns which events have failed.
 
@@ -149,6 +164,7 @@ class Partition:
         self.chains = self.may_chain
         if self.chains:
             self.head.catching_up = False  # stored with the next commit; until then a start looks again
+        self._later.clear()
         self.dispatch.give_back()
         return self.epoch
 

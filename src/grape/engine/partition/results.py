@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from grape.engine.check import Checker, check_progress, once
 from grape.engine.first import Failed
 from grape.engine.partition.backlog import Backlog
@@ -15,6 +17,24 @@ from grape.errors import ProtocolError
 from grape.model.cursor import Progress
 from grape.model.stored import TimerEntry, state_key, timer_name_key
 from grape.protocol.messages import Result, StateChanges, TimerName
+
+_ITEM: Final = 300
+"""Bytes that a row or batch of a commit takes beside its body, about."""
+
+
+def size_of_state(changes: StateChanges) -> int:
+    return sum(map(len, changes.keys)) + sum(len(value or b"") for value in changes.values)
+
+
+def size_of(result: Result) -> int:
+    """Bytes of the commit that it makes, about."""
+    emitted = [*result.emitted, *(timer.emitted for timer in result.timers if timer.emitted is not None)]
+    calls = [request for failure in result.failures if failure.call for request in failure.call.requests]
+    bodies = sum(len(one.body) for one in [*emitted, *calls]) + sum(len(failure.body) for failure in result.failures)
+    texts = sum(len(f.text) + len(f.trace) for f in result.failures)
+    replies = sum(len(reply.data) for reply in result.replies)
+    items = len(emitted) + len(calls) + len(result.failures) + len(result.replies) + len(result.retried)
+    return bodies + texts + replies + sum(map(size_of_state, result.states)) + _ITEM * items
 
 
 class Results:
@@ -104,6 +124,7 @@ class Results:
 
     def _change_state(self, changes: StateChanges) -> None:
         ledger = self._ledger
+        ledger.draft.size += size_of_state(changes)
         prefix = state_key(ledger.app.node_id(changes.node), b"")
         rows = ledger.draft.rows.setdefault("state", {})
         rows.update(zip([prefix + key for key in changes.keys], changes.values, strict=True))
@@ -113,6 +134,8 @@ class Results:
                     self._expiries.add(due, "state", prefix + key)
 
     def _check(self, result: Result) -> None:
+        if (size := size_of(result)) > self._ledger.most:
+            raise ProtocolError(f"a result of {size} bytes, and a commit holds {self._ledger.most}")
         check, dispatch, inbox = self._checker, self._dispatch, self._ledger.inbox
         contexts = len(dispatch.contexts)
         held = {n: slot for work in dispatch.works.values() for n, slot in work.holds.items()}

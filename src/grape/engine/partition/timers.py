@@ -140,7 +140,7 @@ class Timers:
         """As many as one commit should hold."""
         left = self._ledger.app.limits.dispatch_bytes
         for _ in range(_AT_ONCE):
-            if left <= 0 or not self._due or self._due[0][0] > now:
+            if left <= 0 or not self._ledger.has_room(0) or not self._due or self._due[0][0] > now:
                 return
             _, key = heapq.heappop(self._due)
             entry = self._ledger.row("timer", key, decode_timer, "timer")
