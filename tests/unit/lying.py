@@ -10,6 +10,7 @@ from grape.engine.app import App
 from grape.engine.catalog import update_record
 from grape.engine.clock import FakeClock
 from grape.engine.engine import Engine
+from grape.engine.surroundings import Sizes, Surroundings
 from grape.errors import GrapeError
 from grape.model import batch as codec
 from grape.model.batch import RunMeta
@@ -91,14 +92,8 @@ class Rig:
         self.term = self.transport.claim(self.source).term
         self.engine = Engine(
             self.app,
-            self.transport,
-            self,
-            self.clock,
-            random.Random(0),
-            dict.fromkeys(("main", "far"), PROFILE),
-            1,
-            self._stop,
-            notice=self.notices.append,
+            Surroundings(self.transport, self, self.clock, random.Random(0), self._stop, self.notices.append),
+            Sizes(dict.fromkeys(("main", "far"), PROFILE), 1),
         )
         self.feed()
         self.engine.start()

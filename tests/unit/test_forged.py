@@ -199,7 +199,10 @@ IN_A_RESULT: Final[dict[str, tuple[str, dict[str, Any]]]] = {
 }
 
 ALONE: Final[dict[str, tuple[str, Forge]]] = {
-    "a second hello": ("a second hello", lambda r: Hello(VERSION, 1, "test", TOPOLOGY, CAPABILITIES)),
+    "a second hello": (
+        "'hello' from a worker that is ready",
+        lambda r: Hello(VERSION, 1, "test", TOPOLOGY, CAPABILITIES),
+    ),
     "a question for no state": ("'Plain', which has none", lambda r: Ask(0, r.work.epoch, "Plain", [b"k"])),
     "a question for another pool": ("node 'Far'", lambda r: Ask(0, r.work.epoch, "Far", [b"k"])),
     "a question for nobody": ("node 'X'", lambda r: Ask(0, r.work.epoch, "X", [b"k"])),

@@ -147,7 +147,7 @@ def right(rig: Rig) -> list[Any]:
 def deliver(rig: Rig, message: FromWorker) -> None:
     """It is taken, or the worker is ended, or (hello and refusal of one that starts) the engine stops, typed."""
     assert rig.engine is not None
-    starts = rig.engine.pools["main"].workers[0].state == "starting"
+    starts = rig.engine.pools["main"].workers[0].comes
     rig.say(message)
     if rig.failure is not None:
         assert starts
@@ -166,7 +166,7 @@ def gets_done(rig: Rig) -> None:
         rig.clock.advance(120)
         engine.tick()
         rig.transport.pump()
-        if engine.pools["main"].workers[0].state == "starting":
+        if engine.pools["main"].workers[0].comes:
             rig.say(Hello(VERSION, 1, "test", TOPOLOGY, CAPABILITIES))
             rig.say(Beat())
         for number, seq in list(engine.pools["main"].workers[0].outstanding):

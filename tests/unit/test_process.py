@@ -117,20 +117,25 @@ def test_the_loops_word_may_be_stale(wire: Wire, monkeypatch: pytest.MonkeyPatch
         for epoch in range(200):
             wire.tell(Assign(1, epoch))
             await asyncio.sleep(0)
-        pestered.append(True)
+        over("pestering")
 
     def said(message: FromWorker) -> None:
         if isinstance(message, Ask):
             wire.tell(Values([None] * len(message.keys)))
         if isinstance(message, Result) and 1 in message.ended:
+            over("work")
+
+    def over(what: str) -> None:
+        ended.add(what)
+        if len(ended) == 2:
             wire.tell(Drain())
 
-    pestered: list[bool] = []
+    ended: set[str] = set()
     monkeypatch.setattr(Count, "when_run", staticmethod(pester))
     wire.when_said = said
     wire.tell(welcome(), Assign(0, 1), work(1, 0, *keys))
     run(wire)
-    assert pestered
+    assert ended == {"pestering", "work"}
     states = [s for result in wire.said if isinstance(result, Result) for s in result.states]
     assert sorted(key.decode() for s in states for key in s.keys) == sorted(keys)
 

@@ -70,8 +70,8 @@ def test_work_that_was_not_handed_out_is() -> None:
     rig.worker.unread = 0
     worker = rig.engine.pools["main"].workers[0] if rig.engine else None
     assert worker is not None
-    worker.ready.clear()  # as if it had been forgotten
-    worker.is_queued.clear()
+    worker.queued.clear()  # as if it had been forgotten
+    worker._is_queued.clear()
     beats(rig, 11, running=False)
     assert not rig.worker.killed
     assert "although work waits" in rig.notices[0]

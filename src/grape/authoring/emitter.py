@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Final, Never
 from msgspec import Struct
 
 from grape.authoring.options import refuse_unknown
-from grape.model.address import check_key
+from grape.model.address import check_key, check_timer_name
 from grape.model.own import encode
 from grape.model.values import seconds, shown
 
@@ -33,12 +33,13 @@ INHERIT: Final = Inherit.INHERIT
 
 
 class Emitted(Struct, frozen=True):
-    """An emit, recorded outside a worker. ``delay`` in seconds."""
+    """An emit, recorded outside a worker. ``delay`` in seconds. ``timer``: its name."""
 
     event: str
     data: Any = None
     key: str | Inherit | None = INHERIT
     delay: float | None = None
+    timer: str | None = None
 
 
 class Reply(Struct, frozen=True):
@@ -46,6 +47,15 @@ class Reply(Struct, frozen=True):
 
     data: Any = None
     final: bool = True
+
+
+class Called(Struct, frozen=True):
+    """A call, recorded outside a worker. ``timeout`` in seconds."""
+
+    event: str
+    data: Any = None
+    key: str | Inherit | None = INHERIT
+    timeout: float = 30.0
 
 
 class Emitter:
@@ -58,23 +68,32 @@ class Emitter:
         *,
         key: str | Inherit | None = INHERIT,
         delay: float | timedelta | None = None,
+        timer: str | None = None,
     ) -> None:
         """Emit ``event``; ``data`` is encoded here and now, so later changes of it are not seen.
 
         Args:
             key: the key of the event being handled unless given; None makes the emit keyless.
             delay: seconds (or a timedelta) until it is due; the timer is durable.
+            timer: a name for that timer, one of this (node, key): it takes the place of the one that was set under the
+                same name, if that is not due yet, and `cancel_timer` finds it.
 
         Raises:
             TypeError: name, key, data or delay is of a type that cannot travel.
-            ValueError: the key is empty or too long, the delay negative.
+            ValueError: the key or the timer's name is empty or too long, the delay negative; a timer without a delay.
+            NoKey: a timer with a name in an event without a key.
         """
+        if timer is not None:
+            check_timer_name(timer)
+            if delay is None:
+                raise ValueError(f"timer={timer!r} names an emit with delay=..., and this one has none")
         self.emitted.append(
             Emitted(
                 _checked_name(event),
                 _travelled(data),
                 key if key is None or key is INHERIT else check_key(key),
                 None if delay is None else seconds(delay, "delay"),
+                timer,
             )
         )
 
@@ -107,11 +126,74 @@ class Emitter:
         """
         self.replies.append(Reply(_travelled(data), bool(final)))
 
+    def cancel_timer(self, timer: str) -> None:
+        """The event that was emitted with ``timer=`` this name, by this node for this key, is not to come. If it was
+        due already it may be on its way; without such a timer nothing happens.
+
+        Raises:
+            TypeError, ValueError: it cannot be a name.
+            NoKey: in an event without a key.
+        """
+        self.cancelled_timers.append(check_timer_name(timer))
+
+    def call(
+        self,
+        event: str,
+        data: Any = None,
+        *,
+        key: str | Inherit | None = INHERIT,
+        timeout: float | timedelta = 30.0,
+        type: Any = Any,
+    ) -> Any:
+        """Ask a node, and go on with its final reply.
+
+        Until the answer is there nothing waits but the event: the handler is left here, what it did is undone, and
+        later events of its (node, key) line up. Then it runs again from its beginning, and the call returns; so up to
+        its last call it must do the same every time. Outside a worker ``call_answers`` says what calls return.
+
+        Args:
+            key: of the request; that of the event being handled unless given.
+            timeout: seconds (or a timedelta) to wait.
+            type: what the answer is decoded as.
+
+        Raises:
+            NoAnswer: there was none in time.
+            CallFailed: what should have answered failed for good.
+            TypeError, ValueError: an argument that cannot be.
+            UnknownEvent: no slot takes ``event``.
+        """
+        checked = key if key is None or key is INHERIT else check_key(key)
+        self.calls_made.append(Called(_checked_name(event), _travelled(data), checked, seconds(timeout, "timeout")))
+        if not self.call_answers:
+            raise LookupError(f"call of {event!r} outside a worker: say first what it returns, in call_answers")
+        answer = self.call_answers.pop(0)
+        if isinstance(answer, BaseException):
+            raise answer
+        return answer
+
     @property
     def emitted(self) -> list[Emitted]:
         """What was emitted outside a worker, oldest first."""
         recorded: list[Emitted] = self.__dict__.setdefault("_grape_emitted", [])
         return recorded
+
+    @property
+    def cancelled_timers(self) -> list[str]:
+        """Names of timers that were cancelled outside a worker, oldest first."""
+        recorded: list[str] = self.__dict__.setdefault("_grape_cancelled", [])
+        return recorded
+
+    @property
+    def calls_made(self) -> list[Called]:
+        """What was called outside a worker, oldest first."""
+        recorded: list[Called] = self.__dict__.setdefault("_grape_called", [])
+        return recorded
+
+    @property
+    def call_answers(self) -> list[Any]:
+        """What calls return outside a worker, the next one first; an exception is raised."""
+        given: list[Any] = self.__dict__.setdefault("_grape_answers", [])
+        return given
 
     @property
     def replies(self) -> list[Reply]:

@@ -175,7 +175,7 @@ class Meter:
             self._last = now, done
         sizes = [source.total() for source in session.sources]
         total = sum(s for s in sizes if s is not None) if sizes and None not in sizes else None
-        workers = sum(1 for p in engine.pools.values() for w in p.workers.values() if w.state == "ready")
+        workers = sum(1 for p in engine.pools.values() for w in p.workers.values() if w.serves)
         parts = [f"{self._rate:,.0f} events/s", f"backlog {app.backlog_events:,}", counted(workers, "worker")]
         degraded = [name for name, pool in engine.pools.items() if pool.is_degraded]
         if degraded:

@@ -116,7 +116,9 @@ def update_record(
         nodes[node.name] = NodeRecord(number, node.pool, tuple(s.name for s in node.states))
     chained = route(topology).chained
     new = (chained - route(old.topology).chained) | old.unchained
-    names = [*(pool.name for pool in topology.pools), *(f"{OUTPUT}{o}" for o in topology.outputs), REPLIES, *logs]
+    pools = [pool.name for pool in topology.pools]
+    answers = [f"{REPLIES}{pool}" for pool in pools]
+    names = [*pools, *answers, *(f"{OUTPUT}{o}" for o in topology.outputs), REPLIES, *logs]
     return msgspec.structs.replace(
         with_logs(old, names),
         nodes=nodes,

@@ -11,12 +11,12 @@ import msgspec
 from grape.engine.app import App
 from grape.errors import ProtocolError, TopologyError
 from grape.model import batch as codec
-from grape.model.address import MAX_KEY_BYTES
+from grape.model.address import MAX_KEY_BYTES, check_timer_name
 from grape.model.cursor import Progress
 from grape.model.near import did_you_mean
 from grape.model.stored import OUTPUT, REPLIES, SOURCE, TAKER
 from grape.model.topology import TopologySpec
-from grape.protocol.messages import Emitted, Failure, Reply, StateChanges, Timer
+from grape.protocol.messages import Call, Emitted, Failure, Reply, StateChanges, Timer, TimerName
 
 MAX_TIME: Final = 1 << 62
 """Largest delay or expiry in microseconds: 146,000 years."""
@@ -172,11 +172,29 @@ class Checker:
             raise ProtocolError(f"an emit with hops outside of 0 to {MAX_HOPS}")
 
     def timer(self, timer: Timer, contexts: int) -> None:
+        if timer.name is not None:
+            self._timer_name(timer.name)
+        if timer.emitted is None:
+            if timer.name is None:
+                raise ProtocolError("a timer without an event and without a name")
+            return
         if timer.emitted.events != 1 or len(timer.emitted.contexts) > 1:
             raise ProtocolError(f"a timer with {timer.emitted.events} events; it holds one")
         if not 0 <= timer.delay <= MAX_TIME:
             raise ProtocolError(f"a timer with a delay of {timer.delay} us")
         self.emitted(timer.emitted, contexts)
+
+    def _timer_name(self, name: TimerName) -> None:
+        node = self._app.node(name.node)
+        if node is None or node.pool != self._pool:
+            raise ProtocolError(f"a timer of {name.node!r:.300}, which is not in pool {self._pool!r}")
+        try:
+            check_timer_name(name.name)
+            name.key.decode()
+        except ValueError as e:
+            raise ProtocolError(f"a timer whose name cannot be: {e}") from None
+        if not 1 <= len(name.key) <= MAX_KEY_BYTES:
+            raise ProtocolError(f"a timer of a key of 0 or over {MAX_KEY_BYTES} bytes")
 
     def state(self, changes: StateChanges) -> None:
         node = self._app.node(changes.node)
@@ -250,6 +268,18 @@ class Checker:
             raise ProtocolError(f"a failure of {failure.event!r} whose body is {meta.names!r:.300}")
         if meta.ids is not None or meta.only is not None or not 0 <= codec.hops_of(meta, 0) <= MAX_HOPS:
             raise ProtocolError("a failure whose body has ids, nodes or hops of its own")
+        if failure.call is not None:
+            self._call(failure.call)
+
+    def _call(self, call: Call) -> None:
+        if not (0 < call.timeout <= MAX_TIME and 1 <= len(call.digest) <= 64):
+            raise ProtocolError(f"a call with a time-out of {call.timeout} us, or a digest of {len(call.digest)} bytes")
+        if call.event not in self._app.routing.listeners:
+            raise ProtocolError(f"a call of {call.event!r:.300}, which nothing listens to")
+        for request in call.requests:
+            if request.events != 1 or request.contexts or request.target.startswith(OUTPUT):
+                raise ProtocolError("a call is one event for each pool that listens, without contexts of its own")
+            self.emitted(msgspec.structs.replace(request, contexts=[0]), 1)
 
     def reply(self, reply: Reply, contexts: int) -> None:
         if not 0 <= reply.context < contexts:

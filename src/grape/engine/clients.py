@@ -142,7 +142,8 @@ class Clients:
             raise UnknownEvent(f"app {app.record.name!r} has no slot {event.name!r:.300}; {hint}")
         pools = [listener.pool for listener in listeners]
         if not engine.intake_is_open(pools):
-            raise Full(engine.over_limit(pools) or "the disk is full but for the reserve, or the engine is stopping")
+            why = engine.gate.over_limit(pools)
+            raise Full(why or "the disk is full but for the reserve, or the engine is stopping")
         number = self._partition_of(event)
         home = engine.partition(pools[0], number)
         known = self._remembered(event.id, number) if event.id else None

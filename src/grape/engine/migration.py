@@ -34,6 +34,7 @@ from grape.model.stored import (
     encode,
     expiry_of,
     state_key,
+    timer_name_key,
 )
 from grape.model.topology import TopologySpec
 
@@ -323,6 +324,10 @@ class Migration:
                 for key, _ in keys:
                     partition.ledger.put("state", key, None)
                 yield partition
+            for names in _pages(self._timer_names(partition, number)):
+                for name, _ in names:
+                    partition.ledger.put("text", name, None)
+                yield partition
 
     def moves(self, moved: dict[str, str]) -> Iterator[Partition]:
         """Copy state of nodes (name -> pool) to their new pool, then remove it from the old one. The record must say so
@@ -333,22 +338,39 @@ class Migration:
             before = self._app.record.nodes[node].pool
             for n in range(self._app.record.partitions):
                 source = old[before, n]
-                rows = self._states_in(source, number)
-                first = next(rows, None)
-                if first is None:
-                    continue
-                target = old.get((pool, n)) or self._partition(pool, n)
-                for page in _pages(_chain(first, rows)):
-                    for key, value in page:
-                        target.ledger.put("state", key, value)
-                        due = expiry_of(value)
-                        if due:
-                            target.expiries.add(due, "state", key)
-                    yield target
-                for page in _pages(self._states_in(source, number)):
-                    for key, _ in page:
-                        source.ledger.put("state", key, None)
-                    yield source
+                has_any = any(
+                    any(rows) for rows in (self._states_in(source, number), self._timer_names(source, number))
+                )
+                if has_any:
+                    target = old.get((pool, n)) or self._partition(pool, n)
+                    yield from self._move_state(source, target, number)
+                    yield from self._move_timers(source, target, number)
+
+    def _move_state(self, source: Partition, target: Partition, node: int) -> Iterator[Partition]:
+        for page in _pages(self._states_in(source, node)):
+            for key, value in page:
+                target.ledger.put("state", key, value)
+                due = expiry_of(value)
+                if due:
+                    target.expiries.add(due, "state", key)
+            yield target
+        for page in _pages(self._states_in(source, node)):
+            for key, _ in page:
+                source.ledger.put("state", key, None)
+            yield source
+
+    def _move_timers(self, source: Partition, target: Partition, node: int) -> Iterator[Partition]:
+        """Those that have a name, which the node has to find where its state is."""
+        for page in _pages(self._timer_names(source, node)):
+            for name, keys in page:
+                target.timers.cancel(name)  # of an earlier start, which was cut off
+                for key, entry in source.timers.named(name, keys):
+                    target.timers.add(int.from_bytes(key[:8], "big"), entry)
+            yield target
+        for page in _pages(self._timer_names(source, node)):
+            for name, _ in page:
+                source.timers.cancel(name)
+            yield source
 
     def _give_up(self, partition: Partition, entry: HoldEntry, event: str, node: str) -> None:
         if self._is_among(self._discard, event, node):
@@ -427,6 +449,10 @@ class Migration:
                 yield from self._states_in(partition, number)
 
     @staticmethod
+    def _timer_names(partition: Partition, node: int) -> Iterator[tuple[bytes, bytes]]:
+        return partition.ledger.rows("text", timer_name_key(node), timer_name_key(node + 1))
+
+    @staticmethod
     def _states_in(partition: Partition, number: int) -> Iterator[tuple[bytes, bytes]]:
         return partition.ledger.rows("state", state_key(number, b""), state_key(number + 1, b""))
 
@@ -467,8 +493,3 @@ def _pages(rows: Iterator[tuple[bytes, bytes]]) -> Iterator[list[tuple[bytes, by
             page = []
     if page:
         yield page
-
-
-def _chain(first: tuple[bytes, bytes], rest: Iterator[tuple[bytes, bytes]]) -> Iterator[tuple[bytes, bytes]]:
-    yield first
-    yield from rest

@@ -8,21 +8,20 @@ out does so once in ten seconds at most. A worker that is to end is *sealed*: it
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable
-from typing import Final, Literal, Protocol
+from typing import Final
 
 from grape.engine.app import App
 from grape.engine.balance import balance
-from grape.engine.clock import Clock
 from grape.engine.partition.partition import Partition
 from grape.engine.scaling import Backoff, Load, Scaler
-from grape.engine.standstill import Standstill
+from grape.engine.surroundings import Surroundings
 from grape.engine.telemetry import PoolNumbers
-from grape.errors import GrapeError, UserError
+from grape.engine.worker import Worker
+from grape.errors import UserError
 from grape.model.profile import Profile
 from grape.model.topology import PoolSpec
-from grape.protocol.messages import Assign, Drain, Revoke, ToWorker
+from grape.protocol.messages import Assign, Revoke
 
 _STARTS: Final = 3
 """Failures in a row after which a pool that never started gives up."""
@@ -33,79 +32,6 @@ _KILL_AFTER: Final = 2_000_000
 """SIGKILL follows SIGTERM."""
 
 
-class Link(Protocol):
-    """The way to one worker."""
-
-    def send(self, message: ToWorker) -> None:
-        """Put it on its way; never blocks."""
-
-    @property
-    def unread(self) -> int:
-        """Bytes that were sent and have not left this process."""
-
-    def terminate(self) -> None:
-        """Ask the process to end (SIGTERM)."""
-
-    def kill(self) -> None:
-        """End the worker at once, with all that it started. Its end is reported as any other."""
-
-
-class Spawner(Protocol):
-    def spawn(self, pool: str, index: int) -> Link:
-        """Start a worker. Its messages and its end come through `Engine.received` and `Engine.gone`."""
-
-
-class Worker:
-    """``outstanding``: works in the order in which the worker does them. ``announced``: careful mode's last word.
-    ``since``: when it came into its state. ``idle_since``: None while it has work. ``is_sealed``: it gives up its
-    partitions and then ends. ``processed``: events."""
-
-    def __init__(self, pool: str, index: int, now: int) -> None:
-        self.pool = pool
-        self.index = index
-        self.name = f"{pool}.{index}"
-        self.link: Link | None = None
-        self.state: Literal["starting", "ready", "leaving", "gone"] = "starting"
-        self.born = now
-        self.since = now
-        self.heard = now
-        self.partitions: dict[int, Partition] = {}
-        self.outstanding: deque[tuple[int, int]] = deque()
-        self.ready: deque[int] = deque()
-        self.is_queued: set[int] = set()
-        self.announced: tuple[int, str, str] | None = None
-        self.explained = ""
-        self.named = False
-        """It has said itself which event it ends over."""
-        self.is_welcome = False
-        """It has said hello, and sets up its nodes."""
-        self.refused = False
-        """It has said that it cannot run the app."""
-        self.is_broken = False
-        """It broke the protocol, and is listened to no more."""
-        self.idle_since: int | None = None
-        self.is_sealed = False
-        self.was_asked = False
-        self.processed = 0
-        self.standstill = Standstill()
-        """It has work, and says that it runs none; or none although its partitions have."""
-
-    def queue(self, partition: int) -> None:
-        """The partition may have work."""
-        if partition not in self.is_queued:
-            self.is_queued.add(partition)
-            self.ready.append(partition)
-
-    def next_partition(self) -> Partition | None:
-        while self.ready:
-            number = self.ready.popleft()
-            self.is_queued.discard(number)
-            found = self.partitions.get(number)
-            if found is not None:
-                return found
-        return None
-
-
 class Pool:
     """See the module.
 
@@ -114,8 +40,6 @@ class Pool:
         default_size: workers if the profile does not say.
         pump: gives a worker what it can take.
         may_start: whether another worker of the engine may start now; many at once would all be slow. One always may.
-        notice: tells the operator.
-        failed: stops the engine.
     """
 
     def __init__(
@@ -125,12 +49,9 @@ class Pool:
         default_size: int,
         partitions: list[Partition],
         app: App,
-        clock: Clock,
-        spawner: Spawner,
+        around: Surroundings,
         pump: Callable[[Worker], None],
         may_start: Callable[[], bool],
-        notice: Callable[[str], None],
-        failed: Callable[[GrapeError], None],
     ) -> None:
         self.name = spec.name
         self.is_long = spec.long
@@ -146,12 +67,11 @@ class Pool:
             min(profile.pool_min or 0, most), most, _us(profile.grow_threshold), _us(profile.idle_timeout)
         )
         self._stats = app.stats.pools[spec.name]
-        self._clock = clock
-        self._spawner = spawner
+        self._around = around
+        self._clock = around.clock
+        self._notice = around.notice
         self._pump = pump
         self._may_start = may_start
-        self._notice = notice
-        self._failed = failed
         self._owners: dict[int, Worker] = {}
         self._moving: dict[int, Worker | None] = {}
         self._moved_at: dict[int, int] = {}
@@ -170,16 +90,16 @@ class Pool:
     @property
     def members(self) -> list[Worker]:
         """Workers that may have partitions."""
-        return [w for w in self.workers.values() if w.state == "ready" and not w.is_sealed]
+        return [w for w in self.workers.values() if w.life == "ready"]
 
     @property
     def starting(self) -> int:
-        return sum(w.state == "starting" for w in self.workers.values())
+        return sum(w.comes for w in self.workers.values())
 
     @property
     def alive(self) -> int:
         """Workers that are there or on their way, and are to stay."""
-        return sum(w.state in ("starting", "ready") and not w.is_sealed for w in self.workers.values())
+        return sum(w.comes or w.life == "ready" for w in self.workers.values())
 
     @property
     def is_degraded(self) -> bool:
@@ -207,12 +127,11 @@ class Pool:
             index = next(i for i in range(len(self.workers) + 1) if i not in self.workers)
             worker = self.workers[index] = Worker(self.name, index, now)
             self.spawned += 1
-            worker.link = self._spawner.spawn(self.name, index)
+            worker.link = self._around.spawner.spawn(self.name, index)
 
     def joined(self, worker: Worker) -> None:
         """It has loaded the app and set it up."""
-        now = self._clock.now()
-        worker.state, worker.since, worker.idle_since = "ready", now, now
+        worker.step("set up", self._clock.now())
         self.was_ready = True
         self.rebalance()
         self._was_complete = self._was_complete or (not self.starting and self.alive >= self.size)
@@ -255,9 +174,9 @@ class Pool:
         partition.dispatch.is_moving = False
         owner = self._owners.pop(number)
         del owner.partitions[number]
-        if owner.link is not None:
+        if owner.serves:
             owner.link.send(Revoke(number, partition.epoch))
-        if to is not None and to.state == "ready":
+        if to is not None and to.serves:
             if self._was_complete:  # while a run starts, each worker that comes gets its share
                 self._moved_at[number] = self._clock.now()
             self.give(partition, to)
@@ -268,7 +187,6 @@ class Pool:
 
     def give(self, partition: Partition, worker: Worker) -> None:
         """The partition is the worker's, in a new epoch."""
-        assert worker.link is not None
         epoch = partition.reassign()
         self._owners[partition.number] = worker
         worker.partitions[partition.number] = partition
@@ -303,22 +221,16 @@ class Pool:
 
     def seal(self, worker: Worker) -> None:
         """It is to end, once others have its partitions."""
-        if worker.is_sealed:
+        if worker.life != "ready":
             return
-        worker.is_sealed = True
+        worker.step("seal", self._clock.now())
         self.rebalance()
         self.reconcile()
         self._dismiss_if_empty(worker)
 
     def _dismiss_if_empty(self, worker: Worker) -> None:
-        if worker.is_sealed and worker.state == "ready" and not worker.partitions and not worker.outstanding:
-            self.dismiss(worker)
-
-    def dismiss(self, worker: Worker) -> None:
-        """Ask it to end."""
-        if worker.state in ("starting", "ready") and worker.link is not None:
-            worker.state, worker.since = "leaving", self._clock.now()
-            worker.link.send(Drain())
+        if worker.life == "sealed" and not worker.partitions and not worker.outstanding:
+            worker.dismiss(self._clock.now())
 
     def freeze(self) -> None:
         """No worker starts any more."""
@@ -328,7 +240,8 @@ class Pool:
         """All workers are asked to end."""
         self.freeze()
         for worker in list(self.workers.values()):
-            self.dismiss(worker)
+            if worker.comes or worker.serves:
+                worker.dismiss(self._clock.now())
 
     def progressed(self, worker: Worker, events: int) -> None:
         """It has handed in results of so many events."""
@@ -344,8 +257,6 @@ class Pool:
 
     def ended(self, worker: Worker, why: str, is_crash: bool) -> None:
         """The process has ended. ``is_crash``: nothing that it was asked to do, or an event was named for."""
-        was_starting = worker.state == "starting"
-        worker.state = "gone"
         if self.workers.get(worker.index) is worker:
             del self.workers[worker.index]
         for number, partition in worker.partitions.items():
@@ -361,9 +272,9 @@ class Pool:
             return
         if is_crash:
             self._crashed(worker, why)
-            failed = (was_starting and not self.was_ready) or (worker.refused and not self._has_worked)
+            failed = (not worker.has_served and not self.was_ready) or (worker.has_refused and not self._has_worked)
             if failed and self.backoff.crashes >= _STARTS:
-                self._failed(
+                self._around.failed(
                     UserError(f"pool {self.name!r}: a worker failed at its start {_STARTS} times in a row\n{why}")
                 )
                 return
@@ -395,7 +306,7 @@ class Pool:
     def numbers(self, now: int) -> PoolNumbers:
         """The pool as it is now."""
         stats, profile = self._stats, self.profile
-        ready = [w for w in self.workers.values() if w.state == "ready"]
+        ready = [w for w in self.workers.values() if w.serves]
         active = sum(w.idle_since is None for w in ready)
         state = "degraded" if self.is_degraded else "running" if active else "idle" if ready else "empty"
         return PoolNumbers(
@@ -410,7 +321,7 @@ class Pool:
             workers_active=active,
             workers_idle=len(ready) - active,
             workers_starting=self.starting,
-            workers_leaving=sum(w.state == "leaving" for w in self.workers.values()),
+            workers_leaving=sum(w.leaves for w in self.workers.values()),
             workers_limit=self.scaler.most,
             workers_spawned=self.spawned,
             workers_crashed=self.crashed,
@@ -421,7 +332,7 @@ class Pool:
         )
 
     def _scale(self, now: int) -> None:
-        ready = [w for w in self.workers.values() if w.state == "ready"]
+        ready = [w for w in self.workers.values() if w.serves]
         self._stats.look(now, sum(w.idle_since is None for w in ready), len(ready))
         load = self._load(now)
         self.size = max(self.size, self.scaler.grow(now, load))
@@ -450,23 +361,15 @@ class Pool:
         """End who is late: with its start, with a sign of life, or with its end."""
         profile = self.profile
         for worker in list(self.workers.values()):
-            if worker.link is None:
-                continue
-            if worker.state == "starting" and now - worker.since > _us(profile.startup_timeout):
-                worker.explained = f"it was not ready within {profile.startup_timeout:g} s (startup-timeout)"
-                worker.since = now
+            if worker.comes and now - worker.born > _us(profile.startup_timeout):
+                worker.cut(f"it was not ready within {profile.startup_timeout:g} s (startup-timeout)", now)
+            elif worker.serves and now - worker.heard > _us(profile.heartbeat_timeout):
+                worker.cut(f"it was silent for {profile.heartbeat_timeout:g} s (heartbeat-timeout)", now)
+            elif worker.life == "leaving" and now - worker.since > _us(profile.termination_timeout):
+                worker.step("terminate", now)
+                worker.link.terminate()
+            elif worker.life == "asked" and now - worker.since > _KILL_AFTER:
                 worker.link.kill()
-            elif worker.state == "ready" and now - worker.heard > _us(profile.heartbeat_timeout):
-                worker.explained = f"it was silent for {profile.heartbeat_timeout:g} s (heartbeat-timeout)"
-                worker.heard = now
-                worker.link.kill()
-            elif worker.state == "leaving":
-                late = now - worker.since - _us(profile.termination_timeout)
-                if late > _KILL_AFTER:
-                    worker.link.kill()
-                elif late > 0 and not worker.was_asked:
-                    worker.was_asked = True
-                    worker.link.terminate()
 
     def _next_wake(self, now: int) -> int | None:
         wakes: list[float] = []

@@ -62,6 +62,27 @@ def check_key(key: object) -> str:
     return key
 
 
+MAX_TIMER_NAME: Final = 255
+
+
+def check_timer_name(name: object) -> str:
+    """Return ``name`` if a timer can be called so: text of 1 to 255 bytes of UTF-8.
+
+    Raises:
+        TypeError: it is not text.
+        ValueError: it is empty, too long, or holds lone surrogates.
+    """
+    if type(name) is not str:
+        raise TypeError(f"the name of a timer is text (str), not {type(name).__name__}: {shown(name)}")
+    try:
+        size = len(name.encode())
+    except UnicodeEncodeError as e:
+        raise ValueError(f"the name of a timer must be valid UTF-8 text: {e.reason}") from None
+    if not 1 <= size <= MAX_TIMER_NAME:
+        raise ValueError(f"the name of a timer has 1 to {MAX_TIMER_NAME} bytes of UTF-8, this one has {size}")
+    return name
+
+
 _CACHED_KEYS: Final = 65_536
 
 

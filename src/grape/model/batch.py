@@ -59,13 +59,15 @@ class Context(Struct, frozen=True, omit_defaults=True, array_like=True):
     """What an event inherits from the one that caused it. Workers see only its number.
 
     ``request``: the id under which the first caller waits ("" = nobody does). ``home``: the partition of the reply
-    home that keeps the answer. ``deadline``: microseconds of wall time after which no handler starts with it; 0: never.
+    home that keeps the answer; of ``pool``, if a handler there waits for it. ``deadline``: microseconds of wall time
+    after which no handler starts with it; 0: never.
     """
 
     request: str = ""
     home: int = 0
     trace: str = ""
     deadline: int = 0
+    pool: str = ""
 
 
 class RunMeta(Struct, omit_defaults=True):

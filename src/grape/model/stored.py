@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import Final, Literal
 
 import msgspec
@@ -26,6 +27,15 @@ REPLY_DEAD: Final = "the event that should have answered became a dead letter"
 """The note in a final reply that the engine itself gives."""
 CLIENT_ID: Final = b"id:"
 """Begins the keys of texts that are ids of clients."""
+TIMER_NAME: Final = b"timer:"
+"""Begins the keys of texts that say which timers have a name: the keys of their rows, one behind the other."""
+
+
+class Reading(Struct, array_like=True):
+    """How far a log was read: as the same fields of `Head`."""
+
+    cursor: Cursor = msgspec.field(default_factory=Cursor)
+    seen: dict[bytes, int] = {}
 
 
 class Head(Struct, array_like=True):
@@ -34,7 +44,8 @@ class Head(Struct, array_like=True):
     ``seen``: per origin (packed id + incarnation) the next sequence number to accept. ``sent``: per target log
     (packed) the number of batches sent to it. ``catching_up``: the pairs that did not chain in older code
     (`AppRecord.unchained`) do not yet, as something that was emitted unchained may wait in its own log. ``migrated``:
-    (digest of a topology, position up to which the log has been adapted to it).
+    (digest of a topology, position up to which the log has been adapted to it). ``answers``: how far the log is read to
+    which the answers for its handlers come.
     """
 
     cursor: Cursor = msgspec.field(default_factory=Cursor)
@@ -45,11 +56,22 @@ class Head(Struct, array_like=True):
     next_dead: int = 0
     catching_up: bool = False
     migrated: tuple[bytes, int] = (b"", 0)
+    answers: Reading = msgspec.field(default_factory=Reading)
+
+
+class HeldCall(Struct, array_like=True):
+    """A call that a handler made for a held event. ``digest``: of what it asked. ``answer``: None while it waits."""
+
+    event: str
+    digest: bytes
+    answer: bytes | None = None
+    is_error: bool = False
 
 
 class HoldEntry(Struct, array_like=True):
-    """A failed event, or one that waits behind it. ``due``: microseconds of wall time. ``attempts`` made so far.
-    ``locks``: later events of its (node, key) wait. ``stopped``: waits for an operator."""
+    """A failed event, one that waits for the answer to a call, or one that waits behind it. ``due``: microseconds of
+    wall time. ``attempts`` made so far. ``locks``: later events of its (node, key) wait. ``stopped``: waits for an
+    operator. ``calls``: of its handler, in order."""
 
     node: str
     event: str
@@ -68,6 +90,12 @@ class HoldEntry(Struct, array_like=True):
     kind: str = ""
     text: str = ""
     trace: bytes = b""
+    calls: list[HeldCall] = []
+
+    @property
+    def is_suspended(self) -> bool:
+        """It waits for an answer; ``due`` is when it gives that up."""
+        return bool(self.calls) and self.calls[-1].answer is None
 
 
 class DeadLetter(Struct, array_like=True):
@@ -90,12 +118,13 @@ class DeadLetter(Struct, array_like=True):
 
 
 class TimerEntry(Struct, array_like=True):
-    """A delayed emit."""
+    """A delayed emit. ``name``: key of the text that names it."""
 
     log: str
     partition: int
     body: bytes
     context: Context | None = None
+    name: bytes = b""
 
 
 class Expiry(Struct, array_like=True):
@@ -116,13 +145,6 @@ class SourceHead(Struct, array_like=True):
     next_dead: int = 0
     ended: bool = False
     next_id: int = 0
-
-
-class Reading(Struct, array_like=True):
-    """How far a log was read: as the same fields of `Head`."""
-
-    cursor: Cursor = msgspec.field(default_factory=Cursor)
-    seen: dict[bytes, int] = {}
 
 
 class TakerHead(Struct, array_like=True):
@@ -178,6 +200,15 @@ decode_catalog: Final = msgspec.msgpack.Decoder(Catalog).decode
 
 _decode_fields: Final = msgspec.msgpack.Decoder(dict[str, msgspec.Raw]).decode
 _decode_dues: Final = msgspec.msgpack.Decoder(dict[str, int] | None).decode
+
+
+def timer_name_key(node: int, key: bytes = b"", name: str = "") -> bytes:
+    """Key of the text that says which timers of a (node, key) are called so; without a name what all of the node's
+    begin with."""
+    prefix = TIMER_NAME + state_key(node, b"")
+    if not name:
+        return prefix
+    return prefix + hashlib.blake2b(len(key).to_bytes(2, "big") + key + name.encode(), digest_size=16).digest()
 
 
 def row_key(number: int) -> bytes:

@@ -89,9 +89,19 @@ class BatchItem(Struct, frozen=True, array_like=True):
     calls: bool = False
 
 
+class Answer(Struct, frozen=True, array_like=True):
+    """What came of a call: ``data`` is the reply, or (``is_error``) a map of code, text and node. ``digest``: of the
+    call."""
+
+    digest: bytes
+    data: bytes
+    is_error: bool = False
+
+
 class RetryItem(Struct, frozen=True, array_like=True):
     """A held event, for ``node`` alone. ``attempt`` counts from 1 and includes this one. ``rest``: more of its line
-    follow later, so its key stays locked. ``context``: -1 for none."""
+    follow later, so its key stays locked. ``context``: -1 for none. ``answers``: to the calls of its handler, in
+    order."""
 
     hold: int
     node: str
@@ -102,6 +112,7 @@ class RetryItem(Struct, frozen=True, array_like=True):
     body: bytes
     rest: bool = False
     context: int = -1
+    answers: list[Answer] = []
 
 
 class Named(Struct, frozen=True, array_like=True):
@@ -218,15 +229,35 @@ class StateChanges(Struct, frozen=True, array_like=True):
     expires: Rows[int] | None = None
 
 
+class TimerName(Struct, frozen=True, array_like=True):
+    """By which a (node, key) finds its timers again."""
+
+    node: str
+    key: bytes
+    name: str
+
+
 class Timer(Struct, frozen=True, array_like=True):
-    """An emit that becomes due ``delay`` microseconds from now; ``emitted`` holds exactly one event."""
+    """An emit that becomes due ``delay`` microseconds from now; ``emitted`` holds exactly one event. None: all timers
+    of that name that are not due yet are cancelled. Replacing one is both, in that order."""
 
     delay: int
-    emitted: Emitted
+    emitted: Emitted | None
+    name: TimerName | None = None
+
+
+class Call(Struct, frozen=True, array_like=True):
+    """A handler asks, and its event waits for the answer. ``requests``: the event as it goes to each pool that listens,
+    whose body names context 0, the engine's. ``timeout``: microseconds."""
+
+    event: str
+    digest: bytes
+    timeout: int
+    requests: Parts[Emitted]
 
 
 class Failure(Struct, frozen=True, array_like=True):
-    """An event that failed at one node, or (``behind``) that waits behind one that did.
+    """An event that failed at one node, or (``behind``) that waits behind one that did, or (``call``) for an answer.
 
     ``hold``: the retried item it was, -1 for a new one. ``body``: the event as a batch of one. ``hops`` so far.
     """
@@ -246,6 +277,7 @@ class Failure(Struct, frozen=True, array_like=True):
     named: bool = False
     final: bool = False
     """It must not be tried again: nothing about it can change (bad payload excepted, which new code may mend)."""
+    call: Call | None = None
 
 
 class Reply(Struct, frozen=True, array_like=True):

@@ -37,6 +37,7 @@ from grape.engine.ids import Ids
 from grape.engine.intake import Feed
 from grape.engine.outlet import DeadOutputs, Take, dead_log
 from grape.engine.supervisor import Line, ProcessLink
+from grape.engine.surroundings import Sizes, Surroundings
 from grape.engine.telemetry import AppNumbers
 from grape.errors import EngineError, GrapeError, Interrupted, StorageFailed, UsageError
 from grape.inline import InlineLink
@@ -332,16 +333,9 @@ class Session:
         cores = os.cpu_count() or 1
         self.engine = self._workers.engine = Engine(
             app,
-            self._transport,
-            self,
-            self.clock,
-            rng,
-            self._profiles(topology),
-            options.workers or cores,
-            self.stop_with,
+            Surroundings(self._transport, self, self.clock, rng, self.stop_with, self.notice),
+            Sizes(self._profiles(topology), options.workers or cores, max(4, 2 * cores)),
             reserve,
-            self.notice,
-            max(4, 2 * cores),
         )
         self.engine.tell = self._tell
         self._workers.crash_log = CrashLog(data)
@@ -450,12 +444,12 @@ class Session:
 
     def _check_stall(self, engine: Engine) -> None:
         """Sources wait while the disk is full, for as long as working off what waits may make room."""
-        if not (self.sources_open and engine.is_full and engine.finished):
+        if not (self.sources_open and engine.gate.is_full and engine.finished):
             self._full_since = 0.0
         elif not self._full_since:
             self._full_since = time.monotonic()
         elif time.monotonic() - self._full_since > _STALL:
-            self.stop_with(engine.stalled())
+            self.stop_with(engine.gate.stalled())
 
     def _is_over(self, engine: Engine) -> bool:
         app = self.app
@@ -517,7 +511,7 @@ class Session:
         def received(link: InlineLink, message: FromWorker) -> None:
             if isinstance(message, Ask):
                 partition = engine.partition(pool, message.partition)
-                link.send(Values(engine.state_at_once(partition, message.node, message.keys)))
+                link.send(Values(engine.questions.at_once(partition, message.node, message.keys)))
                 return
             engine.received(pool, index, link, message)
             self._wake.set()

@@ -11,7 +11,8 @@ from functools import partial
 from typing import Final
 
 from grape.abc.isolate import Command, Isolate
-from grape.engine.engine import NEEDED, Engine
+from grape.engine.engine import Engine
+from grape.engine.handshake import NEEDED
 from grape.engine.supervisor import Line, ProcessLink, Supervisor
 from grape.errors import GrapeError, ProtocolError, UserError
 from grape.model.topology import DEFAULT_POOL, PoolSpec, TopologySpec, names

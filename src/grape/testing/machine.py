@@ -24,6 +24,7 @@ from grape.engine.clock import Clock, FakeClock
 from grape.engine.engine import Engine
 from grape.engine.intake import Feed, Prepared
 from grape.engine.outlet import Take
+from grape.engine.surroundings import Sizes, Surroundings
 from grape.errors import EngineError, GrapeError, Unstoppable
 from grape.inline import InlineLink
 from grape.model import batch as codec
@@ -402,14 +403,8 @@ class Machine:
         profile = msgspec.structs.replace(self.profile, heartbeat_timeout=never, startup_timeout=never)
         self.engine = Engine(
             app,
-            self.transport,
-            self,
-            self.clock,
-            self._rng,
-            dict.fromkeys((pool.name for pool in self.spec.pools), profile),
-            self._workers,
-            self._stop_with,
-            notice=self.notices.append,
+            Surroundings(self.transport, self, self.clock, self._rng, self._stop_with, self.notices.append),
+            Sizes(dict.fromkeys((pool.name for pool in self.spec.pools), profile), self._workers),
         )
         self.is_running = True
         self.feed = Feed(app, self.source, self.transport, True, self.clock)
@@ -438,7 +433,7 @@ class Machine:
             loop.abandon()
 
     def spawn(self, pool: str, index: int) -> Worker:
-        """`grape.engine.pool.Spawner`."""
+        """`grape.engine.worker.Spawner`."""
         worker = Worker(self, pool, index, self.build())
         self.workers.append(worker)
         return worker

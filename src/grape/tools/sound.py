@@ -24,6 +24,7 @@ from grape.model.stored import (
     NO_POOLS,
     SOURCE,
     TAKER,
+    TIMER_NAME,
     AppRecord,
     Catalog,
     Head,
@@ -191,6 +192,8 @@ class Rules:
 
     @staticmethod
     def _text(partition: PartitionId, key: bytes, value: bytes) -> str | None:
+        if key.startswith(TIMER_NAME) and len(key) > 8 and len(value) % 16:
+            return "a timer's name that cannot be read"
         is_id = key.startswith(CLIENT_ID) and len(key) < 256
         return "a client's id that cannot be read" if is_id and len(value) < 8 else None
 

@@ -13,7 +13,7 @@ import inspect
 import sys
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Final, NamedTuple
 
@@ -23,7 +23,7 @@ from grape.errors import EventOver, HandlerError
 from grape.model.cursor import Progress
 from grape.model.event import Event
 from grape.model.values import Unfit, to_value
-from grape.protocol.messages import Announce, BatchItem, Named, Result, RetryItem, Revoke, Work
+from grape.protocol.messages import Announce, Answer, BatchItem, Named, Result, RetryItem, Revoke, Work
 from grape.worker import children
 from grape.worker.effects import Assigned, Effects
 from grape.worker.emits import EmitColumns, bind
@@ -101,6 +101,18 @@ class Job:
         self.is_late = False
         """It ran over its timeout, and was cancelled for that."""
         self.finish: Callable[[], None] = _nothing
+
+    def own_key(self) -> str | None:
+        return self.stage.key_of(0)
+
+    def answers(self) -> Sequence[Answer]:
+        return () if self.retry is None else self.retry.item.answers
+
+    def place(self) -> object:
+        return self
+
+    def is_left(self) -> None:
+        """What it has done is in columns of its own."""
 
     @property
     def line(self) -> tuple[int, int, str, str] | None:
@@ -412,13 +424,14 @@ class AsyncPool:
             if event.key is not None:
                 table.in_use.add(event.key)
             job.access = StateAccess(unit.node, table, event, runtime.now_us())
-        bind(
+        calls = bind(
             job.emitter,
             job.columns,
             unit.node,
             runtime.names,
             runtime.partitions,
             runtime.limits.max_event,
+            job,
         )
         _current.set(job)
         handler = unit.handler
@@ -449,6 +462,7 @@ class AsyncPool:
                     self._returned(job, event, value)
             else:  # a wrapper may have awaited it
                 self._returned(job, event, await result if inspect.isawaitable(result) else result)
+            calls.check()
         finally:
             # Through an event, which the garbage collector does not look into, the job would hold on to itself.
             stage.on_progress = _nothing
@@ -659,13 +673,13 @@ def _bind_shared(unit: Unit) -> None:
     """Emits and state of an async node find their event by the running task."""
     emitter: Emitter = unit.emitter
 
-    def shared_method(name: str) -> Callable[..., None]:
-        def method(*arguments: Any, **options: Any) -> None:
-            getattr(_job(name).emitter, name)(*arguments, **options)
+    def shared_method(name: str) -> Callable[..., Any]:
+        def method(*arguments: Any, **options: Any) -> Any:
+            return getattr(_job(name).emitter, name)(*arguments, **options)
 
         return method
 
-    for name in ("emit", "emit_many", "reply"):
+    for name in ("emit", "emit_many", "reply", "cancel_timer", "call"):
         emitter.__dict__[name] = shared_method(name)
     if unit.handler.instance is not None and unit.handler.states:
         owner = type(emitter)

@@ -13,9 +13,10 @@ from grape.model.address import Partitions
 from grape.model.batch import one
 from grape.model.routing import Routing
 from grape.model.values import Raw, encode
-from grape.protocol.messages import Emitted, Reply, Timer
+from grape.protocol.messages import Emitted, Reply, Timer, TimerName
+from grape.worker.calls import Suspended
 from grape.worker.effects import REPLY_COSTS, TIMER_COSTS, Assigned, Effects
-from grape.worker.emits import Delayed, Replied, weight
+from grape.worker.emits import Cancelled, Delayed, Replied, weight
 from grape.worker.outbox import Target
 from grape.worker.stage import ChildStage, Stage
 from grape.worker.units import Emissions, Unit
@@ -130,7 +131,7 @@ class Delivery:
         if isinstance(names, str):
             self._send(unit, stage, _named(flow, names), marks, None)
             return
-        for name, picked in self._in_order(stage, names, flow, []):
+        for name, picked in self._in_order(unit, stage, names, flow, []):
             self._send(unit, stage, _named(flow.pick(picked), name), marks, None)
 
     def _emits(self, unit: Unit, stage: Stage, emissions: Emissions, marks: list[int], origins: list[int]) -> None:
@@ -149,11 +150,13 @@ class Delivery:
         if isinstance(names, str):
             self._send(unit, stage, _named(flow, names), marks, self._numbers(keys))
             return
-        for name, picked in self._in_order(stage, names, flow, origins):
+        for name, picked in self._in_order(unit, stage, names, flow, origins):
             part = _named(flow.pick(picked), name)
             self._send(unit, stage, part, marks, self._numbers(part.keys or []))
 
-    def _in_order(self, stage: Stage, names: list[Any], flow: _Flow, origins: list[int]) -> list[tuple[str, list[int]]]:
+    def _in_order(
+        self, unit: Unit, stage: Stage, names: list[Any], flow: _Flow, origins: list[int]
+    ) -> list[tuple[str, list[int]]]:
         """Emits of several names as consecutive groups of one name each, so that a node which listens to several of
         them gets them in order. Timers and replies are done with here."""
         groups: list[tuple[str, list[int]]] = []
@@ -174,7 +177,10 @@ class Delivery:
                     picked.append(i)
             elif type(name) is Delayed:
                 assert flow.keys is not None
-                self._delay(name, flow.keys[i], flow.data[i], -1 if flow.contexts is None else flow.contexts[i])
+                of = self._timer_name(unit, stage, origins, i, name.timer)
+                self._delay(name, flow.keys[i], flow.data[i], -1 if flow.contexts is None else flow.contexts[i], of)
+            elif type(name) is Cancelled:
+                self._cancel(self._timer_name(unit, stage, origins, i, name.timer))
             elif type(name) is Replied:
                 context = stage.context_of(origins[i])
                 if context >= 0:
@@ -285,7 +291,19 @@ class Delivery:
             part = flow.pick(picked)
             self._collect(logs, number, name, part.keys, part.data, part.hops, part.contexts)
 
-    def _delay(self, delayed: Delayed, key: str | None, data: Any, context: int) -> None:
+    @staticmethod
+    def _timer_name(unit: Unit, stage: Stage, origins: list[int], i: int, name: str) -> TimerName | None:
+        key = stage.key_of(origins[i]) if name else None
+        return None if key is None else TimerName(unit.node, key.encode(), name)
+
+    def _cancel(self, of: TimerName | None) -> None:
+        assert of is not None
+        self._effects.add_size(TIMER_COSTS)
+        self._effects.timers.append(Timer(0, None, of))
+
+    def _delay(self, delayed: Delayed, key: str | None, data: Any, context: int, of: TimerName | None) -> None:
+        if of is not None:
+            self._cancel(of)  # it takes the place of the one before
         name = delayed.name
         counts = self._effects.emit_counts
         counts[name] = counts.get(name, 0) + 1
@@ -295,7 +313,14 @@ class Delivery:
         body = one(name, key, data, **({"contexts": [0]} if contexts else {}))
         for log in self._logs_of(name):
             self._effects.add_size(TIMER_COSTS)
-            self._effects.timers.append(Timer(delayed.delay, Emitted(log, number, 1, body, contexts)))
+            self._effects.timers.append(Timer(delayed.delay, Emitted(log, number, 1, body, contexts), of))
+
+    def requests(self, part: Assigned, unit: Unit, stage: Stage, index: int, call: Suspended) -> list[Emitted]:
+        """What asks for ``call``, which event ``index`` of ``stage`` makes: one for each pool that listens."""
+        key = stage.key_of(index) if call.key is INHERIT else call.key
+        number = part.number if key is None else self._partitions[key]
+        body = one(call.event, key, call.data, hops=stage.hops_of(index) + 1, contexts=[0])
+        return [Emitted(log, number, 1, body) for log in self._logs_of(call.event)]
 
     def _logs_of(self, name: str) -> list[str]:
         if name in self._routing.outputs:

@@ -11,10 +11,11 @@ from typing import Any, Final
 from msgspec import Struct
 
 from grape.authoring.emitter import INHERIT, Emitter, column_length
-from grape.errors import EventOver, TooLarge, UnknownEvent, Unstoppable
-from grape.model.address import Partitions
+from grape.errors import EventOver, NoKey, TooLarge, UnknownEvent, Unstoppable
+from grape.model.address import Partitions, check_timer_name
 from grape.model.near import did_you_mean
 from grape.model.values import Raw, encode, seconds, to_value
+from grape.worker.calls import Calls, Running
 
 MEASURE_EMITS: Final = 32_768
 _MEASURE_BYTES: Final = 4 << 20
@@ -30,6 +31,13 @@ class Delayed(Struct, frozen=True):
 
     name: str
     delay: int
+    timer: str = ""
+
+
+class Cancelled(Struct, frozen=True):
+    """Stands in the column of names for a timer that is cancelled."""
+
+    timer: str
 
 
 class Replied(Struct, frozen=True):
@@ -41,9 +49,10 @@ class Replied(Struct, frozen=True):
 class Names:
     """What may be emitted: the slots and outputs of the app."""
 
-    def __init__(self, app: str, known: Iterable[str]) -> None:
+    def __init__(self, app: str, slots: Iterable[str], outputs: Iterable[str] = ()) -> None:
         self.app = app
-        self.known = frozenset(known)
+        self.outputs = frozenset(outputs)
+        self.known = self.outputs.union(slots)
 
     def unknown(self, name: object, node: str) -> Exception:
         """The error for an emit that leads nowhere."""
@@ -63,7 +72,8 @@ class TooMuch(Unstoppable):
 
 class EmitColumns:
     """What a stage emits, in order: ``data`` one an emit; ``keys`` shorter than it while what follows all inherits;
-    ``runs`` the places where the name changes, as (first emit, name). A name is text, `Delayed` or `Replied`.
+    ``runs`` the places where the name changes, as (first emit, name). A name is text, `Delayed`, `Cancelled` or
+    `Replied`.
 
     ``single``: all of it comes from one event, which fails if it is over ``max_result`` bytes; else it is `TooMuch`.
     """
@@ -175,20 +185,30 @@ def bind(
     names: Names,
     partitions: Partitions,
     max_event: int,
-) -> None:
-    """Give ``emitter`` the closures that fill ``columns``."""
+    running: Running,
+) -> Calls:
+    """Give ``emitter`` the closures that fill ``columns``; returns what is known of its calls."""
+    calls = Calls(node, running)
     known = names.known
     all_data, all_keys = columns.data, columns.keys
     put_data, put_key = all_data.append, all_keys.append
     small = min(_SMALL, max_event)
     measure_emits = MEASURE_EMITS
 
-    def emit(event: str, data: Any = None, *, key: Any = INHERIT, delay: float | timedelta | None = None) -> None:
+    def emit(
+        event: str,
+        data: Any = None,
+        *,
+        key: Any = INHERIT,
+        delay: float | timedelta | None = None,
+        timer: str | None = None,
+    ) -> None:
         # Runs once per emit. The usual one: short text, under the same name as the last one, with its event's key.
         if (
             event is columns.name
             and key is INHERIT
             and delay is None
+            and timer is None
             and type(data) is str
             and data.isascii()
             and len(data) <= small
@@ -206,7 +226,9 @@ def bind(
             size = weight(data)
         name: Any = event
         if delay is not None:
-            name = Delayed(event, int(seconds(delay, "delay") * 1e6))
+            name = Delayed(event, int(seconds(delay, "delay") * 1e6), "" if timer is None else timer_name(timer))
+        elif timer is not None:
+            raise ValueError(f"timer={timer!r:.300} names an emit with delay=..., and this one has none")
         if key is not INHERIT:
             if key is not None:
                 partitions[key]
@@ -239,6 +261,31 @@ def bind(
         all_data.extend(values)
         columns.weigh(sum(map(weight, all_data[-count:])) + (0 if keys is None else sum(map(len, filter(None, keys)))))
 
+    def timer_name(timer: str) -> str:
+        check_timer_name(timer)
+        if running.own_key() is None:
+            raise NoKey(
+                f"node {node!r} used timer {timer!r} in an event that has no key: a timer's name is one of a "
+                f"(node, key); emit the event with key=..., or feed it with a key"
+            )
+        return timer
+
+    def cancel_timer(timer: str) -> None:
+        columns.put(Cancelled(timer_name(timer)), None)
+
+    def call(
+        event: str, data: Any = None, *, key: Any = INHERIT, timeout: float | timedelta = 30.0, type: Any = Any
+    ) -> Any:
+        if event not in known or event in names.outputs:
+            raise (
+                names.unknown(event, node)
+                if event not in known
+                else UnknownEvent(f"node {node!r} calls {event!r}, which is an output: nothing answers there")
+            )
+        if key is not INHERIT and key is not None:
+            partitions[key]
+        return calls.answer(event, to_value(data, max_event), key, timeout, type)
+
     def reply(data: Any = None, *, final: bool = True) -> None:
         columns.put(Replied(bool(final)), to_value(data, max_event))
 
@@ -246,12 +293,15 @@ def bind(
     attributes["emit"] = emit
     attributes["emit_many"] = emit_many
     attributes["reply"] = reply
+    attributes["cancel_timer"] = cancel_timer
+    attributes["call"] = call
+    return calls
 
 
 def unbind(emitter: Emitter, node: str) -> None:
     """Outside of its events a handler cannot emit."""
 
     def over(*args: Any, **kwargs: Any) -> None:
-        raise EventOver(f"node {node!r} used emit or reply outside of the handling of an event")
+        raise EventOver(f"node {node!r} used emit, reply or a timer outside of the handling of an event")
 
-    emitter.__dict__.update(emit=over, emit_many=over, reply=over)
+    emitter.__dict__.update(emit=over, emit_many=over, reply=over, cancel_timer=over, call=over)

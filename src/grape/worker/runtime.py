@@ -8,7 +8,7 @@ of its root events are finished: there a work may end early, and the engine send
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final, NamedTuple
 
 from grape.authoring.handler import Handler
@@ -16,14 +16,16 @@ from grape.errors import TooLarge
 from grape.model.address import Partitions
 from grape.model.batch import Run, one, runs_of, split_run
 from grape.model.cursor import Progress
-from grape.model.policy import after_failure, locks_key
+from grape.model.policy import Verdict, after_failure, locks_key
 from grape.model.routing import Routing, route
 from grape.model.topology import SlotSpec, TopologySpec
 from grape.protocol.messages import (
     Announce,
+    Answer,
     Ask,
     Assign,
     BatchItem,
+    Call,
     Failure,
     FromWorker,
     Named,
@@ -36,6 +38,7 @@ from grape.protocol.messages import (
 )
 from grape.worker import children
 from grape.worker.blame import blame, user_traceback
+from grape.worker.calls import Suspended
 from grape.worker.delivery import Delivery
 from grape.worker.effects import FAILURE_COSTS, Assigned, Effects
 from grape.worker.emits import Names, TooMuch
@@ -131,7 +134,7 @@ class Runtime:
         self.limits = message.limits
         self.concurrency = message.concurrency
         self.partitions = Partitions(message.partitions)
-        self.names = Names(self.topology.name, [*self.topology.events, *self.topology.outputs])
+        self.names = Names(self.topology.name, self.topology.events, self.topology.outputs)
         routing = route(self.topology)
         self._routing: Routing = routing
         self.units: dict[str, Unit] = {}
@@ -546,6 +549,10 @@ class Runtime:
 
     # ------------------------------------------------------------------ Host: what units ask for
 
+    def answers(self, unit: Unit, stage: Stage, index: int) -> Sequence[Answer]:
+        item = self.retries.get((stage.id_of(index), unit.node)) if self.retries else None
+        return () if item is None else item.answers
+
     def locked(self, node: str) -> set[str]:
         return self._part.locks.setdefault(node, set())
 
@@ -566,6 +573,9 @@ class Runtime:
         named: Named | None = None,
         final: bool = False,
     ) -> None:
+        if isinstance(error, Suspended):
+            self._suspend(unit, stage, index, error)
+            return
         slot = unit.slots[stage.name_of(index)]
         retrying = self.retries.get((stage.id_of(index), unit.node))
         deaths = (retrying.named_deaths if retrying is not None else 0) + (named is not None and named.death)
@@ -579,10 +589,7 @@ class Runtime:
                 self.limits.named_deaths,
             )
         )
-        key = stage.key_of(index)
-        if locks_key(slot, key, verdict) and key is not None:
-            self.locked(unit.node).add(key)
-            self._part.lines.setdefault((unit.node, key), set()).add(stage.id_of(index))
+        self._lock(unit, stage, index, verdict)
         if named is not None:
             kind, text, trace = named.kind, named.text, named.trace
         else:
@@ -598,6 +605,20 @@ class Runtime:
             named=bool(named is not None and named.death),
             final=final,
         )
+
+    def _lock(self, unit: Unit, stage: Stage, index: int, verdict: Verdict) -> None:
+        """Later events of its key wait, if it is held for them to."""
+        key = stage.key_of(index)
+        if locks_key(unit.slots[stage.name_of(index)], key, verdict) and key is not None:
+            self.locked(unit.node).add(key)
+            self._part.lines.setdefault((unit.node, key), set()).add(stage.id_of(index))
+
+    def _suspend(self, unit: Unit, stage: Stage, index: int, call: Suspended) -> None:
+        """The event waits for an answer."""
+        self._lock(unit, stage, index, "retry")
+        requests = self._delivery.requests(self._part, unit, stage, index, call)
+        self._effects.add_size(sum(len(request.body) for request in requests))
+        self._record(unit, stage, index, call=Call(call.event, call.digest, call.timeout, requests))
 
     def behind(self, unit: Unit, stage: Stage, index: int) -> None:
         key = stage.key_of(index)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import signal
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import Any, Final, Protocol
 
 from msgspec import Struct
@@ -21,9 +22,10 @@ from grape.model.address import Partitions
 from grape.model.event import Event
 from grape.model.topology import Limits, SlotSpec
 from grape.model.values import MAX_INT, MIN_INT, PLAIN, Payload, Raw, Unfit, to_value
-from grape.protocol.messages import Named
+from grape.protocol.messages import Answer, Named
 from grape.worker import children
-from grape.worker.emits import EmitColumns, Names, bind, unbind, weight
+from grape.worker.calls import Calls
+from grape.worker.emits import EmitColumns, Names, TooMuch, bind, unbind, weight
 from grape.worker.stage import Stage
 from grape.worker.state import MISSING, BadState, StateTable
 
@@ -45,9 +47,9 @@ def failure(error: BaseException) -> BaseException:
 
 class Emissions(Struct, frozen=True):
     """What a stage emitted. ``marks[i]``: how many its events up to i emitted; None: one an event at most, entry j
-    comes from event ``flat[j]`` (flat None: from event j). ``names``: one for all, or one an entry (with `Delayed` and
-    `Replied` among them). ``keys`` None: all inherit; else one an entry, INHERIT among them. ``size``: about how many
-    bytes. ``kinds``: the types of ``data``, if known."""
+    comes from event ``flat[j]`` (flat None: from event j). ``names``: one for all, or one an entry (with `Delayed`,
+    `Cancelled` and `Replied` among them). ``keys`` None: all inherit; else one an entry, INHERIT among them. ``size``:
+    about how many bytes. ``kinds``: the types of ``data``, if known."""
 
     names: str | list[Any]
     keys: list[Any] | None
@@ -88,6 +90,9 @@ class Host(Protocol):
     def now_us(self) -> int:
         """Wall time."""
 
+    def answers(self, unit: Unit, stage: Stage, index: int) -> Sequence[Answer]:
+        """To the calls that the event has made before."""
+
 
 class Unit(ABC):
     """A node and its loop. ``run`` is called from one thread at a time; ``position`` from any. ``is_exact``: that is
@@ -122,16 +127,38 @@ class Unit(ABC):
         self.emitter: Emitter = handler.instance if handler.instance is not None else Context()
         self._names = names
         self._partitions = partitions
+        self._calls: Calls
 
     def _bind(self) -> None:
-        bind(
+        self._calls = bind(
             self.emitter,
             self._columns,
             self.node,
             self._names,
             self._partitions,
             self._limits.max_event,
+            self,
         )
+
+    # What the emitter wants to know of the event that runs
+
+    def own_key(self) -> str | None:
+        assert self.stage is not None
+        return self.stage.key_of(self.position())
+
+    def answers(self) -> Sequence[Answer]:
+        assert self.stage is not None
+        return self._host.answers(self, self.stage, self.position())
+
+    def place(self) -> object:
+        return id(self.stage), self.position()
+
+    def is_left(self) -> None:
+        """For `_reopen`."""
+
+    def _reopen(self) -> None:
+        """The only event of the stage counts as running again."""
+        self._marks.clear()
 
     def _event_start(self) -> int:
         return self._marks[-1] if self._marks else 0
@@ -156,9 +183,12 @@ class Unit(ABC):
                 try:
                     self._fast()
                     children.end_child()
+                    self._check_calls(stage.count)
                     start = stage.count
                 except BaseException as e:
                     failed = failure(e)
+                    if stage.count > 1 and self._calls.was_caught_before(failed):
+                        raise TooMuch from None
                     start = self.position()
                     self._undo()
                     self._host.fail(self, stage, start, failed)
@@ -180,6 +210,19 @@ class Unit(ABC):
             return self._finish(stage)
         finally:
             self._end()
+
+    def _check_calls(self, count: int) -> None:
+        """No handler of the last ``count`` events went on although it was to be left.
+
+        Raises:
+            HandlerError: the one did.
+            TooMuch: one of them did. They have to run one by one.
+        """
+        if self._calls.suspended is not None:
+            if count > 1:
+                raise TooMuch
+            self._reopen()
+            self._calls.check()
 
     def abandon(self) -> None:
         """In a child that was forked by the handler: the stage ends with the event that runs."""
@@ -208,6 +251,7 @@ class Unit(ABC):
 
     def _undo(self) -> None:
         """Forget what the running event emitted and changed."""
+        self._calls.suspended = None
         self._columns.cut(self._event_start())
 
     def _close(self, index: int) -> None:
@@ -378,6 +422,7 @@ class NodeUnit(Unit):
     def _one(self, index: int) -> None:
         event = self._events[index]
         self._returned(event.name, self._call(event))
+        self._calls.check()
 
 
 class CountingUnit(NodeUnit):
@@ -400,6 +445,19 @@ class CountingUnit(NodeUnit):
     def _begin(self, stage: Stage, data: list[Any] | None) -> None:
         super()._begin(stage, data)
         self._table = self._host.table(self.node)
+
+    def is_left(self) -> None:
+        assert self.stage is not None
+        key = self.stage.key_of(self.position())
+        self._kept = key, self._table.values.get(key or "", MISSING), key in self._table.dirty
+
+    def _reopen(self) -> None:
+        super()._reopen()
+        key, value, was_dirty = self._kept
+        if key is not None:
+            self._table.values[key] = value
+            if not was_dirty:
+                self._table.dirty.pop(key, None)
 
     def _fast(self) -> None:
         table = self._table
@@ -448,6 +506,7 @@ class CountingUnit(NodeUnit):
         if key is None:
             attributes.pop(name, None)
             self._returned(event.name, self._call(event))
+            self._calls.check()
             if name in attributes:
                 raise no_key(self.node, name, event.name)
             return
@@ -456,6 +515,7 @@ class CountingUnit(NodeUnit):
         old = state.read(table.cached(key, name, 0))
         attributes[name] = old
         self._returned(event.name, self._call(event))
+        self._calls.check()
         new = attributes.get(name, MISSING)
         if new is not old:
             table.store(key, {name: self._checked(new)}, 0)
@@ -615,6 +675,7 @@ class GeneralUnit(NodeUnit):
                 self._returned(event.name, item)
         else:
             self._returned(event.name, result)
+        self._calls.check()
         if access is not None:
             if self._is_node:
                 self._collect(access)
@@ -666,6 +727,12 @@ def arguments(handler: Handler, event: Event, context: Emitter, access: StateAcc
 
 class BatchUnit(NodeUnit):
     """A handler that gets lists and returns a list of the same length: result, None, or an exception for one event."""
+
+    def own_key(self) -> str | None:
+        raise HandlerError(f"{self.node!r} gets its events in batches: a timer has a name per key, so not here")
+
+    def place(self) -> object:
+        raise HandlerError(f"{self.node!r} gets its events in batches: a call is made for one event, so not here")
 
     def _begin(self, stage: Stage, data: list[Any] | None) -> None:
         super()._begin(stage, data)

@@ -17,7 +17,7 @@ from grape.errors import Corrupt, ProtocolError
 from grape.model import batch as codec
 from grape.model.batch import Context
 from grape.model.stored import HoldEntry, decode_hold, row_key
-from grape.protocol.messages import BatchItem, RetryItem, Work
+from grape.protocol.messages import Answer, BatchItem, RetryItem, Work
 
 _RETRIES_AT_ONCE: Final = 500
 _CAREFUL_EVENTS: Final = 256
@@ -106,6 +106,7 @@ class Dispatch:
         alone = retries and (self.is_long or (careful and not is_needed))
         if not self._failures.is_full and not alone:
             batches = self._batches(careful)
+        self._ledger.flush()
         if not batches.items and not retries:
             return None
         holds = {r.hold: (codec.name_of(r.body), r.node) for r in retries}
@@ -134,10 +135,13 @@ class Dispatch:
         if row is None:
             raise Corrupt(f"hold entry {held.number} of partition {self._ledger.name} is missing")
         entry: HoldEntry = decoded(decode_hold, row, "hold entry")
+        if entry.is_suspended:
+            self._failures.give_up_waiting(held.number, entry)
+        answers = [Answer(call.digest, call.answer or b"", call.is_error) for call in entry.calls]
         self._add_contexts([entry.context or Context()])
         context = -1 if entry.context is None else len(self.contexts) - 1
         what = entry.node, entry.id, entry.attempts + 1, entry.named_deaths, entry.created, entry.body
-        return RetryItem(held.number, *what, rest, context)
+        return RetryItem(held.number, *what, rest, context, answers)
 
     def _batches(self, careful: bool) -> _Batches:
         inbox, cursor = self._ledger.inbox, self._ledger.head.cursor
@@ -164,7 +168,6 @@ class Dispatch:
             budget -= len(stored.batch)
         if count := self._backlog.drop_duplicates():
             self._ledger.app.stats.pools[self._ledger.pool].duplicates += count
-        self._ledger.flush()
         return found
 
     def _item(self, stored: Stored, header: codec.Header) -> BatchItem:

@@ -23,6 +23,7 @@ class Held(Struct):
     size: int
     stopped: bool
     careful: bool
+    suspended: bool = False
     in_work: bool = False
 
 
@@ -34,9 +35,15 @@ class HoldList:
     def __init__(self) -> None:
         self._held: dict[int, Held] = {}
         self._lines: dict[Line, deque[int]] = {}
+        self._sizes: dict[Line, int] = {}
+        self._asking: set[Line] = set()
+        """Lines whose head waits for an answer."""
         self._due: list[tuple[int, int]] = []
         self.size = 0
         self.stopped = 0
+        self.asking = 0
+        self.asking_size = 0
+        """Of ``len`` and ``size`` what waits for answers, and behind events that do."""
 
     def __len__(self) -> int:
         return len(self._held)
@@ -51,25 +58,68 @@ class HoldList:
     def add(self, number: int, entry: HoldEntry, size: int) -> None:
         """A new entry; in a line it stands last. Numbers grow."""
         line = (entry.node, entry.key) if entry.key is not None and (entry.locks or entry.behind) else None
-        held = Held(number, line, entry.due, size, entry.stopped, entry.careful)
+        held = Held(number, line, entry.due, size, entry.stopped, entry.careful, entry.is_suspended)
         self._held[number] = held
         self.size += size
         self.stopped += entry.stopped
         if line is not None:
             queue = self._lines.setdefault(line, deque())
             queue.append(number)
-            if queue[0] != number:
-                return
-        self._schedule(held)
+        self._weigh(held, 1, size)
+        if self._is_head(held):
+            self._schedule(held)
 
     def change(self, number: int, entry: HoldEntry, size: int) -> None:
         """The entry failed again."""
         held = self._held[number]
         self.size += size - held.size
         self.stopped += entry.stopped - held.stopped
+        was_suspended, grown = held.suspended, size - held.size
         held.due, held.size, held.stopped, held.careful = entry.due, size, entry.stopped, entry.careful
-        held.in_work = False
+        held.suspended, held.in_work = entry.is_suspended, False
+        self._asks(held, was_suspended, grown)
         self._schedule(held)
+
+    def gave_up(self, number: int, size: int) -> None:
+        """The entry, which is in work, waits for its answer no more."""
+        held = self._held[number]
+        was_suspended, grown = held.suspended, size - held.size
+        self.size += grown
+        held.size, held.suspended = size, False
+        self._asks(held, was_suspended, grown)
+
+    def _asks(self, held: Held, was_suspended: bool, grown: int) -> None:
+        """It has begun or ended to wait for an answer, or its size has changed."""
+        if held.line is not None:
+            self._weigh(held, 0, grown)
+            return
+        if was_suspended:
+            self.asking -= 1
+            self.asking_size -= held.size - grown
+        if held.suspended:
+            self.asking += 1
+            self.asking_size += held.size
+
+    def _weigh(self, held: Held, count: int, size: int) -> None:
+        """So many more entries and bytes stand where ``held`` does (or did), whose head may have changed."""
+        line = held.line
+        if line is None:
+            if held.suspended:
+                self.asking += count
+                self.asking_size += size
+            return
+        queue = self._lines.get(line)
+        if line in self._asking:  # it is taken out as it was, and put in as it is
+            self._asking.discard(line)
+            self.asking -= (0 if queue is None else len(queue)) - count
+            self.asking_size -= self._sizes.get(line, 0)
+        self._sizes[line] = self._sizes.get(line, 0) + size
+        if queue is None:
+            del self._sizes[line]
+        elif self._held[queue[0]].suspended:
+            self._asking.add(line)
+            self.asking += len(queue)
+            self.asking_size += self._sizes[line]
 
     def remove(self, number: int, now: int) -> None:
         """The entry is done with; what stands behind it is due."""
@@ -77,13 +127,15 @@ class HoldList:
         self.size -= held.size
         self.stopped -= held.stopped
         if held.line is None:
+            self._weigh(held, -1, -held.size)
             return
         queue = self._lines[held.line]
         was_head = queue[0] == number
         queue.remove(number)
         if not queue:
             del self._lines[held.line]
-        elif was_head:
+        self._weigh(held, -1, -held.size)
+        if queue and was_head:
             head = self._held[queue[0]]
             if not head.stopped:
                 head.due = min(head.due, now)

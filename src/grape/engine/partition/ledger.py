@@ -20,11 +20,14 @@ from grape.engine.committer import Committer
 from grape.engine.inbox import Inbox
 from grape.errors import Corrupt
 from grape.model import batch as codec
+from grape.model.address import PartitionId
 from grape.model.batch import Context
 from grape.model.stored import REPLIES, DeadLetter, Head, decode_head, encode, row_key
 
 T = TypeVar("T")
 
+ERROR: Final = "error"
+"""Name of an answer to a handler that tells of a failure."""
 _PAGE: Final = 1_000
 """Rows that are read at once."""
 
@@ -76,6 +79,8 @@ class Ledger:
         except (msgspec.MsgspecError, ValueError) as e:
             raise Corrupt(f"the head of partition {self.name} cannot be read: {e}") from None
         self.inbox = Inbox(self.head)
+        self.logs: list[tuple[PartitionId, Inbox]] = [(self.id, self.inbox)]
+        """What is read of; what is finished of it goes with the next commit."""
 
     @property
     def settled(self) -> bool:
@@ -85,12 +90,13 @@ class Ledger:
     # ------------------------------------------------------------------ what is stored
 
     def row(self, table: Table, key: bytes, decode: Callable[[bytes], T], what: str) -> T:
-        """A committed row that has to be there.
+        """A row that has to be there, as it is or is about to be.
 
         Raises:
             Corrupt: it is not, or cannot be read.
         """
         (value,) = self.transport.get(self.id, table, [key])
+        value = self.pending(table, key, value)
         if value is None:
             raise Corrupt(f"a {what} of partition {self.name} is missing")
         return decoded(decode, value, what)
@@ -141,18 +147,26 @@ class Ledger:
         self.draft.sends.append(Send(target, sealed, events))
         self.draft.changed = True
 
-    def reply(self, replies: list[tuple[Context, bytes, bool]], now: int) -> None:
-        """Answers, as (to whom, data, whether it is the last one), each to the home of its call."""
-        homes: dict[int, list[tuple[Context, bytes, bool]]] = {}
+    def reply(self, replies: list[tuple[Context, bytes, bool]], now: int, *, are_errors: bool = False) -> None:
+        """Answers, as (to whom, data, whether it is the last one), each to the home of its call. A handler that waits
+        gets the last one alone."""
+        homes: dict[tuple[str, int], list[tuple[Context, bytes, bool]]] = {}
         for reply in replies:
-            if reply[0].request:
-                homes.setdefault(reply[0].home, []).append(reply)
-        for home, answers in homes.items():
+            context, _, is_final = reply
+            log = REPLIES + context.pool
+            if not context.request:
+                continue
+            if log in self.app.record.logs and (is_final or not context.pool):
+                homes.setdefault((log, context.home), []).append(reply)
+            else:
+                self.app.stats.late_replies += 1
+        for (log, home), answers in homes.items():
             for parts in grouped(answers, lambda part: len(part[1]), self.app.limits.batch_max):
-                meta = codec.RunMeta(["part", "final"], bytes(final for _, _, final in parts))
+                names = ["part", ERROR if are_errors and log != REPLIES else "final"]
+                meta = codec.RunMeta(names, bytes(final for _, _, final in parts))
                 requests: list[str | None] = [context.request for context, _, _ in parts]
                 body = codec.encode_run(meta, len(parts), requests, [msgspec.Raw(data) for _, data, _ in parts])
-                self.send(REPLIES, home, body, len(parts), [], now)
+                self.send(log, home, body, len(parts), [], now)
                 self.app.stats.replies += len(parts)
 
     def then(self, callback: Callable[[], None]) -> None:
@@ -168,15 +182,20 @@ class Ledger:
         """
         if self.committing is not None or not self.draft.changed:
             return
-        position, above = self.inbox.advance()
+        trims: list[Trim] = []
+        drops: list[tuple[PartitionId, int]] = []
+        for log, inbox in self.logs:
+            position, above = inbox.advance()
+            trims.append(Trim(log, position))
+            drops += [(log, at) for at in above]
         draft = self.draft
         rows: list[tuple[Table, Rows]] = [(table, list(rows.items())) for table, rows in draft.rows.items()]
         self._committer.submit(
             encode(self.head),
             draft.sends,
             rows,
-            (Trim(self.id, position),),
-            tuple((self.id, at) for at in above),
+            trims,
+            drops,
             then=partial(self._committed, draft),
         )
         self.draft, self.committing = Draft(), draft

@@ -13,8 +13,10 @@ import random
 from grape.abc.transport import Transport
 from grape.engine.app import App
 from grape.engine.clock import Clock
+from grape.engine.first import Failed
 from grape.engine.inbox import own_origin
 from grape.engine.partition import log
+from grape.engine.partition.answers import Answers
 from grape.engine.partition.backlog import Backlog
 from grape.engine.partition.careful import Careful, Root
 from grape.engine.partition.dispatch import Dispatch, Dispatched
@@ -50,6 +52,7 @@ class Partition:
         self.backlog = Backlog(ledger)
         self.failures = Failures(ledger, rng)
         self.holds = self.failures.list
+        self.answers = Answers(ledger, self.failures)
         self.timers = Timers(ledger)
         self.expiries = Expiries(ledger)
         self.memory = Memory(ledger, self.expiries)
@@ -130,13 +133,13 @@ class Partition:
         """
         return self.dispatch.make(self.epoch, now)
 
-    def apply(self, result: Result) -> None:
-        """Take a worker's result into the draft.
+    def apply(self, result: Result) -> list[Failed]:
+        """Take a worker's result into the draft; returns which events have failed.
 
         Raises:
             ProtocolError: something in it cannot be true; nothing has been taken then.
         """
-        self._results.apply(result)
+        return self._results.apply(result)
 
     # ------------------------------------------------------------------ workers come and go
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from grape.engine.check import Checker, check_progress, once
+from grape.engine.first import Failed
 from grape.engine.partition.backlog import Backlog
 from grape.engine.partition.careful import Careful
 from grape.engine.partition.dispatch import Dispatch
@@ -12,8 +13,8 @@ from grape.engine.partition.ledger import Ledger
 from grape.engine.partition.timers import Timers
 from grape.errors import ProtocolError
 from grape.model.cursor import Progress
-from grape.model.stored import TimerEntry, state_key
-from grape.protocol.messages import Result, StateChanges
+from grape.model.stored import TimerEntry, state_key, timer_name_key
+from grape.protocol.messages import Result, StateChanges, TimerName
 
 
 class Results:
@@ -39,8 +40,8 @@ class Results:
         self._checker = Checker(ledger.app, ledger.pool)
         self._stats = ledger.app.stats.pools[ledger.pool]
 
-    def apply(self, result: Result) -> None:
-        """Take a worker's result into the draft.
+    def apply(self, result: Result) -> list[Failed]:
+        """Take a worker's result into the draft; returns which events have failed.
 
         Raises:
             ProtocolError: something in it cannot be true; nothing has been taken then.
@@ -62,14 +63,21 @@ class Results:
         for changes in result.states:
             self._change_state(changes)
         for timer in result.timers:
+            name = b"" if timer.name is None else self._name_key(timer.name)
             event = timer.emitted
+            if event is None:
+                self._timers.cancel(name)
+                continue
             context = contexts[event.contexts[0]] if event.contexts else None
-            self._timers.add(now + timer.delay, TimerEntry(event.target, event.partition, event.body, context))
+            self._timers.add(now + timer.delay, TimerEntry(event.target, event.partition, event.body, context, name))
+        failed: list[Failed] = []
         for failure in result.failures:
             if failure.hold >= 0:
                 dispatch.tried(failure.hold)
             self._careful.handed_in(failure.id, failure.node)
-            self._failures.fail(failure, contexts[failure.context] if failure.context >= 0 else None, now)
+            context = contexts[failure.context] if failure.context >= 0 else None
+            if (what := self._failures.fail(failure, context, now)) is not None:
+                failed.append(what)
         ledger.reply([(contexts[reply.context], reply.data, reply.final) for reply in result.replies], now)
         stats = ledger.app.stats
         stats.processed.update(result.counts)
@@ -77,6 +85,10 @@ class Results:
         for seq in result.ended:
             dispatch.end(seq)
         ledger.draft.changed = True
+        return failed
+
+    def _name_key(self, name: TimerName) -> bytes:
+        return timer_name_key(self._ledger.app.node_id(name.node), name.key, name.name)
 
     def _progress(self, position: int, progress: Progress, now: int) -> None:
         inbox = self._ledger.inbox

@@ -208,6 +208,8 @@ class Driver(Peer):
             for event, key, data in self._events(emitted, number):
                 effects.emits[emitted.target].append([event, key, data])
         for timer in result.timers:
+            if timer.emitted is None:
+                continue
             for event, key, data in self._events(timer.emitted, number):
                 effects.timers.append([timer.delay, event, key, data])
         for changes in result.states:

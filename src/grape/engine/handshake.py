@@ -1,0 +1,86 @@
+"""How a worker comes: it describes the app, is welcomed, and says when its nodes are set up."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+from grape.engine.app import App
+from grape.engine.clock import Clock
+from grape.engine.pool import Pool
+from grape.engine.worker import Worker
+from grape.errors import GrapeError, ProtocolError, TopologyError
+from grape.protocol.messages import VERSION, Hello, Refusal, Welcome
+
+NEEDED: Final = frozenset({"partition", "cache"})
+"""Capabilities that a worker has to have."""
+MAX_TEXT: Final = 16_000
+"""Characters of what a worker says of its end."""
+
+
+class Handshake:
+    """A first worker that does not fit ends the engine, as all would be like it; a later one only itself."""
+
+    def __init__(self, app: App, pools: Mapping[str, Pool], clock: Clock) -> None:
+        self._app = app
+        self._pools = pools
+        self._clock = clock
+
+    def hello(self, worker: Worker, message: Hello) -> None:
+        """
+        Raises:
+            ProtocolError: it is not what the workers before it were.
+            TopologyError: no worker can be used.
+        """
+        worker.step("hello", self._clock.now())
+        problem = self._problem(worker, message)
+        if problem and self._pools[worker.pool].was_ready:
+            raise ProtocolError(f"it is not as the workers before it were: {problem}")
+        if problem:
+            raise TopologyError(problem)
+        self._welcome(worker)
+
+    def _problem(self, worker: Worker, message: Hello) -> str:
+        if message.version != VERSION:
+            return f"worker {worker.name} speaks protocol {message.version}; this engine speaks {VERSION}"
+        lacks = sorted(NEEDED - set(message.capabilities))
+        if lacks:
+            return f"worker {worker.name} lacks what this engine needs: {', '.join(lacks)}"
+        if message.topology != self._app.described(worker.pool):
+            return (
+                f"worker {worker.name} built another topology than the first one did; "
+                f"a topology must come out the same every time (no time, no chance in it)"
+            )
+        return ""
+
+    def _welcome(self, worker: Worker) -> None:
+        app, profile = self._app, self._pools[worker.pool].profile
+        worker.link.send(
+            Welcome(
+                VERSION,
+                worker.pool,
+                worker.name,
+                app.partitions,
+                app.limits,
+                app.taken,
+                app.record.unchained,
+                self._clock.boot_offset(),
+                float(profile.heartbeat_timeout),
+                profile.concurrency,
+                app.topology,
+            )
+        )
+
+    def set_up(self, worker: Worker) -> None:
+        """Its nodes are; until then it has no partition, for which others would have to wait."""
+        self._pools[worker.pool].joined(worker)
+        for pool in self._pools.values():
+            pool.reconcile()  # one less is on its way
+
+    def refused(self, worker: Worker, message: Refusal) -> GrapeError | None:
+        """The app cannot be loaded. Returns why, if no worker could."""
+        was_coming = worker.comes
+        worker.step("refuse", self._clock.now())
+        worker.explained = message.text[:MAX_TEXT]
+        is_first = was_coming and not self._pools[worker.pool].was_ready
+        return TopologyError(message.text) if is_first and message.kind in ("topology", "usage") else None

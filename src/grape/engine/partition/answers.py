@@ -1,0 +1,57 @@
+"""Answers to the calls of handlers: a log beside that of the partition, so that they never stand behind its events."""
+
+from __future__ import annotations
+
+from grape.engine.inbox import Inbox
+from grape.engine.partition.failures import Failures
+from grape.engine.partition.ledger import ERROR, Ledger
+from grape.model import batch as codec
+from grape.model.cursor import Progress
+from grape.model.stored import REPLIES
+
+
+class Answers:
+    """``log``: where they come; None: in a directory of older code there is none yet."""
+
+    def __init__(self, ledger: Ledger, failures: Failures) -> None:
+        self._ledger = ledger
+        self._failures = failures
+        name = REPLIES + ledger.pool
+        self.log = ledger.app.log(name, ledger.number) if name in ledger.app.record.logs else None
+        self._inbox = Inbox(ledger.head.answers)
+        if self.log is not None:
+            ledger.logs.append((self.log, self._inbox))
+
+    def take(self) -> None:
+        """Give those that have come to the events that wait for them; the next commit says so.
+
+        Raises:
+            Corrupt: a stored batch is not what was written.
+        """
+        if self.log is None:
+            return
+        is_more = True
+        while is_more:
+            self._read()
+            is_more = self._inbox.unpark()
+        if self._inbox.dropped:
+            self._inbox.dropped.clear()
+            self._ledger.draft.changed = True
+
+    def _read(self) -> None:
+        ledger, inbox = self._ledger, self._inbox
+        assert self.log is not None
+        while found := ledger.transport.read(self.log, inbox.read_to, ledger.app.limits.dispatch_bytes):
+            for stored in found:
+                header = codec.header_of(stored.batch) if stored.known else codec.check(stored.batch)
+                if inbox.offer(stored.position, header, len(stored.batch)) is not None:
+                    self._give(codec.body_of(stored.batch, header))
+                    inbox.progress(stored.position, Progress(header.events))
+                    ledger.draft.changed = True
+                inbox.passed(stored.position)
+
+    def _give(self, body: bytes) -> None:
+        for run in codec.runs_of(body):
+            columns = codec.names_of(run), codec.keys_of(run) or (), codec.raw_data_of(run) or ()
+            for name, request, data in zip(*columns, strict=True):
+                self._failures.answered(request or "", bytes(data), name == ERROR)
