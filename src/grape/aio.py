@@ -29,7 +29,7 @@ from grape.model.event import Event
 from grape.model.near import did_you_mean
 from grape.model.topology import Limits
 from grape.running import Profiles, RunningEngine, Summary, at_the_call, options_of, unstarted
-from grape.session.calls import Call
+from grape.session.calls import Call, answer_as
 from grape.session.options import names_of
 
 T = TypeVar("T")
@@ -157,10 +157,11 @@ class AsyncEngine:
         key: str | None = None,
         deadline: float | None = None,
         timeout: float | None = 30.0,
+        type: Any = Any,
     ) -> Any:
         """Hand in an event and wait for its answer. Arguments and errors: `RunningEngine.call`."""
         async with self._start_call(event, data, key, deadline, timeout, keeps_parts=False) as replies:
-            return (await anext(replies)).data
+            return answer_as((await anext(replies)).data, type)
 
     def call_stream(
         self,

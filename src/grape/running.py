@@ -40,7 +40,7 @@ from grape.model.profile import Profile
 from grape.model.topology import Limits, TopologySpec
 from grape.model.values import shown as shown_value
 from grape.session import Options, Outcomes, Session, Taker
-from grape.session.calls import Call, Calls, CallStream, ReplySink
+from grape.session.calls import Call, Calls, CallStream, ReplySink, answer_as
 from grape.session.options import MAX_WORKERS, check_names, check_options, mapping_of, names_of, path_of
 from grape.session.profiles import load_profiles
 from grape.store.lmdb import MAX_SIZE
@@ -298,8 +298,10 @@ class RunningEngine:
             deadline: in so many seconds nobody is interested any more: no handler starts with it, or with what was
                 emitted for it, later than that; it becomes a dead letter.
             timeout: seconds to wait; None: without an end.
+            type: what the answer is decoded as.
 
         Raises:
+            BadPayload: the answer does not fit ``type``.
             Full: the backlog is at its limit.
             Conflict: the id was used for another event.
             UnknownEvent: nothing listens to it.
@@ -322,20 +324,23 @@ class RunningEngine:
         key: str | None = None,
         deadline: float | None = None,
         timeout: float | None = 30.0,
+        type: Any = Any,
     ) -> Any:
         """Hand in an event and wait for its answer: the data of the first final reply to it, by whatever node gives it.
 
         Args:
             deadline: as of `emit`; an event that is too late answers with an error.
             timeout: seconds to wait; None: without an end.
+            type: what the answer is decoded as.
 
         Raises:
+            BadPayload: the answer does not fit ``type``.
             CallFailed: what should have answered failed for good; it has the code, text and node of the failure.
             NoAnswer: nothing came in time, or the engine was closed. A TimeoutError.
             Full: 10,000 calls wait already; or as of `emit`, as are UnknownEvent, BadArgument, BadValue and TooLarge.
         """
         for reply in self._start_call(event, data, key, deadline, timeout, keeps_parts=False):
-            return reply.data
+            return answer_as(reply.data, type)
 
     def call_stream(
         self,

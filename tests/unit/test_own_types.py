@@ -419,6 +419,29 @@ class TestRegister:
             assert run.dead() == []
             assert run.state("Purse", "ann") == {"total": Money(13), "orders": [ORDER] * 4}
 
+    def test_the_answer_to_a_call_in_a_handler(self) -> None:
+        grape.register(Money, encode=cents, decode=of_cents)
+
+        class Asks(Node):
+            def process(self, event: Event) -> None:
+                money = self.call("double", Money(event.data), type=Money)
+                assert isinstance(money, Money)
+                self.emit("out", [money, self.call("double", Money(1), type=list[Cat])])
+
+        class Doubles(Node):
+            def process(self, event: Event) -> None:
+                self.reply(Money(2 * event.data))
+
+        t = Topology("calls")
+        t.add_slot("ask", Asks(), retries=0)
+        t.add_slot("double", Doubles())
+        t.add_output("out")
+        with Harness(t) as run:
+            run.feed("ask", 4, key="a")
+            run.settle()
+            (letter,) = run.dead()
+            assert letter.text.startswith("BadPayload: the answer does not fit list[")
+
     @given(st.recursive(st.integers(-(2**63), 2**63 - 1).map(Money), lambda v: st.lists(v) | st.tuples(v).map(list)))
     def test_any_nesting(self, value: Any) -> None:
         own.registered.pop(Money, None)

@@ -149,12 +149,12 @@ def column_decoder(kind: Any) -> Callable[[bytes], list[Any]]:
 
 
 @overload
-def convert(value: Any, kind: type[T]) -> T: ...
+def convert(value: Any, kind: type[T], what: str = ...) -> T: ...
 @overload
-def convert(value: Any, kind: Any) -> Any: ...
-def convert(value: Any, kind: Any) -> Any:
+def convert(value: Any, kind: Any, what: str = ...) -> Any: ...
+def convert(value: Any, kind: Any, what: str = "payload") -> Any:
     """``value``, made of builtins, as what ``kind`` says: a Struct, a dataclass, a pydantic model, a registered type,
-    or a collection of them. A typed slot gets its payload in the same way.
+    or a collection of them. A typed slot gets its payload in the same way. ``what``: what it is called in the error.
 
     Raises:
         BadPayload: it does not fit.
@@ -166,13 +166,13 @@ def convert(value: Any, kind: Any) -> Any:
             return _validated(adapter, value)
         return msgspec.convert(value, kind, dec_hook=from_plain)
     except ValueError as e:
-        raise misfit(kind, e) from None
+        raise misfit(kind, e, what) from None
 
 
-def misfit(kind: Any, error: object) -> BadPayload:
+def misfit(kind: Any, error: object, what: str = "payload") -> BadPayload:
     """What is raised for a payload that is no ``kind``."""
-    name = getattr(kind, "__name__", None) or repr(kind)
-    return BadPayload(f"the payload does not fit {name}: {error}")
+    name = kind.__name__ if isinstance(kind, type) and not typing.get_args(kind) else f"{kind!r:.200}"
+    return BadPayload(f"the {what} does not fit {name}: {error}")
 
 
 # ------------------------------------------------------------------ pydantic

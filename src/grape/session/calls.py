@@ -21,6 +21,7 @@ from grape.abc.source import Sink
 from grape.authoring.emitter import Reply
 from grape.errors import CallFailed, Full, GrapeError, NoAnswer
 from grape.model import batch as codec
+from grape.model import own
 from grape.model.stored import REPLY_DEAD
 from grape.model.values import decode
 
@@ -258,6 +259,14 @@ def _replies(batch: bytes) -> Iterator[tuple[str, bytes, bool]]:
                     yield key or "", bytes(raw), name == "final"
     except (GrapeError, MsgspecError, ValueError, RecursionError, IndexError):
         return
+
+
+def answer_as(data: Any, kind: Any) -> Any:
+    """
+    Raises:
+        BadPayload: it does not fit.
+    """
+    return data if kind is Any else own.convert(data, kind, "answer")
 
 
 def _decoded(packed: bytes) -> Any:

@@ -99,8 +99,8 @@ class Calls:
             raise _error(answer)
         try:
             return own.decoder(type)(answer.data)
-        except (msgspec.ValidationError, msgspec.DecodeError, RecursionError) as e:
-            raise HandlerError(f"the answer to {event!r} is not as it was asked for: {own.misfit(type, e)}") from None
+        except (msgspec.MsgspecError, RecursionError) as e:
+            raise own.misfit(type, e, "answer") from None
 
     def was_caught_before(self, error: BaseException) -> bool:
         """Whether a handler went on although it was to be left, before one raised ``error``."""
