@@ -5,6 +5,8 @@ SHELL := /bin/bash
 BIN := .venv/bin
 READY := .venv/.ready
 DEMO := .venv/.ready-demo
+N ?= 2
+PYTEST := $(BIN)/pytest -q -n $(N) --dist worksteal
 
 .PHONY: help demo test test-all test-sim test-fuzz test-crash test-cgroup2 test-sdks bench bench-languages check lock clean
 
@@ -20,11 +22,13 @@ $(DEMO): pyproject.toml requirements.lock scripts/setup
 demo: $(DEMO)  ## count the words of a real book, twice: the second run resumes
 	@scripts/demo
 
-test: $(READY)  ## the default suite, some minutes
-	$(BIN)/pytest -q -m "not slow"
+test: $(READY)  ## the default suite, in N=2 processes: some minutes
+	@scripts/sdks > /dev/null
+	$(PYTEST) -m "not slow"
 
 test-all: $(READY)  ## everything, also what takes long
-	$(BIN)/pytest -q
+	@scripts/sdks > /dev/null
+	$(PYTEST)
 	@scripts/test-sdks
 
 test-sim: $(READY)  ## the simulator: 10,000 seeds, 10,000 with changing code, 100,000 of async nodes in cycles (two hours)
@@ -48,7 +52,7 @@ test-sdks: $(READY)  ## the SDKs' own tests, by the usual runner of each languag
 	@scripts/test-sdks
 
 bench-languages: $(READY)  ## a keyed count in every language, beside Storm's way; and how long a worker takes to start
-	@scripts/sdks > /dev/null
+	@scripts/sdks bench > /dev/null
 	$(BIN)/python -m benchmarks --only languages,language-start
 
 check: $(READY)  ## ruff, mypy strict, the architecture test

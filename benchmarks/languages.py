@@ -1,6 +1,6 @@
 """A keyed count in every language: ``python -m benchmarks.languages NAME WHAT DIR``, NAME is rate or start.
 
-Workers of other languages are installed by `scripts/sdks` into ``.cache/sdks``.
+Workers of other languages are installed by `scripts/sdks bench` into ``.cache/sdks``.
 """
 
 from __future__ import annotations

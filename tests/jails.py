@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import sysconfig
+import tempfile
 import textwrap
 from collections.abc import Sequence
 from functools import cache
@@ -21,6 +22,14 @@ ROOT: Final = os.geteuid() == 0
 NOBODY: Final = 65534
 PROJECT: Final = Path(__file__).parents[1]
 _PATH: Final = "/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin"
+
+
+def open_to_all(path: Path) -> None:
+    """Let every user enter a directory of pytest, and all those above it that are pytest's as well."""
+    for each in (path, *path.parents):
+        if each == Path(tempfile.gettempdir()):
+            break
+        each.chmod(0o755)
 
 
 def as_nobody(argv: Sequence[str]) -> subprocess.CompletedProcess[str]:

@@ -48,7 +48,6 @@ ALLOWED: dict[tuple[str, str], tuple[int, str]] = {
     ("file", "grape.store.lmdb"): (1090, DEBT),
     ("file", "grape.testing.contracts.isolate"): (800, SUITE),
     ("file", "grape.testing.contracts.transport"): (850, SUITE),
-    ("file", "grape.worker.units"): (830, DEBT),
     ("function", "grape.authoring.topology:Topology.add_slot"): (90, FACE),
     ("function", "grape.cli.conformance:worker"): (65, CLI),
     ("function", "grape.cli.run:run"): (130, CLI),

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import collections
+import itertools
 import json
 import os
 import random
@@ -31,12 +32,12 @@ GRAPE = Path(sys.executable).parent / "grape"
 def make_text(path: Path, size: int, rng: random.Random) -> None:
     """Lines of words, Zipf-like; every line is unique, so that outputs can be told apart."""
     words = [f"w{i}" for i in range(20_000)]
-    weights = [1 / (i + 1) for i in range(len(words))]
+    weights = list(itertools.accumulate(1 / (i + 1) for i in range(len(words))))
     with path.open("w") as f:
         written = number = 0
         while written < size:
             for _ in range(1000):
-                line = f"n{number} " + " ".join(rng.choices(words, weights, k=11)) + "\n"
+                line = f"n{number} " + " ".join(rng.choices(words, cum_weights=weights, k=11)) + "\n"
                 written += f.write(line)
                 number += 1
 

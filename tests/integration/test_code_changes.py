@@ -6,15 +6,14 @@ import json
 import re
 import signal
 import subprocess
-import sys
 import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.command import GRAPE, grape
 
-GRAPE = str(Path(sys.executable).parent / "grape")
 LINES = 200
 
 COUNT = """
@@ -48,10 +47,6 @@ def work(line: str) -> str:
     print("got", line)
     return line
 """
-
-
-def grape(*arguments: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([GRAPE, *map(str, arguments)], check=False, capture_output=True, text=True, timeout=120)
 
 
 def rows(text: str) -> list[dict[str, Any]]:

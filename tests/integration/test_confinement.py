@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Final
 
 import pytest
-from tests.jails import ROOT, as_nobody
+from tests.jails import ROOT, as_nobody, open_to_all
 
 GRAPE: Final = str(Path(sys.executable).parent / "grape")
 SANDBOX: Final = '[pool.main.isolate]\ntype = "sandbox"\n'
@@ -19,8 +19,7 @@ SANDBOX: Final = '[pool.main.isolate]\ntype = "sandbox"\n'
 @pytest.fixture
 def app(tmp_path: Path) -> Path:
     """A directory for an app that everybody may read, beside a secret."""
-    for above in (tmp_path, *tmp_path.parents[:2]):
-        above.chmod(0o755)
+    open_to_all(tmp_path)
     (tmp_path / "secret").write_text("precious")
     (tmp_path / "secret").chmod(0o600)
     (tmp_path / "app").mkdir(mode=0o755)

@@ -4,29 +4,27 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.command import GRAPE
+from tests.command import grape as command
 
 import grape
 from grape import Event
-
-GRAPE = str(Path(sys.executable).parent / "grape")
 
 
 def run(tmp_path: Path, code: str, lines: list[str], *more: object) -> subprocess.CompletedProcess[str]:
     (tmp_path / "app.py").write_text(code)
     (tmp_path / "lines.txt").write_text("".join(f"{line}\n" for line in lines))
-    command = [GRAPE, "run", "app.py", "--feed", "line=lines.txt", "--data", "data", *map(str, more)]
-    return subprocess.run(command, check=False, capture_output=True, text=True, timeout=100, cwd=tmp_path)
+    return command("run", "app.py", "--feed", "line=lines.txt", "--data", "data", *more, cwd=tmp_path)
 
 
 def dead(tmp_path: Path) -> list[dict[str, Any]]:
-    command = [GRAPE, "dead", "list", "--json", "--data", "data"]
-    listed = subprocess.run(command, check=True, capture_output=True, text=True, cwd=tmp_path)
+    listed = command("dead", "list", "--json", "--data", "data", cwd=tmp_path)
+    assert listed.returncode == 0, listed.stderr
     return [json.loads(line) for line in listed.stdout.splitlines()]
 
 

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
-GRAPE = Path(sys.executable).parent / "grape"
+from tests.command import GRAPE
+from tests.command import grape as command
 
 SESSIONS = """
 from grape import Context, State, Topology
@@ -31,13 +31,10 @@ def sessions(second: int, last: State[int] = State(int, default=-1000)) -> dict 
 """
 
 
-def grape(where: Path, *arguments: object, code: int | None = 0, stdin: bytes | None = None) -> str:
-    done = subprocess.run(
-        [str(GRAPE), *map(str, arguments)], check=False, cwd=where, capture_output=True, input=stdin, timeout=120
-    )
-    said = done.stderr.decode()
-    assert code is None or done.returncode == code, said
-    return said
+def grape(where: Path, *arguments: object, code: int | None = 0, stdin: bytes = b"") -> str:
+    done = command(*arguments, cwd=where, stdin=stdin)
+    assert code is None or done.returncode == code, done.stderr
+    return done.stderr
 
 
 def lines_of(path: Path) -> list[dict[str, Any]]:
@@ -114,9 +111,7 @@ def test_an_id_is_fed_once_from_whatever_file_and_other_content_is_a_dead_letter
     out = lines_of(tmp_path / "o.jsonl")
     assert sorted(line["data"]["i"] for line in out) == [1, 2, 3]
     assert {line["id"].rpartition("-")[0] for line in out} != {""}
-    letters = subprocess.run(
-        [str(GRAPE), "dead", "list", "--data", "d"], check=True, cwd=tmp_path, capture_output=True, text=True
-    ).stdout
+    letters = command("dead", "list", "--data", "d", cwd=tmp_path).stdout
     (letter,) = map(json.loads, letters.splitlines())
     assert letter["kind"] == "conflict"
     assert letter["origin"].endswith("b.jsonl:3")
@@ -259,9 +254,8 @@ def test_whatever_a_source_raises_the_run_ends_with_its_line_and_what_was_read_i
     assert "app.py:" in said
     assert "in broken" in said
     assert "src/grape" not in said
-    states = subprocess.run(
-        [str(GRAPE), "doctor", "--data", "d"], cwd=tmp_path, capture_output=True, text=True, check=True
-    )
+    states = command("doctor", "--data", "d", cwd=tmp_path)
+    assert states.returncode == 0
     assert "whole: all" in states.stdout + states.stderr
     assert "300" in states.stdout + states.stderr
 

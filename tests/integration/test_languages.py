@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import secrets
 import shutil
 import subprocess
 import sys
@@ -17,6 +18,8 @@ from typing import Any, Final
 
 import psutil
 import pytest
+from tests.command import GRAPE
+from tests.command import grape as command
 from tests.jails import NOBODY, environment, python_of_nobody
 from tests.jails import ROOT as IS_ROOT
 
@@ -27,7 +30,6 @@ from grape.testing.conformance.cases import all_cases
 from grape.testing.conformance.run import conform, lines_subject, worker_subject
 
 ROOT: Final = Path(__file__).parents[2]
-GRAPE: Final = str(Path(sys.executable).parent / "grape")
 SDKS: Final = ROOT / ".cache" / "sdks"
 CONFORMANCE: Final = ROOT / "conformance"
 CHAPTERS: Final = tuple(dict.fromkeys(case.chapter for case in all_cases()))
@@ -92,7 +94,7 @@ def test_the_command_tells_a_third_party_what_is_wrong(tmp_path: Path) -> None:
     done = subprocess.run([*command[:3], *mute], check=False, capture_output=True, text=True)
     assert done.returncode == 2, done.stderr
     assert "it has closed its socket, but goes on" in done.stderr
-    done = subprocess.run([*command[:4], "--", "/bin/false"], check=False, capture_output=True, text=True)
+    done = subprocess.run([*command[:6], "--", "/bin/false"], check=False, capture_output=True, text=True)
     assert done.returncode in (2, 3), done.stderr
     assert "Traceback" not in done.stderr
 
@@ -251,12 +253,13 @@ ISOLATES: Final[dict[str, dict[str, Any]]] = {
 
 
 def hostile(tmp_path: Path, language: str) -> Path:
-    """A directory with the app."""
-    runtime, entry = HOSTILE[language]
+    """A directory with the app; its processes have a name of their own."""
+    runtime, name = HOSTILE[language]
+    entry = f"{secrets.token_hex(8)}-{name}"
     tmp_path.chmod(0o755)
     where = tmp_path / "app"
     where.mkdir()
-    source = SDKS / "cpp" / entry if language == "cpp" else ROOT / "tests" / "speakers" / entry
+    source = SDKS / "cpp" / name if language == "cpp" else ROOT / "tests" / "speakers" / name
     shutil.copy(source, where / entry)
     (where / "app.py").write_text(APP.format(runtime=runtime, entry=entry))
     return where
@@ -311,7 +314,9 @@ def test_a_fork_bomb_of_every_language_is_contained(
     tmp_path: Path, language: str, sdk_env: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """F51: the limit holds, the failure is named, all of it is gone, others go on."""
-    monkeypatch.chdir(hostile(tmp_path, language))
+    here = hostile(tmp_path, language)
+    (entry,) = (path.name for path in here.iterdir() if path.name.endswith(HOSTILE[language][1]))
+    monkeypatch.chdir(here)
     profile = {"other": {"pool-limit": 1, "isolate": ISOLATES["sandbox"]}, "main": {"pool-limit": 1}}
     data = tmp_path / "data"
     with grape.open("app.py:t", profile=profile, env=sdk_env, data=data) as engine:
@@ -322,6 +327,7 @@ def test_a_fork_bomb_of_every_language_is_contained(
         for i in range(20):
             engine.emit("near", f"{i}", key="c")
             assert next(outputs).data == f"{i}"
+        assert any(entry in " ".join(_words(p)) for p in psutil.process_iter())
         most = 0
         until = time.monotonic() + 60
         while not _letters(data):
@@ -330,13 +336,12 @@ def test_a_fork_bomb_of_every_language_is_contained(
         assert most < 120
         engine.emit("near", "after", key="c")
         assert next(outputs).data == "after"
-    left = [p for p in psutil.process_iter() if "hostile" in " ".join(_words(p)) and p.pid != os.getpid()]
+    left = [p for p in psutil.process_iter() if entry in " ".join(_words(p))]
     assert not left
 
 
 def _letters(data: Path) -> list[str]:
-    done = subprocess.run([GRAPE, "dead", "list", "--data", data], check=False, capture_output=True, text=True)
-    return done.stdout.splitlines()
+    return command("dead", "list", "--data", data).stdout.splitlines()
 
 
 def _some(events: Any, count: int) -> list[Any]:
@@ -349,8 +354,7 @@ def _some(events: Any, count: int) -> list[Any]:
 def run(tmp_path: Path, text: str, *options: str, feed: str = "word=in.txt") -> subprocess.CompletedProcess[str]:
     (tmp_path / "app.py").write_text(f"from grape import External, Topology\nt = Topology('mistake')\n{text}\n")
     (tmp_path / "in.txt").write_text("x\n")
-    command = [GRAPE, "run", "app.py:t", "--feed", feed, *options]
-    return subprocess.run(command, check=False, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    return command("run", "app.py:t", "--feed", feed, *options, cwd=tmp_path)
 
 
 BROKEN: Final = {

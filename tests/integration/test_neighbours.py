@@ -14,6 +14,7 @@ from typing import Any, Final
 
 import psutil
 import pytest
+from tests.jails import open_to_all
 
 import grape
 from grape.testing.contracts.isolate import python_for
@@ -58,9 +59,7 @@ class Run:
     def __init__(self, tmp_path: Path, level: str, what: str, timeout: float = 3.0) -> None:
         if level == "cgroup" and os.geteuid() != 0:
             pytest.skip("control groups of another user need root here")
-        tmp_path.chmod(0o755)
-        for parent in tmp_path.parents[:2]:
-            parent.chmod(0o755)
+        open_to_all(tmp_path)
         self.mark = f"grape-daemon-{os.getpid()}-{time.time_ns()}"
         (tmp_path / "app.py").write_text(APP.read_text())
         (tmp_path / "good.jsonl").write_text("".join(f'{{"k": "k{i}"}}\n' for i in range(GOOD)))

@@ -15,17 +15,12 @@ from typing import Any, Final
 
 import psutil
 import pytest
+from tests.command import grape as grape_cli
 
 import grape
 from grape.engine.telemetry import AppNumbers, PoolNumbers
 from grape.errors import Full
 from grape.running import RunningEngine
-
-GRAPE = Path(sys.executable).parent / "grape"
-
-
-def grape_cli(*arguments: str | Path, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([GRAPE, *arguments], check=False, cwd=cwd, capture_output=True, text=True, timeout=60)
 
 
 def app_file(tmp_path: Path, text: str) -> str:

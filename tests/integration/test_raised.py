@@ -9,11 +9,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from tests.command import GRAPE, grape
 from tests.integration.test_faults import dead, outputs, run
 
 from grape.tools.directory import Directory
-
-GRAPE = str(Path(sys.executable).parent / "grape")
 
 HEAD = """
 import asyncio, os, signal, sys, threading
@@ -126,8 +125,8 @@ def test_all_that_a_handler_raises_is_that_events_failure(tmp_path: Path, shape:
     code = code.replace("bad(line)", "bad(data['line'])" if shape not in ("task", "batch") else "bad(line['line'])")
     code = code.replace("inner(line))", "inner(data))").replace("list[str]", "list[dict]")
     (tmp_path / "app.py").write_text(code)
-    command = [GRAPE, "run", "app.py", "--feed", "line=in.jsonl,key=k", "--take", "out=out.jsonl", "--data", "data"]
-    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=100, cwd=tmp_path)
+    command = ("run", "app.py", "--feed", "line=in.jsonl,key=k", "--take", "out=out.jsonl", "--data", "data")
+    done = grape(*command, cwd=tmp_path)
     assert done.returncode == 1, done.stderr
     assert "is replaced" not in done.stderr
     letters = {letter["key"]: letter for letter in dead(tmp_path)}

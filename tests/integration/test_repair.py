@@ -6,8 +6,6 @@ import contextlib
 import json
 import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +15,7 @@ import msgspec
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tests.command import grape as run_grape
 
 import grape
 from grape.abc.transport import Callbacks, Commit, Send
@@ -29,13 +28,7 @@ from grape.tools.directory import Checkup, Directory
 from grape.tools.mending import DirectoryRepair, start_over
 from grape.transports.embedded import EmbeddedTransport
 
-GRAPE = str(Path(sys.executable).parent / "grape")
 TABLES = ("head", "logs", "log", "state", "hold", "timer", "dead", "text", "expiry")
-
-
-def run_grape(*arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [GRAPE, *map(str, arguments)]
-    return subprocess.run(command, check=False, capture_output=True, text=True, timeout=120)
 
 
 def topology() -> grape.Topology:

@@ -14,15 +14,10 @@ from typing import Any
 
 import psutil
 import pytest
+from tests.command import GRAPE, grape
 
 ROOT = Path(__file__).parents[2]
-GRAPE = str(Path(sys.executable).parent / "grape")
 WORDCOUNT = str(ROOT / "examples" / "01-wordcount" / "wordcount.py")
-
-
-def grape(*arguments: object, **options: Any) -> subprocess.CompletedProcess[str]:
-    command = [GRAPE, *map(str, arguments)]
-    return subprocess.run(command, check=False, capture_output=True, text=True, timeout=120, **options)
 
 
 def rows(path: Path) -> list[dict[str, Any]]:
@@ -365,20 +360,25 @@ def test_workers_die_with_the_engine(tmp_path: Path) -> None:
 
 
 def test_an_emit_loop_ends_at_max_hops(tmp_path: Path) -> None:
-    """F38"""
+    """F38; they are 10,000, which is ten thousand commits."""
     app = write_app(
         tmp_path,
-        "from grape import Topology\nt = Topology('loop')\n"
+        "import grape\nfrom grape.model.topology import Limits\nt = grape.Topology('loop')\n"
         "@t.slot('ping', emits='pong')\ndef a(x: str) -> str:\n    return x\n"
-        "@t.slot('pong', emits='ping')\ndef b(x: str) -> str:\n    return x\n",
+        "@t.slot('pong', emits='ping')\ndef b(x: str) -> str:\n    return x\n"
+        "if __name__ == '__main__':\n"
+        "    limits = Limits(max_hops=300)\n"
+        "    summary = grape.run(t, feed={'ping': 'lines.txt'}, data='d', limits=limits)\n"
+        "    print(summary.dead, sum(summary.slots.values()))\n",
     )
     lines = tmp_path / "lines.txt"
     lines.write_text("a\n")
     done = grape("run", app, "--feed", f"ping={lines}", "--data", tmp_path / "d", "--summary", "json", "--set", "x=1")
     assert done.returncode == 2  # a module-level topology takes no config
-    done = grape("run", app, "--feed", f"ping={lines}", "--data", tmp_path / "d", "--summary", "json")
-    assert done.returncode == 1, done.stderr
-    assert json.loads(done.stdout)["dead"] == 1
+    done = subprocess.run([sys.executable, app], check=False, capture_output=True, text=True, cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (0, "1 301\n"), done.stderr
+    (letter,) = json_lines(grape("dead", "list", "--data", tmp_path / "d").stdout)
+    assert "over 300 hops away from the outside (max-hops)" in letter["text"]
 
 
 def test_inline_gives_the_same(tmp_path: Path, text: Path) -> None:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-import subprocess
 from pathlib import Path
 
-from tests.integration.test_faults import GRAPE, dead
+from tests.command import grape
+from tests.integration.test_faults import dead
 
 APP = """
 import functools
@@ -73,8 +73,8 @@ def work(data: dict): return {k: v for k, v in data.items() if k != "id"}
 def run(tmp_path: Path, code: str, lines: list[dict[str, object]]) -> list[dict[str, object]]:
     (tmp_path / "app.py").write_text(code)
     (tmp_path / "in.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    command = [GRAPE, "run", "app.py", "--feed", "in=in.jsonl,key=id", "--take", "out=out.jsonl", "--data", "data"]
-    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=60, cwd=tmp_path)
+    command = ("run", "app.py", "--feed", "in=in.jsonl,key=id", "--take", "out=out.jsonl", "--data", "data")
+    done = grape(*command, cwd=tmp_path)
     assert done.returncode in (0, 1), done.stderr
     taken = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
     return sorted(taken, key=lambda event: str(event["key"]))

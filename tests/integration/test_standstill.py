@@ -8,7 +8,12 @@ from pathlib import Path
 
 import pytest
 
-GRAPE = str(Path(sys.executable).parent / "grape")
+HASTY = """
+import grape.engine.standstill
+grape.engine.standstill.STANDSTILL = 2_000_000  # it is ten seconds
+import grape_command
+grape_command.main()
+"""
 
 APP = """
 import os
@@ -40,10 +45,22 @@ t.add_output("out")
 def test_a_work_that_is_lost_in_a_worker_is_done_again(tmp_path: Path, how: str) -> None:
     (tmp_path / "app.py").write_text(APP.format(how=how))
     (tmp_path / "in.jsonl").write_text("".join(f"{i}\n" for i in range(100)))
-    (tmp_path / "profile.toml").write_text('[pool.main]\nheartbeat-timeout = "6 s"\n')
+    (tmp_path / "profile.toml").write_text('[pool.main]\nheartbeat-timeout = "2 s"\n')
     done = subprocess.run(
         [
-            *(GRAPE, "run", "app.py", "--feed", "x=in.jsonl", "--take", "out=out.jsonl", "--data", "d"),
+            *(
+                sys.executable,
+                "-c",
+                HASTY,
+                "run",
+                "app.py",
+                "--feed",
+                "x=in.jsonl",
+                "--take",
+                "out=out.jsonl",
+                "--data",
+                "d",
+            ),
             *("--workers", "1", "--profile", "profile.toml", "--env", f"LOST={tmp_path / 'lost'}"),
         ],
         cwd=tmp_path,
@@ -53,6 +70,6 @@ def test_a_work_that_is_lost_in_a_worker_is_done_again(tmp_path: Path, how: str)
         timeout=120,
     )
     assert done.returncode == 0, done.stderr
-    assert "worker main.0 has stood still for 10 s although work waits" in done.stderr
+    assert "worker main.0 has stood still for 2 s although work waits" in done.stderr
     assert "partition main/" in done.stderr
     assert len((tmp_path / "out.jsonl").read_text().splitlines()) == 100

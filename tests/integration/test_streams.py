@@ -172,28 +172,38 @@ ASYNC = f"{SLOT}async def work(line: str) -> str:\n    await asyncio.sleep(0)\n 
 SYNC = f"{SLOT}def work(line: str) -> str:\n    return end(line)\n"
 
 
-@pytest.mark.parametrize("shape", ["sync", "async"])
-@pytest.mark.parametrize(
-    ("what", "text"),
-    [
-        ("SIGTERM", "(SIGTERM)"),
-        ("SIGSEGV", "(SIGSEGV)"),
-        ("SIGKILL", "(SIGKILL)"),
-        ("alarm", "(SIGALRM)"),
-        ("abort", "(SIGABRT)"),
-        ("exit", "exited with code 3"),
-        ("exit-0", "exited with code 0"),
-        ("range", "its socket to the engine was closed"),
-        ("all", "its socket to the engine was closed"),
-    ],
-)
-def test_a_death_has_the_name_of_its_cause(tmp_path: Path, what: str, text: str, shape: str) -> None:
-    code = ENDS + (SYNC if shape == "sync" else ASYNC)
+DEATHS = {
+    "SIGTERM": "(SIGTERM)",
+    "SIGSEGV": "(SIGSEGV)",
+    "SIGKILL": "(SIGKILL)",
+    "alarm": "(SIGALRM)",
+    "abort": "(SIGABRT)",
+    "exit": "exited with code 3",
+    "exit-0": "exited with code 0",
+    "range": "its socket to the engine was closed",
+    "all": "its socket to the engine was closed",
+}
+IN_A_LOOP = [
+    what if what in ("SIGSEGV", "exit", "range") else pytest.param(what, marks=pytest.mark.slow) for what in DEATHS
+]
+
+
+@pytest.mark.parametrize("what", DEATHS)
+def test_a_death_has_the_name_of_its_cause(tmp_path: Path, what: str) -> None:
+    check_death(tmp_path, ENDS + SYNC, what)
+
+
+@pytest.mark.parametrize("what", IN_A_LOOP)
+def test_a_death_of_an_event_loop_has_the_name_of_its_cause(tmp_path: Path, what: str) -> None:
+    check_death(tmp_path, ENDS + ASYNC, what)
+
+
+def check_death(tmp_path: Path, code: str, what: str) -> None:
     done = run(tmp_path, code, ["a", what, "b"], "--take", "out=out.jsonl", "--workers", 1)
     assert done.returncode == 1, done.stderr
     (letter,) = dead(tmp_path)
     assert (letter["kind"], letter["attempts"]) == ("worker-died", 3)
-    assert text in letter["text"]
+    assert DEATHS[what] in letter["text"]
     assert sorted(outputs(tmp_path / "out.jsonl")) == ["a", "b"]
 
 

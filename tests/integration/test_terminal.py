@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.command import grape
 
 from grape.tools.crashes import Crash, CrashLog
 
@@ -248,10 +249,10 @@ t.add_slot("late", Work(), name="Late", retries=1, backoff=3600, backoff_max=360
         ["crashes", "show", "1"], ["doctor"], ["dead", "show", EVIL], ["state", "list", "--node", EVIL],
     ):  # fmt: skip
         shown.append(Terminal(*command, "--data", tmp_path / "data", env={"NO_COLOR": "1"}).read())
-        done = run(*command, "--data", tmp_path / "data")
+        done = grape(*command, "--data", tmp_path / "data")
         shown.append(done.stdout + done.stderr)
     for wrong in (["run", EVIL], ["run", app, "--feed", EVIL], ["doctor", "--data", EVIL], ["run", app, "--set", EVIL]):
-        done = run(*wrong)
+        done = grape(*wrong)
         shown.append(done.stdout + done.stderr)
     for text in shown:
         text = re.sub(r"\x1b\[\?25[hl]|\x1b\[2K|\x1b\[1A", "", text).replace("\r\n", "\n").replace("\r", "")

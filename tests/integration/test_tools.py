@@ -15,12 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.command import GRAPE, grape
 
 from grape.abc.transport import Commit
 from grape.store.lmdb import holder
 from grape.tools.repair import Repair
-
-GRAPE = str(Path(sys.executable).parent / "grape")
 
 BROKEN = """
 from grape import Node, State, Topology
@@ -63,11 +62,6 @@ def topology(config):
     t.add_slot("order", Slow())
     return t
 """
-
-
-def grape(*arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [GRAPE, *map(str, arguments)]
-    return subprocess.run(command, check=False, capture_output=True, text=True, timeout=120)
 
 
 def lines(text: str) -> list[dict[str, Any]]:

@@ -1,7 +1,7 @@
 """The simulator: random topologies, input and faults from a seed, against the sequential reference.
 
-`GRAPE_SIM_SEEDS` says how many seeds (500), `GRAPE_SIM_CYCLES` how many of those with async nodes in cycles (300),
-`GRAPE_SIM_CHANGES` how many whose code changes (300), `GRAPE_SIM_SEED` names a single one, of `GRAPE_SIM_KIND`.
+`GRAPE_SIM_SEEDS` says how many seeds (150), `GRAPE_SIM_CYCLES` how many of those with async nodes in cycles (150),
+`GRAPE_SIM_CHANGES` how many whose code changes (100), `GRAPE_SIM_SEED` names a single one, of `GRAPE_SIM_KIND`.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ import pytest
 from tests.sim.check import run_seed
 from tests.sim.regressions import CHANGED, SEEDS
 
-_BLOCK = 50
+_BLOCK = 25
 _ONE = os.environ.get("GRAPE_SIM_SEED")
 _KIND = os.environ.get("GRAPE_SIM_KIND", "any")
-_COUNT = int(os.environ.get("GRAPE_SIM_SEEDS", "500"))
-_CHANGES = int(os.environ.get("GRAPE_SIM_CHANGES", "300"))
-_CYCLES = int(os.environ.get("GRAPE_SIM_CYCLES", "300"))
+_COUNT = int(os.environ.get("GRAPE_SIM_SEEDS", "150"))
+_CHANGES = int(os.environ.get("GRAPE_SIM_CHANGES", "100"))
+_CYCLES = int(os.environ.get("GRAPE_SIM_CYCLES", "150"))
 
 
 @pytest.mark.skipif(_ONE is not None, reason="GRAPE_SIM_SEED names one seed")

@@ -40,7 +40,7 @@ from grape.protocol.messages import (
 )
 from unit.lying import CAPABILITIES, TOPOLOGY, Rig, emitted, failure, result, run, states
 
-SECONDS: Final = float(os.environ.get("GRAPE_FUZZ_SECONDS", "15"))
+SECONDS: Final = float(os.environ.get("GRAPE_FUZZ_SECONDS", "5"))
 """Of each of the four tests: a minute in all; `make test-fuzz` takes an hour."""
 MEMORY: Final = 400 << 20
 

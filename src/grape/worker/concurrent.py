@@ -30,7 +30,9 @@ from grape.worker.emits import EmitColumns, bind
 from grape.worker.retries import Retries
 from grape.worker.runtime import Overdue, Runtime
 from grape.worker.stage import RootStage, RunColumns, Stage
-from grape.worker.units import Emissions, StateAccess, Unit, arguments, failure, key_for, stray_result
+from grape.worker.units.access import StateAccess
+from grape.worker.units.general import arguments
+from grape.worker.units.unit import Emissions, Unit, failure, key_for, stray_result
 
 FLUSH_SECONDS: Final = 0.020
 FLUSH_BYTES: Final = 16 << 20

@@ -19,7 +19,7 @@ from grape.worker.effects import REPLY_COSTS, TIMER_COSTS, Assigned, Effects
 from grape.worker.emits import Cancelled, Delayed, Replied, weight
 from grape.worker.outbox import Target
 from grape.worker.stage import ChildStage, Stage
-from grape.worker.units import Emissions, Unit
+from grape.worker.units.unit import Emissions, Unit
 
 OUTPUT: Final = ">"
 """First character of the log name of an output; pools have their bare names."""

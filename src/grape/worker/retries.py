@@ -8,7 +8,7 @@ from typing import Protocol
 from grape.protocol.messages import RetryItem
 from grape.worker.effects import Assigned, Effects
 from grape.worker.stage import RetryStage, Stage
-from grape.worker.units import Unit
+from grape.worker.units.unit import Unit
 
 
 class Host(Protocol):

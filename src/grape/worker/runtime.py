@@ -46,7 +46,8 @@ from grape.worker.mishaps import Complain
 from grape.worker.retries import Retries
 from grape.worker.stage import RetryStage, RootStage, RunColumns, Stage
 from grape.worker.state import StateTable
-from grape.worker.units import Emissions, Unit, make_unit
+from grape.worker.units.make import make_unit
+from grape.worker.units.unit import Emissions, Unit
 
 CAPABILITIES: Final = ["partition", "cache", "chain"]
 """What `Runtime` does, as it is said to the engine."""

@@ -12,7 +12,7 @@ from grape.protocol.messages import Ask, FromWorker, Welcome
 from grape.worker.adapter.speaker import Speaker
 from grape.worker.adapter.unit import ForeignUnit
 from grape.worker.runtime import Runtime
-from grape.worker.units import Unit
+from grape.worker.units.unit import Unit
 
 
 class AdapterRuntime(Runtime):

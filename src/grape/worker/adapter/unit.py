@@ -16,7 +16,7 @@ from grape.worker.adapter.speaker import Speaker
 from grape.worker.emits import Delayed, Replied, TooMuch
 from grape.worker.stage import Stage
 from grape.worker.state import MISSING
-from grape.worker.units import Emissions, Unit
+from grape.worker.units.unit import Emissions, Unit
 
 _LATEST: Final = 1 << 62
 

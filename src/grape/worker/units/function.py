@@ -1,0 +1,108 @@
+"""The loop for plain functions of the payload."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from grape.model.values import to_value
+from grape.worker import children
+from grape.worker.emits import weight
+from grape.worker.stage import Stage
+from grape.worker.units.unit import Emissions, Unit, failure, stray_result
+
+
+class FunctionUnit(Unit):
+    """A plain function of the payload: its result is what it emits."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._out: list[Any] = []
+
+    def position(self) -> int:
+        return len(self._out)
+
+    def _begin(self, stage: Stage, data: list[Any] | None) -> None:
+        self._out = []
+        self._data = data if data is not None else [None] * stage.count
+
+    def _fast(self) -> None:
+        if len(self._data) == 1:
+            self._one(0)
+            return
+        # What a failing map has given stays in the list: `position` is the failed one.
+        self._out.extend(map(self._call, self._data))
+        if len(self._out) < len(self._data):  # a StopIteration is the end of a map, and gone
+            raise StopIteration(f"raised by {self.node!r} ({self.handler.where})")
+
+    def _one(self, index: int) -> None:
+        self._out.append(self._call(self._data[index]))
+
+    def _undo(self) -> None:
+        pass
+
+    def _close(self, index: int) -> None:
+        children.end_child()
+        if len(self._out) == index:
+            self._out.append(None)
+
+    def _finish(self, stage: Stage) -> Emissions | None:
+        out, names = self._out, stage.names
+        kinds: set[type] | None = set(map(type, out))
+        if kinds == {type(None)}:
+            return None
+        emits = self._emits(names)
+        size = _ascii_size(out, self._limits.max_event) if kinds == {str} and all(emits) else -1
+        if size >= 0:
+            flat = None
+        else:
+            self._settle(stage, out, emits)
+            flat = [i for i, value in enumerate(out) if value is not None]
+            if not flat:
+                return None
+            if len(flat) == len(out):
+                flat = None
+            else:
+                out = [out[i] for i in flat]
+            size = sum(map(weight, out))
+        if flat is not None or kinds != {str}:
+            kinds = None
+        if isinstance(names, str):
+            return Emissions(emits[0] or "", None, out, None, flat, size, kinds)
+        return Emissions([emits[i] for i in flat] if flat is not None else emits, None, out, None, flat, size, kinds)
+
+    def _emits(self, names: str | list[str]) -> list[str | None]:
+        """Where results go, per event (one entry if all have one name); None: nowhere."""
+        to = {event: slot.emits[0] if len(slot.emits) == 1 else None for event, slot in self.slots.items()}
+        return [to[names]] if isinstance(names, str) else [to[name] for name in names]
+
+    def _settle(self, stage: Stage, out: list[Any], emits: list[str | None]) -> None:
+        """Turn results into values in place. An event whose result cannot travel has failed; as a function has no other
+        effect, later ones of its key can still be taken back to wait behind it."""
+        locked = self._host.locked(self.node)
+        uniform = len(emits) == 1
+        failed = False
+        for i, value in enumerate(out):
+            if value is None:
+                continue
+            if failed and stage.key_of(i) in locked:
+                out[i] = None
+                self._host.behind(self, stage, i)
+                continue
+            try:
+                if emits[0 if uniform else i] is None:
+                    raise stray_result(self.node, self.slots[stage.name_of(i)].emits, value)
+                if type(value) not in (bool, float):
+                    out[i] = to_value(value, self._limits.max_event)
+            except BaseException as e:
+                out[i] = None
+                failed = True
+                self._host.fail(self, stage, i, failure(e))
+
+
+def _ascii_size(texts: list[str], largest: int) -> int:
+    """Bytes of all together if each can travel as it is, else -1. Looked at as one text, which costs a tenth of looking
+    at each."""
+    together = "".join(texts)
+    if not together.isascii() or (len(together) > largest and max(map(len, texts)) > largest):
+        return -1
+    return len(together)

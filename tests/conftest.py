@@ -1,0 +1,21 @@
+"""What all tests share.
+
+They start a thousand interpreters. What all of those load is compiled once, before; what they load of a test's own is
+never compiled code that an earlier version of the same file has left.
+"""
+
+from __future__ import annotations
+
+import compileall
+import os
+import sysconfig
+from pathlib import Path
+
+import pytest
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if not hasattr(config, "workerinput"):  # one of several processes: it has been done
+        for directory in (Path(__file__).parents[1] / "src", sysconfig.get_path("purelib")):
+            compileall.compile_dir(directory, quiet=2)
+    os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
