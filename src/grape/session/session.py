@@ -51,7 +51,7 @@ from grape.model.topology import DEFAULT_POOL, TopologySpec, with_pool
 from grape.protocol.messages import Ask, FromWorker, Values
 from grape.session.advice import advice, guarantees
 from grape.session.confinement import Profiles
-from grape.session.feeding import Feeder, opened
+from grape.session.feeding import Feeder, have_rest, opened
 from grape.session.hints import hint_for
 from grape.session.opening import Opening
 from grape.session.options import Options
@@ -66,7 +66,10 @@ _STALL: Final = 3.0
 _TICK: Final = 0.005
 _IDLE: Final = 0.25
 _REPLY: Final = "reply"
+_IN_HAND: Final = 0.05
+"""What has just come out of a pipe is with its feeder by then."""
 _MAX_TAKING: Final = 1_000
+"""A sink may wait as long as it likes, and no other one for it: a thread for each write that waits."""
 _MIN_RESERVE: Final = 256 << 20
 
 
@@ -121,6 +124,7 @@ class Session:
         self._opening: Opening | None = None
         self._topology: Topology | None = None
         self.feeds: list[Feed] = []
+        self._feeders: list[Feeder] = []
         self._takings: list[Taking] = []
         self._advice: dict[str, str] = {}
         """What is to be said of sources once more than one batch has come of them."""
@@ -170,7 +174,6 @@ class Session:
         config = msgspec.json.encode(options.config).decode()
         command = python_command(options.target, config, options.directory, options.env)
         self._workers = Workers(options.target, command, self._kept, self._printed, self._wake.set)
-        # A sink may wait as long as it likes, and no other one for it: a thread for each write that waits.
         self._executor = ThreadPoolExecutor(_MAX_TAKING, thread_name_prefix="grape-take")
         kept = not temporary
         try:
@@ -390,7 +393,8 @@ class Session:
         engine.start()
         self._workers.end_unused()
         for feed in self.feeds:
-            Feeder(feed, self, self._advice.get(feed.source.name, ""), app.limits.batch_target).start()
+            advised = self._advice.get(feed.source.name, "")
+            self._feeders.append(Feeder(feed, self, advised, app.limits.batch_target).start())
         takers = [asyncio.create_task(taking.run()) for taking in self._takings]
         stopped = False
         ticked = 0.0
@@ -467,7 +471,8 @@ class Session:
         """What is running is committed, for five seconds at most."""
         engine.drain()
         deadline = time.monotonic() + _DRAIN
-        while engine.in_flight and time.monotonic() < deadline and not self._aborting and self._fatal is None:
+        await asyncio.sleep(0 if all(feed.source.is_repeatable for feed in self.feeds) else _IN_HAND)
+        while (engine.in_flight or have_rest(self._feeders)) and time.monotonic() < deadline and self.is_draining:
             self._wake.clear()
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._wake.wait(), 0.05)
@@ -577,6 +582,11 @@ class Session:
     def is_ending(self) -> bool:
         """Sources are to stop."""
         return self._stopping or self._feeding_stopped or self._fatal is not None
+
+    @property
+    def is_draining(self) -> bool:
+        """It ends in order: what is under way is still committed."""
+        return self._stopping and not self._aborting and self._fatal is None
 
     def later(self, delay: float, function: Callable[[], None]) -> None:
         """Run on the engine's thread, in ``delay`` seconds."""
