@@ -16,7 +16,7 @@ from grape.model import batch as codec
 from grape.model.cursor import Progress
 from grape.model.topology import Limits, NodeSpec, SlotSpec, StateSpec, TopologySpec
 from grape.protocol.base import Answered, Emits, Failed, Ran, Run, StateChange
-from grape.protocol.messages import Ask, Assign, BatchItem, FromWorker, Result, Welcome, Work
+from grape.protocol.messages import Ask, Assign, BatchItem, FromWorker, Result, TimerName, Welcome, Work
 from grape.worker.adapter.runtime import AdapterRuntime
 from grape.worker.adapter.speaker import Progressed
 
@@ -133,7 +133,20 @@ def test_replies_and_delays() -> None:
     assert not result.emitted
 
 
+def test_timers_by_name() -> None:
+    emits = Emits([0, 0], ["out", ""], [raw(1), raw(None)], None, [5, -1], ["t", "u"])
+    (result,) = work(adapted(Script(done(1, emits=emits))), ("a", "k", 1))
+    names = [TimerName("N", b"k", "t"), TimerName("N", b"k", "t"), TimerName("N", b"k", "u")]
+    assert [timer.name for timer in result.timers] == names
+    assert [timer.emitted is None for timer in result.timers] == [True, False, True]
+
+
 REFUSED: dict[str, dict[str, Any]] = {
+    "timers that differ": {"emits": Emits([0], ["out"], [raw(1)], None, [1], ["t", "u"])},
+    "a timer without a delay": {"emits": Emits([0], ["out"], [raw(1)], None, None, ["t"])},
+    "a cancel with a delay": {"emits": Emits([0], [""], [raw(1)], None, [1], ["t"])},
+    "nothing at all": {"emits": Emits([0], [""], [raw(1)], None, None, [None])},
+    "a long timer": {"emits": Emits([0], ["out"], [raw(1)], None, [1], ["t" * 256])},
     "an unknown name": {"emits": Emits([0], ["nowhere"], [raw(1)])},
     "columns that differ": {"emits": Emits([0, 0], ["out"], [raw(1)])},
     "names that differ": {"emits": Emits([0, 0, 0], ["out", "out"], [raw(1)] * 3)},

@@ -154,3 +154,29 @@ def test_a_line_behind_the_last_answer_is_not_taken_for_the_next_one(speaks: Spe
     assert select.select([speaker._from], [], [], 10)[0]
     with pytest.raises(ProtocolError, match="answers nothing"):
         run(speaker, 1)
+
+
+def test_timers_have_names(speaks: Speaks) -> None:
+    speaker = speaks(
+        'd = event["data"]\n'
+        'say({"emit": "out", "data": d, "delay": 2, "timer": "t"} if n == 0 else {"cancel": ["t", "u"], "emit": "out"})'
+    )
+    (ran,) = run(speaker, 7, 8)
+    assert ran.emits.names == ["out", "", "", "out"]
+    assert ran.emits.origins == [0, 1, 1, 1]
+    assert ran.emits.delays == [2_000_000, -1, -1, -1]
+    assert ran.emits.timers == ["t", "t", "u", None]
+
+
+@pytest.mark.parametrize(
+    ("answer", "why"),
+    [
+        ({"emit": "out", "timer": "t"}, "names an emit with a delay"),
+        ({"emit": "out", "delay": 1, "timer": ""}, "the name of a timer has 1 to 255 bytes"),
+        ({"cancel": "x" * 300}, "the name of a timer has 1 to 255 bytes"),
+    ],
+)
+def test_a_timer_that_cannot_be_fails_its_event(speaks: Speaks, answer: dict[str, Any], why: str) -> None:
+    (ran,) = run(speaks(f"say({answer!r})"), 1)
+    assert ran.failed is not None
+    assert why in ran.failed.text

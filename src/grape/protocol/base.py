@@ -38,13 +38,14 @@ class Run(Struct, frozen=True, array_like=True, tag=7):
 class Emits(Struct, frozen=True, array_like=True):
     """Columns, in order. ``origins``: the event of each, by its index in the run. ``names``: one for all, or one each.
     ``keys``: None inherits that of the event, False is no key; None for all: all inherit. ``delays``: microseconds, -1
-    is none."""
+    is none. ``timers``: names of those that have a delay; without one, and the name "", the timer is cancelled."""
 
     origins: list[int] = []
     names: list[str] = []
     data: list[Raw] = []
     keys: list[str | bool | None] | None = None
     delays: list[int] | None = None
+    timers: list[str | None] | None = None
 
 
 class StateChange(Struct, frozen=True, array_like=True):

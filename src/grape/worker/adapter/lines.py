@@ -23,7 +23,7 @@ import msgspec
 from msgspec import UNSET, Raw, Struct, UnsetType
 
 from grape.errors import GrapeError, ProtocolError
-from grape.model.address import check_key
+from grape.model.address import check_key, check_timer_name
 from grape.model.topology import Limits
 from grape.model.values import decode, encode, seconds, to_value
 from grape.protocol.base import Answered, Emits, Failed, Ran, Run, StateChange
@@ -46,23 +46,27 @@ _to_json = msgspec.json.Encoder().encode
 
 
 class Emission(Struct, forbid_unknown_fields=True):
-    """One event that is emitted. ``key`` null: none; left out: that of the event. ``delay`` in seconds."""
+    """One event that is emitted. ``key`` null: none; left out: that of the event. ``delay`` in seconds; ``timer``: its
+    name."""
 
     event: str
     data: Any = None
     key: str | UnsetType | None = UNSET
     delay: float | None = None
+    timer: str | None = None
 
 
 class Answer(Struct, forbid_unknown_fields=True):
     """A line of the program. ``id``: of the event that it answers, to be checked. ``emit`` is one name, with ``data``,
-    ``key`` and ``delay`` beside it, or a list."""
+    ``key``, ``delay`` and ``timer`` beside it, or a list. ``cancel``: names of timers; before what is emitted."""
 
     id: str | None = None
     emit: str | list[Emission] | None = None
     data: Any = None
     key: str | UnsetType | None = UNSET
     delay: float | None = None
+    timer: str | None = None
+    cancel: str | list[str] | None = None
     state: dict[str, Any] | None = None
     reply: Any = UNSET
     error: str | None = None
@@ -74,15 +78,26 @@ class Answer(Struct, forbid_unknown_fields=True):
 
     @property
     def is_empty(self) -> bool:
-        return self.emit is None and self.state is None and self.reply is UNSET and self.error is None
+        return (
+            self.emit is None
+            and self.cancel is None
+            and self.state is None
+            and self.reply is UNSET
+            and self.error is None
+        )
 
     def emissions(self) -> list[Emission]:
         if isinstance(self.emit, str):
-            return [Emission(self.emit, self.data, self.key, self.delay)]
+            return [Emission(self.emit, self.data, self.key, self.delay, self.timer)]
         return self.emit or []
+
+    def cancelled(self) -> list[str]:
+        return [self.cancel] if isinstance(self.cancel, str) else self.cancel or []
 
 
 _NOTHING: Final = Answer()
+_NIL: Final = Raw(b"\xc0")
+_Emit = tuple[int, str, Raw, str | bool | None, int, str | None]
 _answer = msgspec.json.Decoder(Answer).decode
 
 
@@ -349,7 +364,7 @@ class _Effects:
         self._states = states
         self._limits = limits
         self._records: dict[str, dict[str, Any]] = {}
-        self._emits: list[tuple[int, str, Raw, str | bool | None, int]] = []
+        self._emits: list[_Emit] = []
         self._replies: list[Answered] = []
         self._changes: dict[str, tuple[dict[str, Raw], set[str]]] = {}
         self._lines: list[Answer] = []
@@ -409,12 +424,13 @@ class _Effects:
         Raises:
             GrapeError: the event has failed; nothing of it was taken.
         """
-        emits: list[tuple[int, str, Raw, str | bool | None, int]] = []
+        emits: list[_Emit] = []
         replies: list[Answered] = []
         changes: dict[str, Any] = {}
         for line in lines:
             if line.error is not None:
                 raise _Said(line.kind, line.error, line.trace)
+            emits += [self._cancel(index, name) for name in line.cancelled()]
             emits += [self._emit(index, emission) for emission in line.emissions()]
             if line.reply is not UNSET:
                 replies.append(Answered(index, self._packed(line.reply)))
@@ -424,7 +440,18 @@ class _Effects:
         self._emits += emits
         self._replies += replies
 
-    def _emit(self, index: int, emission: Emission) -> tuple[int, str, Raw, str | bool | None, int]:
+    def _timer(self, index: int, name: str) -> str:
+        if self._run.keys is None or self._run.keys[index] is None:
+            raise BadLine(f"an event without a key has no timers by name; its answer names {name!r:.300}")
+        return check_timer_name(name)
+
+    def _cancel(self, index: int, name: str) -> _Emit:
+        try:
+            return index, "", _NIL, None, -1, self._timer(index, name)
+        except (TypeError, ValueError) as e:
+            raise BadLine(str(e)) from None
+
+    def _emit(self, index: int, emission: Emission) -> _Emit:
         if emission.event not in self._names.known:
             error = self._names.unknown(emission.event, self._run.node)
             assert isinstance(error, GrapeError)
@@ -434,9 +461,12 @@ class _Effects:
             if isinstance(key, str):
                 check_key(key)
             delay = -1 if emission.delay is None else int(seconds(emission.delay, "delay") * 1e6)
+            timer = None if emission.timer is None else self._timer(index, emission.timer)
+            if timer is not None and delay < 0:
+                raise BadLine(f"timer {timer!r} names an emit with a delay, and this one has none")
         except (TypeError, ValueError) as e:
             raise BadLine(str(e)) from None
-        return index, emission.event, self._packed(emission.data), key, delay
+        return index, emission.event, self._packed(emission.data), key, delay, timer
 
     def _packed(self, value: Any) -> Raw:
         found = to_value(value, self._limits.max_event)
@@ -471,13 +501,14 @@ class _Effects:
         """What has been done, and start anew."""
         emits = Emits()
         if self._emits:
-            origins, names, data, keys, delays = map(list, zip(*self._emits, strict=True))
+            origins, names, data, keys, delays, timers = map(list, zip(*self._emits, strict=True))
             emits = Emits(
                 origins,
                 names[:1] if len(set(names)) == 1 else names,
                 data,
                 None if set(keys) == {None} else keys,
                 None if max(delays) < 0 else delays,
+                None if set(timers) == {None} else timers,
             )
         states = [StateChange(key, values, list(deleted)) for key, (values, deleted) in self._changes.items()]
         ran = Ran(self._events, emits, states, self._replies, self.failed)

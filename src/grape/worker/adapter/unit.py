@@ -10,10 +10,11 @@ from msgspec import Raw
 
 from grape.authoring.emitter import INHERIT
 from grape.errors import ProtocolError
-from grape.protocol.base import Ran, Run
+from grape.model.address import check_timer_name
+from grape.protocol.base import Emits, Ran, Run
 from grape.protocol.messages import Named
 from grape.worker.adapter.speaker import Speaker
-from grape.worker.emits import Delayed, Replied, TooMuch
+from grape.worker.emits import Cancelled, Delayed, Replied, TooMuch
 from grape.worker.stage import Stage
 from grape.worker.state import MISSING
 from grape.worker.units.unit import Emissions, Unit
@@ -146,13 +147,13 @@ class ForeignUnit(Unit):
             raise ProtocolError("columns of emits that are not equally long")
         if count:
             for name in set(emits.names):
-                if name not in self._names.known:
+                if name not in self._names.known and (name or emits.timers is None):
                     raise ProtocolError(str(self._names.unknown(name, self.node)))
             if emits.origins != sorted(emits.origins) or not 0 <= emits.origins[0] <= emits.origins[-1] < len(todo):
                 raise ProtocolError("emits of events that are not in the run, or not in their order")
             names: str | list[Any] = emits.names[0] if uniform else list(emits.names)
-            if emits.delays is not None:
-                names = self._delayed(names, emits.delays, count)
+            if emits.delays is not None or emits.timers is not None:
+                names = self._delayed(names, emits, [todo[i] for i in emits.origins])
             self._put([todo[i] for i in emits.origins], names, self._keys(emits.keys, count), emits.data)
         for reply in ran.replies:
             if not 0 <= reply.index < len(todo):
@@ -168,11 +169,27 @@ class ForeignUnit(Unit):
             raise TooMuch
         self._emits.append((origins, names, keys, data))
 
-    def _delayed(self, names: str | list[Any], delays: list[int], count: int) -> list[Any]:
-        if len(delays) != count or max(delays) > _LATEST:
+    def _delayed(self, names: str | list[Any], emits: Emits, origins: list[int]) -> list[Any]:
+        count = len(origins)
+        delays = emits.delays or [-1] * count
+        timers = emits.timers or [None] * count
+        if len(delays) != count or max(delays) > _LATEST or len(timers) != count:
             raise ProtocolError("delays that cannot be")
         each = repeat(names, count) if isinstance(names, str) else names
-        return [name if delay < 0 else Delayed(name, delay) for name, delay in zip(each, delays, strict=True)]
+        return [self._later(*one) for one in zip(each, delays, timers, origins, strict=True)]
+
+    def _later(self, name: str, delay: int, timer: str | None, origin: int) -> Any:
+        """What stands in the column of names."""
+        if timer is None and name:
+            return name if delay < 0 else Delayed(name, delay)
+        assert self.stage is not None
+        try:
+            check_timer_name(timer)
+        except (TypeError, ValueError) as e:
+            raise ProtocolError(str(e)) from None
+        if self.stage.key_of(origin) is None or (delay < 0) is bool(name):
+            raise ProtocolError("a timer's name in an event without a key, or without what it names")
+        return Delayed(name, delay, timer or "") if name else Cancelled(timer or "")
 
     def _keys(self, keys: list[str | bool | None] | None, count: int) -> list[Any] | None:
         if keys is None:
