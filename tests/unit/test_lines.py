@@ -177,6 +177,5 @@ def test_timers_have_names(speaks: Speaks) -> None:
     ],
 )
 def test_a_timer_that_cannot_be_fails_its_event(speaks: Speaks, answer: dict[str, Any], why: str) -> None:
-    (ran,) = run(speaks(f"say({answer!r})"), 1)
-    assert ran.failed is not None
-    assert why in ran.failed.text
+    (failed,) = [ran.failed for ran in run(speaks(f"say({answer!r})"), 1) if ran.failed is not None]
+    assert why in failed.text
