@@ -81,6 +81,46 @@ int main(int argc, char** argv) {
     const auto parts = event.as<std::vector<grape::Value>>();
     event.emit("out", parts[1], grape::Emit().delay(Seconds(parts[0].as<double>())));
   });
+  worker.slot("alarm", Slot("Alarm"), [](Event& event) {
+    const auto parts = event.as<std::vector<grape::Value>>();
+    auto how = grape::Emit().timer(parts[0].as<std::string>());
+    if (!parts[1].is_nil()) how.delay(Seconds(parts[1].as<double>()));
+    event.emit("out", parts[2], how);
+  });
+  worker.slot("calm", Slot("Alarm"), [](Event& event) { event.cancel_timer(event.as<std::string>()); });
+  worker.slot("ask", Slot("Ask").state("count"), [](Event& event) {
+    auto count = event.state("count");
+    count.set(count.get<std::int64_t>(0) + 1);
+    event.emit("out", "asks");
+    std::vector<grape::Value> answers;
+    for (const auto& data : event.as<std::vector<grape::Value>>()) {
+      try {
+        answers.push_back(event.call("answer", data, grape::Ask().timeout(Seconds(5))).as<grape::Value>());
+      } catch (const grape::CallFailed& e) {
+        answers.push_back(grape::Value::Array{e.code(), e.text()});
+      } catch (const grape::NoAnswer& e) {
+        answers.push_back(grape::Value::Array{e.kind(), std::string(e.what())});
+      }
+    }
+    event.emit("out", answers);
+  });
+  worker.slot("refer", Slot("Refer"), [](Event& event) {
+    const auto parts = event.as<std::vector<grape::Value>>();
+    grape::Ask how;
+    if (parts[0].is_nil()) {
+      how.keyless();
+    } else {
+      how.key(parts[0].as<std::string>());
+    }
+    event.emit("out", event.call("answer", parts[1], how));
+  });
+  worker.slot("greedy", Slot("Greedy"), [](Event& event) {
+    try {
+      event.call("answer", event.data());
+    } catch (...) {
+      event.emit("out", "caught");
+    }
+  });
   worker.slot("sleep", Slot("Sleep").timeout(Seconds(1)), [](Event& event) {
     std::this_thread::sleep_for(Seconds(event.as<double>()));
     event.emit("out", event.data());

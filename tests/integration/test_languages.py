@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import secrets
 import shutil
 import subprocess
@@ -13,6 +14,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any, Final
 
@@ -58,8 +60,7 @@ SPEAKERS: Final[dict[str, list[str]]] = {
 LACKS: Final = {
     "python": {"base"},
     "node": {"base", "chain"},
-    "cpp": {"base", "chain", "timers", "calls"},
-    "perl": {"timers", "calls"},
+    "cpp": {"base", "chain"},
     "ruby": {"timers", "calls"},
     "lines": {"base", "calls"},
 }
@@ -78,6 +79,16 @@ def test_every_speaker_conforms(speaker: str, chapter: str, sdk_env: dict[str, s
     assert bool(outcomes) == subject.is_asked(chapter) == (chapter not in LACKS.get(speaker, ()))
     bad = [f"{o.case.title}: {o.error or 'known to fail, but does not'}" for o in outcomes if not o.is_good]
     assert not bad, "\n".join(bad)
+
+
+def test_the_table_of_capabilities_says_what_is_tested() -> None:
+    """docs/languages.md, beside LACKS: "no" is what a speaker lacks."""
+    columns = ("python", "node", "cpp", None, "perl", "lines")  # C has what C++ has, or says "no"
+    for chapter in ("timers", "calls", "chain"):
+        (row,) = re.findall(rf"^\| `{chapter}`: .*$", (ROOT / "docs" / "languages.md").read_text(), re.MULTILINE)
+        said = [cell.strip() == "no" for cell in row.strip("|").split("|")[1:]]
+        for speaker, is_lacking in zip(columns, said, strict=True):
+            assert speaker is None or is_lacking == (chapter in LACKS.get(speaker, ())), (chapter, speaker)
 
 
 def test_the_command_tells_a_third_party_what_is_wrong(tmp_path: Path) -> None:
@@ -104,6 +115,76 @@ def test_the_command_tells_a_third_party_what_is_wrong(tmp_path: Path) -> None:
     done = subprocess.run([*command[:6], "--", "/bin/false"], check=False, capture_output=True, text=True)
     assert done.returncode in (2, 3), done.stderr
     assert "Traceback" not in done.stderr
+
+
+# ------------------------------------------------------------------ handlers that ask
+
+SHOP: Final = """
+from grape import Node, Topology
+
+class Price(Node):
+    def process(self, event):
+        self.reply({"tea": 3}[event.data])
+
+topology = Topology("shop")
+topology.add_output("sold")
+topology.add_output("lost")
+topology.add_pool("js", runtime="node", entry="order.js")
+topology.add_pool("pl", runtime="perl", entry="order.pl")
+topology.add_slot("price", Price(), retries=0)
+"""
+IN_JAVASCRIPT: Final = """
+const { CallFailed, Worker } = require("grape-worker");
+const worker = new Worker();
+function order(event) {
+  event.state.n = (event.state.n ?? 0) + 1;
+  try {
+    event.emit("sold", [event.name, event.call("price", event.data), event.state.n]);
+  } catch (error) {
+    if (!(error instanceof CallFailed)) throw error;
+    event.emit("lost", [event.name, error.code], { delay: 60, timer: "lost" });
+    event.cancelTimer("lost");
+    event.emit("lost", [event.name, error.code], { delay: 0.01, timer: "lost" });
+  }
+}
+worker.slot("js", { node: "Sync", states: ["n"] }, order);
+worker.slot("async", { node: "Async", states: ["n"] }, async (event) => order(event));
+worker.run();
+"""
+IN_PERL: Final = """
+use strict; use warnings; use Grape::Worker;
+my $worker = Grape::Worker->new;
+$worker->slot(perl => { node => 'Perl', states => ['n'] }, sub {
+    my ($event) = @_;
+    my $n = ++$event->state->{n};
+    my $price;
+    return $event->emit(sold => ['perl', $price, $n]) if eval { $price = $event->call(price => $event->data); 1 };
+    die $@ if !ref $@ || !$@->isa('Grape::CallFailed');
+    my $code = $@->code;
+    $event->emit(lost => ['perl', $code], delay => 60, timer => 'lost');
+    $event->cancel_timer('lost');
+    $event->emit(lost => ['perl', $code], delay => 0.01, timer => 'lost');
+});
+exit $worker->run;
+"""
+
+
+def test_handlers_ask_a_node_in_another_language(
+    tmp_path: Path, sdk_env: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, text in {"app.py": SHOP, "order.js": IN_JAVASCRIPT, "order.pl": IN_PERL}.items():
+        (tmp_path / name).write_text(text)
+    monkeypatch.chdir(tmp_path)
+    askers = ("js", "async", "perl")
+    found: list[Any] = []
+    with grape.open("app.py:topology", env=sdk_env, data=tmp_path / "data") as engine:
+        for event in askers:
+            for data in ("tea", "wine", "tea"):
+                engine.emit(event, data, key=event)
+        for name, count in (("sold", 6), ("lost", 3)):
+            found += [event.data for event in islice(engine.outputs(name, timeout=60), count)]
+    wanted = [[event, 3, n] for event in askers for n in (1, 3)] + [[event, "KeyError"] for event in askers]
+    assert sorted(found, key=str) == sorted(wanted, key=str)
 
 
 # ------------------------------------------------------------------ one app in four languages

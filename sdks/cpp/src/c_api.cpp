@@ -154,9 +154,14 @@ int grape_emit(grape_event* event, const char* name, const void* data, size_t si
       if (options->keyless != 0) how.keyless();
       if (options->key != nullptr) how.key({options->key, options->key_size});
       if (options->delay >= 0) how.delay(std::chrono::microseconds(options->delay));
+      if (options->timer != nullptr) how.timer(options->timer);
     }
     of.emit(or_empty(name), value_of(data, size), how);
   });
+}
+
+int grape_cancel_timer(grape_event* event, const char* timer) {
+  return attempt(event, [&](grape::Event& of) { of.cancel_timer(or_empty(timer)); });
 }
 
 int grape_reply(grape_event* event, const void* data, size_t size, int is_final) {

@@ -69,7 +69,7 @@ TEST_CASE("hello describes the pool, and nothing more") {
   const Value hello = engine.join();
   CHECK(number(at(hello, 1)) == 1);
   CHECK(text(at(hello, 3)) == "cpp");
-  CHECK(at(hello, 5) == grape::list({"partition", "cache"}));
+  CHECK(at(hello, 5) == grape::list({"partition", "cache", "timers", "calls"}));
   const Value& topology = at(hello, 4);
   CHECK(topology["name"] == Value(""));
   CHECK(topology["outputs"] == Value(Value::Array()));
@@ -510,6 +510,86 @@ TEST_CASE("contexts: replies, deadlines, calls") {
   CHECK(result.failures[0].final);
   CHECK(result.failures[0].context == 14);
   CHECK(result.failures[0].id == "id-2-1");
+}
+
+TEST_CASE("timers by name") {
+  Engine engine([](Worker& worker) {
+    worker.slot("set", Slot("N"), [](Event& event) { event.emit("out", 1, Emit().delay(2s).timer("t").keyless()); });
+    worker.slot("cancel", Slot("N"), [](Event& event) { event.cancel_timer(event.as<std::string>()); });
+    worker.slot("now", Slot("N"), [](Event& event) { event.emit("out", 1, Emit().timer("t")); });
+  });
+  engine.join();
+  engine.assign(0);
+  Engine::Work work = work_of({{"set", "k", nullptr}, {"cancel", "k", "t"}});
+  engine.work(work);
+  const Value timers = at(engine.receive(), 8);
+  const Value name = grape::list({"N", grape::Bytes("k"), "t"});
+  REQUIRE(fake::items(timers).size() == 3);
+  CHECK(at(timers, 0) == grape::list({0, nullptr, name}));
+  CHECK(number(at(at(timers, 1), 0)) == 2'000'000);
+  CHECK(at(at(timers, 1), 2) == name);
+  CHECK(at(timers, 2) == at(timers, 0));
+  const Result result = engine.run({{"cancel", nullptr, "t"}, {"cancel", "a", ""}, {"cancel", "b", std::string(256, 'x')}, {"now", "c", 1}});
+  REQUIRE(result.failures.size() == 4);
+  CHECK(result.failures[0].kind == "no-key");
+  for (std::size_t i = 1; i < 4; ++i) CHECK(result.failures[i].kind == "bad-value");
+}
+
+TEST_CASE("calls: a handler is left, and runs again with the answer") {
+  Engine engine([](Worker& worker) {
+    worker.slot("price", Slot("Price"), [](Event&) {});
+    worker.slot("order", Slot("Order"), [](Event& event) {
+      event.emit("out", "undone");
+      event.emit("out", event.call("price", event.data(), grape::Ask().timeout(2s)).as<std::int64_t>());
+    });
+    worker.slot("wrap", Slot("Wrap"), [](Event& event) {
+      try {
+        event.call("price", 1);
+      } catch (...) {
+        throw std::runtime_error("another one");
+      }
+    });
+    worker.slot("own", Slot("Own"), [](Event&) { throw grape::Suspended(); });
+    worker.slot("wrong", Slot("Wrong"), [](Event& event) { event.call(event.as<std::string>(), 1); });
+  });
+  engine.foreign = {{"price", "Far", "other"}};
+  engine.join();
+  engine.assign(0);
+  engine.work(work_of({{"order", "k", "tea"}, {"order", "k", "milk"}}));
+  const Value failures = at(engine.receive(), 9);
+  REQUIRE(fake::items(failures).size() == 2);
+  const Value call = at(at(failures, 0), 14);
+  CHECK(text(at(call, 0)) == "price");
+  CHECK(number(at(call, 2)) == 2'000'000);
+  REQUIRE(fake::items(at(call, 3)).size() == 2);  // both pools that listen
+  CHECK(text(at(at(at(call, 3), 1), 0)) == "other");
+  CHECK(fake::items(at(failures, 1)).size() == 14);  // it waits behind
+
+  const auto again = [&](int seq, const char* data, const Value& answer, bool is_error) {
+    Engine::Work work;
+    work.seq = seq;
+    Value item = Engine::retry(5, "Order", "id-1-0", run_of({{"order", "k", data}}), 1);
+    Value::Array fields = fake::items(item);
+    fields.emplace_back(Value::Array{Value::Array{at(call, 1), grape::Bytes(fake::packed(answer)), is_error}});
+    work.retries = {fields};
+    engine.work(work);
+    return engine.result();
+  };
+  const Value error = grape::map({{"error", grape::map({{"code", "bad"}, {"text", "it is"}, {"node", "Price"}})}});
+  const Result failed = again(2, "tea", error, true);
+  CHECK(failed.failures.at(0).kind == "call-failed");
+  CHECK(failed.failures.at(0).text == "node 'Price' failed: it is");
+  CHECK(again(3, "coffee", 3, false).failures.at(0).kind == "handler");
+  const Result done = again(4, "tea", 3, false);
+  CHECK(done.retried == std::vector<std::int64_t>{5});
+  CHECK(done.emitted.at(1).data == Value(3));
+
+  const Result rest = engine.run({{"wrap", "a", 1}, {"own", "b", 1}, {"wrong", "c", "prize"}, {"wrong", "d", "out"}});
+  REQUIRE(rest.failures.size() == 4);
+  CHECK(rest.failures[0].text.find("caught what ends its handler while it waits for the answer to 'price'") != std::string::npos);
+  CHECK(rest.failures[1].kind == "handler");
+  CHECK(rest.failures[2].text.find("calls 'prize', neither") != std::string::npos);
+  CHECK(rest.failures[3].text.find("nothing answers there") != std::string::npos);
 }
 
 TEST_CASE("events that go round in a circle end") {

@@ -34,4 +34,32 @@ class Mismatch : public Error {
 };
 
 }  // namespace detail
+/// Of `Event::call`: who should have answered failed for good.
+class CallFailed : public Error {
+ public:
+  CallFailed(std::string code, std::string text, std::string node)
+      : Error("call-failed", "node '" + node + "' failed: " + text), code_(std::move(code)), text_(std::move(text)), node_(std::move(node)) {}
+
+  /// The kind of that failure.
+  [[nodiscard]] const std::string& code() const noexcept { return code_; }
+  [[nodiscard]] const std::string& text() const noexcept { return text_; }
+  /// Whose it is.
+  [[nodiscard]] const std::string& node() const noexcept { return node_; }
+
+ private:
+  std::string code_;
+  std::string text_;
+  std::string node_;
+};
+
+/// Of `Event::call`: nobody answered in time.
+class NoAnswer : public Error {
+ public:
+  explicit NoAnswer(std::string text) : Error("no-answer", std::move(text)) {}
+};
+
+/// A handler is left at a call: the answer is yet to come, and with it the handler runs from its beginning. No std::exception:
+/// what catches it (`catch (...)`) has to throw it again.
+class Suspended {};
+
 }  // namespace grape

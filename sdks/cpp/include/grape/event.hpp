@@ -13,6 +13,7 @@
 
 #include "batch.hpp"
 #include "error.hpp"
+#include "messages.hpp"
 #include "routes.hpp"
 #include "state.hpp"
 #include "value.hpp"
@@ -43,13 +44,49 @@ class Emit {
     delay_ = static_cast<std::int64_t>(micros);
     return *this;
   }
+  /// With a delay: a name, one of this node and key. It takes the place of the timer that was set under it before.
+  Emit& timer(std::string_view name) {
+    timer_ = name;
+    return *this;
+  }
 
  private:
   friend class Event;
+  std::optional<std::string> timer_;
   std::string key_;  ///< its own: an Emit may outlive what it was made of
   bool has_key_ = false;
   bool inherits_ = true;
   std::int64_t delay_ = -1;
+};
+
+/// How a call asks: `grape::Ask().key("a").timeout(5s)`. Without a key it asks with that of the event being handled, for 30 s.
+class Ask {
+ public:
+  Ask& key(std::string_view key) {
+    key_ = key;
+    has_key_ = true;
+    inherits_ = false;
+    return *this;
+  }
+  Ask& keyless() {
+    has_key_ = false;
+    inherits_ = false;
+    return *this;
+  }
+  template <class Rep, class Period>
+  Ask& timeout(std::chrono::duration<Rep, Period> time) {
+    const double micros = std::chrono::duration<double, std::micro>(time).count();
+    if (!(micros >= 1 && micros <= 4.6e18)) throw Error("bad-value", "a timeout is longer than 0, and at most 146,000 years");
+    timeout_ = static_cast<std::int64_t>(micros);
+    return *this;
+  }
+
+ private:
+  friend class Event;
+  std::string key_;
+  bool has_key_ = false;
+  bool inherits_ = true;
+  std::int64_t timeout_ = 30'000'000;
 };
 
 class Event;
@@ -87,6 +124,20 @@ struct Emitted {
   std::size_t data = 0;
   std::size_t size = 0;
   std::int64_t delay = -1;
+  bool is_cancelled = false;  ///< no emit: the timer of this name is taken back
+  std::size_t timer = 0;
+  std::size_t timer_size = 0;  ///< 0: it has no name
+};
+
+/// By what an event was left.
+struct Called {
+  std::uint32_t name = 0;
+  bool inherits = true;
+  bool has_key = false;
+  std::string key;
+  Buffer data;
+  Buffer digest;
+  std::int64_t timeout = 0;
 };
 
 struct Stored {
@@ -200,6 +251,38 @@ class Event {
   }
   void emit(std::string_view name) { emit(name, nullptr); }
 
+  /// Takes back the timer of that name, if it is not due yet.
+  ///
+  /// Throws Error "bad-value": the name is not 1 to 255 bytes of UTF-8; "no-key": the event has none.
+  void cancel_timer(std::string_view name) {
+    check_open();
+    detail::Emitted out;
+    out.is_cancelled = true;
+    name_timer(out, name);
+    emitted_.push_back(out);
+    check_size();
+  }
+
+  /// Asks another node, and returns its reply, valid while the handler runs. The handler is left here (`Suspended`), and runs
+  /// from its beginning when the answer is there; so up to its last call it has to do the same every time.
+  ///
+  /// Throws CallFailed, NoAnswer; Error "unknown-event", "bad-value", "too-large": it cannot be asked.
+  template <class T>
+  Raw call(std::string_view name, const T& value, const Ask& how = Ask()) {
+    detail::Called asked;
+    asked.name = resolve(name, "calls");
+    if ((*routes_)[asked.name].is_output) {
+      throw Error("unknown-event", "node '" + node_->name + "' calls '" + std::string(name) + "', which is an output: nothing answers there");
+    }
+    if (how.has_key_) check_key(how.key_);
+    asked.inherits = how.inherits_;
+    asked.has_key = how.has_key_;
+    asked.key = how.key_;
+    asked.timeout = how.timeout_;
+    detail::pack_whole(asked.data, value, limits_->max_event);
+    return answer(std::move(asked));
+  }
+
   /// Answers the caller from outside, if there is one; the first final answer ends the call.
   template <class T>
   void reply(const T& value, bool is_final = true) {
@@ -237,6 +320,76 @@ class Event {
   std::string_view last_name_;  ///< the one of the last emit: most handlers emit one name only
   std::uint32_t last_number_ = 0;
 
+  const std::vector<detail::Answer>* answers_ = nullptr;  ///< to the calls that it has made before
+  std::size_t calls_ = 0;
+  std::optional<detail::Called> called_;  ///< it is left; this stays if the handler has caught that
+
+  static constexpr std::size_t most_calls = 1'000;
+
+  Raw answer(detail::Called asked) {
+    asked.digest = digest_of(asked);
+    if (called_) throw Suspended();  // it has caught that
+    const std::size_t ordinal = calls_++;
+    if (answers_ == nullptr || ordinal >= answers_->size()) {
+      if (ordinal >= most_calls) throw Error("handler", "node '" + node_->name + "' has made 1,000 calls for one event");
+      called_ = std::move(asked);
+      throw Suspended();
+    }
+    const detail::Answer& answer = (*answers_)[ordinal];
+    if (answer.digest != asked.digest) {
+      throw Error("handler", "call " + std::to_string(ordinal + 1) + " of node '" + node_->name +
+                                 "' was another one when its event ran before: up to its last call a handler must do the same every time "
+                                 "(no time, no chance, nothing from outside)");
+    }
+    if (answer.is_error) throw_error(answer.data);
+    return Raw(answer.data);
+  }
+
+  /// FNV-1a of all that is asked.
+  [[nodiscard]] detail::Buffer digest_of(const detail::Called& asked) const {
+    detail::Buffer all;
+    detail::pack_str(all, (*routes_)[asked.name].text);
+    detail::pack_int(all, asked.inherits ? 0 : asked.has_key ? 1 : 2);
+    detail::pack_str(all, asked.key);
+    all += asked.data;
+    std::uint64_t hash = 0xCBF29CE484222325U;
+    for (const char byte : all) hash = (hash ^ static_cast<unsigned char>(byte)) * 0x100000001B3U;
+    detail::Buffer out;
+    for (std::size_t i = 0; i < 8; ++i) out.push_back(static_cast<char>(hash >> (8 * i)));
+    return out;
+  }
+
+  [[noreturn]] static void throw_error(std::string_view packed) {
+    std::string code;
+    std::string text;
+    std::string node;
+    detail::Reader reader(packed);
+    detail::read_map(reader, [&](std::string_view field) {
+      if (field != "error") return false;
+      detail::read_map(reader, [&](std::string_view part) {
+        std::string* to = part == "code" ? &code : part == "text" ? &text : part == "node" ? &node : nullptr;
+        if (to != nullptr) *to = reader.text();
+        return to != nullptr;
+      });
+      return true;
+    });
+    if (code == "no-answer") throw NoAnswer(text);
+    throw CallFailed(code, text, node);
+  }
+
+  void name_timer(detail::Emitted& out, std::string_view name) {
+    if (name.empty() || name.size() > 255 || !detail::is_utf8(name)) {
+      throw Error("bad-value", "the name of a timer has 1 to 255 bytes of UTF-8, this one has " + std::to_string(name.size()));
+    }
+    if (!in_.key.exists) {
+      throw Error("no-key", "node '" + node_->name + "' used timer '" + std::string(name) + "' in an event '" + std::string(in_.name) +
+                                "' that has no key: a timer's name is one of a node and key");
+    }
+    out.timer = texts_.size();
+    out.timer_size = name.size();
+    texts_.append(name);
+  }
+
   void check_open() const {
     if (!is_open_) throw Error("event-over", "an event was used after its handler had returned");
   }
@@ -246,11 +399,11 @@ class Event {
                               "' that has no key; emit it with a key, or feed it with one");
   }
 
-  std::uint32_t resolve(std::string_view name) {
+  std::uint32_t resolve(std::string_view name, std::string_view does = "emits") {
     check_open();
     if (!name.empty() && name == last_name_) return last_number_;
     const std::uint32_t* found = routes_->find(name);
-    if (found == nullptr) throw Error("unknown-event", routes_->unknown(name, node_->name));
+    if (found == nullptr) throw Error("unknown-event", routes_->unknown(name, node_->name, does));
     last_name_ = (*routes_)[*found].text;
     return last_number_ = *found;
   }
@@ -269,6 +422,10 @@ class Event {
       out.key = texts_.size();
       out.key_size = how.has_key_ ? how.key_.size() : 0;
       if (how.has_key_) texts_.append(how.key_);
+    }
+    if (how.timer_) {
+      if (how.delay_ < 0) throw Error("bad-value", "timer '" + *how.timer_ + "' names an emit with a delay, and this one has none");
+      name_timer(out, *how.timer_);
     }
     emitted_.push_back(out);
     check_size();
@@ -311,7 +468,8 @@ class Event {
     check_size();
   }
 
-  void begin(const detail::Incoming& in, const detail::NodeSpec& node, detail::Table* table, std::int64_t now) {
+  void begin(const detail::Incoming& in, const detail::NodeSpec& node, detail::Table* table, std::int64_t now,
+             const std::vector<detail::Answer>* answers) {
     in_ = in;
     node_ = &node;
     table_ = table;
@@ -321,6 +479,9 @@ class Event {
     replies_.clear();
     values_.clear();
     stored_.clear();
+    answers_ = answers;
+    calls_ = 0;
+    called_.reset();
     is_open_ = true;
   }
 

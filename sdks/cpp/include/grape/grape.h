@@ -43,6 +43,7 @@ typedef struct {
   size_t key_size;
   int keyless;
   int64_t delay; /* microseconds; below 0: none */
+  const char* timer; /* of an emit with a delay: its name, one of this node and key; null: none */
 } grape_emit_options;
 
 /* ---- the worker ---- */
@@ -73,6 +74,8 @@ int64_t grape_event_created(const grape_event* event);
 
 /* `options` null: with the key of the event, at once. `data` null: nil. */
 int grape_emit(grape_event* event, const char* name, const void* data, size_t size, const grape_emit_options* options);
+/* Takes back the timer of that name, if it is not due yet. */
+int grape_cancel_timer(grape_event* event, const char* timer);
 int grape_reply(grape_event* event, const void* data, size_t size, int is_final);
 /* The value of a state; null if it is not set, or cannot be had (then the event fails). Valid until a state is set. */
 const void* grape_state_get(grape_event* event, const char* state, size_t* size);

@@ -190,6 +190,21 @@ struct BatchItem {
   }
 };
 
+/// To a call that a handler has made.
+struct Answer {
+  std::string_view digest;
+  std::string_view data;
+  bool is_error = false;
+
+  explicit Answer(Reader& reader) {
+    Fields fields(reader);
+    fields.bytes(digest);
+    fields.bytes(data);
+    fields.boolean(is_error);
+    fields.done();
+  }
+};
+
 struct RetryItem {
   std::int64_t hold = 0;
   std::string_view node;
@@ -200,6 +215,7 @@ struct RetryItem {
   std::string_view body;
   bool rest = false;
   std::int64_t context = -1;
+  std::vector<Answer> answers;
 
   explicit RetryItem(Reader& reader) {
     Fields fields(reader);
@@ -212,6 +228,9 @@ struct RetryItem {
     fields.bytes(body);
     fields.boolean(rest);
     fields.integer(context);
+    if (fields.next()) {
+      for (std::uint32_t left = reader.array(); left > 0; --left) answers.emplace_back(reader);
+    }
     fields.done();
   }
 };
@@ -301,9 +320,8 @@ Buffer hello_frame(std::int64_t pid, const Nodes& nodes, const Slots& slots) {
   pack_int(frame, pid);
   pack_str(frame, "cpp");
   pack_topology(frame, nodes, slots);
-  pack_array(frame, 2);
-  pack_str(frame, "partition");
-  pack_str(frame, "cache");
+  pack_array(frame, 4);
+  for (const auto* capability : {"partition", "cache", "timers", "calls"}) pack_str(frame, capability);
   close_frame(frame);
   return frame;
 }

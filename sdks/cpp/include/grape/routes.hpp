@@ -85,8 +85,8 @@ class Routes {
   [[nodiscard]] const std::vector<Target>& targets() const noexcept { return targets_; }
 
   /// What to tell the author of an emit that leads nowhere.
-  [[nodiscard]] std::string unknown(std::string_view name, std::string_view node) const {
-    std::string out = "node '" + std::string(node) + "' emits '" + clean_text(name, 300) + "', ";
+  [[nodiscard]] std::string unknown(std::string_view name, std::string_view node, std::string_view does = "emits") const {
+    std::string out = "node '" + std::string(node) + "' " + std::string(does) + " '" + clean_text(name, 300) + "', ";
     if (const auto at = name.find('@'); at != std::string_view::npos) {
       return out + "but no app '" + clean_text(name.substr(0, at), 300) + "' runs here (no-such-app)";
     }

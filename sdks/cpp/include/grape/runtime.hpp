@@ -532,17 +532,30 @@ class Runtime {
   bool execute(const Unit& unit, const Declared& slot, const Incoming& in, const RetryItem* retry) {
     Table& table = part_->tables[unit.number];
     const std::int64_t time = table.has_ttl() ? now() : 0;
-    event_.begin(in, *unit.node, &table, time);
+    event_.begin(in, *unit.node, &table, time, retry == nullptr ? nullptr : &retry->answers);
     try {
       watch().enter(slot.spec, in, part_->number, part_->epoch);
       slot.handler(event_);
       end_child(nullptr);
       watch().leave();
+      if (event_.called_) throw caught();
       check_effects(in, table, time);
+    } catch (const Suspended&) {
+      const std::string text = "waits for an answer";
+      end_child(&text);
+      watch().leave();
+      event_.end();
+      if (event_.called_) {
+        suspend(unit, slot, in, retry);
+      } else {
+        fail(unit, slot, in, retry, {"handler", "node '" + unit.node->name + "' threw a Suspended of its own", ""}, nullptr, false);
+      }
+      return false;
     } catch (...) {
-      const Blame blamed = blame();
+      Blame blamed = blame();
       end_child(&blamed.text);
       watch().leave();
+      if (event_.called_) blamed = {"handler", caught().what(), ""};
       event_.end();
       fail(unit, slot, in, retry, blamed, nullptr, false);
       return false;
@@ -551,6 +564,12 @@ class Runtime {
     event_.end();
     ++processed_[slot.number];
     return true;
+  }
+
+  /// The handler went on although it was left.
+  [[nodiscard]] Error caught() const {
+    return {"handler", "node '" + event_.node_->name + "' caught what ends its handler while it waits for the answer to '" +
+                           (*routes_)[event_.called_->name].text + "': a catch (...) has to throw again"};
   }
 
   /// What can still be refused of what the event did. Throws what it fails of.
@@ -585,6 +604,9 @@ class Runtime {
     const std::string_view texts = event_.texts_;
     const auto own = static_cast<std::size_t>(part_->number);
     for (const auto& emitted : event_.emitted_) {
+      const TimerName timer{event_.node_->name, in.key.text, texts.substr(emitted.timer, emitted.timer_size)};
+      if (!timer.name.empty()) cancel_timer(timer);  // it takes the place of the one before
+      if (emitted.is_cancelled) continue;
       const Name& name = (*routes_)[emitted.name];
       ++emit_counts_[emitted.name];
       if (name.leads.empty()) continue;
@@ -596,7 +618,7 @@ class Runtime {
       size_ += name.leads.size() * (emitted.size + key.text.size() + 16);
       for (const auto lead : name.leads) {
         if (emitted.delay >= 0) {
-          add_timer(emitted.delay, lead, partition, name, key, data, in.context);
+          add_timer(emitted.delay, lead, partition, name, key, data, in.context, timer);
         } else {
           outbox_->append(lead, partition, emitted.name, key, data, std::min(in.hops + 1, most_hops), in.context);
         }
@@ -613,9 +635,33 @@ class Runtime {
     }
   }
 
+  /// By which a timer is found again. Without a name: not at all.
+  struct TimerName {
+    std::string_view node;
+    std::string_view key;
+    std::string_view name;
+
+    void pack(Buffer& out) const {
+      pack_array(out, 3);
+      pack_str(out, node);
+      pack_bin(out, key);
+      pack_str(out, name);
+    }
+  };
+
+  void cancel_timer(const TimerName& timer) {
+    const std::size_t before = timers_.size();
+    pack_array(timers_, 3);
+    pack_int(timers_, 0);
+    pack_nil(timers_);
+    timer.pack(timers_);
+    ++timer_count_;
+    size_ += timers_.size() - before;
+  }
+
   void add_timer(std::int64_t delay, Lead lead, std::size_t partition, const Name& name, Key key, std::string_view data,
-                 std::int64_t context) {
-    pack_array(timers_, 2);
+                 std::int64_t context, const TimerName& timer) {
+    pack_array(timers_, timer.name.empty() ? 2 : 3);
     pack_int(timers_, delay);
     pack_array(timers_, 5);
     pack_str(timers_, routes_->targets()[lead.target].name);
@@ -626,6 +672,7 @@ class Runtime {
     fill_in(timers_, body, timers_.size() - body);
     pack_array(timers_, context >= 0 ? 1 : 0);
     if (context >= 0) pack_int(timers_, context);
+    if (!timer.name.empty()) timer.pack(timers_);
     ++timer_count_;
   }
 
@@ -660,17 +707,49 @@ class Runtime {
             bool is_final) {
     const bool is_death = named != nullptr && named->death;
     const std::int64_t deaths = is_death ? (retry == nullptr ? 0 : retry->named_deaths) + 1 : 0;
-    if (in.key.exists && slot.spec.ordered && !is_final && stays_held(slot.spec, in.attempt, deaths)) {
-      part_->locks[unit.number].emplace(in.key.text);
-      part_->lines[{unit.number, std::string(in.key.text)}].insert(in.id());
-    }
+    if (!is_final && stays_held(slot.spec, in.attempt, deaths)) lock(unit, slot, in);
     record_failure(unit, in, retry, why, false, is_death, is_final);
   }
 
+  /// Later events of its key wait.
+  void lock(const Unit& unit, const Declared& slot, const Incoming& in) {
+    if (!in.key.exists || !slot.spec.ordered) return;
+    part_->locks[unit.number].emplace(in.key.text);
+    part_->lines[{unit.number, std::string(in.key.text)}].insert(in.id());
+  }
+
+  /// The event waits for the answer to what it has called.
+  void suspend(const Unit& unit, const Declared& slot, const Incoming& in, const RetryItem* retry) {
+    lock(unit, slot, in);
+    record_failure(unit, in, retry, Blame{}, false, false, false, &*event_.called_);
+  }
+
+  void pack_call(const Incoming& in, const Called& called) {
+    const Name& name = (*routes_)[called.name];
+    const Key key = called.inherits ? in.key : called.has_key ? Key{called.key, true} : Key{};
+    const bool stays = called.inherits || !called.has_key;
+    const std::size_t partition =
+        stays ? static_cast<std::size_t>(part_->number) : partition_of(key.text, static_cast<std::uint32_t>(partitions_));
+    pack_array(failures_, 4);
+    pack_str(failures_, name.text);
+    pack_bin(failures_, called.digest);
+    pack_int(failures_, called.timeout);
+    pack_array(failures_, name.leads.size());
+    for (const auto lead : name.leads) {
+      pack_array(failures_, 4);
+      pack_str(failures_, routes_->targets()[lead.target].name);
+      pack_uint(failures_, partition);
+      pack_int(failures_, 1);
+      const std::size_t body = pack_open(failures_, open_bin);
+      append_single(failures_, name.text, key, called.data, std::min(in.hops + 1, most_hops), true);
+      fill_in(failures_, body, failures_.size() - body);
+    }
+  }
+
   void record_failure(const Unit& unit, const Incoming& in, const RetryItem* retry, const Blame& why, bool behind, bool death,
-                      bool is_final) {
+                      bool is_final, const Called* called = nullptr) {
     const std::size_t before = failures_.size();
-    pack_array(failures_, 14);
+    pack_array(failures_, called == nullptr ? 14 : 15);
     pack_str(failures_, unit.node->name);
     pack_str(failures_, in.name);
     pack_str(failures_, in.id());
@@ -691,6 +770,7 @@ class Runtime {
     pack_str(failures_, clean_text(why.trace));
     pack_bool(failures_, death);
     pack_bool(failures_, is_final);
+    if (called != nullptr) pack_call(in, *called);
     ++failure_count_;
     size_ += failures_.size() - before;
   }
