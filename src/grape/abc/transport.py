@@ -82,11 +82,15 @@ class Commit(Struct, frozen=True):
     trims: Sequence[Trim] = ()
     drops: Sequence[tuple[PartitionId, int]] = ()
     """Single batches (log, position) above the trim point that are no longer needed either."""
+    rows_size: int = -1
+    """Bytes of the rows, if that is known: they may be a million."""
 
 
 def size_of(commit: Commit) -> int:
     """Bytes of all that it holds."""
-    rows = sum(len(key) + len(value or b"") for _, rows in commit.rows for key, value in rows)
+    rows = commit.rows_size
+    if rows < 0:
+        rows = sum(len(key) + len(value or b"") for _, rows in commit.rows for key, value in rows)
     return len(commit.head) + sum(len(send.batch) for send in commit.sends) + rows
 
 
