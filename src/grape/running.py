@@ -32,17 +32,17 @@ from grape.connectors.live import CallSink, QueueSink
 from grape.connectors.sinks import JsonLinesSink
 from grape.engine.clients import ClientEvent, Clients, check_call_timeout, check_timeout, client_event
 from grape.engine.engine import Engine
-from grape.engine.supervisor import Line
 from grape.engine.telemetry import AppNumbers
 from grape.errors import BadArgument, Full, GrapeError, NoAnswer, Refused, TopologyError, UsageError, UserError
 from grape.model.event import Event
 from grape.model.profile import Profile
 from grape.model.topology import Limits, TopologySpec
 from grape.model.values import shown as shown_value
+from grape.processes.output import Line
+from grape.processes.profile_file import load_profiles
 from grape.session import Options, Outcomes, Session, Taker
 from grape.session.calls import Call, Calls, CallStream, ReplySink, answer_as
 from grape.session.options import MAX_WORKERS, check_names, check_options, mapping_of, names_of, path_of
-from grape.session.profiles import load_profiles
 from grape.store.lmdb import MAX_SIZE
 from grape.tools.terminal import shown
 

@@ -14,10 +14,10 @@ from grape.abc.isolate import Command
 from grape.errors import UsageError
 from grape.model.profile import Profile
 from grape.model.topology import PoolSpec
+from grape.processes.profile_file import load_profiles
+from grape.processes.profiles import Profiles, make_isolate
+from grape.processes.runtimes import command_of
 from grape.session import Options, Session
-from grape.session.confinement import Profiles, make_isolate
-from grape.session.profiles import load_profiles
-from grape.session.runtimes import command_of
 
 LEVELS: Final = ("process", "cgroup", "sandbox", "container")
 POOLS: Final = ("main", "helper", "other", "named by the code")

@@ -21,8 +21,8 @@ from rich.text import Text
 
 from grape.connectors.sinks import StdoutSink
 from grape.connectors.streams import Stream
-from grape.engine.supervisor import Line
 from grape.model.plural import counted
+from grape.processes.output import Line
 from grape.session import Session
 from grape.tools.terminal import escaped, shown
 

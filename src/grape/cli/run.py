@@ -29,10 +29,10 @@ from grape.errors import BadArgument, Corrupt, EngineError, GrapeError, Interrup
 from grape.isolates.parent import become_subreaper_and_undumpable
 from grape.model.plural import counted
 from grape.model.topology import Limits
+from grape.processes.profile_file import load_profiles
 from grape.running import new_event_loop
 from grape.session import Options, Outcomes, Session, Taker
 from grape.session.options import check_options
-from grape.session.profiles import load_profiles
 from grape.store.lmdb import MAX_SIZE
 
 EXIT_OK, EXIT_DEAD, EXIT_USE, EXIT_ENGINE, EXIT_INT, EXIT_TERM, EXIT_PIPE = 0, 1, 2, 3, 130, 143, 141

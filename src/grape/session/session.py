@@ -37,7 +37,6 @@ from grape.engine.fitting import fit
 from grape.engine.ids import Ids
 from grape.engine.intake import Feed
 from grape.engine.outlet import DeadOutputs, Take, dead_log
-from grape.engine.supervisor import Line, ProcessLink
 from grape.engine.surroundings import Sizes, Surroundings
 from grape.engine.telemetry import AppNumbers
 from grape.errors import EngineError, GrapeError, Interrupted, StorageFailed, UsageError
@@ -48,17 +47,19 @@ from grape.model.profile import Profile
 from grape.model.section import Duration
 from grape.model.stored import OUTPUT, REPLIES, SOURCE, TAKER
 from grape.model.topology import DEFAULT_POOL, TopologySpec, with_pool
+from grape.processes.crashes import CrashLog
+from grape.processes.hints import hint_for
+from grape.processes.link import ProcessLink
+from grape.processes.output import Line
+from grape.processes.profiles import Profiles
+from grape.processes.runtimes import python_command
+from grape.processes.workers import Printed, Workers
 from grape.protocol.messages import Ask, FromWorker, Values
 from grape.session.advice import advice, guarantees
-from grape.session.confinement import Profiles
 from grape.session.feeding import Feeder, opened
-from grape.session.hints import hint_for
 from grape.session.opening import Opening
 from grape.session.options import Options
-from grape.session.runtimes import python_command
 from grape.session.taking import Taker, Taking, Told
-from grape.session.workers import Printed, Workers
-from grape.tools.crashes import CrashLog
 from grape.transports.embedded import EmbeddedTransport
 
 _DRAIN: Final = 5.0
