@@ -49,8 +49,6 @@ SUITE = "a contract suite is read from top to bottom"
 DEBT = "to be split along its subjects"
 ALLOWED: dict[tuple[str, str], tuple[int, str]] = {
     ("class", "grape.testing.contracts.transport:TransportContract"): (600, SUITE),
-    ("class", "grape.worker.concurrent:AsyncPool"): (510, DEBT),
-    ("class", "grape.worker.runtime:Runtime"): (580, DEBT),
     ("file", "grape.store.lmdb"): (1090, DEBT),
     ("file", "grape.testing.contracts.isolate"): (800, SUITE),
     ("file", "grape.testing.contracts.transport"): (850, SUITE),

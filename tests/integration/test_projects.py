@@ -452,14 +452,17 @@ def live(folder: Path, seed: int) -> None:
     read, write = os.pipe()
     lines = [f"{rng.randrange(10**6)} line {n} {'x' * rng.randrange(200)}" for n in range(400)]
 
+    whole = threading.Lock()  # what is interrupted in the middle of a line has had its first half
+
     def writing() -> None:
         for line in lines:
             text = f"{line}\n".encode()
             cut = rng.randrange(len(text)) if rng.random() < 0.2 else 0
-            os.write(write, text[:cut])
-            if cut:
-                time.sleep(rng.random() * 0.02)
-            os.write(write, text[cut:])
+            with whole:
+                os.write(write, text[:cut])
+                if cut:
+                    time.sleep(rng.random() * 0.02)
+                os.write(write, text[cut:])
             if rng.random() < 0.5:
                 time.sleep(rng.random() * 0.03)
         os.close(write)
@@ -476,7 +479,9 @@ def live(folder: Path, seed: int) -> None:
             if writer.is_alive():
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     run.wait(0.3 + rng.random() * 1.5)
-                run.send_signal(signal.SIGINT)
+                with whole:
+                    run.send_signal(signal.SIGINT)
+                    run.wait(60)
             out, _ = run.communicate(timeout=60)
             said.append((run.returncode, out))
             if run.returncode == 0 and not writer.is_alive():

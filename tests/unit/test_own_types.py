@@ -440,7 +440,7 @@ class TestRegister:
             run.feed("ask", 4, key="a")
             run.settle()
             (letter,) = run.dead()
-            assert letter.text.startswith("BadPayload: the answer does not fit list[")
+            assert letter.text.startswith("BadPayload: the answer to 'double' does not fit list[")
 
     @given(st.recursive(st.integers(-(2**63), 2**63 - 1).map(Money), lambda v: st.lists(v) | st.tuples(v).map(list)))
     def test_any_nesting(self, value: Any) -> None:

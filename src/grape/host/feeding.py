@@ -26,11 +26,16 @@ _WORKED_OFF: Final = 0.02
 
 
 class Door(Protocol):
-    """What a feeder comes through. Only ``call`` and ``is_ending`` may be used on the source's thread."""
+    """What a feeder comes through. Only ``call``, ``is_ending`` and ``is_draining`` may be used on the source's
+    thread."""
 
     @property
     def is_ending(self) -> bool:
         """Sources are to stop."""
+
+    @property
+    def is_draining(self) -> bool:
+        """It ends in order: what is under way is still committed."""
 
     @property
     def is_worked_off(self) -> bool:
@@ -79,9 +84,22 @@ class Feeder:
         self._in_flight = 0
         self._changed = threading.Condition()
         self._retrying = False
+        self._in_hand = False
 
-    def start(self) -> None:
+    @property
+    def has_rest(self) -> bool:
+        """Something was read that nobody can read again, and is not durable yet."""
+        return not self._feed.source.is_repeatable and bool(self._in_hand or self._waiting or self._in_flight)
+
+    @property
+    def _gives_up(self) -> bool:
+        """What has been read is left to the next run. What cannot be read again (a pipe) is not, while the run ends in
+        order."""
+        return self._door.is_ending and (self._feed.source.is_repeatable or not self._door.is_draining)
+
+    def start(self) -> Feeder:
         threading.Thread(target=self._run, name="grape-source", daemon=True).start()
+        return self
 
     # ------------------------------------------------------------------ the source's thread
 
@@ -110,6 +128,7 @@ class Feeder:
                 door.call(partial(door.notice, line))
             if chunk is None:
                 return True  # or the run ends, which whoever waits for what is in flight will see
+            self._in_hand = True
             self._advise(chunk.size)
             door.check_chunk(chunk)
             named = feed.named(chunk)
@@ -124,6 +143,7 @@ class Feeder:
             if not self._wait_for_room(prepared.bytes):
                 return False
             door.call(partial(self._offer, prepared))
+            self._in_hand = False  # it counts as in flight
         return False
 
     def _read(self, position: bytes) -> Chunk | None:
@@ -179,11 +199,11 @@ class Feeder:
         """Wait until ``size`` more bytes may be in flight, and count them; False: the run ends before."""
         with self._changed:
             while self._in_flight and self._in_flight + size > IN_FLIGHT:
-                if self._door.is_ending:
+                if self._gives_up:
                     return False
                 self._changed.wait(0.2)
             self._in_flight += size
-        return not self._door.is_ending
+        return not self._gives_up
 
     def _wait_until_durable(self) -> bool:
         """Wait until nothing is in flight; False: the run ends before."""
@@ -213,7 +233,7 @@ class Feeder:
 
         self._door.call(ask)
         while not answered.wait(0.2):
-            if self._door.is_ending:
+            if self._gives_up:
                 return None
         return answers[0]
 
@@ -225,9 +245,10 @@ class Feeder:
 
     def _commit(self) -> None:
         """Commit all that waits, unless a commit is under way or nothing may come in."""
-        if not self._waiting or self._feed.is_busy or self._door.is_ending:
+        if not self._waiting or self._feed.is_busy or self._gives_up:
             return
-        if not self._door.may_feed({name for prepared in self._waiting for name in prepared.counts}):
+        names = {name for prepared in self._waiting for name in prepared.counts}
+        if not self._door.is_ending and not self._door.may_feed(names):
             if not self._retrying:
                 self._retrying = True
                 self._door.later(_RETRY, self._retry)

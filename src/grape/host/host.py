@@ -52,6 +52,11 @@ class Host:
         trace = "".join(traceback.format_exception(error)) if error is not None else ""
         self.stop_with(EngineError(f"the engine failed, which is a bug in it: {context.get('message')}\n{trace}"))
 
+    @property
+    def is_draining(self) -> bool:
+        """It ends in order: what is under way is still committed."""
+        return self.is_stopping and not self.is_aborting and self.fatal is None
+
     # ------------------------------------------------------------------ from other threads
 
     def stop(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from typing import Final
 
@@ -16,6 +17,8 @@ _DRAIN: Final = 5.0
 _STALL: Final = 3.0
 _TICK: Final = 0.005
 _IDLE: Final = 0.25
+_IN_HAND: Final = 0.05
+"""What has just come out of a pipe is with its feeder by then."""
 
 
 class Serving:
@@ -96,11 +99,12 @@ class Serving:
 
     async def _drain(self) -> bool:
         """What is running is committed, for five seconds at most."""
-        engine, host, app = self._engine, self._host, self._app
+        engine, host, sources, app = self._engine, self._host, self._sources, self._app
         engine.drain()
         deadline = time.monotonic() + _DRAIN
-        while engine.in_flight and time.monotonic() < deadline and not host.is_aborting and host.fatal is None:
+        await asyncio.sleep(0 if sources.are_repeatable else _IN_HAND)
+        while (engine.in_flight or sources.have_rest) and time.monotonic() < deadline and host.is_draining:
             host.look_anew()
             await host.wait(0.05)
         host.check()
-        return bool(app.backlog_events or app.holds or app.timers or self._sources.open)
+        return bool(app.backlog_events or app.holds or app.timers or sources.open)

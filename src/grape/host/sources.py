@@ -37,6 +37,7 @@ class Sources:
         self._app: App = assembled.app
         self._engine: Engine = assembled.engine
         self._feeds: list[Feed] = assembled.feeds
+        self._feeders: list[Feeder] = []
         self._host = host
         self._notice = notice
         self._max_dead = max_dead
@@ -60,7 +61,8 @@ class Sources:
 
     def start(self) -> None:
         for feed in self._feeds:
-            Feeder(feed, self, self._advice.get(feed.source.name, ""), self._app.limits.batch_target).start()
+            advised = self._advice.get(feed.source.name, "")
+            self._feeders.append(Feeder(feed, self, advised, self._app.limits.batch_target).start())
 
     @property
     def are_feeding(self) -> bool:
@@ -72,12 +74,27 @@ class Sources:
         """Whatever else they give would most likely die as well."""
         return bool(self._feeds) and self.dead_left < 0
 
+    @property
+    def are_repeatable(self) -> bool:
+        """The next run can read all that this one does not commit."""
+        return all(feed.source.is_repeatable for feed in self._feeds)
+
+    @property
+    def have_rest(self) -> bool:
+        """Something was read that nobody can read again, and is not durable yet."""
+        return any(feeder.has_rest for feeder in self._feeders)
+
     # ------------------------------------------------------------------ Door
 
     @property
     def is_ending(self) -> bool:
         """Sources are to stop."""
         return self._host.is_stopping or self.are_stopped or self._host.fatal is not None
+
+    @property
+    def is_draining(self) -> bool:
+        """It ends in order: what is under way is still committed."""
+        return self._host.is_draining
 
     @property
     def is_worked_off(self) -> bool:

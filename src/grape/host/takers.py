@@ -13,6 +13,7 @@ from grape.host.assembly import Assembled, TakenBy
 from grape.host.taking import Taker, Taking, Told
 
 _MAX_TAKING: Final = 1_000
+"""A sink may wait as long as it likes, and no other one for it: a thread for each write that waits."""
 
 
 def taken_by(takers: Sequence[Taker]) -> list[TakenBy]:
@@ -30,7 +31,6 @@ class Takers:
     """
 
     def __init__(self, takers: Sequence[Taker], assembled: Assembled, clock: Clock, told: Told) -> None:
-        # A sink may wait as long as it likes, and no other one for it: a thread for each write that waits.
         self._executor = ThreadPoolExecutor(_MAX_TAKING, thread_name_prefix="grape-take")
         self._takings: list[Taking] = []
         self._tasks: list[asyncio.Task[None]] = []

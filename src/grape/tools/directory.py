@@ -591,4 +591,6 @@ def _report(record: AppRecord, log: str) -> LogReport:
         return LogReport(record.id, f"taker {log[1:]}", "", False)
     if log == REPLIES:
         return LogReport(record.id, "replies", "replies not taken", False)
+    if log.startswith(REPLIES):
+        return LogReport(record.id, f"answers for pool {log[1:]}", "answers waiting", False)
     return LogReport(record.id, f"pool {log}", "events waiting", True)

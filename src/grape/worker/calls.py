@@ -100,7 +100,7 @@ class Calls:
         try:
             return own.decoder(type)(answer.data)
         except (msgspec.MsgspecError, RecursionError) as e:
-            raise own.misfit(type, e, "answer") from None
+            raise own.misfit(type, e, f"answer to {event!r}") from None
 
     def was_caught_before(self, error: BaseException) -> bool:
         """Whether a handler went on although it was to be left, before one raised ``error``."""

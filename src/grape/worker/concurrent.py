@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import inspect
-import sys
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -25,8 +24,9 @@ from grape.model.event import Event
 from grape.model.values import Unfit, to_value
 from grape.protocol.messages import Announce, Answer, BatchItem, Named, Result, RetryItem, Revoke, Work
 from grape.worker import children
-from grape.worker.effects import Assigned, Effects
+from grape.worker.effects import Assigned
 from grape.worker.emits import EmitColumns, bind
+from grape.worker.handin import HandIn
 from grape.worker.retries import Retries
 from grape.worker.runtime import Overdue, Runtime
 from grape.worker.stage import RootStage, RunColumns, Stage
@@ -34,8 +34,6 @@ from grape.worker.units.access import StateAccess
 from grape.worker.units.general import arguments
 from grape.worker.units.unit import Emissions, Unit, failure, key_for, stray_result
 
-FLUSH_SECONDS: Final = 0.020
-FLUSH_BYTES: Final = 16 << 20
 _TURNS: Final = 4.0
 """Seconds after which a loop stands that nothing has turned."""
 _GRACE: Final = 1.0
@@ -133,9 +131,6 @@ class AsyncPool:
 
     def __init__(self, runtime: Runtime, send: Callable[[Result], None]) -> None:
         self.runtime = runtime
-        self._send = send
-        self._effects: dict[int, Effects] = {}
-        self._ended_works: dict[int, list[int]] = {}
         self._lines: dict[tuple[int, int, str, str], deque[Job]] = {}
         self._ready: deque[Job] = deque()
         self._is_admitting = False
@@ -147,15 +142,13 @@ class AsyncPool:
         """What only the worker's own limit keeps from running."""
         self._running: dict[str, int] = {}
         self._tasks: dict[asyncio.Task[None], Job] = {}
-        self._flush_due = False
         self._turned = time.monotonic()
         self._works: deque[Work] = deque()
         self._careful: asyncio.Task[None] | None = None
-        self._is_broken = False
-        """Something ended this worker in the middle of an event; what there is of its effects is never handed in."""
+        self.hand_in = HandIn(runtime, send, self._break)
         self.broken: Callable[[BaseException], None] = _raise
         """Told of what ends this worker, whatever callback of the loop it comes up in."""
-        runtime.single = True
+        runtime.ground.single = True
         runtime.speaker = _speaker
         runtime.overdue = self._overdue
         runtime.is_running = self._is_running
@@ -167,8 +160,7 @@ class AsyncPool:
 
     def revoke(self, message: Revoke) -> None:
         self.runtime.revoke(message)
-        self._effects.pop(message.partition, None)
-        self._ended_works.pop(message.partition, None)
+        self.hand_in.forget(message.partition)
 
     def work(self, message: Work) -> None:
         """Start a work; its results come through ``send``."""
@@ -177,7 +169,7 @@ class AsyncPool:
             try:
                 self._next()
             except BaseException:
-                self._is_broken = True
+                self.hand_in.is_over = True  # in the middle of an event: what there is of its effects never counts
                 raise
 
     def _next(self) -> None:
@@ -194,7 +186,7 @@ class AsyncPool:
 
     def _start(self, message: Work, part: Assigned) -> None:
         work = _Work(message)
-        self._enter(part)
+        self.hand_in.enter(part)
         part.begin(message)
         runtime = self.runtime
         runtime.bound_cache()
@@ -211,12 +203,12 @@ class AsyncPool:
             self._start_batch(batch, base, work, part)
         if not message.batches and not message.retries:
             self._end(work, part)
-        self._flush_soon()
+        self.hand_in.soon()
 
     def _start_batch(self, batch: BatchItem, base: int, work: _Work, part: Assigned) -> None:
         item = _Item(batch, work)
         if not item.left:
-            self._effects_of(part).done[item.position] = Progress(batch.events)
+            self.hand_in.effects_of(part).done[item.position] = Progress(batch.events)
             self._finish_of(work, part)
             return
         runtime = self.runtime
@@ -234,12 +226,11 @@ class AsyncPool:
                 if any(job.unit.is_async or job.line in self._lines for job in jobs):
                     self._submit(root, jobs)
                     continue
-                self._enter(part)
+                self.hand_in.enter(part)
                 for unit in units:
                     runtime.run_stage(unit, stage)
                 root.done()
-                if self._effects_of(part).size > FLUSH_BYTES:
-                    self.flush()
+                self.hand_in.if_much(part)
             offset += run.count
 
     # ------------------------------------------------------------------ jobs
@@ -316,12 +307,12 @@ class AsyncPool:
             task.result()
         elif not job.is_started and self._is_current(job.part) and self._begin(job):
             job.is_over = True
-            self.runtime.count(job.unit, job.stage)
+            self.runtime.ground.count(job.unit, job.stage)
             error = asyncio.CancelledError("another handler cancelled its task before it began")
             self._finished(job, partial(self._take_effect, job, error))
 
     def _break(self, error: BaseException) -> None:
-        self._is_broken = True
+        self.hand_in.is_over = True  # in the middle of an event: what there is of its effects never counts
         self.broken(error)
 
     async def _run(self, job: Job) -> None:
@@ -339,21 +330,21 @@ class AsyncPool:
         children.end_child()
         job.is_over = True
         if self._is_current(job.part):
-            runtime.count(unit, stage)
+            runtime.ground.count(unit, stage)
             self._finished(job, partial(self._take_effect, job, error))
 
     def _begin(self, job: Job) -> bool:
         """Whether the job may run: nothing that failed before it keeps its key, nor is it lost. If not, it is over."""
         unit, stage, runtime = job.unit, job.stage, self.runtime
-        self._enter(job.part)
+        self.hand_in.enter(job.part)
         if job.retry is not None:
             if not job.retry.all.begin(job.retry.item, unit, stage):
                 self._finished(job, _nothing)
                 return False
-        elif stage.key_of(0) in runtime.locked(unit.node) and unit.slots[stage.name_of(0)].ordered:
-            self._finished(job, partial(runtime.behind, unit, stage, 0))
+        elif stage.key_of(0) in runtime.ground.locked(unit.node) and unit.slots[stage.name_of(0)].ordered:
+            self._finished(job, partial(runtime.ground.behind, unit, stage, 0))
             return False
-        lost = runtime.lost(unit, stage, 0)
+        lost = runtime.ground.lost(unit, stage, 0)
         if lost is not None:
             self._finished(job, partial(self._fail_named, job, lost, True))
         return lost is None
@@ -365,18 +356,18 @@ class AsyncPool:
         root.left -= 1
         if root.left:
             return
-        self._enter(root.part)
+        self.hand_in.enter(root.part)
         try:
             for one in root.jobs:
                 one.finish()
                 one.finish = _nothing
             root.done()
         except BaseException:
-            self._is_broken = True
+            self.hand_in.is_over = True  # in the middle of an event: what there is of its effects never counts
             raise
         for one in root.jobs:
             self._leave(one)
-        self._flush_soon()
+        self.hand_in.soon()
 
     def _leave(self, job: Job) -> None:
         line = job.line
@@ -391,14 +382,14 @@ class AsyncPool:
     def _take_effect(self, job: Job, error: BaseException | None) -> None:
         unit, stage, runtime = job.unit, job.stage, self.runtime
         if job.access is not None:
-            runtime.table(unit.node).in_use.discard(stage.key_of(0) or "")
+            runtime.ground.table(unit.node).in_use.discard(stage.key_of(0) or "")
             if error is None:
                 try:
                     job.access.apply()
                 except BaseException as e:  # comparing values is code of the user's
                     error = failure(e)
         if error is not None:
-            runtime.fail(unit, stage, 0, error)
+            runtime.ground.fail(unit, stage, 0, error)
         elif job.columns.data:
             size = job.columns.size
             names, keys, data = job.columns.take()
@@ -409,8 +400,8 @@ class AsyncPool:
 
     def _fail_named(self, job: Job, named: Named, final: bool = False) -> None:
         unit, stage, runtime = job.unit, job.stage, self.runtime
-        runtime.count(unit, stage)
-        runtime.fail(unit, stage, 0, None, named, final)
+        runtime.ground.count(unit, stage)
+        runtime.ground.fail(unit, stage, 0, None, named, final)
         if job.retry is not None:
             job.retry.all.end(job.retry.item, unit, stage, True)
 
@@ -421,11 +412,11 @@ class AsyncPool:
             raise data[0].error
         (event,) = stage.events(data)
         if unit.has_state:
-            runtime.fill(unit, stage)
-            table = runtime.table(unit.node)
+            runtime.ground.fill(unit, stage)
+            table = runtime.ground.table(unit.node)
             if event.key is not None:
                 table.in_use.add(event.key)
-            job.access = StateAccess(unit.node, table, event, runtime.now_us())
+            job.access = StateAccess(unit.node, table, event, runtime.ground.now_us())
         calls = bind(
             job.emitter,
             job.columns,
@@ -511,11 +502,12 @@ class AsyncPool:
         """One event at a time: what is still running ends first."""
         while self._tasks:
             await asyncio.wait(list(self._tasks))
-        self.flush()  # whatever is handed in from here on is of the event that was announced
-        self._enter(part)
+        self.hand_in.flush()  # whatever is handed in from here on is of the event that was announced
+        self.hand_in.enter(part)
         part.begin(message)
         runtime = self.runtime
         runtime.start_carefully(message)
+        self.hand_in.by_hand = True
         work = _Work(message)
         retries = Retries(runtime)
         for number, item in enumerate(message.retries):
@@ -527,8 +519,8 @@ class AsyncPool:
             else:
                 retries.run(item, message.context_base + number)
                 self._finish_of(work, part)
-            self.flush()
-            self._enter(part)
+            self.hand_in.flush()
+            self.hand_in.enter(part)
         for batch, base in runtime.batches_of(message):
             in_work = _Item(batch, work)
             offset = 0
@@ -549,9 +541,11 @@ class AsyncPool:
                             self._finished(job, partial(runtime.run_stage, job.unit, root_stage))
                     if not root.jobs:
                         root.done()
-                    self.flush()
+                    self.hand_in.flush()
                 offset += run.count
         runtime.end_carefully()
+        self.hand_in.by_hand = False
+        self.hand_in.soon()
         self._careful = None
         self._next()
 
@@ -572,21 +566,10 @@ class AsyncPool:
     def _is_current(self, part: Assigned) -> bool:
         return self.runtime.assigned(part.number) is part
 
-    def _effects_of(self, part: Assigned) -> Effects:
-        effects = self._effects.get(part.number)
-        if effects is None:
-            # A result is handed in long before it is too large; only one event can make it so, which is looked at.
-            effects = self._effects[part.number] = Effects(self.runtime.limits, sys.maxsize)
-        return effects
-
-    def _enter(self, part: Assigned) -> None:
-        """What happens now belongs to ``part``."""
-        self.runtime.enter(part, self._effects_of(part))
-
     def _root_done(self, item: _Item, index: int, part: Assigned) -> None:
         item.progress = item.progress.with_done(index)
         item.left -= 1
-        self._effects_of(part).done[item.position] = item.progress
+        self.hand_in.effects_of(part).done[item.position] = item.progress
         if not item.left:
             self._finish_of(item.work, part)
 
@@ -596,36 +579,7 @@ class AsyncPool:
             self._end(work, part)
 
     def _end(self, work: _Work, part: Assigned) -> None:
-        self._effects_of(part)
-        self._ended_works.setdefault(part.number, []).append(work.message.seq)
-        self._flush_soon()
-
-    def _flush_soon(self) -> None:
-        if any(effects.size > FLUSH_BYTES for effects in self._effects.values()):
-            self.flush()
-        if not self._flush_due:
-            self._flush_due = True
-            asyncio.get_running_loop().call_later(FLUSH_SECONDS, self._flush_now)
-
-    def _flush_now(self) -> None:
-        self._flush_due = False
-        try:
-            if self._careful is None:  # else each root is handed in at its end
-                self.flush()
-        except BaseException as e:
-            self._break(e)
-
-    def flush(self) -> None:
-        """Hand in what is finished."""
-        self._flush_due = False
-        if self._is_broken:
-            return
-        effects, self._effects = self._effects, {}
-        ended, self._ended_works = self._ended_works, {}
-        for number, of_part in effects.items():
-            part = self.runtime.assigned(number)
-            if part is not None:
-                self._send(self.runtime.result(part, of_part, ended.get(number, [])))
+        self.hand_in.ended(part, work.message.seq)
 
 
 class _SharedState:

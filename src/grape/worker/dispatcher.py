@@ -187,4 +187,4 @@ class Dispatcher:
         self.has_ended = True
         self._inbox.clear()
         if self.pool is not None:
-            self.pool.flush()
+            self.pool.hand_in.flush()

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from grape.protocol.messages import RetryItem
-from grape.worker.effects import Assigned, Effects
+from grape.worker.ground import Ground
 from grape.worker.stage import RetryStage, Stage
 from grape.worker.units.unit import Unit
 
@@ -14,17 +14,10 @@ from grape.worker.units.unit import Unit
 class Host(Protocol):
     """What it needs of the runtime."""
 
-    retries: dict[tuple[str, str], RetryItem]
-
     @property
-    def effects(self) -> Effects: ...
-
-    @property
-    def part(self) -> Assigned: ...
+    def ground(self) -> Ground: ...
 
     def retry_stage(self, item: RetryItem, context: int) -> tuple[RetryStage, Unit | None]: ...
-
-    def locked(self, node: str) -> set[str]: ...
 
     def run_stage(self, unit: Unit, stage: Stage) -> None: ...
 
@@ -35,20 +28,21 @@ class Retries:
 
     def __init__(self, host: Host) -> None:
         self._host = host
+        self._ground = host.ground
         self._stuck: set[tuple[str, str]] = set()
 
     def run(self, item: RetryItem, context: int, guard: Callable[[Unit, Stage], None] | None = None) -> None:
         """Try one of a synchronous node once more. ``guard`` runs the stage instead, if given."""
-        host = self._host
+        host, ground = self._host, self._ground
         stage, unit = host.retry_stage(item, context)
         if unit is None or not self.begin(item, unit, stage):
             return
         try:
             (guard or host.run_stage)(unit, stage)
         except BaseException:
-            del host.retries[item.id, item.node]
+            del ground.retries[item.id, item.node]
             raise
-        failed = any(failure.hold == item.hold for failure in host.effects.failures)
+        failed = any(failure.hold == item.hold for failure in ground.effects.failures)
         self.end(item, unit, stage, failed)
 
     def begin(self, item: RetryItem, unit: Unit, stage: Stage) -> bool:
@@ -57,28 +51,28 @@ class Retries:
         if line is not None:
             if line in self._stuck:
                 return False
-            self._host.locked(unit.node).discard(line[1])
-        self._host.retries[item.id, item.node] = item
+            self._ground.locked(unit.node).discard(line[1])
+        self._ground.retries[item.id, item.node] = item
         return True
 
     def end(self, item: RetryItem, unit: Unit, stage: Stage, failed: bool) -> None:
         """The event has run."""
-        host = self._host
-        del host.retries[item.id, item.node]
+        ground = self._ground
+        del ground.retries[item.id, item.node]
         if not failed:
-            host.effects.retried.append(item.hold)
+            ground.effects.retried.append(item.hold)
         line = _line(unit, stage)
         if line is None:
             return
-        locked = host.locked(unit.node)
+        locked = ground.locked(unit.node)
         if line[1] in locked:
             self._stuck.add(line)
             return
-        held = host.part.lines.get(line)
+        held = ground.part.lines.get(line)
         if held is not None:
             held.discard(item.id)
             if not held:
-                del host.part.lines[line]
+                del ground.part.lines[line]
         if held or item.rest:
             locked.add(line[1])
 

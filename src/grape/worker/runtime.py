@@ -8,25 +8,21 @@ of its root events are finished: there a work may end early, and the engine send
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Final, NamedTuple
+from collections.abc import Callable, Iterator
+from typing import Final, NamedTuple
 
 from grape.authoring.handler import Handler
 from grape.errors import TooLarge
 from grape.model.address import Partitions
-from grape.model.batch import Run, one, runs_of, split_run
+from grape.model.batch import Run, runs_of, split_run
 from grape.model.cursor import Progress
-from grape.model.policy import Verdict, after_failure, locks_key
 from grape.model.routing import Routing, route
 from grape.model.topology import SlotSpec, TopologySpec
 from grape.protocol.messages import (
     Announce,
-    Answer,
     Ask,
     Assign,
     BatchItem,
-    Call,
-    Failure,
     FromWorker,
     Named,
     Result,
@@ -37,15 +33,14 @@ from grape.protocol.messages import (
     Work,
 )
 from grape.worker import children
-from grape.worker.blame import blame, user_traceback
-from grape.worker.calls import Suspended
+from grape.worker.blame import user_traceback
 from grape.worker.delivery import Delivery
-from grape.worker.effects import FAILURE_COSTS, Assigned, Effects
+from grape.worker.effects import Assigned, Effects
 from grape.worker.emits import Names, TooMuch
+from grape.worker.ground import Ground
 from grape.worker.mishaps import Complain
 from grape.worker.retries import Retries
 from grape.worker.stage import RetryStage, RootStage, RunColumns, Stage
-from grape.worker.state import StateTable
 from grape.worker.units.make import make_unit
 from grape.worker.units.unit import Emissions, Unit
 
@@ -113,8 +108,6 @@ class Runtime:
         """The async event that has run for too long at a monotonic time, and that cancelling has not ended."""
         self.progress = 0
         """Counts calls of ``event.progress()``."""
-        self.retries: dict[tuple[str, str], RetryItem] = {}
-        """Held events that run right now, by (id, node)."""
         self._assigned: dict[int, Assigned] = {}
         self._chunk: dict[str, int] = {}
 
@@ -136,6 +129,7 @@ class Runtime:
         self.concurrency = message.concurrency
         self.partitions = Partitions(message.partitions)
         self.names = Names(self.topology.name, self.topology.events, self.topology.outputs)
+        self.ground = Ground(self.limits, self._handlers, self._ask, self.now_us)
         routing = route(self.topology)
         self._routing: Routing = routing
         self.units: dict[str, Unit] = {}
@@ -143,34 +137,20 @@ class Runtime:
             if node.pool == self.pool and node.name in self._handlers:
                 slots = {slot.event: slot for slot in self.topology.slots if slot.node == node.name}
                 self.units[node.name] = self.make_unit(self._handlers[node.name], slots)
-        self._delivery = Delivery(
+        self.ground.delivery = Delivery(
             self.pool, self.units, routing, message.unchained, message.taken, self.partitions, self.run_stage
         )
-        self._effects = Effects(self.limits)
-        self._part = Assigned(Assign(0, 0))
         self._careful = False
-        self.single = False
-        """Root events run one by one, so that what one of them does too much of is its own failure."""
         self._named: dict[tuple[str, str], Named] = {}
-
-    def make_unit(self, handler: Handler, slots: dict[str, SlotSpec]) -> Unit:
-        """The loop that runs a node."""
-        return make_unit(handler, slots, self, self.names, self.partitions, self.limits)
-
-    @property
-    def effects(self) -> Effects:
-        """Of what runs."""
-        return self._effects
-
-    @property
-    def part(self) -> Assigned:
-        """Where it runs."""
-        return self._part
 
     @property
     def place(self) -> tuple[int, int]:
         """Partition and epoch of what runs."""
-        return self._part.number, self._part.epoch
+        return self.ground.part.number, self.ground.part.epoch
+
+    def make_unit(self, handler: Handler, slots: dict[str, SlotSpec]) -> Unit:
+        """The loop that runs a node."""
+        return make_unit(handler, slots, self.ground, self.names, self.partitions, self.limits)
 
     def setup(self) -> None:
         """Call the nodes' ``setup``, before the first event."""
@@ -203,11 +183,6 @@ class Runtime:
     def assigned(self, partition: int) -> Assigned | None:
         return self._assigned.get(partition)
 
-    def enter(self, part: Assigned, effects: Effects) -> None:
-        """What runs from now on belongs to ``part``, and goes into ``effects``."""
-        self._part = part
-        self._effects = effects
-
     def start_carefully(self, work: Work) -> None:
         self._careful = True
         self._named = {(named.id, named.node): named for named in work.named}
@@ -229,8 +204,7 @@ class Runtime:
         part = self._assigned.get(message.partition)
         if part is None or part.epoch != message.epoch:
             return
-        self._effects = Effects(self.limits)
-        self._part = part
+        self.ground.enter(part, Effects(self.limits))
         part.begin(message)
         self.bound_cache()
         if not message.careful:
@@ -241,7 +215,7 @@ class Runtime:
             except TooMuch:
                 # Nothing has been handed in yet. What is committed can be asked for again.
                 part.forget(locks)
-                self._effects = Effects(self.limits)
+                self.ground.effects = Effects(self.limits)
         yield from self._work_singly(message)
 
     def _work_together(self, message: Work) -> Result:
@@ -251,7 +225,7 @@ class Runtime:
             TooMuch: the effects of a chunk are over ``max-result``.
         """
         started = self._clock()
-        effects = self._effects
+        effects = self.ground.effects
 
         def is_long() -> bool:
             return self._clock() - started > _WORK_SECONDS or effects.emits > _WORK_EMITS or effects.size > _WORK_BYTES
@@ -262,14 +236,14 @@ class Runtime:
         for item, context in self.batches_of(message):
             for ended in self._run_batch(item, context):
                 if not ended and is_long():
-                    return self.result(self._part, effects, [message.seq])
+                    return self.result(self.ground.part, effects, [message.seq])
             if is_long():
                 break
-        return self.result(self._part, effects, [message.seq])
+        return self.result(self.ground.part, effects, [message.seq])
 
     def _work_singly(self, message: Work) -> Iterator[Result]:
         """Root by root, each handed in at once: in careful mode, or because together it was too much."""
-        self.single = True
+        self.ground.single = True
         if message.careful:
             self.start_carefully(message)
         retries = Retries(self)
@@ -283,30 +257,30 @@ class Runtime:
         for item, context in self.batches_of(message):
             for _ in self._run_batch(item, context):
                 yield self._hand_in([])
-        self.single = False
+        self.ground.single = False
         self.end_carefully()
         yield self._hand_in([message.seq])
 
     def _alone(self, run: Callable[[], None], stages: list[tuple[Unit, Stage]]) -> None:
         """Run one root event, which is all that there is in ``effects``; too much of it is its failure, at all of its
         nodes (``stages``)."""
-        locks = self._part.copy_locks()
+        locks = self.ground.part.copy_locks()
         try:
             run()
         except TooMuch:
-            self._part.forget(locks)
-            self._effects = Effects(self.limits)
+            self.ground.part.forget(locks)
+            self.ground.effects = Effects(self.limits)
             error = TooLarge(
                 f"the event and what chained from it had effects of over {self.limits.max_result >> 20} MiB "
                 f"(max-result): emits, state and replies together"
             )
             for unit, stage in stages:
-                self.count(unit, stage)
-                self.fail(unit, stage, 0, error)
+                self.ground.count(unit, stage)
+                self.ground.fail(unit, stage, 0, error)
 
     def _hand_in(self, ended: list[int]) -> Result:
-        result = self.result(self._part, self._effects, ended)
-        self._effects = Effects(self.limits)
+        result = self.result(self.ground.part, self.ground.effects, ended)
+        self.ground.effects = Effects(self.limits)
         return result
 
     def result(self, part: Assigned, effects: Effects, ended: list[int]) -> Result:
@@ -392,7 +366,7 @@ class Runtime:
                 while start < run.count and progress.is_done(offset + start):
                     start += 1
                 end = start
-                limit = 1 if self.single else self._chunk_size(run)
+                limit = 1 if self.ground.single else self._chunk_size(run)
                 while (
                     end < run.count and end - start < limit and not (progress.behind and progress.is_done(offset + end))
                 ):
@@ -409,11 +383,11 @@ class Runtime:
                 progress = (
                     Progress(finished) if not progress.behind else _done_up_to(progress, offset + start, finished)
                 )
-                self._effects.done[item.position] = progress
+                self.ground.effects.done[item.position] = progress
                 yield finished >= item.events
             offset += run.count
         if not item.events:
-            self._effects.done[item.position] = Progress(0)
+            self.ground.effects.done[item.position] = Progress(0)
 
     def _chunk_size(self, run: Run) -> int:
         return self._chunk.get(run.meta.names[0], 1)
@@ -431,10 +405,10 @@ class Runtime:
             for unit, stage in stages:
                 self.run_stage(unit, stage)
 
-        if self.single:
+        if self.ground.single:
             self._alone(run, stages)
             return
-        effects = self._effects
+        effects = self.ground.effects
         before, emits, size = self._clock(), effects.emits, effects.size
         run()
         took = self._clock() - before
@@ -465,25 +439,25 @@ class Runtime:
 
     def run_stage(self, unit: Unit, stage: Stage) -> None:
         """One node over one stage, and all that chains from it."""
-        stage = self._without_lost(unit, stage)
+        stage = self.ground.without_lost(unit, stage)
         if not stage.count:
             return
         if unit.has_state:
-            self.fill(unit, stage)
+            self.ground.fill(unit, stage)
         if self._careful:
             self._run_carefully(unit, stage)
             return
         self._run_unit(unit, stage)
 
     def _run_unit(self, unit: Unit, stage: Stage) -> None:
-        self.count(unit, stage)
+        self.ground.count(unit, stage)
         self.running = (unit, stage)
         try:
             emissions = unit.run(stage)
         finally:
             self.running = None
         if unit.has_state:
-            self._effects.add_size(self.table(unit.node).take_written())
+            self.ground.effects.add_size(self.ground.table(unit.node).take_written())
         if emissions is not None:
             self.deliver(unit, stage, emissions)
 
@@ -493,167 +467,17 @@ class Runtime:
             event_id = single.id_of(0)
             named = self._named.get((event_id, unit.node))
             if named is not None:
-                self.count(unit, single)
-                self.fail(unit, single, 0, None, named)
+                self.ground.count(unit, single)
+                self.ground.fail(unit, single, 0, None, named)
                 continue
-            self.announce(Announce(self._part.number, self._part.epoch, event_id, unit.node))
+            self.announce(Announce(self.ground.part.number, self.ground.part.epoch, event_id, unit.node))
             self._run_unit(unit, single)
-
-    def _without_lost(self, unit: Unit, stage: Stage) -> Stage:
-        """Without events that must not be processed any more: those are dead."""
-        limit, hops = self.limits.max_hops, stage.hops
-        is_far = limit and (hops if isinstance(hops, int) else max(hops)) > limit
-        if not is_far and (not self._part.deadlines or stage.contexts is None):
-            return stage
-        kept = []
-        for i in range(stage.count):
-            lost = self.lost(unit, stage, i)
-            if lost is None:
-                kept.append(i)
-            else:
-                self.count(unit, stage.pick([i]))
-                self.fail(unit, stage, i, None, lost, final=True)
-        return stage.pick(kept)
-
-    def lost(self, unit: Unit, stage: Stage, index: int) -> Named | None:
-        """Why the event must not be processed any more: it has come too far, or too late. None: it may."""
-        limit = self.limits.max_hops
-        if limit and stage.hops_of(index) > limit:
-            text = (
-                f"the event was emitted over {limit} hops away from the outside (max-hops): does "
-                f"{stage.name_of(index)!r} go round in a circle? A delayed emit starts at 0 again"
-            )
-            return Named("", unit.node, "too-many-hops", text, False)
-        deadline = self._part.deadlines.get(stage.context_of(index))
-        if deadline is not None and (late := self.now_us() - deadline) > 0:
-            text = f"its deadline had passed {late / 1e6:.3f} s before {unit.node!r} could get it"
-            return Named("", unit.node, "deadline", text, False)
-        return None
-
-    def fill(self, unit: Unit, stage: Stage) -> None:
-        table = self.table(unit.node)
-        missing = table.missing(stage.keys or ())
-        if missing:
-            part = self._part
-            answer = self._ask(Ask(part.number, part.epoch, unit.node, [key.encode() for key in missing]))
-            table.fill(missing, answer)
-
-    def count(self, unit: Unit, stage: Stage) -> None:
-        counts = self._effects.counts
-        if isinstance(stage.names, str):
-            name = f"{stage.names}>{unit.node}"
-            counts[name] = counts.get(name, 0) + stage.count
-        else:
-            for event in stage.names:
-                name = f"{event}>{unit.node}"
-                counts[name] = counts.get(name, 0) + 1
-
-    # ------------------------------------------------------------------ Host: what units ask for
-
-    def answers(self, unit: Unit, stage: Stage, index: int) -> Sequence[Answer]:
-        item = self.retries.get((stage.id_of(index), unit.node)) if self.retries else None
-        return () if item is None else item.answers
-
-    def locked(self, node: str) -> set[str]:
-        return self._part.locks.setdefault(node, set())
-
-    def table(self, node: str) -> StateTable:
-        tables = self._part.tables
-        if node not in tables:
-            tables[node] = StateTable(
-                node, self._handlers[node].states, self.limits.max_event, complete=self._part.empty
-            )
-        return tables[node]
-
-    def fail(
-        self,
-        unit: Unit,
-        stage: Stage,
-        index: int,
-        error: BaseException | None,
-        named: Named | None = None,
-        final: bool = False,
-    ) -> None:
-        if isinstance(error, Suspended):
-            self._suspend(unit, stage, index, error)
-            return
-        slot = unit.slots[stage.name_of(index)]
-        retrying = self.retries.get((stage.id_of(index), unit.node))
-        deaths = (retrying.named_deaths if retrying is not None else 0) + (named is not None and named.death)
-        verdict = (
-            "dead"
-            if final
-            else after_failure(
-                slot,
-                stage.attempt_of(index),
-                deaths if named is not None and named.death else 0,
-                self.limits.named_deaths,
-            )
-        )
-        self._lock(unit, stage, index, verdict)
-        if named is not None:
-            kind, text, trace = named.kind, named.text, named.trace
-        else:
-            assert error is not None
-            kind, text, trace = blame(error)
-        self._record(
-            unit,
-            stage,
-            index,
-            kind=kind,
-            text=text,
-            trace=trace,
-            named=bool(named is not None and named.death),
-            final=final,
-        )
-
-    def _lock(self, unit: Unit, stage: Stage, index: int, verdict: Verdict) -> None:
-        """Later events of its key wait, if it is held for them to."""
-        key = stage.key_of(index)
-        if locks_key(unit.slots[stage.name_of(index)], key, verdict) and key is not None:
-            self.locked(unit.node).add(key)
-            self._part.lines.setdefault((unit.node, key), set()).add(stage.id_of(index))
-
-    def _suspend(self, unit: Unit, stage: Stage, index: int, call: Suspended) -> None:
-        """The event waits for an answer."""
-        self._lock(unit, stage, index, "retry")
-        requests = self._delivery.requests(self._part, unit, stage, index, call)
-        self._effects.add_size(sum(len(request.body) for request in requests))
-        self._record(unit, stage, index, call=Call(call.event, call.digest, call.timeout, requests))
-
-    def behind(self, unit: Unit, stage: Stage, index: int) -> None:
-        key = stage.key_of(index)
-        assert key is not None
-        self._part.lines.setdefault((unit.node, key), set()).add(stage.id_of(index))
-        self._record(unit, stage, index, behind=True)
-
-    def _record(self, unit: Unit, stage: Stage, index: int, **what: Any) -> None:
-        name, key = stage.name_of(index), stage.key_of(index)
-        event_id = stage.id_of(index)
-        retrying = self.retries.get((event_id, unit.node)) if self.retries else None
-        body = one(name, key, stage.data_of(index), hops=stage.hops_of(index))
-        self._effects.add_size(FAILURE_COSTS)
-        self._effects.failures.append(
-            Failure(
-                unit.node,
-                name,
-                event_id,
-                key,
-                stage.created(),
-                body,
-                hold=-1 if retrying is None else retrying.hold,
-                context=stage.context_of(index),
-                **what,
-            )
-        )
-        slot = f"{name}>{unit.node}"
-        self._effects.counts[slot] = self._effects.counts.get(slot, 0) - 1
 
     # ------------------------------------------------------------------ what was emitted
 
     def deliver(self, unit: Unit, stage: Stage, emissions: Emissions) -> None:
         """Run what chains, collect the rest."""
-        self._delivery.deliver(self._part, self._effects, unit, stage, emissions)
+        self.ground.delivery.deliver(self.ground.part, self.ground.effects, unit, stage, emissions)
 
 
 def _done_up_to(progress: Progress, start: int, end: int) -> Progress:

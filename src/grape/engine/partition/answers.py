@@ -48,6 +48,8 @@ class Answers:
                 if not ledger.has_room(ledger.app.limits.max_event * 2):
                     return False
                 header = codec.header_of(stored.batch) if stored.known else codec.check(stored.batch)
+                if ledger.transport.features.exact_forwarding:
+                    inbox.catch_up(header)  # there are no gaps but of what was damaged and taken out
                 if inbox.offer(stored.position, header, len(stored.batch)) is not None:
                     self._give(codec.body_of(stored.batch, header))
                     inbox.progress(stored.position, Progress(header.events))

@@ -35,7 +35,7 @@ class AdapterRuntime(Runtime):
         self._speaker.welcome(message)
 
     def make_unit(self, handler: Handler, slots: dict[str, SlotSpec]) -> Unit:
-        return ForeignUnit(self._speaker, handler, slots, self, self.names, self.partitions, self.limits)
+        return ForeignUnit(self._speaker, handler, slots, self.ground, self.names, self.partitions, self.limits)
 
     def setup(self) -> None:
         self._speaker.setup()
