@@ -34,7 +34,7 @@ BELOW: dict[str, set[str]] = {
     "inline": {"authoring", "protocol", "worker"},
     "host": {
         *("errors", "model", "abc", "authoring", "protocol", "engine", "builtins", "processes", "inline"),
-        *("connectors", "store", "transports"),
+        *("connectors", "store"),
     },
 }
 TOP = {"running", "aio", "cli", "testing", "tools", "__main__", "grape"}
@@ -102,14 +102,7 @@ def test_only_builtins_names_concrete_backends() -> None:
         for each in IMPORTS
         if each.target in concrete and package_of(each.module) not in (package_of(each.target), "testing")
     ]
-    assert sorted(named) == sorted(NAMED)
-
-
-NAMED: list[tuple[str, str]] = [
-    ("grape.host.run", "grape.transports.embedded"),
-    ("grape.tools.repair", "grape.transports.embedded"),
-]
-"""Who imports a concrete backend all the same; each is a debt."""
+    assert named == []
 
 
 @pytest.mark.parametrize("what", LARGEST)

@@ -18,6 +18,7 @@ from msgspec import Struct, structs
 
 from grape.abc.source import Source
 from grape.abc.transport import Transport
+from grape.builtins import DIRECTORY, transport
 from grape.engine.app import App, Stats
 from grape.engine.clock import SystemClock
 from grape.engine.engine import Engine
@@ -42,7 +43,6 @@ from grape.processes.crashes import CrashLog
 from grape.processes.profiles import Profiles
 from grape.processes.runtimes import python_command
 from grape.processes.workers import Printed, Workers
-from grape.transports.embedded import EmbeddedTransport
 
 _MIN_RESERVE: Final = 256 << 20
 
@@ -176,22 +176,22 @@ class Run:
 
     async def _assemble(self, directory: DataDirectory, described: Described) -> Assembled:
         assembler = Assembler(self._host.wake)
-        transport = self._transport = EmbeddedTransport.open(
+        opened = self._transport = transport(DIRECTORY).open(
             directory.path, assembler.callbacks, self._host.call, max_size=self.options.max_size
         )
         for source in self.sources:
             source.is_final = source.is_final or directory.is_temporary  # no run will go on from here
         rng, failed, notice = random.Random(), self._host.stop_with, self._teller.notice
-        around = Surroundings(transport, self._spawning, self.clock, rng, failed, notice)
-        return await assembler.assemble(self._plan(described, transport), around)
+        around = Surroundings(opened, self._spawning, self.clock, rng, failed, notice)
+        return await assembler.assemble(self._plan(described, opened), around)
 
-    def _plan(self, described: Described, transport: Transport) -> Plan:
+    def _plan(self, described: Described, opened: Transport) -> Plan:
         options = self.options
         cores = os.cpu_count() or 1
         profiles = profiles_of(described, self._kept)
         reserve = options.reserve
         if reserve is None:
-            reserve = max(_MIN_RESERVE, min(options.max_size, transport.room()) // 10)
+            reserve = max(_MIN_RESERVE, min(options.max_size, opened.room()) // 10)
         return Plan(
             topology=described.topology,
             parts=described.parts,

@@ -35,7 +35,7 @@ import lmdb
 from msgspec import Struct
 from zlib_ng.zlib_ng import crc32
 
-from grape.abc.transport import TABLES, Arrival, Rows, Stored, Table
+from grape.abc.transport import TABLES, Arrival, CommittedHead, Post, Rows, Stored, Table
 from grape.errors import Corrupt, InUse, StorageFailed, UsageError
 from grape.model.address import PartitionId
 
@@ -69,8 +69,6 @@ OURS: Final = frozenset({"lock", "data.mdb", "lock.mdb", "format", "format.new",
 
 R = TypeVar("R")
 A = TypeVar("A")
-Post = Callable[[Callable[[], None]], object]
-"""Runs a function on the engine's thread, later; callable from any thread (``loop.call_soon_threadsafe``)."""
 
 
 class Holder(Struct, frozen=True):
@@ -78,14 +76,6 @@ class Holder(Struct, frozen=True):
 
     pid: int
     host: str
-
-
-class Head(NamedTuple):
-    """The committed head of a partition: ``number`` commits were made in ``term``."""
-
-    term: int
-    number: int
-    head: bytes
 
 
 class LogEnds(NamedTuple):
@@ -391,7 +381,7 @@ class Reader:
                 self.closed = True
                 self._env.close()
 
-    def head(self, partition: PartitionId) -> Head | None:
+    def head(self, partition: PartitionId) -> CommittedHead | None:
         """The committed head of a partition, None if it never was claimed.
 
         Raises:
@@ -400,16 +390,16 @@ class Reader:
         with self._reading() as txn:
             return self._head(txn, partition.packed())
 
-    def _head(self, txn: lmdb.Transaction[bytes], packed: bytes) -> Head | None:
+    def _head(self, txn: lmdb.Transaction[bytes], packed: bytes) -> CommittedHead | None:
         value = txn.get(packed, db=self._dbs["head"])
         if value is None:
             return None
         if len(value) < 20 or not _intact(_BASE["head"], packed, value):
             raise self._damage("head", packed)
         term, number = _HEAD.unpack_from(value)
-        return Head(term, number, value[16:-4])
+        return CommittedHead(term, number, value[16:-4])
 
-    def heads(self) -> dict[PartitionId, Head]:
+    def heads(self) -> dict[PartitionId, CommittedHead]:
         """All partitions that were ever claimed.
 
         Raises:
@@ -720,7 +710,7 @@ class Writing:
             found = (0, 0) if head is None else (head.term, head.number)
         return found
 
-    def head(self, partition: PartitionId) -> Head | None:
+    def head(self, partition: PartitionId) -> CommittedHead | None:
         """As `Reader.head`, but what this transaction has written."""
         return self._store._head(self._txn, partition.packed())
 
