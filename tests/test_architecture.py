@@ -49,7 +49,6 @@ SUITE = "a contract suite is read from top to bottom"
 DEBT = "to be split along its subjects"
 ALLOWED: dict[tuple[str, str], tuple[int, str]] = {
     ("class", "grape.testing.contracts.transport:TransportContract"): (600, SUITE),
-    ("file", "grape.store.lmdb"): (1090, DEBT),
     ("file", "grape.testing.contracts.isolate"): (800, SUITE),
     ("file", "grape.testing.contracts.transport"): (850, SUITE),
     ("function", "grape.authoring.topology:Topology.add_slot"): (90, FACE),

@@ -44,7 +44,7 @@ from grape.model.topology import Limits, TopologySpec
 from grape.model.values import shown as shown_value
 from grape.processes.output import Line
 from grape.processes.profile_file import load_profiles
-from grape.store.lmdb import MAX_SIZE
+from grape.store.store import MAX_SIZE
 from grape.tools.terminal import shown
 
 P = ParamSpec("P")

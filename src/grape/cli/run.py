@@ -34,7 +34,7 @@ from grape.model.plural import counted
 from grape.model.topology import Limits
 from grape.processes.profile_file import load_profiles
 from grape.running import new_event_loop
-from grape.store.lmdb import MAX_SIZE
+from grape.store.store import MAX_SIZE
 
 EXIT_OK, EXIT_DEAD, EXIT_USE, EXIT_ENGINE, EXIT_INT, EXIT_TERM, EXIT_PIPE = 0, 1, 2, 3, 130, 143, 141
 

@@ -43,7 +43,9 @@ from grape.model.stored import (
     row_key,
     state_key,
 )
-from grape.store.lmdb import OURS, Finding, Holder, Reader, holder
+from grape.store.files import OURS, Holder, holder
+from grape.store.reader import Reader
+from grape.store.rows import Finding
 from grape.tools.sound import Rules, Waiting, position_problem
 
 T = TypeVar("T")

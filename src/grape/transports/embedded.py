@@ -24,7 +24,9 @@ from grape.abc.transport import (
     Table,
 )
 from grape.model.address import PartitionId
-from grape.store.lmdb import MAX_SIZE, MIB, Reader, Store, Writing
+from grape.store.reader import MIB, Reader
+from grape.store.store import MAX_SIZE, Store
+from grape.store.writing import Writing
 
 FEATURES: Final = Features(
     durable=True,
