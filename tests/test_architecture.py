@@ -46,7 +46,6 @@ CLI = "typer makes the options of a command of its parameters"
 FACE = "the options of the public call, each with its type"
 HOT = "runs for every event: one function of closures, or a record without keywords, costs less"
 SUITE = "a contract suite is read from top to bottom"
-DEBT = "to be split along its subjects"
 ALLOWED: dict[tuple[str, str], tuple[int, str]] = {
     ("class", "grape.testing.contracts.transport:TransportContract"): (600, SUITE),
     ("file", "grape.testing.contracts.isolate"): (800, SUITE),
@@ -54,8 +53,6 @@ ALLOWED: dict[tuple[str, str], tuple[int, str]] = {
     ("function", "grape.authoring.topology:Topology.add_slot"): (90, FACE),
     ("function", "grape.cli.conformance:worker"): (65, CLI),
     ("function", "grape.cli.run:run"): (130, CLI),
-    ("function", "grape.isolates.image:unpack"): (62, DEBT),
-    ("function", "grape.isolates.launch:start"): (62, DEBT),
     ("function", "grape.worker.emits:bind"): (120, HOT),
     ("parameters", "grape.authoring.topology:Topology.add_slot"): (18, FACE),
     ("parameters", "grape.cli.run:run"): (24, CLI),
