@@ -88,11 +88,13 @@ def test_no_import_goes_in_a_ring() -> None:
 
 
 def test_only_builtins_names_concrete_backends() -> None:
-    """What can be exchanged is found by its kind and name. (The contract suites and the kit bring their own.)"""
+    """What can be exchanged is found by its kind and name; sources and sinks by `connectors.feeds` and `.takes`. (The
+    contract suites and the kit bring their own.)"""
     text = (SRC / "builtins.py").read_text()
     concrete = {name.partition(":")[0] for name in re.findall(r'"(grape\.[\w.]+:\w+)"', text)}
     assert concrete
     concrete |= {module for module in TREE.paths if module.startswith("grape.transports.")}
+    concrete |= {f"grape.connectors.{name}" for name in ("callables", "files", "follow", "sinks", "streams")}
     named = [
         (each.module, each.target)
         for each in IMPORTS

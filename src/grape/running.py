@@ -22,14 +22,14 @@ from typing import Any, ParamSpec, TypeVar, cast
 import uvloop
 from msgspec import Struct
 
-from grape.abc.source import Sink, Source
+from grape.abc.source import Source
 from grape.authoring.loading import imported_now
 from grape.authoring.places import HIDDEN, caller, place_of_caller
 from grape.authoring.topology import Topology
 from grape.connectors.feeds import feed as feed
 from grape.connectors.feeds import source_of
-from grape.connectors.live import CallSink, QueueSink
-from grape.connectors.sinks import JsonLinesSink
+from grape.connectors.live import QueueSink
+from grape.connectors.takes import sink_of
 from grape.engine.clients import ClientEvent, Clients, check_call_timeout, check_timeout, client_event
 from grape.engine.engine import Engine
 from grape.engine.telemetry import AppNumbers
@@ -650,13 +650,7 @@ def _sources(feed: Feed, limits: Limits) -> list[Source]:
 def _takers(take: Take | None) -> list[Taker]:
     out: list[Taker] = []
     for event, what in mapping_of(take, "take=", '{"total": "totals.jsonl"}').items():
-        if isinstance(what, Sink):
-            out.append(Taker(event, what))
-        elif isinstance(what, str | os.PathLike):
-            path = Path(path_of(what, f"take[{event!r}]")).resolve()
-            out.append(Taker(event, JsonLinesSink(path, f"{event}={path}")))
-        elif callable(what):
-            out.append(Taker(event, CallSink(event, what)))
-        else:
-            raise BadArgument(f"take[{event!r}] is a {type(what).__name__}: give a path, a Sink or a function")
+        if isinstance(what, str | os.PathLike):
+            what = path_of(what, f"take[{event!r}]")
+        out.append(Taker(event, sink_of(event, what)))
     return out

@@ -19,8 +19,6 @@ from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, Ta
 from rich.table import Column, Table
 from rich.text import Text
 
-from grape.connectors.sinks import StdoutSink
-from grape.connectors.streams import Stream
 from grape.host.run import Run
 from grape.model.plural import counted
 from grape.processes.output import Line
@@ -217,11 +215,11 @@ class Meter:
 
 
 def _shows_output(run: Run) -> bool:
-    return any(isinstance(taker.sink, StdoutSink) for taker in run.takers) and sys.stdout.isatty()
+    return any(taker.sink.is_shown for taker in run.takers) and sys.stdout.isatty()
 
 
 def _reads_terminal(run: Run) -> bool:
-    return any(isinstance(source, Stream) for source in run.sources) and os.isatty(0)
+    return any(not source.is_repeatable for source in run.sources) and os.isatty(0)
 
 
 def _private_mb(pid: int) -> float:

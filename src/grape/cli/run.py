@@ -23,8 +23,7 @@ from grape.authoring.loading import parse_target
 from grape.cli.console import Meter, complain, flushed, put, say, show_line
 from grape.cli.reload import reload as again_and_again
 from grape.connectors.feeds import parse_feed
-from grape.connectors.sinks import JsonLinesSink, StdoutSink, parse_take
-from grape.connectors.streams import Stream
+from grape.connectors.takes import parse_take, replies_to, taken_to
 from grape.errors import BadArgument, Corrupt, EngineError, GrapeError, Interrupted, StorageFailed, UsageError
 from grape.host.options import Options, check_options
 from grape.host.run import Outcomes, Run
@@ -149,7 +148,7 @@ def run(
         refuse_twice("--feed", [source.name for source in sources])
         refuse_twice("--take", [taker.sink.name for taker in takers])
         if replies is not None:
-            takers.append(Taker(None, JsonLinesSink(Path(replies), f"?={Path(replies).resolve()}")))
+            takers.append(Taker(None, replies_to(replies)))
         if no_wait and data is None:
             raise UsageError("--no-wait leaves timers in a data directory: say which one with --data DIR")
         options.events = tuple(text.partition("=")[0].strip() for text in feed or ())
@@ -239,9 +238,7 @@ def read_config(path: str | None, settings: Iterable[str]) -> dict[str, Any]:
 
 def make_taker(text: str) -> Taker:
     event, path = parse_take(text)
-    if path is None:
-        return Taker(event, StdoutSink(f"{event}=-"))
-    return Taker(event, JsonLinesSink(Path(path), f"{event}={Path(path).resolve()}"))
+    return Taker(event, taken_to(event, path))
 
 
 async def _run(options: Options, sources: list[Source], takers: list[Taker], as_json: bool) -> int:
@@ -276,7 +273,7 @@ async def _run(options: Options, sources: list[Source], takers: list[Taker], as_
             watcher.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await watcher
-    if any(isinstance(source, Stream) and source.restarted for source in sources):
+    if any(source.restarted for source in sources):
         say("stdin cannot be read again: this run read the new stdin from its start")
     report(running, outcomes, meter, options, as_json)
     if got and (outcomes.stopped or outcomes.backlog):

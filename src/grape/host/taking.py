@@ -16,8 +16,8 @@ from msgspec import Struct
 
 from grape.abc.source import Sink
 from grape.abc.transport import Rows, Table
+from grape.connectors.json_lines import event_lines, reply_lines
 from grape.connectors.outputs import Part, Unreadable, parts_of
-from grape.connectors.sinks import event_lines, reply_lines
 from grape.engine.clock import Clock
 from grape.engine.outlet import DeadOutputs, Take, Taken, TakenBatch, dead_key
 from grape.errors import GrapeError, StorageFailed
