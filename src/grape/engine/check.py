@@ -275,7 +275,7 @@ class Checker:
             self._call(failure.call)
 
     def _call(self, call: Call) -> None:
-        if not (0 < call.timeout <= MAX_TIME and 1 <= len(call.digest) <= 64):
+        if not (0 < call.timeout <= MAX_TIME // 2 and 1 <= len(call.digest) <= 64):
             raise ProtocolError(f"a call with a time-out of {call.timeout} us, or a digest of {len(call.digest)} bytes")
         if call.event not in self._app.routing.listeners:
             raise ProtocolError(f"a call of {call.event!r:.300}, which nothing listens to")
