@@ -40,6 +40,10 @@ def answer(event):
         return {"reply": data}
     if name == "later":
         return {"emit": "out", "data": data[1], "delay": data[0]}
+    if name == "alarm":
+        return {"emit": "out", "data": data[2], "delay": data[1], "timer": data[0]}
+    if name == "calm":
+        return {"cancel": data}
     if name == "sleep":
         time.sleep(data)
         return {"emit": "out", "data": data}

@@ -1,7 +1,7 @@
 // The conformance app in JavaScript: docs/conformance.md says what each node does.
 "use strict";
 
-const { Worker } = require("grape-worker");
+const { CallFailed, NoAnswer, Worker } = require("grape-worker");
 
 const worker = new Worker();
 
@@ -45,6 +45,36 @@ worker.slot("many", { node: "Many" }, (event) => {
 worker.slot("send", { node: "Send" }, (event) => event.emit("echo", event.data[1], { key: event.data[0] }));
 worker.slot("answer", { node: "Answer" }, (event) => event.reply(event.data));
 worker.slot("later", { node: "Later" }, (event) => event.emit("out", event.data[1], { delay: event.data[0] }));
+worker.slot("alarm", { node: "Alarm" }, (event) => {
+  const [timer, delay, data] = event.data;
+  event.emit("out", data, { delay: delay ?? undefined, timer });
+});
+worker.slot("calm", { node: "Alarm" }, (event) => event.cancelTimer(event.data));
+worker.slot("ask", { node: "Ask", states: ["count"] }, (event) => {
+  event.state.count = (event.state.count ?? 0) + 1;
+  event.emit("out", "asks");
+  const asked = (data) => {
+    try {
+      return event.call("answer", data, { timeout: 5 });
+    } catch (error) {
+      if (error instanceof CallFailed) return [error.code, error.text];
+      if (error instanceof NoAnswer) return [error.kind, error.message];
+      throw error;
+    }
+  };
+  event.emit("out", event.data.map(asked));
+});
+worker.slot("refer", { node: "Refer" }, (event) => {
+  const [key, data] = event.data;
+  event.emit("out", event.call("answer", data, { key }));
+});
+worker.slot("greedy", { node: "Greedy" }, (event) => {
+  try {
+    event.call("answer", event.data);
+  } catch {
+    event.emit("out", "caught");
+  }
+});
 worker.slot("sleep", { node: "Sleep", timeout: 1 }, (event) => {
   wait(event.data);
   event.emit("out", event.data);

@@ -12,6 +12,16 @@ sub node {
     return $worker->slot($event, { node => $node, %options }, $handler);
 }
 
+sub asked {
+    my ($event, $data) = @_;
+    my $answer;
+    return $answer if eval { $answer = $event->call(answer => $data, timeout => 5); 1 };
+    my $error = $@;
+    return [$error->code, $error->reason] if ref $error && $error->isa('Grape::CallFailed');
+    return [$error->kind, $error->text] if ref $error && $error->isa('Grape::NoAnswer');
+    die $error;
+}
+
 node(echo => 'Echo', sub { my ($event) = @_; $event->emit(out => $event->data) });
 node(count => 'Count', sub { my ($event) = @_; $event->emit(out => ++$event->state->{count}) }, states => ['count']);
 node(
@@ -54,6 +64,27 @@ node(many => 'Many', sub { my ($event) = @_; $event->emit(out => $_) for 0 .. $e
 node(send => 'Send', sub { my ($event) = @_; my ($key, $data) = @{ $event->data }; $event->emit(echo => $data, key => $key) });
 node(answer => 'Answer', sub { my ($event) = @_; $event->reply($event->data) });
 node(later => 'Later', sub { my ($event) = @_; my ($delay, $data) = @{ $event->data }; $event->emit(out => $data, delay => $delay) });
+node(
+    alarm => 'Alarm',
+    sub {
+        my ($event) = @_;
+        my ($timer, $delay, $data) = @{ $event->data };
+        $event->emit(out => $data, delay => $delay, timer => $timer);
+    }
+);
+node(calm => 'Alarm', sub { my ($event) = @_; $event->cancel_timer($event->data) });
+node(
+    ask => 'Ask',
+    sub {
+        my ($event) = @_;
+        ++$event->state->{count};
+        $event->emit(out => 'asks');
+        $event->emit(out => [map { asked($event, $_) } @{ $event->data }]);
+    },
+    states => ['count']
+);
+node(refer => 'Refer', sub { my ($event) = @_; my ($key, $data) = @{ $event->data }; $event->emit(out => $event->call(answer => $data, key => $key)) });
+node(greedy => 'Greedy', sub { my ($event) = @_; eval { $event->call(answer => $event->data) }; $event->emit(out => 'caught') });
 node(sleep => 'Sleep', sub { my ($event) = @_; sleep $event->data; $event->emit(out => $event->data) }, timeout => 1);
 node(unknown => 'Unknown', sub { my ($event) = @_; $event->emit(nowhere => $event->data) });
 node(say => 'Say', sub { my ($event) = @_; print $event->data, "\n" });

@@ -23,6 +23,15 @@ export interface EmitOptions {
   key?: string | null;
   /** Seconds until it is emitted. */
   delay?: number;
+  /** With a delay: a name, one of this node and key. It takes the place of the timer that was set under it before. */
+  timer?: string;
+}
+
+export interface CallOptions {
+  /** The key of the request; null: it has none. Without it: that of the event. */
+  key?: string | null;
+  /** Seconds until it is over without an answer (30). */
+  timeout?: number;
 }
 
 /** One state value per (node, key). Reading gives undefined where there is none; assigning undefined deletes. */
@@ -50,6 +59,15 @@ export interface Event<Data = any, S extends object = State> {
   emitMany(name: string, columns: { keys?: readonly (string | null)[]; data?: readonly unknown[] }): void;
   /** Answer the call that this event comes from, if any. `final: false`: more parts follow. */
   reply(data?: unknown, options?: { final?: boolean }): void;
+  /** Take back the timer of this name, if it is not due yet. */
+  cancelTimer(name: string): void;
+  /**
+   * Ask another node, and get its reply. The handler is left here (by a `Suspended`, which has to be let through), and
+   * runs from its beginning when the answer is there; so up to its last call it has to do the same every time.
+   *
+   * @throws CallFailed, NoAnswer
+   */
+  call(name: string, data?: unknown, options?: CallOptions): any;
   /** The handler is alive: its timeout begins anew. */
   progress(): void;
 }
@@ -124,3 +142,17 @@ export class BadPayload extends HandlerError {}
 export class TooLarge extends HandlerError {}
 export class EventOver extends HandlerError {}
 export class Timeout extends HandlerError {}
+/** Who should have answered a call failed for good. */
+export class CallFailed extends GrapeError {
+  /** The kind of that failure. */
+  readonly code: string;
+  readonly text: string;
+  /** Whose it is. */
+  readonly node: string;
+}
+/** Nobody answered a call in time. */
+export class NoAnswer extends GrapeError {}
+/** What a handler is left by at a call. No error: what catches it has to throw it again. */
+export class Suspended extends Error {
+  readonly event: string;
+}

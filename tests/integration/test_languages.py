@@ -55,7 +55,14 @@ SPEAKERS: Final[dict[str, list[str]]] = {
 }
 
 
-LACKS: Final = {"python": {"base"}, "node": {"base", "chain"}, "cpp": {"base", "chain"}, "lines": {"base"}}
+LACKS: Final = {
+    "python": {"base"},
+    "node": {"base", "chain"},
+    "cpp": {"base", "chain", "timers", "calls"},
+    "perl": {"timers", "calls"},
+    "ruby": {"timers", "calls"},
+    "lines": {"base", "calls"},
+}
 """Chapters about a capability that the speaker does not have; of messages: `lines` has none."""
 
 

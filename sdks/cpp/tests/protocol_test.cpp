@@ -28,7 +28,8 @@ Routes routes_of(std::vector<std::pair<std::string, std::string>> slots) {
 }  // namespace
 
 TEST_CASE("the frames of the document") {
-  CHECK(beat_frame() == "\x02\x00\x00\x00\x91\x24"s);
+  CHECK(beat_frame() == "\x03\x00\x00\x00\x92\x24\xC3"s);
+  CHECK(beat_frame(false) == "\x03\x00\x00\x00\x92\x24\xC2"s);
   Buffer body;
   append_single(body, "word", {"k", true}, "\x01", 0, false);
   CHECK(body == "\x01\x00\x00\x00\x0d\x00\x00\x00\x03\x00\x00\x00\x02\x00\x00\x00\x81\xa5names\x91\xa4word\x91\xa1k\x91\x01"s);

@@ -45,7 +45,7 @@ class DataColumn {
   }
 }
 
-/** One run as it stands in a body. */
+/** One run as it stands in a body. `keys`: a list, null where no event has one; `data`: msgpack. */
 class Run {
   constructor(count, meta, keys, data) {
     this.count = count;
@@ -56,7 +56,7 @@ class Run {
     this.ids = meta.ids ?? null;
     this.contexts = meta.contexts ?? null;
     this.data = data;
-    this.keys = keys.length ? keysOf(keys, count) : null;
+    this.keys = keys;
     this.offsets = null;
   }
 
@@ -82,7 +82,11 @@ class Run {
 
   /** The value as msgpack, as it stands in the log; null: nil. */
   raw(index) {
-    if (!this.data.length) return null;
+    return this.data.length ? this.#values(index, index + 1) : null;
+  }
+
+  /** The values from `start` to `end`, as they stand in the log. */
+  #values(start, end) {
     if (this.offsets === null) {
       const reader = new Reader(this.data);
       reader.arrayLength();
@@ -93,7 +97,45 @@ class Run {
       }
       this.offsets[this.count] = reader.pos;
     }
-    return this.data.subarray(this.offsets[index], this.offsets[index + 1]);
+    return this.data.subarray(this.offsets[start], this.offsets[end]);
+  }
+
+  /**
+   * As runs whose names all lead to the same, events in order: older code may have stored it, in which its names had the
+   * same listeners. `leadsTo(name)`: what it leads to, as text.
+   */
+  split(leadsTo) {
+    if (this.index === null) return [this];
+    const targets = this.names.map(leadsTo);
+    if (targets.every((target) => target === targets[0])) return [this];
+    const runs = [];
+    for (let start = 0, end; start < this.count; start = end) {
+      const target = targets[this.index[start]];
+      for (end = start + 1; end < this.count && targets[this.index[end]] === target; ) end++;
+      runs.push(this.#part(start, end));
+    }
+    return runs;
+  }
+
+  /** The events from `start` to `end` alone. */
+  #part(start, end) {
+    const index = this.index.subarray(start, end);
+    const used = [...new Set(index)];
+    const meta = {
+      names: used.map((name) => this.names[name]),
+      index: used.length > 1 ? Uint8Array.from(index, (name) => used.indexOf(name)) : null,
+      hops: typeof this.hops === "number" ? this.hops : this.hops.slice(start, end),
+      only: this.only,
+      contexts: this.contexts?.slice(start, end),
+    };
+    if (this.ids !== null) {
+      meta.ids = new Map();
+      for (let i = start; i < end; i++) if (this.idOf(i) !== undefined) meta.ids.set(i - start, this.idOf(i));
+    }
+    const head = new Writer(8);
+    head.array(end - start);
+    const data = this.data.length ? Buffer.concat([head.written(), this.#values(start, end)]) : this.data;
+    return new Run(end - start, meta, this.keys?.slice(start, end) ?? null, data);
   }
 }
 
@@ -118,7 +160,8 @@ function runsOf(body) {
     if (dataEnd > body.length) throw new ProtocolError("a run is longer than its batch");
     try {
       const meta = new Reader(body.subarray(at + HEAD, metaEnd), true).value();
-      runs.push(new Run(count, meta, body.subarray(metaEnd, keysEnd), body.subarray(keysEnd, dataEnd)));
+      const keys = keysEnd > metaEnd ? keysOf(body.subarray(metaEnd, keysEnd), count) : null;
+      runs.push(new Run(count, meta, keys, body.subarray(keysEnd, dataEnd)));
     } catch (error) {
       if (error instanceof BadPayload) throw new ProtocolError(`a run cannot be read: ${error.message}`);
       throw error;

@@ -1,9 +1,9 @@
 "use strict";
 
-const { Unreadable, oneEvent } = require("./batch");
+const { Unreadable, oneEvent, runsOf } = require("./batch");
 const { EngineClock } = require("./clock");
 const { Effects } = require("./effects");
-const { BadPayload, BadState, HandlerError } = require("./errors");
+const { BadPayload, BadState, HandlerError, Suspended } = require("./errors");
 const { Event, OVER } = require("./event");
 const { blame } = require("./failures");
 const messages = require("./messages");
@@ -116,6 +116,12 @@ class Core {
 
   // ---------------------------------------------------------------- events
 
+  /** The runs of a batch, as they lead to nodes now. */
+  runsOf(item) {
+    const { here } = this.routing;
+    return runsOf(item.body).flatMap((run) => run.split((name) => here.get(name)?.join("\0") ?? ""));
+  }
+
   /** The nodes that a run is for. Older code may have meant it for some that do not listen any more. */
   unitsOf({ names, only }) {
     const listeners = this.routing.here.get(names[0]) ?? [];
@@ -188,12 +194,13 @@ class Core {
       const result = slot.handler(event);
       if (typeof result === "object" && result !== null && typeof result.then === "function") throw promised(unit, result);
       if (event.state !== view) throw replaced(unit);
+      if (pending.suspended !== null) throw pending.leftBy(null);
       if (table !== null) changes = table.changes(entry, view, now);
       const size = effects.size - this.rootStart + pending.size + (changes === null ? 0 : table.weigh(entry, changes));
       if (size > this.limits.max_result) throw tooMuch(this.limits.max_result, "emits, state and replies together");
     } catch (error) {
       if (event !== null) event._sink = OVER;
-      this.fail(part, effects, unit, slot, source, index, error);
+      this.fail(part, effects, unit, slot, source, index, pending.leftBy(error));
       return false;
     }
     event._sink = OVER;
@@ -217,8 +224,13 @@ class Core {
     effects.ran[slot.id]++;
   }
 
-  /** The event failed with `error`, of any type. */
+  /** The event failed with `error`, of any type, or was left at a call. */
   fail(part, effects, unit, slot, source, index, error) {
+    if (error instanceof Suspended) {
+      this.#lock(part, unit, slot, source, index, "retry");
+      this.#record(effects, unit, source, index, { call: this.#request(part, source, index, error) });
+      return;
+    }
     this.#failed(part, effects, unit, slot, source, index, { ...blame(error), death: false }, false);
   }
 
@@ -230,12 +242,23 @@ class Core {
   #failed(part, effects, unit, slot, source, index, { kind, text, trace, death }, isFinal) {
     const deaths = death ? (source.retry?.namedDeaths ?? 0) + 1 : 0;
     const verdict = isFinal ? "dead" : afterFailure(slot, source.attempt, deaths, this.limits.named_deaths);
-    const key = source.keyOf(index);
-    if (locksKey(slot, key, verdict)) {
-      part.locked(unit.node).add(key);
-      part.lineUp(unit.node, key, source.idOf(index));
-    }
+    this.#lock(part, unit, slot, source, index, verdict);
     this.#record(effects, unit, source, index, { kind, text, trace, named: death, final: isFinal });
+  }
+
+  /** Later events of its key wait, if it is held for them to. */
+  #lock(part, unit, slot, source, index, verdict) {
+    const key = source.keyOf(index);
+    if (!locksKey(slot, key, verdict)) return;
+    part.locked(unit.node).add(key);
+    part.lineUp(unit.node, key, source.idOf(index));
+  }
+
+  /** What goes out for a call of the event: one request for each pool that listens. */
+  #request(part, source, index, { event, route, key, number, data, digest, timeout }) {
+    const body = oneEvent(event, key, data, source.hopsOf(index) + 1, true);
+    const requests = route.targets.map(({ log }) => ({ log, partition: number, body }));
+    return { event, digest, timeout, requests };
   }
 
   #record(effects, unit, source, index, what) {
@@ -257,9 +280,11 @@ class Core {
       trace: "",
       named: false,
       final: false,
+      call: null,
       ...what,
     });
-    effects.size += body.length + 256;
+    const asked = what.call === undefined ? 0 : what.call.requests.length * what.call.requests[0].body.length;
+    effects.size += body.length + asked + 256;
   }
 }
 

@@ -81,19 +81,28 @@ function writeInts(frame, numbers) {
   for (const number of numbers) frame.int(number);
 }
 
-function writeTimer(frame, { delay, log, partition, body, context }) {
-  frame.array(2);
+/** `name`: `{ node, key, timer }`, or null. `log` null: what has this name is cancelled. */
+function writeTimer(frame, { delay, log, partition, body, context, name }) {
+  frame.array(name === null ? 2 : 3);
   frame.int(delay);
-  frame.array(5);
-  frame.str(log);
-  frame.int(partition);
-  frame.int(1);
-  frame.bytes(body);
-  writeInts(frame, context < 0 ? [] : [context]);
+  if (log === null) frame.nil();
+  else {
+    frame.array(5);
+    frame.str(log);
+    frame.int(partition);
+    frame.int(1);
+    frame.bytes(body);
+    writeInts(frame, context < 0 ? [] : [context]);
+  }
+  if (name === null) return;
+  frame.array(3);
+  frame.str(name.node);
+  frame.textBytes(name.key);
+  frame.str(name.timer);
 }
 
 function writeFailure(frame, failure) {
-  frame.array(14);
+  frame.array(failure.call === null ? 14 : 15);
   frame.str(failure.node);
   frame.str(failure.event);
   frame.str(failure.id);
@@ -109,6 +118,22 @@ function writeFailure(frame, failure) {
   frame.str(failure.trace);
   frame.bool(failure.named);
   frame.bool(failure.final);
+  if (failure.call !== null) writeCall(frame, failure.call);
+}
+
+function writeCall(frame, { event, digest, timeout, requests }) {
+  frame.array(4);
+  frame.str(event);
+  frame.bytes(digest);
+  frame.int(timeout);
+  frame.array(requests.length);
+  for (const { log, partition, body } of requests) {
+    frame.array(4);
+    frame.str(log);
+    frame.int(partition);
+    frame.int(1);
+    frame.bytes(body);
+  }
 }
 
 function writeCounts(frame, counts, names) {

@@ -106,6 +106,40 @@ class Timeout extends HandlerError {
   }
 }
 
+/** Who should have answered a call failed for good. `code` and `text`: of that failure, `node`: whose it is. */
+class CallFailed extends GrapeError {
+  constructor(code, text, node) {
+    super(`node '${node}' failed: ${text}`, "call-failed");
+    this.code = code;
+    this.text = text;
+    this.node = node;
+  }
+}
+
+/** Nobody answered a call in time. */
+class NoAnswer extends GrapeError {
+  constructor(message) {
+    super(message, "no-answer");
+  }
+}
+
+/**
+ * A handler is left, as the answer to its call is yet to come; with the answer it runs from its beginning. No error of
+ * anything: what catches it has to throw it again.
+ */
+class Suspended extends Error {
+  /** `route`, `key`, `number` (partition), `data` (msgpack): of the request; `timeout`: microseconds. */
+  constructor(event, request) {
+    super(`waits for the answer to '${event}'`);
+    this.event = event;
+    for (const [name, value] of Object.entries(request)) Object.defineProperty(this, name, { value });
+  }
+
+  get name() {
+    return "Suspended";
+  }
+}
+
 module.exports = {
   GrapeError,
   TopologyError,
@@ -121,4 +155,7 @@ module.exports = {
   TooLarge,
   EventOver,
   Timeout,
+  CallFailed,
+  NoAnswer,
+  Suspended,
 };

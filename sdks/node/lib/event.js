@@ -7,6 +7,8 @@ const OVER = Object.freeze({
   emit: over,
   emitMany: over,
   reply: over,
+  cancelTimer: over,
+  call: over,
   progress() {},
 });
 
@@ -63,6 +65,14 @@ class Event {
 
   reply(data, options) {
     this._sink.reply(this, data, options);
+  }
+
+  cancelTimer(name) {
+    this._sink.cancelTimer(this, name);
+  }
+
+  call(name, data, options) {
+    return this._sink.call(this, name, data, options);
   }
 
   progress() {

@@ -14,6 +14,9 @@ const {
   TooLarge,
   EventOver,
   Timeout,
+  CallFailed,
+  NoAnswer,
+  Suspended,
 } = require("./errors");
 const { Ext } = require("./msgpack/ext");
 const { Worker } = require("./worker");
@@ -35,4 +38,7 @@ module.exports = {
   TooLarge,
   EventOver,
   Timeout,
+  CallFailed,
+  NoAnswer,
+  Suspended,
 };

@@ -128,7 +128,7 @@ class JobPool {
     let base = message.contextBase + message.retries.length;
     return message.batches.map((item) => {
       let offset = 0;
-      const runs = runsOf(item.body).map((run) => {
+      const runs = this.#core.runsOf(item).map((run) => {
         const source = new RootSource(run, item, offset, base);
         offset += run.count;
         return { source, units: this.#core.unitsOf(run) };
@@ -254,7 +254,7 @@ class JobPool {
     } else if (this.#running.size >= this.#core.concurrency) this.#crowd.push(job);
     else {
       this.#runningOf.set(node, now + 1);
-      this.#running.add(job);
+      this.#enter(job);
       this.#run(job).catch(this.#failed);
     }
   }
@@ -270,9 +270,19 @@ class JobPool {
     }
   }
 
+  #enter(job) {
+    this.#running.add(job);
+    this.#core.watch.jobs(this.#running.size);
+  }
+
+  #exit(job) {
+    this.#running.delete(job);
+    this.#core.watch.jobs(this.#running.size);
+  }
+
   #over(job) {
     const { node } = job.unit;
-    this.#running.delete(job);
+    this.#exit(job);
     this.#runningOf.set(node, this.#runningOf.get(node) - 1);
     const next = this.#crowd.shift();
     if (next !== undefined) this.#admit(next);
@@ -346,10 +356,12 @@ class JobPool {
       await result;
       if (job.isLate) throw job.timeout();
       if (event.state !== view) throw replaced(unit);
+      if (pending.suspended !== null) throw pending.leftBy(null);
       const changes = table === null ? null : table.changes(entry, view, now);
       return { error: null, table, entry, changes, now };
     } catch (error) {
-      return { error: job.isLate ? job.timeout() : error ?? new Error(`a handler threw ${String(error)}`) };
+      const thrown = error ?? new Error(`a handler threw ${String(error)}`);
+      return { error: job.isLate ? job.timeout() : pending.leftBy(thrown) };
     } finally {
       job.isOver = true;
       job.deadline = Infinity;
@@ -485,12 +497,12 @@ class JobPool {
         this.#finished(job, () => this.#runSync(job));
         continue;
       }
-      this.#running.add(job);
+      this.#enter(job);
       try {
         const outcome = await this.#call(job);
         if (this.#core.isCurrent(part)) this.#finished(job, () => this.#takeEffect(job, outcome));
       } finally {
-        this.#running.delete(job);
+        this.#exit(job);
         this.#noteQuiet();
       }
     }

@@ -98,8 +98,9 @@ function batchItem([position, idPrefix, created, events, body, done = [], contex
   return { position, idPrefix, created, events, body, progress: new Progress(first, behind), contexts, calls };
 }
 
-function retryItem([hold, node, id, attempt, namedDeaths, created, body, rest = false, context = -1]) {
-  return { hold, node, id, attempt, namedDeaths, created, body, rest, context };
+function retryItem([hold, node, id, attempt, namedDeaths, created, body, rest = false, context = -1, given = []]) {
+  const answers = given.map(([digest, data, isError = false]) => ({ digest, data, isError }));
+  return { hold, node, id, attempt, namedDeaths, created, body, rest, context, answers };
 }
 
 /** A frame that is being written: `start`, then the fields, then `finish`. */
@@ -126,7 +127,7 @@ function hello(pid, topology) {
   frame.int(pid);
   frame.str("javascript");
   frame.value(topology);
-  frame.value(["partition", "cache"]);
+  frame.value(["partition", "cache", "timers", "calls"]);
   return frame.finish();
 }
 
@@ -156,8 +157,11 @@ function announce(partition, epoch, id, node) {
   return frame.finish();
 }
 
-function beat() {
-  return new Frame(16).start(BEAT, 0).finish();
+/** `isRunning`: a handler runs, or nobody knows. */
+function beat(isRunning = true) {
+  const frame = new Frame(16).start(BEAT, 1);
+  frame.bool(isRunning);
+  return frame.finish();
 }
 
 function stuck(partition, epoch, id, node, text, trace) {

@@ -100,7 +100,7 @@ class SyncPool {
     const effects = this.#effects;
     effects.done.set(item.position, progress);
     let offset = 0;
-    for (const run of runsOf(item.body)) {
+    for (const run of this.#core.runsOf(item)) {
       const source = new RootSource(run, item, offset, base);
       const units = this.#core.unitsOf(run);
       const columns = units.map(() => run.column());
@@ -272,7 +272,7 @@ class SyncPool {
     for (const item of message.batches) {
       const { progress } = item;
       let offset = 0;
-      for (const run of runsOf(item.body)) {
+      for (const run of core.runsOf(item)) {
         const source = new RootSource(run, item, offset, context);
         const units = core.unitsOf(run);
         const columns = units.map(() => run.column());

@@ -10,7 +10,7 @@ const { Lock } = require("./lock");
  * rest is said once for many events.
  */
 
-const CELLS = { lock: 0, version: 1, running: 2, index: 3, progress: 4, size: 5, current: 6, stop: 7, ready: 8 };
+const CELLS = { lock: 0, version: 1, running: 2, index: 3, progress: 4, size: 5, current: 6, stop: 7, ready: 8, jobs: 9 };
 const FLOATS = { timeout: 0 };
 const HEAD = 128;
 const FLOATS_AT = 64;
@@ -27,7 +27,7 @@ class Board {
       deadlines: new SharedArrayBuffer(8 * MAX_JOBS),
       jobs: new SharedArrayBuffer(JOB_TEXT * MAX_JOBS),
     };
-    this.cells = new Int32Array(this.memory.main, 0, 9);
+    this.cells = new Int32Array(this.memory.main, 0, Object.keys(CELLS).length);
     this.floats = new Float64Array(this.memory.main, FLOATS_AT, 1);
     this.text = Buffer.from(this.memory.main, HEAD, TEXT);
     /** When each async event is over its time (ms of `steadyMs`); 0: there is none in this place. */
@@ -142,6 +142,11 @@ class Watch {
     if (place < 0) return;
     this.board.deadlines[place] = 0;
     this.free.push(place);
+  }
+
+  /** So many async handlers have begun and not ended. */
+  jobs(count) {
+    this.cells[CELLS.jobs] = count;
   }
 
   /** The handler of this one runs right now; -1: none does. */

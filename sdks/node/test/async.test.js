@@ -128,8 +128,8 @@ test("a partition that is assigned anew: what ran for the old epoch has no effec
   const engine = new Engine("async");
   await engine.welcome(OUT);
   const bodies = (...runs) => runs.map((events) => ({ body: bodyOf(events), events: events.length }));
-  engine.work({ bodies: bodies([["slow", "a", { ms: 60 }], ["slow", "a", null]], [["plain", "a", 1]], [["both", "a", 1]]) });
-  await new Promise((resolve) => setTimeout(resolve, 20));
+  engine.work({ bodies: bodies([["slow", "a", { ms: 250 }], ["slow", "a", null]], [["plain", "a", 1]], [["both", "a", 1]]) });
+  await new Promise((resolve) => setTimeout(resolve, 5));
   engine.assign(0, 2);
   const result = await engine.run(null, { bodies: bodies([["slow", "a", { ms: 80 }]], [["plain", "b", 2]]), epoch: 2 });
   assert.deepEqual(data(result).map(({ n, plain }) => n ?? plain).sort(), [1, 2]);

@@ -29,6 +29,7 @@ const FAILURE = [
   "trace",
   "named",
   "final",
+  "call",
 ];
 
 class Engine {
@@ -49,6 +50,8 @@ class Engine {
     this.messages = [];
     this.waiting = [];
     this.beats = 0;
+    /** What the signs of life said. */
+    this.running = [];
     /** (node, key) -> record, for the questions of the worker. */
     this.store = new Map();
     this.asked = [];
@@ -63,6 +66,7 @@ class Engine {
     const kind = NAMES[tag];
     if (kind === "beat") {
       this.beats++;
+      this.running.push(fields[0] ?? true);
       return;
     }
     const message = { kind, fields };
@@ -180,7 +184,7 @@ function showResult([partition, epoch, ended, done, retried, emitted, states, ti
         expires: expires?.[i] ?? null,
       })),
     ),
-    timers: timers.map(([delay, one]) => ({ delay, ...showEmitted(one)[0] })),
+    timers: timers.map(([delay, one, name]) => ({ delay, ...(one ? showEmitted(one)[0] : {}), ...(name ? { cancels: name.map(String) } : {}) })),
     failures: failures.map((fields) => Object.fromEntries(fields.map((field, i) => [FAILURE[i], field]))),
     replies: replies.map(([context, data, final]) => ({ context, data: new Reader(data).value(), final })),
     counts,

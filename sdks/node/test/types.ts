@@ -1,5 +1,5 @@
 // Compiled by `npm run types`, never run: that the types say what the package does.
-import { BadValue, Event, HandlerError, Worker } from "..";
+import { BadValue, CallFailed, Event, HandlerError, NoAnswer, Worker } from "..";
 
 const worker = new Worker();
 
@@ -12,6 +12,15 @@ worker.slot<Order, { count?: number }>("order", { node: "Orders", states: ["coun
   event.state.count = (event.state.count ?? 0) + id;
   delete event.state.count;
   event.emit("total", { id }, { key: null, delay: 1.5 });
+  event.emit("total", id, { delay: 60, timer: "over" });
+  event.cancelTimer("over");
+  try {
+    const price: number = event.call("price", id, { key: null, timeout: 5 });
+    event.emit("total", price);
+  } catch (error) {
+    if (error instanceof CallFailed) event.emit("total", [error.code, error.text, error.node]);
+    else if (!(error instanceof NoAnswer)) throw error;
+  }
   event.emitMany("total", { keys: ["a"], data: [1] });
   event.reply({ id }, { final: false });
 });

@@ -9,7 +9,7 @@ from typing import Any
 
 from msgspec import Raw, Struct
 
-from grape.protocol.messages import Beat, Drain, Hello, Refusal, Welcome
+from grape.protocol.messages import Answer, Beat, Drain, Hello, Refusal, Welcome
 
 # ------------------------------------------------------------------ adapter -> speaker
 
@@ -17,7 +17,8 @@ from grape.protocol.messages import Beat, Drain, Hello, Refusal, Welcome
 class Run(Struct, frozen=True, array_like=True, tag=7):
     """Events of one node, to be run in this order. ``names``: one for all, or
     one an event. ``keys``, ``data`` None: all are nil. The id of event ``i`` is ``ids[i]``, without ``ids`` it is
-    ``id_prefix + str(id_first + i)``. ``states``: what is stored of the keys, None: the node has no state."""
+    ``id_prefix + str(id_first + i)``. ``states``: what is stored of the keys, None: the node has no state. ``answers``:
+    to the calls that its only event has made."""
 
     node: str
     events: int
@@ -30,6 +31,7 @@ class Run(Struct, frozen=True, array_like=True, tag=7):
     created: int = 0
     attempt: int = 1
     states: dict[str, dict[str, Any]] | None = None
+    answers: list[Answer] = []
 
 
 # ------------------------------------------------------------------ speaker -> adapter
@@ -56,13 +58,24 @@ class StateChange(Struct, frozen=True, array_like=True):
     deleted: list[str] = []
 
 
+class Asked(Struct, frozen=True, array_like=True):
+    """A call of a handler. ``key``: as in `Emits`; ``digest`` and ``timeout``: as in `Call`."""
+
+    event: str
+    digest: bytes
+    timeout: int
+    data: Raw
+    key: str | bool | None = None
+
+
 class Failed(Struct, frozen=True, array_like=True):
-    """Why an event failed; nothing that it did is among the effects."""
+    """Why an event failed, or (``call``) what it waits for; nothing that it did is among the effects."""
 
     index: int
     kind: str
     text: str
     trace: str = ""
+    call: Asked | None = None
 
 
 class Answered(Struct, frozen=True, array_like=True):

@@ -44,7 +44,9 @@ from grape.worker.stage import RetryStage, RootStage, RunColumns, Stage
 from grape.worker.units.make import make_unit
 from grape.worker.units.unit import Emissions, Unit
 
-CAPABILITIES: Final = ["partition", "cache", "chain"]
+ADAPTED: Final = ["partition", "cache", "chain"]
+"""What an adapter can do, whatever stands behind it."""
+CAPABILITIES: Final = [*ADAPTED, "timers", "calls"]
 """What `Runtime` does, as it is said to the engine."""
 
 _MAX_CHUNK: Final = 1024

@@ -318,10 +318,12 @@ inline Buffer refusal_frame(std::string_view kind, std::string_view text) {
   return frame;
 }
 
-inline Buffer beat_frame() {
+/// `is_running`: a handler runs, or nobody knows.
+inline Buffer beat_frame(bool is_running = true) {
   Buffer frame = open_frame();
-  pack_array(frame, 1);
+  pack_array(frame, 2);
   pack_int(frame, tag::beat);
+  pack_bool(frame, is_running);
   close_frame(frame);
   return frame;
 }

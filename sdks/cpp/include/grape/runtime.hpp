@@ -383,8 +383,16 @@ class Runtime {
     };
     if (run_.has_only) {
       for (const auto node : run_.only) add(node);
-    } else if (const std::uint32_t* name = routes_->find(run_.names[0])) {
-      for (const auto& node : (*routes_)[*name].listeners) add(node);
+    } else {
+      // Older code may have put names together that have not the same listeners any more: these have no slot for some of them.
+      for (const auto name : run_.names) {
+        const std::uint32_t* number = routes_->find(name);
+        if (number == nullptr) continue;
+        for (const auto& node : (*routes_)[*number].listeners) {
+          const auto is_it = [&](const Listening& listening) { return listening.unit->node->name == node; };
+          if (std::none_of(listening_.begin(), listening_.end(), is_it)) add(node);
+        }
+      }
     }
   }
 

@@ -135,7 +135,6 @@ class Watchdog {
 
   void run() {
     try {
-      const std::string beat = beat_frame();
       Clock::time_point last_beat = Clock::now();
       Clock::time_point since = last_beat;
       const SlotSpec* seen = nullptr;
@@ -144,7 +143,7 @@ class Watchdog {
         const Clock::time_point now = Clock::now();
         if (now - last_beat >= beat_) {
           last_beat = now;
-          channel_.send(beat);
+          channel_.send(beat_frame(watch().slot() != nullptr));
         }
         const SlotSpec* slot = watch().slot();
         const std::uint64_t at = watch().ticks();

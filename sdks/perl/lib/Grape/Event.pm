@@ -3,17 +3,22 @@ package Grape::Event;
 use strict;
 use warnings;
 no warnings 'recursion';    ## no critic (ProhibitNoWarnings): data may be nested
+use Digest::SHA ();
 use Scalar::Util qw(blessed looks_like_number);
+use Grape::CallFailed ();
 use Grape::Failure ();
 use Grape::Event::Watched ();
 use Grape::MsgPack ();
+use Grape::NoAnswer ();
+use Grape::Suspended ();
 use Grape::Worker::Output ();
 
 our $VERSION = '0.1.0';
 
 my ($NAME, $KEY, $DATA, $INDEX, $RUN, $STATE) = (0 .. 5);    # Grape::Worker makes them
 my %LEVELS = map { $_ => 1 } qw(debug info warning error critical);
-my $MAX_KEY = 4_096;
+my ($MAX_KEY, $MAX_TIMER) = (4_096, 255);
+my $MAX_CALLS = 1_000;
 my $MAX_DELAY = 4e12;    # seconds; 2 ** 62 microseconds are a little more
 my $SHORT = 1_000;       # such a text is encoded when the run is handed in, if it is still there then
 
@@ -49,7 +54,7 @@ sub emit {
     my $run = $self->[$RUN] || _over();
     my $made = $run->{made};
     $name = _known($name, $run->{worker}{known}) if !defined $name || !$run->{worker}{known}{$name};
-    my $chosen = %options ? _options(%options) : undef;
+    my $chosen = %options ? _options($self->[$KEY], %options) : undef;
     my $packed = $self->_packed($data);
     push @{ $made->{origins} }, $self->[$INDEX];
     push @{ $made->{names} }, $name;
@@ -57,8 +62,39 @@ sub emit {
     if ($chosen) {
         $made->{keys}[$count - 1] = $chosen->{key} if exists $chosen->{key};
         $made->{delays}[$count - 1] = $chosen->{delay} if exists $chosen->{delay};
+        $made->{timers}[$count - 1] = $chosen->{timer} if exists $chosen->{timer};
     }
     return;
+}
+
+sub cancel_timer {
+    my ($self, $timer) = @_;
+    my $made = ($self->[$RUN] || _over())->{made};
+    $timer = _timer($timer, $self->[$KEY]);
+    push @{ $made->{origins} }, $self->[$INDEX];
+    push @{ $made->{names} }, q{};
+    my $count = push @{ $made->{data} }, "\xc0";
+    $made->{timers}[$count - 1] = $timer;
+    return;
+}
+
+# The first time the handler is left here; with the answer it runs once more from its beginning, and this returns it. Calls
+# are told apart by their order.
+sub call {
+    my ($self, $name, $data, %options) = @_;
+    my $run = $self->[$RUN] || _over();
+    my $worker = $run->{worker};
+    $name = _known($name, $worker->{known}, 'calls') if !defined $name || !$worker->{known}{$name};
+    _fail('unknown-event', "it calls '$name', which is an output: nothing answers there") if $worker->{outputs}{$name};
+    my ($key, $wait) = _asking(%options);
+    my $packed = $self->_packed($data);
+    my $digest = substr Digest::SHA::sha256(Grape::MsgPack::encode([$name, $key]) . Grape::MsgPack::encode_in_order($data)), 0, 8;
+    die $run->{suspended} if $run->{suspended};    # it has caught that
+    my $ordinal = $run->{called}++;
+    return _answer($run, $name, $ordinal, $digest) if $ordinal < @{ $run->{answers} };
+    _fail('handler', "it has made $MAX_CALLS calls for one event") if $ordinal >= $MAX_CALLS;
+    $run->{suspended} = Grape::Suspended->new(event => $name, digest => $digest, timeout => $wait, data => $packed, key => $key);
+    die $run->{suspended};
 }
 
 sub reply {
@@ -129,31 +165,84 @@ sub _fail {
 sub _over { return _fail('event-over', 'an event is over when its handler returns: it cannot be used later') }
 
 sub _known {
-    my ($name, $known) = @_;
+    my ($name, $known, $does) = @_;
     my $text = defined $name ? "$name" : q{};
     utf8::decode($text) if !utf8::is_utf8($text);
     return $text if $known->{$text};
     my ($near) = grep { $text ne q{} && (lc $_ eq lc $text || index($_, $text) >= 0 || index($text, $_) >= 0) } sort keys %{$known};
     my $hint = defined $near ? "did you mean '$near'?" : 'known are ' . join ', ', map { "'$_'" } sort keys %{$known};
-    return _fail('unknown-event', "it emits '$text', neither a slot nor an output; $hint");
+    $does ||= 'emits';
+    return _fail('unknown-event', "it $does '$text', neither a slot nor an output; $hint");
 }
 
-# The options of an emit, checked.
+# The options of an emit, checked. OWN: the key of its event.
 sub _options {
-    my %given = @_;
+    my ($own, %given) = @_;
     my %chosen;
     if (exists $given{key}) {
         my $key = delete $given{key};
         $chosen{key} = defined $key ? _key("$key") : Data::MessagePack::false();
     }
     my $delay = delete $given{delay};
-    if (defined $delay) {
-        my $copy = $delay;
-        _fail('usage', "delay => $copy: seconds, 0 or more") if !looks_like_number($copy) || !($copy >= 0 && $copy <= $MAX_DELAY);
-        $chosen{delay} = int($delay * 1e6);
+    $chosen{delay} = _microseconds(delay => $delay) if defined $delay;
+    if (exists $given{timer}) {
+        $chosen{timer} = _timer(delete $given{timer}, $own);
+        _fail('usage', "timer => '$chosen{timer}' names an emit with delay => SECONDS, and this one has none") if !defined $delay;
     }
-    _fail('usage', 'emit(NAME, DATA, key => KEY, delay => SECONDS), not ' . join ', ', sort keys %given) if %given;
+    _fail('usage', 'emit(NAME, DATA, key => KEY, delay => SECONDS, timer => NAME), not ' . join ', ', sort keys %given) if %given;
     return \%chosen;
+}
+
+sub _microseconds {
+    my ($what, $seconds) = @_;
+    my $copy = $seconds;
+    _fail('usage', "$what => $copy: seconds, 0 or more") if !looks_like_number($copy) || !($copy >= 0 && $copy <= $MAX_DELAY);
+    return int($seconds * 1e6);
+}
+
+# The name of a timer, as text.
+sub _timer {
+    my ($timer, $own) = @_;
+    _fail('usage', 'the name of a timer is text') if !defined $timer || ref $timer;
+    my $bytes = my $text = "$timer";
+    utf8::encode($bytes) if utf8::is_utf8($bytes);
+    my $size = length $bytes;
+    if (!$size || $size > $MAX_TIMER || !Grape::MsgPack::is_text($text)) {
+        _fail('usage', "the name of a timer is text of 1 to $MAX_TIMER bytes of UTF-8; this one has $size");
+    }
+    _fail('no-key', "the event has no key: a timer's name ('$text') is one of a node and key") if !defined $own;
+    utf8::decode($text) if !utf8::is_utf8($text);
+    return $text;
+}
+
+# Key (undef: that of the event) and time-out of a call.
+sub _asking {
+    my %given = @_;
+    my $key;
+    if (exists $given{key}) {
+        $key = delete $given{key};
+        $key = defined $key ? _key("$key") : Data::MessagePack::false();
+    }
+    my $wait = _microseconds(timeout => defined $given{timeout} ? $given{timeout} : 30);
+    delete $given{timeout};
+    _fail('usage', 'timeout => 0: an answer takes longer than that') if !$wait;
+    _fail('usage', 'call(NAME, DATA, key => KEY, timeout => SECONDS), not ' . join ', ', sort keys %given) if %given;
+    return ($key, $wait);
+}
+
+sub _answer {
+    my ($run, $name, $ordinal, $asked) = @_;
+    my ($digest, $packed, $is_error) = @{ $run->{answers}[$ordinal] };
+    if ($digest ne $asked) {
+        my $which = $ordinal + 1;
+        _fail('handler', "call $which was another one when the event ran before: up to its last call a handler must do the same "
+            . 'every time (no time, no chance, nothing from outside)');
+    }
+    my $answer = Grape::MsgPack::decode($packed);
+    return $answer if !$is_error;
+    my $said = $answer->{error};
+    die Grape::NoAnswer->new(text => $said->{text}) if $said->{code} eq 'no-answer';
+    die Grape::CallFailed->new(code => $said->{code}, reason => $said->{text}, node => $said->{node});
 }
 
 sub _key {
@@ -242,10 +331,21 @@ fails the event, and so does state in an event without a key.
 
 With C<ttl> each assignment begins the time anew, also one of the same value, and so does a change in place.
 
-=head2 emit(NAME, DATA, key => KEY, delay => SECONDS)
+=head2 emit(NAME, DATA, key => KEY, delay => SECONDS, timer => NAME)
 
 Emits an event. NAME is one that a slot of the app listens to, or one of its outputs. Without C<key> the event has the key
-of the one that caused it; C<< key => undef >> is none. C<delay> may have a fraction.
+of the one that caused it; C<< key => undef >> is none. C<delay> may have a fraction. With C<timer> the delayed event has a
+name, one of this node and key: it takes the place of the one that was set under it before.
+
+=head2 cancel_timer(NAME)
+
+Takes back the timer of that name, if it is not due yet.
+
+=head2 call(NAME, DATA, key => KEY, timeout => SECONDS)
+
+Asks another node, and returns its reply. The handler is left here, by a L<Grape::Suspended> that has to be let through, and
+runs from its beginning when the answer is there; up to its last call it has to do the same every time. It dies with a
+L<Grape::CallFailed>, or with a L<Grape::NoAnswer> after C<timeout> (30).
 
 =head2 reply(DATA, final => BOOLEAN)
 
@@ -262,6 +362,6 @@ A line for the log. Levels are debug, info, warning, error and critical.
 =head1 FAILURES
 
 Misuse fails the event, with a L<Grape::Failure> of these kinds: C<unknown-event>, C<no-key>, C<bad-key>, C<bad-value>,
-C<bad-state>, C<too-large>, C<event-over>, C<usage>.
+C<bad-state>, C<too-large>, C<event-over>, C<usage>, C<handler>.
 
 =cut

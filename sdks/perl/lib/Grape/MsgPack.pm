@@ -34,6 +34,15 @@ sub encode {    ## no critic (RequireArgUnpacking)
     return _is_plain($copy, 1) ? $XS->pack($copy) : _encode($copy);
 }
 
+# The same for equal values: with the keys of hashes in order. For what can be encoded.
+sub encode_in_order {    ## no critic (RequireArgUnpacking): see encode
+    my ($value) = @_;
+    my $kind = ref $value;
+    return join q{}, array_head(scalar @{$value}), map { encode_in_order($_) } @{$value} if $kind eq 'ARRAY';
+    return join q{}, map_head(scalar keys %{$value}), map { (encode($_), encode_in_order($value->{$_})) } sort keys %{$value} if $kind eq 'HASH';
+    return encode($_[0]);
+}
+
 # What is known to be plain: numbers, texts that were checked, lists of them.
 sub encode_plain { return $XS->pack($_[0]) }
 

@@ -9,6 +9,7 @@ use Carp qw(croak);
 use POSIX ();
 use Data::MessagePack ();
 use Scalar::Util qw(looks_like_number refaddr);
+use Grape::Bytes ();
 use Grape::Event ();
 use Grape::Failure ();
 use Grape::MsgPack ();
@@ -161,7 +162,7 @@ sub run {
     local $SIG{INT} = 'IGNORE';
     local $SIG{PIPE} = sub { };    # not IGNORE: programs that handlers start would inherit it
     my @nodes = map { { name => $_->{name}, states => $_->{states} } } @{ $self->{order} };
-    $self->_send(Grape::MsgPack::encode([$HELLO, $PROTOCOL, $$, 'perl', { name => q{}, nodes => \@nodes, slots => $self->{slots} }, ['base']]));
+    $self->_send(Grape::MsgPack::encode([$HELLO, $PROTOCOL, $$, 'perl', { name => q{}, nodes => \@nodes, slots => $self->{slots} }, [qw(base timers calls)]]));
     $self->{log} = Grape::Worker::Output::raw(\*STDERR);
     $self->{output} = tie *STDOUT, 'Grape::Worker::Output', $self, \*STDOUT;    ## no critic (ProhibitTies): print has to say who printed
     while (defined(my $message = $self->_receive)) {
@@ -187,6 +188,7 @@ sub _welcome {
     my @known = ((map { $_->{event} } $topology ? @{ $topology->{slots} || [] } : @{ $self->{slots} }), @{ $topology->{outputs} || [] });
     $self->{pid} = $$;
     $self->{known} = { map { $_ => 1 } @known };
+    $self->{outputs} = { map { $_ => 1 } @{ $topology->{outputs} || [] } };
     my $died;
     local $SIG{__DIE__} = sub { $died = [$_[0], _frames()] };
     my $is_set_up = eval { $_->() for @{ $self->{setup} }; 1 };
@@ -202,14 +204,14 @@ sub _welcome {
 # Run events in their order; hand in what they did at the end, when a second has passed, and with one that failed.
 sub _run {
     my ($self, $message) = @_;
-    my (undef, $name, $count, $names, $keys, $data, $prefix, $first, $ids, $created, $attempt, $states) = @{$message};
+    my (undef, $name, $count, $names, $keys, $data, $prefix, $first, $ids, $created, $attempt, $states, $answers) = @{$message};
     my $node = $self->{nodes}{$name} or croak("a run of node '$name', which is not here");
     my ($handlers, $declared) = @{$node}{qw(handlers declared)};
     my ($missing) = grep { !$handlers->{$_} } @{$names};
     croak("a run of '$missing', to which node '$name' does not listen") if defined $missing;
     my $same = @{$names} == 1 ? $names->[0] : undef;
     my $made = Grape::Worker::Effects->new($states, $self->{max_event});
-    my %run = (worker => $self, made => $made, attempt => $attempt || 1, created => $created || 0, ttl => $node->{ttl}, ids => $ids, prefix => $prefix, first => $first);
+    my %run = (worker => $self, made => $made, attempt => $attempt || 1, created => $created || 0, ttl => $node->{ttl}, ids => $ids, prefix => $prefix, first => $first, answers => $answers || [], called => 0);
     $self->{node} = $name;
     my ($handed_in, $died) = (0);
     local $SIG{__DIE__} = sub { $died = [$_[0], _frames()] };
@@ -226,8 +228,8 @@ sub _run {
             };
         }
         _end_child($is_done, $@) if $$ != $self->{pid};
-        if (!$is_done) {
-            my $failure = _failure($@, $died);
+        if (!$is_done || $run{suspended}) {
+            my $failure = $run{suspended} ? _left($run{suspended}, $is_done ? undef : $@) : _failure($@, $died);
             $event->[4] = undef;
             $made->undo($i);
             return $self->_hand_in($made, $i + 1 - $handed_in, [$i, @{$failure}]);
@@ -254,10 +256,29 @@ sub _end_child {
 sub _hand_in {
     my ($self, $made, $events, $failed) = @_;
     $self->{output}->finish_line;    # before what it belongs to is known to be done
-    my $failure = $failed ? Grape::MsgPack::encode($failed) : "\xc0";
+    my $failure = $failed ? _failed(@{$failed}) : "\xc0";
     $self->_send("\x96" . pack('C', $RAN) . Grape::MsgPack::encode($events) . $made->packed . $failure);
     $made->clear;
     return;
+}
+
+sub _failed {
+    my ($index, $kind, $text, $trace, $call) = @_;
+    my $said = Grape::MsgPack::encode([$index, $kind, $text, $trace]);
+    return $said if !$call;
+    substr $said, 0, 1, "\x95";
+    return join q{}, $said, "\x95", Grape::MsgPack::encode($call->{event}), Grape::MsgPack::encode(Grape::Bytes->new($call->{digest})),
+        Grape::MsgPack::encode($call->{timeout}), $call->{data}, Grape::MsgPack::encode($call->{key});
+}
+
+# What becomes of an event that has come to a call: it waits, unless its handler has caught what it was left by. ERROR: what
+# it died of then.
+sub _left {
+    my ($suspended, $error) = @_;
+    return [q{}, q{}, q{}, $suspended] if ref $error && refaddr $error == refaddr $suspended;
+    my $text = "it caught what ends its handler while it waits for the answer to '$suspended->{event}': an eval has to die again of "
+        . 'what is no Grape::CallFailed and no Grape::NoAnswer';
+    return ['handler', $text, $text];
 }
 
 sub beat { my ($self) = @_; $self->_send("\x91" . pack 'C', $BEAT); return }

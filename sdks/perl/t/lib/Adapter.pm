@@ -85,7 +85,7 @@ sub run {
     my $count = $what{count} || scalar @{ $what{data} || $what{keys} || [1] };
     $self->say_to(
         $TAG{run}, $node, $count, ref $what{names} ? $what{names} : [$what{names}], $what{keys}, $what{data},
-        defined $what{prefix} ? $what{prefix} : 'e.', $what{first} || 0, $what{ids}, $what{created} || 0, $what{attempt} || 1, $what{states}
+        defined $what{prefix} ? $what{prefix} : 'e.', $what{first} || 0, $what{ids}, $what{created} || 0, $what{attempt} || 1, $what{states}, $what{answers} || []
     );
     my ($done, @answers) = (0);
     while ($done < $count) {

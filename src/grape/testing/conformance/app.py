@@ -6,7 +6,7 @@ import os
 import time
 from typing import Any
 
-from grape import Event, Node, State, Topology
+from grape import CallFailed, Event, NoAnswer, Node, State, Topology
 
 
 class Echo(Node):
@@ -88,6 +88,44 @@ class Later(Node):
         self.emit("out", data, delay=delay)
 
 
+class Alarm(Node):
+    def process(self, event: Event) -> None:
+        if event.name == "calm":
+            self.cancel_timer(event.data)
+        else:
+            name, delay, data = event.data
+            self.emit("out", data, delay=delay, timer=name)
+
+
+class Ask(Node):
+    count = State(int, default=0)
+
+    def process(self, event: Event) -> None:
+        self.count += 1
+        self.emit("out", "asks")
+        self.emit("out", [self.asked(data) for data in event.data])
+
+    def asked(self, data: Any) -> Any:
+        try:
+            return self.call("answer", data, timeout=5)
+        except (CallFailed, NoAnswer) as e:
+            return [e.code, getattr(e, "text", str(e))]
+
+
+class Refer(Node):
+    def process(self, event: Event) -> None:
+        key, data = event.data
+        self.emit("out", self.call("answer", data, key=key))
+
+
+class Greedy(Node):
+    def process(self, event: Event) -> None:
+        try:
+            self.call("answer", event.data)
+        except BaseException:  # that is what it is for
+            self.emit("out", "caught")
+
+
 class Sleep(Node):
     def process(self, event: Event) -> None:
         time.sleep(event.data)
@@ -126,6 +164,12 @@ def topology() -> Topology:
     t.add_slot("who", Who())
     t.add_slot("answer", Answer())
     t.add_slot("later", Later())
+    alarm = Alarm()
+    t.add_slot("alarm", alarm)
+    t.add_slot("calm", alarm)
+    t.add_slot("ask", Ask())
+    t.add_slot("refer", Refer())
+    t.add_slot("greedy", Greedy())
     t.add_slot("sleep", Sleep(), timeout=1.0)
     t.add_slot("unknown", Unknown())
     t.add_slot("say", Say())

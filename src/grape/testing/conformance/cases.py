@@ -29,7 +29,14 @@ class Case(Struct, frozen=True):
         return f"{self.chapter}: {self.name}"
 
 
-CAPABILITY_OF: Final = {"base": "base", "partition": "partition", "state": "cache", "chain": "chain"}
+CAPABILITY_OF: Final = {
+    "base": "base",
+    "partition": "partition",
+    "state": "cache",
+    "chain": "chain",
+    "timers": "timers",
+    "calls": "calls",
+}
 """Of the chapters that are about one. Workers that lack it are not asked."""
 
 

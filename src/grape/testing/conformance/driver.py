@@ -3,9 +3,12 @@
 A step of a case is an object with one of these keys, or of those of `Peer`:
 
     work      events to hand out, [[event, key, data], ...], and under "gives" what has to come of them; beside it
-              "partition", "careful", "named", "contexts" (one an event, -1 for none), "hops", "deadlines", "only"
+              "partition", "careful", "named", "contexts" (one an event, -1 for none), "hops", "deadlines", "only",
+              "mixed" (all are one run, whatever their names)
     begin     events to hand out, without waiting for what comes of them
-    retry     a held event: {"hold", "node", "event": [event, key, data], "attempt", "rest"}; "gives"
+    retry     a held event: {"hold", "node", "event": [event, key, data], "attempt", "rest"}; "gives".
+              "answers" to the calls that were made since the last "work", [{"data"} or {"error"}, ...]; "other": these
+              are to something else
     assign    {"partition", "epoch", "held", "empty", "chain_new"}
     revoke    a partition
     stale     as work, with "epoch": nothing may come back
@@ -31,16 +34,19 @@ from grape.model.stored import OUTPUT
 from grape.protocol.framing import worker_frames
 from grape.protocol.messages import (
     Announce,
+    Answer,
     Ask,
     Assign,
     BatchItem,
     Beat,
+    Call,
     Emitted,
     Named,
     Result,
     RetryItem,
     Revoke,
     Stuck,
+    TimerName,
     Values,
     Work,
 )
@@ -75,6 +81,7 @@ class Driver(Peer):
         self._epoch = 0
         self._seq = 0
         self._position = 0
+        self._digests: list[bytes] = []
         self._store: dict[tuple[str, int, bytes], bytes] = {}
         super().__init__(command, directory, env, case, worker_frames)
 
@@ -138,11 +145,12 @@ class Driver(Peer):
     def _work(self, events: list[list[Any]], step: dict[str, Any]) -> Effects:
         """Hand out one batch, again and again until it is done."""
         number, effects = step.get("partition", 0), Effects()
+        self._digests = []
         self._position += 1
         position, done = self._position, Progress()
         contexts = step.get("contexts")
         count = 0 if contexts is None else max(contexts) + 1
-        body = _body(events, contexts, step.get("hops", 0), step.get("only"))
+        body = _body(events, contexts, step.get("hops", 0), step.get("only"), step.get("mixed", False))
         deadlines = {int(context): at for context, at in step.get("deadlines", {}).items()}
         while done.first < len(events):
             item = BatchItem(position, f"{position}-", 1_700_000_000_000_000, len(events), body, done, count)
@@ -182,6 +190,8 @@ class Driver(Peer):
             1_700_000_000_000_000,
             codec.one(name, key, data),
             held.get("rest", False),
+            -1,
+            self._answers(held),
         )
         self._send(Work(number, self._epoch, self._seq, [], [item]))
         message = self._next(Result)
@@ -189,6 +199,16 @@ class Driver(Peer):
         if self._seq not in message.ended:
             raise Failed("a work of one retry does not end with its result")
         return effects
+
+    def _answers(self, held: dict[str, Any]) -> list[Answer]:
+        given = held.get("answers", [])
+        if len(given) > len(self._digests):
+            raise Failed(f"it has made {len(self._digests)} calls; this case has answers to {len(given)}")
+        digests = [b"other"] * len(given) if held.get("other") else self._digests
+        return [
+            Answer(digest, codec.encode(answer.get("data", answer)), "error" in answer)
+            for digest, answer in zip(digests, given, strict=False)
+        ]
 
     def _stale(self, events: list[list[Any]], step: dict[str, Any]) -> None:
         body = _body(events, None, 0)
@@ -208,10 +228,12 @@ class Driver(Peer):
             for event, key, data in self._events(emitted, number):
                 effects.emits[emitted.target].append([event, key, data])
         for timer in result.timers:
+            name = _shown(timer.name)
             if timer.emitted is None:
+                effects.timers.append(["cancelled", *name])
                 continue
             for event, key, data in self._events(timer.emitted, number):
-                effects.timers.append([timer.delay, event, key, data])
+                effects.timers.append([timer.delay, event, key, data, *name])
         for changes in result.states:
             for key_bytes, record in zip(changes.keys, changes.values, strict=True):
                 if record is None:
@@ -220,16 +242,33 @@ class Driver(Peer):
                     self._store[changes.node, number, key_bytes] = record
                 effects.states[changes.node][key_bytes.decode()] = None if record is None else _decode(record)
         for failure in result.failures:
-            effects.failures.append({name: getattr(failure, name) for name in _OF_A_FAILURE})
+            said = {name: getattr(failure, name) for name in _OF_A_FAILURE}
+            effects.failures.append({**said, "call": self._called(failure.call, number)})
         effects.replies += [[reply.context, _decode(reply.data), reply.final] for reply in result.replies]
         effects.retried += result.retried
         for slot, count in result.counts.items():
             effects.counts[slot] = effects.counts.get(slot, 0) + count
 
-    def _events(self, emitted: Emitted, number: int) -> list[tuple[str, str | None, Any]]:
+    def _called(self, call: Call | None, number: int) -> dict[str, Any] | None:
+        if call is None:
+            return None
+        if not 1 <= len(call.digest) <= 64:
+            raise Failed(f"a call with a digest of {len(call.digest)} bytes")
+        self._digests.append(call.digest)
+        requests = []
+        for request in call.requests:
+            if request.contexts:
+                raise Failed("a call with contexts of its own")
+            requests += [[request.target, *event] for event in self._events(request, number, contexts=1)]
+            (meta,) = [run.meta for run in codec.runs_of(request.body)]
+            if meta.contexts != [0] or codec.hops_of(meta, 0) != 1:
+                raise Failed(f"a call is one hop behind its event, and has context 0: {meta}")
+        return {"event": call.event, "timeout": call.timeout, "requests": requests}
+
+    def _events(self, emitted: Emitted, number: int, contexts: int = 0) -> list[tuple[str, str | None, Any]]:
         """The events of a body, which has to be what the engine takes."""
         try:
-            codec.check_body(emitted.body, emitted.events, len(emitted.contexts))
+            codec.check_body(emitted.body, emitted.events, contexts or len(emitted.contexts))
         except ProtocolError as e:
             raise Failed(f"the body of an emit: {e}") from None
         found = []
@@ -264,18 +303,24 @@ class Driver(Peer):
                     raise Failed(f"a failure with {name}={said!r:.300}, not {value!r}: {failure!r:.600}")
 
 
-def _body(events: list[list[Any]], contexts: list[int] | None, hops: int, only: list[str] | None = None) -> bytes:
-    """Consecutive events of one name are a run."""
+def _shown(name: TimerName | None) -> list[str]:
+    return [] if name is None else [name.node, name.key.decode(), name.name]
+
+
+def _body(
+    events: list[list[Any]], contexts: list[int] | None, hops: int, only: list[str] | None = None, mixed: bool = False
+) -> bytes:
+    """Consecutive events of one name are a run; all events, if they are ``mixed``."""
     parts: list[bytes] = []
     start = 0
     while start < len(events):
         end = start
-        while end < len(events) and events[end][0] == events[start][0]:
+        while end < len(events) and (mixed or events[end][0] == events[start][0]):
             end += 1
         run = events[start:end]
-        meta = codec.RunMeta(
-            [run[0][0]], hops=hops, only=only, contexts=None if contexts is None else contexts[start:end]
-        )
+        names = list(dict.fromkeys(name for name, _, _ in run))
+        index = bytes(names.index(name) for name, _, _ in run) if len(names) > 1 else None
+        meta = codec.RunMeta(names, index, hops, only, contexts=None if contexts is None else contexts[start:end])
         keys, data = [key for _, key, _ in run], [value for _, _, value in run]
         parts.append(
             codec.encode_run(

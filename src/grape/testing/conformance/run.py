@@ -15,7 +15,8 @@ from grape.testing.conformance.base import Adapter
 from grape.testing.conformance.cases import CAPABILITY_OF, Case, all_cases
 from grape.testing.conformance.driver import Driver
 from grape.testing.conformance.peer import Failed
-from grape.worker.runtime import CAPABILITIES
+from grape.worker.adapter.__main__ import PASSED_ON
+from grape.worker.runtime import ADAPTED
 
 _PROBE: Final = Case("life", "it says hello", [], welcome=False)
 _BEHIND: Final = (sys.executable, "-m", "grape.worker.adapter")
@@ -85,13 +86,13 @@ def worker_subject(command: Sequence[str], directory: str = ".", env: Mapping[st
         return Subject(list(command), capabilities - {"base"})
     if "base" in capabilities:
         behind = [*_BEHIND, "--command", json.dumps([*command, "--config-fd", "0"])]
-        return Subject(behind, frozenset(("base", *CAPABILITIES)), list(command))
+        return Subject(behind, frozenset(("base", *ADAPTED)) | capabilities & PASSED_ON, list(command))
     raise Failed(f"it has the capabilities {sorted(capabilities)}: neither base, nor partition and cache")
 
 
 def lines_subject(command: Sequence[str]) -> Subject:
     """A program that reads and writes lines."""
-    return Subject([*_BEHIND, "--lines", json.dumps(list(command))], frozenset(CAPABILITIES))
+    return Subject([*_BEHIND, "--lines", json.dumps(list(command))], frozenset((*ADAPTED, "timers")))
 
 
 def attempt(case: Case, subject: Subject, directory: str, env: dict[str, str]) -> str | None:

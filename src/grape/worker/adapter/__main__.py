@@ -8,6 +8,7 @@ import gc
 import os
 import socket
 import sys
+from typing import Final
 
 import msgspec
 
@@ -21,7 +22,10 @@ from grape.worker.adapter.speaker import BaseSpeaker, Gone, name_of
 from grape.worker.dispatcher import SetupFailed
 from grape.worker.main import begin
 from grape.worker.process import Connection, WorkerProcess
-from grape.worker.runtime import CAPABILITIES
+from grape.worker.runtime import ADAPTED
+
+PASSED_ON: Final = frozenset(("timers", "calls"))
+"""Capabilities that are the program's, even behind an adapter."""
 
 
 def main() -> None:
@@ -52,14 +56,15 @@ def adapt(sock: socket.socket, argv: list[str], *, is_lines: bool) -> None:
     worker = WorkerProcess(connection)
     if is_lines:
         speaker: LinesSpeaker | BaseSpeaker = LinesSpeaker(argv)
-        hello = Hello(VERSION, os.getpid(), "lines", TopologySpec(""), CAPABILITIES)
+        hello = Hello(VERSION, os.getpid(), "lines", TopologySpec(""), [*ADAPTED, "timers"])
     else:
         speaker = BaseSpeaker(argv)
         first = speaker.hello()
         if isinstance(first, Refusal):
             refuse(sock, first.kind, first.text)
         assert isinstance(first, Hello)
-        hello = Hello(VERSION, os.getpid(), first.language, first.topology, CAPABILITIES)
+        own = [what for what in first.capabilities if what in PASSED_ON]
+        hello = Hello(VERSION, os.getpid(), first.language, first.topology, [*ADAPTED, *own])
     connection.send(hello)
     try:
         worker.serve(AdapterRuntime(speaker, hello.topology, worker.ask, connection.send))

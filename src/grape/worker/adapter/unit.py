@@ -11,9 +11,10 @@ from msgspec import Raw
 from grape.authoring.emitter import INHERIT
 from grape.errors import ProtocolError
 from grape.model.address import check_timer_name
-from grape.protocol.base import Emits, Ran, Run
+from grape.protocol.base import Asked, Emits, Ran, Run
 from grape.protocol.messages import Named
 from grape.worker.adapter.speaker import Speaker
+from grape.worker.calls import Suspended
 from grape.worker.emits import Cancelled, Delayed, Replied, TooMuch
 from grape.worker.stage import Stage
 from grape.worker.state import MISSING
@@ -106,6 +107,7 @@ class ForeignUnit(Unit):
             stage.created(),
             stage.attempt_of(todo[0]),
             states,
+            list(self._host.answers(self, stage, todo[0])) if len(todo) == 1 else [],
         )
 
     def _take(self, stage: Stage, todo: list[int], ran: Ran) -> None:
@@ -113,8 +115,21 @@ class ForeignUnit(Unit):
         self._emitted(todo, ran)
         if ran.failed is not None:
             said = ran.failed
+            if said.call is not None:
+                self._host.fail(self, stage, todo[said.index], self._suspended(said.call))
+                return
             named = Named("", self.node, said.kind or "error", said.text, False, said.trace)
             self._host.fail(self, stage, todo[said.index], None, named)
+
+    def _suspended(self, call: Asked) -> Suspended:
+        """The event waits for an answer."""
+        if call.event not in self._names.known or call.event in self._names.outputs:
+            raise ProtocolError(f"a call of {call.event!r:.300}, which nothing listens to")
+        if not (0 < call.timeout <= _LATEST and 1 <= len(call.digest) <= 64):
+            raise ProtocolError(f"a call with a time-out of {call.timeout} us, or a digest of {len(call.digest)} bytes")
+        keys = self._keys([call.key], 1)
+        assert keys is not None
+        return Suspended(call.event, self._value(call.data), keys[0], call.timeout, call.digest)
 
     def _store(self, ran: Ran) -> None:
         if not ran.states:

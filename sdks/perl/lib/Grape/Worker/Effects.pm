@@ -18,7 +18,7 @@ sub new {
 # What was handed in is done. Records stay: later events of the run see them.
 sub clear {
     my ($self) = @_;
-    $self->{$_} = [] for qw(origins names data keys delays answering replies);
+    $self->{$_} = [] for qw(origins names data keys delays timers answering replies);
     $self->{touched} = {};    # key -> its record before
     $self->{assigned} = {};    # key -> state -> true: has a ttl, and was assigned
     $self->{size} = 0;
@@ -30,7 +30,7 @@ sub undo {
     my ($self, $index) = @_;
     my $left = @{ $self->{origins} };
     $left-- while $left && $self->{origins}[$left - 1] == $index;
-    for my $column (qw(origins names data keys delays)) {
+    for my $column (qw(origins names data keys delays timers)) {
         $#{ $self->{$column} } = $left - 1 if @{ $self->{$column} } > $left;
     }
     while (@{ $self->{answering} } && $self->{answering}[-1] == $index) {
@@ -47,17 +47,20 @@ sub packed {
 
 sub _emits {
     my ($self) = @_;
-    my ($names, $data, $keys, $delays) = @{$self}{qw(names data keys delays)};
+    my ($names, $data, $keys, $delays, $timers) = @{$self}{qw(names data keys delays timers)};
     my $count = @{$data} or return "\x95\x90\x90\x90\xc0\xc0";
     my $first = $names->[0];
     my $is_mixed = grep { $_ ne $first } @{$names};
-    $#{$keys} = $count - 1 if @{$keys};
-    return join q{}, "\x95",
+    for my $column ($keys, $timers) {
+        $#{$column} = $count - 1 if @{$column};
+    }
+    return join q{}, @{$timers} ? "\x96" : "\x95",
         Grape::MsgPack::encode_plain($self->{origins}),
         Grape::MsgPack::encode_plain($is_mixed ? $names : [$first]),
         Grape::MsgPack::array_head($count), @{$data},
         @{$keys} ? Grape::MsgPack::encode_plain($keys) : "\xc0",
-        @{$delays} ? Grape::MsgPack::encode_plain([map { defined $_ ? $_ : -1 } @{$delays}[0 .. $count - 1]]) : "\xc0";
+        @{$delays} ? Grape::MsgPack::encode_plain([map { defined $_ ? $_ : -1 } @{$delays}[0 .. $count - 1]]) : "\xc0",
+        @{$timers} ? Grape::MsgPack::encode_plain($timers) : ();
 }
 
 sub _changes {
