@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import compileall
 import os
+import signal
 import sysconfig
 from pathlib import Path
 
@@ -19,3 +20,5 @@ def pytest_configure(config: pytest.Config) -> None:
         for directory in (Path(__file__).parents[1] / "src", sysconfig.get_path("purelib")):
             compileall.compile_dir(directory, quiet=2)
     os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
+    # In the background of a shell Ctrl-C is ignored, and so it would be by everything that a test starts.
+    signal.signal(signal.SIGINT, signal.default_int_handler)

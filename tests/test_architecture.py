@@ -29,8 +29,15 @@ BELOW: dict[str, set[str]] = {
     "isolates": {"errors", "model", "abc"},
     "worker": {"errors", "model", "authoring", "protocol"},
     "engine": {"errors", "model", "abc", "protocol"},
+    "builtins": {"errors", "model", "abc"},
+    "processes": {"errors", "model", "abc", "authoring", "protocol", "engine", "builtins"},
+    "inline": {"authoring", "protocol", "worker"},
+    "host": {
+        *("errors", "model", "abc", "authoring", "protocol", "engine", "builtins", "processes", "inline"),
+        *("connectors", "store"),
+    },
 }
-TOP = {"session", "inline", "running", "aio", "cli", "testing", "tools", "builtins", "__main__", "grape"}
+TOP = {"running", "aio", "cli", "testing", "tools", "__main__", "grape"}
 LAZY = {"__getattr__": "grape"}
 """Functions that may import: the public names that are resolved when they are asked for (PEP 562)."""
 
@@ -39,25 +46,19 @@ CLI = "typer makes the options of a command of its parameters"
 FACE = "the options of the public call, each with its type"
 HOT = "runs for every event: one function of closures, or a record without keywords, costs less"
 SUITE = "a contract suite is read from top to bottom"
-DEBT = "to be split along its subjects"
 ALLOWED: dict[tuple[str, str], tuple[int, str]] = {
-    ("class", "grape.session.session:Session"): (555, DEBT),
     ("class", "grape.testing.contracts.transport:TransportContract"): (600, SUITE),
-    ("file", "grape.store.lmdb"): (1090, DEBT),
     ("file", "grape.testing.contracts.isolate"): (800, SUITE),
     ("file", "grape.testing.contracts.transport"): (850, SUITE),
     ("function", "grape.authoring.topology:Topology.add_slot"): (90, FACE),
     ("function", "grape.cli.conformance:worker"): (65, CLI),
     ("function", "grape.cli.run:run"): (130, CLI),
-    ("function", "grape.isolates.image:unpack"): (62, DEBT),
-    ("function", "grape.isolates.launch:start"): (62, DEBT),
     ("function", "grape.worker.emits:bind"): (120, HOT),
     ("parameters", "grape.authoring.topology:Topology.add_slot"): (18, FACE),
     ("parameters", "grape.cli.run:run"): (24, CLI),
     ("parameters", "grape.model.batch:seal"): (9, "the fields of a header, in its order"),
     ("parameters", "grape.running:open"): (16, FACE),
     ("parameters", "grape.running:run"): (18, FACE),
-    ("parameters", "grape.testing.machine:Machine.__init__"): (9, DEBT),
     ("parameters", "grape.worker.stage:ChildStage.__init__"): (10, HOT),
 }
 """(what, name) -> (how much, why): what is larger than it should be. Nothing may be here that is not, or is larger."""
@@ -87,25 +88,19 @@ def test_no_import_goes_in_a_ring() -> None:
 
 
 def test_only_builtins_names_concrete_backends() -> None:
-    """What can be exchanged is found by its kind and name. (The contract suites and the kit bring their own.)"""
+    """What can be exchanged is found by its kind and name; sources and sinks by `connectors.feeds` and `.takes`. (The
+    contract suites and the kit bring their own.)"""
     text = (SRC / "builtins.py").read_text()
     concrete = {name.partition(":")[0] for name in re.findall(r'"(grape\.[\w.]+:\w+)"', text)}
     assert concrete
     concrete |= {module for module in TREE.paths if module.startswith("grape.transports.")}
+    concrete |= {f"grape.connectors.{name}" for name in ("callables", "files", "follow", "sinks", "streams")}
     named = [
         (each.module, each.target)
         for each in IMPORTS
         if each.target in concrete and package_of(each.module) not in (package_of(each.target), "testing")
     ]
-    assert sorted(named) == sorted(NAMED)
-
-
-NAMED: list[tuple[str, str]] = [
-    ("grape.session.runtimes", "grape.isolates.process"),
-    ("grape.session.session", "grape.transports.embedded"),
-    ("grape.tools.repair", "grape.transports.embedded"),
-]
-"""Who imports a concrete backend all the same; each is a debt."""
+    assert named == []
 
 
 @pytest.mark.parametrize("what", LARGEST)

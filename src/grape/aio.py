@@ -25,12 +25,12 @@ from grape.engine.clients import check_call_timeout, check_timeout, client_event
 from grape.engine.engine import Engine
 from grape.engine.telemetry import AppNumbers
 from grape.errors import BadArgument, NoAnswer, UsageError
+from grape.host.calls import Call, answer_as
+from grape.host.options import names_of
 from grape.model.event import Event
 from grape.model.near import did_you_mean
 from grape.model.topology import Limits
 from grape.running import Profiles, RunningEngine, Summary, at_the_call, options_of, unstarted
-from grape.session.calls import Call, answer_as
-from grape.session.options import names_of
 
 T = TypeVar("T")
 

@@ -7,6 +7,7 @@ import importlib.metadata
 from typing import Final, cast
 
 from grape.abc.isolate import Isolate
+from grape.abc.transport import DirectoryTransport
 from grape.errors import UsageError
 from grape.model.near import did_you_mean
 
@@ -17,8 +18,13 @@ BUILTINS: Final[dict[str, dict[str, str]]] = {
         "sandbox": "grape.isolates.sandbox:SandboxIsolate",
         "container": "grape.isolates.container:ContainerIsolate",
     },
+    "transport": {"embedded": "grape.transports.embedded:EmbeddedTransport"},
 }
 """Kind, name, "module:Class". Packages add to a kind with entry points of the group ``grape.KINDs``."""
+
+
+DIRECTORY: Final = "embedded"
+"""The transport of data directories."""
 
 
 def isolate(name: str) -> type[Isolate]:
@@ -28,6 +34,15 @@ def isolate(name: str) -> type[Isolate]:
         UsageError: there is none (with the near ones), or its package fails to import.
     """
     return cast(type[Isolate], _find("isolate", name))
+
+
+def transport(name: str) -> type[DirectoryTransport]:
+    """The transport of this name.
+
+    Raises:
+        UsageError: as `isolate`.
+    """
+    return cast(type[DirectoryTransport], _find("transport", name))
 
 
 def names(kind: str) -> list[str]:

@@ -22,28 +22,29 @@ from typing import Any, ParamSpec, TypeVar, cast
 import uvloop
 from msgspec import Struct
 
-from grape.abc.source import Sink, Source
+from grape.abc.source import Source
 from grape.authoring.loading import imported_now
 from grape.authoring.places import HIDDEN, caller, place_of_caller
 from grape.authoring.topology import Topology
 from grape.connectors.feeds import feed as feed
 from grape.connectors.feeds import source_of
-from grape.connectors.live import CallSink, QueueSink
-from grape.connectors.sinks import JsonLinesSink
+from grape.connectors.live import QueueSink
+from grape.connectors.takes import sink_of
 from grape.engine.clients import ClientEvent, Clients, check_call_timeout, check_timeout, client_event
 from grape.engine.engine import Engine
-from grape.engine.supervisor import Line
 from grape.engine.telemetry import AppNumbers
 from grape.errors import BadArgument, Full, GrapeError, NoAnswer, Refused, TopologyError, UsageError, UserError
+from grape.host.calls import Call, Calls, CallStream, ReplySink, answer_as
+from grape.host.options import MAX_WORKERS, Options, check_names, check_options, mapping_of, names_of, path_of
+from grape.host.run import Outcomes, Run
+from grape.host.taking import Taker
 from grape.model.event import Event
 from grape.model.profile import Profile
 from grape.model.topology import Limits, TopologySpec
 from grape.model.values import shown as shown_value
-from grape.session import Options, Outcomes, Session, Taker
-from grape.session.calls import Call, Calls, CallStream, ReplySink, answer_as
-from grape.session.options import MAX_WORKERS, check_names, check_options, mapping_of, names_of, path_of
-from grape.session.profiles import load_profiles
-from grape.store.lmdb import MAX_SIZE
+from grape.processes.output import Line
+from grape.processes.profile_file import load_profiles
+from grape.store.store import MAX_SIZE
 from grape.tools.terminal import shown
 
 P = ParamSpec("P")
@@ -180,7 +181,7 @@ def _settle(asked: Future[T], value: Any = None, error: BaseException | None = N
 
 
 class RunningEngine:
-    """A session on a thread. Methods are for other threads, any of them."""
+    """A run on a thread. Methods are for other threads, any of them."""
 
     def __init__(
         self,
@@ -194,14 +195,14 @@ class RunningEngine:
         self._asked: set[Future[Any]] = set()
         self._is_given_up = False
         self.limits = options.limits
-        self._session = Session(options, sources, takers, _print_line)
+        self._run = Run(options, sources, takers, _print_line)
         self._result: Future[Outcomes] = Future()
         self._thread = threading.Thread(target=self._main, name="grape-engine", daemon=True)
 
     def _main(self) -> None:
         try:
             with asyncio.Runner(loop_factory=new_event_loop) as runner:
-                self._result.set_result(runner.run(self._session.run()))
+                self._result.set_result(runner.run(self._run.run()))
         except BaseException as e:
             self._result.set_exception(e)
 
@@ -213,7 +214,7 @@ class RunningEngine:
             replies = Taker(None, ReplySink(self.calls))
             return [replies, *(Taker(name, sink) for name, sink in self._queues.items())]
 
-        self._session.more_takers = takers
+        self._run.more_takers = takers
 
     def start(self) -> RunningEngine:
         """Start and wait until it takes events.
@@ -225,17 +226,16 @@ class RunningEngine:
         self._result.add_done_callback(lambda _: self._tell_ended())
         self._thread.start()
         try:
-            while not self._session.ready.wait(0.05):
+            while not self._run.ready.wait(0.05):
                 if self._result.done():
                     break
                 if self._is_given_up:
-                    with contextlib.suppress(AttributeError):  # it has not got so far yet
-                        self._session.stop()
-                        self._result.exception()
+                    self._run.stop()
+                    self._result.exception()
         except KeyboardInterrupt:
             self._end_interrupted()
             raise
-        if self._session.engine is None:
+        if self._run.engine is None:
             self._thread.join()
             self._result.result()
         return self
@@ -243,7 +243,7 @@ class RunningEngine:
     def _end_interrupted(self) -> None:
         """Ctrl-C: what runs is committed; another one stops at once."""
         for _ in range(2):
-            self._session.stop()
+            self._run.stop()
             try:
                 self._result.exception()
                 return
@@ -378,14 +378,14 @@ class RunningEngine:
                 call.fail(e)
 
         try:
-            self._session.call(accept)
+            self._run.call(accept)
         except RuntimeError:  # its loop is closed
             call.fail(self._ended())
 
     def accept(self, engine: Engine, event: ClientEvent, durable: Callable[[], None], request: str = "") -> None:
         """On the engine's thread: see `Clients.accept`."""
         self._clients = self._clients or Clients(engine)
-        self._clients.accept(event, self._session.clock.now(), durable, request)
+        self._clients.accept(event, self._run.clock.now(), durable, request)
 
     def _ask(
         self, ask: Callable[[Engine, Callable[[T], None]], object], timeout: float | None, unsaid: str = "no answer"
@@ -416,7 +416,7 @@ class RunningEngine:
                 _settle(asked, None, e)
 
         try:
-            self._session.call(on_engine)
+            self._run.call(on_engine)
         except RuntimeError:  # its loop is closed
             _settle(asked, None, self._ended())
         if self._result.done():  # perhaps nobody came to it any more
@@ -429,7 +429,7 @@ class RunningEngine:
         Raises:
             GrapeError: it has ended.
         """
-        engine = self._session.engine
+        engine = self._run.engine
         if engine is None:
             raise self._ended()
         return engine
@@ -501,7 +501,7 @@ class RunningEngine:
     def close(self) -> Summary:
         """Stop: what runs is committed, the rest waits in the data directory."""
         if not self._result.done():
-            self._session.stop()
+            self._run.stop()
         return self.wait()
 
     def __enter__(self) -> RunningEngine:
@@ -650,13 +650,7 @@ def _sources(feed: Feed, limits: Limits) -> list[Source]:
 def _takers(take: Take | None) -> list[Taker]:
     out: list[Taker] = []
     for event, what in mapping_of(take, "take=", '{"total": "totals.jsonl"}').items():
-        if isinstance(what, Sink):
-            out.append(Taker(event, what))
-        elif isinstance(what, str | os.PathLike):
-            path = Path(path_of(what, f"take[{event!r}]")).resolve()
-            out.append(Taker(event, JsonLinesSink(path, f"{event}={path}")))
-        elif callable(what):
-            out.append(Taker(event, CallSink(event, what)))
-        else:
-            raise BadArgument(f"take[{event!r}] is a {type(what).__name__}: give a path, a Sink or a function")
+        if isinstance(what, str | os.PathLike):
+            what = path_of(what, f"take[{event!r}]")
+        out.append(Taker(event, sink_of(event, what)))
     return out

@@ -28,8 +28,8 @@ from grape import CallFailed, Context, GrapeError, NoAnswer, Node, Reply, Topolo
 from grape.aio import AsyncEngine
 from grape.authoring.places import HIDDEN
 from grape.errors import BadArgument, Full, TooLarge, UsageError
+from grape.host.calls import MAX_CALLS, MAX_PART_BYTES, Calls
 from grape.running import RunningEngine
-from grape.session.calls import MAX_CALLS, MAX_PART_BYTES, Calls
 
 t = Topology("answers")
 t.add_output("out")

@@ -19,8 +19,8 @@ from typing import Final, NamedTuple
 
 import pytest
 
-from grape.session.confinement import make_isolate
-from grape.session.profiles import load_profiles
+from grape.processes.profile_file import load_profiles
+from grape.processes.profiles import make_isolate
 
 ROOT: Final = Path(__file__).parents[2]
 DOCUMENTS: Final = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

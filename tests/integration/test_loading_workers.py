@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from tests.integration.test_faults import GRAPE, outputs
 
-from grape.session.hints import hint_for
+from grape.processes.hints import hint_for
 
 APP = """
 import grape

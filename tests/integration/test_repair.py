@@ -23,7 +23,7 @@ from grape.errors import Corrupt, UsageError
 from grape.model import batch as codec
 from grape.model.address import CATALOG, PartitionId
 from grape.model.stored import Head, decode_head, encode
-from grape.store.lmdb import _BASE, _sealed
+from grape.store.rows import BASE, sealed
 from grape.tools.directory import Checkup, Directory
 from grape.tools.mending import DirectoryRepair, start_over
 from grape.transports.embedded import EmbeddedTransport
@@ -201,10 +201,10 @@ def test_garbage_in_any_table_is_named_and_mended(
             case "sealed" | "sealed cut":
                 inner = garbage if how == "sealed" else body[: at % len(body)]
                 inner = (body[:16] if table == "head" and how == "sealed" else b"") + inner
-                value = value[:8] + inner if table == "log" else _sealed(_BASE[table], key, inner)
+                value = value[:8] + inner if table == "log" else sealed(BASE[table], key, inner)
             case "other key":
                 key = key[:6] + garbage[:100]
-                value = _sealed(_BASE[table], key, body)
+                value = sealed(BASE[table], key, body)
         txn.put(key, value, db=dbs[table])
     if how in ("raw", "cut", "flip"):
         with contextlib.suppress(Corrupt):
@@ -324,7 +324,7 @@ def test_data_of_another_format_are_refused_with_the_remedy(data: Path) -> None:
         assert (done.returncode, "use the version of Grape that wrote it" in done.stderr) == (2, True)
     (data / "format").write_text("grape-data 1\n")
     with writing(data) as (txn, dbs):
-        txn.put(b"format", _sealed(_BASE["meta"], b"format", b"7"), db=dbs["meta"])
+        txn.put(b"format", sealed(BASE["meta"], b"format", b"7"), db=dbs["meta"])
     done = run_grape("repair", "--data", data)
     assert (done.returncode, "use the version of Grape that wrote it" in done.stderr) == (2, True)
 

@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 from tests.command import grape
 
-from grape.tools.crashes import Crash, CrashLog
+from grape.processes.crashes import Crash, CrashLog
 
 GRAPE = str(Path(sys.executable).parent / "grape")
 EVIL = "\x1b[31m[red]\n\r\x07\u202e\u2066\x9b\x7f"

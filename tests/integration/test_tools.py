@@ -18,7 +18,7 @@ import pytest
 from tests.command import GRAPE, grape
 
 from grape.abc.transport import Commit
-from grape.store.lmdb import holder
+from grape.store.files import holder
 from grape.tools.repair import Repair
 
 BROKEN = """
@@ -414,7 +414,7 @@ def test_a_kill_before_the_commit_leaves_the_letter(broken: Bench) -> None:
     """Killed anywhere around its commit, a retry has happened as a whole or not at all."""
     code = (
         "import os, sys\n"
-        "from grape.store import lmdb as store\n"
+        "from grape.store import writing as store\n"
         "from grape.tools import repair\n"
         "when = sys.argv[2]\n"
         "finish = store.Writing.finish\n"

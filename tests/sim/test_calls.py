@@ -8,6 +8,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from msgspec import structs
 
 from grape import CallFailed, Context, Event, Node, State, Topology
 from grape.abc.source import Columns
@@ -75,7 +76,10 @@ def test_every_call_is_answered_once(seed: int) -> None:
     chaos = Chaos(Weakness(0.05, 0.05, 0.1, 0.1), worker_kill=0.01, inner_kill=0.02, engine_kill=0.01, kills=6, lag=0.1)
     limits = Limits(hold_events=rng.choice((3, 1000)), named_deaths=9)
     asker = rng.choice((Asker, AsyncAsker))
-    run = Simulator(partial(topology, asker, rng.choice(("main", "other"))), seed, chaos=chaos, limits=limits)
+    pools = rng.choice(("main", "other")), rng.choice(("main", "other", "third"))
+    chaos = structs.replace(chaos, change=0.01)
+    later = [partial(topology, asker, pool) for pool in pools[1:] if seed % 2]
+    run = Simulator(partial(topology, asker, pools[0]), seed, changed=later, chaos=chaos, limits=limits)
     wanted: dict[str, list[list[Any]]] = {key: [] for key in KEYS}
     asked = []
     for number in range(rng.randint(3, 25)):

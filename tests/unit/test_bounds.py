@@ -15,10 +15,10 @@ import pytest
 from grape import Context, Event, Node, State, Topology
 from grape.engine.check import MAX_EDGES, check_topology
 from grape.engine.clock import FakeClock
-from grape.engine.supervisor import OUTPUT_RATE, _Allowance
 from grape.errors import ProtocolError, TopologyError
 from grape.model.address import PartitionId
 from grape.model.topology import MAX_NAMES, MAX_POOLS, Limits, NodeSpec, PoolSpec, SlotSpec, TopologySpec
+from grape.processes.output import OUTPUT_RATE, _Allowance
 from grape.protocol.framing import LENGTH, worker_frames
 from grape.protocol.messages import MAX_ITEMS, MAX_PARTS, MAX_ROWS
 from grape.testing.machine import Machine

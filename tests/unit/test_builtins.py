@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from grape import builtins
+from grape.abc.transport import DirectoryTransport
 from grape.errors import UsageError
 
 
@@ -16,6 +17,11 @@ def test_every_builtin_is_there_and_has_the_name_it_is_listed_with() -> None:
         kind = builtins.isolate(name)
         assert kind.name == name
         assert kind.Config()
+
+
+def test_the_transport_of_data_directories_is_there() -> None:
+    kind = builtins.transport(builtins.DIRECTORY)
+    assert issubclass(kind, DirectoryTransport)
 
 
 def test_a_wrong_name_is_told_what_is_near() -> None:

@@ -12,12 +12,13 @@ from hypothesis import strategies as st
 from grape import Topology
 from grape.abc.isolate import Command
 from grape.errors import UsageError
+from grape.host.describe import refuse_inline
+from grape.host.options import Options
 from grape.model.profile import Profile
 from grape.model.topology import PoolSpec
-from grape.session import Options, Session
-from grape.session.confinement import Profiles, make_isolate
-from grape.session.profiles import load_profiles
-from grape.session.runtimes import command_of
+from grape.processes.profile_file import load_profiles
+from grape.processes.profiles import Profiles, make_isolate
+from grape.processes.runtimes import command_of
 
 LEVELS: Final = ("process", "cgroup", "sandbox", "container")
 POOLS: Final = ("main", "helper", "other", "named by the code")
@@ -120,7 +121,7 @@ def test_an_app_in_the_engines_process_is_not_what_a_profile_with_walls_means() 
     topology = Topology("t")
     options = Options(target="t", inline=True, topology=topology, profiles={"x": Profile(isolate={"type": "sandbox"})})
     with pytest.raises(UsageError, match=r"--inline .* \[pool.x.isolate\] says how they are to be"):
-        Session(options, [], [], lambda *_: None)._check_inline()
+        refuse_inline(options.inline, Profiles(options.profiles))
 
 
 @pytest.mark.parametrize("runtime", ["exec", "lines", "node", "perl"])

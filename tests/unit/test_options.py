@@ -20,8 +20,8 @@ from hypothesis import strategies as st
 
 import grape
 from grape.errors import BadArgument
+from grape.host.options import Options, check_options
 from grape.model.topology import Limits
-from grape.session.options import Options, check_options
 
 t = grape.Topology("plain")
 t.add_output("out")

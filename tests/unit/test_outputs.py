@@ -13,12 +13,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from grape.abc.source import Sink
+from grape.connectors.json_lines import event_lines
 from grape.connectors.outputs import parts_of
-from grape.connectors.sinks import event_lines
 from grape.engine.outlet import Taken, TakenBatch
+from grape.host.taking import write_out
 from grape.model.address import PartitionId
 from grape.model.batch import RunMeta, encode_run, seal
-from grape.session.taking import write_out
 
 ORIGIN = PartitionId(1, 2, 3)
 TARGET = PartitionId(1, 5, 4)

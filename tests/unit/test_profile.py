@@ -8,7 +8,7 @@ import pytest
 
 from grape.errors import UsageError
 from grape.model.profile import Profile
-from grape.session.profiles import load_profiles
+from grape.processes.profile_file import load_profiles
 
 
 def profile_file(tmp_path: Path, text: str) -> Path:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from grape.engine.supervisor import Rate
+from grape.processes.link import Rate
 
 
 def test_as_many_at_once_as_in_a_second() -> None:

@@ -16,9 +16,11 @@ from typing import Any
 import msgspec
 import pytest
 
+from grape.connectors.json_lines import event_lines
+from grape.connectors.json_lines import reply_lines as lines_of_replies
 from grape.connectors.outputs import parts_of
-from grape.connectors.sinks import JsonLinesSink, StdoutSink, event_lines, parse_take
-from grape.connectors.sinks import reply_lines as lines_of_replies
+from grape.connectors.sinks import JsonLinesSink, StdoutSink
+from grape.connectors.takes import parse_take
 from grape.errors import UsageError
 from grape.model.address import PartitionId
 from grape.model.batch import RunMeta, encode_run, one, seal

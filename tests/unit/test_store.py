@@ -18,8 +18,12 @@ import pytest
 from grape.abc.transport import Callbacks, Commit, Outcome, Send, Table, Trim
 from grape.errors import Corrupt, InUse, StorageFailed, UsageError
 from grape.model.address import PartitionId
-from grape.store import lmdb as module
-from grape.store.lmdb import Holder, LogEnds, Reader, Store, Writing, holder
+from grape.store import reader as reading
+from grape.store import rows as row_format
+from grape.store.files import Holder, holder
+from grape.store.reader import LogEnds, Reader
+from grape.store.store import Store
+from grape.store.writing import Writing
 from grape.transports.embedded import EmbeddedTransport
 
 P = [PartitionId(1, 1, n) for n in range(4)]
@@ -79,7 +83,7 @@ def write_one(directory: Path) -> None:
 
 HOLD = """
 import sys
-from grape.store.lmdb import Store
+from grape.store.store import Store
 store = Store(sys.argv[1], lambda f: None)
 print("open", flush=True)
 sys.stdin.readline()
@@ -352,7 +356,7 @@ def test_a_mistake_in_a_write_stops_the_store(tmp_path: Path) -> None:
 READ = """
 import sys
 from grape.model.address import PartitionId
-from grape.store.lmdb import Reader
+from grape.store.reader import Reader
 reader = Reader(sys.argv[1])
 p = PartitionId(1, 1, 0)
 seen = set()
@@ -398,7 +402,7 @@ def test_another_process_reads_while_the_engine_writes(tmp_path: Path) -> None:
 
 STUCK = """
 import sys
-from grape.store.lmdb import Reader
+from grape.store.reader import Reader
 reader = Reader(sys.argv[1])
 with reader._reading():
     print("reading", flush=True)
@@ -451,7 +455,7 @@ def test_f23_a_flipped_bit_in_a_row_is_never_served(tmp_path: Path, table: Table
     store.call(lambda w, _: w.put(P[2], table, rows[:1]), None)
     store.close()
     key = P[1].packed() + b"key4"
-    sealed = module._sealed(module._BASE[table], key, b"value4")
+    sealed = row_format.sealed(row_format.BASE[table], key, b"value4")
     for offset, copy in _damaged(whole, tmp_path, key + sealed):
         reader = Reader(copy)
         with pytest.raises(Corrupt, match="grape doctor"):
@@ -473,8 +477,8 @@ def test_f23_a_flipped_bit_in_a_long_row_is_never_served(tmp_path: Path) -> None
     name = b"k" * 700
     store.call(lambda w, _: w.put(P[1], "state", [(b"a", b"1"), (name, b"value"), (b"z", b"2")]), None)
     store.close()
-    key = module._long_key(P[1].packed(), name)
-    value = module._sealed(module._BASE["state"], key, module._LENGTH.pack(700) + name + b"value")
+    key = row_format.long_key(P[1].packed(), name)
+    value = row_format.sealed(row_format.BASE["state"], key, row_format.LENGTH.pack(700) + name + b"value")
     for offset, copy in _damaged(whole, tmp_path, key[-30:] + value[:20]):
         reader = Reader(copy)
         with pytest.raises(Corrupt):
@@ -492,8 +496,8 @@ def test_f23_a_flipped_bit_in_a_log_row_is_noticed(tmp_path: Path) -> None:
     batches = [b"batch number %d" % n for n in range(5)]
     engine.commit(sends=[Send(P[0], batch, 1) for batch in batches])
     engine.close()
-    key = module._POSITION.pack(P[0].packed(), 2)
-    seal = module._batch_seal(key, 1, len(batches[2]))
+    key = row_format.POSITION.pack(P[0].packed(), 2)
+    seal = row_format.batch_seal(key, 1, len(batches[2]))
 
     def check(log: PartitionId, position: int, batch: bytes) -> str | None:
         return None if batch == batches[position] else "another batch"
@@ -520,8 +524,8 @@ def test_f24_a_flipped_bit_in_a_head_or_in_the_ends_of_a_log_refuses_to_start(tm
     engine.commit(trims=[Trim(P[0], 1)], head=b"the head")
     engine.close()
     packed = P[0].packed()
-    head = packed + module._sealed(module._BASE["head"], packed, module._HEAD.pack(1, 2) + b"the head")
-    ends = packed + module._sealed(module._BASE["logs"], packed, module._LOG.pack(1, 1))
+    head = packed + row_format.sealed(row_format.BASE["head"], packed, row_format.HEAD.pack(1, 2) + b"the head")
+    ends = packed + row_format.sealed(row_format.BASE["logs"], packed, row_format.LOG.pack(1, 1))
     for name, row in (("head", head), ("logs", ends)):
         for _, copy in _damaged(whole, tmp_path / name, row):
             with pytest.raises(Corrupt):
@@ -541,7 +545,7 @@ def test_f24_a_file_that_is_not_lmdb_refuses_to_start(tmp_path: Path) -> None:
 
 
 def test_verify_works_in_slices_and_finds_everything(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "SLICE_ROWS", 7)
+    monkeypatch.setattr(reading, "SLICE_ROWS", 7)
     store = Store(tmp_path, lambda f: None)
     for p in P:
         store.call(lambda w, p: w.put(p, "state", [(b"%d" % n, b"v") for n in range(100)]), p)

@@ -14,10 +14,10 @@ from rich.console import Console
 from rich.table import Table
 
 from grape.cli import console
-from grape.engine.supervisor import Line
 from grape.model.topology import NodeSpec, PoolSpec, SlotSpec, StateSpec, TopologySpec
+from grape.processes.output import Line
+from grape.processes.workers import unprintable
 from grape.protocol.messages import VERSION, Hello
-from grape.session.workers import unprintable
 
 CLI: Final = Path(console.__file__).parent
 EVIL: Final = "\x1b]0;owned\x07[/]\x9b31m[bold red]x[/bold]\\[link=file:///]\r\u202e"

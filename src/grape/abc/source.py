@@ -74,6 +74,7 @@ class Source(ABC):
         is_keyless: it is known that its events have no keys.
         is_final: its input is complete, or no run will go on from here: nothing that could still grow has to wait.
         is_repeatable: the same position gives the same events again, also in another run.
+        restarted: an earlier run has read from it, which this one cannot continue.
     """
 
     name: str
@@ -81,6 +82,7 @@ class Source(ABC):
     is_keyless: bool = False
     is_final: bool = False
     is_repeatable: bool = True
+    restarted: bool = False
 
     @abstractmethod
     def open(self, position: bytes) -> None:
@@ -123,12 +125,14 @@ class Sink(ABC):
         name: tells the taker from all others, for ever.
         form: what is written: JSON lines, `Event`s, or sealed batches as they are stored.
         retries: writes after one that failed, with back-off.
+        is_shown: what is written is standard output.
         taken: of the write that raised: how many of its lines or events are where they belong, all the same.
     """
 
     name: str
     form: Literal["lines", "events", "batches"] = "lines"
     retries: int = 3
+    is_shown: bool = False
     taken: int = 0
 
     def is_quick(self, lines: int) -> bool:

@@ -5,9 +5,11 @@ The engine speaks to every transport in these six verbs. Batches, heads and rows
 
 from __future__ import annotations
 
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Literal
+from pathlib import Path
+from typing import Literal, NamedTuple, Protocol, Self
 from zlib import crc32
 
 from msgspec import Struct
@@ -82,11 +84,15 @@ class Commit(Struct, frozen=True):
     trims: Sequence[Trim] = ()
     drops: Sequence[tuple[PartitionId, int]] = ()
     """Single batches (log, position) above the trim point that are no longer needed either."""
+    rows_size: int = -1
+    """Bytes of the rows, if that is known: they may be a million."""
 
 
 def size_of(commit: Commit) -> int:
     """Bytes of all that it holds."""
-    rows = sum(len(key) + len(value or b"") for _, rows in commit.rows for key, value in rows)
+    rows = commit.rows_size
+    if rows < 0:
+        rows = sum(len(key) + len(value or b"") for _, rows in commit.rows for key, value in rows)
     return len(commit.head) + sum(len(send.batch) for send in commit.sends) + rows
 
 
@@ -211,6 +217,66 @@ class Callbacks(Struct, frozen=True):
     done: Callable[[list[tuple[Commit, Outcome]]], None]
     arrived: Callable[[list[Arrival]], None]
     failed: Callable[[BaseException], None]
+
+
+Post = Callable[[Callable[[], None]], object]
+"""Runs a function on the engine's thread, later; callable from any thread (``loop.call_soon_threadsafe``)."""
+
+
+class CommittedHead(NamedTuple):
+    """The head of a partition as it lies there: ``number`` commits were made in ``term``."""
+
+    term: int
+    number: int
+    head: bytes
+
+
+class AtRest(Protocol):
+    """What is committed in a directory, as tools read it: partition by partition, without claiming any.
+
+    Methods are those of `Transport`. All of them raise Corrupt if what they read is damaged.
+    """
+
+    directory: Path
+
+    def head(self, partition: PartitionId) -> CommittedHead | None:
+        """None: it never was claimed."""
+
+    def read(self, log: PartitionId, after: int, max_bytes: int) -> list[Stored]: ...
+
+    def get(self, partition: PartitionId, table: Table, keys: Sequence[bytes]) -> list[bytes | None]: ...
+
+    def scan(
+        self, partition: PartitionId, table: Table, after: bytes, limit: int, before: bytes | None = None
+    ) -> list[tuple[bytes, bytes]]: ...
+
+    def close(self) -> None: ...
+
+
+class DirectoryTransport(Transport):
+    """One that keeps everything in a directory of this machine, which one process at a time has open."""
+
+    @classmethod
+    @abstractmethod
+    def open(
+        cls, directory: str | os.PathLike[str], callbacks: Callbacks, post: Post, *, max_size: int | None = None
+    ) -> Self:
+        """
+        Args:
+            directory: made if it does not exist.
+            max_size: bytes that it may grow to; None: as many as usual.
+
+        Raises:
+            InUse: another process has it open; names its pid and host.
+            UsageError: it is of another format, or no data directory.
+            Corrupt: the data is damaged.
+            StorageFailed: the disk refused.
+        """
+
+    @property
+    @abstractmethod
+    def at_rest(self) -> AtRest:
+        """What is committed; open as long as the transport is."""
 
 
 class Submissions:

@@ -19,11 +19,9 @@ from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, Ta
 from rich.table import Column, Table
 from rich.text import Text
 
-from grape.connectors.sinks import StdoutSink
-from grape.connectors.streams import Stream
-from grape.engine.supervisor import Line
+from grape.host.run import Run
 from grape.model.plural import counted
-from grape.session import Session
+from grape.processes.output import Line
 from grape.tools.terminal import escaped, shown
 
 
@@ -121,15 +119,15 @@ class _Numbers(ProgressColumn):
 
 
 class Meter:
-    """Follows a session: a live line on a terminal, a plain line every five seconds elsewhere.
+    """Follows a run: a live line on a terminal, a plain line every five seconds elsewhere.
 
     It also watches the memory of the engine and its workers, in MB: ``peak_rss`` and ``peak_private``.
     """
 
-    def __init__(self, session: Session, *, quiet: bool) -> None:
-        self._session = session
+    def __init__(self, run: Run, *, quiet: bool) -> None:
+        self._run = run
         # Where input is typed or output shown on the same terminal, a line that moves would share a line with them.
-        shares = _shows_output(session) or _reads_terminal(session)
+        shares = _shows_output(run) or _reads_terminal(run)
         self._live = err.is_terminal and not quiet and not is_plain() and not shares
         self._quiet = quiet
         self._last = (time.monotonic(), 0)
@@ -163,9 +161,9 @@ class Meter:
 
     def update(self) -> None:
         """Look once; called a few times a second."""
-        session = self._session
+        run = self._run
         self._measure_memory()
-        app, engine = session.app, session.engine
+        app, engine = run.app, run.engine
         if app is None or engine is None or self._quiet:
             return
         now, done = time.monotonic(), app.stats.finished
@@ -173,7 +171,7 @@ class Meter:
         if now - before >= 1.0:
             self._rate = (done - was) / (now - before)
             self._last = now, done
-        sizes = [source.total() for source in session.sources]
+        sizes = [source.total() for source in run.sources]
         total = sum(s for s in sizes if s is not None) if sizes and None not in sizes else None
         workers = sum(1 for p in engine.pools.values() for w in p.workers.values() if w.serves)
         parts = [f"{self._rate:,.0f} events/s", f"backlog {app.backlog_events:,}", counted(workers, "worker")]
@@ -185,23 +183,23 @@ class Meter:
         if app.stats.dead:
             parts.append(f"{app.stats.dead:,} dead")
         due = engine.next_due()
-        if due is not None and not app.backlog_events and not session.sources_open:
+        if due is not None and not app.backlog_events and not run.sources_open:
             parts.append(f"next due {time.strftime('%H:%M:%S', time.localtime(due / 1e6))}")
         if self._progress is not None:
             self._progress.update(
                 self._task,
                 description=escaped(app.record.name),
                 total=total,
-                completed=session.fed_bytes,
+                completed=run.fed_bytes,
                 numbers=" · ".join(parts),
             )
         elif now - self._printed >= 5.0:
             self._printed = now
-            share = f"{min(100.0, 100 * session.fed_bytes / total):.0f} % of input, " if total else ""
+            share = f"{min(100.0, 100 * run.fed_bytes / total):.0f} % of input, " if total else ""
             say(f"{app.record.name}: {share}{', '.join(parts)}")
 
     def _measure_memory(self) -> None:
-        pids: dict[str, int | None] = {"engine": None, **dict(self._session.workers())}
+        pids: dict[str, int | None] = {"engine": None, **dict(self._run.workers())}
         for name, pid in pids.items():
             try:
                 key = pid or 0
@@ -216,12 +214,12 @@ class Meter:
             self.peak_private[name] = max(self.peak_private.get(name, 0.0), private)
 
 
-def _shows_output(session: Session) -> bool:
-    return any(isinstance(taker.sink, StdoutSink) for taker in session.takers) and sys.stdout.isatty()
+def _shows_output(run: Run) -> bool:
+    return any(taker.sink.is_shown for taker in run.takers) and sys.stdout.isatty()
 
 
-def _reads_terminal(session: Session) -> bool:
-    return any(isinstance(source, Stream) for source in session.sources) and os.isatty(0)
+def _reads_terminal(run: Run) -> bool:
+    return any(not source.is_repeatable for source in run.sources) and os.isatty(0)
 
 
 def _private_mb(pid: int) -> float:

@@ -12,7 +12,7 @@ from grape.cli.console import complain, put
 from grape.cli.run import EXIT_USE, fail
 from grape.cli.state import Data, print_lines
 from grape.errors import GrapeError
-from grape.tools.crashes import Crash, CrashLog
+from grape.processes.crashes import Crash, CrashLog
 from grape.tools.directory import Directory
 
 app = typer.Typer(no_args_is_help=True, help="How workers ended that should not have, and what they said last.")

@@ -1,88 +1,152 @@
-"""What `grape dead` and `grape held` have in common: how failed events are chosen, shown and changed."""
+"""`grape dead` and `grape held`: the same four commands, about two kinds of failed events."""
 
 from __future__ import annotations
 
-import sys
-from collections import Counter
-from collections.abc import Iterable
-from datetime import datetime
-from itertools import islice
+from collections.abc import Callable, Iterable
 from typing import Annotated, Any, Final
 
-import msgspec
 import typer
+from msgspec import Struct
 from rich.table import Table
-from rich.text import Text
 
-from grape.cli.console import put, put_table, say
+from grape.cli.console import say
+from grape.cli.events import (
+    All,
+    AsJson,
+    ByEvent,
+    ByKey,
+    ByKind,
+    ByNode,
+    Limit,
+    check_which,
+    list_all,
+    named,
+    say_refused,
+    short_time_of,
+    show_whole,
+    table_of,
+    time_of,
+)
 from grape.cli.run import fail
-from grape.cli.state import print_lines, to_json
-from grape.errors import Corrupt, GrapeError, UsageError
+from grape.cli.state import App, Data
+from grape.errors import Corrupt, GrapeError
 from grape.model.plural import counted
 from grape.model.stored import AppRecord, HoldEntry
-from grape.tools.choice import Choice, limited
+from grape.tools.choice import Choice
 from grape.tools.directory import Directory, Letter, Place, parse_place
 from grape.tools.repair import Action, Changes, Repair
-from grape.tools.terminal import escaped
-
-SHOWN: Final = 500
-"""Letters in a table, refusals in a list."""
 
 Ids = Annotated[list[str] | None, typer.Argument(metavar="ID...", help="As `list` shows them: main.3-17, main.3-h17")]
-All = Annotated[bool, typer.Option("--all", help="All of the app.")]
-ByNode = Annotated[str | None, typer.Option("--node", metavar="NODE", help="Of this node only.")]
-ByEvent = Annotated[str | None, typer.Option("--event", metavar="EVENT", help="Of this event only.")]
-ByKind = Annotated[str | None, typer.Option("--kind", metavar="KIND", help="That failed so only: ValueError, timeout.")]
-ByKey = Annotated[str | None, typer.Option("--key", metavar="KEY", help="Of this key only.")]
-Limit = Annotated[int | None, typer.Option("--limit", metavar="N", min=1, help="At most N of them.")]
-AsJson = Annotated[bool, typer.Option("--json", help="JSON also on a terminal.")]
+
+_CHANGE_CODES: Final = "2 wrong use, or the directory is in use; 3 damaged."
 
 
-def show_all(letters: Iterable[Letter], limit: int | None, as_json: bool, none: str) -> None:
-    """A table on a terminal, else JSON lines."""
-    letters = limited(letters, limit)
-    if not sys.stdout.isatty() or as_json:
-        print_lines(map(row_of, letters))
-        return
-    shown = list(islice(letters, SHOWN))
-    more = sum(1 for _ in letters)
-    if not shown:
-        say(none)
-        return
-    put_table(_table(shown))
-    say(f"{len(shown) + more:,} in all{f', the first {SHOWN} are shown (--json: all)' if more else ''}")
+class Letters(Struct, frozen=True):
+    """A kind of failed events: how its command is called and what it says.
+
+    ``what``: one of them. ``example``: of an id. ``held``: as `grape.tools.repair.Repair.retry` takes it. ``all_of``,
+    ``one_of``: find them in a directory. The others are the help of the commands, without their exit codes.
+    """
+
+    command: str
+    what: str
+    nothing: str
+    example: str
+    held: bool
+    all_of: Callable[[Directory, AppRecord], Iterable[Letter]]
+    one_of: Callable[[Directory, AppRecord, Place], Letter | None]
+    help: str
+    list_help: str
+    retry_help: str
+    drop_help: str
 
 
-def show_one(directory: Directory, record: AppRecord, letter: Letter, as_json: bool) -> None:
-    """All of one letter: JSON; on a terminal the traceback as text."""
-    traceback = directory.text(letter)
-    found = _all_of(letter, record)
-    if sys.stdout.isatty() and not as_json:
-        put(msgspec.json.format(to_json(found), indent=2).decode())
-        if traceback:
-            put("\n" + traceback.rstrip("\n"))
-    else:
-        print_lines([{**found, "traceback": traceback}])
+def app_of(kind: Letters) -> typer.Typer:
+    """The commands about this kind."""
+    app = typer.Typer(help=kind.help, no_args_is_help=True, rich_markup_mode=None)
+    _add_list(app, kind)
+    _add_show(app, kind)
+    _add_change(app, kind, "retry", f"{kind.retry_help}\n\nExit codes: 0; 1 some could not be; {_CHANGE_CODES}")
+    _add_change(app, kind, "drop", f"{kind.drop_help}\n\nExit codes: 0; 1 some were not there; {_CHANGE_CODES}")
+    return app
 
 
-def change(data: str, action: Action, ids: list[str], every: bool, choice: Choice, app: str | None, held: bool) -> None:
-    """Retry or drop letters, or (``held``) events on hold: those with these ids, those that fit, or all."""
-    command = "held" if held else "dead"
+def _add_list(app: typer.Typer, kind: Letters) -> None:
+    @app.command("list", help=f"{kind.list_help}\n\nExit codes: 0; 2 wrong use; 3 damaged.")
+    def list_(
+        data: Data,
+        app_name: App = None,
+        node: ByNode = None,
+        event: ByEvent = None,
+        kind_: ByKind = None,
+        key: ByKey = None,
+        limit: Limit = None,
+        as_json: AsJson = False,
+    ) -> None:
+        choice = Choice(node, event, kind_, key)
+        try:
+            with Directory.open(data) as directory:
+                found = (one for one in kind.all_of(directory, directory.app(app_name)) if choice.fits(one.row))
+                list_all(found, limit, as_json, _row_of, _table, lambda n: f"{n:,} in all" if n else kind.nothing)
+        except GrapeError as e:
+            fail(e)
+
+
+def _add_show(app: typer.Typer, kind: Letters) -> None:
+    by_id = f"As `grape {kind.command} list` shows it: {kind.example}"
+    whole = f"Show all of one {kind.what}: JSON, with its data and its traceback (on a terminal the traceback as text)."
+    none = f"1 there is no such {kind.what.split()[-1]}"
+
+    @app.command("show", help=f"{whole}\n\nExit codes: 0; {none}; 2 wrong use; 3 damaged.")
+    def show(
+        *,
+        letter_id: str = typer.Argument(metavar="ID", help=by_id),
+        data: Data,
+        app_name: App = None,
+        as_json: AsJson = False,
+    ) -> None:
+        try:
+            with Directory.open(data) as directory:
+                record = directory.app(app_name)
+                letter = kind.one_of(directory, record, parse_place(record, letter_id))
+                if letter is None:
+                    say(f"there is no {kind.what} {letter_id} (any more)")
+                    raise typer.Exit(1)
+                show_whole(_all_of(letter, record), as_json, directory.text(letter))
+        except GrapeError as e:
+            fail(e)
+
+
+def _add_change(app: typer.Typer, kind: Letters, action: Action, text: str) -> None:
+    @app.command(action, help=text)
+    def change(
+        data: Data,
+        ids: Ids = None,
+        every: All = False,
+        app_name: App = None,
+        node: ByNode = None,
+        event: ByEvent = None,
+        kind_: ByKind = None,
+        key: ByKey = None,
+    ) -> None:
+        _change(kind, action, data, ids or [], every, Choice(node, event, kind_, key), app_name)
+
+
+def _change(
+    kind: Letters, action: Action, data: str, ids: list[str], every: bool, choice: Choice, app: str | None
+) -> None:
+    """Those with these ids, those that fit, or all."""
     try:
-        if sum((bool(ids), every, not choice.is_any)) != 1:
-            raise UsageError(
-                f"grape {command} {action}: say which ones: by ID..., or by --node, --event, --kind and --key, or --all"
-            )
+        check_which(f"grape {kind.command} {action}", ids, every, choice, "--node, --event, --kind and --key")
         with Repair(data) as repair:
             directory = repair.directory
             record = directory.app(app)
             if ids:
                 places: list[Place] = [parse_place(record, text) for text in ids]
             else:
-                found = directory.held(record) if held else directory.letters(record)
-                places = [letter.place for letter in found if choice.fits(letter.row)]
+                places = [letter.place for letter in kind.all_of(directory, record) if choice.fits(letter.row)]
             work = repair.retry if action == "retry" else repair.drop
-            changes = work(record, places, held)
+            changes = work(record, places, kind.held)
     except GrapeError as e:
         fail(e)
     _report(data, action, changes)
@@ -91,12 +155,7 @@ def change(data: str, action: Action, ids: list[str], every: bool, choice: Choic
 
 
 def _report(data: str, action: Action, changes: Changes) -> None:
-    if len(changes.refused) <= SHOWN:
-        for letter_id, why in changes.refused.items():
-            say(f"{letter_id}: {why}")
-    else:
-        for why, count in Counter(changes.refused.values()).most_common(SHOWN):
-            say(f"{count:,} letters: {why}")
+    refused = say_refused(changes.refused, "letters")
     done = {"retry": "put back", "drop": "dropped"}[action]
     counts = [
         counted(changes.dead, "dead letter") if changes.dead else "",
@@ -104,23 +163,12 @@ def _report(data: str, action: Action, changes: Changes) -> None:
         counted(changes.held, "held event") if changes.held else "",
     ]
     text = " and ".join(filter(None, counts)) or "nothing"
-    refused = f"; {len(changes.refused):,} refused" if changes.refused else ""
     again = action == "retry" and changes.dead + changes.stopped + changes.held
     go_on = f"; run the app again with --data {data}" if again else ""
     say(f"{text} {done}{refused}{go_on}")
 
 
-def time_of(us: int | None) -> str | None:
-    """Wall time (us) in ISO format with the zone of this machine."""
-    if not us:
-        return None
-    try:
-        return datetime.fromtimestamp(us / 1e6).astimezone().isoformat(timespec="milliseconds")
-    except (ValueError, OverflowError, OSError):
-        return None
-
-
-def row_of(letter: Letter) -> dict[str, Any]:
+def _row_of(letter: Letter) -> dict[str, Any]:
     """What a list says of a letter."""
     row = letter.row
     found: dict[str, Any] = {
@@ -142,7 +190,7 @@ def row_of(letter: Letter) -> dict[str, Any]:
 def _all_of(letter: Letter, record: AppRecord) -> dict[str, Any]:
     row = letter.row
     found: dict[str, Any] = {
-        **row_of(letter),
+        **_row_of(letter),
         "app": record.name,
         "log": letter.place.log,
         "partition": letter.place.partition.number,
@@ -162,27 +210,25 @@ def _all_of(letter: Letter, record: AppRecord) -> dict[str, Any]:
 
 
 def _table(letters: list[Letter]) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("id", no_wrap=True, overflow="fold")
-    for name in ("event", "node", "key"):
-        table.add_column(name, overflow="ellipsis", no_wrap=True, max_width=20)
-    table.add_column("tries", justify="right")
-    table.add_column("kind", overflow="ellipsis", no_wrap=True, max_width=24)
-    table.add_column("text", overflow="fold", ratio=1, min_width=16)
-    table.add_column("when", overflow="fold")
-    for letter in letters:
-        row = letter.row
-        origin = f"{letter.origin}: " if letter.origin else ""
-        text = f"behind {letter.behind}" if letter.behind else origin + row.text
-        cells = [letter.place.id, row.event, row.node, row.key or "", str(row.attempts), row.kind, text, _when(letter)]
-        table.add_row(*(Text(escaped(cell)) for cell in cells))
-    return table
+    columns = [
+        *named("event", "node", "key", width=20),
+        ("tries", {"justify": "right"}),
+        *named("kind", width=24),
+        ("text", {"overflow": "fold", "ratio": 1, "min_width": 16}),
+        ("when", {"overflow": "fold"}),
+    ]
+    return table_of(columns, map(_cells, letters))
+
+
+def _cells(letter: Letter) -> list[str]:
+    row = letter.row
+    origin = f"{letter.origin}: " if letter.origin else ""
+    text = f"behind {letter.behind}" if letter.behind else origin + row.text
+    return [letter.place.id, row.event, row.node, row.key or "", str(row.attempts), row.kind, text, _when(letter)]
 
 
 def _when(letter: Letter) -> str:
     row = letter.row
     if isinstance(row, HoldEntry):
-        if row.stopped or letter.behind:
-            return letter.status
-        return f"next {(time_of(row.due) or 'now')[:19].replace('T', ' ')}"
-    return (time_of(letter.failed) or "")[:19].replace("T", " ")
+        return letter.status if row.stopped or letter.behind else f"next {short_time_of(row.due) or 'now'}"
+    return short_time_of(letter.failed)

@@ -2,25 +2,35 @@
 
 from __future__ import annotations
 
-import sys
-from itertools import islice
 from typing import Annotated, Any
 
-import msgspec
 import typer
 from rich.table import Table
-from rich.text import Text
 
-from grape.cli.console import put, put_table, say
-from grape.cli.letters import SHOWN, All, AsJson, ByEvent, ByKey, ByNode, Limit, time_of
+from grape.cli.console import say
+from grape.cli.events import (
+    All,
+    AsJson,
+    ByEvent,
+    ByKey,
+    ByNode,
+    Limit,
+    check_which,
+    list_all,
+    named,
+    say_refused,
+    short_time_of,
+    show_whole,
+    table_of,
+    time_of,
+)
 from grape.cli.run import fail
-from grape.cli.state import App, Data, print_lines, to_json
-from grape.errors import GrapeError, UsageError
+from grape.cli.state import App, Data
+from grape.errors import GrapeError
 from grape.model.plural import counted
 from grape.tools.backlog import BacklogRepair, Logged, Spot, parse_spot, waiting
-from grape.tools.choice import Choice, limited
+from grape.tools.choice import Choice
 from grape.tools.directory import Directory
-from grape.tools.terminal import escaped
 
 Ids = Annotated[list[str] | None, typer.Argument(metavar="ID...", help="As `grape log list` shows them: main.3:17.2")]
 Damaged = Annotated[bool, typer.Option("--damaged", help="What no worker can take, only.")]
@@ -50,17 +60,8 @@ def list_(
     choice = _choice(node, event, key, damaged)
     try:
         with Directory.open(data) as directory:
-            found = limited(filter(choice.fits, waiting(directory, directory.app(app_name))), limit)
-            if not sys.stdout.isatty() or as_json:
-                print_lines(map(_row, found))
-                return
-            shown = list(islice(found, SHOWN))
-            more = sum(1 for _ in found)
-            if shown:
-                put_table(_table(shown))
-            say(
-                f"{counted(len(shown) + more, 'event')}{f', the first {SHOWN} are shown (--json: all)' if more else ''}"
-            )
+            found = filter(choice.fits, waiting(directory, directory.app(app_name)))
+            list_all(found, limit, as_json, _row, _table, lambda n: counted(n, "event"))
     except GrapeError as e:
         fail(e)
 
@@ -87,10 +88,7 @@ def show(
         say(f"no event {spot} waits (any more)")
         raise typer.Exit(1)
     whole = {**_row(found), "app": record.name, "event_id": found.event_id, "data": found.data()}
-    if sys.stdout.isatty():
-        put(msgspec.json.format(to_json(whole), indent=2).decode())
-    else:
-        print_lines([whole])
+    show_whole(whole)
 
 
 @app.command("drop")
@@ -135,10 +133,7 @@ def _choice(node: str | None, event: str | None, key: str | None, damaged: bool)
 
 def _take_out(data: str, ids: list[str], every: bool, app_name: str | None, choice: Choice, action: str) -> None:
     try:
-        if sum((bool(ids), every, not choice.is_any)) != 1:
-            raise UsageError(
-                f"grape log {action}: say which ones: by ID..., or by --node, --event, --key and --damaged, or --all"
-            )
+        check_which(f"grape log {action}", ids, every, choice, "--node, --event, --key and --damaged")
         with BacklogRepair(data) as repair:
             record = repair.directory.app(app_name)
             spots: list[Spot] = [parse_spot(record, text) for text in ids]
@@ -148,10 +143,8 @@ def _take_out(data: str, ids: list[str], every: bool, app_name: str | None, choi
     except GrapeError as e:
         fail(e)
         raise
-    for spot, why in list(changes.refused.items())[:SHOWN]:
-        say(f"{spot}: {why}")
+    refused = say_refused(changes.refused, "events")
     done = "moved to the dead letters" if action == "bury" else "dropped"
-    refused = f"; {len(changes.refused):,} refused" if changes.refused else ""
     say(f"{counted(changes.held, 'event') if changes.held else 'nothing'} {done}{refused}")
     if changes.refused:
         raise typer.Exit(1)
@@ -169,14 +162,14 @@ def _row(event: Logged) -> dict[str, Any]:
 
 
 def _table(events: list[Logged]) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("id", no_wrap=True, overflow="fold")
-    for name in ("event", "nodes", "key"):
-        table.add_column(name, overflow="ellipsis", no_wrap=True, max_width=24)
-    table.add_column("created", overflow="fold")
-    table.add_column("problem", overflow="fold", ratio=1)
-    for event in events:
-        made = (time_of(event.created) or "")[:19].replace("T", " ")
-        cells = [event.spot.id, event.event, ", ".join(event.nodes), event.key or "", made, event.problem]
-        table.add_row(*(Text(escaped(cell)) for cell in cells))
-    return table
+    columns = [
+        *named("event", "nodes", "key", width=24),
+        ("created", {"overflow": "fold"}),
+        ("problem", {"overflow": "fold", "ratio": 1}),
+    ]
+    return table_of(columns, map(_cells, events))
+
+
+def _cells(event: Logged) -> list[str]:
+    made = short_time_of(event.created)
+    return [event.spot.id, event.event, ", ".join(event.nodes), event.key or "", made, event.problem]

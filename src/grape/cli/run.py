@@ -23,17 +23,17 @@ from grape.authoring.loading import parse_target
 from grape.cli.console import Meter, complain, flushed, put, say, show_line
 from grape.cli.reload import reload as again_and_again
 from grape.connectors.feeds import parse_feed
-from grape.connectors.sinks import JsonLinesSink, StdoutSink, parse_take
-from grape.connectors.streams import Stream
+from grape.connectors.takes import parse_take, replies_to, taken_to
 from grape.errors import BadArgument, Corrupt, EngineError, GrapeError, Interrupted, StorageFailed, UsageError
+from grape.host.options import Options, check_options
+from grape.host.run import Outcomes, Run
+from grape.host.taking import Taker
 from grape.isolates.parent import become_subreaper_and_undumpable
 from grape.model.plural import counted
 from grape.model.topology import Limits
+from grape.processes.profile_file import load_profiles
 from grape.running import new_event_loop
-from grape.session import Options, Outcomes, Session, Taker
-from grape.session.options import check_options
-from grape.session.profiles import load_profiles
-from grape.store.lmdb import MAX_SIZE
+from grape.store.store import MAX_SIZE
 
 EXIT_OK, EXIT_DEAD, EXIT_USE, EXIT_ENGINE, EXIT_INT, EXIT_TERM, EXIT_PIPE = 0, 1, 2, 3, 130, 143, 141
 
@@ -148,7 +148,7 @@ def run(
         refuse_twice("--feed", [source.name for source in sources])
         refuse_twice("--take", [taker.sink.name for taker in takers])
         if replies is not None:
-            takers.append(Taker(None, JsonLinesSink(Path(replies), f"?={Path(replies).resolve()}")))
+            takers.append(Taker(None, replies_to(replies)))
         if no_wait and data is None:
             raise UsageError("--no-wait leaves timers in a data directory: say which one with --data DIR")
         options.events = tuple(text.partition("=")[0].strip() for text in feed or ())
@@ -238,28 +238,26 @@ def read_config(path: str | None, settings: Iterable[str]) -> dict[str, Any]:
 
 def make_taker(text: str) -> Taker:
     event, path = parse_take(text)
-    if path is None:
-        return Taker(event, StdoutSink(f"{event}=-"))
-    return Taker(event, JsonLinesSink(Path(path), f"{event}={Path(path).resolve()}"))
+    return Taker(event, taken_to(event, path))
 
 
 async def _run(options: Options, sources: list[Source], takers: list[Taker], as_json: bool) -> int:
-    session = Session(options, sources, takers, show_line)
+    running = Run(options, sources, takers, show_line)
     got: list[int] = []
 
     def on_signal(number: int) -> None:
         got.append(number)
         if len(got) == 1:
             say("stopping: what runs is finished and committed (again: stop at once, nothing is lost)")
-        session.stop()
+        running.stop()
 
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, on_signal, number)
-    with Meter(session, quiet=False) as meter:
+    with Meter(running, quiet=False) as meter:
         watcher = asyncio.create_task(_watch(meter))
         try:
-            outcomes = await session.run()
+            outcomes = await running.run()
         except Interrupted as e:
             say(str(e))
             return EXIT_INT if got[:1] == [signal.SIGINT] else EXIT_TERM
@@ -275,9 +273,9 @@ async def _run(options: Options, sources: list[Source], takers: list[Taker], as_
             watcher.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await watcher
-    if any(isinstance(source, Stream) and source.restarted for source in sources):
+    if any(source.restarted for source in sources):
         say("stdin cannot be read again: this run read the new stdin from its start")
-    report(session, outcomes, meter, options, as_json)
+    report(running, outcomes, meter, options, as_json)
     if got and (outcomes.stopped or outcomes.backlog):
         return EXIT_INT if got[0] == signal.SIGINT else EXIT_TERM
     return EXIT_DEAD if outcomes.dead_stored or outcomes.stopped_events else EXIT_OK
@@ -308,10 +306,10 @@ def _say_how_to_go_on(error: GrapeError, options: Options) -> None:
         )
 
 
-def summary_of(session: Session, outcomes: Outcomes, meter: Meter) -> dict[str, Any]:
+def summary_of(running: Run, outcomes: Outcomes, meter: Meter) -> dict[str, Any]:
     """What ``--summary json`` prints."""
     stats = outcomes.stats
-    app = session.app
+    app = running.app
     assert app is not None
     dropped = {o: stats.emitted[o] for o in app.topology.outputs if o not in app.taken and stats.emitted[o]}
     return {
@@ -336,9 +334,9 @@ def summary_of(session: Session, outcomes: Outcomes, meter: Meter) -> dict[str, 
     }
 
 
-def report(session: Session, outcomes: Outcomes, meter: Meter, options: Options, as_json: bool) -> None:
+def report(running: Run, outcomes: Outcomes, meter: Meter, options: Options, as_json: bool) -> None:
     """The last words of a run."""
-    found = summary_of(session, outcomes, meter)
+    found = summary_of(running, outcomes, meter)
     if as_json:
         put(msgspec.json.encode(found).decode())
     stats = outcomes.stats

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import stat
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 import msgspec
 
@@ -40,14 +40,31 @@ class LinesFile(Source):
     """A regular file, line by line.
 
     Args:
+        event: what the events are called.
         path: of the file, in UTF-8.
-        parser: makes events of its lines.
+        max_event: bytes; a line that is longer, or becomes longer as msgpack, is bad.
+        key, id: what they are taken from (`grape.connectors.picks.pick_of`); without a key events are keyless.
         block: bytes read at once.
+
+    Attributes:
+        kind: what its lines are: "text" or "jsonl".
     """
 
-    def __init__(self, path: str | Path, parser: Parser, block: int = BLOCK) -> None:
+    kind: ClassVar[str]
+
+    def __init__(
+        self,
+        event: str,
+        path: str | Path,
+        max_event: int = MAX_EVENT,
+        *,
+        key: Any = None,
+        id: Any = None,
+        block: int = BLOCK,
+    ) -> None:
         if block < 1:
             raise ValueError(f"a block has at least one byte, not {block}")
+        parser = parser_of(self.kind, event, max_event, key, id)
         self._path = Path(path).expanduser().resolve()
         self.path = shown_path(self._path)
         self.name = f"{parser.event}={self.path}"
@@ -273,51 +290,16 @@ class LinesFile(Source):
 
 
 class TextFile(LinesFile):
-    """A text file: one event a line, its text is the data; empty lines too. A byte order mark is dropped.
+    """A text file: one event a line, its text is the data; empty lines too. A byte order mark is dropped."""
 
-    Args:
-        event: what the events are called.
-        path: of a regular file in UTF-8.
-        max_event: bytes; a longer line is bad.
-        key, id: what they are taken from (`grape.connectors.picks.pick_of`); without a key events are keyless.
-        block: bytes read at once.
-    """
-
-    def __init__(
-        self,
-        event: str,
-        path: str | Path,
-        max_event: int = MAX_EVENT,
-        *,
-        key: Any = None,
-        id: Any = None,
-        block: int = BLOCK,
-    ) -> None:
-        super().__init__(path, parser_of("text", event, max_event, key, id), block)
+    kind = "text"
 
 
 class JsonLinesFile(LinesFile):
-    """A file of JSON values, one a line: the value is the data. Blank lines are skipped, as is a byte order mark.
+    """A file of JSON values, one a line: the value is the data, and of a key that is a number its text. Blank lines are
+    skipped, as is a byte order mark."""
 
-    Args:
-        event: what the events are called.
-        path: of a regular file in UTF-8.
-        max_event: bytes; a line that is longer, or becomes longer as msgpack, is bad.
-        key, id: as of `TextFile`; a field's number becomes its text.
-        block: bytes read at once.
-    """
-
-    def __init__(
-        self,
-        event: str,
-        path: str | Path,
-        max_event: int = MAX_EVENT,
-        *,
-        key: Any = None,
-        id: Any = None,
-        block: int = BLOCK,
-    ) -> None:
-        super().__init__(path, parser_of("jsonl", event, max_event, key, id), block)
+    kind = "jsonl"
 
 
 def parser_of(kind: str, event: str, max_event: int, key: Any = None, id: Any = None) -> Parser:

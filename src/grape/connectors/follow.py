@@ -17,8 +17,8 @@ from typing import Any, Final
 from msgspec import structs
 
 from grape.abc.source import Chunk
-from grape.connectors.files import Changed, LinesFile, parser_of
-from grape.connectors.lines import MAX_EVENT, Parser
+from grape.connectors.files import Changed, LinesFile
+from grape.connectors.lines import MAX_EVENT
 from grape.connectors.reading import BLOCK, Descriptor, Position, pack
 from grape.errors import UsageError
 
@@ -31,8 +31,17 @@ _PACKED: Final = (".gz", ".bz2", ".xz", ".zst", ".lz4", ".Z", ".zip")
 class FollowedFile(LinesFile):
     """See the module. ``read`` waits for more, until the source is closed."""
 
-    def __init__(self, path: str | Path, parser: Parser, block: int = BLOCK) -> None:
-        super().__init__(path, parser, block)
+    def __init__(
+        self,
+        event: str,
+        path: str | Path,
+        max_event: int = MAX_EVENT,
+        *,
+        key: Any = None,
+        id: Any = None,
+        block: int = BLOCK,
+    ) -> None:
+        super().__init__(event, path, max_event, key=key, id=id, block=block)
         self._closing = threading.Event()
         self._inode = 0
         self._is_anew = False
@@ -205,16 +214,10 @@ class FollowedFile(LinesFile):
 class FollowedText(FollowedFile):
     """As `grape.connectors.files.TextFile`, followed."""
 
-    def __init__(
-        self, event: str, path: str | Path, max_event: int = MAX_EVENT, *, key: Any = None, id: Any = None
-    ) -> None:
-        super().__init__(path, parser_of("text", event, max_event, key, id))
+    kind = "text"
 
 
 class FollowedJsonLines(FollowedFile):
     """As `grape.connectors.files.JsonLinesFile`, followed."""
 
-    def __init__(
-        self, event: str, path: str | Path, max_event: int = MAX_EVENT, *, key: Any = None, id: Any = None
-    ) -> None:
-        super().__init__(path, parser_of("jsonl", event, max_event, key, id))
+    kind = "jsonl"

@@ -32,9 +32,6 @@ class Stream(Source):
         path: what to open; None: read ``fd``.
         fd: the file descriptor.
         block: bytes a chunk aims at.
-
-    Attributes:
-        restarted: an earlier run has read from it, which this one cannot continue.
     """
 
     is_repeatable = False
@@ -52,7 +49,6 @@ class Stream(Source):
         block: int = BLOCK,
     ) -> None:
         self.name = f"{event}=-" if path is None else f"{event}={shown_path(Path(path))}"
-        self.restarted = False
         self._parser = parser_of(kind, event, max_event, key, id)
         self.is_keyless = self._parser.key is None
         self._path = path

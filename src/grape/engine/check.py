@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
-from typing import Final
+from operator import itemgetter
+from typing import Final, cast
 
 import msgspec
 
@@ -26,11 +27,12 @@ MAX_NAME_BYTES: Final = 255
 MAX_EDGES: Final = 1_000_000
 """Pairs of nodes between which an emit is declared: each is looked at for chaining."""
 MAX_COUNT: Final = 1 << 31
-_MAPS: Final = frozenset(bytes((mark,)) for mark in (*range(0x80, 0x90), 0xDE, 0xDF))
+_MAPS: Final = frozenset((*range(0x80, 0x90), 0xDE, 0xDF))
 """How maps begin in msgpack."""
 _META: Final = 128 << 10
 """What one event may have beside its data: its key, and the names of its run."""
 
+_first = itemgetter(0)
 _decode_value = msgspec.msgpack.Decoder(msgspec.Raw).decode
 _decode_record = msgspec.msgpack.Decoder(dict[str, msgspec.Raw]).decode
 _decode_expiries = msgspec.msgpack.Decoder(dict[str, int]).decode
@@ -211,7 +213,8 @@ class Checker:
             b"\n".join(keys).decode()
         except UnicodeDecodeError:
             raise ProtocolError(f"a key in the state of {changes.node!r} is not UTF-8") from None
-        self._records(changes.node, [value for value in values if value is not None])
+        present = [value for value in values if value is not None] if None in values else values
+        self._records(changes.node, cast("list[bytes]", present))
         if expires is not None:
             self._expiring(changes.node, values, expires)
 
@@ -223,7 +226,7 @@ class Checker:
         largest = max(map(len, values))
         if largest > self._app.limits.max_result:
             raise ProtocolError(f"a state of {largest} bytes of {node!r}")
-        if not {value[:1] for value in values} <= _MAPS:
+        if b"" in values or not set(map(_first, values)) <= _MAPS:
             raise ProtocolError(f"a state of {node!r} that is no map of states")
         try:
             _decode_value(b"".join((b"\xdd", len(values).to_bytes(4, "big"), *values)))
@@ -272,7 +275,7 @@ class Checker:
             self._call(failure.call)
 
     def _call(self, call: Call) -> None:
-        if not (0 < call.timeout <= MAX_TIME and 1 <= len(call.digest) <= 64):
+        if not (0 < call.timeout <= MAX_TIME // 2 and 1 <= len(call.digest) <= 64):
             raise ProtocolError(f"a call with a time-out of {call.timeout} us, or a digest of {len(call.digest)} bytes")
         if call.event not in self._app.routing.listeners:
             raise ProtocolError(f"a call of {call.event!r:.300}, which nothing listens to")

@@ -55,6 +55,7 @@ class Committer:
         rows: Sequence[tuple[Table, Rows]] = (),
         trims: Sequence[Trim] = (),
         drops: Sequence[tuple[PartitionId, int]] = (),
+        rows_size: int = -1,
         *,
         then: Callable[[], None],
     ) -> None:
@@ -63,7 +64,7 @@ class Committer:
         Raises:
             TooLarge, ValueError: the transport refuses it; nothing has changed then.
         """
-        commit = Commit(self._partition, self._term, self._number + 1, head, sends, rows, trims, drops)
+        commit = Commit(self._partition, self._term, self._number + 1, head, sends, rows, trims, drops, rows_size)
         self._transport.commit(commit)
         self._number += 1
         self._commit, self._then = commit, then

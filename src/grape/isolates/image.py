@@ -83,31 +83,8 @@ def unpack(path: str, target: str, pinned: str = "") -> Image:
         raise Unsupported(f'digest = {pinned!r} is none: "sha256:" and 64 hexadecimal digits')
     try:
         with open(path, "rb") as file, _open_tar(file, refuse, _EXTENSIONS) as archive:
-            members = _members(archive, refuse)
-
-            def read(name: str, digest: str = "") -> IO[bytes]:
-                member = members.get(name)
-                if member is None:
-                    refuse(f"has no {name}, of which it speaks")
-                found = archive.extractfile(member)
-                assert found is not None
-                if digest and _digest(found) != digest:
-                    refuse(f"is damaged: {name} does not have the digest {digest}")
-                found.seek(0)
-                return found
-
-            def document(name: str, digest: str = "") -> Any:
-                text = read(name, digest).read(_DOCUMENT + 1)
-                if len(text) > _DOCUMENT:
-                    refuse(f"is too large: {name} has over {_DOCUMENT >> 20} MiB")
-                return json.loads(text)
-
-            if "oci-layout" in members:
-                image, layers = _read_layout(document, refuse)
-            elif "manifest.json" in members:
-                image, layers = _read_saved(document, refuse, lambda name: _digest(read(name)))
-            else:
-                refuse("is neither of `docker save` nor an OCI layout in a tar")
+            blobs = _Blobs(archive, refuse)
+            image, layers = _described(blobs, refuse)
             if pinned and pinned not in image.digests:
                 refuse(f"is not the one that was asked for, {pinned}: it has the digests {', '.join(image.digests)}")
             if len(layers) > _MOST_LAYERS:
@@ -115,7 +92,7 @@ def unpack(path: str, target: str, pinned: str = "") -> Image:
             tree = _Tree(target, refuse)
             try:
                 for layer in layers:
-                    tree.apply(read(layer.blob, _digest_of_name(layer.blob)), layer.plain)
+                    tree.apply(blobs.read(layer.blob, _digest_of_name(layer.blob)), layer.plain)
             finally:
                 tree.close()
             return image
@@ -126,6 +103,46 @@ def unpack(path: str, target: str, pinned: str = "") -> Image:
         if isinstance(e, OSError) and not isinstance(e, gzip.BadGzipFile) and e.errno not in _NO_TREE:
             raise
         raise Unsupported(f"the image {path} cannot be read: {type(e).__name__}: {str(e)[:200]}") from None
+
+
+class _Blobs:
+    """The files of an image's own tar."""
+
+    def __init__(self, archive: tarfile.TarFile, refuse: Callable[[str], NoReturn]) -> None:
+        self._archive = archive
+        self._refuse = refuse
+        self._members = _members(archive, refuse)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._members
+
+    def read(self, name: str, digest: str = "") -> IO[bytes]:
+        """``digest``: that it has to have."""
+        member = self._members.get(name)
+        if member is None:
+            self._refuse(f"has no {name}, of which it speaks")
+        found = self._archive.extractfile(member)
+        assert found is not None
+        if digest and _digest(found) != digest:
+            self._refuse(f"is damaged: {name} does not have the digest {digest}")
+        found.seek(0)
+        return found
+
+    def document(self, name: str, digest: str = "") -> Any:
+        """Its JSON."""
+        text = self.read(name, digest).read(_DOCUMENT + 1)
+        if len(text) > _DOCUMENT:
+            self._refuse(f"is too large: {name} has over {_DOCUMENT >> 20} MiB")
+        return json.loads(text)
+
+
+def _described(blobs: _Blobs, refuse: Callable[[str], NoReturn]) -> tuple[Image, list[_Layer]]:
+    """What it says of itself."""
+    if "oci-layout" in blobs:
+        return _read_layout(blobs.document, refuse)
+    if "manifest.json" in blobs:
+        return _read_saved(blobs.document, refuse, lambda name: _digest(blobs.read(name)))
+    refuse("is neither of `docker save` nor an OCI layout in a tar")
 
 
 def _open_tar(file: IO[bytes], refuse: Callable[[str], NoReturn], kept: int) -> tarfile.TarFile:

@@ -14,7 +14,7 @@ import shutil
 import socket
 import subprocess
 from collections.abc import Sequence
-from typing import Final
+from typing import Final, NamedTuple
 
 from msgspec import Struct
 
@@ -89,29 +89,17 @@ def start(
         OSError: it cannot be started.
     """
     with contextlib.ExitStack() as undo:
-        ours, theirs = socket.socketpair()
-        undo.callback(theirs.close)
         with contextlib.ExitStack() as undo_all:
-            undo_all.callback(ours.close)
-            for end in (ours, theirs):
-                for option in (socket.SO_SNDBUF, socket.SO_RCVBUF):
-                    end.setsockopt(socket.SOL_SOCKET, option, _SOCKET_BUFFER)
-            ours.setblocking(False)
-            pipes = []
-            for _ in range(2):
-                reading, writing = os.pipe()
-                undo_all.callback(os.close, reading)
-                undo.callback(os.close, writing)
-                os.set_blocking(reading, False)
-                pipes.append((reading, writing))
+            ours, theirs = _socket_pair(undo, undo_all)
+            stdout, stderr = _pipe(undo, undo_all), _pipe(undo, undo_all)
             stdin = sealed(given) if given else os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
             undo.callback(os.close, stdin)
             with CHILDREN:
                 popen = subprocess.Popen(
                     [*argv, "--fd", str(theirs.fileno()), "--parent", str(os.getpid() if parent is None else parent)],
                     stdin=stdin,
-                    stdout=pipes[0][1],
-                    stderr=pipes[1][1],
+                    stdout=stdout.writing,
+                    stderr=stderr.writing,
                     cwd=directory,
                     env=env,
                     umask=umask,
@@ -128,7 +116,33 @@ def start(
             with contextlib.suppress(OSError), open(f"/proc/{popen.pid}/oom_score_adj", "wb", buffering=0) as file:
                 file.write(_OOM_SCORE)  # when the host is out of memory, the engine is not what goes first
             undo_all.pop_all()
-        return Child(popen.pid, pidfd, ours, pipes[0][0], pipes[1][0], popen)
+        return Child(popen.pid, pidfd, ours, stdout.reading, stderr.reading, popen)
+
+
+def _socket_pair(undo: contextlib.ExitStack, undo_all: contextlib.ExitStack) -> tuple[socket.socket, socket.socket]:
+    """The engine's end, which ``undo_all`` closes, and the worker's, which ``undo`` does."""
+    ours, theirs = socket.socketpair()
+    undo.callback(theirs.close)
+    undo_all.callback(ours.close)
+    for end in (ours, theirs):
+        for option in (socket.SO_SNDBUF, socket.SO_RCVBUF):
+            end.setsockopt(socket.SOL_SOCKET, option, _SOCKET_BUFFER)
+    ours.setblocking(False)
+    return ours, theirs
+
+
+class _Pipe(NamedTuple):
+    reading: int
+    writing: int
+
+
+def _pipe(undo: contextlib.ExitStack, undo_all: contextlib.ExitStack) -> _Pipe:
+    """As `_socket_pair`: the engine reads."""
+    pipe = _Pipe(*os.pipe())
+    undo_all.callback(os.close, pipe.reading)
+    undo.callback(os.close, pipe.writing)
+    os.set_blocking(pipe.reading, False)
+    return pipe
 
 
 def sealed(data: bytes) -> int:

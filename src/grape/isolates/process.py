@@ -14,7 +14,6 @@ import resource
 import shutil
 import signal
 import subprocess
-import sys
 import threading
 from typing import Annotated, ClassVar, Final, Literal
 
@@ -331,8 +330,3 @@ def resource_limits(config: ProcessConfig) -> list[tuple[str, int, int]]:
 def _cpu_seconds(limit: float) -> int:
     """The kernel knows whole seconds, one at least."""
     return max(1, round(limit))
-
-
-def python_worker(target: str) -> tuple[str, ...]:
-    """The command line of a Python worker, which finds the app's configuration in its standard input."""
-    return (sys.executable, "-m", "grape.worker", "--target", target, "--config-fd", "0")

@@ -20,24 +20,9 @@ import msgspec
 from grape.abc.transport import TABLES, Table
 from grape.errors import Corrupt, StorageFailed, UsageError
 from grape.model.address import PartitionId
-from grape.store.lmdb import (
-    _BASE,
-    _HEAD,
-    _LOG,
-    _META_FORMAT,
-    _POSITION,
-    FORMAT,
-    KEY_BYTES,
-    LONG,
-    MIB,
-    _batch_seal,
-    _fsync_directory,
-    _lock,
-    _sealed,
-    _write_durably,
-    open_error,
-    unknown_format,
-)
+from grape.store.files import FORMAT, fsync_directory, lock, unknown_format, write_durably
+from grape.store.reader import MIB, open_error
+from grape.store.rows import BASE, HEAD, KEY_BYTES, LOG, LONG, META_FORMAT, POSITION, batch_seal, sealed
 
 FOLDER: Final = "damaged"
 
@@ -62,21 +47,21 @@ class Changes:
 
     def set_head(self, partition: PartitionId, term: int, head: bytes) -> None:
         packed = partition.packed()
-        self._txn.put(packed, _sealed(_BASE["head"], packed, _HEAD.pack(term, 0) + head), db=self._dbs["head"])
+        self._txn.put(packed, sealed(BASE["head"], packed, HEAD.pack(term, 0) + head), db=self._dbs["head"])
 
     def set_ends(self, log: PartitionId, trim: int, tail: int) -> None:
         packed = log.packed()
-        self._txn.put(packed, _sealed(_BASE["logs"], packed, _LOG.pack(trim, tail)), db=self._dbs["logs"])
+        self._txn.put(packed, sealed(BASE["logs"], packed, LOG.pack(trim, tail)), db=self._dbs["logs"])
 
     def set_batch(self, log: PartitionId, position: int, batch: bytes, events: int) -> None:
-        key = _POSITION.pack(log.packed(), position)
-        self._txn.put(key, _batch_seal(key, events, len(batch)) + batch, db=self._dbs["log"])
+        key = POSITION.pack(log.packed(), position)
+        self._txn.put(key, batch_seal(key, events, len(batch)) + batch, db=self._dbs["log"])
 
     def put(self, partition: PartitionId, table: Table, key: bytes, value: bytes) -> None:
         """A row of a key of at most `LONG` bytes."""
         assert len(key) <= LONG
         whole = partition.packed() + key
-        self._txn.put(whole, _sealed(_BASE[table], whole, value), db=self._dbs[table])
+        self._txn.put(whole, sealed(BASE[table], whole, value), db=self._dbs[table])
 
 
 class Mending:
@@ -91,7 +76,7 @@ class Mending:
         self.directory = Path(path)
         self.format_missing = _mended_format(self.directory)
         try:
-            self._lock_fd = _lock(self.directory)
+            self._lock_fd = lock(self.directory)
         except OSError as e:
             raise UsageError(f"the data directory {self.directory} cannot be changed: {e}") from None
         try:
@@ -102,7 +87,7 @@ class Mending:
             if self._env.max_key_size() < KEY_BYTES:
                 raise UsageError(f"this build of LMDB allows keys of {self._env.max_key_size()} bytes, not {KEY_BYTES}")
             with self._env.begin(write=True) as txn:
-                self._dbs = {name: self._env.open_db(name.encode(), txn=txn) for name in _BASE}
+                self._dbs = {name: self._env.open_db(name.encode(), txn=txn) for name in BASE}
             self.meta_is_whole = self._check_meta()
         except lmdb.Error as e:
             self.close()
@@ -129,9 +114,9 @@ class Mending:
             UsageError: another one.
         """
         with self._env.begin() as txn:
-            stored = txn.get(_META_FORMAT, db=self._dbs["meta"])
+            stored = txn.get(META_FORMAT, db=self._dbs["meta"])
         for other in range(1, 100):
-            if stored == _sealed(_BASE["meta"], _META_FORMAT, str(other).encode()):
+            if stored == sealed(BASE["meta"], META_FORMAT, str(other).encode()):
                 if other != FORMAT:
                     raise unknown_format(self.directory / "data.mdb", str(other))
                 return True
@@ -166,7 +151,7 @@ class Mending:
         )
         try:
             path = _new_place(self.directory, ".jsonl")
-            _write_durably(path, text)
+            write_durably(path, text)
         except OSError as e:
             raise _refused(self.directory, e) from None
         return path
@@ -179,12 +164,12 @@ class Mending:
         """
         try:
             with self._env.begin(write=True) as txn:
-                value = _sealed(_BASE["meta"], _META_FORMAT, str(FORMAT).encode())
+                value = sealed(BASE["meta"], META_FORMAT, str(FORMAT).encode())
                 if not self.meta_is_whole:
-                    txn.put(_META_FORMAT, value, db=self._dbs["meta"])
+                    txn.put(META_FORMAT, value, db=self._dbs["meta"])
                 change(Changes(self._env, txn, self._dbs))
             if self.format_missing:
-                _write_durably(self.directory / "format", f"grape-data {FORMAT}\n")
+                write_durably(self.directory / "format", f"grape-data {FORMAT}\n")
         except lmdb.Error as e:
             raise open_error(self.directory, e) from e
         except OSError as e:
@@ -220,14 +205,14 @@ def put_all_aside(directory: Path) -> Path:
     """
     fd = -1
     try:
-        fd = _lock(directory)
+        fd = lock(directory)
         place = _new_place(directory, "")
         place.mkdir(mode=0o700)
         for name in ("data.mdb", "lock.mdb", "format", "verify"):
             if (directory / name).exists():
                 os.replace(directory / name, place / name)
-        _fsync_directory(place)
-        _fsync_directory(directory)
+        fsync_directory(place)
+        fsync_directory(directory)
     except OSError as e:
         raise _refused(directory, e) from None
     finally:
@@ -239,7 +224,7 @@ def put_all_aside(directory: Path) -> Path:
 def _new_place(directory: Path, suffix: str) -> Path:
     folder = directory / FOLDER
     folder.mkdir(mode=0o700, exist_ok=True)
-    _fsync_directory(directory)
+    fsync_directory(directory)
     stamp = time.strftime("%Y%m%d-%H%M%S")
     number = 0
     while (path := folder / f"{stamp}{f'-{number}' if number else ''}{suffix}").exists():

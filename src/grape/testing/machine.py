@@ -12,30 +12,27 @@ from collections import deque
 from collections.abc import Callable, Coroutine, Generator
 from functools import partial
 from random import Random
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import msgspec
 
 from grape.abc.source import Chunk, Columns, Source
-from grape.abc.transport import Arrival, Callbacks, Commit, Outcome, Rows, Table
+from grape.abc.transport import Rows, Table
 from grape.authoring.topology import Topology
-from grape.engine.app import App
-from grape.engine.clock import Clock, FakeClock
-from grape.engine.engine import Engine
-from grape.engine.fitting import fit
-from grape.engine.intake import Feed, Prepared
+from grape.engine.clock import FakeClock
+from grape.engine.intake import Prepared
 from grape.engine.outlet import Take
 from grape.engine.surroundings import Sizes, Surroundings
 from grape.errors import EngineError, GrapeError, Unstoppable
+from grape.host.assembly import Assembler, Plan, TakenBy
 from grape.inline import InlineLink
 from grape.model import batch as codec
 from grape.model.event import Event, Lineage
 from grape.model.profile import Profile
 from grape.model.section import Duration
-from grape.model.stored import OUTPUT, REPLIES, SOURCE, TAKER, AppRecord
+from grape.model.stored import OUTPUT, REPLIES
 from grape.model.topology import Limits, TopologySpec
 from grape.protocol.messages import Announce, Ask, FromWorker, ToWorker, Welcome
-from grape.session.opening import Opening
 from grape.testing.loop import FakeLoop
 from grape.transports.memory import MemoryBroker, MemoryTransport
 from grape.worker.process import serve_on_loop
@@ -44,6 +41,7 @@ _TAKE_BYTES: Final = 1 << 20
 _FAKE_SOCKET: Final = -1
 
 Move = Callable[[], None]
+T = TypeVar("T")
 
 
 class Crash(Unstoppable):
@@ -70,12 +68,11 @@ class ListSource(Source):
 
 
 class ListTaker:
-    """Appends what is taken to a list, as a file sink does to its file: what lies behind the committed length was
-    written but never committed, and is cut off by the next write."""
+    """Takes an output (None: replies). Appends what is taken to a list, as a file sink does to its file: what lies
+    behind the committed length was written but never committed, and is cut off by the next write."""
 
-    def __init__(self, log: str) -> None:
-        self.log = log
-        self.name = f"{log}=test"
+    def __init__(self, event: str | None) -> None:
+        self.taken = TakenBy(event, f"{REPLIES if event is None else OUTPUT + event}=test")
         self.entries: list[Event] = []
         self.take: Take | None = None
         self.is_committing = False
@@ -85,10 +82,9 @@ class ListTaker:
         assert self.take is not None
         return self.entries[: self.take.head.length]
 
-    def open(self, app: App, transport: MemoryTransport, clock: Clock) -> Take:
+    def open(self, take: Take) -> None:
         self.is_committing = False
-        self.take = Take(app, self.name, self.log, transport, clock)
-        return self.take
+        self.take = take
 
     def has_work(self) -> bool:
         return self.take is not None and not self.is_committing and not self.take.is_idle
@@ -102,7 +98,7 @@ class ListTaker:
             return
         late: list[set[int]] = [set()] * len(taken.batches)
         rows: list[tuple[Table, Rows]] = []
-        if self.log == REPLIES:
+        if self.taken.event is None:
             late, rows = take.after_final(taken.batches)
         del self.entries[take.head.length :]
         for batch, skip in zip(taken.batches, late, strict=True):
@@ -186,7 +182,10 @@ class Worker(InlineLink):
         if any(node.is_async and node.pool == pool for node in topology.spec().nodes):
             self.loop = FakeLoop(machine.clock)
             self.loop.set_task_factory(self._new_task)
-        super().__init__(topology, Worker._tell, self._later, _ignore, machine.elapsed, machine.clock.now)
+        super().__init__(topology, Worker._tell, self._later, _ignore, self._elapsed, machine.clock.now)
+
+    def _elapsed(self) -> float:
+        return self._machine.elapsed()
 
     def _new_task(
         self, loop: asyncio.AbstractEventLoop, coroutine: Coroutine[Any, Any, Any] | Generator[Any, None, Any]
@@ -343,12 +342,12 @@ class Machine:
         workers: per pool.
         profile: of all pools; as a rule nobody leaves.
         rng: jitter of the back-off, and incarnations.
-        elapsed: monotonic seconds as the workers see them; they measure with it how long handlers take.
 
     Attributes:
         interrupt: called with a worker in the middle of its work (it asks for state, or announces an event); may raise
             `Crash`.
         pick: chooses what happens while a worker waits for an answer.
+        elapsed: monotonic seconds as the workers see them; they measure with it how long handlers take.
     """
 
     def __init__(
@@ -362,7 +361,6 @@ class Machine:
         limits: Limits | None = None,
         profile: Profile | None = None,
         rng: Random | None = None,
-        elapsed: Callable[[], float] | None = None,
     ) -> None:
         self.clock = clock
         self.broker = broker
@@ -370,7 +368,7 @@ class Machine:
         self.profile = profile or Profile(idle_timeout=Duration(0))
         self.interrupt: Callable[[Worker], None] = _never
         self.pick: Callable[[list[Move]], Move] = _first
-        self.elapsed = elapsed or (lambda: clock.now() / 1e6)
+        self.elapsed: Callable[[], float] = lambda: clock.now() / 1e6
         self.source = ListSource()
         self.notices: list[str] = []
         self.failure: Exception | None = None
@@ -381,9 +379,8 @@ class Machine:
         self.topology: Topology
         self.spec: TopologySpec
         self.outputs: dict[str, ListTaker] = {}
-        self.replies = ListTaker(REPLIES)
+        self.replies = ListTaker(None)
         self.is_running = False
-        self._opening: Opening | None = None
         self.start()
 
     # ------------------------------------------------------------------ life
@@ -393,38 +390,41 @@ class Machine:
         self.topology = self.build()
         self.spec = self.topology.spec()
         for name in self.spec.outputs:
-            self.outputs.setdefault(name, ListTaker(OUTPUT + name))
+            self.outputs.setdefault(name, ListTaker(name))
         self.workers: list[Worker] = []
-        self.transport = MemoryTransport(Callbacks(self._done, self._arrived, self._failed), self.broker)
-        self.limits = fit(self.limits, self.transport.features)
-        self._opening = opening = Opening(self.transport, self.clock, self.limits, rng=self._rng)
-        record = self._open(opening)
-        self._opening = None
-        self.app = app = App(record, self.spec, self.limits, frozenset(self.spec.outputs))
-        never = Duration(1e9)  # nobody beats here, and the clock jumps
-        profile = msgspec.structs.replace(self.profile, heartbeat_timeout=never, startup_timeout=never)
-        self.engine = Engine(
-            app,
-            Surroundings(self.transport, self, self.clock, self._rng, self._stop_with, self.notices.append),
-            Sizes(dict.fromkeys((pool.name for pool in self.spec.pools), profile), self._workers),
-        )
+        assembler = Assembler()
+        self.transport = MemoryTransport(assembler.callbacks, self.broker)
+        around = Surroundings(self.transport, self, self.clock, self._rng, self._stop_with, self.notices.append)
+        assembled = self._settle(assembler.assemble(self._plan(), around))
+        self.app, self.engine = assembled.app, assembled.engine
         self.is_running = True
-        self.feed = Feed(app, self.source, self.transport, True, self.clock)
-        self.engine.own(self.feed.id, self.feed.done)
+        (self.feed,) = assembled.feeds
         self._prepared: deque[Prepared] = deque()
         self._read_to = self.feed.head.position
-        for taker in [*self.outputs.values(), self.replies]:
-            take = taker.open(app, self.transport, self.clock)
-            self.engine.own(take.id, take.done)
-            for number in take.logs:
-                self.engine.on_arrival(app.log(taker.log, number), partial(take.arrived, number))
+        for taker, take in zip(self._takers(), assembled.takes, strict=True):
+            taker.open(take)
         self.engine.start()
         self.read()
 
-    def _open(self, opening: Opening) -> AppRecord:
-        logs = [SOURCE + self.source.name, TAKER + self.replies.name, *(TAKER + t.name for t in self.outputs.values())]
+    def _plan(self) -> Plan:
+        never = Duration(1e9)  # nobody beats here, and the clock jumps
+        profile = msgspec.structs.replace(self.profile, heartbeat_timeout=never, startup_timeout=never)
+        return Plan(
+            topology=self.spec,
+            limits=self.limits,
+            sizes=Sizes(dict.fromkeys((pool.name for pool in self.spec.pools), profile), self._workers),
+            sources=[self.source],
+            taken=[taker.taken for taker in self._takers()],
+            partitions=self._partitions,
+        )
+
+    def _takers(self) -> list[ListTaker]:
+        return [*self.outputs.values(), self.replies]
+
+    def _settle(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        """Run it to its end; all that it can wait for is the transport."""
         loop = FakeLoop(self.clock)
-        task = loop.create_task(opening.record(self.spec, self._partitions, logs))
+        task = loop.create_task(coroutine)
         try:
             while not task.done():
                 if not loop.has_work:
@@ -447,24 +447,6 @@ class Machine:
         for worker in self.workers:
             worker.bury()
         self.workers = []
-
-    # ------------------------------------------------------------------ callbacks
-
-    def _done(self, outcomes: list[tuple[Commit, Outcome]]) -> None:
-        if self._opening is None:
-            self.engine.done(outcomes)
-            return
-        for commit, outcome in outcomes:
-            self._opening.done(commit, outcome)
-
-    def _arrived(self, arrivals: list[Arrival]) -> None:
-        if self._opening is None:
-            self.engine.arrived(arrivals)
-        else:
-            self._opening.arrived()
-
-    def _failed(self, error: BaseException) -> None:
-        self.engine.transport_failed(error)
 
     def _stop_with(self, error: GrapeError) -> None:
         self.failure = self.failure or error
@@ -508,7 +490,7 @@ class Machine:
             moves.append(self._step)
         if self._prepared and not self.feed.is_busy and self.engine.feeding_is_open(self.engine.pools):
             moves.append(self._feed)
-        moves += [taker.move for taker in [*self.outputs.values(), self.replies] if taker.has_work()]
+        moves += [taker.move for taker in self._takers() if taker.has_work()]
         return moves
 
     def go_on(self) -> bool:
@@ -545,7 +527,7 @@ class Machine:
     @property
     def is_finished(self) -> bool:
         """Nothing is left to do, now or later, but for stopped events and what waits behind them."""
-        takers = [*self.outputs.values(), self.replies]
+        takers = self._takers()
         return (
             not self._prepared
             and not self.feed.is_busy

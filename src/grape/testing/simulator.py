@@ -97,8 +97,8 @@ class Simulator:
             limits=limits,
             profile=profile,
             rng=Random(self._rng.getrandbits(32)),
-            elapsed=self._tell_elapsed,
         )
+        self.machine.elapsed = self._tell_elapsed
         self.machine.interrupt = self._interrupt
         self.machine.pick = self._pick
         self._speeds: dict[tuple[str, str, int], float] = {}

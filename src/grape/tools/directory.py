@@ -18,7 +18,7 @@ from typing import Any, Final, TypeVar
 import msgspec
 from msgspec import Struct
 
-from grape.abc.transport import Table
+from grape.abc.transport import AtRest, Table
 from grape.engine.catalog import read_catalog
 from grape.errors import Corrupt, EngineError, StorageFailed, UsageError
 from grape.model import batch as codec
@@ -43,7 +43,9 @@ from grape.model.stored import (
     row_key,
     state_key,
 )
-from grape.store.lmdb import OURS, Finding, Holder, Reader, holder
+from grape.store.files import OURS, Holder, holder
+from grape.store.reader import Reader
+from grape.store.rows import Finding
 from grape.tools.sound import Rules, Waiting, position_problem
 
 T = TypeVar("T")
@@ -147,7 +149,7 @@ class Directory:
         Corrupt: the catalog cannot be read.
     """
 
-    def __init__(self, reader: Reader) -> None:
+    def __init__(self, reader: AtRest) -> None:
         self.reader = reader
         head = reader.head(CATALOG)
         self.catalog: Catalog = read_catalog(b"" if head is None else head.head)
@@ -326,7 +328,7 @@ def open_reader(path: str | os.PathLike[str]) -> Reader:
         raise UsageError(f"the data directory {directory} cannot be read: {e}") from None
 
 
-def rows_of(reader: Reader, partition: PartitionId, table: Table, prefix: bytes = b"") -> Iterator[tuple[bytes, bytes]]:
+def rows_of(reader: AtRest, partition: PartitionId, table: Table, prefix: bytes = b"") -> Iterator[tuple[bytes, bytes]]:
     """Rows whose key begins with ``prefix``, in key order.
 
     Raises:

@@ -42,8 +42,8 @@ from grape.model.stored import (
     encode,
     row_key,
 )
-from grape.store.lmdb import batch_of_row, is_whole, position_of_row, value_of_row
 from grape.store.mending import ALL, Changes, Mending, RawRow, put_all_aside
+from grape.store.rows import batch_of_row, is_whole, position_of_row, value_of_row
 from grape.tools.sound import UNREADABLE, Rules, Waiting, events_of, position_problem
 
 _LETTER_KIND: Final = "damaged"

@@ -15,12 +15,12 @@ from typing import Final, Literal, Self
 from msgspec import Struct
 
 from grape.abc.transport import Arrival, Callbacks, Claim, Commit, Outcome, Rows, Send, Table
+from grape.builtins import DIRECTORY, transport
 from grape.errors import Corrupt, StorageFailed
 from grape.model import batch as codec
 from grape.model.address import PartitionId
 from grape.model.stored import SOURCE, AppRecord, DeadLetter, Head, HoldEntry, decode_head, encode, row_key
 from grape.tools.directory import Directory, Letter, Place, decoded, near, open_reader, run_of
-from grape.transports.embedded import EmbeddedTransport
 
 _COMMIT_BYTES: Final = 32 << 20
 _COMMIT_LETTERS: Final = 10_000
@@ -65,9 +65,9 @@ class Repair:
         self._outcomes: list[Outcome] = []
         self._error: BaseException | None = None
         callbacks = Callbacks(self._done, self._arrived, self._failed)
-        self._transport = EmbeddedTransport.open(path, callbacks, self._posted.put)
+        self._transport = transport(DIRECTORY).open(path, callbacks, self._posted.put)
         try:
-            self.directory = Directory(self._transport.store)
+            self.directory = Directory(self._transport.at_rest)
         except BaseException:
             self._transport.close()
             raise

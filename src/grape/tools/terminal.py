@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from grape.engine.supervisor import Line
+from grape.processes.output import Line
 
 
 def escaped(text: str, keep: str = "") -> str:

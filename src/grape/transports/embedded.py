@@ -8,22 +8,25 @@ from __future__ import annotations
 import os
 from collections import deque
 from collections.abc import Sequence
-from typing import Final
+from typing import Final, Self
 
 from grape.abc.transport import (
     Arrival,
     Callbacks,
     Claim,
     Commit,
+    DirectoryTransport,
     Features,
     Outcome,
+    Post,
     Stored,
     Submissions,
     Table,
-    Transport,
 )
 from grape.model.address import PartitionId
-from grape.store.lmdb import MAX_SIZE, MIB, Post, Store, Writing
+from grape.store.reader import MIB, Reader
+from grape.store.store import MAX_SIZE, Store
+from grape.store.writing import Writing
 
 FEATURES: Final = Features(
     durable=True,
@@ -110,7 +113,7 @@ class _Recent:
         return out
 
 
-class EmbeddedTransport(Transport):
+class EmbeddedTransport(DirectoryTransport):
     """Logs, heads and rows of a `Store`, which may serve others too and is closed with the transport.
 
     Args:
@@ -130,10 +133,13 @@ class EmbeddedTransport(Transport):
 
     @classmethod
     def open(
-        cls, directory: str | os.PathLike[str], callbacks: Callbacks, post: Post, *, max_size: int = MAX_SIZE
-    ) -> EmbeddedTransport:
-        """Open the data directory and the transport on it. Arguments and errors are those of `Store`."""
-        return cls(Store(directory, post, max_size=max_size), callbacks)
+        cls, directory: str | os.PathLike[str], callbacks: Callbacks, post: Post, *, max_size: int | None = None
+    ) -> Self:
+        return cls(Store(directory, post, max_size=MAX_SIZE if max_size is None else max_size), callbacks)
+
+    @property
+    def at_rest(self) -> Reader:
+        return self.store
 
     def claim(self, partition: PartitionId) -> Claim:
         claim = self.store.call(_claim, partition)

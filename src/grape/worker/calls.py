@@ -93,7 +93,7 @@ class Calls:
         if answer.digest != digest:
             raise HandlerError(
                 f"call {ordinal + 1} of node {self._node!r} was another one when its event ran before: up to its last "
-                f"call a handler must do the same every time (no time, no chance, nothing from outside)"
+                f"call a handler must do the same every time (no time, no chance, nothing from outside, the same code)"
             )
         if answer.is_error:
             raise _error(answer)

@@ -43,14 +43,19 @@ class Draft:
         self.timers: list[tuple[int, bytes]] = []
         self.then: list[Callable[[], None]] = []
         self.changed = False
-        self.size = 0
+        self.rows_size = 0
+        self.sends_size = 0
         self.finished_events = 0
         self.finished_bytes = 0
 
     def put(self, table: Table, key: bytes, value: bytes | None) -> None:
         self.rows.setdefault(table, {})[key] = value
-        self.size += len(key) + len(value or b"")
+        self.rows_size += len(key) + len(value or b"")
         self.changed = True
+
+    @property
+    def size(self) -> int:
+        return self.rows_size + self.sends_size
 
 
 class Ledger:
@@ -154,7 +159,7 @@ class Ledger:
         self.head.sent[packed] = sequence + 1
         sealed = codec.seal(body, events, self.id, target, self.app.record.incarnation, sequence, now, contexts, flags)
         self.draft.sends.append(Send(target, sealed, events))
-        self.draft.size += len(sealed)
+        self.draft.sends_size += len(sealed)
         self.draft.changed = True
 
     def reply(self, replies: list[tuple[Context, bytes, bool]], now: int, *, are_errors: bool = False) -> None:
@@ -206,6 +211,7 @@ class Ledger:
             rows,
             trims,
             drops,
+            draft.rows_size,
             then=partial(self._committed, draft),
         )
         self.draft, self.committing = Draft(), draft

@@ -137,7 +137,7 @@ class Partition:
 
     def take(self, result: Result) -> bool:
         """Whether it can be applied now: the next commit has room for it. Else `next_result` gives it after that."""
-        if not self._later and self.ledger.has_room(size_of(result)):
+        if not self._later and (not self.ledger.draft.size or self.ledger.has_room(size_of(result))):
             return True
         self._later.append(result)
         return False

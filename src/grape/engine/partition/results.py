@@ -23,18 +23,23 @@ _ITEM: Final = 300
 
 
 def size_of_state(changes: StateChanges) -> int:
-    return sum(map(len, changes.keys)) + sum(len(value or b"") for value in changes.values)
+    return sum(map(len, changes.keys)) + sum(map(len, filter(None, changes.values)))
 
 
 def size_of(result: Result) -> int:
     """Bytes of the commit that it makes, about."""
+    return size_of_events(result) + sum(map(size_of_state, result.states))
+
+
+def size_of_events(result: Result) -> int:
+    """What of it is not state."""
     emitted = [*result.emitted, *(timer.emitted for timer in result.timers if timer.emitted is not None)]
     calls = [request for failure in result.failures if failure.call for request in failure.call.requests]
     bodies = sum(len(one.body) for one in [*emitted, *calls]) + sum(len(failure.body) for failure in result.failures)
     texts = sum(len(f.text) + len(f.trace) for f in result.failures)
     replies = sum(len(reply.data) for reply in result.replies)
     items = len(emitted) + len(calls) + len(result.failures) + len(result.replies) + len(result.retried)
-    return bodies + texts + replies + sum(map(size_of_state, result.states)) + _ITEM * items
+    return bodies + texts + replies + _ITEM * items
 
 
 class Results:
@@ -66,7 +71,11 @@ class Results:
         Raises:
             ProtocolError: something in it cannot be true; nothing has been taken then.
         """
+        states = sum(map(size_of_state, result.states))
+        if (size := states + size_of_events(result)) > self._ledger.most:
+            raise ProtocolError(f"a result of {size} bytes, and a commit holds {self._ledger.most}")
         self._check(result)
+        self._ledger.draft.rows_size += states
         ledger, dispatch = self._ledger, self._dispatch
         now = ledger.clock.now()
         contexts = dispatch.contexts
@@ -124,7 +133,6 @@ class Results:
 
     def _change_state(self, changes: StateChanges) -> None:
         ledger = self._ledger
-        ledger.draft.size += size_of_state(changes)
         prefix = state_key(ledger.app.node_id(changes.node), b"")
         rows = ledger.draft.rows.setdefault("state", {})
         rows.update(zip([prefix + key for key in changes.keys], changes.values, strict=True))
@@ -134,8 +142,6 @@ class Results:
                     self._expiries.add(due, "state", prefix + key)
 
     def _check(self, result: Result) -> None:
-        if (size := size_of(result)) > self._ledger.most:
-            raise ProtocolError(f"a result of {size} bytes, and a commit holds {self._ledger.most}")
         check, dispatch, inbox = self._checker, self._dispatch, self._ledger.inbox
         contexts = len(dispatch.contexts)
         held = {n: slot for work in dispatch.works.values() for n, slot in work.holds.items()}

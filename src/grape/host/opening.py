@@ -7,6 +7,7 @@ import random
 from collections.abc import Iterator
 
 import msgspec
+from msgspec import Struct
 
 from grape.abc.transport import Commit, Outcome, Transport
 from grape.engine.app import App
@@ -20,34 +21,39 @@ from grape.model.stored import SOURCE, AppRecord, NodeRecord, decode_source
 from grape.model.topology import Limits, TopologySpec
 
 
+class Removals(Struct, frozen=True):
+    """What may go that is gone from the topology: ``slots``, whose events become dead letters; ``discarded``: slots,
+    without dead letters; ``nodes``, with their state."""
+
+    slots: frozenset[str] = frozenset()
+    nodes: frozenset[str] = frozenset()
+    discarded: frozenset[str] = frozenset()
+
+    @property
+    def all(self) -> frozenset[str]:
+        return self.slots | self.nodes | self.discarded
+
+
 class Opening:
     """Makes the record of one app fit its topology. Until it is done, all outcomes of commits are its own.
 
     Args:
         transport: claimed by this process alone.
-        drop_slots, drop_nodes: what may go that is gone from the topology. ``discard_slots``: without dead letters.
         rng: jitter, and the incarnation of a new app.
+
+    Attributes:
+        discarded: events that were given up without a dead letter.
     """
 
     def __init__(
-        self,
-        transport: Transport,
-        clock: Clock,
-        limits: Limits,
-        drop_slots: frozenset[str] = frozenset(),
-        drop_nodes: frozenset[str] = frozenset(),
-        discard_slots: frozenset[str] = frozenset(),
-        rng: random.Random | None = None,
+        self, transport: Transport, clock: Clock, limits: Limits, rng: random.Random, removals: Removals
     ) -> None:
-        self._discard_slots = discard_slots
         self.discarded = 0
-        """Events that were given up without a dead letter."""
-        self._rng = rng or random.Random()
+        self._rng = rng
         self._transport = transport
         self._clock = clock
         self._limits = limits
-        self._drop_slots = drop_slots
-        self._drop_nodes = drop_nodes
+        self._removals = removals
         self._store = CatalogStore(transport)
         self._partitions: dict[PartitionId, Partition] = {}
         self._changed = asyncio.Event()
@@ -85,7 +91,7 @@ class Opening:
             EngineError: the store is damaged, or the disk refused.
         """
         await self._migrate(topology)
-        dropped = self._drop_slots | self._drop_nodes | self._discard_slots
+        dropped = self._removals.all
         record = update_record(self._store.catalog, topology, partitions, DEFAULT_PARTITIONS, logs, dropped, self._rng)
         await self._save(record)
         return record
@@ -94,9 +100,9 @@ class Opening:
         record = self._store.catalog.apps.get(topology.name)
         if record is None:
             events = {slot.event for slot in topology.slots}
-            refuse_drops("--drop-slot", self._drop_slots, events)
-            refuse_drops("--discard-slot", self._discard_slots, events)
-            refuse_drops("--drop-node", self._drop_nodes, {node.name for node in topology.nodes})
+            refuse_drops("--drop-slot", self._removals.slots, events)
+            refuse_drops("--discard-slot", self._removals.discarded, events)
+            refuse_drops("--drop-node", self._removals.nodes, {node.name for node in topology.nodes})
             return
         record = with_logs(record, [pool.name for pool in topology.pools])
         if record.moving:  # an earlier start was killed while it did this
@@ -107,7 +113,7 @@ class Opening:
             sources = self._sources(record)
             while migration.awaits(sources):
                 await self._next()
-        migration.check(self._drop_slots, self._drop_nodes)
+        migration.check(self._removals.slots, self._removals.nodes)
         await self._settle(migration.steps())
         self.discarded = migration.discarded
         if migration.plan.moved:
@@ -136,7 +142,7 @@ class Opening:
             pools = dict.fromkeys([pool.name for pool in record.topology.pools])
             pools.update(dict.fromkeys(node.pool for node in record.nodes.values()))
             partitions = [partition(pool, n) for pool in pools for n in range(record.partitions)]
-        return Migration(app, topology, partitions, partition, self._discard_slots)
+        return Migration(app, topology, partitions, partition, self._removals.discarded)
 
     async def _move(self, migration: Migration, record: AppRecord, moved: dict[str, str]) -> None:
         await self._save(msgspec.structs.replace(record, moving=moved))

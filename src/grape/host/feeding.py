@@ -14,8 +14,8 @@ from typing import Any, Final, Protocol, TypeVar
 from grape.abc.source import Chunk
 from grape.engine.intake import Feed, Prepared
 from grape.errors import GrapeError, UsageError
+from grape.host.faults import delay, failure, what_failed
 from grape.model.values import shown
-from grape.session.faults import delay, failure, what_failed
 
 T = TypeVar("T")
 
@@ -25,8 +25,8 @@ _RETRY: Final = 0.005
 _WORKED_OFF: Final = 0.02
 
 
-class Host(Protocol):
-    """The session, as its feeders see it. Only ``call``, ``is_ending`` and ``is_draining`` may be used on the source's
+class Door(Protocol):
+    """What a feeder comes through. Only ``call``, ``is_ending`` and ``is_draining`` may be used on the source's
     thread."""
 
     @property
@@ -75,11 +75,11 @@ class Host(Protocol):
 class Feeder:
     """Feeds one source. ``advice`` is said once it has given more than ``most`` bytes."""
 
-    def __init__(self, feed: Feed, host: Host, advice: str = "", most: int = 0) -> None:
+    def __init__(self, feed: Feed, door: Door, advice: str = "", most: int = 0) -> None:
         self._advice = advice
         self._most = most
         self._feed = feed
-        self._host = host
+        self._door = door
         self._waiting: list[Prepared] = []
         self._in_flight = 0
         self._changed = threading.Condition()
@@ -95,7 +95,7 @@ class Feeder:
     def _gives_up(self) -> bool:
         """What has been read is left to the next run. What cannot be read again (a pipe) is not, while the run ends in
         order."""
-        return self._host.is_ending and (self._feed.source.is_repeatable or not self._host.is_draining)
+        return self._door.is_ending and (self._feed.source.is_repeatable or not self._door.is_draining)
 
     def start(self) -> Feeder:
         threading.Thread(target=self._run, name="grape-source", daemon=True).start()
@@ -104,7 +104,7 @@ class Feeder:
     # ------------------------------------------------------------------ the source's thread
 
     def _run(self) -> None:
-        host = self._host
+        door = self._door
         try:
             try:
                 ended = self._read_all()
@@ -112,25 +112,25 @@ class Feeder:
                 self._wait_until_durable()
                 raise
             if ended and self._wait_until_durable() and self._say_the_end():
-                host.call(host.source_ended)
+                door.call(door.source_ended)
         except GrapeError as e:
-            host.call(partial(host.stop_with, e))
+            door.call(partial(door.stop_with, e))
         except BaseException as e:  # nobody else would ever know
-            host.call(partial(host.stop_with, failure(f"source {self._feed.source.name!r} failed", e, "the run ends")))
+            door.call(partial(door.stop_with, failure(f"source {self._feed.source.name!r} failed", e, "the run ends")))
 
     def _read_all(self) -> bool:
         """To its end; False: the run ends before."""
-        feed, host = self._feed, self._host
+        feed, door = self._feed, self._door
         position = feed.head.position
-        while not host.is_ending:
+        while not door.is_ending:
             chunk = self._read(position)
             for line in feed.source.news():
-                host.call(partial(host.notice, line))
+                door.call(partial(door.notice, line))
             if chunk is None:
                 return True  # or the run ends, which whoever waits for what is in flight will see
             self._in_hand = True
             self._advise(chunk.size)
-            host.check_chunk(chunk)
+            door.check_chunk(chunk)
             named = feed.named(chunk)
             if named:
                 verdicts = self._ask(partial(feed.ids.check, named))
@@ -142,7 +142,7 @@ class Feeder:
             position = chunk.position
             if not self._wait_for_room(prepared.bytes):
                 return False
-            host.call(partial(self._offer, prepared))
+            door.call(partial(self._offer, prepared))
             self._in_hand = False  # it counts as in flight
         return False
 
@@ -168,7 +168,7 @@ class Feeder:
                     raise failure(tried, e, end) from e
                 wait = delay(failures)
                 text = f"{what}: {what_failed(e)}; retry {failures} of {retries} in {wait:.1f} s"
-                self._host.call(partial(self._host.notice, text))
+                self._door.call(partial(self._door.notice, text))
                 if not self._pause(wait):
                     return None
             except BaseException as e:  # no failure that comes and goes: it wants to end something
@@ -178,7 +178,7 @@ class Feeder:
     def _advise(self, size: int) -> None:
         self._most -= size
         if self._advice and self._most < 0:
-            self._host.call(partial(self._host.notice, self._advice))
+            self._door.call(partial(self._door.notice, self._advice))
             self._advice = ""
 
     def _say_the_end(self) -> bool:
@@ -186,13 +186,13 @@ class Feeder:
         been worked off. False: the run ends before."""
         if not self._feed.source.terms.on_end or self._feed.has_ended:
             return True
-        while not self._ask(lambda: self._host.is_worked_off):
+        while not self._ask(lambda: self._door.is_worked_off):
             if not self._pause(_WORKED_OFF):
                 return False
         prepared = self._feed.prepare_end()
         if not self._wait_for_room(prepared.bytes):
             return False
-        self._host.call(partial(self._offer, prepared))
+        self._door.call(partial(self._offer, prepared))
         return self._wait_until_durable()
 
     def _wait_for_room(self, size: int) -> bool:
@@ -208,19 +208,19 @@ class Feeder:
     def _wait_until_durable(self) -> bool:
         """Wait until nothing is in flight; False: the run ends before."""
         with self._changed:
-            while self._in_flight and not self._host.is_ending:
+            while self._in_flight and not self._door.is_ending:
                 self._changed.wait(0.2)
-        return not self._host.is_ending
+        return not self._door.is_ending
 
     def _pause(self, seconds: float) -> bool:
         """False: the run ends before."""
         left = seconds
-        while left > 0 and not self._host.is_ending:
+        while left > 0 and not self._door.is_ending:
             step = min(left, 0.2)
             with self._changed:
-                self._changed.wait_for(lambda: self._host.is_ending, step)
+                self._changed.wait_for(lambda: self._door.is_ending, step)
             left -= step
-        return not self._host.is_ending
+        return not self._door.is_ending
 
     def _ask(self, question: Callable[[], T]) -> T | None:
         """Ask on the engine's thread; None: the run ends before it answers."""
@@ -231,7 +231,7 @@ class Feeder:
             answers.append(question())
             answered.set()
 
-        self._host.call(ask)
+        self._door.call(ask)
         while not answered.wait(0.2):
             if self._gives_up:
                 return None
@@ -248,10 +248,10 @@ class Feeder:
         if not self._waiting or self._feed.is_busy or self._gives_up:
             return
         names = {name for prepared in self._waiting for name in prepared.counts}
-        if not self._host.is_ending and not self._host.may_feed(names):
+        if not self._door.is_ending and not self._door.may_feed(names):
             if not self._retrying:
                 self._retrying = True
-                self._host.later(_RETRY, self._retry)
+                self._door.later(_RETRY, self._retry)
             return
         batch = self._allowed()
         del self._waiting[: len(batch)]
@@ -259,7 +259,7 @@ class Feeder:
 
     def _allowed(self) -> list[Prepared]:
         """What waits, up to the chunk with which there are too many dead letters."""
-        left = self._host.dead_left
+        left = self._door.dead_left
         for i, prepared in enumerate(self._waiting, 1):
             left -= len(prepared.dead)
             if left < 0:
@@ -271,16 +271,11 @@ class Feeder:
         self._commit()
 
     def _committed(self, batch: list[Prepared]) -> None:
-        self._host.fed(sum(prepared.size for prepared in batch))
+        self._door.fed(sum(prepared.size for prepared in batch))
         with self._changed:
             self._in_flight -= sum(prepared.bytes for prepared in batch)
             self._changed.notify()
         self._commit()
-
-
-def have_rest(feeders: Iterable[Feeder]) -> bool:
-    """Whether one of them has: see `Feeder.has_rest`."""
-    return any(feeder.has_rest for feeder in feeders)
 
 
 def _checked(name: str, chunk: object) -> Chunk | None:

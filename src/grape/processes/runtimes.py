@@ -13,7 +13,6 @@ from msgspec import structs
 from grape.abc.isolate import Command
 from grape.authoring.loading import parse_target
 from grape.errors import UsageError
-from grape.isolates.process import python_worker
 from grape.model.topology import PoolSpec
 
 _PATHS: Final = ("PYTHONPATH", "NODE_PATH", "PERL5LIB", "LD_LIBRARY_PATH")
@@ -26,12 +25,17 @@ def python_command(target: str, config: str, directory: str, env: dict[str, str]
     """What runs a Python worker. It may read where it imports from."""
     paths = [os.path.abspath(path) for name in _PATHS for path in env.get(name, "").split(os.pathsep) if path]
     return Command(
-        argv=python_worker(target),
+        argv=_python_worker(target),
         input=config.encode(),
         directory=os.path.abspath(directory),
         env=env,
         readable=tuple(path for path in dict.fromkeys(paths) if os.path.exists(path)),
     )
+
+
+def _python_worker(target: str) -> tuple[str, ...]:
+    """The command line of a Python worker, which finds the app's configuration in its standard input."""
+    return (sys.executable, "-m", "grape.worker", "--target", target, "--config-fd", "0")
 
 
 def command_of(pool: PoolSpec, target: str, python: Command) -> Command:

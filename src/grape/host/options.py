@@ -18,7 +18,7 @@ from grape.model.near import did_you_mean
 from grape.model.profile import Profile
 from grape.model.topology import Limits
 from grape.model.values import shown
-from grape.store.lmdb import MAX_SIZE
+from grape.store.store import MAX_SIZE
 
 MAX_WORKERS: Final = 1000
 MAX_DEAD: Final = (1 << 63) - 1

@@ -13,14 +13,16 @@ from typing import Final
 from grape.abc.isolate import Command, Isolate
 from grape.engine.engine import Engine
 from grape.engine.handshake import NEEDED
-from grape.engine.supervisor import Line, ProcessLink, Supervisor
 from grape.errors import GrapeError, ProtocolError, UserError
 from grape.model.topology import DEFAULT_POOL, PoolSpec, TopologySpec, names
+from grape.processes.crashes import Crash, CrashLog
+from grape.processes.hints import with_hint
+from grape.processes.link import ProcessLink
+from grape.processes.output import Line
+from grape.processes.profiles import Profiles, make_isolate
+from grape.processes.runtimes import adapted, command_of
+from grape.processes.supervisor import Supervisor
 from grape.protocol.messages import FromWorker, Hello, Refusal
-from grape.session.confinement import Profiles, make_isolate
-from grape.session.hints import with_hint
-from grape.session.runtimes import adapted, command_of
-from grape.tools.crashes import Crash, CrashLog
 
 _STARTS: Final = 3
 _PATIENCE: Final = 10.0

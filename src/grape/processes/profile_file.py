@@ -10,7 +10,7 @@ from typing import Any
 
 from grape.errors import UsageError
 from grape.model.profile import Profile, read_profiles
-from grape.session.confinement import Profiles, is_stricter
+from grape.processes.profiles import Profiles, is_stricter
 
 OWN_SECTION = "grape"
 """The table of an app's configuration that is for the engine."""

@@ -16,14 +16,14 @@ from msgspec import Struct
 
 from grape.abc.source import Sink
 from grape.abc.transport import Rows, Table
+from grape.connectors.json_lines import event_lines, reply_lines
 from grape.connectors.outputs import Part, Unreadable, parts_of
-from grape.connectors.sinks import event_lines, reply_lines
 from grape.engine.clock import Clock
 from grape.engine.outlet import DeadOutputs, Take, Taken, TakenBatch, dead_key
 from grape.errors import GrapeError, StorageFailed
+from grape.host.faults import delay, failure, what_failed
 from grape.model import batch as codec
 from grape.model.stored import DeadLetter
-from grape.session.faults import delay, failure, what_failed
 
 _TAKE_BYTES: Final = 4 << 20
 _LINES_AT_ONCE: Final = 1 << 16
@@ -86,9 +86,8 @@ class Taking:
         except BaseException as e:
             raise failure(f"the sink {sink.name!r} cannot be opened", e, "nothing was taken") from e
 
-    def arrived(self, partition: int) -> None:
-        """Something came into a partition of the output."""
-        self.take.arrived(partition)
+    def wake(self) -> None:
+        """Something came into the output."""
         self._fresh.set()
 
     async def run(self) -> None:

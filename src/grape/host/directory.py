@@ -1,0 +1,63 @@
+"""The data directory of a run: where it is, what of it stays, and what lies in it that failed."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import tempfile
+from pathlib import Path
+
+from grape.abc.transport import Transport
+from grape.engine.app import App
+from grape.model.address import PartitionId
+from grape.model.stored import OUTPUT, REPLIES, SOURCE, TAKER
+
+
+class DataDirectory:
+    """
+    Args:
+        path: None: a temporary one is made.
+
+    Attributes:
+        path: where it is. is_temporary: nobody has asked for it.
+    """
+
+    def __init__(self, path: str | None) -> None:
+        self.is_temporary = path is None
+        self.path = path or tempfile.mkdtemp(prefix="grape-")
+        self._missing: list[Path] = []
+
+    def note_missing(self) -> None:
+        """What is not there now goes with `undo`."""
+        whole = Path(self.path).absolute()
+        self._missing = [path for path in (whole, *whole.parents) if not path.exists()]
+
+    def undo(self) -> None:
+        """A run that could not begin leaves no directory that was not there before."""
+        if self._missing:
+            shutil.rmtree(self._missing[0], ignore_errors=True)
+            for path in self._missing[1:]:
+                with contextlib.suppress(OSError):
+                    path.rmdir()
+
+    def remove(self) -> None:
+        shutil.rmtree(self.path, ignore_errors=True)
+
+
+def count_dead(app: App, transport: Transport) -> int:
+    """Dead letters: of partitions, and of sources (input that never became an event)."""
+    record = app.record
+    total = 0
+    for name in record.logs:
+        if not name.startswith((OUTPUT, REPLIES, TAKER)):
+            for number in range(1 if name.startswith(SOURCE) else record.partitions):
+                total += _count_rows(transport, app.log(name, number))
+    return total
+
+
+def _count_rows(transport: Transport, partition: PartitionId) -> int:
+    total, after = 0, b""
+    while rows := transport.scan(partition, "dead", after, 1000):
+        total += len(rows)
+        after = rows[-1][0] + b"\0"
+    return total

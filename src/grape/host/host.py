@@ -1,0 +1,127 @@
+"""The thread that a run lives on: its loop, who wakes it, and why it ends."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+import traceback
+from collections.abc import Callable
+from typing import Any, Final
+
+from grape.errors import EngineError, GrapeError, Interrupted
+
+_TOO_EARLY: Final = "stopped before the app was loaded"
+
+
+class Host:
+    """Everything but ``stop`` and ``call`` happens on the thread that called ``begin``.
+
+    Args:
+        abandon: called with the reason when what is still awaited at the start is not to be awaited any more.
+
+    Attributes:
+        is_stopping: what runs is committed, the rest stays. is_aborting: not even that.
+        fatal: what cannot be gone on from.
+    """
+
+    def __init__(self, abandon: Callable[[GrapeError], None]) -> None:
+        self.is_stopping = False
+        self.is_aborting = False
+        self.fatal: GrapeError | None = None
+        self._abandon = abandon
+        self._wake = asyncio.Event()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._beginning = threading.Lock()
+
+    def begin(self) -> None:
+        """On the loop that it will be.
+
+        Raises:
+            Interrupted: it was stopped before.
+        """
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(self._bug)
+        with self._beginning:
+            self._loop = loop
+        self.check_begun()
+
+    def _bug(self, _: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        """Something failed that nobody expected: an engine in an unknown state must not go on."""
+        error = context.get("exception")
+        trace = "".join(traceback.format_exception(error)) if error is not None else ""
+        self.stop_with(EngineError(f"the engine failed, which is a bug in it: {context.get('message')}\n{trace}"))
+
+    @property
+    def is_draining(self) -> bool:
+        """It ends in order: what is under way is still committed."""
+        return self.is_stopping and not self.is_aborting and self.fatal is None
+
+    # ------------------------------------------------------------------ from other threads
+
+    def stop(self) -> None:
+        """Sources stop, what runs is committed, the rest stays. Called again: stop at once."""
+        with self._beginning:
+            if self._loop is None:
+                self.is_stopping = True
+                return
+        self.call(self._stop)
+
+    def call(self, function: Callable[[], None]) -> None:
+        """Run on the host's thread.
+
+        Raises:
+            RuntimeError: its loop is closed.
+        """
+        assert self._loop is not None
+        self._loop.call_soon_threadsafe(function)
+
+    # ------------------------------------------------------------------ on its own
+
+    def _stop(self) -> None:
+        self.is_aborting = self.is_aborting or self.is_stopping
+        self.is_stopping = True
+        self._abandon(Interrupted(_TOO_EARLY))
+        self.wake()
+
+    def check_begun(self) -> None:
+        """At the start.
+
+        Raises:
+            Interrupted: it is to stop.
+        """
+        if self.is_stopping:
+            raise Interrupted(_TOO_EARLY)
+
+    def stop_with(self, error: GrapeError) -> None:
+        """It cannot be gone on; the first reason counts."""
+        if self.fatal is None:
+            self.fatal = error
+        self._abandon(error)
+        self.wake()
+
+    def check(self) -> None:
+        """
+        Raises:
+            GrapeError: it cannot be gone on.
+        """
+        if self.fatal is not None:
+            raise self.fatal
+
+    def later(self, delay: float, function: Callable[[], None]) -> None:
+        """Run in ``delay`` seconds."""
+        assert self._loop is not None
+        self._loop.call_later(delay, function)
+
+    def wake(self) -> None:
+        """Something has happened."""
+        self._wake.set()
+
+    def look_anew(self) -> None:
+        """What happened up to here has been seen; what happens from now on wakes it."""
+        self._wake.clear()
+
+    async def wait(self, seconds: float) -> None:
+        """Until something happens, or so long."""
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._wake.wait(), seconds)

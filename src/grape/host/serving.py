@@ -1,0 +1,110 @@
+"""The time in which a run works: what is due is done, until all is done, or it has to end before."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Final
+
+from grape.engine.clock import Clock
+from grape.host.assembly import Assembled
+from grape.host.host import Host
+from grape.host.options import Options
+from grape.host.sources import Sources
+from grape.host.takers import Takers
+
+_DRAIN: Final = 5.0
+_STALL: Final = 3.0
+_TICK: Final = 0.005
+_IDLE: Final = 0.25
+_IN_HAND: Final = 0.05
+"""What has just come out of a pipe is with its feeder by then."""
+
+
+class Serving:
+    """One engine that has been started, with its sources and takers, which have not."""
+
+    def __init__(
+        self, assembled: Assembled, sources: Sources, takers: Takers, host: Host, clock: Clock, options: Options
+    ) -> None:
+        self._app = assembled.app
+        self._engine = assembled.engine
+        self._sources = sources
+        self._takers = takers
+        self._host = host
+        self._clock = clock
+        self._keeps_open = options.keep_open
+        self._waits = options.wait
+        self._full_since = 0.0
+
+    @property
+    def feeding_stopped(self) -> bool:
+        """Before the end of the input, as there were too many dead letters."""
+        return self._sources.are_stopped
+
+    async def until_over(self) -> bool:
+        """Feed and take; returns whether it was stopped with work left.
+
+        Raises:
+            GrapeError: it cannot be gone on.
+        """
+        self._sources.start()
+        self._takers.start()
+        try:
+            return await self._serve()
+        finally:
+            self._takers.stop()
+
+    async def _serve(self) -> bool:
+        host, sources = self._host, self._sources
+        ticked = 0.0
+        while True:
+            host.check()
+            host.look_anew()
+            timeout = ticked + _TICK - time.monotonic()
+            if timeout <= 0:  # what is due is looked for now and then, not after every message
+                timeout = self._tick()
+                ticked = time.monotonic()
+            if host.is_stopping:
+                return await self._drain()
+            if sources.have_too_many_dead:
+                sources.are_stopped = True
+                self._engine.drain()
+                if not self._engine.in_flight and self._takers.are_idle:
+                    return False
+            if self._is_over():
+                return False
+            await host.wait(timeout)
+
+    def _tick(self) -> float:
+        """Do what is due; returns in how many seconds to look again at the latest."""
+        wake = self._engine.tick()
+        self._engine.check_room()
+        self._check_stall()
+        return _IDLE if wake is None else min(_IDLE, max(0.0005, (wake - self._clock.now()) / 1e6))
+
+    def _check_stall(self) -> None:
+        """Sources wait while the disk is full, for as long as working off what waits may make room."""
+        if not (self._sources.open and self._engine.gate.is_full and self._engine.finished):
+            self._full_since = 0.0
+        elif not self._full_since:
+            self._full_since = time.monotonic()
+        elif time.monotonic() - self._full_since > _STALL:
+            self._host.stop_with(self._engine.gate.stalled())
+
+    def _is_over(self) -> bool:
+        if self._keeps_open or self._sources.are_feeding or self._app.backlog_events or not self._takers.are_idle:
+            return False
+        return self._engine.finished or (not self._waits and self._engine.waits_only_for_time)
+
+    async def _drain(self) -> bool:
+        """What is running is committed, for five seconds at most."""
+        engine, host, sources, app = self._engine, self._host, self._sources, self._app
+        engine.drain()
+        deadline = time.monotonic() + _DRAIN
+        await asyncio.sleep(0 if sources.are_repeatable else _IN_HAND)
+        while (engine.in_flight or sources.have_rest) and time.monotonic() < deadline and host.is_draining:
+            host.look_anew()
+            await host.wait(0.05)
+        host.check()
+        return bool(app.backlog_events or app.holds or app.timers or sources.open)

@@ -1,0 +1,444 @@
+"""Reading a data directory: heads, logs and rows, and whether all of it is whole."""
+
+from __future__ import annotations
+
+import errno
+import heapq
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import takewhile
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import lmdb
+from zlib_ng.zlib_ng import crc32
+
+from grape.abc.transport import Arrival, CommittedHead, Stored, Table
+from grape.errors import Corrupt, StorageFailed, UsageError
+from grape.model.address import PartitionId
+from grape.store.files import FORMAT, check_file, is_complete
+from grape.store.rows import (
+    BASE,
+    BATCH,
+    HASH,
+    HEAD,
+    KEY_BYTES,
+    LOG,
+    LONG,
+    META_FORMAT,
+    POSITION,
+    RESIDUE,
+    Finding,
+    batch_seal,
+    is_intact,
+    is_whole,
+    long_key,
+    position_of_row,
+    sealed,
+    unsealed_long,
+)
+
+MIB: Final = 1 << 20
+MAP_SIZE: Final = 256 * MIB
+SLICE_ROWS: Final = 10_000
+SLICE_SECONDS: Final = 0.1
+
+
+class LogEnds(NamedTuple):
+    """Of one log: everything below ``trim`` is gone, the next batch gets position ``tail``."""
+
+    trim: int
+    tail: int
+
+
+def open_error(directory: Path, error: lmdb.Error) -> Corrupt | StorageFailed:
+    damaged = (lmdb.CorruptedError, lmdb.InvalidError, lmdb.PageNotFoundError, lmdb.VersionMismatchError)
+    if isinstance(error, damaged):
+        return Corrupt(f"the data in {directory} is damaged: {error}")
+    return StorageFailed(f"the data in {directory} cannot be used: {error}")
+
+
+def _open_to_read(directory: Path) -> lmdb.Environment:
+    options: dict[str, Any] = {"readonly": True, "create": False, "max_dbs": 16, "map_size": MAP_SIZE}
+    try:
+        return lmdb.open(str(directory), mode=0o600, max_readers=126, **options)
+    except (lmdb.ReadonlyError, lmdb.LockError):
+        pass  # the table of readers cannot be written: nobody else writes there either
+    except lmdb.Error as e:
+        if getattr(e, "code", 0) not in (errno.EROFS, errno.EACCES) and "ermission" not in str(e):
+            raise
+    return lmdb.open(str(directory), lock=False, **options)
+
+
+class Reader:
+    """Reads a data directory, also while an engine works on it. Every read is a short transaction of its own.
+
+    Args:
+        directory: of a complete data directory.
+
+    Raises:
+        UsageError: no data directory, or one of another format.
+        Corrupt: not an LMDB file.
+    """
+
+    _env: lmdb.Environment
+
+    def __init__(self, directory: str | os.PathLike[str]) -> None:
+        self.directory = Path(directory)
+        if not is_complete(self.directory):
+            raise UsageError(f"there is no data of Grape in {self.directory}")
+        check_file(self.directory)
+        try:
+            self._env = _open_to_read(self.directory)
+            self._open_databases(create=False)
+        except lmdb.Error as e:
+            raise open_error(self.directory, e) from e
+
+    def _open_databases(self, *, create: bool) -> None:
+        self._gate = threading.Lock()
+        self.databases: dict[str, Any] = {}
+        self.closed = False
+        if create:
+            with self._env.begin(write=True) as txn:
+                for name in BASE:
+                    self.databases[name] = self._env.open_db(name.encode(), txn=txn)
+                if txn.get(META_FORMAT, db=self.databases["meta"]) is None:
+                    value = sealed(BASE["meta"], META_FORMAT, str(FORMAT).encode())
+                    txn.put(META_FORMAT, value, db=self.databases["meta"])
+        else:
+            for name in BASE:
+                try:
+                    self.databases[name] = self._env.open_db(name.encode(), create=False)
+                except (lmdb.NotFoundError, lmdb.ReadonlyError):
+                    continue  # made by an engine that does not know this table yet
+        with self._reading() as txn:
+            stored = txn.get(META_FORMAT, db=self.databases["meta"]) if "meta" in self.databases else None
+        if stored != sealed(BASE["meta"], META_FORMAT, str(FORMAT).encode()):
+            raise UsageError(
+                f"{self.directory}/format says {FORMAT}, but its data.mdb says {(stored or b'nothing')[:-4]!r}:"
+                " the files do not belong together"
+            )
+
+    @contextmanager
+    def _reading(self, buffers: bool = False) -> Iterator[lmdb.Transaction[Any]]:
+        with self._gate:
+            if self.closed:
+                raise StorageFailed(f"the data directory {self.directory} is closed")
+            begin: Callable[..., lmdb.Transaction[Any]] = self._env.begin
+            try:
+                try:
+                    txn = begin(buffers=buffers)
+                except lmdb.MapResizedError:  # the engine, another process, has let the map grow
+                    self._env.set_mapsize(0)
+                    txn = begin(buffers=buffers)
+                try:
+                    yield txn
+                finally:
+                    txn.abort()
+            except lmdb.Error as e:
+                raise open_error(self.directory, e) from e
+
+    def close(self) -> None:
+        """Idempotent."""
+        with self._gate:
+            if not self.closed:
+                self.closed = True
+                self._env.close()
+
+    def head(self, partition: PartitionId) -> CommittedHead | None:
+        """The committed head of a partition, None if it never was claimed.
+
+        Raises:
+            Corrupt: it fails its checksum.
+        """
+        with self._reading() as txn:
+            return self.head_in(txn, partition.packed())
+
+    def head_in(self, txn: lmdb.Transaction[bytes], packed: bytes) -> CommittedHead | None:
+        value = txn.get(packed, db=self.databases["head"])
+        if value is None:
+            return None
+        if len(value) < 20 or not is_intact(BASE["head"], packed, value):
+            raise self._damage("head", packed)
+        term, number = HEAD.unpack_from(value)
+        return CommittedHead(term, number, value[16:-4])
+
+    def heads(self) -> dict[PartitionId, CommittedHead]:
+        """All partitions that were ever claimed.
+
+        Raises:
+            Corrupt: a head fails its checksum.
+        """
+        with self._reading() as txn:
+            packed = [bytes(k) for k in txn.cursor(self.databases["head"]).iternext(values=False)]
+            found = {
+                PartitionId.unpack(p) if len(p) == 6 else PartitionId(0, 0, 0): self.head_in(txn, p) for p in packed
+            }
+        return {p: h for p, h in found.items() if h is not None}
+
+    def ends(self, log: PartitionId) -> LogEnds:
+        """Where ``log`` begins and ends.
+
+        Raises:
+            Corrupt: the stored ends fail their checksum.
+        """
+        with self._reading() as txn:
+            return self.ends_in(txn, log.packed())
+
+    def ends_in(self, txn: lmdb.Transaction[bytes], packed: bytes) -> LogEnds:
+        trim = tail = 0
+        value = txn.get(packed, db=self.databases["logs"])
+        if value is not None:
+            if len(value) != 20 or not is_intact(BASE["logs"], packed, value):
+                raise self._damage("logs", packed)
+            trim, tail = LOG.unpack_from(value)
+        # The stored tail is of the last trim or drop; what was appended since stands in the log itself.
+        cursor = txn.cursor(self.databases["log"])
+        if cursor.set_range(POSITION.pack(packed, (1 << 64) - 1)):
+            self._position(bytes(cursor.key()), cursor.value())
+            found = cursor.prev()
+        else:
+            found = cursor.last()
+        if found:
+            key = bytes(cursor.key())
+            position = self._position(key, cursor.value())
+            if key[:6] == packed:
+                tail = max(tail, position + 1)
+        return LogEnds(trim, tail)
+
+    def logs(self) -> list[PartitionId]:
+        """All partitions whose log was ever written and trimmed or still holds a batch, in order."""
+        found: set[bytes] = set()
+        with self._reading() as txn:
+            found.update(txn.cursor(self.databases["logs"]).iternext(values=False))
+            cursor = txn.cursor(self.databases["log"])
+            more = cursor.first()
+            while more:
+                packed = cursor.key()[:6]
+                found.add(packed)
+                more = cursor.set_range(POSITION.pack(packed, (1 << 64) - 1))
+        return [PartitionId.unpack(p) for p in sorted(found)]
+
+    def read(self, log: PartitionId, after: int, max_bytes: int) -> list[Stored]:
+        """As `grape.abc.transport.Transport.read`."""
+        batches: list[Stored] = []
+        size = 0
+        with self._reading(buffers=True) as txn:
+            for position, value in self._walk(txn, log, after):
+                size += len(value) - 8
+                if batches and size > max_bytes:
+                    break
+                batches.append(Stored(position, bytes(value[8:])))
+        return batches
+
+    def waiting(self, log: PartitionId, after: int) -> Arrival:
+        """As `grape.abc.transport.Transport.waiting`."""
+        batches = events = size = 0
+        with self._reading(buffers=True) as txn:
+            for _, value in self._walk(txn, log, after):
+                batches, events, size = batches + 1, events + BATCH.unpack_from(value)[1], size + len(value) - 8
+        return Arrival(log, batches, events, size)
+
+    def _walk(
+        self, txn: lmdb.Transaction[memoryview], log: PartitionId, after: int
+    ) -> Iterator[tuple[int, memoryview]]:
+        """The rows of ``log`` from ``after`` on. Also looks at the neighbours at both ends: a batch whose key was
+        damaged still lies where its key belongs."""
+        packed = log.packed()
+        cursor = txn.cursor(self.databases["log"])
+        first = POSITION.pack(packed, after)
+        if cursor.prev() if cursor.set_range(first) else cursor.last():
+            below = bytes(cursor.key())
+            self._position(below, cursor.value())
+            if below >= first:
+                raise self._damage("log", below)
+        more = cursor.set_range(first)
+        while more:
+            key, value = bytes(cursor.key()), cursor.value()
+            position = self._position(key, value)
+            if key[:6] != packed:
+                if key < first:
+                    raise self._damage("log", key)
+                break
+            yield position, value
+            more = cursor.next()
+
+    def _position(self, key: bytes, value: memoryview | bytes) -> int:
+        if len(key) != 14 or len(value) < 8:
+            raise self._damage("log", key)
+        if batch_seal(key, BATCH.unpack_from(value)[1], len(value) - 8) != bytes(value[:8]):
+            raise self._damage("log", key)
+        return position_of_row(key)
+
+    def get(self, partition: PartitionId, table: Table, keys: Sequence[bytes]) -> list[bytes | None]:
+        """As `grape.abc.transport.Transport.get`."""
+        if table not in self.databases:
+            return [None] * len(keys)
+        packed = partition.packed()
+        stored = [packed + k if len(k) <= LONG else long_key(packed, k) for k in keys]
+        with self._reading() as txn:
+            cursor = txn.cursor(self.databases[table])
+            rows = dict(cursor.getmulti(stored))
+            if len(rows) < len(stored):
+                self._check_missing(table, cursor, sorted({k for k in stored if k not in rows}))
+        base = BASE[table]
+        for k, v in rows.items():
+            if crc32(v, crc32(k, base)) != RESIDUE or len(v) < 4:
+                raise self._damage(table, k)
+        values: list[bytes | None] = []
+        for key, k in zip(keys, stored, strict=True):
+            value = rows.get(k)
+            if value is not None:
+                if len(key) <= LONG:
+                    value = value[:-4]
+                else:
+                    true, value = unsealed_long(value)
+                    if true != key:
+                        raise self._damage(table, k)
+            values.append(value)
+        return values
+
+    def _check_missing(self, table: Table, cursor: lmdb.Cursor[bytes], missing: list[bytes]) -> None:
+        """A row whose own key was damaged is not found, but it still lies where its key belongs: both neighbours of
+        a missing key must be whole, and on their sides of it."""
+        base = BASE[table]
+        above: bytes | None = b""
+        for k in missing:
+            if above is None or k < above:
+                continue  # in the same gap as the one before
+            if cursor.set_range(k):
+                above, value = cursor.item()
+                if above < k or crc32(value, crc32(above, base)) != RESIDUE:
+                    raise self._damage(table, above)
+                found = cursor.prev()
+            else:
+                above = None
+                found = cursor.last()
+            if found:
+                below, value = cursor.item()
+                if below > k or crc32(value, crc32(below, base)) != RESIDUE:
+                    raise self._damage(table, below)
+
+    def scan(
+        self, partition: PartitionId, table: Table, after: bytes, limit: int, before: bytes | None = None
+    ) -> list[tuple[bytes, bytes]]:
+        """As `grape.abc.transport.Transport.scan`. Keys longer than `LONG` bytes that share their first `LONG` bytes
+        are stored in no order, so that a page that meets such a group reads the whole group."""
+        rows: list[tuple[bytes, bytes]] = []
+        if table not in self.databases or limit <= 0:
+            return rows
+        packed = partition.packed()
+        base = BASE[table]
+        with self._reading() as txn:
+            cursor = txn.cursor(self.databases[table])
+            more = cursor.set_range(packed + after[:LONG])
+            while more and len(rows) < limit:
+                k, v = cursor.item()
+                if k[:6] != packed:
+                    if k < packed or not is_intact(base, k, v):
+                        raise self._damage(table, k)  # a damaged key looks like another partition's
+                    break
+                if before is not None and k[6 : 6 + LONG] > before:
+                    break
+                if len(k) < KEY_BYTES:
+                    if not is_intact(base, k, v):
+                        raise self._damage(table, k)
+                    key = k[6:]
+                    if before is not None and key >= before:
+                        break
+                    if key >= after:
+                        rows.append((key, v[:-4]))
+                    more = cursor.next()
+                else:
+                    group = k[: 6 + LONG]
+                    rows += heapq.nsmallest(limit - len(rows), self._group(table, cursor, group, after, before))
+                    more = cursor.set_range(group + b"\xff" * (HASH + 1))
+        return rows
+
+    def _group(
+        self, table: Table, cursor: lmdb.Cursor[bytes], group: bytes, after: bytes, before: bytes | None
+    ) -> Iterator[tuple[bytes, bytes]]:
+        for k, v in takewhile(lambda item: item[0].startswith(group), cursor.iternext()):
+            if not is_intact(BASE[table], k, v):
+                raise self._damage(table, k)
+            key, value = unsealed_long(v)
+            if key >= after and (before is None or key < before):
+                yield key, value
+
+    def _damage(self, database: str, key: bytes) -> Corrupt:
+        return Corrupt(
+            f"{Finding(database, self._partition(key), key, 'fails its checksum')} (in {self.directory});"
+            " it is not used; run `grape doctor --data` on the directory"
+        )
+
+    @staticmethod
+    def _partition(key: bytes) -> PartitionId | None:
+        return PartitionId.unpack(key[:6]) if len(key) >= 6 else None
+
+    def verify(
+        self,
+        check_batch: Callable[[PartitionId, int, bytes], str | None] | None = None,
+        progress: Callable[[int], None] | None = None,
+        check_row: Callable[[str, bytes, bytes], str | None] | None = None,
+    ) -> Iterator[Finding]:
+        """Walk every tree and check every row; also on a directory in use. Read transactions are sliced
+        (`SLICE_ROWS` rows or `SLICE_SECONDS`), so that the writer's freed pages are not held back.
+
+        Args:
+            check_batch: called with (log, position, batch); returns what is wrong with the batch, or None.
+            progress: called after each slice with the number of rows checked so far.
+            check_row: called with (database, key, value) of whole rows of the other databases, as they lie there but
+                without their seal; returns what is wrong, or None.
+
+        Yields:
+            What is damaged. A tree that LMDB itself cannot walk ends with one finding for it.
+        """
+        rows = 0
+        for name in self.databases:
+            after: bytes | None = b""
+            previous: bytes | None = None
+            while after is not None:
+                findings: list[Finding] = []
+                deadline = time.monotonic() + SLICE_SECONDS
+                count = 0
+                try:
+                    with self._reading() as txn:
+                        cursor = txn.cursor(self.databases[name])
+                        more = cursor.set_range(after) if after else cursor.first()
+                        after = None
+                        while more:
+                            k, v = cursor.item()
+                            if count >= SLICE_ROWS or time.monotonic() > deadline:
+                                after = k
+                                break
+                            problem = self._problem(name, k, v, check_batch)
+                            if problem is None and check_row is not None and name not in ("log", "meta"):
+                                problem = check_row(name, k, v[:-4])
+                            if previous is not None and k <= previous:
+                                problem = "out of order"
+                            if problem is not None:
+                                findings.append(Finding(name, self._partition(k), k, problem))
+                            previous = k
+                            count += 1
+                            more = cursor.next()
+                except (Corrupt, StorageFailed) as e:
+                    after = None
+                    findings.append(Finding(name, None, b"", str(e)))
+                rows += count
+                yield from findings
+                if progress is not None:
+                    progress(rows)
+
+    def _problem(
+        self, name: str, k: bytes, v: bytes, check_batch: Callable[[PartitionId, int, bytes], str | None] | None
+    ) -> str | None:
+        if name == "log":
+            try:
+                position = self._position(k, v)
+            except Corrupt:
+                return "fails its checksum"
+            return None if check_batch is None else check_batch(PartitionId.unpack(k[:6]), position, v[8:])
+        return None if is_whole(name, k, v) else "fails its checksum"

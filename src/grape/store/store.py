@@ -1,0 +1,315 @@
+"""The data directory in the hands of its one engine: one LMDB environment, one writer thread, one lock."""
+
+from __future__ import annotations
+
+import errno
+import os
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from pathlib import Path
+from queue import Empty, SimpleQueue
+from typing import Any, Final, NamedTuple, TypeVar
+
+import lmdb
+
+from grape.abc.transport import Post
+from grape.errors import Corrupt, StorageFailed, UsageError
+from grape.model.address import PartitionId
+from grape.store.files import (
+    EMPTY_BYTES,
+    FORMAT,
+    check_file,
+    close_to_others,
+    fsync_directory,
+    is_complete,
+    lock,
+    make_directory,
+    write_durably,
+)
+from grape.store.reader import MAP_SIZE, MIB, Reader, open_error
+from grape.store.rows import BASE, KEY_BYTES, is_intact
+from grape.store.writing import Known, Writing
+
+MAX_SIZE: Final = 64 << 30
+GROUP_BYTES: Final = 32 * MIB
+"""A transaction takes no further commit beyond this, so that its dirty pages (held in memory) stay bounded."""
+
+R = TypeVar("R")
+A = TypeVar("A")
+
+
+class _Job(NamedTuple):
+    apply: Callable[[Writing, Any], Any]
+    argument: Any
+    reply: Callable[[list[Any]], None] | None
+    future: Future[Any] | None
+
+
+class Store(Reader):
+    """The data directory in the hands of its one engine.
+
+    One thread owns all write transactions: it takes what is queued, puts it into one transaction, commits (fsync) and
+    answers with one ``post`` for the group. Reads happen on the caller's thread.
+
+    Args:
+        directory: made if it does not exist.
+        post: runs a function on the engine's thread; called from the writer thread.
+        max_size: bytes the map may grow to.
+        map_size: bytes it starts with.
+        check_batch: for the verification after an I/O error (`Reader.verify`).
+
+    Raises:
+        InUse: another engine holds the directory; names its pid and host.
+        UsageError: a directory of another format, or not of Grape.
+        Corrupt: the data is damaged.
+        StorageFailed: the disk refused.
+    """
+
+    def __init__(
+        self,
+        directory: str | os.PathLike[str],
+        post: Post,
+        *,
+        max_size: int = MAX_SIZE,
+        map_size: int = MAP_SIZE,
+        check_batch: Callable[[PartitionId, int, bytes], str | None] | None = None,
+    ) -> None:
+        self.directory = Path(directory)
+        self.max_size = max_size
+        self.error: BaseException | None = None
+        self._post = post
+        self._on_failed: list[Callable[[BaseException], None]] = []
+        self._known = Known()
+        self._queue: SimpleQueue[_Job | None] = SimpleQueue()
+        self._next: _Job | None = None
+        self._stopping = False
+        self._room = (0.0, 0, 0)
+        try:
+            make_directory(self.directory)
+            is_complete(self.directory)
+            close_to_others(self.directory)
+            self._lock_fd = lock(self.directory)
+        except OSError as e:
+            raise UsageError(f"the data directory {self.directory} cannot be used: {e}") from e
+        try:
+            self._open(map_size, check_batch)
+        except BaseException:
+            if hasattr(self, "_env"):
+                self._env.close()
+            os.close(self._lock_fd)
+            raise
+        self._thread = threading.Thread(target=self._work, name="grape-store", daemon=True)
+        self._thread.start()
+
+    def _open(self, map_size: int, check_batch: Callable[[PartitionId, int, bytes], str | None] | None) -> None:
+        complete = is_complete(self.directory)
+        data = self.directory / "data.mdb"
+        doubtful = (self.directory / "verify").exists()
+        try:
+            if not complete and data.exists() and data.stat().st_size <= EMPTY_BYTES:
+                data.unlink()  # killed while LMDB wrote its first two pages; nothing was ever accepted here
+            if complete:
+                check_file(self.directory)
+            if doubtful:
+                # After a failed fsync the page cache may hold what the disk does not; verify what the disk has.
+                fd = os.open(data, os.O_RDONLY | os.O_CLOEXEC)
+                os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+                os.close(fd)
+            self._map_size = min(max(map_size, data.stat().st_size if data.exists() else 0), self.max_size)
+            self._env = lmdb.open(str(self.directory), map_size=self._map_size, mode=0o600, max_dbs=16, max_readers=126)
+            if self._env.max_key_size() < KEY_BYTES:
+                raise UsageError(f"this build of LMDB allows keys of {self._env.max_key_size()} bytes, not {KEY_BYTES}")
+            self._map_size = self._env.info()["map_size"]
+            self._page = self._env.stat()["psize"]
+            self._env.reader_check()
+            self._open_databases(create=True)
+            if not complete:
+                fsync_directory(self.directory)
+                close_to_others(self.directory)  # an odd umask takes the owner's rights as well
+                write_durably(self.directory / "format", f"grape-data {FORMAT}\n")
+        except lmdb.Error as e:
+            raise open_error(self.directory, e) from e
+        except OSError as e:
+            raise StorageFailed(f"the data directory {self.directory} cannot be opened: {e}") from e
+        if doubtful:
+            findings = [str(f) for f, _ in zip(self.verify(check_batch), range(10), strict=False)]
+            if findings:
+                raise Corrupt(
+                    f"the last run on {self.directory} ended with an I/O error and left damage: {'; '.join(findings)}"
+                )
+            (self.directory / "verify").unlink()
+            fsync_directory(self.directory)
+        self._check_small()
+
+    def _check_small(self) -> None:
+        # A damaged key of these would look as if the partition had never existed.
+        with self._reading() as txn:
+            for name in ("head", "logs"):
+                for key, value in txn.cursor(self.databases[name]).iternext():
+                    if not is_intact(BASE[name], key, value):
+                        raise self._damage(name, key)
+
+    def on_failed(self, callback: Callable[[BaseException], None]) -> None:
+        """``callback(error)`` runs on the engine's thread when a transaction fails; nothing is written after it."""
+        self._on_failed.append(callback)
+
+    def submit(self, apply: Callable[[Writing, A], R], argument: A, reply: Callable[[list[R]], None]) -> None:
+        """Queue a write. Never blocks. After a failure (`on_failed`) it is dropped and never answered.
+
+        Args:
+            apply: called with the open transaction and ``argument`` on the writer thread; again if the transaction had
+                to be replayed, so it must change nothing but the transaction. An exception fails the store.
+            reply: called on the engine's thread, once per group, with the results of this ``reply``'s writes.
+        """
+        self._queue.put(_Job(apply, argument, reply, None))
+
+    def call(self, apply: Callable[[Writing, A], R], argument: A) -> R:
+        """A write of its own, after everything queued; returns when it is durable. Blocks.
+
+        Raises:
+            StorageFailed: the store has failed or is closed.
+            Exception: what ``apply`` raised; then nothing was written.
+        """
+        if self._stopping:
+            raise StorageFailed(f"the data directory {self.directory} is closed")
+        future: Future[R] = Future()
+        self._queue.put(_Job(apply, argument, None, future))
+        return future.result()
+
+    def room(self) -> int:
+        """Bytes that map and disk can still take, from below; cheap enough to ask before every intake."""
+        page = self._page
+        with self._gate:
+            used = (self._env.info()["last_pgno"] + 1) * page
+        measured, bound, used_then = self._room
+        now = time.monotonic()
+        if now - measured > 1.0:
+            used_then = used
+            disk = os.statvfs(self.directory)
+            with self._reading() as txn:
+                stats = [self._env.stat(), *(txn.stat(db) for db in self.databases.values())]
+            taken = sum([s["branch_pages"] + s["leaf_pages"] + s["overflow_pages"] for s in stats])
+            # Half of the free pages: the last transactions' are not reusable yet, and large batches need neighbours.
+            reusable = max(0, used // page - 2 - taken) * page // 2
+            bound = min(self.max_size - used, disk.f_bavail * disk.f_frsize) + reusable
+            self._room = (now, bound, used_then)
+        return max(0, bound - max(0, used - used_then))
+
+    def close(self) -> None:
+        """Write what is queued, stop the writer, release the directory. Idempotent. No reply comes afterwards."""
+        if self._stopping:
+            return
+        self._stopping = True
+        self._queue.put(None)
+        self._thread.join()
+        super().close()
+        os.close(self._lock_fd)
+
+    # The writer thread
+
+    def _work(self) -> None:
+        checked = time.monotonic()
+        while True:
+            job = self._next or self._queue.get()
+            self._next = None
+            if job is None:
+                return
+            if self.error is not None:
+                self._refuse(job)
+                continue
+            try:
+                if time.monotonic() - checked > 60:
+                    self._env.reader_check()  # a reader that was killed would hold freed pages for ever
+                    checked = time.monotonic()
+                self._write_group(job)
+            except BaseException as e:
+                self._fail(e, job)
+
+    def _refuse(self, job: _Job) -> None:
+        if job.future is not None:
+            job.future.set_exception(StorageFailed(f"the data directory {self.directory} has failed: {self.error}"))
+
+    def _write_group(self, first: _Job) -> None:
+        jobs = [first]
+        while True:
+            writing, results = None, []
+            try:
+                txn = self._env.begin(write=True)
+                try:
+                    writing = Writing(self, self._known, txn)
+                    for job in jobs:  # grows while it runs
+                        results.append(job.apply(writing, job.argument))
+                        if len(results) == len(jobs) and first.future is None and writing.size < GROUP_BYTES:
+                            self._take_next(jobs)
+                    writing.finish()
+                except BaseException:
+                    txn.abort()
+                    raise
+                break
+            except lmdb.MapFullError:
+                self._grow()
+            except Exception as e:
+                if first.future is None or isinstance(e, lmdb.Error | OSError):
+                    raise
+                first.future.set_exception(e)
+                return
+        self._known.learn(writing)
+        if first.future is not None:
+            first.future.set_result(results[0])
+            return
+        replies: dict[Callable[[list[Any]], None], list[Any]] = {}
+        for job, result in zip(jobs, results, strict=True):
+            if job.reply is not None:
+                replies.setdefault(job.reply, []).append(result)
+        self._tell(lambda: [None for reply, result in replies.items() if not self._stopping and reply(result)])
+
+    def _take_next(self, jobs: list[_Job]) -> None:
+        try:
+            job = self._queue.get_nowait()
+        except Empty:
+            return
+        if job is None:
+            self._queue.put(None)  # stop after this group; nothing can be queued behind it
+        elif job.future is not None:
+            self._next = job
+        else:
+            jobs.append(job)
+
+    def _grow(self) -> None:
+        self._env.reader_check()
+        if self._map_size >= self.max_size:
+            raise StorageFailed(
+                f"the data in {self.directory} has reached its largest size ({self.max_size} bytes);"
+                " let it drain or allow more (max-size)"
+            )
+        self._map_size = min(self._map_size * 2, self.max_size)
+        with self._gate:  # LMDB moves the map: no read transaction of this process may be open
+            self._env.set_mapsize(self._map_size)
+
+    def _fail(self, error: BaseException, job: _Job) -> None:
+        if isinstance(error, lmdb.Error | OSError):
+            failure = StorageFailed(f"writing to {self.directory} failed: {error}")
+            failure.__cause__ = error
+            full = isinstance(error, OSError) and error.errno == errno.ENOSPC
+            full = full or getattr(error, "code", 0) == errno.ENOSPC
+            if not full:
+                try:
+                    write_durably(self.directory / "verify", f"{error}\n")
+                except OSError:
+                    pass  # a disk that takes nothing; the error itself is reported
+            error = failure
+        self.error = error
+        self._refuse(job)
+        self._tell(lambda: [None for failed in self._on_failed if not self._stopping and failed(error)])
+
+    def _tell(self, what: Callable[[], object]) -> None:
+        def run() -> None:
+            what()
+
+        try:
+            self._post(run)
+        except RuntimeError:
+            if not self._stopping:  # the loop is gone: nobody is left who could be told, or submit
+                self.error = self.error or StorageFailed("the engine's loop has ended")

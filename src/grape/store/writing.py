@@ -1,0 +1,145 @@
+"""The open write transaction of a data directory."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lmdb
+from zlib_ng.zlib_ng import crc32
+
+from grape.abc.transport import CommittedHead, Rows, Table
+from grape.model.address import PartitionId
+from grape.store.reader import LogEnds, Reader
+from grape.store.rows import BASE, HEAD, LENGTH, LOG, LONG, POSITION, batch_seal, long_key, sealed
+
+
+class Known:
+    """What committed transactions have left, so that it need not be read again: (term, number) of the last commit of
+    each partition, and the ends of logs."""
+
+    def __init__(self) -> None:
+        self.heads: dict[PartitionId, tuple[int, int]] = {}
+        self.ends: dict[PartitionId, LogEnds] = {}
+
+    def learn(self, writing: Writing) -> None:
+        """Its transaction is committed."""
+        self.heads.update(writing.heads)
+        self.ends.update(writing.ends)
+
+
+class Writing:
+    """The open write transaction, as the functions given to `Store.submit` see it. Writer thread only.
+
+    What it remembers (heads, log ends) becomes `Known` when the transaction is committed and is forgotten when it is
+    aborted, so that a group can be replayed into a larger map.
+    """
+
+    def __init__(self, reader: Reader, known: Known, txn: lmdb.Transaction[bytes]) -> None:
+        self._reader = reader
+        self._known = known
+        self._txn = txn
+        self._dbs = reader.databases
+        self._cursors: dict[str, lmdb.Cursor[bytes]] = {}
+        self._trimmed: set[PartitionId] = set()
+        self.heads: dict[PartitionId, tuple[int, int]] = {}
+        self.ends: dict[PartitionId, LogEnds] = {}
+        self.size = 0
+
+    def _cursor(self, name: str) -> lmdb.Cursor[bytes]:
+        cursor = self._cursors.get(name)
+        if cursor is None:
+            cursor = self._cursors[name] = self._txn.cursor(self._dbs[name])
+        return cursor
+
+    def term(self, partition: PartitionId) -> tuple[int, int]:
+        """(term, number) of the last commit; (0, 0) for a partition that never was claimed.
+
+        Raises:
+            Corrupt: the stored head fails its checksum.
+        """
+        found = self.heads.get(partition) or self._known.heads.get(partition)
+        if found is None:
+            head = self._reader.head_in(self._txn, partition.packed())
+            found = (0, 0) if head is None else (head.term, head.number)
+        return found
+
+    def head(self, partition: PartitionId) -> CommittedHead | None:
+        """As `Reader.head`, but what this transaction has written."""
+        return self._reader.head_in(self._txn, partition.packed())
+
+    def set_head(self, partition: PartitionId, term: int, number: int, head: bytes) -> None:
+        packed = partition.packed()
+        self._txn.put(packed, sealed(BASE["head"], packed, HEAD.pack(term, number) + head), db=self._dbs["head"])
+        self.heads[partition] = (term, number)
+        self.size += len(head)
+
+    def log_ends(self, log: PartitionId) -> LogEnds:
+        ends = self.ends.get(log) or self._known.ends.get(log)
+        if ends is None:
+            ends = self.ends[log] = self._reader.ends_in(self._txn, log.packed())
+        return ends
+
+    def append(self, log: PartitionId, batch: bytes, events: int) -> int:
+        """Put ``batch`` at the end of ``log``; returns its position."""
+        trim, tail = self.log_ends(log)
+        key = POSITION.pack(log.packed(), tail)
+        self._txn.put(key, batch_seal(key, events, len(batch)) + batch, db=self._dbs["log"])
+        self.ends[log] = LogEnds(trim, tail + 1)
+        self.size += len(batch)
+        return tail
+
+    def trim(self, log: PartitionId, position: int) -> None:
+        """Delete all batches of ``log`` below ``position``; the positions are never used again."""
+        trim, tail = self.log_ends(log)
+        position = min(position, tail)
+        if position <= trim:
+            return
+        packed = log.packed()
+        end = POSITION.pack(packed, position)
+        cursor = self._cursor("log")
+        more = cursor.set_range(POSITION.pack(packed, trim))
+        while more and b"" < cursor.key() < end:
+            more = cursor.delete()  # moves to the next one; behind the last one the key is empty
+        self.ends[log] = LogEnds(position, tail)
+        self._trimmed.add(log)
+
+    def drop(self, log: PartitionId, position: int) -> None:
+        """Delete one batch; no error if it is gone already."""
+        self.log_ends(log)  # found before the batch is gone, which may be the last one
+        if self._txn.delete(POSITION.pack(log.packed(), position), db=self._dbs["log"]):
+            self._trimmed.add(log)
+
+    def put(self, partition: PartitionId, table: Table, rows: Rows) -> None:
+        """Write or (value None) remove rows; the last one of a key counts."""
+        packed = partition.packed()
+        base = BASE[table]
+        changes: dict[bytes, Any] = dict(rows)
+        puts: list[tuple[bytes, bytes]] = []
+        gone: list[bytes] = []
+        if None in changes.values() or max(map(len, changes), default=0) > LONG:
+            plain = {}
+            for key, value in changes.items():
+                k = packed + key if len(key) <= LONG else long_key(packed, key)
+                if value is None:
+                    gone.append(k)
+                elif len(key) <= LONG:
+                    plain[key] = value
+                else:
+                    puts.append((k, sealed(base, k, LENGTH.pack(len(key)) + key + value)))
+            changes = plain
+        # Every change of state passes here: `sealed` is written out, a call costs as much as the rest.
+        puts += [(k := packed + key, v + crc32(v, crc32(k, base)).to_bytes(4, "little")) for key, v in changes.items()]
+        if puts:
+            puts.sort()  # neighbours come one after the other, which LMDB finds without a search
+            self._cursor(table).putmulti(puts)
+            self.size += sum([len(v) for _, v in puts])
+        db = self._dbs[table]
+        for k in gone:
+            self._txn.delete(k, db=db)
+
+    def finish(self) -> None:
+        # The tail is stored with every deletion: without its last batches a log does not show how far it reached.
+        for log in self._trimmed:
+            packed = log.packed()
+            self._txn.put(packed, sealed(BASE["logs"], packed, LOG.pack(*self.log_ends(log))), db=self._dbs["logs"])
+        self._txn.commit()
