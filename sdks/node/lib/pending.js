@@ -32,6 +32,7 @@ const KEPT = 1 << 20;
 /** Bytes of an emit beside its data. */
 const PER_EMIT = 24;
 const MAX_DELAY = 2 ** 62;
+const MAX_WAIT = 2 ** 61;
 /** Bytes of a timer beside what it emits. */
 const PER_TIMER = 64;
 const MAX_TIMER = 255;
@@ -192,7 +193,7 @@ class Pending {
     }
     const key = given === undefined ? event.key : given;
     const number = this.#partitionOf(event, key);
-    const wait = microseconds(timeout, "timeout");
+    const wait = microseconds(timeout, "timeout", MAX_WAIT);
     if (wait === 0) throw new HandlerError("timeout: 0: an answer takes longer than that");
     const { digest, packed } = this.#asked(name, given, data);
     if (this.suspended !== null) throw this.suspended; // beside another call of an async handler, which was first
@@ -362,9 +363,9 @@ function tooMuch(maxResult, what) {
   );
 }
 
-function microseconds(seconds, what = "delay") {
+function microseconds(seconds, what = "delay", most = MAX_DELAY) {
   const us = Math.round(Number(seconds) * 1e6);
-  if (typeof seconds !== "number" || !(us >= 0 && us <= MAX_DELAY)) {
+  if (typeof seconds !== "number" || !(us >= 0 && us <= most)) {
     throw new HandlerError(`${what} is a number of seconds, from 0 on, not ${String(seconds)}`);
   }
   return us;

@@ -76,7 +76,7 @@ class Ask {
   template <class Rep, class Period>
   Ask& timeout(std::chrono::duration<Rep, Period> time) {
     const double micros = std::chrono::duration<double, std::micro>(time).count();
-    if (!(micros >= 1 && micros <= 4.6e18)) throw Error("bad-value", "a timeout is longer than 0, and at most 146,000 years");
+    if (!(micros >= 1 && micros <= 2.3e18)) throw Error("bad-value", "a timeout is longer than 0, and at most 72,000 years");
     timeout_ = static_cast<std::int64_t>(micros);
     return *this;
   }

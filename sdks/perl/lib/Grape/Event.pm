@@ -18,7 +18,7 @@ our $VERSION = '0.1.0';
 my ($NAME, $KEY, $DATA, $INDEX, $RUN, $STATE) = (0 .. 5);    # Grape::Worker makes them
 my %LEVELS = map { $_ => 1 } qw(debug info warning error critical);
 my ($MAX_KEY, $MAX_TIMER) = (4_096, 255);
-my $MAX_CALLS = 1_000;
+my ($MAX_CALLS, $MAX_WAIT) = (1_000, 2**61);
 my $MAX_DELAY = 4e12;    # seconds; 2 ** 62 microseconds are a little more
 my $SHORT = 1_000;       # such a text is encoded when the run is handed in, if it is still there then
 
@@ -226,6 +226,7 @@ sub _asking {
     my $wait = _microseconds(timeout => defined $given{timeout} ? $given{timeout} : 30);
     delete $given{timeout};
     _fail('usage', 'timeout => 0: an answer takes longer than that') if !$wait;
+    _fail('usage', 'timeout => SECONDS: not that long') if $wait > $MAX_WAIT;
     _fail('usage', 'call(NAME, DATA, key => KEY, timeout => SECONDS), not ' . join ', ', sort keys %given) if %given;
     return ($key, $wait);
 }
