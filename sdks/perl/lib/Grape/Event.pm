@@ -18,7 +18,7 @@ our $VERSION = '0.1.0';
 my ($NAME, $KEY, $DATA, $INDEX, $RUN, $STATE) = (0 .. 5);    # Grape::Worker makes them
 my %LEVELS = map { $_ => 1 } qw(debug info warning error critical);
 my ($MAX_KEY, $MAX_TIMER) = (4_096, 255);
-my ($MAX_CALLS, $MAX_WAIT) = (1_000, 2**61);
+my ($MAX_CALLS, $MAX_WAIT) = (1_000, 1 << 61);
 my $MAX_DELAY = 4e12;    # seconds; 2 ** 62 microseconds are a little more
 my $SHORT = 1_000;       # such a text is encoded when the run is handed in, if it is still there then
 
