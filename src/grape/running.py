@@ -298,10 +298,8 @@ class RunningEngine:
             deadline: in so many seconds nobody is interested any more: no handler starts with it, or with what was
                 emitted for it, later than that; it becomes a dead letter.
             timeout: seconds to wait; None: without an end.
-            type: what the answer is decoded as.
 
         Raises:
-            BadPayload: the answer does not fit ``type``.
             Full: the backlog is at its limit.
             Conflict: the id was used for another event.
             UnknownEvent: nothing listens to it.

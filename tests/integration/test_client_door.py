@@ -134,8 +134,8 @@ def test_it_served_on(engine: RunningEngine) -> None:
 @pytest.mark.parametrize(
     ("arguments", "error", "says"),
     [
-        (("x", 1, ""), BadArgument, "a key has 1 to 4096 bytes of UTF-8, this one has 0"),
-        (("x", 1, "k" * 5000), BadArgument, "this one has 5000"),
+        (("x", 1, ""), BadArgument, "a key has 1 to 4,096 bytes of UTF-8, this one has 0"),
+        (("x", 1, "k" * 5000), BadArgument, "this one has 5,000"),
         (("x", 1, 7), BadArgument, "a key is text (str), not int: 7"),
         (("x", 1, "\ud800"), BadArgument, "valid UTF-8"),
         (("", 1, None), BadArgument, "the name of an event"),
@@ -164,7 +164,7 @@ def test_what_is_wrong_is_said(
     [
         ({"id": ""}, "id= has 1 to 1,024 bytes"),
         ({"id": "i" * 1025}, "id= has 1 to 1,024 bytes"),
-        ({"id": 7}, "id= is text (str), not 7"),
+        ({"id": 7}, "id= is text (str), not int: 7"),
         ({"deadline": -1}, "deadline= must be finite and not negative"),
         ({"deadline": "soon"}, "deadline= is a number of seconds, not 'soon'"),
         ({"deadline": float("nan")}, "deadline="),

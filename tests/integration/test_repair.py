@@ -220,7 +220,7 @@ def test_a_key_that_no_worker_takes_becomes_a_dead_letter(data: Path, key: str) 
     body = codec.encode_run(codec.RunMeta(["next"]), 3, ["a", key, "b"], [1, 2, 3])
     append(data, [body])
     (found,) = findings(data)
-    assert "a key has 1 to 4096 bytes" in found
+    assert "a key has 1 to 4,096 bytes" in found
     done = run_grape("repair", "--data", data, "--dry-run")
     assert "become dead letters" in done.stdout
     assert findings(data) == [found]

@@ -9,7 +9,11 @@ import msgspec
 import pytest
 
 from grape import CallFailed, Context, Event, NoAnswer, Node, State, Topology
+from grape.engine.partition.dispatch import Dispatch
+from grape.model.topology import Limits
+from grape.protocol.messages import Work
 from grape.testing import Harness
+from grape.worker import calls
 
 RUNS: Counter[str] = Counter()
 
@@ -295,8 +299,6 @@ def test_a_call_to_oneself_does_not_wait_for_ever() -> None:
 
 
 def test_what_waits_for_answers_does_not_fill_the_hold_list() -> None:
-    from grape.model.topology import Limits
-
     def ask(data: Any, context: Context) -> Any:
         return context.call("good", data)
 
@@ -316,3 +318,60 @@ def test_a_unit_test_says_what_calls_return() -> None:
     assert [(call.event, call.data) for call in node.calls_made] == [("price", "tea"), ("tax", 3)]
     with pytest.raises(LookupError, match="say first what it returns"):
         node.call("price", "milk")
+
+
+def test_calls_of_one_event_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(calls, "_MOST", 5)
+
+    def ask(data: Any, context: Context) -> Any:
+        return [context.call("good", n) for n in range(data)]
+
+    with Harness(lambda: one(ask, good=reply)) as run:
+        run.feed("ask", 5)
+        run.feed("ask", 6)
+        run.finish()
+        assert [event.data for event in run.outputs("out")] == [[0, 1, 2, 3, 4]]
+        (letter,) = run.dead()
+        assert "has made 5 calls for one event" in letter.text
+
+
+def test_answers_for_one_event_are_bounded() -> None:
+    def ask(data: Any, context: Context) -> Any:
+        answers = [context.call("good", "x" * 400) for _ in range(2)]
+        try:
+            context.call("good", "x" * 400)
+        except CallFailed as e:
+            return [e.code, len(answers)]
+
+    with Harness(lambda: one(ask, good=reply), limits=Limits(max_event=1_000)) as run:
+        run.feed("ask")
+        run.settle()
+        assert [event.data for event in run.outputs("out")] == [["too-large", 2]]
+
+
+def test_events_with_their_answers_go_out_by_their_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What waits for answers is not bounded by the hold list, so what is handed out together has to be."""
+    works: list[int] = []
+    make = Dispatch.make
+
+    def measured(self: Dispatch, epoch: int, now: int) -> Work | None:
+        work = make(self, epoch, now)
+        if work is not None:
+            works.append(sum(len(item.body) + sum(len(a.data) for a in item.answers) for item in work.retries))
+        return work
+
+    monkeypatch.setattr(Dispatch, "make", measured)
+
+    def ask(data: Any, context: Context) -> Any:
+        try:
+            context.call("silence", timeout=5)
+        except NoAnswer:
+            return len(data)
+
+    with Harness(lambda: one(ask, silence=lambda data: None), partitions=1, limits=Limits(dispatch_bytes=5_000)) as run:
+        for n in range(60):
+            run.feed("ask", "x" * 1_000, key=f"k{n}")
+        run.settle()
+        run.advance(6)
+        assert [event.data for event in run.outputs("out")] == [1_000] * 60
+    assert 1_000 < max(works) < 7_000

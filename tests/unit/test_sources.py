@@ -463,8 +463,8 @@ def test_json_lines_are_those_of_a_straight_read(
         (b"[1]", "bad-key", "an array"),
         (b"1", "bad-key", "a number"),
         (b'{"id":false}', "bad-key", "true or false"),
-        (b'{"id":""}', "bad-key", "1 to 4096 bytes"),
-        (b'{"id":"%s"}' % ("ä" * 2049).encode(), "bad-key", "4098"),
+        (b'{"id":""}', "bad-key", "1 to 4,096 bytes"),
+        (b'{"id":"%s"}' % ("ä" * 2049).encode(), "bad-key", "4,098"),
     ],
 )
 def test_a_bad_json_line_says_what_is_wrong(tmp_path: Path, line: bytes, kind: str, says: str) -> None:
@@ -905,7 +905,7 @@ def test_a_line_without_a_key_is_a_dead_letter_that_says_why(tmp_path: Path) -> 
     assert [key for key, _ in events] == ["k1", "k2"]
     assert [(b.place, b.kind) for b in bad] == [(f"{path}:2", "bad-key"), (f"{path}:4", "bad-key")]
     assert "does not match" in bad[0].text
-    assert "1 to 4096 bytes" in bad[1].text
+    assert "1 to 4,096 bytes" in bad[1].text
 
 
 def test_whatever_can_be_read_is_a_source(tmp_path: Path) -> None:

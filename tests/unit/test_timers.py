@@ -9,6 +9,8 @@ import pytest
 from grape import Context, Event, Node, Topology
 from grape.engine.clock import FakeClock
 from grape.engine.partition import timers
+from grape.model import batch as codec
+from grape.model.stored import TimerEntry, timer_name_key
 from grape.testing import Harness
 from grape.testing.machine import Machine
 from grape.transports.memory import MemoryBroker
@@ -187,4 +189,23 @@ def test_the_names_of_timers_go_with_their_node_to_another_pool() -> None:
     settled(machine)
     assert sorted(e.data for e in machine.outputs["out"].committed) == [["ann", 2], ["bob", "bye"], ["eve", 1]]
     assert machine.is_finished
+    machine.stop()
+
+
+def test_a_worker_that_adds_to_a_name_for_ever_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """(An honest one cancels first.)"""
+    monkeypatch.setattr(timers, "_SAME_NAME", 4)
+    machine = Machine(sessions, FakeClock(), MemoryBroker(), partitions=1)
+    partition = machine.engine.partition("main", 0)
+    name = timer_name_key(machine.app.node_id("Session"), b"k", "t")
+    for n in range(10):
+        body = codec.one("end", "k", n)
+        partition.timers.add(machine.clock.now() + 1_000 + n, TimerEntry("main", 0, body, None, name))
+        partition.flush()
+        settled(machine)
+    assert machine.app.timers == 4
+    machine.clock.advance(10)
+    settled(machine)
+    assert [e.data for e in machine.outputs["out"].committed] == [["k", n] for n in range(6, 10)]
+    assert list(partition.ledger.rows("text")) == []
     machine.stop()

@@ -14,7 +14,7 @@ from typing import Any, Final, Literal
 from grape.authoring.places import is_engine_file
 from grape.authoring.raised import line_of, trace_of
 from grape.errors import UsageError
-from grape.model.address import MAX_KEY_BYTES, check_key
+from grape.model.address import MAX_KEY_BYTES, check_key, check_text
 from grape.model.near import did_you_mean
 from grape.model.values import shown
 
@@ -254,13 +254,7 @@ def check_id(text: str) -> str:
     Raises:
         ValueError: it is empty, too long, or no Unicode text.
     """
-    try:
-        size = len(text.encode())
-    except UnicodeEncodeError as e:
-        raise ValueError(f"an id must be valid Unicode text: {e.reason}") from None
-    if not 1 <= size <= MAX_ID_BYTES:
-        raise ValueError(f"an id has 1 to {MAX_ID_BYTES} bytes of UTF-8, this one has {size}")
-    return text
+    return check_text(text, "an id", MAX_ID_BYTES)
 
 
 def are_short(texts: list[str], most: int = MAX_KEY_BYTES) -> bool:

@@ -15,7 +15,7 @@ from msgspec import Struct
 
 from grape.engine.engine import Engine
 from grape.errors import BadArgument, Conflict, Full, UnknownEvent
-from grape.model.address import check_key, partition_of
+from grape.model.address import check_key, check_text, partition_of
 from grape.model.batch import Context
 from grape.model.near import did_you_mean
 from grape.model.stored import NO_POOLS
@@ -60,10 +60,10 @@ def client_event(
     if type(name) is not str or not name:
         raise BadArgument(f"the name of an event is text (str) of 1 character at least, not {shown(name)}")
     return ClientEvent(
-        _text(name, "the name of an event", MAX_ID_BYTES),
+        _checked(lambda: check_text(name, "the name of an event", MAX_ID_BYTES)),
         None if key is None else _checked(lambda: check_key(key)),
         bytes(encode(to_value(data, max_event))),
-        "" if event_id is None else _text(event_id, "id=", MAX_ID_BYTES),
+        "" if event_id is None else _checked(lambda: check_text(event_id, "id=", MAX_ID_BYTES)),
         None if deadline is None else int(check_seconds(deadline, "deadline=") * 1e6),
     )
 
@@ -97,18 +97,6 @@ def check_call_timeout(value: object) -> float | None:
     if checked == 0:
         raise BadArgument("timeout=0: an answer takes some time; whoever wants none emits instead of calling")
     return checked
-
-
-def _text(value: object, what: str, most: int) -> str:
-    if type(value) is not str:
-        raise BadArgument(f"{what} is text (str), not {shown(value)}")
-    try:
-        size = len(value.encode())
-    except UnicodeEncodeError as e:
-        raise BadArgument(f"{what} must be valid Unicode text: {e.reason}") from None
-    if not 1 <= size <= most:
-        raise BadArgument(f"{what} has 1 to {most:,} bytes of UTF-8, this one has {size:,}")
-    return value
 
 
 def _checked(check: Callable[[], T]) -> T:

@@ -189,7 +189,7 @@ class Engine:
     def _settled(self, partition: Partition) -> None:
         """A commit of it is done with."""
         owner = self.pools[partition.pool].owner(partition.number)
-        while owner is not None and (result := partition.next_result()) is not None:
+        while owner is not None and owner.is_heard and (result := partition.next_result()) is not None:
             self._apply_later(owner, partition, result)
         if partition.answers.has_more:
             partition.answers.take()
@@ -251,7 +251,7 @@ class Engine:
     def received(self, pool: str, index: int, link: object, message: FromWorker) -> None:
         """A worker said something."""
         worker = self._worker(pool, index, link)
-        if worker is None or worker.life in ("broken", "gone") or self.failure is not None:
+        if worker is None or not worker.is_heard or self.failure is not None:
             return
         worker.heard = self.clock.now()
         if not isinstance(message, Beat):
@@ -331,7 +331,7 @@ class Engine:
 
     def _result(self, worker: Worker, result: Result) -> None:
         partition = self._assigned(worker, result)
-        if partition is not None and partition.take(result):
+        if partition is not None and not partition.defers(result):
             self._apply(worker, partition, result)
 
     def _apply(self, worker: Worker, partition: Partition, result: Result) -> None:

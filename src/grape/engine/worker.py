@@ -82,6 +82,11 @@ class Worker:
             self.has_refused = True
 
     @property
+    def is_heard(self) -> bool:
+        """What it says counts."""
+        return self.life not in ("broken", "gone")
+
+    @property
     def comes(self) -> bool:
         return self.life in COMES
 
@@ -100,7 +105,7 @@ class Worker:
 
     def cut(self, why: str, now: int) -> None:
         """End it at once; what it says is no longer heard. ``why``: unless that is known already."""
-        if self.life not in ("broken", "gone"):
+        if self.is_heard:
             self.explained = self.explained if self.has_refused else why
             self.step("cut", now)
             self.link.kill()

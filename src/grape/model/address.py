@@ -44,6 +44,24 @@ def partition_of(key: str, partitions: int) -> int:
     return crc32(key.encode()) % partitions
 
 
+def check_text(value: object, what: str, most: int) -> str:
+    """Return ``value`` if it is text of 1 to ``most`` bytes of UTF-8. ``what`` it is to be, for the error.
+
+    Raises:
+        TypeError: it is not text.
+        ValueError: it is empty, too long, or holds lone surrogates.
+    """
+    if type(value) is not str:
+        raise TypeError(f"{what} is text (str), not {type(value).__name__}: {shown(value)}")
+    try:
+        size = len(value.encode())
+    except UnicodeEncodeError as e:
+        raise ValueError(f"{what} must be valid UTF-8 text: {e.reason}") from None
+    if not 1 <= size <= most:
+        raise ValueError(f"{what} has 1 to {most:,} bytes of UTF-8, this one has {size:,}")
+    return value
+
+
 def check_key(key: object) -> str:
     """Return ``key`` if it can be a key: text of 1 to 4,096 bytes of UTF-8.
 
@@ -51,15 +69,7 @@ def check_key(key: object) -> str:
         TypeError: it is not text.
         ValueError: it is empty, too long, or holds lone surrogates.
     """
-    if type(key) is not str:
-        raise TypeError(f"a key is text (str), not {type(key).__name__}: {shown(key)}")
-    try:
-        size = len(key.encode())
-    except UnicodeEncodeError as e:
-        raise ValueError(f"a key must be valid UTF-8 text: {e.reason}") from None
-    if not 1 <= size <= MAX_KEY_BYTES:
-        raise ValueError(f"a key has 1 to {MAX_KEY_BYTES} bytes of UTF-8, this one has {size}")
-    return key
+    return check_text(key, "a key", MAX_KEY_BYTES)
 
 
 MAX_TIMER_NAME: Final = 255
@@ -72,15 +82,7 @@ def check_timer_name(name: object) -> str:
         TypeError: it is not text.
         ValueError: it is empty, too long, or holds lone surrogates.
     """
-    if type(name) is not str:
-        raise TypeError(f"the name of a timer is text (str), not {type(name).__name__}: {shown(name)}")
-    try:
-        size = len(name.encode())
-    except UnicodeEncodeError as e:
-        raise ValueError(f"the name of a timer must be valid UTF-8 text: {e.reason}") from None
-    if not 1 <= size <= MAX_TIMER_NAME:
-        raise ValueError(f"the name of a timer has 1 to {MAX_TIMER_NAME} bytes of UTF-8, this one has {size}")
-    return name
+    return check_text(name, "the name of a timer", MAX_TIMER_NAME)
 
 
 _CACHED_KEYS: Final = 65_536

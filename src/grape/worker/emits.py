@@ -276,12 +276,10 @@ def bind(
     def call(
         event: str, data: Any = None, *, key: Any = INHERIT, timeout: float | timedelta = 30.0, type: Any = Any
     ) -> Any:
-        if event not in known or event in names.outputs:
-            raise (
-                names.unknown(event, node)
-                if event not in known
-                else UnknownEvent(f"node {node!r} calls {event!r}, which is an output: nothing answers there")
-            )
+        if event not in known:
+            raise names.unknown(event, node)
+        if event in names.outputs:
+            raise UnknownEvent(f"node {node!r} calls {event!r}, which is an output: nothing answers there")
         if key is not INHERIT and key is not None:
             partitions[key]
         return calls.answer(event, to_value(data, max_event), key, timeout, type)

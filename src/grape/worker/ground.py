@@ -135,17 +135,10 @@ class Ground:
             return
         slot = unit.slots[stage.name_of(index)]
         retrying = self.retries.get((stage.id_of(index), unit.node))
-        deaths = (retrying.named_deaths if retrying is not None else 0) + (named is not None and named.death)
-        verdict = (
-            "dead"
-            if final
-            else after_failure(
-                slot,
-                stage.attempt_of(index),
-                deaths if named is not None and named.death else 0,
-                self.limits.named_deaths,
-            )
-        )
+        died = named is not None and named.death
+        deaths = 0 if not died else 1 if retrying is None else retrying.named_deaths + 1
+        attempt = stage.attempt_of(index)
+        verdict = "dead" if final else after_failure(slot, attempt, deaths, self.limits.named_deaths)
         self._lock(unit, stage, index, verdict)
         if named is not None:
             kind, text, trace = named.kind, named.text, named.trace
@@ -159,7 +152,7 @@ class Ground:
             kind=kind,
             text=text,
             trace=trace,
-            named=bool(named is not None and named.death),
+            named=died,
             final=final,
         )
 

@@ -124,7 +124,8 @@ class Dispatch:
         self.contexts += contexts
 
     def _retries(self, now: int) -> list[RetryItem]:
-        taken = self._failures.list.take_due(now, 1 if self._careful.named or self.is_long else _RETRIES_AT_ONCE)
+        limit = 1 if self._careful.named or self.is_long else _RETRIES_AT_ONCE
+        taken = self._failures.list.take_due(now, limit, self._limits.dispatch_bytes)
         if not taken:
             return []
         ledger = self._ledger

@@ -158,11 +158,13 @@ class HoldList:
     def _is_head(self, held: Held) -> bool:
         return held.line is None or self._lines[held.line][0] == held.number
 
-    def take_due(self, now: int, limit: int) -> list[tuple[Held, bool]]:
-        """Entries to try now, a due line's followers right behind its head, at most about ``limit``; each with whether
-        more of its line stay. They count as in work until changed, removed or given back."""
+    def take_due(self, now: int, limit: int, most: int) -> list[tuple[Held, bool]]:
+        """Entries to try now, a due line's followers right behind its head, at most about ``limit`` and of about
+        ``most`` bytes, at least one; each with whether more of its line stay. They count as in work until changed,
+        removed or given back."""
         out: list[tuple[Held, bool]] = []
-        while len(out) < limit:
+        size = 0
+        while len(out) < limit and (not out or size < most):
             due = self.next_due()
             if due is None or due > now:
                 break
@@ -170,15 +172,18 @@ class HoldList:
             if held.line is None:
                 held.in_work = True
                 out.append((held, False))
+                size += held.size
                 continue
             queue = self._lines[held.line]
             taken = 0
             for number in queue:
                 entry = self._held[number]
-                if entry.stopped or entry.in_work or len(out) >= limit or (entry.careful and taken):
+                is_enough = len(out) >= limit or (taken and size >= most)
+                if entry.stopped or entry.in_work or is_enough or (entry.careful and taken):
                     break
                 entry.in_work = True
                 out.append((entry, False))
+                size += entry.size
                 taken += 1
                 if entry.careful:
                     break

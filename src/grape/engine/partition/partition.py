@@ -135,12 +135,12 @@ class Partition:
         """
         return self.dispatch.make(self.epoch, now)
 
-    def take(self, result: Result) -> bool:
-        """Whether it can be applied now: the next commit has room for it. Else `next_result` gives it after that."""
+    def defers(self, result: Result) -> bool:
+        """Whether it has to wait, as the next commit has no room for it; `next_result` gives it after that."""
         if not self._later and (not self.ledger.draft.size or self.ledger.has_room(size_of(result))):
-            return True
+            return False
         self._later.append(result)
-        return False
+        return True
 
     def next_result(self) -> Result | None:
         """One that had to wait, and can be applied now."""
