@@ -209,6 +209,21 @@ class General(Counting):
     other = State(list)
 
 
+def test_who_calls_again_is_left_at_the_first_call_all_the_same() -> None:
+    def ask(data: Any, context: Context) -> Any:
+        try:
+            first = context.call("good", 1)
+        except BaseException:
+            first = "caught"
+        return [first, context.call("good", 2)]
+
+    with Harness(lambda: one(ask, good=reply)) as run:
+        for _ in range(3):
+            run.feed("ask")
+        run.settle()
+        assert [event.data for event in run.outputs("out")] == [[1, 2]] * 3
+
+
 def test_what_a_careless_handler_changed_is_undone() -> None:
     with Harness(lambda: one(Counting(), good=reply)) as run:
         for n in range(5):

@@ -77,6 +77,10 @@ class Calls:
         if not wait:
             raise ValueError("timeout=0: an answer takes longer than that")
         place = self._running.place()
+        if self.suspended is not None:
+            if place == self._place:
+                raise self.suspended  # it is left, whatever it has caught
+            self._was_caught = True
         if place != self._place:
             self._place, self._made = place, 0
         ordinal, self._made = self._made, self._made + 1
@@ -85,7 +89,6 @@ class Calls:
         if ordinal >= len(answers):
             if ordinal >= _MOST:
                 raise HandlerError(f"node {self._node!r} has made {_MOST:,} calls for one event")
-            self._was_caught = self.suspended is not None
             self._running.is_left()
             self.suspended = Suspended(event, data, key, wait, digest)
             raise self.suspended
