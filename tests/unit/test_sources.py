@@ -12,6 +12,7 @@ import termios
 import threading
 import tracemalloc
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -973,3 +974,43 @@ def test_feeds_that_are_refused(text: str, says: str) -> None:
         parse_feed(text, 100)
     assert says in str(refused.value)
     assert "--feed" in str(refused.value)
+
+
+def test_a_stream_that_is_stopped_takes_nothing_more_and_gives_all_it_has() -> None:
+    """Whatever it has taken out of a pipe is seen in hand, or returned; what it has not stays there."""
+    out, into = os.pipe()
+    stream = Stdin("line", fd=out, block=64)
+    stream.open(b"")
+    lines = [f"line {n}\n" for n in range(40)]
+    os.write(into, "".join(lines).encode())
+    first = stream.read(b"")
+    assert first is not None
+    assert stream.in_hand
+    stream.is_stopped = True
+    given = [text for columns in first.columns for text in columns.data]
+    while (chunk := stream.read(b"")) is not None:
+        assert stream.in_hand
+        given += [text for columns in chunk.columns for text in columns.data]
+    assert not stream.in_hand
+    os.close(into)
+    rest = os.read(out, 10_000).decode()
+    assert 0 < len(given) < 40
+    assert "".join(f"{text}\n" for text in given) + rest == "".join(lines)
+    stream.close()
+    os.close(out)
+
+
+def test_a_stream_that_waits_takes_nothing_once_it_is_stopped() -> None:
+    out, into = os.pipe()
+    stream = Stdin("line", fd=out)
+    stream.open(b"")
+    with ThreadPoolExecutor(1) as thread:
+        waiting = thread.submit(stream.read, b"")
+        stream.is_stopped = True
+        os.write(into, b"late\n")
+        assert waiting.result(10) is None
+    assert not stream.in_hand
+    assert os.read(out, 100) == b"late\n"
+    stream.close()
+    os.close(into)
+    os.close(out)

@@ -75,6 +75,9 @@ class Source(ABC):
         is_final: its input is complete, or no run will go on from here: nothing that could still grow has to wait.
         is_repeatable: the same position gives the same events again, also in another run.
         restarted: an earlier run has read from it, which this one cannot continue.
+        is_stopped: set from outside, while a ``read`` may be under way: nothing more is to be taken out of what cannot
+            be read again. in_hand: something was, that no ``read`` has returned, or the last one has; so it is true
+            before anything is taken, and whoever sets ``is_stopped`` and then finds it false has lost nothing.
     """
 
     name: str
@@ -83,6 +86,8 @@ class Source(ABC):
     is_final: bool = False
     is_repeatable: bool = True
     restarted: bool = False
+    is_stopped: bool = False
+    in_hand: bool = False
 
     @abstractmethod
     def open(self, position: bytes) -> None:

@@ -14,6 +14,7 @@ from grape.connectors.lines import MAX_EVENT, RAW
 from grape.connectors.reading import BLOCK, Descriptor, pack, shown_path
 from grape.errors import UsageError
 
+_NEWLINE: Final = 0x0A
 _STDIN: Final = ("/dev/stdin", "/dev/fd/0", "/proc/self/fd/0")
 _KERNEL: Final = ("/proc", "/sys")
 
@@ -78,6 +79,7 @@ class Stream(Source):
         if stat.S_ISDIR(mode):
             raise UsageError(f"{self.name}: {self._what} is a directory")
         self.restarted = bool(position)
+        self.is_stopped = self.in_hand = False
         woken, self._wake = os.pipe()
         self._use = Descriptor(woken, self._wake, *own)
         self._poll = select.poll()
@@ -119,16 +121,35 @@ class Stream(Source):
                     return Chunk([], self._position(), [bad], self._read_bytes - taken)
                 if self._at_end:
                     return self._chunk(len(buffer), taken) if buffer else None
-            self._poll.poll()
+            self.in_hand = bool(cut)
+            if not self.is_stopped:
+                self._poll.poll()
             if use.is_closed():
                 break
-            self._take()
+            self.in_hand = True  # first this, then the look: see `Source`
+            if self.is_stopped:
+                cut = self._finish_line()
+                self.in_hand = bool(cut)
+                return self._chunk(cut, taken) if cut else None
+            self._take(self._block)
         return None
 
-    def _take(self) -> None:
+    def _finish_line(self) -> int:
+        """Read on to the end of a line that was cut by how much is read at once, as far as it is there, and no further.
+        Returns where the last whole line ends."""
+        buffer, most = self._buffer, self._parser.max_event + 2
+        while buffer and buffer[-1] != _NEWLINE and len(buffer) < most and not self._at_end and self._has_more():
+            self._take(1)
+        return len(buffer) if self._at_end else buffer.rfind(b"\n") + 1
+
+    def _has_more(self) -> bool:
+        """A read would not wait."""
+        return any(fd == self._fd for fd, _ in self._poll.poll(0))
+
+    def _take(self, most: int) -> None:
         """Read what is there."""
         try:
-            piece = os.read(self._fd, self._block)
+            piece = os.read(self._fd, most)
         except (BlockingIOError, InterruptedError):
             return
         self._at_end = not piece

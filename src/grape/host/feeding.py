@@ -89,7 +89,8 @@ class Feeder:
     @property
     def has_rest(self) -> bool:
         """Something was read that nobody can read again, and is not durable yet."""
-        return not self._feed.source.is_repeatable and bool(self._in_hand or self._waiting or self._in_flight)
+        source = self._feed.source
+        return not source.is_repeatable and bool(source.in_hand or self._in_hand or self._waiting or self._in_flight)
 
     @property
     def _gives_up(self) -> bool:
@@ -122,7 +123,7 @@ class Feeder:
         """To its end; False: the run ends before."""
         feed, door = self._feed, self._door
         position = feed.head.position
-        while not door.is_ending:
+        while not door.is_ending or (feed.source.in_hand and not self._gives_up):
             chunk = self._read(position)
             for line in feed.source.news():
                 door.call(partial(door.notice, line))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from typing import Final
 
@@ -17,8 +16,6 @@ _DRAIN: Final = 5.0
 _STALL: Final = 3.0
 _TICK: Final = 0.005
 _IDLE: Final = 0.25
-_IN_HAND: Final = 0.05
-"""What has just come out of a pipe is with its feeder by then."""
 
 
 class Serving:
@@ -102,7 +99,7 @@ class Serving:
         engine, host, sources, app = self._engine, self._host, self._sources, self._app
         engine.drain()
         deadline = time.monotonic() + _DRAIN
-        await asyncio.sleep(0 if sources.are_repeatable else _IN_HAND)
+        sources.stop_reading()
         while (engine.in_flight or sources.have_rest) and time.monotonic() < deadline and host.is_draining:
             host.look_anew()
             await host.wait(0.05)

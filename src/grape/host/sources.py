@@ -74,10 +74,10 @@ class Sources:
         """Whatever else they give would most likely die as well."""
         return bool(self._feeds) and self.dead_left < 0
 
-    @property
-    def are_repeatable(self) -> bool:
-        """The next run can read all that this one does not commit."""
-        return all(feed.source.is_repeatable for feed in self._feeds)
+    def stop_reading(self) -> None:
+        """Nothing more is to be taken out of what cannot be read again."""
+        for feed in self._feeds:
+            feed.source.is_stopped = True
 
     @property
     def have_rest(self) -> bool:
