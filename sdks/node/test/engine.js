@@ -43,8 +43,14 @@ class Engine {
     });
     this.output = "";
     this.errors = "";
-    this.process.stdout.on("data", (data) => (this.output += data));
-    this.process.stderr.on("data", (data) => (this.errors += data));
+    /** Those who wait for the next piece of either. */
+    this.readers = [];
+    for (const [stream, said] of [[this.process.stdout, "output"], [this.process.stderr, "errors"]]) {
+      stream.on("data", (data) => {
+        this[said] += data;
+        for (const resolve of this.readers.splice(0)) resolve();
+      });
+    }
     this.exited = new Promise((resolve) => this.process.on("close", (code, signal) => resolve({ code, signal })));
     this.socket = this.process.stdio[3];
     this.messages = [];
@@ -80,6 +86,15 @@ class Engine {
     const waiter = this.waiting.shift();
     if (waiter) waiter(message);
     else this.messages.push(message);
+  }
+
+  /** Wait until the worker's "output" or "errors" match: pipes of their own, not in step with the socket. */
+  async said(stream, pattern) {
+    while (!pattern.test(this[stream])) {
+      const more = new Promise((resolve) => this.readers.push(() => resolve(true)));
+      if ((await Promise.race([more, this.exited])) === true) continue;
+      if (!pattern.test(this[stream])) throw new Error(`the worker ended, and its ${stream} is without ${pattern}: ${this[stream]}`);
+    }
   }
 
   async next(kind) {
@@ -147,6 +162,7 @@ class Engine {
     const all = { emitted: [], states: [], failures: [], timers: [], replies: [], retried: [], counts: {}, emits: {}, done: [] };
     for (;;) {
       const result = await this.next("result");
+      if (result.epoch !== (more.epoch ?? 1)) continue; // as the engine: of an epoch that is over
       for (const [name, value] of Object.entries(all)) {
         if (Array.isArray(value)) value.push(...result[name]);
         else for (const [what, count] of Object.entries(result[name])) value[what] = (value[what] ?? 0) + count;
