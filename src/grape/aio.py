@@ -21,16 +21,15 @@ from typing import Any, Final, TypedDict, TypeVar, Unpack
 from grape import running
 from grape.authoring.emitter import Reply
 from grape.authoring.topology import Topology
-from grape.engine.clients import check_call_timeout, check_timeout, client_event
-from grape.engine.engine import Engine
-from grape.engine.telemetry import AppNumbers
+from grape.client.calls import Call, answer_as
+from grape.client.events import check_call_timeout, check_timeout, client_event
 from grape.errors import BadArgument, NoAnswer, UsageError
-from grape.host.calls import Call, answer_as
 from grape.host.options import names_of
 from grape.model.event import Event
 from grape.model.near import did_you_mean
+from grape.model.numbers import AppNumbers
 from grape.model.topology import Limits
-from grape.running import Profiles, RunningEngine, Summary, at_the_call, options_of, unstarted
+from grape.running import UNKNOWN, Profiles, RunningEngine, Summary, at_the_call, options_of, unstarted
 
 T = TypeVar("T")
 
@@ -142,12 +141,7 @@ class AsyncEngine:
         checked = client_event(event, data, key, id, deadline, self._engine.limits.max_event)
         wait = check_timeout(timeout)
 
-        def accept(engine: Engine, done: Callable[[None], None]) -> None:
-            self._engine.accept(engine, checked, lambda: done(None))
-
-        await self._ask(
-            accept, wait, "it is not known whether the event was accepted (with the same id= emit it again)"
-        )
+        await _answered(self._engine.hand_in(checked), wait, UNKNOWN)
 
     async def call(
         self,
@@ -183,7 +177,7 @@ class AsyncEngine:
         wait = check_call_timeout(timeout)
         fresh = asyncio.Event()
         call = self._engine.calls.open(keeps_parts, _waking(fresh))
-        self._engine.hand_in(call, checked)
+        self._engine.start_call(call, checked)
         return AsyncCallStream(call, fresh, wait)
 
     async def outputs(self, event: str, *, timeout: float | None = None) -> AsyncIterator[Event]:
@@ -220,22 +214,7 @@ class AsyncEngine:
     async def numbers(self) -> AppNumbers:
         """What is measured, as it is now; see `RunningEngine.numbers`."""
 
-        def tell(engine: Engine, done: Callable[[AppNumbers], None]) -> None:
-            done(engine.numbers())
-
-        return await self._ask(tell, 30.0, "no answer")
-
-    async def _ask(self, ask: Callable[[Engine, Callable[[T], None]], object], timeout: float | None, unsaid: str) -> T:
-        asked = self._engine.ask(ask)
-        done = asyncio.Event()
-        asked.add_done_callback(lambda _, wake=_waking(done): wake())  # type: ignore[misc]
-        try:
-            async with asyncio.timeout(timeout):
-                await done.wait()
-        except TimeoutError:
-            if not asked.done():
-                raise NoAnswer(f"{unsaid} after {timeout:g} s") from None
-        return asked.result()
+        return await _answered(self._engine.ask_numbers(), 30.0, "no answer")
 
 
 class AsyncCallStream:
@@ -296,6 +275,23 @@ class AsyncCallStream:
 
     def __del__(self) -> None:
         self._close()
+
+
+async def _answered(asked: Future[T], timeout: float | None, unsaid: str) -> T:
+    """
+    Raises:
+        NoAnswer: nothing came in time.
+        GrapeError: as the engine says.
+    """
+    done = asyncio.Event()
+    asked.add_done_callback(lambda _, wake=_waking(done): wake())  # type: ignore[misc]
+    try:
+        async with asyncio.timeout(timeout):
+            await done.wait()
+    except TimeoutError:
+        if not asked.done():
+            raise NoAnswer(f"{unsaid} after {timeout:g} s") from None
+    return asked.result()
 
 
 def _waking(event: asyncio.Event) -> Callable[[], None]:

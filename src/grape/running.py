@@ -1,49 +1,48 @@
 """Run a topology from Python: ``grape.run(...)`` and ``with grape.open(...) as engine``.
 
-The engine runs on a thread of its own with its own event loop; nothing process-wide is touched (no signal handlers, no
-event loop policy). Workers import the topology by module and name, so it must stand where they can find it.
+The engine is a process of its own (with ``inline`` a thread of this one); nothing process-wide is touched (no signal
+handlers, no event loop policy). Workers import the topology by module and name, so it must stand where they can find
+it.
 """
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import functools
 import os
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future, InvalidStateError
-from functools import partial
+from concurrent.futures import Future
 from pathlib import Path
 from types import FrameType, FunctionType, TracebackType
-from typing import Any, ParamSpec, TypeVar, cast
+from typing import Any, Final, ParamSpec, TypeVar, cast
 
-import uvloop
 from msgspec import Struct
 
 from grape.abc.source import Source
 from grape.authoring.loading import imported_now
 from grape.authoring.places import HIDDEN, caller, place_of_caller
 from grape.authoring.topology import Topology
+from grape.client.calls import Call, Calls, CallStream, answer_as
+from grape.client.events import ClientEvent, check_call_timeout, check_timeout, client_event
+from grape.client.launching import EngineThread, spawn_engine
+from grape.client.session import Session, decoded
+from grape.client.taking import Taker
 from grape.connectors.feeds import feed as feed
 from grape.connectors.feeds import source_of
 from grape.connectors.live import QueueSink
 from grape.connectors.takes import sink_of
-from grape.engine.clients import ClientEvent, Clients, check_call_timeout, check_timeout, client_event
-from grape.engine.engine import Engine
-from grape.engine.telemetry import AppNumbers
 from grape.errors import BadArgument, Full, GrapeError, NoAnswer, Refused, TopologyError, UsageError, UserError
-from grape.host.calls import Call, Calls, CallStream, ReplySink, answer_as
 from grape.host.options import MAX_WORKERS, Options, check_names, check_options, mapping_of, names_of, path_of
-from grape.host.run import Outcomes, Run
-from grape.host.taking import Taker
 from grape.model.event import Event
+from grape.model.numbers import AppNumbers
 from grape.model.profile import Profile
 from grape.model.topology import Limits, TopologySpec
 from grape.model.values import shown as shown_value
 from grape.processes.output import Line
 from grape.processes.profile_file import load_profiles
+from grape.protocol.door import Emit
+from grape.protocol.outcomes import Outcomes
 from grape.store.store import MAX_SIZE
 from grape.tools.terminal import shown
 
@@ -51,6 +50,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 Feed = Mapping[str, Any]
 Take = Mapping[str, Any]
+UNKNOWN: Final = "it is not known whether the event was accepted (with the same id= emit it again)"
 Profiles = str | os.PathLike[str] | Mapping[str, Mapping[str, Any]] | None
 
 
@@ -67,11 +67,6 @@ class Summary(Struct, frozen=True):
     dead: int
     backlog: int
     data: str | None
-
-
-def new_event_loop() -> asyncio.AbstractEventLoop:
-    """An event loop of the fast kind."""
-    return uvloop.new_event_loop()
 
 
 def at_the_call(function: Callable[P, T]) -> Callable[P, T]:
@@ -171,38 +166,21 @@ def unstarted(options: Options, outputs: tuple[str, ...] | None) -> RunningEngin
     return engine
 
 
-def _settle(asked: Future[T], value: Any = None, error: BaseException | None = None) -> None:
-    """The first one says what it is; whoever asked may have given it up."""
-    with contextlib.suppress(InvalidStateError):
-        if error is not None:
-            asked.set_exception(error)
-        else:
-            asked.set_result(value)
-
-
 class RunningEngine:
     """A run on a thread. Methods are for other threads, any of them."""
 
-    def __init__(
-        self,
-        options: Options,
-        sources: list[Source],
-        takers: list[Taker],
-    ) -> None:
+    def __init__(self, options: Options, sources: list[Source], takers: list[Taker]) -> None:
         self._queues: dict[str, QueueSink] = {}
-        self._clients: Clients | None = None
         self.calls = Calls()
-        self._asked: set[Future[Any]] = set()
         self._is_given_up = False
-        self.limits = options.limits
-        self._run = Run(options, sources, takers, _print_line)
+        launch = EngineThread if options.inline else spawn_engine
+        self._session = Session(options, sources, takers, _print_line, launch)
         self._result: Future[Outcomes] = Future()
-        self._thread = threading.Thread(target=self._main, name="grape-engine", daemon=True)
+        self._thread = threading.Thread(target=self._main, name="grape-session", daemon=True)
 
     def _main(self) -> None:
         try:
-            with asyncio.Runner(loop_factory=new_event_loop) as runner:
-                self._result.set_result(runner.run(self._run.run()))
+            self._result.set_result(self._session.run())
         except BaseException as e:
             self._result.set_exception(e)
 
@@ -211,10 +189,10 @@ class RunningEngine:
 
         def takers(topology: TopologySpec) -> list[Taker]:
             self._queues = {name: QueueSink(name) for name in (topology.outputs if names is None else names)}
-            replies = Taker(None, ReplySink(self.calls))
-            return [replies, *(Taker(name, sink) for name, sink in self._queues.items())]
+            return [Taker(name, sink) for name, sink in self._queues.items()]
 
-        self._run.more_takers = takers
+        self._session.more_takers = takers
+        self._session.takes_replies = self.calls.replied
 
     def start(self) -> RunningEngine:
         """Start and wait until it takes events.
@@ -226,16 +204,16 @@ class RunningEngine:
         self._result.add_done_callback(lambda _: self._tell_ended())
         self._thread.start()
         try:
-            while not self._run.ready.wait(0.05):
+            while not self._session.ready.wait(0.05):
                 if self._result.done():
                     break
                 if self._is_given_up:
-                    self._run.stop()
+                    self._session.stop()
                     self._result.exception()
         except KeyboardInterrupt:
             self._end_interrupted()
             raise
-        if self._run.engine is None:
+        if not self._session.has_begun:
             self._thread.join()
             self._result.result()
         return self
@@ -243,7 +221,7 @@ class RunningEngine:
     def _end_interrupted(self) -> None:
         """Ctrl-C: what runs is committed; another one stops at once."""
         for _ in range(2):
-            self._run.stop()
+            self._session.stop()
             try:
                 self._result.exception()
                 return
@@ -267,19 +245,25 @@ class RunningEngine:
         finally:
             if self._result.done():
                 self._thread.join()  # it has nothing left to do
-        stats = outcomes.stats
+        counts = outcomes.counts
         return Summary(
             outcomes.seconds,
-            stats.finished,
-            dict(stats.fed),
-            dict(stats.emitted),
-            dict(stats.taken),
-            dict(stats.processed),
-            dict(stats.failures),
+            counts.finished,
+            counts.fed,
+            counts.emitted,
+            counts.taken,
+            counts.processed,
+            counts.failures,
             outcomes.dead_stored,
             outcomes.backlog,
             outcomes.data if outcomes.kept else None,
         )
+
+    @property
+    def limits(self) -> Limits:
+        """What events may be."""
+        opened = self._session.opened
+        return self._session.options.limits if opened is None else opened.limits
 
     def emit(
         self,
@@ -308,11 +292,7 @@ class RunningEngine:
         """
         checked = client_event(event, data, key, id, deadline, self.limits.max_event)
         wait = check_timeout(timeout)
-
-        def accept(engine: Engine, done: Callable[[None], None]) -> None:
-            self.accept(engine, checked, lambda: done(None))
-
-        self._ask(accept, wait, "it is not known whether the event was accepted (with the same id= emit it again)")
+        _answered(self.hand_in(checked), wait, UNKNOWN)
 
     def call(
         self,
@@ -363,80 +343,33 @@ class RunningEngine:
         wait = check_call_timeout(timeout)
         fresh = threading.Semaphore(0)
         call = self.calls.open(keeps_parts, fresh.release)
-        self.hand_in(call, checked)
+        self.start_call(call, checked)
         return CallStream(call, fresh, wait)
 
-    def hand_in(self, call: Call, event: ClientEvent) -> None:
-        """Have the event of a call accepted. Returns at once; what goes wrong is told to the call."""
+    def start_call(self, call: Call, event: ClientEvent) -> None:
+        """Hand in the event of a call. Returns at once; what goes wrong is told to the call."""
 
-        def accept() -> None:
-            try:
-                self.accept(self.engine, event, call.accepted, call.request)
-            except BaseException as e:
-                call.fail(e)
+        def accepted(handed_in: Future[None]) -> None:
+            error = handed_in.exception()
+            if error is None:
+                call.accepted()
+            else:
+                call.fail(error)
 
-        try:
-            self._run.call(accept)
-        except RuntimeError:  # its loop is closed
-            call.fail(self._ended())
+        self.hand_in(event, call.request).add_done_callback(accepted)
 
-    def accept(self, engine: Engine, event: ClientEvent, durable: Callable[[], None], request: str = "") -> None:
-        """On the engine's thread: see `Clients.accept`."""
-        self._clients = self._clients or Clients(engine)
-        self._clients.accept(event, self._run.clock.now(), durable, request)
-
-    def _ask(
-        self, ask: Callable[[Engine, Callable[[T], None]], object], timeout: float | None, unsaid: str = "no answer"
-    ) -> T:
-        """Ask on the engine's thread; what it answers, at once or later.
-
-        Raises:
-            NoAnswer: nothing came in time.
-            GrapeError: as the question says.
-        """
-        try:
-            return self.ask(ask).result(None if timeout is None else min(timeout, threading.TIMEOUT_MAX))
-        except TimeoutError as e:
-            if isinstance(e, GrapeError):
-                raise
-            raise NoAnswer(f"{unsaid} after {timeout:g} s") from None
-
-    def ask(self, ask: Callable[[Engine, Callable[[T], None]], object]) -> Future[T]:
-        """Ask on the engine's thread. It is answered, or fails as the question says, or when the engine ends."""
-        asked: Future[T] = Future()
-        self._asked.add(asked)
-        asked.add_done_callback(self._asked.discard)
-
-        def on_engine() -> None:
-            try:
-                ask(self.engine, partial(_settle, asked))
-            except BaseException as e:
-                _settle(asked, None, e)
-
-        try:
-            self._run.call(on_engine)
-        except RuntimeError:  # its loop is closed
-            _settle(asked, None, self._ended())
-        if self._result.done():  # perhaps nobody came to it any more
-            _settle(asked, None, self._ended())
-        return asked
-
-    @property
-    def engine(self) -> Engine:
-        """
-        Raises:
-            GrapeError: it has ended.
-        """
-        engine = self._run.engine
-        if engine is None:
-            raise self._ended()
-        return engine
+    def hand_in(self, event: ClientEvent, request: str = "") -> Future[None]:
+        """Hand in an event: done when it is durable. ``request``: under which its caller waits for replies."""
+        if not self._session.has_begun or self._result.done():
+            return failed(self._ended())
+        connection = self._session.connection
+        return connection.ask(
+            lambda number: Emit(number, event.name, event.key, event.data, event.id, event.wait, request)
+        )
 
     def _tell_ended(self) -> None:
         """Whoever waits hears that it has ended."""
         self.calls.end(self._unanswered, self._ended)
-        for asked in tuple(self._asked):
-            _settle(asked, None, self._ended())
         for sink in self._queues.values():
             sink.wake()
 
@@ -481,16 +414,17 @@ class RunningEngine:
         return self._result.done()
 
     def numbers(self) -> AppNumbers:
-        """What is measured, as it is now: queues, workers, rates, latencies, by pool; see `grape.engine.telemetry`.
+        """What is measured, as it is now: queues, workers, rates, latencies, by pool; see `grape.model.numbers`.
 
         Raises:
             GrapeError: the engine has ended.
         """
+        return _answered(self.ask_numbers(), 30.0, "no answer")
 
-        def tell(engine: Engine, done: Callable[[AppNumbers], None]) -> None:
-            done(engine.numbers())
-
-        return self._ask(tell, 30.0)
+    def ask_numbers(self) -> Future[AppNumbers]:
+        if not self._session.has_begun or self._result.done():
+            return failed(self._ended())
+        return decoded(self._session.connection.ask_verb("numbers"), AppNumbers)
 
     def give_up(self) -> None:
         """While `start` waits on another thread: it is to return."""
@@ -499,7 +433,7 @@ class RunningEngine:
     def close(self) -> Summary:
         """Stop: what runs is committed, the rest waits in the data directory."""
         if not self._result.done():
-            self._run.stop()
+            self._session.stop()
         return self.wait()
 
     def __enter__(self) -> RunningEngine:
@@ -509,6 +443,27 @@ class RunningEngine:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _answered(asked: Future[T], timeout: float | None, unsaid: str) -> T:
+    """
+    Raises:
+        NoAnswer: nothing came in time.
+        GrapeError: as the engine says.
+    """
+    try:
+        return asked.result(None if timeout is None else min(timeout, threading.TIMEOUT_MAX))
+    except TimeoutError as e:
+        if isinstance(e, GrapeError):
+            raise
+        raise NoAnswer(f"{unsaid} after {timeout:g} s") from None
+
+
+def failed(error: GrapeError) -> Future[Any]:
+    """What was asked of an engine that has ended."""
+    asked: Future[Any] = Future()
+    asked.set_exception(error)
+    return asked
 
 
 def _print_line(worker: str, line: Line) -> None:

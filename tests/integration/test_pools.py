@@ -18,7 +18,7 @@ import pytest
 from tests.command import grape as grape_cli
 
 import grape
-from grape.engine.telemetry import AppNumbers, PoolNumbers
+from grape.model.numbers import AppNumbers, PoolNumbers
 from grape.errors import Full
 from grape.running import RunningEngine
 

@@ -11,6 +11,7 @@ import io
 import os
 import sys
 import time
+from concurrent.futures import Future
 from typing import Any, Literal, TextIO, cast
 
 import psutil
@@ -19,9 +20,10 @@ from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, Ta
 from rich.table import Column, Table
 from rich.text import Text
 
-from grape.host.run import Run
+from grape.client.session import Session
 from grape.model.plural import counted
 from grape.processes.output import Line
+from grape.protocol import outcomes
 from grape.tools.terminal import escaped, shown
 
 
@@ -121,11 +123,13 @@ class _Numbers(ProgressColumn):
 class Meter:
     """Follows a run: a live line on a terminal, a plain line every five seconds elsewhere.
 
-    It also watches the memory of the engine and its workers, in MB: ``peak_rss`` and ``peak_private``.
+    It also watches the memory of the engine, its workers and this process ("run"), in MB: ``peak_rss`` and
+    ``peak_private``.
     """
 
-    def __init__(self, run: Run, *, quiet: bool) -> None:
+    def __init__(self, run: Session, *, quiet: bool) -> None:
         self._run = run
+        self._asked: Future[outcomes.Progress] | None = None
         # Where input is typed or output shown on the same terminal, a line that moves would share a line with them.
         shares = _shows_output(run) or _reads_terminal(run)
         self._live = err.is_terminal and not quiet and not is_plain() and not shares
@@ -161,51 +165,51 @@ class Meter:
 
     def update(self) -> None:
         """Look once; called a few times a second."""
-        run = self._run
-        self._measure_memory()
-        app, engine = run.app, run.engine
-        if app is None or engine is None or self._quiet:
-            return
-        now, done = time.monotonic(), app.stats.finished
+        progress = None if self._asked is None else _answer(self._asked)
+        if self._run.has_begun and (self._asked is None or self._asked.done()):
+            self._asked = self._run.progress()
+        self._measure_memory([] if progress is None else progress.pids)
+        if progress is not None and not self._quiet:
+            self._show(progress)
+
+    def _show(self, progress: outcomes.Progress) -> None:
+        run, name = self._run, "" if self._run.topology is None else self._run.topology.name
+        now, done = time.monotonic(), progress.finished
         before, was = self._last
         if now - before >= 1.0:
             self._rate = (done - was) / (now - before)
             self._last = now, done
         sizes = [source.total() for source in run.sources]
         total = sum(s for s in sizes if s is not None) if sizes and None not in sizes else None
-        workers = sum(1 for p in engine.pools.values() for w in p.workers.values() if w.serves)
-        parts = [f"{self._rate:,.0f} events/s", f"backlog {app.backlog_events:,}", counted(workers, "worker")]
-        degraded = [name for name, pool in engine.pools.items() if pool.is_degraded]
-        if degraded:
-            parts.append(f"degraded: {', '.join(degraded)}")
-        if app.holds:
-            parts.append(f"{app.holds:,} held")
-        if app.stats.dead:
-            parts.append(f"{app.stats.dead:,} dead")
-        due = engine.next_due()
-        if due is not None and not app.backlog_events and not run.sources_open:
-            parts.append(f"next due {time.strftime('%H:%M:%S', time.localtime(due / 1e6))}")
+        workers = counted(progress.workers, "worker")
+        parts = [f"{self._rate:,.0f} events/s", f"backlog {progress.backlog:,}", workers]
+        if progress.degraded:
+            parts.append(f"degraded: {', '.join(progress.degraded)}")
+        if progress.held:
+            parts.append(f"{progress.held:,} held")
+        if progress.dead:
+            parts.append(f"{progress.dead:,} dead")
+        if progress.due is not None and not progress.backlog and not progress.streams:
+            parts.append(f"next due {time.strftime('%H:%M:%S', time.localtime(progress.due / 1e6))}")
         if self._progress is not None:
             self._progress.update(
                 self._task,
-                description=escaped(app.record.name),
+                description=escaped(name),
                 total=total,
-                completed=run.fed_bytes,
+                completed=progress.fed_bytes,
                 numbers=" · ".join(parts),
             )
         elif now - self._printed >= 5.0:
             self._printed = now
-            share = f"{min(100.0, 100 * run.fed_bytes / total):.0f} % of input, " if total else ""
-            say(f"{app.record.name}: {share}{', '.join(parts)}")
+            share = f"{min(100.0, 100 * progress.fed_bytes / total):.0f} % of input, " if total else ""
+            say(f"{name}: {share}{', '.join(parts)}")
 
-    def _measure_memory(self) -> None:
-        pids: dict[str, int | None] = {"engine": None, **dict(self._run.workers())}
-        for name, pid in pids.items():
+    def _measure_memory(self, pids: list[tuple[str, int]]) -> None:
+        for name, pid in [("run", os.getpid()), *pids]:
             try:
-                key = pid or 0
-                process = self._processes.get(key)
+                process = self._processes.get(pid)
                 if process is None:
-                    process = self._processes[key] = psutil.Process(pid)
+                    process = self._processes[pid] = psutil.Process(pid)
                 info = process.memory_info()
                 private = _private_mb(process.pid)
             except (psutil.Error, OSError):
@@ -214,11 +218,15 @@ class Meter:
             self.peak_private[name] = max(self.peak_private.get(name, 0.0), private)
 
 
-def _shows_output(run: Run) -> bool:
+def _shows_output(run: Session) -> bool:
     return any(taker.sink.is_shown for taker in run.takers) and sys.stdout.isatty()
 
 
-def _reads_terminal(run: Run) -> bool:
+def _answer(asked: Future[outcomes.Progress]) -> outcomes.Progress | None:
+    return asked.result() if asked.done() and asked.exception() is None else None
+
+
+def _reads_terminal(run: Session) -> bool:
     return any(not source.is_repeatable for source in run.sources) and os.isatty(0)
 
 

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-import gc
 import os
 import re
 import select
 import signal
+import threading
 import time
 import tomllib
 from collections.abc import Iterable
+from concurrent.futures import Future
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 import msgspec
 import typer
@@ -22,20 +21,21 @@ from grape.abc.source import Source
 from grape.authoring.loading import parse_target
 from grape.cli.console import Meter, complain, flushed, put, say, show_line
 from grape.cli.reload import reload as again_and_again
+from grape.client.launching import fork_engine
+from grape.client.session import Session
+from grape.client.taking import Taker
 from grape.connectors.feeds import parse_feed
 from grape.connectors.takes import parse_take, replies_to, taken_to
 from grape.errors import BadArgument, Corrupt, EngineError, GrapeError, Interrupted, StorageFailed, UsageError
 from grape.host.options import Options, check_options
-from grape.host.run import Outcomes, Run
-from grape.host.taking import Taker
-from grape.isolates.parent import become_subreaper_and_undumpable
 from grape.model.plural import counted
 from grape.model.topology import Limits
 from grape.processes.profile_file import load_profiles
-from grape.running import new_event_loop
+from grape.protocol.outcomes import Outcomes
 from grape.store.store import MAX_SIZE
 
 EXIT_OK, EXIT_DEAD, EXIT_USE, EXIT_ENGINE, EXIT_INT, EXIT_TERM, EXIT_PIPE = 0, 1, 2, 3, 130, 143, 141
+_LOOK: Final = 0.2
 
 
 def run(
@@ -155,11 +155,7 @@ def run(
         check_options(options)
     except GrapeError as e:
         fail(e)
-    become_subreaper_and_undumpable()
-    # This process is the engine's alone: what is loaded stays, and batches are no garbage cycles.
-    gc.freeze()
-    gc.set_threshold(20_000)
-    code = asyncio.Runner(loop_factory=new_event_loop).run(_run(options, sources, takers, summary == "json"))
+    code = _run(options, sources, takers, summary == "json")
     raise typer.Exit(code if flushed() else EXIT_PIPE)
 
 
@@ -241,23 +237,23 @@ def make_taker(text: str) -> Taker:
     return Taker(event, taken_to(event, path))
 
 
-async def _run(options: Options, sources: list[Source], takers: list[Taker], as_json: bool) -> int:
-    running = Run(options, sources, takers, show_line)
+def _run(options: Options, sources: list[Source], takers: list[Taker], as_json: bool) -> int:
+    session = Session(options, sources, takers, show_line, fork_engine)
+    session.launch()
     got: list[int] = []
 
-    def on_signal(number: int) -> None:
+    def on_signal(number: int, _: object) -> None:
         got.append(number)
         if len(got) == 1:
             say("stopping: what runs is finished and committed (again: stop at once, nothing is lost)")
-        running.stop()
+        # In a handler nothing may wait for what this thread was just doing.
+        threading.Thread(target=session.stop, daemon=True).start()
 
-    loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, on_signal, number)
-    with Meter(running, quiet=False) as meter:
-        watcher = asyncio.create_task(_watch(meter))
+        signal.signal(number, on_signal)
+    with Meter(session, quiet=False) as meter:
         try:
-            outcomes = await running.run()
+            outcomes = _until_over(session, meter)
         except Interrupted as e:
             say(str(e))
             return EXIT_INT if got[:1] == [signal.SIGINT] else EXIT_TERM
@@ -268,17 +264,34 @@ async def _run(options: Options, sources: list[Source], takers: list[Taker], as_
             complain(str(e))
             _say_how_to_go_on(e, options)
             return EXIT_ENGINE if isinstance(e, EngineError) else EXIT_USE
-        finally:
-            meter.update()
-            watcher.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await watcher
     if any(source.restarted for source in sources):
         say("stdin cannot be read again: this run read the new stdin from its start")
-    report(running, outcomes, meter, options, as_json)
+    report(outcomes, meter, options, as_json)
     if got and (outcomes.stopped or outcomes.backlog):
         return EXIT_INT if got[0] == signal.SIGINT else EXIT_TERM
     return EXIT_DEAD if outcomes.dead_stored or outcomes.stopped_events else EXIT_OK
+
+
+def _until_over(session: Session, meter: Meter) -> Outcomes:
+    """
+    Raises:
+        GrapeError: it could not go on.
+    """
+    ended: Future[Outcomes] = Future()
+    over = threading.Event()
+
+    def run() -> None:
+        try:
+            ended.set_result(session.run())
+        except BaseException as e:
+            ended.set_exception(e)
+        over.set()
+
+    threading.Thread(target=run, name="grape-session", daemon=True).start()
+    while not over.wait(_LOOK):
+        meter.update()
+    meter.update()
+    return ended.result()
 
 
 def _reader_is_gone() -> bool:
@@ -291,12 +304,6 @@ def _reader_is_gone() -> bool:
         return False
 
 
-async def _watch(meter: Meter) -> None:
-    while True:
-        meter.update()
-        await asyncio.sleep(0.2)
-
-
 def _say_how_to_go_on(error: GrapeError, options: Options) -> None:
     if isinstance(error, EngineError) and options.data:
         mend = f"; what is damaged is taken out by: grape repair --data {options.data}"
@@ -306,27 +313,24 @@ def _say_how_to_go_on(error: GrapeError, options: Options) -> None:
         )
 
 
-def summary_of(running: Run, outcomes: Outcomes, meter: Meter) -> dict[str, Any]:
+def summary_of(outcomes: Outcomes, meter: Meter) -> dict[str, Any]:
     """What ``--summary json`` prints."""
-    stats = outcomes.stats
-    app = running.app
-    assert app is not None
-    dropped = {o: stats.emitted[o] for o in app.topology.outputs if o not in app.taken and stats.emitted[o]}
+    counts = outcomes.counts
     return {
         "app": outcomes.app,
         "seconds": round(outcomes.seconds, 3),
-        "events_per_second": round(stats.finished / outcomes.seconds) if outcomes.seconds else 0,
-        "in": dict(stats.fed),
-        "out": dict(stats.taken),
-        "emitted": dict(stats.emitted),
-        "slots": dict(stats.processed),
-        "failures": dict(stats.failures),
-        "dropped_outputs": dropped,
+        "events_per_second": round(counts.finished / outcomes.seconds) if outcomes.seconds else 0,
+        "in": counts.fed,
+        "out": counts.taken,
+        "emitted": counts.emitted,
+        "slots": counts.processed,
+        "failures": counts.failures,
+        "dropped_outputs": counts.dropped,
         "dead": outcomes.dead_stored,
         "backlog": outcomes.backlog,
-        "commits": stats.commits,
-        "worker_deaths": stats.worker_deaths,
-        "stale_frames": stats.stale_frames,
+        "commits": counts.commits,
+        "worker_deaths": counts.worker_deaths,
+        "stale_frames": counts.stale_frames,
         "pools": {} if outcomes.numbers is None else msgspec.to_builtins(outcomes.numbers.pools),
         "data": outcomes.data if outcomes.kept else None,
         "peak_private_mb": {name: round(mb, 1) for name, mb in meter.peak_private.items()},
@@ -334,15 +338,15 @@ def summary_of(running: Run, outcomes: Outcomes, meter: Meter) -> dict[str, Any]
     }
 
 
-def report(running: Run, outcomes: Outcomes, meter: Meter, options: Options, as_json: bool) -> None:
+def report(outcomes: Outcomes, meter: Meter, options: Options, as_json: bool) -> None:
     """The last words of a run."""
-    found = summary_of(running, outcomes, meter)
+    found = summary_of(outcomes, meter)
     if as_json:
         put(msgspec.json.encode(found).decode())
-    stats = outcomes.stats
-    fed = ", ".join(f"{n:,} {name}" for name, n in stats.fed.items()) or "nothing new"
+    counts = outcomes.counts
+    fed = ", ".join(f"{n:,} {name}" for name, n in counts.fed.items()) or "nothing new"
     say(
-        f"{outcomes.app}: {fed} in; {counted(stats.finished, 'event')} processed in {outcomes.seconds:.2f} s "
+        f"{outcomes.app}: {fed} in; {counted(counts.finished, 'event')} processed in {outcomes.seconds:.2f} s "
         f"({found['events_per_second']:,} events/s)"
     )
     for name, count in found["dropped_outputs"].items():

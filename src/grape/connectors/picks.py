@@ -14,13 +14,12 @@ from typing import Any, Final, Literal
 from grape.authoring.places import is_engine_file
 from grape.authoring.raised import line_of, trace_of
 from grape.errors import UsageError
-from grape.model.address import MAX_KEY_BYTES, check_key, check_text
+from grape.model.address import MAX_ID_BYTES, MAX_KEY_BYTES, check_key, check_text
 from grape.model.near import did_you_mean
 from grape.model.values import shown
 
 What = Literal["key", "id"]
 
-MAX_ID_BYTES: Final = 1_024
 _FUNCTION: Final = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*")
 _FIELD: Final = "field:"
 _MOST: Final[dict[What, int]] = {"key": MAX_KEY_BYTES, "id": MAX_ID_BYTES}

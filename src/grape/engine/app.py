@@ -44,7 +44,6 @@ class App:
         record: AppRecord,
         topology: TopologySpec,
         limits: Limits,
-        taken: frozenset[str],
         parts: dict[str, TopologySpec] | None = None,
     ) -> None:
         self.record = record
@@ -52,7 +51,7 @@ class App:
         self.limits = limits
         self.routing: Routing = route(topology)
         self.stats = Stats()
-        self.taken = taken
+        self.taken: frozenset[str] = frozenset()
         self.backlog_events = 0
         self.backlog_bytes = 0
         self.holds = 0
@@ -68,14 +67,6 @@ class App:
             )
             for pool in topology.pools
         }
-
-        long = {pool.name for pool in topology.pools if pool.long}
-        self.long_events = frozenset(
-            event
-            for event, listeners in self.routing.listeners.items()
-            if any(listener.pool in long for listener in listeners)
-        )
-        """Events whose handlers may run for long: keyless ones are spread one by one."""
 
     @property
     def partitions(self) -> int:

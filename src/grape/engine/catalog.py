@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Final
 
 import msgspec
@@ -56,13 +56,14 @@ class CatalogStore:
         """What was saved last is durable."""
         return not self._committer.is_busy
 
-    def save(self, record: AppRecord) -> None:
-        """Store ``record``. Wait for `is_saved` before the next one."""
+    def save(self, record: AppRecord, then: Callable[[], None] = lambda: None) -> None:
+        """Store ``record``; ``then`` is called when it is durable. Wait for `is_saved` before the next one."""
         apps = {**self.catalog.apps, record.name: record}
         catalog = Catalog(FORMAT, apps, max(self.catalog.next_app, record.id + 1))
 
         def saved() -> None:
             self.catalog = catalog
+            then()
 
         packed = encode(catalog)
         self._committer.submit(packed, rows=[("text", [(COPY, packed)])], then=saved)
@@ -83,7 +84,6 @@ def update_record(
     topology: TopologySpec,
     partitions: int | None,
     default_partitions: int,
-    logs: list[str],
     dropped: frozenset[str] = frozenset(),
     rng: random.Random | None = None,
 ) -> AppRecord:
@@ -118,7 +118,7 @@ def update_record(
     new = (chained - route(old.topology).chained) | old.unchained
     pools = [pool.name for pool in topology.pools]
     answers = [f"{REPLIES}{pool}" for pool in pools]
-    names = [*pools, *answers, *(f"{OUTPUT}{o}" for o in topology.outputs), REPLIES, *logs]
+    names = [*pools, *answers, *(f"{OUTPUT}{o}" for o in topology.outputs), REPLIES]
     return msgspec.structs.replace(
         with_logs(old, names),
         nodes=nodes,

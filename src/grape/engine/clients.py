@@ -1,109 +1,52 @@
-"""What clients hand in: checked at one door before it touches anything, then accepted once.
+"""What clients hand in: checked once more, then accepted once.
 
-A client's event has no number of its own, as those of sources have. It is accepted by one commit, of its partition in
+A client's event has no number of its own, as those of streams have. It is accepted by one commit, of its partition in
 the first pool that listens, which sends it to all of them; with an ``id`` it is remembered there for the dedup-horizon.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from datetime import timedelta
-from typing import Any, Final, TypeVar
-from zlib import crc32
+from typing import Final
 
-from msgspec import Struct
+import msgspec
 
 from grape.engine.engine import Engine
-from grape.errors import BadArgument, Conflict, Full, UnknownEvent
-from grape.model.address import check_key, check_text, partition_of
+from grape.errors import Conflict, Full, ProtocolError, TooLarge, UnknownEvent
+from grape.model.address import MAX_ID_BYTES, check_key, check_text, partition_of
 from grape.model.batch import Context
+from grape.model.ids import content_of
 from grape.model.near import did_you_mean
 from grape.model.stored import NO_POOLS
-from grape.model.values import encode, seconds, shown, to_value
-
-T = TypeVar("T")
-
-MAX_ID_BYTES: Final = 1_024
-MAX_TIMEOUT: Final = 1e9
+from grape.protocol.door import Emit
 
 _BESIDE: Final = 1_000
 """Bytes of an event in a commit beside its data and key, about, with the row of its id."""
+_LONGEST_WAIT: Final = 1 << 62
+_skip: Final = msgspec.msgpack.Decoder(msgspec.Raw).decode
 
 
-class ClientEvent(Struct, frozen=True):
-    """An event as a client means it, checked. ``data``: encoded. ``wait``: microseconds until its deadline."""
-
-    name: str
-    key: str | None
-    data: bytes
-    id: str = ""
-    wait: int | None = None
-
-    @property
-    def content(self) -> int:
-        """Tells it from other events under the same id."""
-        return crc32(self.data, crc32(repr((self.name, self.key)).encode()))
-
-
-def client_event(
-    name: object, data: Any, key: object, event_id: object, deadline: object, max_event: int
-) -> ClientEvent:
+def check_emit(event: Emit, max_event: int) -> Emit:
     """
-    Args:
-        event_id, deadline: None if there is none.
-
     Raises:
-        BadArgument: a name, key, id or deadline that cannot be one.
-        BadValue: data that cannot travel.
+        ProtocolError: what no client of ours sends: a name, key, id or wait that cannot be one, data that is none.
         TooLarge: data over ``max_event`` bytes.
     """
-    if type(name) is not str or not name:
-        raise BadArgument(f"the name of an event is text (str) of 1 character at least, not {shown(name)}")
-    return ClientEvent(
-        _checked(lambda: check_text(name, "the name of an event", MAX_ID_BYTES)),
-        None if key is None else _checked(lambda: check_key(key)),
-        bytes(encode(to_value(data, max_event))),
-        "" if event_id is None else _checked(lambda: check_text(event_id, "id=", MAX_ID_BYTES)),
-        None if deadline is None else int(check_seconds(deadline, "deadline=") * 1e6),
-    )
-
-
-def check_seconds(value: object, what: str) -> float:
-    """
-    Raises:
-        BadArgument: it is no number of seconds.
-    """
-    if not isinstance(value, int | float | timedelta):
-        raise BadArgument(f"{what} is a number of seconds, not {shown(value)}")
-    return _checked(lambda: seconds(value, what))
-
-
-def check_timeout(value: object) -> float | None:
-    """Seconds to wait; None: without an end.
-
-    Raises:
-        BadArgument: it is neither.
-    """
-    return None if value is None else min(check_seconds(value, "timeout="), MAX_TIMEOUT)
-
-
-def check_call_timeout(value: object) -> float | None:
-    """`check_timeout` of a call, in which nothing can come in no time.
-
-    Raises:
-        BadArgument: it is none.
-    """
-    checked = check_timeout(value)
-    if checked == 0:
-        raise BadArgument("timeout=0: an answer takes some time; whoever wants none emits instead of calling")
-    return checked
-
-
-def _checked(check: Callable[[], T]) -> T:
     try:
-        return check()
-    except (TypeError, ValueError, OverflowError) as e:
-        raise BadArgument(str(e)) from None
+        check_text(event.name, "the name of an event", MAX_ID_BYTES)
+        if event.key is not None:
+            check_key(event.key)
+        for text, what in ((event.id, "id"), (event.request, "request")):
+            if text:
+                check_text(text, what, MAX_ID_BYTES)
+        _skip(event.data)
+    except (TypeError, ValueError, msgspec.MsgspecError, RecursionError) as e:
+        raise ProtocolError(f"an event that cannot be one: {e}") from None
+    if event.wait is not None and not 0 <= event.wait <= _LONGEST_WAIT:
+        raise ProtocolError(f"an event that is to wait for {event.wait} us")
+    if len(event.data) > max_event:
+        raise TooLarge(f"an event of {len(event.data)} bytes; the limit is {max_event}")
+    return event
 
 
 class Clients:
@@ -114,9 +57,8 @@ class Clients:
         self._app = engine.app
         self._spread = 0
 
-    def accept(self, event: ClientEvent, now: int, durable: Callable[[], None], request: str = "") -> None:
-        """``durable`` is called when it is, also if it was accepted before. ``request``: under which its caller waits
-        for replies.
+    def accept(self, event: Emit, now: int, durable: Callable[[], None]) -> None:
+        """``durable`` is called when it is, also if it was accepted before.
 
         Raises:
             UnknownEvent: nothing listens to it.
@@ -140,13 +82,14 @@ class Clients:
         if not home.ledger.has_room((len(event.data) + len(event.key or "") + _BESIDE) * len(pools)):
             raise Full("what has come before it is being committed")
         known = self._remembered(event.id, number) if event.id else None
-        if known not in (None, event.content):
+        content = content_of(event.name, event.key, event.data)
+        if known not in (None, content):
             raise Conflict(f"the id {event.id!r:.300} was used for another event")
         if known is None:
             if event.id:
-                home.memory.remember(event.id, event.content, now)
+                home.memory.remember(event.id, content, now)
             due = 0 if event.wait is None else now + event.wait
-            context = Context(request, number if request else 0, "", due)
+            context = Context(event.request, number if event.request else 0, "", due)
             for pool in pools:
                 home.memory.take_in(pool, event.name, event.key, event.data, event.id, context, now)
             app.stats.fed[event.name] += 1
@@ -162,7 +105,7 @@ class Clients:
                     return known
         return None
 
-    def _partition_of(self, event: ClientEvent) -> int:
+    def _partition_of(self, event: Emit) -> int:
         place = event.key or event.id
         if place:
             return partition_of(place, self._app.partitions)

@@ -22,10 +22,10 @@ from grape.engine.pool import Pool, what_says_most
 from grape.engine.questions import UNREAD_BYTES, Questions
 from grape.engine.standstill import STANDSTILL
 from grape.engine.surroundings import Sizes, Surroundings
-from grape.engine.telemetry import AppNumbers
 from grape.engine.worker import Worker
 from grape.errors import Corrupt, GrapeError, ProtocolError, Runaway
 from grape.model.address import PartitionId
+from grape.model.numbers import AppNumbers
 from grape.model.profile import Profile
 from grape.model.stored import CLIENT_ID
 from grape.protocol.messages import Announce, Ask, Beat, FromWorker, Hello, Refusal, Result, Stuck

@@ -7,29 +7,16 @@ sources, and where the ids of clients are. Engine's thread only.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Final, Literal, NamedTuple
-from zlib import crc32
+from typing import Final
 
 from grape.abc.transport import Rows, Table, Transport
 from grape.engine.app import App
 from grape.engine.clock import Clock
 from grape.model.address import PartitionId, partition_of
 from grape.model.stored import CLIENT_ID, NO_POOLS, SOURCE, Expiry, decode_expiry, encode, timer_key
+from grape.protocol.door import Named, Verdict
 
-Verdict = Literal["new", "known", "conflict"]
 _EXPIRIES_AT_ONCE: Final = 10_000
-
-
-class Named(NamedTuple):
-    """An event's id, and what tells its content from others under the same id (as `ClientEvent.content`)."""
-
-    id: str
-    content: int
-    key: str | None
-
-
-def content_of(name: str, key: str | None, data: bytes) -> int:
-    return crc32(data, crc32(repr((name, key)).encode()))
 
 
 class Ids:
@@ -91,7 +78,7 @@ class Ids:
             expiries[timer_key(due, i)] = encode(Expiry("text", key))
         return [("text", list(texts.items())), ("expiry", list(expiries.items()))]
 
-    def durable(self, events: Iterable[Named]) -> None:
-        """They are stored now."""
+    def settled(self, events: Iterable[Named]) -> None:
+        """They are stored now, or whoever was to feed them is gone."""
         for event in events:
             self._pending.pop(event.id, None)

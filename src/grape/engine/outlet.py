@@ -100,6 +100,8 @@ class Take:
         """Partitions that may have something to take."""
         self._rest: list[TakenBatch] = []
         """What was read and not taken."""
+        self.changed: Callable[[], None] = _nothing
+        """Called when there may be something to take."""
 
     @property
     def logs(self) -> list[int]:
@@ -112,6 +114,12 @@ class Take:
 
     def arrived(self, partition: int) -> None:
         self._fresh.add(partition)
+        self.changed()
+
+    @property
+    def is_busy(self) -> bool:
+        """A commit is under way."""
+        return self._committer.is_busy
 
     @property
     def is_idle(self) -> bool:
@@ -282,3 +290,7 @@ def dead_log(event: str) -> str:
 def dead_key(number: int, position: int, index: int) -> bytes:
     """The row of the letter of an event that stands there."""
     return row_key(number << 48 | (position & 0xFFFFFFFF) << 16 | min(index, 0xFFFF))
+
+
+def _nothing() -> None:
+    pass

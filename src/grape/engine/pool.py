@@ -16,9 +16,9 @@ from grape.engine.balance import balance
 from grape.engine.partition.partition import Partition
 from grape.engine.scaling import Backoff, Load, Scaler
 from grape.engine.surroundings import Surroundings
-from grape.engine.telemetry import PoolNumbers
 from grape.engine.worker import Worker
 from grape.errors import UserError
+from grape.model.numbers import PoolNumbers
 from grape.model.profile import Profile
 from grape.model.topology import PoolSpec
 from grape.protocol.messages import Assign, Revoke

@@ -1,49 +1,24 @@
 """An app is put together from given parts, in one way for all: a run on a disk with worker processes, and the simulator
 in memory.
 
-transport -> what is stored is made fit -> app -> engine -> a feed for each source, a take for each taker
+transport -> what is stored is made fit -> app -> engine -> what streams and readers attach to
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import partial
-from typing import Final, NamedTuple
+from collections.abc import Callable
 
 from msgspec import Struct
 
-from grape.abc.source import Source
 from grape.abc.transport import Arrival, Callbacks, Commit, Outcome
 from grape.engine.app import App
 from grape.engine.engine import Engine
 from grape.engine.fitting import fit
-from grape.engine.ids import Ids
-from grape.engine.intake import Feed
-from grape.engine.outlet import DeadOutputs, Take, dead_log
 from grape.engine.surroundings import Sizes, Surroundings
 from grape.errors import GrapeError, StorageFailed
-from grape.host.feeding import opened
+from grape.host.attaching import Attaching
 from grape.host.opening import Opening, Removals
-from grape.model.stored import OUTPUT, REPLIES, SOURCE, TAKER
 from grape.model.topology import Limits, TopologySpec
-
-_REPLY: Final = "reply"
-
-
-class TakenBy(NamedTuple):
-    """``event``: an output, None: replies. ``name``: of who takes it, which tells it from all others for ever."""
-
-    event: str | None
-    name: str
-
-    @property
-    def log(self) -> str:
-        return REPLIES if self.event is None else OUTPUT + self.event
-
-    @property
-    def dead_event(self) -> str:
-        """By which the dead letters of what it takes are known."""
-        return self.event or _REPLY
 
 
 class Plan(Struct, frozen=True, kw_only=True):
@@ -57,27 +32,18 @@ class Plan(Struct, frozen=True, kw_only=True):
     topology: TopologySpec
     limits: Limits
     sizes: Sizes
-    sources: Sequence[Source] = ()
-    taken: Sequence[TakenBy] = ()
     parts: dict[str, TopologySpec] = {}
     partitions: int | None = None
     removals: Removals = Removals()
     reserve: int = 0
 
-    def logs(self) -> list[str]:
-        """All that it needs beside those of its pools."""
-        own = [SOURCE + source.name for source in self.sources] + [TAKER + taken.name for taken in self.taken]
-        return own + sorted({dead_log(taken.dead_event) for taken in self.taken})
-
 
 class Assembled(Struct, frozen=True):
-    """Feeds and takes stand in the order of the plan. ``dead_outputs``: by `TakenBy.dead_event`."""
+    """``attaching``: gives it streams and readers."""
 
     app: App
     engine: Engine
-    feeds: list[Feed]
-    takes: list[Take]
-    dead_outputs: dict[str, DeadOutputs]
+    attaching: Attaching
 
 
 class Assembler:
@@ -101,25 +67,18 @@ class Assembler:
         """Nothing runs yet when it returns: `Engine.start` does that.
 
         Raises:
-            UsageError: something stored does not fit, and nobody allowed it to go; a source that cannot be opened.
+            UsageError: something stored does not fit, and nobody allowed it to go.
             EngineError: the store is damaged, or the disk refused.
         """
         self._around = around
         limits = fit(plan.limits, around.transport.features)
         opening = self._opening = Opening(around.transport, around.clock, limits, around.rng, plan.removals)
-        record = await opening.record(plan.topology, plan.partitions, plan.logs())
+        record = await opening.record(plan.topology, plan.partitions)
         if opening.discarded:
             around.notice(f"{opening.discarded:,} events were given up without dead letters (--discard-slot)")
-        taken = frozenset(taken.event for taken in plan.taken if taken.event is not None)
-        app = App(record, plan.topology, limits, taken, plan.parts)
+        app = App(record, plan.topology, limits, plan.parts)
         engine = self._engine = Engine(app, around, plan.sizes, plan.reserve)
-        feeds = _feeds(plan, app, engine, around)
-        takes = _takes(plan, app, engine, around)
-        dead = {
-            event: DeadOutputs(app, event, around.transport, engine.own)
-            for event in dict.fromkeys(taken.dead_event for taken in plan.taken)
-        }
-        return Assembled(app, engine, feeds, takes, dead)
+        return Assembled(app, engine, Attaching(app, engine, opening.catalog))
 
     # ------------------------------------------------------------------ what the transport tells
 
@@ -148,29 +107,3 @@ class Assembler:
             self._around.failed(failure)
         if self._opening is not None:
             self._opening.failed(failure)
-
-
-def _feeds(plan: Plan, app: App, engine: Engine, around: Surroundings) -> list[Feed]:
-    calls = any(taken.event is None for taken in plan.taken)
-    ids = Ids(app, around.transport, around.clock)
-    feeds: list[Feed] = []
-    for source in plan.sources:
-        feed = Feed(app, source, around.transport, calls, around.clock, ids)
-        opened(feed)
-        engine.own(feed.id, feed.done)
-        feeds.append(feed)
-    return feeds
-
-
-def _takes(plan: Plan, app: App, engine: Engine, around: Surroundings) -> list[Take]:
-    peers: dict[str, list[Take]] = {}
-    takes: list[Take] = []
-    for taken in plan.taken:
-        take = Take(app, taken.name, taken.log, around.transport, around.clock)
-        takes.append(take)
-        peers.setdefault(taken.log, []).append(take)
-        take.peers = peers[taken.log]
-        engine.own(take.id, take.done)
-        for number in take.logs:
-            engine.on_arrival(app.log(taken.log, number), partial(take.arrived, number))
-    return takes

@@ -113,6 +113,11 @@ class Host:
         assert self._loop is not None
         self._loop.call_later(delay, function)
 
+    def soon(self, function: Callable[[], None]) -> None:
+        """Run when what is being done is done."""
+        assert self._loop is not None
+        self._loop.call_soon(function)
+
     def wake(self) -> None:
         """Something has happened."""
         self._wake.set()

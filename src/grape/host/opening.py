@@ -42,7 +42,7 @@ class Opening:
         rng: jitter, and the incarnation of a new app.
 
     Attributes:
-        discarded: events that were given up without a dead letter.
+        discarded: events that were given up without a dead letter. catalog: of the directory.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class Opening:
         self._clock = clock
         self._limits = limits
         self._removals = removals
-        self._store = CatalogStore(transport)
+        self.catalog = CatalogStore(transport)
         self._partitions: dict[PartitionId, Partition] = {}
         self._changed = asyncio.Event()
         self._error: GrapeError | None = None
@@ -65,7 +65,7 @@ class Opening:
         """A commit has ended."""
         try:
             if commit.partition == CATALOG:
-                self._store.done(commit, outcome)
+                self.catalog.done(commit, outcome)
             else:
                 self._partitions[commit.partition].done(commit, outcome)
         except GrapeError as e:
@@ -83,7 +83,7 @@ class Opening:
 
     # ------------------------------------------------------------------ the record
 
-    async def record(self, topology: TopologySpec, partitions: int | None, logs: list[str]) -> AppRecord:
+    async def record(self, topology: TopologySpec, partitions: int | None) -> AppRecord:
         """The app's record in the catalog, after everything stored has been adapted to ``topology``.
 
         Raises:
@@ -92,12 +92,12 @@ class Opening:
         """
         await self._migrate(topology)
         dropped = self._removals.all
-        record = update_record(self._store.catalog, topology, partitions, DEFAULT_PARTITIONS, logs, dropped, self._rng)
+        record = update_record(self.catalog.catalog, topology, partitions, DEFAULT_PARTITIONS, dropped, self._rng)
         await self._save(record)
         return record
 
     async def _migrate(self, topology: TopologySpec) -> None:
-        record = self._store.catalog.apps.get(topology.name)
+        record = self.catalog.catalog.apps.get(topology.name)
         if record is None:
             events = {slot.event for slot in topology.slots}
             refuse_drops("--drop-slot", self._removals.slots, events)
@@ -107,7 +107,7 @@ class Opening:
         record = with_logs(record, [pool.name for pool in topology.pools])
         if record.moving:  # an earlier start was killed while it did this
             await self._move(self._migration(record, topology), record, record.moving)
-            record = self._store.catalog.apps[topology.name]
+            record = self.catalog.catalog.apps[topology.name]
         migration = self._migration(record, topology)
         if migration.plan and not self._transport.features.exact_forwarding:
             sources = self._sources(record)
@@ -130,7 +130,7 @@ class Opening:
         return found
 
     def _migration(self, record: AppRecord, topology: TopologySpec) -> Migration:
-        app = App(record, record.topology, self._limits, frozenset())
+        app = App(record, record.topology, self._limits)
 
         def partition(pool: str, number: int) -> Partition:
             found = Partition(app, pool, number, self._transport, self._clock, self._rng)
@@ -155,9 +155,9 @@ class Opening:
     # ------------------------------------------------------------------ one commit after the other
 
     async def _save(self, record: AppRecord) -> None:
-        if self._store.catalog.apps.get(record.name) != record:
-            self._store.save(record)
-            while not self._store.is_saved:
+        if self.catalog.catalog.apps.get(record.name) != record:
+            self.catalog.save(record)
+            while not self.catalog.is_saved:
                 await self._next()
 
     async def _settle(self, steps: Iterator[Partition]) -> None:

@@ -6,11 +6,12 @@ import time
 from typing import Final
 
 from grape.engine.clock import Clock
+from grape.errors import Interrupted
 from grape.host.assembly import Assembled
 from grape.host.host import Host
+from grape.host.house import House
 from grape.host.options import Options
-from grape.host.sources import Sources
-from grape.host.takers import Takers
+from grape.host.streams import Streams
 
 _DRAIN: Final = 5.0
 _STALL: Final = 3.0
@@ -19,15 +20,15 @@ _IDLE: Final = 0.25
 
 
 class Serving:
-    """One engine that has been started, with its sources and takers, which have not."""
+    """One engine that has been started, with its streams and those who read from it."""
 
     def __init__(
-        self, assembled: Assembled, sources: Sources, takers: Takers, host: Host, clock: Clock, options: Options
+        self, assembled: Assembled, streams: Streams, house: House, host: Host, clock: Clock, options: Options
     ) -> None:
         self._app = assembled.app
         self._engine = assembled.engine
-        self._sources = sources
-        self._takers = takers
+        self._streams = streams
+        self._house = house
         self._host = host
         self._clock = clock
         self._keeps_open = options.keep_open
@@ -37,37 +38,31 @@ class Serving:
     @property
     def feeding_stopped(self) -> bool:
         """Before the end of the input, as there were too many dead letters."""
-        return self._sources.are_stopped
+        return self._streams.are_stopped
 
     async def until_over(self) -> bool:
-        """Feed and take; returns whether it was stopped with work left.
+        """Serve; returns whether it was stopped with work left.
 
         Raises:
             GrapeError: it cannot be gone on.
         """
-        self._sources.start()
-        self._takers.start()
-        try:
-            return await self._serve()
-        finally:
-            self._takers.stop()
-
-    async def _serve(self) -> bool:
-        host, sources = self._host, self._sources
+        host, streams = self._host, self._streams
         ticked = 0.0
         while True:
             host.check()
             host.look_anew()
+            if self._house.is_deserted:
+                raise Interrupted("whoever started the engine has gone")
             timeout = ticked + _TICK - time.monotonic()
             if timeout <= 0:  # what is due is looked for now and then, not after every message
                 timeout = self._tick()
                 ticked = time.monotonic()
             if host.is_stopping:
                 return await self._drain()
-            if sources.have_too_many_dead:
-                sources.are_stopped = True
+            if streams.have_too_many_dead:
+                streams.stop_feeding()
                 self._engine.drain()
-                if not self._engine.in_flight and self._takers.are_idle:
+                if not self._engine.in_flight and self._house.readers_are_idle:
                     return False
             if self._is_over():
                 return False
@@ -82,7 +77,7 @@ class Serving:
 
     def _check_stall(self) -> None:
         """Sources wait while the disk is full, for as long as working off what waits may make room."""
-        if not (self._sources.open and self._engine.gate.is_full and self._engine.finished):
+        if not (self._streams.are_feeding and self._engine.gate.is_full and self._engine.finished):
             self._full_since = 0.0
         elif not self._full_since:
             self._full_since = time.monotonic()
@@ -90,18 +85,23 @@ class Serving:
             self._host.stop_with(self._engine.gate.stalled())
 
     def _is_over(self) -> bool:
-        if self._keeps_open or self._sources.are_feeding or self._app.backlog_events or not self._takers.are_idle:
+        if (
+            self._keeps_open
+            or self._streams.are_feeding
+            or self._app.backlog_events
+            or not self._house.readers_are_idle
+        ):
             return False
         return self._engine.finished or (not self._waits and self._engine.waits_only_for_time)
 
     async def _drain(self) -> bool:
         """What is running is committed, for five seconds at most."""
-        engine, host, sources, app = self._engine, self._host, self._sources, self._app
+        engine, host, streams, app = self._engine, self._host, self._streams, self._app
         engine.drain()
         deadline = time.monotonic() + _DRAIN
-        sources.stop_reading()
-        while (engine.in_flight or sources.have_rest) and time.monotonic() < deadline and host.is_draining:
+        streams.halt()
+        while (engine.in_flight or streams.have_rest) and time.monotonic() < deadline and host.is_draining:
             host.look_anew()
             await host.wait(0.05)
         host.check()
-        return bool(app.backlog_events or app.holds or app.timers or sources.open)
+        return bool(app.backlog_events or app.holds or app.timers or streams.left)

@@ -9,6 +9,7 @@ from zlib import crc32
 from grape.model.values import shown
 
 MAX_KEY_BYTES: Final = 4096
+MAX_ID_BYTES: Final = 1_024
 DEFAULT_PARTITIONS: Final = 32
 MAX_PARTITIONS: Final = 4096
 

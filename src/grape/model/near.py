@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 _MOST = 3
 
@@ -23,3 +23,9 @@ def did_you_mean(name: object, known: Iterable[str], otherwise: str = "", cutoff
     """ "did you mean 'a' or 'b'?"; ``otherwise`` if nothing is near."""
     found = near(name, known, cutoff)
     return f"did you mean {' or '.join(map(repr, found))}?" if found else otherwise
+
+
+def no_such(kind: str, name: str, known: Collection[str], app: str) -> str:
+    """That an app has none of this name, and what might be meant."""
+    hint = did_you_mean(name, known, f"it has {', '.join(map(repr, known)) or 'none'}")
+    return f"app {app!r} has no {kind} {name!r}; {hint}"

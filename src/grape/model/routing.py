@@ -37,6 +37,13 @@ def route(topology: TopologySpec) -> Routing:
     return Routing(listeners, frozenset(topology.outputs), chained_pairs(topology))
 
 
+def long_events(topology: TopologySpec) -> frozenset[str]:
+    """Events whose handlers may run for long: keyless ones are spread one by one."""
+    long = {pool.name for pool in topology.pools if pool.long}
+    pools = {node.name: node.pool for node in topology.nodes}
+    return frozenset(slot.event for slot in topology.slots if pools[slot.node] in long)
+
+
 def chained_pairs(topology: TopologySpec) -> frozenset[tuple[str, str]]:
     """The pairs that run at once in the same worker.
 

@@ -136,7 +136,7 @@ class Expiry(Struct, array_like=True):
 
 class SourceHead(Struct, array_like=True):
     """``position``: what the source needs to go on. ``sent``: as in `Head`. ``fed``: events so far. ``ended``: nothing
-    came since the event that says that it has ended. ``next_id``: ids remembered so far."""
+    came since the event that says that it has ended. ``next_id``: ids remembered so far. ``number``: appends so far."""
 
     position: bytes = b""
     sent: dict[bytes, int] = {}
@@ -145,6 +145,7 @@ class SourceHead(Struct, array_like=True):
     next_dead: int = 0
     ended: bool = False
     next_id: int = 0
+    number: int = 0
 
 
 class TakerHead(Struct, array_like=True):

@@ -9,6 +9,7 @@ import msgspec
 
 from grape.errors import ProtocolError
 from grape.protocol.base import FromSpeaker, ToSpeaker
+from grape.protocol.door import FromClient, FromEngine
 from grape.protocol.messages import FromWorker, ToWorker
 
 MAX_FRAME: Final = 96 << 20
@@ -24,7 +25,7 @@ _encoder = msgspec.msgpack.Encoder()
 T = TypeVar("T")
 
 
-def frame(message: ToWorker | FromWorker | ToSpeaker | FromSpeaker) -> bytearray:
+def frame(message: ToWorker | FromWorker | ToSpeaker | FromSpeaker | FromClient | FromEngine) -> bytearray:
     """The message as bytes for the socket.
 
     Raises:
@@ -122,3 +123,13 @@ def engine_frames() -> FrameReader[ToWorker]:
 def speaker_frames() -> FrameReader[FromSpeaker]:
     """What a base speaker sends."""
     return FrameReader(FromSpeaker)
+
+
+def client_frames() -> FrameReader[FromClient]:
+    """The engine's side of the door: reads what clients send."""
+    return FrameReader(FromClient)
+
+
+def door_frames() -> FrameReader[FromEngine]:
+    """A client's side of the door: reads what the engine sends."""
+    return FrameReader(FromEngine)

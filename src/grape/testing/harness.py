@@ -14,7 +14,7 @@ from msgspec import Struct
 from grape.abc.transport import Table
 from grape.authoring.topology import Topology
 from grape.engine.clock import FakeClock
-from grape.engine.intake import Prepared
+from grape.engine.feed import Prepared
 from grape.errors import UnknownEvent, UsageError
 from grape.model import batch as codec
 from grape.model import own

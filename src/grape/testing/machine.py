@@ -19,19 +19,23 @@ import msgspec
 from grape.abc.source import Chunk, Columns, Source
 from grape.abc.transport import Rows, Table
 from grape.authoring.topology import Topology
+from grape.client.packing import Packer
 from grape.engine.clock import FakeClock
-from grape.engine.intake import Prepared
+from grape.engine.feed import Feed, Prepared
 from grape.engine.outlet import Take
 from grape.engine.surroundings import Sizes, Surroundings
 from grape.errors import EngineError, GrapeError, Unstoppable
-from grape.host.assembly import Assembler, Plan, TakenBy
+from grape.host.assembly import Assembler, Plan
+from grape.host.attaching import Attaching, TakenBy
 from grape.inline import InlineLink
 from grape.model import batch as codec
 from grape.model.event import Event, Lineage
 from grape.model.profile import Profile
+from grape.model.routing import long_events
 from grape.model.section import Duration
 from grape.model.stored import OUTPUT, REPLIES
 from grape.model.topology import Limits, TopologySpec
+from grape.protocol.door import Append, Opened, StreamOpened
 from grape.protocol.messages import Announce, Ask, FromWorker, ToWorker, Welcome
 from grape.testing.loop import FakeLoop
 from grape.transports.memory import MemoryBroker, MemoryTransport
@@ -398,11 +402,9 @@ class Machine:
         assembled = self._settle(assembler.assemble(self._plan(), around))
         self.app, self.engine = assembled.app, assembled.engine
         self.is_running = True
-        (self.feed,) = assembled.feeds
+        self._attach(assembled.attaching)
         self._prepared: deque[Prepared] = deque()
         self._read_to = self.feed.head.position
-        for taker, take in zip(self._takers(), assembled.takes, strict=True):
-            taker.open(take)
         self.engine.start()
         self.read()
 
@@ -413,10 +415,28 @@ class Machine:
             topology=self.spec,
             limits=self.limits,
             sizes=Sizes(dict.fromkeys((pool.name for pool in self.spec.pools), profile), self._workers),
-            sources=[self.source],
-            taken=[taker.taken for taker in self._takers()],
             partitions=self._partitions,
         )
+
+    def _attach(self, attaching: Attaching) -> None:
+        """The source and the takers, as the owner of an engine does it at the door."""
+        feeds: list[Feed] = []
+        takers = self._takers()
+        self.app.taken = frozenset(self.outputs)
+        attaching.calls = True
+        for taker in takers:
+            attaching.take(taker.taken, lambda take, _, taker=taker: taker.open(take))  # type: ignore[misc]
+        attaching.feed(self.source.name, in_order=self.source.terms.in_order, then=feeds.append)
+        while not feeds:
+            self.transport.step()
+        (self.feed,) = feeds
+        head, app = self.feed.head, self.app
+        opened = Opened(app.partitions, app.record.incarnation, app.limits)
+        stream = StreamOpened(
+            0, head.number, head.position, head.fed, head.spread, self.feed.partition, head.ended, self.feed.calls
+        )
+        self._packer = Packer(self.source, opened, stream, long_events(self.spec))
+        self._appends = head.number
 
     def _takers(self) -> list[ListTaker]:
         return [*self.outputs.values(), self.replies]
@@ -458,7 +478,11 @@ class Machine:
         added: list[Prepared] = []
         while (chunk := self.source.read(self._read_to)) is not None:
             self._read_to = chunk.position
-            added.append(self.feed.prepare(chunk))
+            packed = self._packer.pack(chunk)
+            self._appends += 1
+            prepared = self.feed.prepare(Append(0, self._appends, packed.position, packed.parts, packed.bad))
+            assert prepared is not None
+            added.append(prepared)
         self._prepared += added
         return added
 

@@ -1,7 +1,7 @@
-"""Calls: who waits for which answer, and the sink that brings the answers.
+"""Calls: who waits for which answer.
 
-Replies are taken like an output: from the log of replies, in which they stand once the commit that made them is done.
-What nobody waits for (any more) is dropped.
+Replies come in batches, once the commit that made them is done, those to other clients among them. What nobody waits
+for (any more) is dropped.
 """
 
 from __future__ import annotations
@@ -17,19 +17,18 @@ from uuid import uuid4
 
 from msgspec import MsgspecError
 
-from grape.abc.source import Sink
 from grape.authoring.emitter import Reply
 from grape.errors import CallFailed, Full, GrapeError, NoAnswer
 from grape.model import batch as codec
 from grape.model import own
 from grape.model.stored import REPLY_DEAD
 from grape.model.values import decode
+from grape.protocol.door import Replies
 
 MAX_CALLS: Final = 10_000
 """Calls of one engine that wait at the same time."""
 MAX_PART_BYTES: Final = 64 << 20
 """Parts that all calls together have got and not read."""
-_QUICK: Final = 4_096
 
 Heard = Callable[[], object]
 
@@ -117,8 +116,14 @@ class Calls:
     def __len__(self) -> int:
         return len(self._waiting)
 
-    def replied(self, request: str, packed: bytes, final: bool) -> None:
-        """A reply has come."""
+    def replied(self, replies: Replies) -> None:
+        """Batches of replies, some of which may be for somebody here."""
+        if self._waiting:
+            for batch in replies.batches:
+                for request, packed, final in _replies(batch):
+                    self._replied(request, packed, final)
+
+    def _replied(self, request: str, packed: bytes, final: bool) -> None:
         with self._lock:
             call = self._waiting.get(request)
             if call is None or not (final or call.keeps_parts):
@@ -224,29 +229,6 @@ class CallStream:
 
     def __del__(self) -> None:
         self.close()
-
-
-class ReplySink(Sink):
-    """Hands replies to the calls that wait for them; never waits itself."""
-
-    form = "batches"
-    name = "reply=@api"
-
-    def __init__(self, calls: Calls) -> None:
-        self._calls = calls
-
-    def is_quick(self, lines: int) -> bool:
-        return lines <= _QUICK or not len(self._calls)
-
-    def open(self, length: int, tail: bytes) -> tuple[int, bytes]:
-        return 0, b""
-
-    def write(self, lines: list[Any]) -> tuple[int, bytes]:
-        if len(self._calls):
-            for batch in lines:
-                for request, packed, final in _replies(batch):
-                    self._calls.replied(request, packed, final)
-        return 0, b""
 
 
 def _replies(batch: bytes) -> Iterator[tuple[str, bytes, bool]]:

@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from typing import Final
+
+from msgspec import Struct
 
 from grape.authoring.places import is_engine_file
 from grape.authoring.raised import line_of, trace_of
 from grape.engine.first import last_place
-from grape.errors import UserError
+from grape.errors import GrapeError, UserError
 
 SINK_RETRIES: Final = 3
 _BASE: Final = 0.5
 _MOST: Final = 30.0
+
+
+class Told(Struct, frozen=True):
+    """Whom a source or a sink tells: lines for people, and why it cannot go on."""
+
+    notice: Callable[[str], None]
+    failed: Callable[[GrapeError], None]
 
 
 def delay(failures: int) -> float:

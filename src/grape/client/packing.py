@@ -1,23 +1,20 @@
-"""Feeding: a source is an origin whose committed state is its position."""
+"""What a source has read becomes batches, in the process that read it: sorted by partition and encoded."""
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Final, TypeVar
 
-from msgspec import Struct, structs
+from msgspec import Struct
 
 from grape.abc.source import Bad, Chunk, Columns, Pairs, Source
-from grape.abc.transport import Rows, Send, Table, Transport
-from grape.engine.app import App
-from grape.engine.clock import Clock
-from grape.engine.committer import Committer
-from grape.engine.ids import Ids, Named, Verdict, content_of
 from grape.errors import Conflict, HandlerError, UsageError
 from grape.model import batch as codec
 from grape.model.address import Partitions, check_key, partition_of
-from grape.model.stored import SOURCE, DeadLetter, SourceHead, decode_source, encode, row_key
+from grape.model.ids import content_of
+from grape.model.stored import encode
+from grape.model.topology import Limits
+from grape.protocol.door import BadInput, Named, Opened, Part, StreamOpened, Verdict
 
 T = TypeVar("T")
 
@@ -25,14 +22,12 @@ _SLICE: Final = 2_048
 _CACHED_KEYS: Final = 65_536
 
 
-class Prepared(Struct, frozen=True):
-    """A chunk as it will be committed. ``head`` is what holds when it and all before it are. ``size``: bytes of input;
-    ``bytes``: of its batches. ``ids``: what is to be remembered."""
+class Packed(Struct, frozen=True):
+    """A chunk as it is appended. ``size``: bytes of input; ``bytes``: of its parts."""
 
-    sends: list[Send]
-    head: SourceHead
-    dead: list[tuple[bytes, bytes]]
-    counts: Counter[str]
+    position: bytes
+    parts: list[Part]
+    bad: list[BadInput]
     size: int
     bytes: int
     ids: Sequence[Named] = ()
@@ -77,53 +72,42 @@ class _Sorter(dict[str, tuple[Callable[[str | None], None], Callable[[Any], None
 
 
 class _Draft:
-    """Batches that are being made. ``sent``, ``spread``: as of `SourceHead`."""
+    """Parts that are being made. ``spread``: how many groups before and with them, which keyless events go by."""
 
-    def __init__(self, sent: dict[bytes, int], spread: int) -> None:
-        self.sent = sent
+    def __init__(self, spread: int) -> None:
         self.spread = spread
-        self.sends: list[Send] = []
-        self.counts: Counter[str] = Counter()
+        self.events = 0
+        self.parts: list[Part] = []
 
     def take(self, other: _Draft) -> None:
         """What was added to ``other``, which went on from here."""
-        self.sent, self.spread = other.sent, other.spread
-        self.sends += other.sends
-        self.counts += other.counts
+        self.spread = other.spread
+        self.events += other.events
+        self.parts += other.parts
 
 
-class Feed:
-    """One source. ``prepare`` and what it needs run on the source's thread, all else on the engine's."""
+class Packer:
+    """Of one source. On the source's thread.
 
-    def __init__(
-        self, app: App, source: Source, transport: Transport, calls: bool, clock: Clock, ids: Ids | None = None
-    ) -> None:
-        self.source = source
-        self.ids = Ids(app, transport, clock) if ids is None else ids
-        self.id = app.log(SOURCE + source.name, 0)
-        self._app = app
-        self._calls = calls
-        self._clock = clock
-        self._committer = Committer(transport, self.id, f"source {source.name!r}")
-        self._most = transport.features.largest_commit // 2
-        self.done = self._committer.done
-        found = self._committer.claimed_head
-        self.head = decode_source(found) if found else SourceHead()
-        self._planned = self.head
-        self._line = partition_of(source.name, app.partitions) if source.terms.in_order else None
+    Args:
+        long_events: keyless ones of these are spread one by one.
+    """
+
+    def __init__(self, source: Source, opened: Opened, stream: StreamOpened, long_events: frozenset[str]) -> None:
+        self._source = source
+        self._limits: Limits = opened.limits
+        self._count = opened.partitions
+        self._long_events = long_events
+        self._line = stream.partition
         """The partition that gets all of it."""
-        self._partitions = Partitions(app.partitions)
-        self._sorter = _Sorter(app.partitions)
-
-    @property
-    def is_busy(self) -> bool:
-        """A commit is under way."""
-        return self._committer.is_busy
-
-    @property
-    def has_ended(self) -> bool:
-        """The event that says so was the last that was prepared."""
-        return self._planned.ended
+        self._calls = stream.calls
+        self._prefix = f"{opened.incarnation:08x}-{source.name}:"
+        self._partitions = Partitions(self._count)
+        self._sorter = _Sorter(self._count)
+        self._spread = stream.spread
+        self._fed = stream.fed
+        self.has_ended = stream.has_ended
+        """The event that says so was the last that was packed."""
 
     def named(self, chunk: Chunk) -> list[Named]:
         """The ids in a chunk."""
@@ -152,62 +136,61 @@ class Feed:
 
     def _conflict(self, part: Columns, index: int) -> Bad:
         assert part.ids is not None
-        place = getattr(self.source, "path", self.source.name)
+        place = getattr(self._source, "path", self._source.name)
         where = place if part.lines is None else f"{place}:{part.lines[index]}"
         text = f"the id {part.ids[index]!r:.300} was used for another event"
         raw = bytes(encode(part.data[index]))
         return Bad(where, part.name, raw, Conflict.code, text)
 
-    def prepare_end(self) -> Prepared:
-        """The event that says that the source has ended."""
-        head = self._planned
-        data = {"source": self.source.name, "events": head.fed}
-        draft = _Draft(dict(head.sent), head.spread)
-        self._add(draft, self._slices(Columns(self.source.terms.on_end, None, [data]), head.spread), self._clock.now())
-        self._planned = new = structs.replace(head, sent=draft.sent, spread=draft.spread, ended=True)
-        return Prepared(draft.sends, new, [], draft.counts, 0, sum(len(send.batch) for send in draft.sends))
+    def pack_end(self, position: bytes) -> Packed:
+        """The event that says that the source has ended. ``position``: as it is."""
+        draft = _Draft(self._spread)
+        data = {"source": self._source.name, "events": self._fed}
+        self._add(draft, self._slices(Columns(self._source.terms.on_end, None, [data]), draft.spread))
+        self.has_ended = True
+        return self._packed(draft, position, [], 0)
 
-    def prepare(self, chunk: Chunk, ids: Sequence[Named] = ()) -> Prepared:
-        """Make the batches of a chunk, which follows the one prepared before: the work, without the commit. ``ids``:
-        of the events in it, to be remembered."""
-        head = self._planned
-        now = self._clock.now()
-        draft = _Draft(dict(head.sent), head.spread)
+    def pack(self, chunk: Chunk, ids: Sequence[Named] = ()) -> Packed:
+        """Make the parts of a chunk, which follows the one packed before. ``ids``: of the events in it, to be
+        remembered.
+
+        Raises:
+            UsageError: all of it is to go to one partition, and something has a key.
+        """
+        draft = _Draft(self._spread)
         bad = [*chunk.bad]
         for part in chunk.columns:
             if isinstance(part, Columns):
-                self._add(draft, self._by_partition(part, draft.spread), now)
+                self._add(draft, self._by_partition(part, draft.spread))
                 continue
-            trial = _Draft(dict(draft.sent), draft.spread)
+            trial = _Draft(draft.spread)
             try:
                 if self._line is not None:
                     raise HandlerError  # their keys have to be looked at
-                self._add(trial, self._sorted(part), now)
+                self._add(trial, self._sorted(part))
             except (HandlerError, TypeError, ValueError):
                 sifted, unfit = part.sift()
                 bad += unfit
                 for columns in sifted:
-                    self._add(draft, self._by_partition(columns, draft.spread), now)
+                    self._add(draft, self._by_partition(columns, draft.spread))
             else:
                 draft.take(trial)
-        dead = [(row_key(head.next_dead + i), encode(letter)) for i, letter in enumerate(_letters(bad, now))]
-        self._planned = new = SourceHead(
-            chunk.position,
-            draft.sent,
-            head.fed + sum(draft.counts.values()),
-            draft.spread,
-            head.next_dead + len(bad),
-            False,
-            head.next_id + len(ids),
-        )
-        size = sum(len(send.batch) for send in draft.sends)
-        return Prepared(draft.sends, new, dead, draft.counts, chunk.size, size, ids)
+        self.has_ended = False
+        told = [BadInput(one.place, one.name, one.raw, one.kind, one.text) for one in bad]
+        return self._packed(draft, chunk.position, told, chunk.size, ids)
 
-    def _add(self, draft: _Draft, groups: Iterable[tuple[int, Columns]], now: int) -> None:
+    def _packed(
+        self, draft: _Draft, position: bytes, bad: list[BadInput], size: int, ids: Sequence[Named] = ()
+    ) -> Packed:
+        self._spread = draft.spread
+        self._fed += draft.events
+        return Packed(position, draft.parts, bad, size, sum(len(part.body) for part in draft.parts), ids)
+
+    def _add(self, draft: _Draft, groups: Iterable[tuple[int, Columns]]) -> None:
         for number, columns in groups:
             draft.spread += 1
-            draft.counts[columns.name] += len(columns.data)
-            self._make(columns, number, draft.sent, draft.sends, now)
+            draft.events += len(columns.data)
+            self._make(columns, number, draft.parts)
 
     def _sorted(self, pairs: Pairs) -> Iterator[tuple[int, Columns]]:
         """By the partition of their keys. The columns are valid until the next one is asked for.
@@ -226,12 +209,12 @@ class Feed:
     def _by_partition(self, columns: Columns, spread: int) -> list[tuple[int, Columns]]:
         """Keyed events go where their key lives, keyless ones anywhere, a batch at a time."""
         name, keys, data = columns.name, columns.keys, columns.data
-        count = self._app.partitions
+        count = self._count
         if keys is not None and self._line is not None:
             keyed = next((key for key in keys if key is not None), None)
             if keyed is not None:
                 raise UsageError(
-                    f"source {self.source.name!r}: order=source is for events without keys, and one has the key "
+                    f"source {self._source.name!r}: order=source is for events without keys, and one has the key "
                     f"{keyed!r:.60}, which says to which partition it goes. Leave order=source out: events of a key "
                     "are in the source's order as it is"
                 )
@@ -255,12 +238,12 @@ class Feed:
         return [(number, Columns(name, k, d, places.get(number), ids.get(number))) for number, (k, d) in rows.items()]
 
     def _slices(self, columns: Columns, spread: int) -> list[tuple[int, Columns]]:
-        limits = self._app.limits
+        limits = self._limits
         name, data, lines, ids = columns.name, columns.data, columns.lines, columns.ids
         size = len(codec.encode(data))
-        step = max(1, len(data) * limits.batch_target // max(size, 1)) if name not in self._app.long_events else 1
+        step = max(1, len(data) * limits.batch_target // max(size, 1)) if name not in self._long_events else 1
         step = min(step, limits.dispatch_events)
-        count = self._app.partitions
+        count = self._count
         return [
             (
                 (spread + i) % count if self._line is None else self._line,
@@ -269,13 +252,12 @@ class Feed:
             for i, at in enumerate(range(0, len(data), step))
         ]
 
-    def _make(self, columns: Columns, number: int, sent: dict[bytes, int], sends: list[Send], now: int) -> None:
-        limits = self._app.limits
+    def _make(self, columns: Columns, number: int, parts: list[Part]) -> None:
+        limits = self._limits
         keys, data = columns.keys, columns.data
         # A call is answered under its event's id: one that says where its event stood.
         lines = columns.lines if self._calls else None
-        own = columns.ids
-        prefix = f"{self._app.record.incarnation:08x}-{self.source.name}:"
+        own, prefix = columns.ids, self._prefix
 
         def encode_part(start: int, end: int) -> bytes:
             ids = None if lines is None else {i: f"{prefix}{line}" for i, line in enumerate(lines[start:end])}
@@ -286,47 +268,8 @@ class Feed:
                 return codec.encode_run(meta, len(data), keys, data)
             return codec.encode_run(meta, end - start, None if keys is None else keys[start:end], data[start:end])
 
-        pieces = codec.split(encode_part, 0, len(data), limits.batch_target, limits.batch_max)
-        flags = codec.SELF_REPLY if self._calls else 0
-        for listener in self._app.routing.listeners[columns.name]:
-            target = self._app.log(listener.pool, number)
-            packed = target.packed()
-            for body, events in pieces:
-                sequence = sent.get(packed, 0)
-                sent[packed] = sequence + 1
-                sealed = codec.seal(
-                    body, events, self.id, target, self._app.record.incarnation, sequence, now, (), flags
-                )
-                sends.append(Send(target, sealed, events))
-
-    def first(self, chunks: list[Prepared]) -> list[Prepared]:
-        """As many as one commit holds, at least one."""
-        size = 0
-        for i, chunk in enumerate(chunks):
-            size += chunk.bytes
-            if i and size > self._most:
-                return chunks[:i]
-        return chunks
-
-    def commit(self, chunks: list[Prepared], then: Callable[[], None]) -> None:
-        """Commit prepared chunks as one step; ``then`` is called when they are durable."""
-        sends = [send for chunk in chunks for send in chunk.sends]
-        dead = [row for chunk in chunks for row in chunk.dead]
-        rows: list[tuple[Table, Rows]] = [("dead", [*dead])] if dead else []
-        head = chunks[-1].head
-        named = [named for chunk in chunks for named in chunk.ids]
-        if named:
-            rows += self.ids.rows(self.id, named, self.head.next_id)
-
-        def committed() -> None:
-            self.head = head
-            for chunk in chunks:
-                self._app.stats.fed.update(chunk.counts)
-            self._app.stats.dead += len(dead)
-            self.ids.durable(named)
-            then()
-
-        self._committer.submit(encode(head), sends, rows, then=committed)
+        for body, events in codec.split(encode_part, 0, len(data), limits.batch_target, limits.batch_max):
+            parts.append(Part(columns.name, number, events, body))
 
 
 def _chosen(part: Columns, rows: list[int]) -> Columns:
@@ -347,22 +290,3 @@ def _sorted_by(numbers: list[int], values: Sequence[T]) -> dict[int, list[T]]:
     for number, value in zip(numbers, values, strict=True):
         found.setdefault(number, []).append(value)
     return found
-
-
-def _letters(bad: list[Bad], now: int) -> list[DeadLetter]:
-    return [
-        DeadLetter(
-            "",
-            one.name,
-            "",
-            None,
-            now,
-            codec.one(one.name, None, one.raw),
-            0,
-            now,
-            one.kind,
-            one.text,
-            origin=one.place,
-        )
-        for one in bad
-    ]

@@ -1,0 +1,232 @@
+"""The socket to an engine, and the thread that reads it. Any thread may send."""
+
+from __future__ import annotations
+
+import itertools
+import socket
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future, InvalidStateError
+from contextlib import suppress
+from typing import Any, Final, Protocol
+
+import msgspec
+
+from grape import errors
+from grape.errors import EngineError, GrapeError, ProtocolError
+from grape.protocol.door import (
+    VERSION,
+    Accepted,
+    Answer,
+    Ask,
+    Batches,
+    Begun,
+    Described,
+    Emitted,
+    Ended,
+    Failed,
+    FromClient,
+    FromEngine,
+    Greeting,
+    Halt,
+    Opened,
+    ReaderOpened,
+    Refused,
+    Replies,
+    Said,
+    StreamOpened,
+    Verdicts,
+)
+from grape.protocol.framing import door_frames, frame
+from grape.protocol.outcomes import Outcomes
+
+_READ: Final = 1 << 18
+_BY_CODE: Final = {
+    kind.code: kind
+    for kind in vars(errors).values()
+    if isinstance(kind, type) and issubclass(kind, GrapeError) and kind is not errors.CallFailed
+}
+
+
+class Listener(Protocol):
+    """A stream or a reader of this client."""
+
+    def heard(self, message: FromEngine, /) -> None:
+        """On the connection's thread: it must not wait."""
+
+    def over(self) -> None:
+        """Nothing more comes."""
+
+
+class Connection:
+    """
+    Args:
+        end: of the socket. how_it_ended: in words, when the engine is gone without a word.
+
+    Attributes:
+        described, opened, begun, ended: what the engine tells once.
+        said: gets lines for people. replies: gets batches of replies. Both on the connection's thread.
+        halted: called when streams are to end.
+    """
+
+    def __init__(self, end: socket.socket, how_it_ended: Callable[[], str]) -> None:
+        self.described: Future[Described] = Future()
+        self.opened: Future[Opened] = Future()
+        self.begun: Future[None] = Future()
+        self.ended: Future[Outcomes] = Future()
+        self.said: Callable[[Said], None] = _nothing
+        self.replies: Callable[[Replies], None] = _nothing
+        self.is_halted = False
+        self.halts_in_order = False
+        self._socket = end
+        self._how_it_ended = how_it_ended
+        self._sending = threading.Lock()
+        self._numbers = itertools.count(1)
+        self._asked: dict[int, Future[Any]] = {}
+        self.streams: dict[int, Listener] = {}
+        self.readers: dict[int, Listener] = {}
+        self._thread = threading.Thread(target=self._read, name="grape-door", daemon=True)
+
+    def start(self) -> Connection:
+        self._thread.start()
+        self.send(Greeting(VERSION))
+        return self
+
+    # ------------------------------------------------------------------ any thread
+
+    def send(self, *messages: FromClient) -> None:
+        """What comes after the end goes nowhere: whoever waits hears of that."""
+        with self._sending, suppress(OSError):
+            for message in messages:
+                self._socket.sendall(frame(message))
+
+    def ask(self, question: Callable[[int], FromClient]) -> Future[Any]:
+        """Send what ``question`` makes with a number of its own; the answer, or what the engine refuses it with."""
+        number = next(self._numbers)
+        asked: Future[Any] = Future()
+        self._asked[number] = asked
+        self.send(question(number))
+        if self.is_over:
+            self._give_up(number, asked)
+        return asked
+
+    def ask_verb(self, verb: str) -> Future[Any]:
+        return self.ask(lambda number: Ask(number, verb))
+
+    @property
+    def is_over(self) -> bool:
+        """Nothing more comes."""
+        return self.ended.done()
+
+    @property
+    def is_ending(self) -> bool:
+        """Streams are to end."""
+        return self.is_halted or self.is_over
+
+    @property
+    def is_draining(self) -> bool:
+        """It ends in order: what is under way is still committed."""
+        return self.halts_in_order and not self.is_over
+
+    def close(self) -> None:
+        with suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
+        if self._thread.ident and threading.current_thread() is not self._thread:
+            self._thread.join()
+        self._socket.close()
+
+    # ------------------------------------------------------------------ its own thread
+
+    def _read(self) -> None:
+        frames = door_frames()
+        error: GrapeError | None = None
+        try:
+            while True:
+                try:
+                    data = self._socket.recv(_READ)
+                except OSError:
+                    break
+                if not data:
+                    break
+                for message in frames.feed(data):
+                    self._heard(message)
+                frames.check()
+        except ProtocolError as e:
+            error = EngineError(f"what the engine says cannot be understood: {e}")
+        if not self.ended.done():
+            self._end(None, error or EngineError(self._how_it_ended()))
+
+    def _heard(self, message: FromEngine) -> None:
+        match message:
+            case Accepted() | StreamOpened():
+                self.streams[message.stream].heard(message)
+            case Batches() | ReaderOpened():
+                self.readers[message.reader].heard(message)
+            case Emitted():
+                self._answer(message.number, None)
+            case Replies():
+                self.replies(message)
+            case Verdicts():
+                self._answer(message.number, message.verdicts)
+            case Refused():
+                self._answer(message.number, None, error_of(message.code, message.text))
+            case Answer():
+                self._answer(message.number, message.value)
+            case Said():
+                self.said(message)
+            case _:
+                self._heard_once(message)
+
+    def _heard_once(self, message: FromEngine) -> None:
+        match message:
+            case Described():
+                self.described.set_result(message)
+            case Opened():
+                self.opened.set_result(message)
+            case Begun():
+                self.begun.set_result(None)
+            case Halt():
+                self.halts_in_order = message.in_order
+                self.is_halted = True
+                for stream in tuple(self.streams.values()):
+                    stream.heard(message)
+            case Ended():
+                self._end(msgspec.msgpack.decode(message.outcomes, type=Outcomes), None)
+            case Failed():
+                self._end(None, error_of(message.code, message.text))
+
+    def _answer(self, number: int, value: Any, error: GrapeError | None = None) -> None:
+        asked = self._asked.pop(number, None)
+        if asked is not None:
+            settle(asked, value, error)
+
+    def _give_up(self, number: int, asked: Future[Any]) -> None:
+        self._asked.pop(number, None)
+        settle(asked, None, errors.Full("the engine has ended"))
+
+    def _end(self, outcomes: Outcomes | None, error: GrapeError | None) -> None:
+        for told in (self.described, self.opened, self.begun):
+            settle(told, None, error or EngineError("the engine has ended"))
+        settle(self.ended, outcomes, error)
+        for listener in (*self.streams.values(), *self.readers.values()):
+            listener.over()
+        for number, asked in tuple(self._asked.items()):
+            self._give_up(number, asked)
+
+
+def settle(asked: Future[Any], value: Any = None, error: BaseException | None = None) -> None:
+    """The first one says what it is; whoever asked may have given it up."""
+    with suppress(InvalidStateError):
+        if error is not None:
+            asked.set_exception(error)
+        else:
+            asked.set_result(value)
+
+
+def error_of(code: str, text: str) -> GrapeError:
+    """As it was raised in the engine."""
+    return _BY_CODE.get(code, EngineError)(text)
+
+
+def _nothing(message: object) -> None:
+    pass

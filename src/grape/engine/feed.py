@@ -1,0 +1,210 @@
+"""Feeding: a stream is an origin whose committed state is its position. Engine's thread only."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+
+from msgspec import Struct, structs
+
+from grape.abc.transport import Rows, Send, Table, Transport
+from grape.engine.app import App
+from grape.engine.clock import Clock
+from grape.engine.committer import Committer
+from grape.engine.ids import Ids
+from grape.errors import ProtocolError
+from grape.model import batch as codec
+from grape.model.address import partition_of
+from grape.model.stored import SOURCE, DeadLetter, SourceHead, decode_source, encode, row_key
+from grape.protocol.door import Append, BadInput, Named, Part, Verdict
+
+
+class Prepared(Struct, frozen=True):
+    """A step of a stream as it will be committed. ``head`` is what holds when it and all before it are. ``size``: bytes
+    of input; ``bytes``: of its batches. ``ids``: what is to be remembered. ``at_end``: see `Append`."""
+
+    sends: list[Send]
+    head: SourceHead
+    dead: list[tuple[bytes, bytes]]
+    counts: Counter[str]
+    size: int
+    bytes: int
+    ids: Sequence[Named] = ()
+    at_end: bool = False
+
+
+class Feed:
+    """One stream.
+
+    Args:
+        name: of the stream. ``calls``: its events are calls, each answered under its own id.
+        ids: of all streams.
+    """
+
+    def __init__(
+        self, app: App, name: str, transport: Transport, clock: Clock, ids: Ids, *, in_order: bool, calls: bool
+    ) -> None:
+        self.name = name
+        self.id = app.log(SOURCE + name, 0)
+        self.calls = calls
+        self._app = app
+        self._ids = ids
+        self._clock = clock
+        self._committer = Committer(transport, self.id, f"source {name!r}")
+        self._most = transport.features.largest_commit // 2
+        self.done = self._committer.done
+        found = self._committer.claimed_head
+        self.head = decode_source(found) if found else SourceHead()
+        self._planned = self.head
+        self.partition = partition_of(name, app.partitions) if in_order else None
+        """That gets all of it."""
+        self._parts: list[Part] = []
+        """Of a step that has not come wholly."""
+        self._promised: dict[str, Named] = {}
+        """Ids that were said to be new, and are not durable."""
+
+    @property
+    def is_busy(self) -> bool:
+        """A commit is under way."""
+        return self._committer.is_busy
+
+    def lookup(self, ids: Sequence[Named]) -> list[Verdict]:
+        """Which of them are to be fed; what is new is promised to this stream until it is durable, or forgotten."""
+        verdicts = self._ids.check(ids)
+        self._promised.update((own.id, own) for own, verdict in zip(ids, verdicts, strict=True) if verdict == "new")
+        return verdicts
+
+    def forget(self) -> None:
+        """Whoever fed it is gone: go on from what is durable. Only while no commit is under way."""
+        self._planned = self.head
+        self._parts = []
+        self._ids.settled(self._promised.values())
+        self._promised.clear()
+
+    # ------------------------------------------------------------------ what comes
+
+    def is_known(self, append: Append) -> bool:
+        """It came before.
+
+        Raises:
+            ProtocolError: something before it did not.
+        """
+        expected = self._planned.number + 1
+        if append.number > expected:
+            raise ProtocolError(f"stream {self.name!r:.300}: append {append.number} comes after {expected - 1}")
+        return append.number < expected
+
+    def prepare(self, append: Append) -> Prepared | None:
+        """Make the batches of what comes next, for every pool that listens: the work, without the commit. None: its
+        step goes on with the next append.
+
+        Raises:
+            ProtocolError: it is not what a client may send. Nothing has changed.
+        """
+        for part in append.parts:
+            self._check(part)
+        head = self._planned
+        if append.more:
+            self._planned = structs.replace(head, number=append.number)
+            self._parts += append.parts
+            return None
+        parts, self._parts = [*self._parts, *append.parts], []
+        now = self._clock.now()
+        sent = dict(head.sent)
+        sends: list[Send] = []
+        counts: Counter[str] = Counter()
+        for part in parts:
+            counts[part.name] += part.events
+            self._seal(part, sent, sends, now)
+        dead = [(row_key(head.next_dead + i), encode(letter)) for i, letter in enumerate(_letters(append.bad, now))]
+        self._planned = new = SourceHead(
+            append.position,
+            sent,
+            head.fed + sum(counts.values()),
+            head.spread + len(parts),
+            head.next_dead + len(dead),
+            append.at_end,
+            head.next_id + len(append.ids),
+            append.number,
+        )
+        size = sum(len(part.body) for part in parts)
+        return Prepared(sends, new, dead, counts, append.size, size, append.ids, append.at_end)
+
+    def _check(self, part: Part) -> None:
+        what = f"stream {self.name!r:.300}: a part of {part.name!r:.300}"
+        if part.name not in self._app.routing.listeners:
+            raise ProtocolError(f"{what}, to which no slot listens")
+        if not 0 <= part.partition < self._app.partitions:
+            raise ProtocolError(f"{what} for partition {part.partition} of {self._app.partitions}")
+        if self.partition not in (None, part.partition):
+            raise ProtocolError(f"{what} for partition {part.partition}; all of it goes to {self.partition}")
+        if len(part.body) > self._app.limits.batch_max and part.events > 1:
+            raise ProtocolError(f"{what} of {len(part.body)} bytes; the limit is {self._app.limits.batch_max}")
+        for meta in codec.check_body(part.body, part.events):
+            if meta.names != [part.name] or meta.hops or meta.only is not None or meta.contexts is not None:
+                raise ProtocolError(f"{what} with a run of {meta.names!r:.300}, or with what only an engine adds")
+
+    def _seal(self, part: Part, sent: dict[bytes, int], sends: list[Send], now: int) -> None:
+        app = self._app
+        flags = codec.SELF_REPLY if self.calls else 0
+        for listener in app.routing.listeners[part.name]:
+            target = app.log(listener.pool, part.partition)
+            packed = target.packed()
+            sequence = sent.get(packed, 0)
+            sent[packed] = sequence + 1
+            sealed = codec.seal(
+                part.body, part.events, self.id, target, app.record.incarnation, sequence, now, (), flags
+            )
+            sends.append(Send(target, sealed, part.events))
+
+    # ------------------------------------------------------------------ what is committed
+
+    def first(self, steps: list[Prepared]) -> list[Prepared]:
+        """As many as one commit holds, at least one."""
+        size = 0
+        for i, step in enumerate(steps):
+            size += step.bytes
+            if i and size > self._most:
+                return steps[:i]
+        return steps
+
+    def commit(self, steps: list[Prepared], then: Callable[[], None]) -> None:
+        """Commit prepared steps as one; ``then`` is called when they are durable."""
+        sends = [send for step in steps for send in step.sends]
+        dead = [row for step in steps for row in step.dead]
+        rows: list[tuple[Table, Rows]] = [("dead", [*dead])] if dead else []
+        head = steps[-1].head
+        named = [named for step in steps for named in step.ids]
+        if named:
+            rows += self._ids.rows(self.id, named, self.head.next_id)
+
+        def committed() -> None:
+            self.head = head
+            for step in steps:
+                self._app.stats.fed.update(step.counts)
+            self._app.stats.dead += len(dead)
+            self._ids.settled(named)
+            for own in named:
+                self._promised.pop(own.id, None)
+            then()
+
+        self._committer.submit(encode(head), sends, rows, then=committed)
+
+
+def _letters(bad: Sequence[BadInput], now: int) -> list[DeadLetter]:
+    return [
+        DeadLetter(
+            "",
+            one.name,
+            "",
+            None,
+            now,
+            codec.one(one.name, None, one.raw),
+            0,
+            now,
+            one.kind,
+            one.text,
+            origin=one.place,
+        )
+        for one in bad
+    ]

@@ -1,0 +1,178 @@
+"""The sockets at which clients come to an engine: one that its owner has the other end of, and one in the directory."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import socket
+from collections.abc import Callable
+from typing import Final, cast
+
+from grape.errors import GrapeError, ProtocolError
+from grape.host.house import House, Visitor
+from grape.processes.output import Line
+from grape.protocol.door import Failed, FromClient, FromEngine, Said
+from grape.protocol.framing import FrameReader, client_frames, frame
+
+SOCKET: Final = "door"
+"""Its name in a data directory."""
+MAX_UNREAD: Final = 128 << 20
+"""Bytes that a client may have unread: then it is let go."""
+_MAX_LINES: Final = 8 << 20
+"""Bytes unread with which no more lines for people are sent."""
+_BACKLOG: Final = 64
+_FAREWELL: Final = 5.0
+
+
+class Connection(asyncio.Protocol):
+    """One client's. Bytes in, frames out."""
+
+    def __init__(self, house: House, *, is_owner: bool) -> None:
+        self._house = house
+        self._is_owner = is_owner
+        self._frames: FrameReader[FromClient] = client_frames()
+        self._transport: asyncio.Transport | None = None
+        self._cut_lines = 0
+        self._is_cut = False
+        self.visitor: Visitor
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = transport = cast(asyncio.Transport, transport)
+        transport.set_write_buffer_limits(high=MAX_UNREAD)
+        self.visitor = Visitor(self._house, self.say, is_owner=self._is_owner)
+
+    def say(self, message: FromEngine) -> None:
+        transport = self._transport
+        if transport is None or transport.is_closing():
+            return
+        if transport.get_write_buffer_size() > MAX_UNREAD:
+            transport.abort()
+            return
+        try:
+            transport.write(frame(message))
+        except ProtocolError as e:
+            self._cut(e)
+
+    def _cut(self, error: GrapeError) -> None:
+        """Nothing more is taken of it. It hears why, and has some time to go: what it still sends would else, unread,
+        destroy that last word on its way."""
+        transport = self._transport
+        if transport is not None and not self._is_cut:
+            self._is_cut = True
+            self.visitor.gone()
+            transport.write(frame(Failed(error.code, str(error))))
+            asyncio.get_running_loop().call_later(_FAREWELL, transport.abort)
+
+    def show(self, worker: str, line: Line) -> None:
+        """A line for people. One who does not read them gets a count instead."""
+        transport = self._transport
+        if transport is None or transport.get_write_buffer_size() > _MAX_LINES:
+            self._cut_lines += 1
+            return
+        lines = [(worker, *line)]
+        if self._cut_lines:
+            lines.insert(0, ("engine", "stderr", "", f"({self._cut_lines:,} lines were cut: nobody read them in time)"))
+            self._cut_lines = 0
+        self.say(Said(lines))
+
+    def data_received(self, data: bytes) -> None:
+        if self._is_cut or self._house.is_over:
+            return
+        try:
+            for message in self._frames.feed(data):
+                self.visitor.received(message)
+            self._frames.check()
+        except GrapeError as e:
+            self._cut(e)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._transport = None
+        self.visitor.gone()
+
+    def abort(self) -> None:
+        if self._transport is not None:
+            self._transport.abort()
+
+    @property
+    def is_open(self) -> bool:
+        return self._transport is not None
+
+
+class Door:
+    """All that one engine has."""
+
+    def __init__(self, house: House) -> None:
+        self._house = house
+        self._connections: list[Connection] = []
+        self._owner: Connection | None = None
+        self._server: asyncio.Server | None = None
+        self._path = ""
+
+    async def let_owner_in(self, owner: socket.socket) -> None:
+        owner.setblocking(False)
+        connection = self._owner = Connection(self._house, is_owner=True)
+        self._connections.append(connection)
+        await asyncio.get_running_loop().connect_accepted_socket(lambda: connection, owner)
+
+    async def open(self, directory: str) -> None:
+        """Let others in, by the directory, which is this engine's."""
+        self._path = os.path.join(directory, SOCKET)
+        self._server = await asyncio.get_running_loop().create_unix_server(self._come, sock=listening(directory))
+
+    def _come(self) -> Connection:
+        connection = Connection(self._house, is_owner=False)
+        self._connections = [each for each in self._connections if each.is_open or each is self._owner]
+        self._connections.append(connection)
+        return connection
+
+    def show(self, worker: str, line: Line) -> None:
+        """A line for people, to the owner."""
+        if self._owner is not None:
+            self._owner.show(worker, line)
+
+    async def close(self, patience: float) -> None:
+        """Everybody has heard the last word and gone, or ``patience`` seconds are over."""
+        if self._server is not None:
+            self._server.close()
+            with contextlib.suppress(OSError):
+                os.unlink(self._path)
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + patience
+        while any(each.is_open for each in self._connections) and loop.time() < deadline:
+            await asyncio.sleep(0.001)
+        for connection in self._connections:
+            connection.abort()
+
+
+def listening(directory: str) -> socket.socket:
+    """A socket in ``directory`` for its owner alone, in place of what an engine that was killed has left. By a
+    descriptor, as the path of a socket has to be short."""
+    made = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    with _near(directory) as path:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(path)
+        before = os.umask(0o177)
+        try:
+            made.bind(path)
+        finally:
+            os.umask(before)
+    made.listen(_BACKLOG)
+    made.setblocking(False)
+    return made
+
+
+class _near:
+    """The path of the socket in a directory, however long that is."""
+
+    def __init__(self, directory: str) -> None:
+        self._directory = directory
+        self._close: Callable[[], None] = lambda: None
+
+    def __enter__(self) -> str:
+        fd = os.open(self._directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        self._close = lambda: os.close(fd)
+        return f"/proc/self/fd/{fd}/{SOCKET}"
+
+    def __exit__(self, *_: object) -> None:
+        self._close()

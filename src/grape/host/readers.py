@@ -1,0 +1,202 @@
+"""What leaves an engine: readers of outputs get batches, and say when they are where they belong. Then that is
+committed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+
+from grape.abc.transport import Rows, Table
+from grape.engine.clock import Clock
+from grape.engine.outlet import DeadOutputs, Take, Taken, dead_key
+from grape.errors import ProtocolError
+from grape.host.attaching import TakenBy
+from grape.model import batch as codec
+from grape.model.stored import DeadLetter
+from grape.protocol.door import Batch, Batches, FromEngine, Replies, Took, Unread
+
+_TAKE_BYTES: Final = 4 << 20
+_UNREADABLE: Final = "unreadable-output"
+
+
+class Reader:
+    """One reader of one client.
+
+    Args:
+        number: by which the client knows it.
+
+    Attributes:
+        say: to the client. soon: runs a function soon, not now.
+        idle: called when everything there is has been taken. ``notice``: a line for people.
+    """
+
+    def __init__(self, number: int, taken_by: TakenBy, take: Take, dead: DeadOutputs, clock: Clock) -> None:
+        self.take = take
+        self.taken_by = taken_by
+        self.idle: Callable[[], None] = _nothing
+        self.notice: Callable[[str], None] = _nothing
+        self.say: Callable[[FromEngine], None] = _nothing
+        self.soon: Callable[[Callable[[], None]], object] = _at_once
+        self._is_woken = False
+        self._number = number
+        self._dead = dead
+        self._clock = clock
+        self._given: tuple[Taken, list[tuple[Table, Rows]]] | None = None
+        self._batches = 0
+        self._is_started = False
+        self._is_cut = False
+
+    def start(self, length: int, tail: bytes) -> None:
+        """Its sink is as it says, which has to stand before anything is written."""
+        self.take.changed = self.wake
+        head = self.take.head
+        if (length, tail) == (head.length, head.tail):
+            self._started()
+        else:
+            self.take.commit(Taken([], frozenset()), length, tail, self._started)
+
+    def _started(self) -> None:
+        self._is_started = True
+        self.wake()
+
+    def cut(self) -> None:
+        """Its client is gone: what it has not said of is given to whoever comes next."""
+        self._is_cut = True
+        self.take.changed = _nothing
+        self.say = _nothing
+        if self._given is not None:
+            self.take.give_back(self._given[0])
+            self._given = None
+
+    @property
+    def is_idle(self) -> bool:
+        """Everything there is has been taken and committed."""
+        return self._given is None and self.take.is_idle
+
+    def wake(self) -> None:
+        """Something came into the output, or what was given is durable. What comes together is given together."""
+        if not self._is_woken:
+            self._is_woken = True
+            self.soon(self._give)
+
+    def _give(self) -> None:
+        self._is_woken = False
+        if not self._is_started or self._is_cut or self._given is not None or self.take.is_busy:
+            return
+        taken = self.take.read(_TAKE_BYTES)
+        if taken is None:
+            self.idle()
+            return
+        late: list[set[int]] = [set()] * len(taken.items)
+        rows: list[tuple[Table, Rows]] = []
+        if self.taken_by.event is None:
+            late, rows = self.take.after_final(taken.batches)
+        self._batches += 1
+        self._given = taken, rows
+        if not taken.items:  # nothing but what had been dropped
+            self._commit(taken, self.take.head.length, self.take.head.tail, taken.events)
+            return
+        self.say(
+            Batches(
+                self._number,
+                self._batches,
+                [
+                    Batch(item.number, item.position, item.batch, item.events, item.first, sorted(skip))
+                    for item, skip in zip(taken.items, late, strict=True)
+                ],
+            )
+        )
+
+    def took(self, message: Took) -> None:
+        """
+        Raises:
+            ProtocolError: that was not given.
+        """
+        if self._given is None or message.number != self._batches:
+            raise ProtocolError(f"reader {self.take.name!r:.300}: it took {message.number}, which it was not given")
+        taken = self._given[0]
+        if not 0 <= message.done <= taken.events or any(not 0 <= one.item < len(taken.items) for one in message.unread):
+            raise ProtocolError(f"reader {self.take.name!r:.300}: it took more than it was given")
+        if not message.unread:
+            self._commit(taken, message.length, message.tail, message.done)
+            return
+        now = self._clock.now()
+        letters = [
+            (dead_key(taken.items[one.item].number, taken.items[one.item].position, one.at), self._letter(one, now))
+            for one in message.unread
+        ]
+        self._dead.bury(letters, lambda: self._commit(taken, message.length, message.tail, message.done))
+        events = sum(one.events for one in message.unread)
+        what = self.taken_by.event or "replies"
+        self.notice(f"output {what!r}: {events:,} events cannot be read and are dead letters: {message.unread[0].text}")
+
+    def _letter(self, one: Unread, now: int) -> DeadLetter:
+        assert self._given is not None
+        item = self._given[0].items[one.item]
+        header = codec.header_of(item.batch)
+        what = self.taken_by.event or "replies"
+        name = one.name or self.taken_by.dead_event
+        many = f" (all {one.events:,} events from here on)" if one.events > 1 else ""
+        origin = f"output {what}, partition {item.number}, event {header.id_prefix}{one.at}"
+        body = codec.one(name, None, one.raw)
+        return DeadLetter(
+            "", name, "", one.key, header.created, body, 0, now, _UNREADABLE, f"{one.text}{many}", origin=origin
+        )
+
+    def _commit(self, taken: Taken, length: int, tail: bytes, done: int) -> None:
+        if self._given is None:  # it was cut while dead letters were written
+            return
+        rows = self._given[1] if done == taken.events else None
+        self._given = None
+        self.take.commit(taken, length, tail, self.wake, rows, done)
+
+
+class ReplyFan:
+    """Hands replies to all who wait for some. Nothing is kept for anybody: a reply that nobody asked for is dropped.
+
+    Attributes:
+        listeners: who gets them.
+    """
+
+    def __init__(self, soon: Callable[[Callable[[], None]], object]) -> None:
+        self._soon = soon
+        self._is_woken = False
+        self.listeners: list[Callable[[FromEngine], None]] = []
+        self.take: Take | None = None
+
+    def begin(self, take: Take) -> None:
+        self.take = take
+        take.changed = self.wake
+        self.wake()
+
+    @property
+    def is_idle(self) -> bool:
+        return self.take is None or self.take.is_idle
+
+    def wake(self) -> None:
+        """Replies have come."""
+        if not self._is_woken:
+            self._is_woken = True
+            self._soon(self._give)
+
+    def _give(self) -> None:
+        self._is_woken = False
+        take = self.take
+        if take is None or take.is_busy:
+            return
+        taken = take.read(_TAKE_BYTES)
+        if taken is None:
+            return
+        _, rows = take.after_final(taken.batches)
+        if taken.items:
+            for say in self.listeners:
+                say(Replies(taken.batches))
+        take.commit(taken, 0, b"", self.wake, rows)
+
+
+def _nothing(*_: object) -> None:
+    pass
+
+
+def _at_once(function: Callable[[], None]) -> None:
+    function()
