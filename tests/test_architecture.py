@@ -34,7 +34,11 @@ BELOW: dict[str, set[str]] = {
     "inline": {"authoring", "protocol", "worker"},
     "host": {
         *("errors", "model", "abc", "authoring", "protocol", "engine", "builtins", "processes", "inline"),
-        *("connectors", "store"),
+        *("isolates", "store"),
+    },
+    "client": {
+        *("errors", "model", "abc", "authoring", "protocol", "connectors"),
+        *("host", "processes"),
     },
 }
 TOP = {"running", "aio", "cli", "testing", "tools", "__main__", "grape"}

@@ -27,8 +27,8 @@ import grape
 from grape import CallFailed, Context, GrapeError, NoAnswer, Node, Reply, Topology, UnknownEvent
 from grape.aio import AsyncEngine
 from grape.authoring.places import HIDDEN
+from grape.client.calls import MAX_CALLS, MAX_PART_BYTES, Calls
 from grape.errors import BadArgument, Full, TooLarge, UsageError
-from grape.host.calls import MAX_CALLS, MAX_PART_BYTES, Calls
 from grape.running import RunningEngine
 
 t = Topology("answers")

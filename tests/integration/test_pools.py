@@ -18,8 +18,8 @@ import pytest
 from tests.command import grape as grape_cli
 
 import grape
-from grape.model.numbers import AppNumbers, PoolNumbers
 from grape.errors import Full
+from grape.model.numbers import AppNumbers, PoolNumbers
 from grape.running import RunningEngine
 
 

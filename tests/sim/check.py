@@ -10,7 +10,7 @@ import msgspec
 
 from grape.abc.source import Columns
 from grape.abc.transport import Table
-from grape.engine.intake import Prepared
+from grape.engine.feed import Prepared
 from grape.model import batch as codec
 from grape.model.event import Event
 from grape.model.stored import NO_POOLS, decode_dead, decode_hold, state_key

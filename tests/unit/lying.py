@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from grape.abc.transport import Callbacks, Commit, Outcome, Send
 from grape.engine.app import App
-from grape.engine.catalog import update_record
+from grape.engine.catalog import update_record, with_logs
 from grape.engine.clock import FakeClock
 from grape.engine.engine import Engine
 from grape.engine.surroundings import Sizes, Surroundings
@@ -86,8 +86,9 @@ class Rig:
         self.engine: Engine | None = None
         self.commits: list[Commit] = []
         self.transport = MemoryTransport(Callbacks(self._done, self._arrived, self._failed))
-        record = update_record(Catalog(), TOPOLOGY, 1, 1, [f"{SOURCE}test"])
-        self.app = App(record, TOPOLOGY, limits, frozenset(TOPOLOGY.outputs))
+        record = with_logs(update_record(Catalog(), TOPOLOGY, 1, 1), [f"{SOURCE}test"])
+        self.app = App(record, TOPOLOGY, limits)
+        self.app.taken = frozenset(TOPOLOGY.outputs)
         self.source = self.app.log(f"{SOURCE}test", 0)
         self.term = self.transport.claim(self.source).term
         self.engine = Engine(

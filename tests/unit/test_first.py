@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from grape.engine.first import AGAIN, AT_ONCE, Failed, FirstFailures, last_place
+from grape.engine.first import AGAIN, AT_ONCE, Failed, FirstFailures
+from grape.model.trace import last_place
 
 TRACE = """Traceback (most recent call last):
   File "/work/app.py", line {line}, in work

@@ -444,7 +444,7 @@ TOPOLOGIES: Final = {
 @pytest.mark.parametrize("name", TOPOLOGIES)
 def test_a_topology_that_does_not_hang_together(name: str) -> None:
     with pytest.raises(TopologyError, match="that cannot be"):
-        update_record(Catalog(), TOPOLOGIES[name], 1, 1, [])
+        update_record(Catalog(), TOPOLOGIES[name], 1, 1)
 
 
 # ------------------------------------------------------------------ frames

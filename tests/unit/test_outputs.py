@@ -13,12 +13,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from grape.abc.source import Sink
+from grape.client.taking import write_out
 from grape.connectors.json_lines import event_lines
 from grape.connectors.outputs import parts_of
 from grape.engine.outlet import Taken, TakenBatch
-from grape.host.taking import write_out
 from grape.model.address import PartitionId
 from grape.model.batch import RunMeta, encode_run, seal
+from grape.protocol.door import Batch
 
 ORIGIN = PartitionId(1, 2, 3)
 TARGET = PartitionId(1, 5, 4)
@@ -116,7 +117,8 @@ def test_a_sink_that_fails_goes_on_with_the_event_that_failed(sizes: list[int], 
     sink = Failing(set(at))
     while items:
         taken = Taken(items, frozenset({0}))
-        written = write_out(sink, taken, [set()] * len(items), (0, b""))
+        given = [Batch(item.number, item.position, item.batch, item.events, item.first) for item in items]
+        written = write_out(sink, given, (0, b""))
         items = taken.split(written.done)[1]
         assert (written.error is None) == (not items)
     assert sink.got == list(range(count))

@@ -10,8 +10,8 @@ from msgspec import Struct
 
 from grape.authoring.places import is_engine_file
 from grape.authoring.raised import line_of, trace_of
-from grape.engine.first import last_place
 from grape.errors import GrapeError, UserError
+from grape.model.trace import last_place
 
 SINK_RETRIES: Final = 3
 _BASE: Final = 0.5

@@ -6,10 +6,11 @@ sees the traceback of a failing handler as soon as it fails, and ten thousand ev
 
 from __future__ import annotations
 
-import re
 from typing import Final, NamedTuple
 
 from msgspec import Struct
+
+from grape.model.trace import last_place
 
 AT_ONCE: Final = 5
 """Failures that are told together; then one a second."""
@@ -17,8 +18,6 @@ AGAIN: Final = 10_000_000
 """Microseconds between two words about the same kind."""
 _MAX_KINDS: Final = 1_000
 _MAX_LINES: Final = 30
-_PLACE: Final = re.compile(r'^ *(?:\| )*File "([^"\n]+)", line (\d+)', re.MULTILINE)
-_LIBRARY: Final = ("/site-packages/", "/dist-packages/", "/lib/python3", "<frozen ")
 
 
 class Failed(NamedTuple):
@@ -82,13 +81,6 @@ class FirstFailures:
             return False
         self._allowed -= 1
         return True
-
-
-def last_place(trace: str) -> str:
-    """ "file:line" of the last line of the user's in a traceback; "" without one."""
-    places = _PLACE.findall(trace)
-    own = [place for place in places if not any(part in place[0] for part in _LIBRARY)] or places
-    return f"{own[-1][0]}:{own[-1][1]}" if own else ""
 
 
 def _words(failed: Failed, now: int) -> list[str]:

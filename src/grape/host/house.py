@@ -89,7 +89,7 @@ class House:
 
     def described(self, topology: TopologySpec) -> None:
         self._described = Described(VERSION, topology, self.data)
-        for visitor in self.visitors:
+        for visitor in tuple(self.visitors):
             if visitor.is_owner and visitor.is_greeted:
                 visitor.say(self._described)
 
@@ -98,13 +98,13 @@ class House:
         app = assembled.app
         self._inside = Inside(assembled, streams, Clients(assembled.engine))
         self._opened = Opened(app.partitions, app.record.incarnation, app.limits)
-        for visitor in self.visitors:
+        for visitor in tuple(self.visitors):
             if visitor.is_owner and visitor.is_greeted:
                 visitor.say(self._opened)
 
     def begun(self) -> None:
         """Events are taken, from everybody."""
-        for visitor in self.visitors:
+        for visitor in tuple(self.visitors):
             if visitor.is_owner:
                 visitor.say(Begun())
             elif visitor.is_greeted:
@@ -113,7 +113,7 @@ class House:
     def over(self, message: FromEngine) -> None:
         """It has ended, or could not go on."""
         self._end = message
-        for visitor in self.visitors:
+        for visitor in tuple(self.visitors):
             visitor.say(message)
 
     @property

@@ -11,29 +11,48 @@ from hypothesis import strategies as st
 from grape import Topology
 from grape.abc.source import Chunk, Pairs
 from grape.abc.transport import Callbacks
+from grape.client.packing import Packer
 from grape.connectors.callables import CallableSource
 from grape.engine.app import App
-from grape.engine.catalog import update_record
+from grape.engine.catalog import update_record, with_logs
 from grape.engine.clock import FakeClock
-from grape.engine.intake import Feed, Prepared
+from grape.engine.feed import Feed, Prepared
+from grape.engine.ids import Ids
 from grape.model import batch as codec
 from grape.model.address import partition_of
 from grape.model.stored import SOURCE, Catalog, decode_dead
 from grape.model.topology import Limits
+from grape.protocol.door import Append, Opened, StreamOpened
 from grape.transports.memory import MemoryTransport
 
 PARTITIONS = 5
 
 
-def feed(read: Any) -> tuple[CallableSource, Feed]:
+class Fed:
+    """A packer and the feed that takes what it has packed."""
+
+    def __init__(self, source: CallableSource, app: App) -> None:
+        transport, clock = MemoryTransport(Callbacks(print, print, print)), FakeClock()
+        self.feed = Feed(app, "mine", transport, clock, Ids(app, transport, clock), in_order=False, calls=False)
+        opened = Opened(PARTITIONS, app.record.incarnation, app.limits)
+        self.packer = Packer(source, opened, StreamOpened(0, 0, b"", 0, 0, None, False, False), frozenset())
+        self.number = 0
+
+    def prepare(self, chunk: Chunk) -> Prepared:
+        packed = self.packer.pack(chunk)
+        self.number += 1
+        prepared = self.feed.prepare(Append(0, self.number, packed.position, packed.parts, packed.bad))
+        assert prepared is not None
+        return prepared
+
+
+def feed(read: Any) -> tuple[CallableSource, Fed]:
     t = Topology("fed")
     t.add_slot("in", lambda: None, name="node")
     spec = t.spec()
     source = CallableSource("in", read, "mine", 200)
-    record = update_record(Catalog(), spec, PARTITIONS, PARTITIONS, [SOURCE + "mine"])
-    transport = MemoryTransport(Callbacks(print, print, print))
-    limits = Limits(batch_target=300, batch_max=500)
-    return source, Feed(App(record, spec, limits, frozenset()), source, transport, False, FakeClock())
+    record = with_logs(update_record(Catalog(), spec, PARTITIONS, PARTITIONS), [SOURCE + "mine"])
+    return source, Fed(source, App(record, spec, Limits(batch_target=300, batch_max=500)))
 
 
 def events_of(prepared: Prepared) -> list[tuple[int, str | None, Any]]:
