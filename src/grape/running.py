@@ -25,7 +25,7 @@ from grape.authoring.places import HIDDEN, caller, place_of_caller
 from grape.authoring.topology import Topology
 from grape.client.calls import Call, Calls, CallStream, answer_as
 from grape.client.events import ClientEvent, check_call_timeout, check_timeout, client_event
-from grape.client.launching import EngineThread, spawn_engine
+from grape.client.launching import launcher, spawn_engine
 from grape.client.session import Session, decoded
 from grape.client.taking import Taker
 from grape.connectors.feeds import feed as feed
@@ -173,8 +173,7 @@ class RunningEngine:
         self._queues: dict[str, QueueSink] = {}
         self.calls = Calls()
         self._is_given_up = False
-        launch = EngineThread if options.inline else spawn_engine
-        self._session = Session(options, sources, takers, _print_line, launch)
+        self._session = Session(options, sources, takers, _print_line, launcher(options, spawn_engine))
         self._result: Future[Outcomes] = Future()
         self._thread = threading.Thread(target=self._main, name="grape-session", daemon=True)
 

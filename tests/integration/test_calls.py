@@ -18,6 +18,7 @@ from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import uvloop
 from hypothesis import HealthCheck, given, settings
@@ -27,8 +28,11 @@ import grape
 from grape import CallFailed, Context, GrapeError, NoAnswer, Node, Reply, Topology, UnknownEvent
 from grape.aio import AsyncEngine
 from grape.authoring.places import HIDDEN
-from grape.client.calls import MAX_CALLS, MAX_PART_BYTES, Calls
+from grape.client.calls import MAX_CALLS, MAX_PART_BYTES, Call, Calls
 from grape.errors import BadArgument, Full, TooLarge, UsageError
+from grape.model.address import PartitionId
+from grape.model.batch import one, seal
+from grape.protocol.door import Replies
 from grape.running import RunningEngine
 
 t = Topology("answers")
@@ -273,22 +277,28 @@ def test_calls_that_wait_are_bounded() -> None:
     calls.open(False, lambda: None)
 
 
+def reply(call: Call, packed: bytes, name: str = "part") -> Replies:
+    """As it comes from the engine."""
+    home = PartitionId(1, 1, 0)
+    return Replies([seal(one(name, call.request, msgspec.Raw(packed)), 1, home, home, 1, 0, 0)])
+
+
 def test_parts_that_nobody_reads_are_bounded() -> None:
     calls = Calls()
     slow, quick = calls.open(True, lambda: None), calls.open(True, lambda: None)
     part = b"\xc6" + (1 << 20).to_bytes(4, "big") + bytes(1 << 20)
     for _ in range(100):
-        calls.replied(slow.request, part, False)
+        calls.replied(reply(slow, part))
     assert sum(len(packed) for packed, _ in slow.replies) <= MAX_PART_BYTES
-    calls.replied(quick.request, b"\x01", True)
+    calls.replied(reply(quick, b"\x01", "final"))
     assert quick.take() == Reply(1, True)
     while slow.replies:
         assert slow.take() is not None
     with pytest.raises(Full, match="were not read"):
         slow.take()
-    calls.replied(quick.request, part, False)
+    calls.replied(reply(quick, part))
     third = calls.open(True, lambda: None)
-    calls.replied(third.request, part, False)
+    calls.replied(reply(third, part))
     assert third.take() is not None
 
 

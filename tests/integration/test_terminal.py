@@ -105,7 +105,8 @@ def test_ctrl_c_at_any_moment_shows_no_frames(tmp_path: Path, command: list[str]
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=30)
     assert f"{os.sep}grape{os.sep}" not in said
-    assert "Traceback" not in said or process.returncode == -signal.SIGINT  # Python itself had not begun
+    had_begun = "Failed checking if argv[0]" not in said and process.returncode != -signal.SIGINT  # Python itself
+    assert "Traceback" not in said or not had_begun
     assert process.returncode in (130, -signal.SIGINT, *(() if command[0] == "run" else (0, 2)))
 
 

@@ -21,7 +21,7 @@ from grape.abc.source import Source
 from grape.authoring.loading import parse_target
 from grape.cli.console import Meter, complain, flushed, put, say, show_line
 from grape.cli.reload import reload as again_and_again
-from grape.client.launching import fork_engine
+from grape.client.launching import fork_engine, launcher
 from grape.client.session import Session
 from grape.client.taking import Taker
 from grape.connectors.feeds import parse_feed
@@ -238,7 +238,7 @@ def make_taker(text: str) -> Taker:
 
 
 def _run(options: Options, sources: list[Source], takers: list[Taker], as_json: bool) -> int:
-    session = Session(options, sources, takers, show_line, fork_engine)
+    session = Session(options, sources, takers, show_line, launcher(options, fork_engine))
     session.launch()
     got: list[int] = []
 

@@ -15,6 +15,7 @@ import subprocess
 import sys
 import threading
 import traceback
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Final, Protocol
@@ -104,6 +105,12 @@ class _EngineProcess:
     def kill(self) -> None:
         with suppress(ProcessLookupError):
             os.kill(self.pid, signal.SIGKILL)
+
+
+def launcher(options: Options, apart: Callable[[Options], Launched]) -> Callable[[Options], Launched]:
+    """What starts an engine: ``apart``, or here if nodes of it are to run in this process."""
+    inline = options.inline or any(profile.is_inline for profile in options.profiles.values())
+    return EngineThread if inline else apart
 
 
 _GO_ON: Final = "nothing confirmed is lost, the same command goes on from there"

@@ -147,6 +147,7 @@ class Packer:
         draft = _Draft(self._spread)
         data = {"source": self._source.name, "events": self._fed}
         self._add(draft, self._slices(Columns(self._source.terms.on_end, None, [data]), draft.spread))
+        draft.events = 0  # it is not one of those that were read
         self.has_ended = True
         return self._packed(draft, position, [], 0)
 

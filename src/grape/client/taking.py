@@ -90,7 +90,7 @@ class Taking:
         match message:
             case ReaderOpened():
                 self.opened.set_result(message)
-            case Batches():
+            case Batches() if not self._is_over:
                 if not self._is_busy and self.sink.is_quick(events_of(message.items)):
                     self._guarded(message)
                     return
@@ -127,8 +127,10 @@ class Taking:
             while not self._take(given):
                 pass
         except GrapeError as e:
+            self.over()
             self._told.failed(e)
         except Exception as e:
+            self.over()
             self._told.failed(failure(f"taking {self.sink.name!r} failed", e, "the run ends"))
 
     def _take(self, given: Batches) -> bool:

@@ -120,7 +120,7 @@ class Feed:
         self._planned = new = SourceHead(
             append.position,
             sent,
-            head.fed + sum(counts.values()),
+            head.fed + (0 if append.at_end else sum(counts.values())),
             head.spread + len(parts),
             head.next_dead + len(dead),
             append.at_end,

@@ -125,6 +125,9 @@ class Stream:
         self._in_flight -= sum(step.bytes for step in steps)
         self._streams.fed_bytes += sum(step.size for step in steps)
         self.say(Accepted(self._number, self.feed.head.number))
+        self._streams.soon(self._go_on)  # when what was committed has arrived, and counts as waiting
+
+    def _go_on(self) -> None:
         self._commit()
         self._check_closed()
 
@@ -242,6 +245,9 @@ class Streams:
 
     def later(self, delay: float, function: Callable[[], None]) -> None:
         self._host.later(delay, function)
+
+    def soon(self, function: Callable[[], None]) -> None:
+        self._host.soon(function)
 
     def may_feed(self, events: Iterable[str]) -> bool:
         """Whether such events may come in now: not while more have failed than may become dead letters, and not any
