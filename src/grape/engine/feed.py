@@ -94,15 +94,16 @@ class Feed:
             raise ProtocolError(f"stream {self.name!r:.300}: append {append.number} comes after {expected - 1}")
         return append.number < expected
 
-    def prepare(self, append: Append) -> Prepared | None:
+    def prepare(self, append: Append, *, is_ours: bool = False) -> Prepared | None:
         """Make the batches of what comes next, for every pool that listens: the work, without the commit. None: its
-        step goes on with the next append.
+        step goes on with the next append. ``is_ours``: its columns were encoded by this code, and are believed without
+        being decoded.
 
         Raises:
             ProtocolError: it is not what a client may send. Nothing has changed.
         """
         for part in append.parts:
-            self._check(part)
+            self._check(part, is_ours=is_ours)
         head = self._planned
         if append.more:
             self._planned = structs.replace(head, number=append.number)
@@ -130,7 +131,7 @@ class Feed:
         size = sum(len(part.body) for part in parts)
         return Prepared(sends, new, dead, counts, append.size, size, append.ids, append.at_end)
 
-    def _check(self, part: Part) -> None:
+    def _check(self, part: Part, *, is_ours: bool) -> None:
         what = f"stream {self.name!r:.300}: a part of {part.name!r:.300}"
         if part.name not in self._app.routing.listeners:
             raise ProtocolError(f"{what}, to which no slot listens")
@@ -140,7 +141,7 @@ class Feed:
             raise ProtocolError(f"{what} for partition {part.partition}; all of it goes to {self.partition}")
         if len(part.body) > self._app.limits.batch_max and part.events > 1:
             raise ProtocolError(f"{what} of {len(part.body)} bytes; the limit is {self._app.limits.batch_max}")
-        for meta in codec.check_body(part.body, part.events):
+        for meta in codec.check_body(part.body, part.events, stored=is_ours):
             if meta.names != [part.name] or meta.hops or meta.only is not None or meta.contexts is not None:
                 raise ProtocolError(f"{what} with a run of {meta.names!r:.300}, or with what only an engine adds")
 

@@ -76,7 +76,7 @@ class House:
         self.verbs: dict[str, Verb] = {}
         self.visitors: list[Visitor] = []
         self.readers: list[Reader] = []
-        self.fan = ReplyFan(host.soon)
+        self.fan = ReplyFan(host.soon, host.later)
         self.is_wanted = False
         self.is_begun = False
         self.is_deserted = False
@@ -208,7 +208,7 @@ class Visitor:
             raise ProtocolError("the first word is a greeting")
         match message:
             case Append():
-                self._stream(message.stream).append(message)
+                self._stream(message.stream).append(message, is_ours=self.is_owner)
             case Emit():
                 self._emit(message)
             case Took():
@@ -343,7 +343,7 @@ class Visitor:
                 return
             reader = Reader(number, by, take, dead, house.clock)
             reader.idle, reader.notice, reader.say = house.host.wake, house.notice, self.say
-            reader.soon = house.host.soon
+            reader.soon, reader.later = house.host.soon, house.host.later
             self._readers[number] = reader
             house.readers.append(reader)
             self.say(ReaderOpened(number, take.head.length, take.head.tail))

@@ -4,6 +4,7 @@ committed."""
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Final
 
 from grape.abc.transport import Rows, Table
@@ -16,6 +17,8 @@ from grape.model.stored import DeadLetter
 from grape.protocol.door import Batch, Batches, FromEngine, Replies, Took, Unread
 
 _TAKE_BYTES: Final = 4 << 20
+_LAZY: Final = 0.002
+"""Seconds after which the position of what writes nowhere is committed: together with what came meanwhile."""
 _UNREADABLE: Final = "unreadable-output"
 
 
@@ -26,7 +29,7 @@ class Reader:
         number: by which the client knows it.
 
     Attributes:
-        say: to the client. soon: runs a function soon, not now.
+        say: to the client. soon: runs a function soon, not now; later: in so many seconds.
         idle: called when everything there is has been taken. ``notice``: a line for people.
     """
 
@@ -37,6 +40,7 @@ class Reader:
         self.notice: Callable[[str], None] = _nothing
         self.say: Callable[[FromEngine], None] = _nothing
         self.soon: Callable[[Callable[[], None]], object] = _at_once
+        self.later: Callable[[float, Callable[[], None]], object] = _now
         self._is_woken = False
         self._number = number
         self._dead = dead
@@ -144,7 +148,13 @@ class Reader:
         )
 
     def _commit(self, taken: Taken, length: int, tail: bytes, done: int) -> None:
-        if self._given is None:  # it was cut while dead letters were written
+        if length or tail:
+            self._commit_now(taken, length, tail, done)
+        else:  # it writes nowhere: there is no hurry, and whoever has got it may just be handing in the next event
+            self.later(_LAZY, partial(self._commit_now, taken, length, tail, done))
+
+    def _commit_now(self, taken: Taken, length: int, tail: bytes, done: int) -> None:
+        if self._given is None:  # it was cut meanwhile
             return
         rows = self._given[1] if done == taken.events else None
         self._given = None
@@ -158,8 +168,14 @@ class ReplyFan:
         listeners: who gets them.
     """
 
-    def __init__(self, soon: Callable[[Callable[[], None]], object]) -> None:
+    def __init__(
+        self,
+        soon: Callable[[Callable[[], None]], object],
+        later: Callable[[float, Callable[[], None]], object],
+    ) -> None:
         self._soon = soon
+        self._later = later
+        self._is_committing = False
         self._is_woken = False
         self.listeners: list[Callable[[FromEngine], None]] = []
         self.take: Take | None = None
@@ -171,7 +187,7 @@ class ReplyFan:
 
     @property
     def is_idle(self) -> bool:
-        return self.take is None or self.take.is_idle
+        return self.take is None or (not self._is_committing and self.take.is_idle)
 
     def wake(self) -> None:
         """Replies have come."""
@@ -182,7 +198,7 @@ class ReplyFan:
     def _give(self) -> None:
         self._is_woken = False
         take = self.take
-        if take is None or take.is_busy:
+        if take is None or take.is_busy or self._is_committing:
             return
         taken = take.read(_TAKE_BYTES)
         if taken is None:
@@ -191,11 +207,20 @@ class ReplyFan:
         if taken.items:
             for say in self.listeners:
                 say(Replies(taken.batches))
+        self._is_committing = True
+        self._later(_LAZY, partial(self._commit, take, taken, rows))
+
+    def _commit(self, take: Take, taken: Taken, rows: list[tuple[Table, Rows]]) -> None:
+        self._is_committing = False
         take.commit(taken, 0, b"", self.wake, rows)
 
 
 def _nothing(*_: object) -> None:
     pass
+
+
+def _now(seconds: float, function: Callable[[], None]) -> None:
+    function()
 
 
 def _at_once(function: Callable[[], None]) -> None:

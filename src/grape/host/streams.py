@@ -46,8 +46,9 @@ class Stream:
         order."""
         return self._streams.is_ending and (self.is_repeatable or not self._streams.is_draining)
 
-    def append(self, append: Append) -> None:
-        """
+    def append(self, append: Append, *, is_ours: bool) -> None:
+        """``is_ours``: made by the code that this engine is of, in the process that has started it.
+
         Raises:
             ProtocolError: it is not what may come now.
         """
@@ -58,7 +59,7 @@ class Stream:
         if self.feed.is_known(append):
             self.say(Accepted(self._number, self.feed.head.number))
             return
-        prepared = self.feed.prepare(append)
+        prepared = self.feed.prepare(append, is_ours=is_ours)
         if prepared is not None:
             self._in_flight += prepared.bytes
             self._waiting.append(prepared)
