@@ -536,7 +536,7 @@ def test_state_that_is_no_record_is_shown_as_such(broken: Bench) -> None:
     with Repair(broken.data) as repair:
         record = repair.directory.app(None)
         home, place = repair.directory.state_place(record, "Other", "k2")
-        claim = repair._transport.claim(home)
+        claim = repair._claim(home)
         for i, garbage in enumerate((b"", b"\xc1", b"\x81\xa1a", b"\x81\xa1\xff\x01", b"\x81\xa0\x81\xa1a\xa1b")):
             rows = [("state", [(place + bytes(str(i), "ascii"), garbage)])]
             repair._submit(Commit(home, claim.term, i + 1, claim.head, (), rows))  # type: ignore[arg-type]

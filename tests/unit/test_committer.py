@@ -6,7 +6,7 @@ import msgspec
 import pytest
 
 from grape import Context, Event, Node, State, Topology
-from grape.abc.transport import Callbacks, Send
+from grape.abc.transport import Callbacks, Claim, Send
 from grape.engine.clock import FakeClock
 from grape.engine.committer import Committer
 from grape.errors import TooLarge
@@ -21,8 +21,13 @@ HOME, THERE = PartitionId(1, 1, 0), PartitionId(1, 1, 1)
 
 def test_a_refused_commit_leaves_the_committer_as_it_was() -> None:
     done: list[str] = []
-    transport = MemoryTransport(Callbacks(lambda outcomes: [committer.done(*o) for o in outcomes], print, print))
-    committer = Committer(transport, HOME, "it")
+    claims: list[tuple[PartitionId, Claim]] = []
+    transport = MemoryTransport(
+        Callbacks(lambda outcomes: [committer.done(*o) for o in outcomes], print, print, claims.extend)
+    )
+    transport.claim([HOME])
+    transport.pump()
+    committer = Committer(transport, HOME, "it", claims.pop()[1])
     too_large = Send(THERE, bytes(transport.features.largest_batch + 1), 1)
     with pytest.raises(TooLarge):
         committer.submit(b"never", [too_large], then=lambda: done.append("never"))
@@ -31,7 +36,9 @@ def test_a_refused_commit_leaves_the_committer_as_it_was() -> None:
     while transport.step():
         pass
     assert done == ["second"]
-    assert Committer(transport, HOME, "it").claimed_head == b"head"
+    transport.claim([HOME])
+    transport.pump()
+    assert [claim.head for _, claim in claims] == [b"head"]
 
 
 class Add(Node):

@@ -10,11 +10,12 @@ from hypothesis import strategies as st
 
 from grape import Topology
 from grape.abc.source import Chunk, Pairs
-from grape.abc.transport import Callbacks
+from grape.abc.transport import Callbacks, Claim
 from grape.connectors.callables import CallableSource
 from grape.engine.app import App
 from grape.engine.catalog import update_record
 from grape.engine.clock import FakeClock
+from grape.engine.committer import Committer
 from grape.engine.intake import Feed, Prepared
 from grape.model import batch as codec
 from grape.model.address import partition_of
@@ -31,9 +32,11 @@ def feed(read: Any) -> tuple[CallableSource, Feed]:
     spec = t.spec()
     source = CallableSource("in", read, "mine", 200)
     record = update_record(Catalog(), spec, PARTITIONS, PARTITIONS, [SOURCE + "mine"])
-    transport = MemoryTransport(Callbacks(print, print, print))
+    transport = MemoryTransport(Callbacks(print, print, print, print))
     limits = Limits(batch_target=300, batch_max=500)
-    return source, Feed(App(record, spec, limits, frozenset()), source, transport, False, FakeClock())
+    app = App(record, spec, limits, frozenset())
+    committer = Committer(transport, app.log(SOURCE + "mine", 0), "it", Claim(1, 0, b""))
+    return source, Feed(app, source, transport, committer, False, FakeClock())
 
 
 def events_of(prepared: Prepared) -> list[tuple[int, str | None, Any]]:

@@ -8,7 +8,7 @@ from typing import Final
 
 import msgspec
 
-from grape.abc.transport import Transport
+from grape.abc.transport import Claim, Transport
 from grape.engine.check import check_topology
 from grape.engine.committer import Committer
 from grape.errors import Corrupt, UsageError
@@ -44,11 +44,13 @@ def read_catalog(head: bytes) -> Catalog:
 
 
 class CatalogStore:
-    """The catalog of a transport that this process owns; its commits are settled as any other's."""
+    """The catalog of a transport that this process owns; its commits are settled as any other's. ``claim``: what was
+    found when it was claimed."""
 
-    def __init__(self, transport: Transport) -> None:
-        self._committer = Committer(transport, CATALOG, "the catalog")
+    def __init__(self, transport: Transport, claim: Claim) -> None:
+        self._committer = Committer(transport, CATALOG, "the catalog", claim)
         self.done = self._committer.done
+        self.claimed = self._committer.claimed
         self.catalog = read_catalog(self._committer.claimed_head)
 
     @property

@@ -6,13 +6,14 @@ code runs under asyncio with processes and LMDB, and under the simulator with a 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Final
 
-from grape.abc.transport import Arrival, Commit, Outcome
+from grape.abc.transport import Arrival, Claim, Commit, Outcome
 from grape.engine.app import App
 from grape.engine.blame import blame, hopeless, stuck
+from grape.engine.committer import Committer
 from grape.engine.dues import Dues
 from grape.engine.first import Failed
 from grape.engine.gate import Gate
@@ -38,14 +39,13 @@ _DUMPED: Final = 40
 _CATCH_UP: Final = 10_000_000
 """So long sources wait for what older code left (microseconds); a cycle may never end."""
 
-Owner = Callable[[Commit, Outcome], None]
-
 
 class Engine:
     """One app in its surroundings.
 
     Args:
         app: as the catalog has it.
+        claims: of the partitions of its pools.
         reserve: bytes of room at which nothing is taken in any more.
 
     Attributes:
@@ -53,7 +53,9 @@ class Engine:
         gate: whether anything may come in. questions: what workers asked for.
     """
 
-    def __init__(self, app: App, around: Surroundings, sizes: Sizes, reserve: int = 0) -> None:
+    def __init__(
+        self, app: App, around: Surroundings, sizes: Sizes, claims: Mapping[PartitionId, Claim], reserve: int = 0
+    ) -> None:
         self.app = app
         self.transport = around.transport
         self.clock = around.clock
@@ -63,7 +65,7 @@ class Engine:
         self.draining = False
         self._catch_up_until = self.clock.now() + _CATCH_UP
         self._owners: dict[PartitionId, Partition] = {}
-        self._others: dict[PartitionId, Owner] = {}
+        self._others: dict[PartitionId, Committer] = {}
         self._arrivals: dict[PartitionId, list[Callable[[], None]]] = {}
         self._dues: Dues[Partition] = Dues(_due)
         self.questions = Questions(app)
@@ -75,14 +77,17 @@ class Engine:
         for_pools = around._replace(failed=self.stop_with)
         for spec in app.topology.pools:
             profile = sizes.profiles.get(spec.name, Profile())
-            partitions = [self._partition(spec.name, n, is_long=spec.long) for n in range(app.record.partitions)]
+            partitions = [
+                self._partition(spec.name, n, claims[app.log(spec.name, n)], is_long=spec.long)
+                for n in range(app.record.partitions)
+            ]
             pool = Pool(spec, profile, sizes.workers, partitions, app, for_pools, self._pump, may_start)
             self.pools[spec.name] = pool
         self.gate = Gate(app, {name: pool.profile for name, pool in self.pools.items()}, self.transport.room, reserve)
         self._handshake = Handshake(app, self.pools, self.clock)
 
-    def _partition(self, pool: str, number: int, *, is_long: bool) -> Partition:
-        partition = Partition(self.app, pool, number, self.transport, self.clock, self._around.rng)
+    def _partition(self, pool: str, number: int, claim: Claim, *, is_long: bool) -> Partition:
+        partition = Partition(self.app, pool, number, self.transport, self.clock, self._around.rng, claim)
         partition.dispatch.is_long = is_long
         self._owners[partition.id] = partition
         self._dues.touch(partition)
@@ -146,9 +151,9 @@ class Engine:
 
     # ------------------------------------------------------------------ transport
 
-    def own(self, partition: PartitionId, done: Owner) -> None:
-        """Outcomes of commits of ``partition`` (a source or taker) go to ``done``."""
-        self._others[partition] = done
+    def own(self, committer: Committer) -> None:
+        """It is told of what becomes of its commits, as partitions are: it is a source's or a taker's."""
+        self._others[committer.partition] = committer
 
     def on_arrival(self, log: PartitionId, call: Callable[[], None]) -> None:
         """Call when something arrived in ``log`` (an output)."""
@@ -157,18 +162,26 @@ class Engine:
     def done(self, outcomes: list[tuple[Commit, Outcome]]) -> None:
         """`Callbacks.done`."""
         for commit, outcome in outcomes:
-            if self.failure is not None:
-                return
-            partition = self._owners.get(commit.partition)
-            try:
-                if partition is None:
-                    self._others[commit.partition](commit, outcome)
-                else:
-                    partition.done(commit, outcome)
-                    self._dues.touch(partition)
-                    self._settled(partition)
-            except GrapeError as e:
-                self.stop_with(e)
+            owner = self._owners.get(commit.partition) or self._others[commit.partition]
+            self._told(owner, partial(owner.done, commit, outcome))
+
+    def claimed(self, claims: list[tuple[PartitionId, Claim]]) -> None:
+        """`Callbacks.claimed`: of those whose commits ended unknown."""
+        for partition, claim in claims:
+            owner = self._owners.get(partition) or self._others[partition]
+            self._told(owner, partial(owner.claimed, claim))
+
+    def _told(self, owner: Partition | Committer, tell: Callable[[], None]) -> None:
+        """The transport has something for it."""
+        if self.failure is not None:
+            return
+        try:
+            tell()
+            if isinstance(owner, Partition):
+                self._dues.touch(owner)
+                self._settled(owner)
+        except GrapeError as e:
+            self.stop_with(e)
 
     def arrived(self, arrivals: list[Arrival]) -> None:
         """`Callbacks.arrived`."""

@@ -96,7 +96,14 @@ class Feed:
     """One source. ``prepare`` and what it needs run on the source's thread, all else on the engine's."""
 
     def __init__(
-        self, app: App, source: Source, transport: Transport, calls: bool, clock: Clock, ids: Ids | None = None
+        self,
+        app: App,
+        source: Source,
+        transport: Transport,
+        committer: Committer,
+        calls: bool,
+        clock: Clock,
+        ids: Ids | None = None,
     ) -> None:
         self.source = source
         self.ids = Ids(app, transport, clock) if ids is None else ids
@@ -104,9 +111,8 @@ class Feed:
         self._app = app
         self._calls = calls
         self._clock = clock
-        self._committer = Committer(transport, self.id, f"source {source.name!r}")
+        self._committer = committer
         self._most = transport.features.largest_commit // 2
-        self.done = self._committer.done
         found = self._committer.claimed_head
         self.head = decode_source(found) if found else SourceHead()
         self._planned = self.head

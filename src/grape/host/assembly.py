@@ -13,8 +13,9 @@ from typing import Final, NamedTuple
 from msgspec import Struct
 
 from grape.abc.source import Source
-from grape.abc.transport import Arrival, Callbacks, Commit, Outcome
+from grape.abc.transport import Arrival, Callbacks, Claim, Commit, Outcome
 from grape.engine.app import App
+from grape.engine.committer import Committer
 from grape.engine.engine import Engine
 from grape.engine.fitting import fit
 from grape.engine.ids import Ids
@@ -24,6 +25,7 @@ from grape.engine.surroundings import Sizes, Surroundings
 from grape.errors import GrapeError, StorageFailed
 from grape.host.feeding import opened
 from grape.host.opening import Opening, Removals
+from grape.model.address import PartitionId
 from grape.model.stored import OUTPUT, REPLIES, SOURCE, TAKER
 from grape.model.topology import Limits, TopologySpec
 
@@ -67,7 +69,11 @@ class Plan(Struct, frozen=True, kw_only=True):
     def logs(self) -> list[str]:
         """All that it needs beside those of its pools."""
         own = [SOURCE + source.name for source in self.sources] + [TAKER + taken.name for taken in self.taken]
-        return own + sorted({dead_log(taken.dead_event) for taken in self.taken})
+        return own + sorted(map(dead_log, self.dead_events()))
+
+    def dead_events(self) -> list[str]:
+        """Each `TakenBy.dead_event` once."""
+        return list(dict.fromkeys(taken.dead_event for taken in self.taken))
 
 
 class Assembled(Struct, frozen=True):
@@ -91,7 +97,7 @@ class Assembler:
     """
 
     def __init__(self, changed: Callable[[], object] = lambda: None) -> None:
-        self.callbacks = Callbacks(self._done, self._arrived, self._failed)
+        self.callbacks = Callbacks(self._done, self._arrived, self._failed, self._claimed)
         self._changed = changed
         self._around: Surroundings | None = None
         self._opening: Opening | None = None
@@ -112,12 +118,21 @@ class Assembler:
             around.notice(f"{opening.discarded:,} events were given up without dead letters (--discard-slot)")
         taken = frozenset(taken.event for taken in plan.taken if taken.event is not None)
         app = App(record, plan.topology, limits, taken, plan.parts)
-        engine = self._engine = Engine(app, around, plan.sizes, plan.reserve)
-        feeds = _feeds(plan, app, engine, around)
-        takes = _takes(plan, app, engine, around)
+        claims = await opening.claim(_owned(plan, app))
+        engine = self._engine = Engine(app, around, plan.sizes, claims, plan.reserve)
+        engine.arrived(opening.missed)
+
+        def committer(log: str, what: str) -> Committer:
+            own = app.log(log, 0)
+            found = Committer(around.transport, own, what, claims[own])
+            engine.own(found)
+            return found
+
+        feeds = _feeds(plan, app, around, committer)
+        takes = _takes(plan, app, engine, around, committer)
         dead = {
-            event: DeadOutputs(app, event, around.transport, engine.own)
-            for event in dict.fromkeys(taken.dead_event for taken in plan.taken)
+            event: DeadOutputs(app, committer(dead_log(event), f"dead letters of output {event!r}"))
+            for event in plan.dead_events()
         }
         return Assembled(app, engine, feeds, takes, dead)
 
@@ -136,7 +151,16 @@ class Assembler:
         if self._engine is not None:
             self._engine.arrived(arrivals)
         elif self._opening is not None:
-            self._opening.arrived()
+            self._opening.arrived(arrivals)
+        self._changed()
+
+    def _claimed(self, claims: list[tuple[PartitionId, Claim]]) -> None:
+        if self._engine is not None:
+            self._engine.claimed(claims)
+        else:
+            assert self._opening is not None
+            for partition, claim in claims:
+                self._opening.claimed(partition, claim)
         self._changed()
 
     def _failed(self, error: BaseException) -> None:
@@ -150,27 +174,35 @@ class Assembler:
             self._opening.failed(failure)
 
 
-def _feeds(plan: Plan, app: App, engine: Engine, around: Surroundings) -> list[Feed]:
+def _owned(plan: Plan, app: App) -> list[PartitionId]:
+    """All that the app commits to."""
+    pools = [app.log(pool.name, number) for pool in plan.topology.pools for number in range(app.partitions)]
+    return pools + [app.log(log, 0) for log in plan.logs()]
+
+
+def _feeds(plan: Plan, app: App, around: Surroundings, committer: Callable[[str, str], Committer]) -> list[Feed]:
     calls = any(taken.event is None for taken in plan.taken)
     ids = Ids(app, around.transport, around.clock)
     feeds: list[Feed] = []
     for source in plan.sources:
-        feed = Feed(app, source, around.transport, calls, around.clock, ids)
+        own = committer(SOURCE + source.name, f"source {source.name!r}")
+        feed = Feed(app, source, around.transport, own, calls, around.clock, ids)
         opened(feed)
-        engine.own(feed.id, feed.done)
         feeds.append(feed)
     return feeds
 
 
-def _takes(plan: Plan, app: App, engine: Engine, around: Surroundings) -> list[Take]:
+def _takes(
+    plan: Plan, app: App, engine: Engine, around: Surroundings, committer: Callable[[str, str], Committer]
+) -> list[Take]:
     peers: dict[str, list[Take]] = {}
     takes: list[Take] = []
     for taken in plan.taken:
-        take = Take(app, taken.name, taken.log, around.transport, around.clock)
+        own = committer(TAKER + taken.name, f"taker {taken.name!r}")
+        take = Take(app, taken.name, taken.log, around.transport, own, around.clock)
         takes.append(take)
         peers.setdefault(taken.log, []).append(take)
         take.peers = peers[taken.log]
-        engine.own(take.id, take.done)
         for number in take.logs:
             engine.on_arrival(app.log(taken.log, number), partial(take.arrived, number))
     return takes

@@ -106,7 +106,7 @@ class Timers:
 
     def _uncommitted(self) -> set[bytes]:
         """Keys of rows that are about to be written or removed."""
-        return {key for draft in self._ledger.uncommitted(False) for key in draft.rows.get("timer", ())}
+        return {key for draft in self._ledger.uncommitted() for key in draft.rows.get("timer", ())}
 
     def _skip_cancelled(self) -> None:
         while self._due and self._due[0][1] in self._cancelled:
