@@ -13,7 +13,7 @@ from typing import Final
 from grape.abc.transport import Arrival, Claim, Commit, Outcome
 from grape.engine.app import App
 from grape.engine.blame import blame, hopeless, stuck
-from grape.engine.committer import Committer
+from grape.engine.committer import Committer, Fenced
 from grape.engine.dues import Dues
 from grape.engine.first import Failed
 from grape.engine.gate import Gate
@@ -77,10 +77,10 @@ class Engine:
         for_pools = around._replace(failed=self.stop_with)
         for spec in app.topology.pools:
             profile = sizes.profiles.get(spec.name, Profile())
-            partitions = [
-                self._partition(spec.name, n, claims[app.log(spec.name, n)], is_long=spec.long)
+            partitions = {
+                n: self._partition(spec.name, n, claims[app.log(spec.name, n)], is_long=spec.long)
                 for n in range(app.record.partitions)
-            ]
+            }
             pool = Pool(spec, profile, sizes.workers, partitions, app, for_pools, self._pump, may_start)
             self.pools[spec.name] = pool
         self.gate = Gate(app, {name: pool.profile for name, pool in self.pools.items()}, self.transport.room, reserve)
@@ -162,14 +162,16 @@ class Engine:
     def done(self, outcomes: list[tuple[Commit, Outcome]]) -> None:
         """`Callbacks.done`."""
         for commit, outcome in outcomes:
-            owner = self._owners.get(commit.partition) or self._others[commit.partition]
-            self._told(owner, partial(owner.done, commit, outcome))
+            owner = self._owners.get(commit.partition) or self._others.get(commit.partition)
+            if owner is not None:  # else it was lost
+                self._told(owner, partial(owner.done, commit, outcome))
 
     def claimed(self, claims: list[tuple[PartitionId, Claim]]) -> None:
         """`Callbacks.claimed`: of those whose commits ended unknown."""
         for partition, claim in claims:
-            owner = self._owners.get(partition) or self._others[partition]
-            self._told(owner, partial(owner.claimed, claim))
+            owner = self._owners.get(partition) or self._others.get(partition)
+            if owner is not None:
+                self._told(owner, partial(owner.claimed, claim))
 
     def _told(self, owner: Partition | Committer, tell: Callable[[], None]) -> None:
         """The transport has something for it."""
@@ -180,8 +182,24 @@ class Engine:
             if isinstance(owner, Partition):
                 self._dues.touch(owner)
                 self._settled(owner)
+        except Fenced as e:
+            if isinstance(owner, Partition):
+                self._lose(owner, e)
+            else:
+                self.stop_with(e)
         except GrapeError as e:
             self.stop_with(e)
+
+    def _lose(self, partition: Partition, why: Fenced) -> None:
+        """It leaves this engine; whatever else there is goes on."""
+        del self._owners[partition.id]
+        if partition.answers.log is not None:
+            del self._arrivals[partition.answers.log]
+        self._dues.forget(partition)
+        self.questions.lose(partition)
+        partition.leave()
+        self.pools[partition.pool].lose(partition)
+        self._around.notice(f"{why}: its events are processed there, all others here as before")
 
     def arrived(self, arrivals: list[Arrival]) -> None:
         """`Callbacks.arrived`."""

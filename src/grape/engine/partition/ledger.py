@@ -74,6 +74,8 @@ class Ledger:
         self.clock = clock
         self.draft = Draft()
         self.committing: Draft | None = None
+        self.is_lost = False
+        """Another engine has the partition: nothing is committed any more."""
         self.most = transport.features.largest_commit * 7 // 8
         """Bytes of a draft; the rest is for the head."""
         self.tail = claim.tail
@@ -195,7 +197,7 @@ class Ledger:
         Raises:
             TooLarge: the transport refuses it; it is still the draft then.
         """
-        if self.committing is not None or not self.draft.changed:
+        if self.committing is not None or not self.draft.changed or self.is_lost:
             return
         trims: list[Trim] = []
         drops: list[tuple[PartitionId, int]] = []

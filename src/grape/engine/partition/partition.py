@@ -169,6 +169,14 @@ class Partition:
         self.dispatch.give_back()
         return self.epoch
 
+    def leave(self) -> None:
+        """Another engine has it: nothing of it is committed here any more, and nothing of it waits here."""
+        self.ledger.is_lost = True
+        self.backlog.add(-self.backlog.events, -self.backlog.size)
+        self.failures.leave()
+        self.timers.leave()
+        self.works.clear()
+
     @property
     def may_chain(self) -> bool:
         """Nothing waits in its log that it has emitted itself, by older code in which fewer pairs chained or since.
