@@ -61,7 +61,7 @@ def test_a_partition_whose_commit_is_refused_goes_on_with_its_draft() -> None:
     largest = machine.transport.features.largest_commit
     machine.transport.features = msgspec.structs.replace(machine.transport.features, largest_commit=10)
     machine.transport._submissions._features = machine.transport.features
-    partition.memory.take_in("main", "add", "k", msgspec.msgpack.encode(5), "", _NOBODY, now)
+    partition.memory.take_in("main", 0, "add", "k", msgspec.msgpack.encode(5), "", _NOBODY, now)
     with pytest.raises(TooLarge):
         partition.flush()
     assert not partition.quiet

@@ -45,7 +45,7 @@ class Engine:
 
     Args:
         app: as the catalog has it.
-        claims: of the partitions of its pools.
+        claims: of the partitions of its pools that are to be served here; other engines may have the others.
         reserve: bytes of room at which nothing is taken in any more.
 
     Attributes:
@@ -78,8 +78,9 @@ class Engine:
         for spec in app.topology.pools:
             profile = sizes.profiles.get(spec.name, Profile())
             partitions = {
-                n: self._partition(spec.name, n, claims[app.log(spec.name, n)], is_long=spec.long)
-                for n in range(app.record.partitions)
+                n: self._partition(spec.name, n, claims[log], is_long=spec.long)
+                for n in range(app.partitions)
+                if (log := app.log(spec.name, n)) in claims
             }
             pool = Pool(spec, profile, sizes.workers, partitions, app, for_pools, self._pump, may_start)
             self.pools[spec.name] = pool

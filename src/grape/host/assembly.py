@@ -53,7 +53,8 @@ class Plan(Struct, frozen=True, kw_only=True):
 
     ``limits``: cut to what the transport holds. ``parts``: what workers of a pool describe, if that is not the whole.
     ``partitions``: of a new app, or those that there must be. ``reserve``: bytes of room at which nothing comes in any
-    more.
+    more. ``owned``: numbers of the partitions that this engine serves; None: all. ``taken_elsewhere``: what other
+    engines take.
     """
 
     topology: TopologySpec
@@ -65,6 +66,12 @@ class Plan(Struct, frozen=True, kw_only=True):
     partitions: int | None = None
     removals: Removals = Removals()
     reserve: int = 0
+    owned: frozenset[int] | None = None
+    taken_elsewhere: Sequence[TakenBy] = ()
+
+    def all_taken(self) -> list[TakenBy]:
+        """Here or elsewhere."""
+        return [*self.taken, *self.taken_elsewhere]
 
     def logs(self) -> list[str]:
         """All that it needs beside those of its pools."""
@@ -116,7 +123,7 @@ class Assembler:
         record = await opening.record(plan.topology, plan.partitions, plan.logs())
         if opening.discarded:
             around.notice(f"{opening.discarded:,} events were given up without dead letters (--discard-slot)")
-        taken = frozenset(taken.event for taken in plan.taken if taken.event is not None)
+        taken = frozenset(taken.event for taken in plan.all_taken() if taken.event is not None)
         app = App(record, plan.topology, limits, taken, plan.parts)
         claims = await opening.claim(_owned(plan, app))
         engine = self._engine = Engine(app, around, plan.sizes, claims, plan.reserve)
@@ -175,13 +182,14 @@ class Assembler:
 
 
 def _owned(plan: Plan, app: App) -> list[PartitionId]:
-    """All that the app commits to."""
-    pools = [app.log(pool.name, number) for pool in plan.topology.pools for number in range(app.partitions)]
+    """All that this engine commits to."""
+    owned = range(app.partitions) if plan.owned is None else sorted(plan.owned)
+    pools = [app.log(pool.name, number) for pool in plan.topology.pools for number in owned]
     return pools + [app.log(log, 0) for log in plan.logs()]
 
 
 def _feeds(plan: Plan, app: App, around: Surroundings, committer: Callable[[str, str], Committer]) -> list[Feed]:
-    calls = any(taken.event is None for taken in plan.taken)
+    calls = any(taken.event is None for taken in plan.all_taken())
     ids = Ids(app, around.transport, around.clock)
     feeds: list[Feed] = []
     for source in plan.sources:
