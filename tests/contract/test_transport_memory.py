@@ -49,6 +49,16 @@ class TestForwardingLater(TransportContract):
         return MemorySubject(lambda: MemoryBroker(forward_later=True))
 
 
+class TestWithoutDrops(TransportContract):
+    def subject(self) -> Subject:
+        return MemorySubject(lambda: MemoryBroker(drops=False))
+
+
+class TestWeakWithoutDrops(TransportContract):
+    def subject(self) -> Subject:
+        return MemorySubject(lambda: MemoryBroker(4, drops=False))
+
+
 class _Weak(TransportContract):
     seed = 0
     weakness = Weakness()

@@ -12,6 +12,7 @@ from grape.engine.committer import Committer
 from grape.errors import TooLarge
 from grape.model import batch as codec
 from grape.model.address import PartitionId
+from grape.model.cursor import Progress
 from grape.testing.machine import Machine
 from grape.transports.memory import MemoryBroker, MemoryTransport
 
@@ -106,4 +107,39 @@ def test_timers_that_are_due_together_are_bounded_by_their_size() -> None:
         machine.tick()
     assert len(machine.outputs["rung"].committed) == 30
     assert max(sizes) < 6_000_000
+    machine.stop()
+
+
+@pytest.mark.parametrize("drops", [True, False])
+def test_what_is_finished_behind_what_is_not_counts_no_more_also_if_it_stays_in_the_log(drops: bool) -> None:
+    """After an outcome that was unknown, and at the next start."""
+    broker = MemoryBroker(drops=drops)
+    machine = Machine(adding, FakeClock(), broker, partitions=1)
+    for n in (1, 10, 100):
+        machine.add("add", n, "k")
+        while not machine.feed.is_busy:
+            machine._feed()
+        machine.transport.pump()
+    partition = machine.engine.partition("main", 0)
+    stored = machine.transport.read(partition.id, 0, 1 << 20)
+    size = len(stored[0].batch) + len(stored[2].batch)
+    assert partition.make_work(machine.clock.now()) is not None
+    partition.backlog.progress(1, Progress(1))
+    machine.transport.fail_next("unknown")
+    partition.flush()
+    machine.transport.pump()
+    assert partition.settled
+    assert (partition.backlog.events, partition.backlog.size) == (2, size)
+    positions = [0, 2] if drops else [0, 1, 2]
+    assert [one.position for one in machine.transport.read(partition.id, 0, 1 << 20)] == positions
+    machine.stop()
+    machine.start()
+    partition = machine.engine.partition("main", 0)
+    assert (partition.backlog.events, partition.backlog.size) == (2, size)
+    while moves := machine.moves():
+        moves[0]()
+    rows = machine.transport.scan(partition.id, "state", b"", 10)
+    assert [msgspec.msgpack.decode(value) for _, value in rows] == [{"total": 101}]
+    assert (machine.app.backlog_events, machine.app.backlog_bytes) == (0, 0)
+    assert machine.transport.read(partition.id, 0, 1 << 20) == []
     machine.stop()

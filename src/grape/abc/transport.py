@@ -46,6 +46,9 @@ class Features(Struct, frozen=True):
     """Of all that a commit holds: head, batches, rows."""
     best_commit: int
     """The commit size at which the backend is most efficient."""
+    drops: bool
+    """Single batches above the trim point can be given up (`Commit.drops`). Else no commit has any: such a batch stays
+    until the log is trimmed, and is read again and passed over."""
 
 
 Rows = Sequence[tuple[bytes, bytes | None]]
@@ -83,7 +86,8 @@ class Commit(Struct, frozen=True):
     rows: Sequence[tuple[Table, Rows]] = ()
     trims: Sequence[Trim] = ()
     drops: Sequence[tuple[PartitionId, int]] = ()
-    """Single batches (log, position) above the trim point that are no longer needed either."""
+    """Single batches (log, position) above the trim point that are no longer needed either, if the backend has that
+    (`Features.drops`)."""
     rows_size: int = -1
     """Bytes of the rows, if that is known: they may be a million."""
 
@@ -154,7 +158,7 @@ class Transport(ABC):
 
         Raises:
             ValueError: a mistake of the caller: a partition or term not claimed here, a number that is not the next,
-                other content under the number of the last commit.
+                other content under the number of the last commit, drops where `Features` has none.
             TooLarge: a batch or the commit is larger than `Features` allows.
 
         Batches in ``sends`` reach their logs with the commit or later, at least once (`Features.exact_forwarding`).
@@ -302,6 +306,8 @@ class Submissions:
             ValueError, TooLarge: as `Transport.commit`.
         """
         self._check_size(commit)
+        if commit.drops and not self._features.drops:
+            raise ValueError(f"a commit of {commit.partition} drops single batches, which this transport cannot")
         partition, term, number = commit.partition, commit.term, commit.number
         current = self._terms.get(partition, 0)
         if not 0 < term <= current:

@@ -32,6 +32,7 @@ class Committer:
         self.partition = partition
         self.claimed_head = claim.head
         self._transport = transport
+        self._drops = transport.features.drops
         self._what = what
         self._term, self._number = claim.term, 0
         self._commit: Commit | None = None
@@ -57,11 +58,14 @@ class Committer:
         *,
         then: Callable[[], None],
     ) -> None:
-        """Submit the next commit; only when none is under way. ``then`` is called when it is durable.
+        """Submit the next commit; only when none is under way. ``then`` is called when it is durable. ``drops`` are
+        left out if the transport has none: what is finished stays in the log until that is trimmed.
 
         Raises:
             TooLarge, ValueError: the transport refuses it; nothing has changed then.
         """
+        if not self._drops:
+            drops = ()
         commit = Commit(self.partition, self._term, self._number + 1, head, sends, rows, trims, drops, rows_size)
         self._transport.commit(commit)
         self._number += 1

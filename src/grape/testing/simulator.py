@@ -35,6 +35,7 @@ class Chaos(Struct, frozen=True):
     seems to take so long that a work ends early. ``kills``: of all kinds together. ``lag``: how likely anything that
     moves (the words to one worker, its loop, the transport, a taker) is slow for some time, as on a machine under load.
     ``change``: the run is stopped and started with other code. ``largest_commit``: of the transport, in bytes.
+    ``drops``: whether the transport can drop single batches.
     ``engines``: that share the partitions; the first has the source and the takers.
     """
 
@@ -48,6 +49,7 @@ class Chaos(Struct, frozen=True):
     lag: float = 0.0
     change: float = 0.0
     largest_commit: int = 256 << 20
+    drops: bool = True
     engines: int = 1
 
 
@@ -92,7 +94,7 @@ class Simulator:
         self.clock = FakeClock()
         weak = self.chaos.weakness
         seed_of = None if weak is None else self._rng.getrandbits(32)
-        broker = MemoryBroker(seed_of, weak, largest_commit=self.chaos.largest_commit)
+        broker = MemoryBroker(seed_of, weak, largest_commit=self.chaos.largest_commit, drops=self.chaos.drops)
         self.machines = [
             Machine(
                 build,

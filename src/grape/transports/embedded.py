@@ -36,6 +36,7 @@ FEATURES: Final = Features(
     largest_batch=16 * MIB,
     largest_commit=256 * MIB,
     best_commit=MIB,
+    drops=True,
 )
 
 

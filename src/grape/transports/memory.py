@@ -132,6 +132,7 @@ class MemoryBroker:
         largest_commit: bytes that one holds.
         forward_later: without a seed: batches for other partitions arrive in steps of their own after the commit (in
             order, once), so that an engine can be killed in between. With a seed they always do.
+        drops: as of `Features`.
     """
 
     def __init__(
@@ -141,6 +142,7 @@ class MemoryBroker:
         *,
         forward_later: bool = False,
         largest_commit: int = 256 * MIB,
+        drops: bool = True,
     ) -> None:
         self.random = None if seed is None else Random(seed)
         self.weakness = weakness or Weakness()
@@ -153,6 +155,7 @@ class MemoryBroker:
             largest_batch=min(16 * MIB, largest_commit // 2),
             largest_commit=largest_commit,
             best_commit=min(MIB, largest_commit),
+            drops=drops,
         )
         self._partitions: dict[PartitionId, _Partition] = {}
         self._logs: dict[PartitionId, _Log] = {}

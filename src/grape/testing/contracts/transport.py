@@ -88,6 +88,7 @@ def follow(subject: Subject, operations: Sequence[Operation]) -> None:
         for p in P[:3]:
             client.claim(p)
         exact = client.transport.features.exact_forwarding
+        has_drops = client.transport.features.drops
         for n, operation in enumerate(operations):
             p = P[operation.partition]
             if operation.what == "reopen" and not subject.competes:
@@ -108,7 +109,7 @@ def follow(subject: Subject, operations: Sequence[Operation]) -> None:
                     if operation.trim is not None and operation.trim < len(known)
                     else []
                 )
-                drops = [(p, known[i % len(known)]) for i in operation.drops if known]
+                drops = [(p, known[i % len(known)]) for i in operation.drops if known and has_drops]
                 rows: list[tuple[Table, Rows]] = [(table, [(key, value)]) for table, key, value in operation.rows]
                 heads[p] = b"head %d" % n
                 client.commit(p, head=heads[p], sends=sends, rows=rows, trims=trims, drops=drops)
@@ -307,13 +308,38 @@ class TransportContract(ClaimContract):
 
         self._alone(test)
 
-    def test_trims_and_drops(self) -> None:
+    def test_trims(self) -> None:
         """F11: nothing above the trim point is lost, and no position is used twice."""
+
+        def test(client: Client, subject: Subject) -> None:
+            client.claim(P[0], P[1])
+            client.commit(P[0], sends=[Send(P[0], b"%d" % n, 1) for n in range(5)])
+            client.commit(P[0], trims=[Trim(P[0], 3)])
+            assert client.log(P[0]) == client.log(P[0], 2) == [b"3", b"4"]
+            client.commit(P[0], trims=[Trim(P[0], 2)])
+            assert client.log(P[0]) == [b"3", b"4"]
+            client.commit(P[1], trims=[Trim(P[0], 4)])
+            client.commit(P[0], sends=[Send(P[0], b"5", 1)])
+            assert client.log(P[0]) == [b"4", b"5"]
+            assert client.positions(P[0]) == [4, 5]
+            assert client.transport.waiting(P[0], 0) == Arrival(P[0], 2, 2, 2)
+
+        self._alone(test)
+
+    def test_trims_and_drops(self) -> None:
+        """As trims alone; a backend without drops refuses them, and the commit with them."""
 
         def test(client: Client, subject: Subject) -> None:
             client.claim(P[0])
             client.claim(P[1])
             client.commit(P[0], sends=[Send(P[0], b"%d" % n, 1) for n in range(10)])
+            if not client.transport.features.drops:
+                dropping = client.build(P[0], head=b"no", drops=[(P[0], 5)])
+                refused(ValueError, lambda: client.transport.commit(dropping))
+                client.numbers[P[0]] -= 1
+                client.commit(P[0], head=b"yes")
+                assert client.log(P[0]) == [b"%d" % n for n in range(10)]
+                return
             client.commit(P[0], trims=[Trim(P[0], 3)], drops=[(P[0], 5), (P[0], 7)])
             assert client.log(P[0]) == [b"3", b"4", b"6", b"8", b"9"]
             assert client.log(P[0], 5) == [b"6", b"8", b"9"]
@@ -331,25 +357,30 @@ class TransportContract(ClaimContract):
     def test_positions_go_on_when_the_log_was_emptied(self) -> None:
         """Also after a restart, by trimming, by dropping, and by both."""
 
+        def drops(client: Client, log: PartitionId, *positions: int) -> list[tuple[PartitionId, int]]:
+            return [(log, position) for position in positions] if client.transport.features.drops else []
+
         def test(client: Client, subject: Subject) -> None:
+            has_drops = client.transport.features.drops
             for p in P[:4]:
                 client.claim(p)
                 client.commit(p, sends=[Send(p, b"%d" % n, 1) for n in range(3)])
             client.commit(P[0], trims=[Trim(P[0], 3)])
-            client.commit(P[1], drops=[(P[1], 2)])
-            client.commit(P[2], trims=[Trim(P[2], 2)], drops=[(P[2], 2)])
+            client.commit(P[1], drops=drops(client, P[1], 2))
+            client.commit(P[2], trims=[Trim(P[2], 2)], drops=drops(client, P[2], 2))
             for again in range(2):
                 client.close()
                 client = Client(subject)
                 for p in P[:4]:
                     client.claim(p)
                 if not again:
-                    client.commit(P[3], drops=[(P[3], 0), (P[3], 1), (P[3], 2)])
+                    client.commit(P[3], drops=drops(client, P[3], 0, 1, 2))
             for p in P[:4]:
                 client.commit(p, sends=[Send(p, b"next", 1)])
             assert client.positions(P[0]) == [3]
-            assert client.positions(P[1]) == [0, 1, 3]
-            assert client.positions(P[2]) == client.positions(P[3]) == [3]
+            assert client.positions(P[1]) == ([0, 1, 3] if has_drops else [0, 1, 2, 3])
+            assert client.positions(P[2]) == ([3] if has_drops else [2, 3])
+            assert client.positions(P[3]) == ([3] if has_drops else [0, 1, 2, 3])
             client.close()
 
         self._alone(test)
