@@ -135,6 +135,31 @@ class ClaimContract(ABC):
 
         self._alone(test)
 
+    def test_two_engines_with_partitions_of_their_own(self) -> None:
+        """They reach each other's logs, and neither fences the other."""
+
+        def test(client: Client, subject: Subject) -> None:
+            client.claim(*P[:2])
+            if not subject.competes:
+                return
+            with closing(Client(subject)) as rival:
+                rival.claim(*P[2:4])
+                sent = [b"%d" % n for n in range(10)]
+                for batch in sent:
+                    client.commit(P[0], sends=[Send(P[2], batch, 1)])
+                    rival.commit(P[3], sends=[Send(P[1], batch, 1)])
+                client.drive(lambda: set(client.log(P[2])) == set(sent))
+                rival.drive(lambda: set(rival.log(P[1])) == set(sent))
+                rival.drive(lambda: rival.arrived_in(P[2]) >= len(sent))
+                client.drive(lambda: client.arrived_in(P[1]) >= len(sent))
+                if client.transport.features.exact_forwarding:
+                    assert client.log(P[1]) == rival.log(P[2]) == sent
+                    assert client.arrived_in(P[1]) == rival.arrived_in(P[2]) == len(sent)
+                client.commit(P[1], head=b"still mine")
+                rival.commit(P[2], head=b"still mine")
+
+        self._alone(test)
+
     def test_two_engines(self) -> None:
         """F28, F79: one of two engines owns a partition, or the second cannot even open."""
 
