@@ -64,7 +64,7 @@ class Run:
             partial(build, plan),
             plan.seed,
             changed=[partial(build, plan, nodes) for nodes in plan.later],
-            chaos=msgspec.structs.replace(plan.chaos, engines=engines),
+            chaos=msgspec.structs.replace(plan.chaos, engines=engines, hand_over=0.005 if engines > 1 else 0.0),
             partitions=plan.partitions,
             workers=plan.workers,
             limits=plan.limits,

@@ -5,8 +5,11 @@ from __future__ import annotations
 import pytest
 
 from grape import Context, Event, Node, State, Topology
+from grape.abc.transport import Trim
 from grape.engine.clock import FakeClock
 from grape.engine.committer import Fenced
+from grape.engine.partition.partition import Partition
+from grape.errors import Corrupt
 from grape.model.address import PartitionId, partition_of
 from grape.model.stored import SOURCE
 from grape.testing.contracts.client import Client
@@ -146,4 +149,43 @@ def test_an_outcome_that_was_unknown_while_another_engine_was_the_owner_is_fence
     assert isinstance(machine.transport, MemoryTransport)
     assert machine.transport.get(partition.id, "state", [b"rival"]) == [b""]
     assert broker._partition(partition.id).head == b""
+    machine.stop()
+
+
+def ready(broker: MemoryBroker) -> tuple[Machine, Partition]:
+    """A batch of partition 1 was handed out to the only worker, which has not run it."""
+    machine = Machine(counting, FakeClock(), broker, partitions=PARTITIONS, workers=1)
+    settle(machine)
+    partition = machine.engine.partition("main", 1)
+    machine.add("word", 0, homes(1)[0])
+    while not partition.works:
+        next(move for move in machine.moves() if move.__name__ not in ("hear", "run"))()
+    return machine, partition
+
+
+def test_what_another_engine_has_taken_out_is_not_damage() -> None:
+    """A commit tells them apart: before it is known nothing ends the engine."""
+    broker = MemoryBroker()
+    machine, partition = ready(broker)
+    rival = take_over(broker, partition.id)
+    rival.commit(partition.id, head=b"", trims=[Trim(partition.id, 1)])
+    machine.workers[0].die(0)
+    machine.add("word", 0, homes(2)[0])
+    settle(machine)
+    assert machine.engine.failure is None
+    assert sorted(machine.engine.pools["main"].partitions) == [0, 2, 3]
+    assert totals(machine) == [(homes(2)[0], 1)]
+    assert broker._partition(partition.id).head == b""
+    machine.stop()
+
+
+def test_damage_ends_the_engine_once_it_is_sure() -> None:
+    broker = MemoryBroker()
+    machine, partition = ready(broker)
+    head = broker._partition(partition.id).head
+    broker._log(partition.id).trim_to(1)
+    machine.workers[0].die(0)
+    with pytest.raises(Corrupt, match="the batch at 0 is not finished, and is gone"):
+        settle(machine)
+    assert broker._partition(partition.id).head == head
     machine.stop()

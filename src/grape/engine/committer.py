@@ -31,6 +31,7 @@ class Committer:
     def __init__(self, transport: Transport, partition: PartitionId, what: str, claim: Claim) -> None:
         self.partition = partition
         self.claimed_head = claim.head
+        self._head = claim.head
         self._transport = transport
         self._drops = transport.features.drops
         self._what = what
@@ -71,6 +72,10 @@ class Committer:
         self._number += 1
         self._commit, self._then = commit, then
 
+    def confirm(self, then: Callable[[], None]) -> None:
+        """Submit a commit that changes nothing: its outcome tells whether the partition is still owned here."""
+        self.submit(self._head, then=then)
+
     def done(self, commit: Commit, outcome: Outcome) -> None:
         """The outcome of the commit under way. Unknown: claim again, which tells whether it counts.
 
@@ -109,6 +114,8 @@ class Committer:
         self._transport.commit(self._commit)
 
     def _finish(self) -> None:
+        if self._commit is not None:
+            self._head = self._commit.head
         then, self._commit, self._then = self._then, None, None
         if then is not None:
             then()

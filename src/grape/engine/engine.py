@@ -111,7 +111,7 @@ class Engine:
                 partition.answers.take()
                 partition.flush()
             except GrapeError as e:
-                self.stop_with(e)
+                self._trouble(partition, e)
 
     def drain(self) -> None:
         """Hand out nothing more; what is running is still committed."""
@@ -183,13 +183,23 @@ class Engine:
             if isinstance(owner, Partition):
                 self._dues.touch(owner)
                 self._settled(owner)
-        except Fenced as e:
+        except GrapeError as e:
             if isinstance(owner, Partition):
-                self._lose(owner, e)
+                self._trouble(owner, e)
             else:
                 self.stop_with(e)
-        except GrapeError as e:
-            self.stop_with(e)
+
+    def _trouble(self, partition: Partition, error: GrapeError) -> bool:
+        """It cannot go on; returns whether the rest can. If what is stored of it seems damaged, it may be that another
+        engine has it by now."""
+        if isinstance(error, Fenced):
+            self._lose(partition, error)
+        elif isinstance(error, Corrupt) and error is not partition.ledger.error:
+            partition.ledger.doubt(error)
+        else:
+            self.stop_with(error)
+            return False
+        return True
 
     def _lose(self, partition: Partition, why: Fenced) -> None:
         """It leaves this engine; whatever else there is goes on."""
@@ -273,7 +283,8 @@ class Engine:
             try:
                 work = partition.make_work(now)
             except GrapeError as e:
-                self.stop_with(e)
+                if self._trouble(partition, e):
+                    continue
                 return
             if work is not None:
                 worker.hand_out(work)
@@ -367,7 +378,11 @@ class Engine:
             self._apply(worker, partition, result)
 
     def _apply(self, worker: Worker, partition: Partition, result: Result) -> None:
-        failed = partition.apply(result)
+        try:
+            failed = partition.apply(result)
+        except Corrupt as e:
+            self._trouble(partition, e)
+            return
         if self.tell is not None:
             for failure in failed:
                 self.tell(worker.name, failure)
@@ -404,8 +419,11 @@ class Engine:
             self._dues.touch(partition)
         self.pools[pool].ended(worker, why, not is_expected and not was_named)
         if lost is not None:
-            lost.partition.give_up_root(lost.root, f"no worker can handle it, nor hand it in as failed: {why}")
-            lost.partition.flush()
+            try:
+                lost.partition.give_up_root(lost.root, f"no worker can handle it, nor hand it in as failed: {why}")
+                lost.partition.flush()
+            except GrapeError as e:
+                self._trouble(lost.partition, e)
         return "" if is_expected else why
 
     # ------------------------------------------------------------------ time
@@ -415,12 +433,12 @@ class Engine:
         if self.failure is not None:
             return None
         now = self.clock.now()
-        try:
-            for partition in self._dues.take(now) if not self.draining else ():
+        for partition in self._dues.take(now) if not self.draining else ():
+            try:
                 self._fire(partition, now)
-        except GrapeError as e:
-            self.stop_with(e)
-            return None
+            except GrapeError as e:
+                if not self._trouble(partition, e):
+                    return None
         wakes = [at for pool in self.pools.values() if (at := pool.tick(now)) is not None]
         self.pump()
         if not self.draining and (due := self._dues.next()) is not None:

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
+from functools import partial
 from random import Random
 from typing import Final
 
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from grape.authoring.topology import Topology
 from grape.engine.clock import FakeClock
+from grape.engine.engine import Engine
 from grape.errors import UsageError
 from grape.model.profile import Profile
 from grape.model.topology import Limits
@@ -24,6 +26,7 @@ from grape.transports.memory import MemoryBroker, Weakness
 _MOST_MOVES: Final = 400_000
 _NEW_SPEEDS: Final = 0.01
 _SLOW: Final = (0.2, 0.02, 0.001)
+_HAND_OVERS: Final = 4
 
 
 class Chaos(Struct, frozen=True):
@@ -35,6 +38,7 @@ class Chaos(Struct, frozen=True):
     seems to take so long that a work ends early. ``kills``: of all kinds together. ``lag``: how likely anything that
     moves (the words to one worker, its loop, the transport, a taker) is slow for some time, as on a machine under load.
     ``change``: the run is stopped and started with other code. ``largest_commit``: of the transport, in bytes.
+    ``hand_over``: one of several engines is gone, and starts again with a partition of another that is not told of it.
     ``drops``: whether the transport can drop single batches.
     ``engines``: that share the partitions; the first has the source and the takers.
     """
@@ -49,6 +53,7 @@ class Chaos(Struct, frozen=True):
     lag: float = 0.0
     change: float = 0.0
     largest_commit: int = 256 << 20
+    hand_over: float = 0.0
     drops: bool = True
     engines: int = 1
 
@@ -86,6 +91,8 @@ class Simulator:
         self.chaos = chaos or Chaos()
         self._rng = Random(seed)
         self._kills = self.chaos.kills
+        self._hand_overs = _HAND_OVERS
+        self._stale: list[Move] = []
         self._changed = deque(changed)
         self.changes = 0
         """How often other code was accepted."""
@@ -141,6 +148,9 @@ class Simulator:
                     worker = rng.choice(started)
                     worker.die(rng.randint(0, len(worker.said)))
                     continue
+            if chaos.hand_over and self._hand_overs > 0 and rng.random() < chaos.hand_over:
+                self._hand_over()
+                continue
             if self._changed and rng.random() < chaos.change:
                 self._change()
                 continue
@@ -152,6 +162,8 @@ class Simulator:
             if self._moves():
                 continue
             if not wakes:
+                if self._give_anew():
+                    continue
                 if all(machine.is_finished for machine in self.machines):
                     if not self._changed:
                         return
@@ -168,10 +180,42 @@ class Simulator:
                 machine.stop()
 
     def _moves(self) -> list[Move]:
-        return [move for machine in self.machines for move in machine.moves()]
+        return [*(move for machine in self.machines for move in machine.moves()), *self._stale[:1]]
 
     def _left(self) -> str:
         return "; ".join(machine.left() for machine in self.machines)
+
+    def _hand_over(self) -> None:
+        heir, other = self._rng.sample(self.machines, 2)
+        owned, others = heir.share.owned or frozenset(), other.share.owned or frozenset()
+        if not others:
+            return
+        self._hand_overs -= 1
+        number = frozenset((self._rng.choice(sorted(others)),))
+        other.share = structs.replace(other.share, owned=others - number)
+        heir.share = structs.replace(heir.share, owned=owned | number)
+        heir.stop()
+        heir.start()
+        self._stale += [partial(self._find_out, other.engine, n) for n in number]
+
+    def _find_out(self, engine: Engine, number: int) -> None:
+        """Whoever has nothing to commit would never learn that it was fenced."""
+        self._stale.pop(0)
+        for pool in engine.pools.values():
+            partition = pool.partitions.get(number)
+            if partition is not None:
+                partition.ledger.then(lambda: None)
+                partition.flush()
+
+    def _give_anew(self) -> bool:
+        """What two have taken from each other, as an outcome was unknown."""
+        for machine in self.machines:
+            owned = machine.share.owned
+            if owned is not None and any(owned - pool.partitions.keys() for pool in machine.engine.pools.values()):
+                machine.stop()
+                machine.start()
+                return True
+        return False
 
     def _change(self) -> None:
         """The next code; it may be refused while something waits that it has no place for, and is then given up."""

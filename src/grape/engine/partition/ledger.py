@@ -76,6 +76,8 @@ class Ledger:
         self.committing: Draft | None = None
         self.is_lost = False
         """Another engine has the partition: nothing is committed any more."""
+        self.error: Corrupt | None = None
+        """Why it is doubted that it has not."""
         self.most = transport.features.largest_commit * 7 // 8
         """Bytes of a draft; the rest is for the head."""
         self.tail = claim.tail
@@ -96,8 +98,8 @@ class Ledger:
 
     @property
     def settled(self) -> bool:
-        """Nothing is being committed or waiting to be."""
-        return self.committing is None and not self.draft.changed
+        """Nothing is being committed or waiting to be, nor in doubt."""
+        return self.committing is None and not self.draft.changed and self.error is None
 
     def has_room(self, size: int) -> bool:
         """So much may still go into the draft; into an empty one anything may."""
@@ -197,7 +199,7 @@ class Ledger:
         Raises:
             TooLarge: the transport refuses it; it is still the draft then.
         """
-        if self.committing is not None or not self.draft.changed or self.is_lost:
+        if self.committing is not None or not self.draft.changed or self.is_lost or self.error is not None:
             return
         trims: list[Trim] = []
         drops: list[tuple[PartitionId, int]] = []
@@ -224,7 +226,21 @@ class Ledger:
         self.committed(draft)
         for then in draft.then:
             then()
+        self._confirmed()
         self.flush()
+
+    def doubt(self, error: Corrupt) -> None:
+        """What is stored is not as it should be. It may be damaged, or another engine has the partition by now: the
+        commit under way tells, or one that changes nothing. Until then nothing else happens; then ``error`` is raised,
+        or the commit is fenced."""
+        if self.error is None:
+            self.error = error
+            if self.committing is None:
+                self._committer.confirm(self._confirmed)
+
+    def _confirmed(self) -> None:
+        if self.error is not None:
+            raise self.error
 
     def _reclaimed(self, claim: Claim) -> None:
         self.tail = claim.tail
