@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from random import Random
 
 import pytest
@@ -11,9 +12,9 @@ from grape import Context, Event, Node, State, Topology
 from grape.engine.clients import Clients, client_event
 from grape.engine.clock import FakeClock
 from grape.errors import Full
-from grape.model.address import partition_of
+from grape.model.address import CATALOG, PartitionId, partition_of
 from grape.testing.machine import Machine, Share
-from grape.transports.memory import MemoryBroker
+from grape.transports.memory import MemoryBroker, MemoryTransport
 
 PARTITIONS = 6
 EVEN, ODD = frozenset((0, 2, 4)), frozenset((1, 3, 5))
@@ -130,3 +131,21 @@ def test_an_event_with_an_id_is_accepted_where_it_is_remembered() -> None:
         pair.settle()
     assert pair.totals() == Counter({(key, 1): 1})
     pair.stop()
+
+
+def test_a_start_claims_in_two_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The catalog says what there is; all of it is claimed at once, each once."""
+    rounds: list[list[PartitionId]] = []
+    claim = MemoryTransport.claim
+
+    def noted(transport: MemoryTransport, partitions: Sequence[PartitionId]) -> None:
+        rounds.append(list(partitions))
+        claim(transport, partitions)
+
+    monkeypatch.setattr(MemoryTransport, "claim", noted)
+    machine = Machine(forwarding, FakeClock(), MemoryBroker(), partitions=PARTITIONS)
+    first, second = rounds
+    assert first == [CATALOG]
+    assert len(second) == len(set(second)) == 2 * PARTITIONS + 5  # a source, two takers, and dead letters of each
+    assert {machine.app.log("counters", number) for number in range(PARTITIONS)} < set(second)
+    machine.stop()
