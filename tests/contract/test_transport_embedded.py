@@ -13,7 +13,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from grape.abc.transport import TABLES, Callbacks, Transport
-from grape.testing.contracts.transport import Operation, Subject, TransportContract, follow
+from grape.testing.contracts.client import Subject
+from grape.testing.contracts.transport import Operation, TransportContract, follow
 from grape.transports.embedded import EmbeddedTransport
 
 

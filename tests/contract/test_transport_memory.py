@@ -9,10 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from grape.abc.transport import TABLES, Arrival, Callbacks, Commit, Outcome, Send, Transport
+from grape.abc.transport import TABLES, Arrival, Callbacks, Claim, Commit, Outcome, Send, Transport
 from grape.errors import StorageFailed
 from grape.model.address import PartitionId
-from grape.testing.contracts.transport import Client, Operation, P, Subject, TransportContract, follow
+from grape.testing.contracts.client import Client, P, Subject
+from grape.testing.contracts.transport import Operation, TransportContract, follow
 from grape.transports.memory import Fault, MemoryBroker, MemoryTransport, Weakness
 
 
@@ -46,6 +47,16 @@ class TestPlain(TransportContract):
 class TestForwardingLater(TransportContract):
     def subject(self) -> Subject:
         return MemorySubject(lambda: MemoryBroker(forward_later=True))
+
+
+class TestWithoutDrops(TransportContract):
+    def subject(self) -> Subject:
+        return MemorySubject(lambda: MemoryBroker(drops=False))
+
+
+class TestWeakWithoutDrops(TransportContract):
+    def subject(self) -> Subject:
+        return MemorySubject(lambda: MemoryBroker(4, drops=False))
 
 
 class _Weak(TransportContract):
@@ -200,8 +211,9 @@ def test_a_storage_failure_is_the_end() -> None:
     client.transport.pump()
     assert [type(e) for e in client.failures] == [StorageFailed]
     assert len(client.answers) == 1
-    with pytest.raises(StorageFailed):
-        client.claim(P[0])
+    client.transport.claim([P[0]])
+    client.transport.pump()
+    assert len(client.claimed) == 1
     assert client.row(P[0], "state", b"k") == b"v"
 
 
@@ -220,12 +232,15 @@ def test_equal_seeds_give_equal_runs() -> None:
 def test_nothing_happens_without_the_driver_and_post_asks_for_it() -> None:
     asked: list[Callable[[], None]] = []
     seen: list[Outcome] = []
-    callbacks = Callbacks(lambda r: seen.extend(o for _, o in r), lambda a: None, lambda e: None)
+    claims: list[tuple[PartitionId, Claim]] = []
+    callbacks = Callbacks(lambda r: seen.extend(o for _, o in r), lambda a: None, lambda e: None, claims.extend)
     transport = MemoryTransport(callbacks, post=asked.append)
     partition = PartitionId(1, 1, 1)
-    transport.claim(partition)
-    asked.clear()
-    transport._posted = False
+    transport.claim([partition])
+    assert not claims
+    assert len(asked) == 1
+    asked.pop()()
+    assert claims == [(partition, Claim(1, 0, b""))]
     transport.commit(Commit(partition, 1, 1, b""))
     assert not seen
     assert len(asked) == 1
@@ -236,9 +251,10 @@ def test_nothing_happens_without_the_driver_and_post_asks_for_it() -> None:
 
 def test_arrivals_are_summed_in_a_plain_round() -> None:
     arrivals: list[list[Arrival]] = []
-    transport = MemoryTransport(Callbacks(lambda r: None, arrivals.append, lambda e: None))
+    transport = MemoryTransport(Callbacks(lambda r: None, arrivals.append, lambda e: None, lambda c: None))
+    transport.claim(P[:2])
+    transport.pump()
     for p in P[:2]:
-        transport.claim(p)
         transport.commit(Commit(p, 1, 1, b"", [Send(P[2], b"xy", 3), Send(P[3], b"z", 1)]))
     transport.pump()
     assert arrivals == [[Arrival(P[2], 2, 6, 4), Arrival(P[3], 2, 2, 2)]]

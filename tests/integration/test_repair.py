@@ -93,13 +93,18 @@ def append(data: Path, bodies: list[bytes]) -> PartitionId:
     """Put batches into the log of partition 1 as another partition of the app would, whatever is in them."""
     posted: list[Any] = []
     done: list[Any] = []
-    callbacks = Callbacks(done.extend, lambda arrivals: None, lambda error: None)
+    claims: list[Any] = []
+    callbacks = Callbacks(done.extend, lambda arrivals: None, lambda error: None, claims.extend)
     transport = EmbeddedTransport.open(data, callbacks, posted.append)
     try:
         record = Directory(transport.store).app(None)
         target = PartitionId(record.id, record.logs["main"], 1)
         origin = target._replace(number=0)
-        claim = transport.claim(origin)
+        transport.claim([origin])
+        while not claims:
+            while posted:
+                posted.pop(0)()
+        claim = claims[0][1]
         head = decode_head(claim.head) if claim.head else Head()
         sends = []
         for body in bodies:

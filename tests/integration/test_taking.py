@@ -92,16 +92,24 @@ from grape.model.stored import decode_catalog
 from grape.transports.embedded import EmbeddedTransport
 
 async def main():
-    done = asyncio.Event()
+    done, claims = asyncio.Event(), asyncio.Queue()
     loop = asyncio.get_running_loop()
     transport = EmbeddedTransport.open(
-        "d", Callbacks(lambda outcomes: done.set(), print, print), loop.call_soon_threadsafe, max_size=1 << 30
+        "d",
+        Callbacks(lambda outcomes: done.set(), print, print, claims.put_nowait),
+        loop.call_soon_threadsafe,
+        max_size=1 << 30,
     )
-    record = decode_catalog(transport.claim(CATALOG).head).apps["poison"]
+
+    async def claimed(partition):
+        transport.claim([partition])
+        return (await claims.get())[0][1]
+
+    record = decode_catalog((await claimed(CATALOG)).head).apps["poison"]
     # as an older version would have taken it from a worker
     origin = PartitionId(record.id, record.logs["main"], 0)
     target = PartitionId(record.id, record.logs[">out"], 0)
-    claim = transport.claim(origin)
+    claim = await claimed(origin)
     from grape.model.stored import decode_head, encode
     head = decode_head(claim.head)
     sequence = head.sent.get(target.packed(), 0)

@@ -14,7 +14,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 from tests.command import GRAPE, grape
 
@@ -418,12 +417,16 @@ def test_a_kill_before_the_commit_leaves_the_letter(broken: Bench) -> None:
         "from grape.store import writing as store\n"
         "from grape.tools import repair\n"
         "when = sys.argv[2]\n"
-        "finish = store.Writing.finish\n"
+        "finish, append = store.Writing.finish, store.Writing.append\n"
+        "sent = []\n"
+        "def noted(self, *send):\n"
+        "    sent.append(send)\n"
+        "    return append(self, *send)\n"
         "def dying(self):\n"
-        "    if when == 'before' and self.ends: os._exit(9)\n"
+        "    if when == 'before' and sent: os._exit(9)\n"
         "    finish(self)\n"
-        "    if when == 'after' and self.ends: os._exit(9)\n"
-        "store.Writing.finish = dying\n"
+        "    if when == 'after' and sent: os._exit(9)\n"
+        "store.Writing.finish, store.Writing.append = dying, noted\n"
         "with repair.Repair(sys.argv[1]) as r:\n"
         "    record = r.directory.app(None)\n"
         "    r.retry(record, [letter.place for letter in r.directory.letters(record)])\n"
@@ -537,7 +540,7 @@ def test_state_that_is_no_record_is_shown_as_such(broken: Bench) -> None:
     with Repair(broken.data) as repair:
         record = repair.directory.app(None)
         home, place = repair.directory.state_place(record, "Other", "k2")
-        claim = repair._transport.claim(home)
+        claim = repair._claim(home)
         for i, garbage in enumerate((b"", b"\xc1", b"\x81\xa1a", b"\x81\xa1\xff\x01", b"\x81\xa0\x81\xa1a\xa1b")):
             rows = [("state", [(place + bytes(str(i), "ascii"), garbage)])]
             repair._submit(Commit(home, claim.term, i + 1, claim.head, (), rows))  # type: ignore[arg-type]

@@ -23,26 +23,27 @@ class Wrong(AssertionError):
     """The engine did something else than the reference."""
 
 
-def run_seed(seed: int, kind: str = "any") -> int:
-    """Run one seed; returns how many times a node got an event. ``kind``: of topologies, see `GENERATORS`.
+def run_seed(seed: int, kind: str = "any", engines: int = 1) -> int:
+    """Run one seed; returns how many times a node got an event. ``kind``: of topologies, see `GENERATORS`. ``engines``:
+    that share the partitions.
 
     Raises:
         Wrong, Stuck, GrapeError: a bug. The text says how to run this seed alone.
     """
     plan = GENERATORS[kind](seed)
     expected = expect(plan)
-    run = Run(plan)
+    run = Run(plan, engines)
     try:
         run.go()
         run.compare(expected)
     except BaseException as e:
         e.add_note(
-            f"\nrun this seed alone: GRAPE_SIM_KIND={kind} GRAPE_SIM_SEED={seed} pytest -q tests/sim\n{describe(plan)}"
+            f"\nrun this seed alone: GRAPE_SIM_KIND={kind} GRAPE_SIM_SEED={seed} GRAPE_SIM_ENGINES={engines} "
+            f"pytest -q tests/sim\n{describe(plan)}"
         )
         raise
     finally:
-        if run.simulator.machine.is_running:
-            run.simulator.machine.stop()
+        run.simulator.stop()
     return expected.events
 
 
@@ -57,13 +58,13 @@ def describe(plan: Plan) -> str:
 class Run:
     """One plan in the simulator."""
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: Plan, engines: int = 1) -> None:
         self.plan = plan
         self.simulator = Simulator(
             partial(build, plan),
             plan.seed,
             changed=[partial(build, plan, nodes) for nodes in plan.later],
-            chaos=plan.chaos,
+            chaos=msgspec.structs.replace(plan.chaos, engines=engines, hand_over=0.005 if engines > 1 else 0.0),
             partitions=plan.partitions,
             workers=plan.workers,
             limits=plan.limits,
@@ -195,14 +196,15 @@ class Run:
     def _nothing_is_left(self, expected: Expected) -> None:
         machine = self.simulator.machine
         app = machine.app
+        apps = [each.app for each in self.simulator.machines]
         _equal(
             "what is left",
             {"events": 0, "bytes": 0, "holds": sum(expected.stopped.values()), "timers": 0},
             {
-                "events": app.backlog_events,
-                "bytes": app.backlog_bytes,
-                "holds": app.holds,
-                "timers": app.timers,
+                "events": sum(each.backlog_events for each in apps),
+                "bytes": sum(each.backlog_bytes for each in apps),
+                "holds": sum(each.holds for each in apps),
+                "timers": sum(each.timers for each in apps),
             },
         )
         _equal("stored timers", [], self._rows("timer"))

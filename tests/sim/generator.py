@@ -174,6 +174,7 @@ def make_cycles(seed: int) -> Plan:
         engine_kill=0.002,
         kills=kills,
         lag=rng.choice((0.0, 0.3, 0.6)),
+        drops=Random(f"{seed}/drops").random() < 0.5,
     )
     roots = tuple(
         Root(rng.choice(events), rng.choice(KEYS), f"r{number}", rng.randint(1, 2 + large), "none")
@@ -248,6 +249,7 @@ def make_plan(seed: int) -> Plan:
         engine_kill=rng.choice((0.0, 0.001, 0.01)),
         kills=NAMED_DEATHS - 1,
         largest_commit=Random(f"{seed}/commits").choice((256 << 20, 256 << 20, 12_000, 40_000)),
+        drops=Random(f"{seed}/drops").random() < 0.5,
     )
     roots = [
         Root(

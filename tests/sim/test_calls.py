@@ -113,7 +113,7 @@ def test_every_call_is_answered_once(seed: int) -> None:
 
 
 def partitions(run: Simulator) -> list[Any]:
-    return [p for pool in run.machine.engine.pools.values() for p in pool.partitions]
+    return [p for pool in run.machine.engine.pools.values() for p in pool.partitions.values()]
 
 
 def pairs(row: tuple[bytes, bytes]) -> list[list[int]]:

@@ -1,7 +1,8 @@
 """The simulator: random topologies, input and faults from a seed, against the sequential reference.
 
 `GRAPE_SIM_SEEDS` says how many seeds (150), `GRAPE_SIM_CYCLES` how many of those with async nodes in cycles (150),
-`GRAPE_SIM_CHANGES` how many whose code changes (100), `GRAPE_SIM_SEED` names a single one, of `GRAPE_SIM_KIND`.
+`GRAPE_SIM_CHANGES` how many whose code changes (100), `GRAPE_SIM_SHARED` how many on several engines (50),
+`GRAPE_SIM_SEED` names a single one, of `GRAPE_SIM_KIND`, on `GRAPE_SIM_ENGINES`.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ _ONE = os.environ.get("GRAPE_SIM_SEED")
 _KIND = os.environ.get("GRAPE_SIM_KIND", "any")
 _COUNT = int(os.environ.get("GRAPE_SIM_SEEDS", "150"))
 _CHANGES = int(os.environ.get("GRAPE_SIM_CHANGES", "100"))
+_SHARED = int(os.environ.get("GRAPE_SIM_SHARED", "50"))
+_ENGINES = int(os.environ.get("GRAPE_SIM_ENGINES", "1"))
 _CYCLES = int(os.environ.get("GRAPE_SIM_CYCLES", "150"))
 
 
@@ -46,6 +49,14 @@ def test_code_that_changes_while_events_wait(start: int) -> None:
 
 
 @pytest.mark.skipif(_ONE is not None, reason="GRAPE_SIM_SEED names one seed")
+@pytest.mark.parametrize("start", range(0, _SHARED, _BLOCK))
+def test_engines_that_share_the_partitions_of_an_app(start: int) -> None:
+    """Each serves its own; together they do everything once, whichever of them dies."""
+    for seed in range(start, min(start + _BLOCK, _SHARED)):
+        run_seed(seed, ("any", "cycles", "changes")[seed % 3], engines=2 + seed % 2)
+
+
+@pytest.mark.skipif(_ONE is not None, reason="GRAPE_SIM_SEED names one seed")
 @pytest.mark.parametrize("seed", SEEDS, ids=lambda seed: f"{seed}")
 def test_seeds_that_found_something(seed: int) -> None:
     run_seed(seed)
@@ -59,4 +70,4 @@ def test_seeds_of_changing_code_that_found_something(seed: int) -> None:
 
 @pytest.mark.skipif(_ONE is None, reason="for one seed: GRAPE_SIM_SEED=1234")
 def test_one_seed() -> None:
-    run_seed(int(_ONE or "0"), _KIND)
+    run_seed(int(_ONE or "0"), _KIND, _ENGINES)

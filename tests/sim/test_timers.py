@@ -85,7 +85,7 @@ def test_the_last_word_counts(seed: int) -> None:
     run.run()
     assert sorted(event.data for event in run.machine.outputs["out"].committed) == sorted(expected.values())
     assert run.machine.app.timers == 0
-    partitions = [p for pool in run.machine.engine.pools.values() for p in pool.partitions]
+    partitions = [p for pool in run.machine.engine.pools.values() for p in pool.partitions.values()]
     assert not any(p.timers._cancelled for p in partitions)
     left = [row for p in partitions for row in p.ledger.rows("text", b"timer:", b"timer;")]
     assert left == []

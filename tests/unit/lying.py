@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from typing import Any, Final
 
-from grape.abc.transport import Callbacks, Commit, Outcome, Send
+from grape.abc.transport import Callbacks, Claim, Commit, Outcome, Send
 from grape.engine.app import App
 from grape.engine.catalog import update_record, with_logs
 from grape.engine.clock import FakeClock
@@ -13,6 +13,7 @@ from grape.engine.engine import Engine
 from grape.engine.surroundings import Sizes, Surroundings
 from grape.errors import GrapeError
 from grape.model import batch as codec
+from grape.model.address import PartitionId
 from grape.model.batch import RunMeta
 from grape.model.cursor import Progress
 from grape.model.profile import Profile
@@ -85,16 +86,21 @@ class Rig:
         self.workers: list[LyingWorker] = []
         self.engine: Engine | None = None
         self.commits: list[Commit] = []
-        self.transport = MemoryTransport(Callbacks(self._done, self._arrived, self._failed))
+        self.transport = MemoryTransport(Callbacks(self._done, self._arrived, self._failed, self._claimed))
         record = with_logs(update_record(Catalog(), TOPOLOGY, 1, 1), [f"{SOURCE}test"])
         self.app = App(record, TOPOLOGY, limits)
         self.app.taken = frozenset(TOPOLOGY.outputs)
         self.source = self.app.log(f"{SOURCE}test", 0)
-        self.term = self.transport.claim(self.source).term
+        self.claims: dict[PartitionId, Claim] = {}
+        pools = [self.app.log(pool.name, 0) for pool in TOPOLOGY.pools]
+        self.transport.claim([self.source, *pools])
+        self.transport.pump()
+        self.term = self.claims[self.source].term
         self.engine = Engine(
             self.app,
             Surroundings(self.transport, self, self.clock, random.Random(0), self._stop, self.notices.append),
             Sizes(dict.fromkeys(("main", "far"), PROFILE), 1),
+            self.claims,
         )
         self.feed()
         self.engine.start()
@@ -121,6 +127,9 @@ class Rig:
 
     def _failed(self, error: BaseException) -> None:
         raise error
+
+    def _claimed(self, claims: list[tuple[PartitionId, Claim]]) -> None:
+        self.claims.update(claims)
 
     def _stop(self, error: GrapeError) -> None:
         self.failure = error

@@ -6,12 +6,13 @@ import msgspec
 import pytest
 
 from grape import Context, Event, Node, State, Topology
-from grape.abc.transport import Callbacks, Send
+from grape.abc.transport import Callbacks, Claim, Send
 from grape.engine.clock import FakeClock
 from grape.engine.committer import Committer
 from grape.errors import TooLarge
 from grape.model import batch as codec
 from grape.model.address import PartitionId
+from grape.model.cursor import Progress
 from grape.testing.machine import Machine
 from grape.transports.memory import MemoryBroker, MemoryTransport
 
@@ -21,8 +22,13 @@ HOME, THERE = PartitionId(1, 1, 0), PartitionId(1, 1, 1)
 
 def test_a_refused_commit_leaves_the_committer_as_it_was() -> None:
     done: list[str] = []
-    transport = MemoryTransport(Callbacks(lambda outcomes: [committer.done(*o) for o in outcomes], print, print))
-    committer = Committer(transport, HOME, "it")
+    claims: list[tuple[PartitionId, Claim]] = []
+    transport = MemoryTransport(
+        Callbacks(lambda outcomes: [committer.done(*o) for o in outcomes], print, print, claims.extend)
+    )
+    transport.claim([HOME])
+    transport.pump()
+    committer = Committer(transport, HOME, "it", claims.pop()[1])
     too_large = Send(THERE, bytes(transport.features.largest_batch + 1), 1)
     with pytest.raises(TooLarge):
         committer.submit(b"never", [too_large], then=lambda: done.append("never"))
@@ -31,7 +37,9 @@ def test_a_refused_commit_leaves_the_committer_as_it_was() -> None:
     while transport.step():
         pass
     assert done == ["second"]
-    assert Committer(transport, HOME, "it").claimed_head == b"head"
+    transport.claim([HOME])
+    transport.pump()
+    assert [claim.head for _, claim in claims] == [b"head"]
 
 
 class Add(Node):
@@ -54,7 +62,7 @@ def test_a_partition_whose_commit_is_refused_goes_on_with_its_draft() -> None:
     largest = machine.transport.features.largest_commit
     machine.transport.features = msgspec.structs.replace(machine.transport.features, largest_commit=10)
     machine.transport._submissions._features = machine.transport.features
-    partition.memory.take_in("main", "add", "k", msgspec.msgpack.encode(5), "", _NOBODY, now)
+    partition.memory.take_in("main", 0, "add", "k", msgspec.msgpack.encode(5), "", _NOBODY, now)
     with pytest.raises(TooLarge):
         partition.flush()
     assert not partition.quiet
@@ -99,4 +107,39 @@ def test_timers_that_are_due_together_are_bounded_by_their_size() -> None:
         machine.tick()
     assert len(machine.outputs["rung"].committed) == 30
     assert max(sizes) < 6_000_000
+    machine.stop()
+
+
+@pytest.mark.parametrize("drops", [True, False])
+def test_what_is_finished_behind_what_is_not_counts_no_more_also_if_it_stays_in_the_log(drops: bool) -> None:
+    """After an outcome that was unknown, and at the next start."""
+    broker = MemoryBroker(drops=drops)
+    machine = Machine(adding, FakeClock(), broker, partitions=1)
+    for n in (1, 10, 100):
+        machine.add("add", n, "k")
+        while not machine.feed.is_busy:
+            machine._feed()
+        machine.transport.pump()
+    partition = machine.engine.partition("main", 0)
+    stored = machine.transport.read(partition.id, 0, 1 << 20)
+    size = len(stored[0].batch) + len(stored[2].batch)
+    assert partition.make_work(machine.clock.now()) is not None
+    partition.backlog.progress(1, Progress(1))
+    machine.transport.fail_next("unknown")
+    partition.flush()
+    machine.transport.pump()
+    assert partition.settled
+    assert (partition.backlog.events, partition.backlog.size) == (2, size)
+    positions = [0, 2] if drops else [0, 1, 2]
+    assert [one.position for one in machine.transport.read(partition.id, 0, 1 << 20)] == positions
+    machine.stop()
+    machine.start()
+    partition = machine.engine.partition("main", 0)
+    assert (partition.backlog.events, partition.backlog.size) == (2, size)
+    while moves := machine.moves():
+        moves[0]()
+    rows = machine.transport.scan(partition.id, "state", b"", 10)
+    assert [msgspec.msgpack.decode(value) for _, value in rows] == [{"total": 101}]
+    assert (machine.app.backlog_events, machine.app.backlog_bytes) == (0, 0)
+    assert machine.transport.read(partition.id, 0, 1 << 20) == []
     machine.stop()

@@ -23,7 +23,7 @@ MIB = 1 << 20
 
 @given(st.integers(10_000, 1 << 30), st.integers(1_000, 1 << 26), st.integers(1_000, 1 << 26))
 def test_limits_fit(commit: int, batch: int, event: int) -> None:
-    features = Features(True, True, True, event, batch, commit, commit)
+    features = Features(True, True, True, event, batch, commit, commit, True)
     limits = fit(Limits(), features)
     assert limits.max_event <= event
     assert limits.batch_target <= limits.batch_max <= batch

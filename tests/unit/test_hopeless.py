@@ -137,7 +137,7 @@ def test_a_key_that_cannot_be_is_stored_already(key: str) -> None:
     partition = machine.engine.partition("main", 0)
     for at, value in ((key, "bad"), ("good", 1), (key, "bad"), ("good", 2)):
         packed = msgspec.msgpack.encode(value)
-        partition.memory.take_in("main", "x", at, packed, "", codec.Context(), machine.clock.now())
+        partition.memory.take_in("main", 0, "x", at, packed, "", codec.Context(), machine.clock.now())
     partition.flush()
     for _ in range(20_000):
         if moves := machine.moves():

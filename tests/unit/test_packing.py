@@ -10,12 +10,13 @@ from hypothesis import strategies as st
 
 from grape import Topology
 from grape.abc.source import Chunk, Pairs
-from grape.abc.transport import Callbacks
+from grape.abc.transport import Callbacks, Claim
 from grape.client.packing import Packer
 from grape.connectors.callables import CallableSource
 from grape.engine.app import App
 from grape.engine.catalog import update_record, with_logs
 from grape.engine.clock import FakeClock
+from grape.engine.committer import Committer
 from grape.engine.feed import Feed, Prepared
 from grape.engine.ids import Ids
 from grape.model import batch as codec
@@ -32,8 +33,9 @@ class Fed:
     """A packer and the feed that takes what it has packed."""
 
     def __init__(self, source: CallableSource, app: App) -> None:
-        transport, clock = MemoryTransport(Callbacks(print, print, print)), FakeClock()
-        self.feed = Feed(app, "mine", transport, clock, Ids(app, transport, clock), in_order=False, calls=False)
+        transport, clock = MemoryTransport(Callbacks(print, print, print, print)), FakeClock()
+        committer = Committer(transport, app.log(SOURCE + "mine", 0), "it", Claim(1, 0, b""))
+        self.feed = Feed(app, "mine", transport, committer, Ids(app, transport, clock), in_order=False, calls=False)
         opened = Opened(PARTITIONS, app.record.incarnation, app.limits)
         self.packer = Packer(source, opened, StreamOpened(0, 0, b"", 0, 0, None, False, False), frozenset())
         self.number = 0

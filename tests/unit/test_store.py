@@ -15,7 +15,7 @@ from shutil import copytree, which
 
 import pytest
 
-from grape.abc.transport import Callbacks, Commit, Outcome, Send, Table, Trim
+from grape.abc.transport import Callbacks, Claim, Commit, Outcome, Send, Table, Trim
 from grape.errors import Corrupt, InUse, StorageFailed, UsageError
 from grape.model.address import PartitionId
 from grape.store import reader as reading
@@ -40,10 +40,28 @@ class Engine:
         self.store = Store(directory, self.posted.put, **options)
         self.transport = EmbeddedTransport(
             self.store,
-            Callbacks(lambda r: self.outcomes.extend(o for _, o in r), lambda a: None, self.failures.append),
+            Callbacks(
+                lambda r: self.outcomes.extend(o for _, o in r), lambda a: None, self.failures.append, self._claimed
+            ),
         )
-        self.claimed = self.transport.claim(P[0])
+        self.claims: list[Claim] = []
+        self.claim()
         self.number = 0
+
+    def _claimed(self, claims: list[tuple[PartitionId, Claim]]) -> None:
+        self.claims += [claim for _, claim in claims]
+
+    @property
+    def claimed(self) -> Claim:
+        return self.claims[-1]
+
+    def claim(self, *partitions: PartitionId) -> None:
+        wanted = len(self.claims) + len(partitions or P[:1])
+        self.transport.claim(partitions or P[:1])
+        while len(self.claims) < wanted:
+            self.posted.get(timeout=30)()
+            if self.failures:
+                raise self.failures[0]
 
     def submit(self, **parts: object) -> None:
         self.number += 1
@@ -207,6 +225,28 @@ def test_data_survives_the_loss_of_the_format_file(tmp_path: Path) -> None:
     assert (tmp_path / "format").read_text() == "grape-data 1\n"
 
 
+# Claims
+
+
+def test_all_claims_of_one_call_are_one_transaction(tmp_path: Path) -> None:
+    """And one fsync, however many there are."""
+    engine = Engine(tmp_path)
+    before = engine.store._env.info()["last_txnid"]
+    engine.claim(*(PartitionId(1, pool, number) for pool in range(4) for number in range(32)))
+    assert len(engine.claims) == 1 + 128
+    assert engine.store._env.info()["last_txnid"] == before + 1
+    engine.close()
+
+
+def test_a_claim_that_finds_damage_fails_the_transport(tmp_path: Path) -> None:
+    engine = Engine(tmp_path)
+    engine.store.call(lambda w, _: w._txn.put(P[1].packed(), b"no head at all, but bytes", db=w._dbs["head"]), None)
+    with pytest.raises(Corrupt):
+        engine.claim(P[0], P[1])
+    assert len(engine.claims) == 1
+    engine.close()
+
+
 # Growth and room
 
 
@@ -243,9 +283,9 @@ def test_f17_a_full_store_stops_commits_and_nothing_else(tmp_path: Path) -> None
         None,
         None,
     ]
-    with pytest.raises(StorageFailed):
-        engine.transport.claim(P[0])
+    engine.transport.claim([P[0]])
     engine.close()
+    assert len(engine.claims) == 1
     assert len(engine.failures) == 1
     assert not (tmp_path / "verify").exists()
     engine = Engine(tmp_path, max_size=64 * MIB)
@@ -587,11 +627,16 @@ from grape.abc.transport import Callbacks, Commit, Send, Trim
 from grape.model.address import PartitionId
 from grape.transports.embedded import EmbeddedTransport
 posted = SimpleQueue()
-outcomes, failures = [], []
-callbacks = Callbacks(lambda r: outcomes.extend(o for _, o in r), lambda a: None, failures.append)
+outcomes, failures, claims = [], [], []
+callbacks = Callbacks(lambda r: outcomes.extend(o for _, o in r), lambda a: None, failures.append, claims.extend)
 transport = EmbeddedTransport.open(sys.argv[1], callbacks, posted.put)
 p = PartitionId(1, 1, 0)
-claim = transport.claim(p)
+transport.claim([p])
+while not claims:
+    posted.get()()
+    if failures:
+        raise failures[0]
+claim = claims[0][1]
 first = int(claim.head or b"0")
 print("claimed", first, flush=True)
 for number in range(1, int(sys.argv[2]) + 1):

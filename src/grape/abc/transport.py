@@ -28,7 +28,7 @@ TABLES: tuple[Table, ...] = ("state", "hold", "timer", "dead", "text", "expiry")
 
 Outcome = Literal["committed", "fenced", "unknown"]
 """``committed``: durable, visible, and never undone. ``fenced``: refused and without any effect, as another term
-owns the partition. ``unknown``: either of the two; reading back (`Transport.claim`) tells which."""
+owns the partition. ``unknown``: either of the two; claiming again (`Transport.claim`) tells which."""
 
 
 class Features(Struct, frozen=True):
@@ -46,6 +46,9 @@ class Features(Struct, frozen=True):
     """Of all that a commit holds: head, batches, rows."""
     best_commit: int
     """The commit size at which the backend is most efficient."""
+    drops: bool
+    """Single batches above the trim point can be given up (`Commit.drops`). Else no commit has any: such a batch stays
+    until the log is trimmed, and is read again and passed over."""
 
 
 Rows = Sequence[tuple[bytes, bytes | None]]
@@ -83,7 +86,8 @@ class Commit(Struct, frozen=True):
     rows: Sequence[tuple[Table, Rows]] = ()
     trims: Sequence[Trim] = ()
     drops: Sequence[tuple[PartitionId, int]] = ()
-    """Single batches (log, position) above the trim point that are no longer needed either."""
+    """Single batches (log, position) above the trim point that are no longer needed either, if the backend has that
+    (`Features.drops`)."""
     rows_size: int = -1
     """Bytes of the rows, if that is known: they may be a million."""
 
@@ -98,11 +102,13 @@ def size_of(commit: Commit) -> int:
 
 class Claim(Struct, frozen=True):
     """What ``claim`` found. ``number`` is the last commit of the *previous* term that counts; ``head`` is its head,
-    empty for a partition that never committed."""
+    empty for a partition that never committed. ``tail``: the position behind the last batch that its log had; what is
+    there from ``tail`` on is told by `Callbacks.arrived`, and nothing below."""
 
     term: int
     number: int
     head: bytes
+    tail: int = 0
 
 
 class Stored(Struct, frozen=True):
@@ -124,25 +130,23 @@ class Arrival(Struct, frozen=True):
 
 
 class Transport(ABC):
-    """All methods are called from the engine's thread. ``commit`` never blocks; the others may read the disk.
+    """All methods are called from the engine's thread. ``claim`` and ``commit`` never block; the others read what this
+    transport has at hand, which may be a disk.
 
-    A transport is constructed with three callbacks (see `Callbacks`), all called on the engine's thread.
+    A transport is constructed with four callbacks (see `Callbacks`), all called on the engine's thread.
     """
 
     features: Features
 
     @abstractmethod
-    def claim(self, partition: PartitionId) -> Claim:
-        """Become the owner of ``partition``: fences every earlier owner, settles what was unknown, returns the head.
+    def claim(self, partitions: Sequence[PartitionId]) -> None:
+        """Submit: become the owner of each: fences every earlier owner, settles what was unknown, finds the head. What
+        was found comes through ``Callbacks.claimed``, and is durable then. It is cheaper to claim many at once.
 
-        Durable when it returns. Idempotent in effect: claiming again gives the next term. An earlier commit that was
-        reported ``committed`` is included, one that was ``fenced`` is not, one that was ``unknown`` is or is not.
-        Whoever claims reads the log: `Callbacks.arrived` does not repeat what was readable before. Batches that an
+        Idempotent in effect: claiming again gives the next term; a gap says that somebody else was the owner between.
+        An earlier commit that was reported ``committed`` is included, one that was ``fenced`` is not, one that was
+        ``unknown`` is or is not. What can be read of the partition is as its head says from then on. Batches that an
         earlier owner committed but did not forward any more are forwarded now.
-
-        Raises:
-            Corrupt: stored bytes fail their checksum.
-            StorageFailed: the disk refused.
         """
 
     @abstractmethod
@@ -154,7 +158,7 @@ class Transport(ABC):
 
         Raises:
             ValueError: a mistake of the caller: a partition or term not claimed here, a number that is not the next,
-                other content under the number of the last commit.
+                other content under the number of the last commit, drops where `Features` has none.
             TooLarge: a batch or the commit is larger than `Features` allows.
 
         Batches in ``sends`` reach their logs with the commit or later, at least once (`Features.exact_forwarding`).
@@ -170,8 +174,8 @@ class Transport(ABC):
         """
 
     @abstractmethod
-    def waiting(self, log: PartitionId, after: int) -> Arrival:
-        """How much `read` would return from ``after`` on. Cost: a step per batch; meant for the start.
+    def waiting(self, log: PartitionId, after: int, before: int | None = None) -> Arrival:
+        """How much there is to `read` from ``after`` on, below ``before``. Cost: a step per batch; meant for the start.
 
         Raises:
             Corrupt: the store is damaged.
@@ -210,13 +214,18 @@ class Callbacks(Struct, frozen=True):
 
     ``done``: the outcomes of commits, in the order in which they were submitted per partition.
     ``arrived``: new batches can be read. For a commit's own sends never before its ``done``.
-    ``failed``: the backend cannot go on (disk full, I/O error); nothing is committed after it, no ``done`` follows.
-    What was submitted and not answered has no effect or all of it; committed data can still be read where possible.
+    ``failed``: the backend cannot go on (disk full, I/O error, damage found by a claim); nothing is committed or
+    claimed after it, no ``done`` or ``claimed`` follows. What was submitted and not answered has no effect or all of
+    it; committed data can still be read where possible.
+    ``claimed``: what claims found; those of one partition in the order in which they were submitted, and behind the
+    outcomes of its commits that were submitted before. After it ``arrived`` tells of exactly the batches of its log
+    from `Claim.tail` on.
     """
 
     done: Callable[[list[tuple[Commit, Outcome]]], None]
     arrived: Callable[[list[Arrival]], None]
     failed: Callable[[BaseException], None]
+    claimed: Callable[[list[tuple[PartitionId, Claim]]], None]
 
 
 Post = Callable[[Callable[[], None]], object]
@@ -297,6 +306,8 @@ class Submissions:
             ValueError, TooLarge: as `Transport.commit`.
         """
         self._check_size(commit)
+        if commit.drops and not self._features.drops:
+            raise ValueError(f"a commit of {commit.partition} drops single batches, which this transport cannot")
         partition, term, number = commit.partition, commit.term, commit.number
         current = self._terms.get(partition, 0)
         if not 0 < term <= current:

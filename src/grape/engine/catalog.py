@@ -8,7 +8,7 @@ from typing import Final
 
 import msgspec
 
-from grape.abc.transport import Transport
+from grape.abc.transport import Claim, Transport
 from grape.engine.check import check_topology
 from grape.engine.committer import Committer
 from grape.errors import Corrupt, UsageError
@@ -44,17 +44,17 @@ def read_catalog(head: bytes) -> Catalog:
 
 
 class CatalogStore:
-    """The catalog of a transport that this process owns; its commits are settled as any other's."""
+    """The catalog of a transport that this process owns; its commits are settled as any other's. ``claim``: what was
+    found when it was claimed."""
 
-    def __init__(self, transport: Transport) -> None:
-        self._committer = Committer(transport, CATALOG, "the catalog")
-        self.done = self._committer.done
-        self.catalog = read_catalog(self._committer.claimed_head)
+    def __init__(self, transport: Transport, claim: Claim) -> None:
+        self.committer = Committer(transport, CATALOG, "the catalog", claim)
+        self.catalog = read_catalog(claim.head)
 
     @property
     def is_saved(self) -> bool:
         """What was saved last is durable."""
-        return not self._committer.is_busy
+        return not self.committer.is_busy
 
     def save(self, record: AppRecord, then: Callable[[], None] = lambda: None) -> None:
         """Store ``record``; ``then`` is called when it is durable. Wait for `is_saved` before the next one."""
@@ -66,7 +66,7 @@ class CatalogStore:
             then()
 
         packed = encode(catalog)
-        self._committer.submit(packed, rows=[("text", [(COPY, packed)])], then=saved)
+        self.committer.submit(packed, rows=[("text", [(COPY, packed)])], then=saved)
 
 
 def with_logs(record: AppRecord, names: Iterable[str]) -> AppRecord:

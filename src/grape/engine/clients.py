@@ -12,6 +12,7 @@ from typing import Final
 import msgspec
 
 from grape.engine.engine import Engine
+from grape.engine.partition.partition import Partition
 from grape.errors import Conflict, Full, ProtocolError, TooLarge, UnknownEvent
 from grape.model.address import MAX_ID_BYTES, check_key, check_text, partition_of
 from grape.model.batch import Context
@@ -62,7 +63,7 @@ class Clients:
 
         Raises:
             UnknownEvent: nothing listens to it.
-            Full: nothing can be taken in now.
+            Full: nothing can be taken in now, or not here.
             Conflict: its id was used for another event.
             EngineError: the engine had to stop.
         """
@@ -77,8 +78,8 @@ class Clients:
         if not engine.intake_is_open(pools):
             why = engine.gate.over_limit(pools)
             raise Full(why or "the disk is full but for the reserve, or the engine is stopping")
-        number = self._partition_of(event)
-        home = engine.partition(pools[0], number)
+        number = self._partition_of(event, pools[0])
+        home = self._home(event, pools[0], number)
         if not home.ledger.has_room((len(event.data) + len(event.key or "") + _BESIDE) * len(pools)):
             raise Full("what has come before it is being committed")
         known = self._remembered(event.id, number) if event.id else None
@@ -91,7 +92,7 @@ class Clients:
             due = 0 if event.wait is None else now + event.wait
             context = Context(event.request, number if event.request else 0, "", due)
             for pool in pools:
-                home.memory.take_in(pool, event.name, event.key, event.data, event.id, context, now)
+                home.memory.take_in(pool, number, event.name, event.key, event.data, event.id, context, now)
             app.stats.fed[event.name] += 1
         home.ledger.then(durable)
         home.flush()
@@ -105,9 +106,29 @@ class Clients:
                     return known
         return None
 
-    def _partition_of(self, event: Emit) -> int:
+    def _partition_of(self, event: Emit, pool: str) -> int:
+        """One that has neither key nor id goes to any that is served here."""
         place = event.key or event.id
         if place:
             return partition_of(place, self._app.partitions)
-        self._spread = (self._spread + 1) % self._app.partitions
+        mine = self._engine.pools[pool].partitions
+        for _ in range(self._app.partitions):
+            self._spread = (self._spread + 1) % self._app.partitions
+            if self._spread in mine:
+                break
         return self._spread
+
+    def _home(self, event: Emit, pool: str, number: int) -> Partition:
+        """The partition that accepts it: that of its key, or any other, which sends it there. An id is remembered in
+        its own partition alone.
+
+        Raises:
+            Full: none can here.
+        """
+        mine = self._engine.pools[pool].partitions
+        home = mine.get(number)
+        if home is None and not event.id:
+            home = next(iter(mine.values()), None)
+        if home is None:
+            raise Full(f"partition {number} of pool {pool!r}, to which it goes, is served by another engine")
+        return home

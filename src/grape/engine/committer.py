@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 import msgspec
 
-from grape.abc.transport import Commit, Outcome, Rows, Send, Table, Transport, Trim
+from grape.abc.transport import Claim, Commit, Outcome, Rows, Send, Table, Transport, Trim
 from grape.errors import Corrupt
 from grape.model.address import PartitionId
 
@@ -18,30 +18,30 @@ class Fenced(Corrupt):
 
 
 class Committer:
-    """Owns a partition: claims it, numbers its commits, and settles the ones whose outcome is unknown.
+    """Owns a partition: numbers its commits, and settles the ones whose outcome is unknown.
 
     Args:
         what: names the partition in errors.
+        claim: what was found when it was claimed.
 
     Attributes:
         claimed_head: the head that was found.
     """
 
-    def __init__(self, transport: Transport, partition: PartitionId, what: str) -> None:
+    def __init__(self, transport: Transport, partition: PartitionId, what: str, claim: Claim) -> None:
+        self.partition = partition
+        self.claimed_head = claim.head
+        self._head = claim.head
         self._transport = transport
-        self._partition = partition
+        self._drops = transport.features.drops
         self._what = what
+        self._term, self._number = claim.term, 0
         self._commit: Commit | None = None
         self._then: Callable[[], None] | None = None
-        self.reclaimed: Callable[[bool], None] = _ignore
-        """Called when an outcome was unknown, with whether the commit counts: what has arrived in the log of the
-        partition until now is not told any more."""
-        self.claimed_head = self._claim()[1]
-
-    def _claim(self) -> tuple[int, bytes]:
-        claim = self._transport.claim(self._partition)
-        self._term, self._number = claim.term, 0
-        return claim.number, claim.head
+        self._settles = False
+        self.reclaimed: Callable[[Claim], None] = _ignore
+        """Called when an outcome was unknown and the partition was claimed again: what its log had until then is not
+        told any more."""
 
     @property
     def is_busy(self) -> bool:
@@ -59,37 +59,70 @@ class Committer:
         *,
         then: Callable[[], None],
     ) -> None:
-        """Submit the next commit; only when none is under way. ``then`` is called when it is durable.
+        """Submit the next commit; only when none is under way. ``then`` is called when it is durable. ``drops`` are
+        left out if the transport has none: what is finished stays in the log until that is trimmed.
 
         Raises:
             TooLarge, ValueError: the transport refuses it; nothing has changed then.
         """
-        commit = Commit(self._partition, self._term, self._number + 1, head, sends, rows, trims, drops, rows_size)
+        if not self._drops:
+            drops = ()
+        commit = Commit(self.partition, self._term, self._number + 1, head, sends, rows, trims, drops, rows_size)
         self._transport.commit(commit)
         self._number += 1
         self._commit, self._then = commit, then
 
+    def confirm(self, then: Callable[[], None]) -> None:
+        """Submit a commit that changes nothing: its outcome tells whether the partition is still owned here."""
+        self.submit(self._head, then=then)
+
     def done(self, commit: Commit, outcome: Outcome) -> None:
-        """The outcome of the commit under way. Unknown: read back whether it counts; if not, submit the same once more.
+        """The outcome of the commit under way. Unknown: claim again, which tells whether it counts.
 
         Raises:
             Fenced: another engine owns the partition.
         """
-        if commit is not self._commit or self._then is None:
+        if commit is not self._commit:
             return
         if outcome == "fenced":
-            raise Fenced(f"{self._what} was taken over by another engine")
-        if outcome == "unknown":
-            counts = self._claim() == (commit.number, commit.head)
-            self.reclaimed(counts)
-            if not counts:
-                self._number = 1
-                self._commit = msgspec.structs.replace(commit, term=self._term, number=1)
-                self._transport.commit(self._commit)
-                return
+            raise self._fenced()
+        if outcome == "committed":
+            self._finish()
+        elif not self._settles:
+            self._settles = True
+            self._transport.claim([self.partition])
+
+    def claimed(self, claim: Claim) -> None:
+        """The partition was claimed again. If the commit under way does not count, the same is submitted once more.
+
+        Raises:
+            Fenced: another engine has owned the partition meanwhile.
+        """
+        commit = self._commit
+        if not self._settles or commit is None:
+            return
+        self._settles = False
+        if claim.term != self._term + 1:  # what is known here of the partition is no longer so
+            raise self._fenced()
+        self._term, self._number = claim.term, 0
+        self.reclaimed(claim)
+        if (claim.number, claim.head) == (commit.number, commit.head):
+            self._finish()
+            return
+        self._number = 1
+        self._commit = msgspec.structs.replace(commit, term=self._term, number=1)
+        self._transport.commit(self._commit)
+
+    def _finish(self) -> None:
+        if self._commit is not None:
+            self._head = self._commit.head
         then, self._commit, self._then = self._then, None, None
-        then()
+        if then is not None:
+            then()
+
+    def _fenced(self) -> Fenced:
+        return Fenced(f"{self._what} was taken over by another engine")
 
 
-def _ignore(counts: bool) -> None:
+def _ignore(claim: Claim) -> None:
     pass

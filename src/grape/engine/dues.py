@@ -30,6 +30,11 @@ class Dues(Generic[T]):
         """It may be due at another time than before."""
         self._touched[item] = _EVER
 
+    def forget(self, item: T) -> None:
+        """Nothing of it is due any more."""
+        self._touched.pop(item, None)
+        self._at.pop(item, None)
+
     def take(self, now: int) -> list[T]:
         """What is due. If it is not touched while that is done, only what comes later counts."""
         self._look()

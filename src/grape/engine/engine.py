@@ -6,17 +6,19 @@ code runs under asyncio with processes and LMDB, and under the simulator with a 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Final
 
-from grape.abc.transport import Arrival, Commit, Outcome
+from grape.abc.transport import Arrival, Claim, Commit, Outcome
 from grape.engine.app import App
 from grape.engine.blame import blame, hopeless, stuck
+from grape.engine.committer import Committer, Fenced
 from grape.engine.dues import Dues
 from grape.engine.first import Failed
 from grape.engine.gate import Gate
 from grape.engine.handshake import Handshake
+from grape.engine.numbers import numbers_of
 from grape.engine.partition.partition import Partition
 from grape.engine.pool import Pool, what_says_most
 from grape.engine.questions import UNREAD_BYTES, Questions
@@ -38,14 +40,13 @@ _DUMPED: Final = 40
 _CATCH_UP: Final = 10_000_000
 """So long sources wait for what older code left (microseconds); a cycle may never end."""
 
-Owner = Callable[[Commit, Outcome], None]
-
 
 class Engine:
     """One app in its surroundings.
 
     Args:
         app: as the catalog has it.
+        claims: of the partitions of its pools that are to be served here; other engines may have the others.
         reserve: bytes of room at which nothing is taken in any more.
 
     Attributes:
@@ -53,7 +54,9 @@ class Engine:
         gate: whether anything may come in. questions: what workers asked for.
     """
 
-    def __init__(self, app: App, around: Surroundings, sizes: Sizes, reserve: int = 0) -> None:
+    def __init__(
+        self, app: App, around: Surroundings, sizes: Sizes, claims: Mapping[PartitionId, Claim], reserve: int = 0
+    ) -> None:
         self.app = app
         self.transport = around.transport
         self.clock = around.clock
@@ -63,7 +66,8 @@ class Engine:
         self.draining = False
         self._catch_up_until = self.clock.now() + _CATCH_UP
         self._owners: dict[PartitionId, Partition] = {}
-        self._others: dict[PartitionId, Owner] = {}
+        self._others: dict[PartitionId, Committer] = {}
+        self._joining: dict[PartitionId, Callable[[Claim], None]] = {}
         self._arrivals: dict[PartitionId, list[Callable[[], None]]] = {}
         self._dues: Dues[Partition] = Dues(_due)
         self.questions = Questions(app)
@@ -75,14 +79,18 @@ class Engine:
         for_pools = around._replace(failed=self.stop_with)
         for spec in app.topology.pools:
             profile = sizes.profiles.get(spec.name, Profile())
-            partitions = [self._partition(spec.name, n, is_long=spec.long) for n in range(app.record.partitions)]
+            partitions = {
+                n: self._partition(spec.name, n, claims[log], is_long=spec.long)
+                for n in range(app.partitions)
+                if (log := app.log(spec.name, n)) in claims
+            }
             pool = Pool(spec, profile, sizes.workers, partitions, app, for_pools, self._pump, may_start)
             self.pools[spec.name] = pool
         self.gate = Gate(app, {name: pool.profile for name, pool in self.pools.items()}, self.transport.room, reserve)
         self._handshake = Handshake(app, self.pools, self.clock)
 
-    def _partition(self, pool: str, number: int, *, is_long: bool) -> Partition:
-        partition = Partition(self.app, pool, number, self.transport, self.clock, self._around.rng)
+    def _partition(self, pool: str, number: int, claim: Claim, *, is_long: bool) -> Partition:
+        partition = Partition(self.app, pool, number, self.transport, self.clock, self._around.rng, claim)
         partition.dispatch.is_long = is_long
         self._owners[partition.id] = partition
         self._dues.touch(partition)
@@ -105,7 +113,7 @@ class Engine:
                 partition.answers.take()
                 partition.flush()
             except GrapeError as e:
-                self.stop_with(e)
+                self._trouble(partition, e)
 
     def drain(self) -> None:
         """Hand out nothing more; what is running is still committed."""
@@ -146,9 +154,25 @@ class Engine:
 
     # ------------------------------------------------------------------ transport
 
-    def own(self, partition: PartitionId, done: Owner) -> None:
-        """Outcomes of commits of ``partition`` (a source or taker) go to ``done``."""
-        self._others[partition] = done
+    def own(self, committer: Committer) -> None:
+        """It is told of what becomes of its commits, as partitions are: it is a source's or a taker's."""
+        self._others[committer.partition] = committer
+
+    def claim(
+        self, partitions: Mapping[PartitionId, str], then: Callable[[dict[PartitionId, Committer]], None]
+    ) -> None:
+        """Have these, which nobody here has yet (of a source or taker), from now on; the value names each in errors.
+        ``then`` gets their committers."""
+        found: dict[PartitionId, Committer] = {}
+
+        def joined(partition: PartitionId, claim: Claim) -> None:
+            committer = found[partition] = Committer(self.transport, partition, partitions[partition], claim)
+            self.own(committer)
+            if len(found) == len(partitions):
+                then(found)
+
+        self._joining.update((partition, partial(joined, partition)) for partition in partitions)
+        self.transport.claim(list(partitions))
 
     def on_arrival(self, log: PartitionId, call: Callable[[], None]) -> None:
         """Call when something arrived in ``log`` (an output)."""
@@ -157,18 +181,58 @@ class Engine:
     def done(self, outcomes: list[tuple[Commit, Outcome]]) -> None:
         """`Callbacks.done`."""
         for commit, outcome in outcomes:
-            if self.failure is not None:
-                return
-            partition = self._owners.get(commit.partition)
-            try:
-                if partition is None:
-                    self._others[commit.partition](commit, outcome)
-                else:
-                    partition.done(commit, outcome)
-                    self._dues.touch(partition)
-                    self._settled(partition)
-            except GrapeError as e:
+            owner = self._owners.get(commit.partition) or self._others.get(commit.partition)
+            if owner is not None:  # else it was lost
+                self._told(owner, partial(owner.done, commit, outcome))
+
+    def claimed(self, claims: list[tuple[PartitionId, Claim]]) -> None:
+        """`Callbacks.claimed`: of those whose commits ended unknown, and of new ones."""
+        for partition, claim in claims:
+            joined = self._joining.pop(partition, None)
+            if joined is not None:
+                joined(claim)
+                continue
+            owner = self._owners.get(partition) or self._others.get(partition)
+            if owner is not None:
+                self._told(owner, partial(owner.claimed, claim))
+
+    def _told(self, owner: Partition | Committer, tell: Callable[[], None]) -> None:
+        """The transport has something for it."""
+        if self.failure is not None:
+            return
+        try:
+            tell()
+            if isinstance(owner, Partition):
+                self._dues.touch(owner)
+                self._settled(owner)
+        except GrapeError as e:
+            if isinstance(owner, Partition):
+                self._trouble(owner, e)
+            else:
                 self.stop_with(e)
+
+    def _trouble(self, partition: Partition, error: GrapeError) -> bool:
+        """It cannot go on; returns whether the rest can. If what is stored of it seems damaged, it may be that another
+        engine has it by now."""
+        if isinstance(error, Fenced):
+            self._lose(partition, error)
+        elif isinstance(error, Corrupt) and error is not partition.ledger.error:
+            partition.ledger.doubt(error)
+        else:
+            self.stop_with(error)
+            return False
+        return True
+
+    def _lose(self, partition: Partition, why: Fenced) -> None:
+        """It leaves this engine; whatever else there is goes on."""
+        del self._owners[partition.id]
+        if partition.answers.log is not None:
+            del self._arrivals[partition.answers.log]
+        self._dues.forget(partition)
+        self.questions.lose(partition)
+        partition.leave()
+        self.pools[partition.pool].lose(partition)
+        self._around.notice(f"{why}: its events are processed there, all others here as before")
 
     def arrived(self, arrivals: list[Arrival]) -> None:
         """`Callbacks.arrived`."""
@@ -241,7 +305,8 @@ class Engine:
             try:
                 work = partition.make_work(now)
             except GrapeError as e:
-                self.stop_with(e)
+                if self._trouble(partition, e):
+                    continue
                 return
             if work is not None:
                 worker.hand_out(work)
@@ -335,7 +400,11 @@ class Engine:
             self._apply(worker, partition, result)
 
     def _apply(self, worker: Worker, partition: Partition, result: Result) -> None:
-        failed = partition.apply(result)
+        try:
+            failed = partition.apply(result)
+        except Corrupt as e:
+            self._trouble(partition, e)
+            return
         if self.tell is not None:
             for failure in failed:
                 self.tell(worker.name, failure)
@@ -372,8 +441,11 @@ class Engine:
             self._dues.touch(partition)
         self.pools[pool].ended(worker, why, not is_expected and not was_named)
         if lost is not None:
-            lost.partition.give_up_root(lost.root, f"no worker can handle it, nor hand it in as failed: {why}")
-            lost.partition.flush()
+            try:
+                lost.partition.give_up_root(lost.root, f"no worker can handle it, nor hand it in as failed: {why}")
+                lost.partition.flush()
+            except GrapeError as e:
+                self._trouble(lost.partition, e)
         return "" if is_expected else why
 
     # ------------------------------------------------------------------ time
@@ -383,12 +455,12 @@ class Engine:
         if self.failure is not None:
             return None
         now = self.clock.now()
-        try:
-            for partition in self._dues.take(now) if not self.draining else ():
+        for partition in self._dues.take(now) if not self.draining else ():
+            try:
                 self._fire(partition, now)
-        except GrapeError as e:
-            self.stop_with(e)
-            return None
+            except GrapeError as e:
+                if not self._trouble(partition, e):
+                    return None
         wakes = [at for pool in self.pools.values() if (at := pool.tick(now)) is not None]
         self.pump()
         if not self.draining and (due := self._dues.next()) is not None:
@@ -443,25 +515,7 @@ class Engine:
 
     def numbers(self) -> AppNumbers:
         """Everything that is measured, as it is now."""
-        app, stats, now = self.app, self.app.stats, self.clock.now()
-        return AppNumbers(
-            fed=dict(stats.fed),
-            emitted=dict(stats.emitted),
-            processed=dict(stats.processed),
-            taken=dict(stats.taken),
-            failures=dict(stats.failures),
-            dead=stats.dead,
-            replies=stats.replies,
-            late_replies=stats.late_replies,
-            stale_frames=stats.stale_frames,
-            duplicates=sum(pool.duplicates for pool in stats.pools.values()),
-            commits=stats.commits,
-            worker_deaths=stats.worker_deaths,
-            backlog_events=app.backlog_events,
-            backlog_bytes=app.backlog_bytes,
-            timers=app.timers,
-            pools={name: pool.numbers(now) for name, pool in self.pools.items()},
-        )
+        return numbers_of(self.app, self.pools, self.clock.now())
 
     def partition(self, pool: str, number: int) -> Partition:
         return self.pools[pool].partitions[number]

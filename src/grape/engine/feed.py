@@ -9,7 +9,6 @@ from msgspec import Struct, structs
 
 from grape.abc.transport import Rows, Send, Table, Transport
 from grape.engine.app import App
-from grape.engine.clock import Clock
 from grape.engine.committer import Committer
 from grape.engine.ids import Ids
 from grape.errors import ProtocolError
@@ -42,18 +41,25 @@ class Feed:
     """
 
     def __init__(
-        self, app: App, name: str, transport: Transport, clock: Clock, ids: Ids, *, in_order: bool, calls: bool
+        self,
+        app: App,
+        name: str,
+        transport: Transport,
+        committer: Committer,
+        ids: Ids,
+        *,
+        in_order: bool,
+        calls: bool,
     ) -> None:
         self.name = name
         self.id = app.log(SOURCE + name, 0)
         self.calls = calls
         self._app = app
         self._ids = ids
-        self._clock = clock
-        self._committer = Committer(transport, self.id, f"source {name!r}")
+        self._clock = ids.clock
+        self._committer = committer
         self._most = transport.features.largest_commit // 2
-        self.done = self._committer.done
-        found = self._committer.claimed_head
+        found = committer.claimed_head
         self.head = decode_source(found) if found else SourceHead()
         self._planned = self.head
         self.partition = partition_of(name, app.partitions) if in_order else None

@@ -25,7 +25,7 @@ class Ids:
     def __init__(self, app: App, transport: Transport, clock: Clock) -> None:
         self._app = app
         self._transport = transport
-        self._clock = clock
+        self.clock = clock
         self._pending: dict[str, int] = {}
 
     def check(self, events: Sequence[Named]) -> list[Verdict]:
@@ -56,7 +56,7 @@ class Ids:
         return found
 
     def _look(self, partition: PartitionId, ids: list[str], found: dict[str, int]) -> None:
-        oldest = self._clock.now() - int(self._app.limits.dedup_horizon * 1e6)
+        oldest = self.clock.now() - int(self._app.limits.dedup_horizon * 1e6)
         keys = [CLIENT_ID + one.encode() for one in ids]
         for one, value in zip(ids, self._transport.get(partition, "text", keys), strict=True):
             if value is not None and int.from_bytes(value[:8], "big") >= oldest:
@@ -65,7 +65,7 @@ class Ids:
     def rows(self, source: PartitionId, events: Sequence[Named], number: int) -> list[tuple[Table, Rows]]:
         """What remembers them, in the partition of their source, and forgets those that are old. ``number``: of the
         first, to tell rows that expire at the same time apart."""
-        now = self._clock.now()
+        now = self.clock.now()
         due = now + int(self._app.limits.dedup_horizon * 1e6)
         texts: dict[bytes, bytes | None] = {}
         expiries: dict[bytes, bytes | None] = {}

@@ -79,15 +79,14 @@ class Taken(Struct, frozen=True):
 class Take:
     """One taker of the output log ``log`` (all its partitions). Engine's thread only."""
 
-    def __init__(self, app: App, name: str, log: str, transport: Transport, clock: Clock) -> None:
+    def __init__(self, app: App, name: str, log: str, transport: Transport, committer: Committer, clock: Clock) -> None:
         self.name = name
         self.id = app.log(TAKER + name, 0)
         self._app = app
         self._log = log
         self._transport = transport
         self._clock = clock
-        self._committer = Committer(transport, self.id, f"taker {name!r}")
-        self.done = self._committer.done
+        self._committer = committer
         found = self._committer.claimed_head
         self.head = decode_taker(found) if found else TakerHead()
         self._readings = {number: self.head.logs.get(number) or Reading() for number in self.logs}
@@ -244,31 +243,20 @@ class DeadOutputs:
     """Dead letters of what stands in an output and cannot be read. They lie in a log of their own, which is one of bad
     input to whoever looks at it. Engine's thread only."""
 
-    def __init__(
-        self, app: App, event: str, transport: Transport, own: Callable[[PartitionId, Callable[..., None]], None]
-    ) -> None:
+    def __init__(self, app: App, committer: Committer) -> None:
         self._app = app
-        self._id = app.log(dead_log(event), 0)
-        self._event = event
-        self._transport = transport
-        self._own = own
-        self._committer: Committer | None = None
-        self._head = SourceHead()
+        self._committer = committer
+        found = committer.claimed_head
+        self._head = decode_source(found) if found else SourceHead()
         self._waiting: list[tuple[list[tuple[bytes, bytes]], Callable[[], None]]] = []
 
     def bury(self, letters: list[tuple[bytes, DeadLetter]], then: Callable[[], None]) -> None:
         """Keep them, each under its key: the same one again is the same letter. ``then`` is called when that is
         durable."""
-        if self._committer is None:
-            self._committer = Committer(self._transport, self._id, f"dead letters of output {self._event!r}")
-            self._own(self._id, self._committer.done)
-            found = self._committer.claimed_head
-            self._head = decode_source(found) if found else self._head
         self._waiting.append(([(key, encode(letter)) for key, letter in letters], then))
         self._commit()
 
     def _commit(self) -> None:
-        assert self._committer is not None
         if self._committer.is_busy or not self._waiting:
             return
         rows, then = self._waiting.pop(0)

@@ -38,6 +38,7 @@ class Pool:
     Args:
         spec, profile: what it is, and how it is kept.
         default_size: workers if the profile does not say.
+        partitions: those that this engine has of it, by their numbers.
         pump: gives a worker what it can take.
         may_start: whether another worker of the engine may start now; many at once would all be slow. One always may.
     """
@@ -47,7 +48,7 @@ class Pool:
         spec: PoolSpec,
         profile: Profile,
         default_size: int,
-        partitions: list[Partition],
+        partitions: dict[int, Partition],
         app: App,
         around: Surroundings,
         pump: Callable[[Worker], None],
@@ -108,12 +109,12 @@ class Pool:
 
     def oldest(self, now: int) -> int:
         """How long the oldest event has waited for a worker (microseconds)."""
-        times = [p.waiting_since(now) for p in self.partitions if p.has_work(now)]
+        times = [p.waiting_since(now) for p in self.partitions.values() if p.has_work(now)]
         return max(0, now - min((time for time in times if time is not None), default=now))
 
     def _load(self, now: int) -> Load:
         size = self.alive
-        waiting = sum(p.has_work(now) for p in self.partitions)
+        waiting = sum(p.has_work(now) for p in self.partitions.values())
         return Load(size, self.starting, waiting, self.oldest(now) if 0 < size < self.scaler.most else 0)
 
     # ------------------------------------------------------------------ coming
@@ -142,7 +143,7 @@ class Pool:
         """Give every partition a worker, evenly."""
         now = self._clock.now()
         owners: dict[int, int | None] = {}
-        for partition in self.partitions:
+        for partition in self.partitions.values():
             heir = self._moving.get(partition.number) or self._owners.get(partition.number)
             owners[partition.number] = None if heir is None else heir.index
         members = {worker.index: worker for worker in self.members}
@@ -184,6 +185,20 @@ class Pool:
             partition.reassign()
             self.rebalance()
         self._dismiss_if_empty(owner)
+
+    def lose(self, partition: Partition) -> None:
+        """Another engine has it: it leaves its worker at once, whatever that has of it."""
+        number = partition.number
+        del self.partitions[number]
+        self._moving.pop(number, None)
+        self._moved_at.pop(number, None)
+        self.scaler.most = min(self.scaler.most, len(self.partitions))
+        self.scaler.least = min(self.scaler.least, self.scaler.most)
+        worker = self._owners.pop(number, None)
+        if worker is not None:
+            worker.lose(partition, self._clock.now())
+            self._pump(worker)
+            self._dismiss_if_empty(worker)
 
     def give(self, partition: Partition, worker: Worker) -> None:
         """The partition is the worker's, in a new epoch."""
@@ -312,12 +327,12 @@ class Pool:
         return PoolNumbers(
             state=state,
             reason=self.backoff.reason if self.is_degraded else "",
-            queue_events=sum(p.backlog.events for p in self.partitions),
-            queue_bytes=sum(p.backlog.size for p in self.partitions),
+            queue_events=sum(p.backlog.events for p in self.partitions.values()),
+            queue_bytes=sum(p.backlog.size for p in self.partitions.values()),
             queue_limit=profile.queue_limit,
             queue_limit_bytes=int(profile.queue_bytes),
             oldest_seconds=self.oldest(now) / 1e6,
-            held=sum(len(p.holds) for p in self.partitions),
+            held=sum(len(p.holds) for p in self.partitions.values()),
             workers_active=active,
             workers_idle=len(ready) - active,
             workers_starting=self.starting,

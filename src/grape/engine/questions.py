@@ -59,6 +59,12 @@ class Questions:
         """Its worker has gone."""
         self._deferred.pop(partition.id, None)
 
+    def lose(self, partition: Partition) -> None:
+        """It is no longer here: whoever asks is answered that there is nothing."""
+        for worker, ask in self._deferred.pop(partition.id, ()):
+            if worker.serves:
+                worker.link.send(Values([None] * len(ask.keys)))
+
     def _answer(self, worker: Worker, partition: Partition, ask: Ask) -> None:
         if worker.serves:
             worker.link.send(Values(_first_of(self.committed(partition, ask.node, ask.keys))))

@@ -8,7 +8,7 @@ from typing import Protocol
 from grape.engine.life import COMES, LEAVES, SERVES, Life, Step, after
 from grape.engine.partition.partition import Partition
 from grape.engine.standstill import Standstill
-from grape.protocol.messages import Announce, Drain, Result, ToWorker, Work
+from grape.protocol.messages import Announce, Drain, Result, Revoke, ToWorker, Work
 
 
 class Link(Protocol):
@@ -141,6 +141,18 @@ class Worker:
             self.outstanding.remove((result.partition, seq))
         if not self.outstanding:
             self.idle_since = now
+
+    def lose(self, partition: Partition, now: int) -> None:
+        """It is no longer the worker's, at once: what the worker has of it counts no more."""
+        number = partition.number
+        self.partitions.pop(number, None)
+        self.outstanding = deque(work for work in self.outstanding if work[0] != number)
+        if self.announced is not None and self.announced[0] == number:
+            self.announced = None
+        if not self.outstanding and self.idle_since is None:
+            self.idle_since = now
+        if self.serves:
+            self.link.send(Revoke(number, partition.epoch))
 
     def announces(self, message: Announce) -> None:
         self.announced = (message.partition, message.id, message.node)

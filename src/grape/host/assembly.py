@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from msgspec import Struct
 
-from grape.abc.transport import Arrival, Callbacks, Commit, Outcome
+from grape.abc.transport import Arrival, Callbacks, Claim, Commit, Outcome
 from grape.engine.app import App
 from grape.engine.engine import Engine
 from grape.engine.fitting import fit
@@ -18,6 +18,7 @@ from grape.engine.surroundings import Sizes, Surroundings
 from grape.errors import GrapeError, StorageFailed
 from grape.host.attaching import Attaching
 from grape.host.opening import Opening, Removals
+from grape.model.address import PartitionId
 from grape.model.topology import Limits, TopologySpec
 
 
@@ -26,7 +27,7 @@ class Plan(Struct, frozen=True, kw_only=True):
 
     ``limits``: cut to what the transport holds. ``parts``: what workers of a pool describe, if that is not the whole.
     ``partitions``: of a new app, or those that there must be. ``reserve``: bytes of room at which nothing comes in any
-    more.
+    more. ``owned``: numbers of the partitions that this engine serves; None: all.
     """
 
     topology: TopologySpec
@@ -36,6 +37,7 @@ class Plan(Struct, frozen=True, kw_only=True):
     partitions: int | None = None
     removals: Removals = Removals()
     reserve: int = 0
+    owned: frozenset[int] | None = None
 
 
 class Assembled(Struct, frozen=True):
@@ -57,7 +59,7 @@ class Assembler:
     """
 
     def __init__(self, changed: Callable[[], object] = lambda: None) -> None:
-        self.callbacks = Callbacks(self._done, self._arrived, self._failed)
+        self.callbacks = Callbacks(self._done, self._arrived, self._failed, self._claimed)
         self._changed = changed
         self._around: Surroundings | None = None
         self._opening: Opening | None = None
@@ -77,7 +79,10 @@ class Assembler:
         if opening.discarded:
             around.notice(f"{opening.discarded:,} events were given up without dead letters (--discard-slot)")
         app = App(record, plan.topology, limits, plan.parts)
-        engine = self._engine = Engine(app, around, plan.sizes, plan.reserve)
+        claims = await opening.claim(_owned(plan, app))
+        engine = self._engine = Engine(app, around, plan.sizes, claims, plan.reserve)
+        engine.arrived(opening.missed)
+        engine.own(opening.catalog.committer)
         return Assembled(app, engine, Attaching(app, engine, opening.catalog))
 
     # ------------------------------------------------------------------ what the transport tells
@@ -95,7 +100,16 @@ class Assembler:
         if self._engine is not None:
             self._engine.arrived(arrivals)
         elif self._opening is not None:
-            self._opening.arrived()
+            self._opening.arrived(arrivals)
+        self._changed()
+
+    def _claimed(self, claims: list[tuple[PartitionId, Claim]]) -> None:
+        if self._engine is not None:
+            self._engine.claimed(claims)
+        else:
+            assert self._opening is not None
+            for partition, claim in claims:
+                self._opening.claimed(partition, claim)
         self._changed()
 
     def _failed(self, error: BaseException) -> None:
@@ -107,3 +121,9 @@ class Assembler:
             self._around.failed(failure)
         if self._opening is not None:
             self._opening.failed(failure)
+
+
+def _owned(plan: Plan, app: App) -> list[PartitionId]:
+    """The partitions that this engine serves."""
+    owned = range(app.partitions) if plan.owned is None else sorted(plan.owned)
+    return [app.log(pool.name, number) for pool in plan.topology.pools for number in owned]

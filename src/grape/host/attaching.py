@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
 from grape.engine.app import App
 from grape.engine.catalog import CatalogStore, with_logs
+from grape.engine.committer import Committer
 from grape.engine.engine import Engine
 from grape.engine.feed import Feed
 from grape.engine.ids import Ids
 from grape.engine.outlet import DeadOutputs, Take, dead_log
-from grape.model.address import CATALOG
+from grape.model.address import PartitionId
 from grape.model.stored import OUTPUT, REPLIES, SOURCE, TAKER
 
 
@@ -47,76 +48,95 @@ class Attaching:
         self._ids = Ids(app, engine.transport, engine.clock)
         self._feeds: dict[str, Feed] = {}
         self._takes: dict[TakenBy, Take] = {}
+        self._committers: dict[str, Committer] = {}
         self._dead: dict[str, DeadOutputs] = {}
-        self._waiting: list[tuple[set[str], Callable[[], None]]] = []
-        engine.own(CATALOG, catalog.done)
+        self._wanted: list[tuple[dict[str, str], Callable[[dict[str, Committer]], None]]] = []
+        self._is_busy = False
 
     def feed(self, name: str, *, in_order: bool, then: Callable[[Feed], None]) -> None:
-        """The feed of a stream; ``then`` gets it, now or when its log has a number."""
+        """The feed of a stream; ``then`` gets it, now or when it has been claimed."""
+        if name in self._feeds:
+            then(self._feeds[name])
+            return
+        log, engine = SOURCE + name, self._engine
 
-        def there() -> None:
-            feed = self._feeds.get(name)
-            if feed is None:
-                engine = self._engine
-                feed = Feed(
-                    self._app, name, engine.transport, engine.clock, self._ids, in_order=in_order, calls=self.calls
-                )
-                self._feeds[name] = feed
-                engine.own(feed.id, feed.done)
-            then(feed)
+        def claimed(committers: dict[str, Committer]) -> None:
+            self._feeds[name] = Feed(
+                self._app,
+                name,
+                engine.transport,
+                committers[log],
+                self._ids,
+                in_order=in_order,
+                calls=self.calls,
+            )
+            then(self._feeds[name])
 
-        self._with_logs([SOURCE + name], there)
+        self._claim({log: f"source {name!r}"}, claimed)
 
     def take(self, taken: TakenBy, then: Callable[[Take, DeadOutputs], None]) -> None:
-        """The position of a reader, and where what it cannot read goes."""
+        """The position of a reader, and where what it cannot read goes; as `feed`."""
+        dead = taken.dead_event
+        if taken in self._takes:
+            then(self._takes[taken], self._dead[dead])
+            return
+        own, letters = TAKER + taken.name, dead_log(dead)
 
-        def there() -> None:
-            take = self._takes.get(taken)
-            if take is None:
-                take = self._takes[taken] = self._make_take(taken)
-            then(take, self._dead[taken.dead_event])
+        def claimed(committers: dict[str, Committer]) -> None:
+            if dead not in self._dead:
+                self._dead[dead] = DeadOutputs(self._app, committers[letters])
+            take = self._takes[taken] = self._make_take(taken, committers[own])
+            then(take, self._dead[dead])
 
-        self._with_logs([TAKER + taken.name, dead_log(taken.dead_event)], there)
+        self._claim({own: f"taker {taken.name!r}", letters: f"dead letters of output {dead!r}"}, claimed)
 
-    def _make_take(self, taken: TakenBy) -> Take:
+    def _make_take(self, taken: TakenBy, committer: Committer) -> Take:
         app, engine = self._app, self._engine
-        take = Take(app, taken.name, taken.log, engine.transport, engine.clock)
+        take = Take(app, taken.name, taken.log, engine.transport, committer, engine.clock)
         peers = [other for by, other in self._takes.items() if by.log == taken.log]
         take.peers = peers[0].peers if peers else []
         take.peers.append(take)
-        engine.own(take.id, take.done)
         for number in take.logs:
             engine.on_arrival(app.log(taken.log, number), partial(take.arrived, number))
-        if taken.dead_event not in self._dead:
-            self._dead[taken.dead_event] = DeadOutputs(app, taken.dead_event, engine.transport, engine.own)
         return take
 
-    # ------------------------------------------------------------------ the catalog
+    # ------------------------------------------------------------------ numbers and claims
 
-    def _with_logs(self, names: Iterable[str], then: Callable[[], None]) -> None:
-        """``then`` once each of these logs has a number that is durable."""
-        missing = {name for name in names if name not in self._app.record.logs}
-        if missing or self._waiting:  # in the order in which they came
-            self._waiting.append((missing, then))
-            self._save()
-        else:
-            then()
+    def _claim(self, logs: dict[str, str], then: Callable[[dict[str, Committer]], None]) -> None:
+        """Have these logs; the value names one in errors. What is asked for meanwhile is done together, after it."""
+        self._wanted.append((logs, then))
+        if not self._is_busy:
+            self._is_busy = True
+            self._number()
 
-    def _save(self) -> None:
-        if not self._catalog.is_saved:
-            return
-        record = with_logs(self._app.record, sorted({name for missing, _ in self._waiting for name in missing}))
-        ready, self._waiting = self._waiting, []
-        if record == self._app.record:
-            for _, then in ready:
-                then()
-            return
+    def _number(self) -> None:
+        """What is wanted by now gets its numbers in the catalog, durably."""
+        wanted, self._wanted = self._wanted, []
+        names = {name: what for logs, _ in wanted for name, what in logs.items()}
+        record = with_logs(self._app.record, names)
 
-        def saved() -> None:
+        def numbered() -> None:
             self._app.record = record
-            for _, then in ready:
-                then()
-            if self._waiting:
-                self._save()
+            self._own(names, [then for _, then in wanted])
 
-        self._catalog.save(record, saved)
+        if record == self._app.record:
+            numbered()
+        else:
+            self._catalog.save(record, numbered)
+
+    def _own(self, names: dict[str, str], then: list[Callable[[dict[str, Committer]], None]]) -> None:
+        fresh = {self._app.log(name, 0): name for name in names if name not in self._committers}
+
+        def claimed(found: dict[PartitionId, Committer]) -> None:
+            self._committers.update((name, found[own]) for own, name in fresh.items())
+            for each in then:
+                each(self._committers)
+            if self._wanted:
+                self._number()
+            else:
+                self._is_busy = False
+
+        if fresh:
+            self._engine.claim({own: names[name] for own, name in fresh.items()}, claimed)
+        else:
+            claimed({})

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import msgspec
 from msgspec import Struct
 
-from grape.abc.transport import Commit, Outcome, Transport
+from grape.abc.transport import Arrival, Claim, Commit, Outcome, Transport
 from grape.engine.app import App
 from grape.engine.catalog import CatalogStore, update_record, with_logs
 from grape.engine.clock import Clock
+from grape.engine.committer import Committer
 from grape.engine.migration import Migration, SourceSent, plan, refuse_drops
 from grape.engine.partition.partition import Partition
 from grape.errors import GrapeError
@@ -35,26 +36,30 @@ class Removals(Struct, frozen=True):
 
 
 class Opening:
-    """Makes the record of one app fit its topology. Until it is done, all outcomes of commits are its own.
+    """Makes the record of one app fit its topology, and claims what the app needs. Until that is done, all that the
+    transport tells is its own.
 
     Args:
-        transport: claimed by this process alone.
         rng: jitter, and the incarnation of a new app.
 
     Attributes:
         discarded: events that were given up without a dead letter. catalog: of the directory.
+        missed: what has come into logs after they were claimed.
     """
 
     def __init__(
         self, transport: Transport, clock: Clock, limits: Limits, rng: random.Random, removals: Removals
     ) -> None:
         self.discarded = 0
+        self.missed: list[Arrival] = []
         self._rng = rng
         self._transport = transport
         self._clock = clock
         self._limits = limits
         self._removals = removals
-        self.catalog = CatalogStore(transport)
+        self.catalog: CatalogStore
+        self._asked: set[PartitionId] = set()
+        self._claims: dict[PartitionId, Claim] = {}
         self._partitions: dict[PartitionId, Partition] = {}
         self._changed = asyncio.Event()
         self._error: GrapeError | None = None
@@ -64,22 +69,52 @@ class Opening:
     def done(self, commit: Commit, outcome: Outcome) -> None:
         """A commit has ended."""
         try:
-            if commit.partition == CATALOG:
-                self.catalog.done(commit, outcome)
-            else:
-                self._partitions[commit.partition].done(commit, outcome)
+            self._owner(commit.partition).done(commit, outcome)
         except GrapeError as e:
             self._error = e
         self._changed.set()
 
-    def arrived(self) -> None:
+    def claimed(self, partition: PartitionId, claim: Claim) -> None:
+        """It was asked for, or a commit of it has ended unknown."""
+        try:
+            if partition in self._asked:
+                self._asked.discard(partition)
+                self._claims[partition] = claim
+            else:
+                self._owner(partition).claimed(claim)
+        except GrapeError as e:
+            self._error = e
+        self._changed.set()
+
+    def _owner(self, partition: PartitionId) -> Committer | Partition:
+        return self.catalog.committer if partition == CATALOG else self._partitions[partition]
+
+    def arrived(self, arrivals: list[Arrival]) -> None:
         """Something that was committed before has come into a log."""
+        self.missed += [arrival for arrival in arrivals if arrival.partition in self._claims]
         self._changed.set()
 
     def failed(self, error: GrapeError) -> None:
         """The transport cannot go on."""
         self._error = error
         self._changed.set()
+
+    # ------------------------------------------------------------------ claims
+
+    async def claim(self, partitions: Iterable[PartitionId]) -> dict[PartitionId, Claim]:
+        """Claim all of them, in one round.
+
+        Raises:
+            EngineError: the store is damaged, or the disk refused.
+        """
+        wanted = dict.fromkeys(partitions)
+        self._claims = {}
+        self.missed = []
+        self._asked = set(wanted)
+        self._transport.claim(list(wanted))
+        while self._asked:
+            await self._next()
+        return self._claims
 
     # ------------------------------------------------------------------ the record
 
@@ -90,6 +125,8 @@ class Opening:
             UsageError: another number of partitions, or something would be lost that nobody allowed to be dropped.
             EngineError: the store is damaged, or the disk refused.
         """
+        claims = await self.claim([CATALOG])
+        self.catalog = CatalogStore(self._transport, claims[CATALOG])
         await self._migrate(topology)
         dropped = self._removals.all
         record = update_record(self.catalog.catalog, topology, partitions, DEFAULT_PARTITIONS, dropped, self._rng)
@@ -106,11 +143,11 @@ class Opening:
             return
         record = with_logs(record, [pool.name for pool in topology.pools])
         if record.moving:  # an earlier start was killed while it did this
-            await self._move(self._migration(record, topology), record, record.moving)
+            await self._move(await self._migration(record, topology), record, record.moving)
             record = self.catalog.catalog.apps[topology.name]
-        migration = self._migration(record, topology)
+        migration = await self._migration(record, topology)
         if migration.plan and not self._transport.features.exact_forwarding:
-            sources = self._sources(record)
+            sources = await self._sources(record)
             while migration.awaits(sources):
                 await self._next()
         migration.check(self._removals.slots, self._removals.nodes)
@@ -119,29 +156,31 @@ class Opening:
         if migration.plan.moved:
             await self._move(migration, record, migration.plan.moved)
 
-    def _sources(self, record: AppRecord) -> list[SourceSent]:
+    async def _sources(self, record: AppRecord) -> list[SourceSent]:
         """All sources that there ever were; what they have committed is forwarded now."""
-        found: list[SourceSent] = []
-        for name, number in record.logs.items():
-            if name.startswith(SOURCE):
-                log = PartitionId(record.id, number, 0)
-                head = self._transport.claim(log).head
-                found.append(SourceSent(log, decode_source(head).sent if head else {}))
-        return found
+        logs = [PartitionId(record.id, number, 0) for name, number in record.logs.items() if name.startswith(SOURCE)]
+        claims = await self.claim(logs)
+        return [SourceSent(log, decode_source(claim.head).sent if claim.head else {}) for log, claim in claims.items()]
 
-    def _migration(self, record: AppRecord, topology: TopologySpec) -> Migration:
+    async def _migration(self, record: AppRecord, topology: TopologySpec) -> Migration:
+        """It owns all partitions of all pools, whoever will serve them: what is stored changes everywhere at once."""
         app = App(record, record.topology, self._limits)
+        pools = dict.fromkeys([pool.name for pool in record.topology.pools])
+        pools.update(dict.fromkeys(node.pool for node in record.nodes.values()))
+        coming = dict.fromkeys(pool.name for pool in topology.pools)
+        is_needed = bool(plan(record, topology) or record.moving)
+        claims: dict[PartitionId, Claim] = {}
+        if is_needed:
+            numbers = range(record.partitions)
+            claims = await self.claim(app.log(pool, n) for pool in {**pools, **coming} for n in numbers)
 
         def partition(pool: str, number: int) -> Partition:
-            found = Partition(app, pool, number, self._transport, self._clock, self._rng)
+            claim = claims[app.log(pool, number)]
+            found = Partition(app, pool, number, self._transport, self._clock, self._rng, claim)
             self._partitions[found.id] = found
             return found
 
-        partitions: list[Partition] = []
-        if plan(record, topology) or record.moving:
-            pools = dict.fromkeys([pool.name for pool in record.topology.pools])
-            pools.update(dict.fromkeys(node.pool for node in record.nodes.values()))
-            partitions = [partition(pool, n) for pool in pools for n in range(record.partitions)]
+        partitions = [partition(pool, n) for pool in pools for n in range(record.partitions)] if is_needed else []
         return Migration(app, topology, partitions, partition, self._removals.discarded)
 
     async def _move(self, migration: Migration, record: AppRecord, moved: dict[str, str]) -> None:

@@ -43,8 +43,11 @@ class Spawning:
 
         def received(link: InlineLink, message: FromWorker) -> None:
             if isinstance(message, Ask):
-                partition = engine.partition(pool, message.partition)
-                link.send(Values(engine.questions.at_once(partition, message.node, message.keys)))
+                partition = engine.pools[pool].partitions.get(message.partition)
+                if partition is None:  # another engine has it
+                    link.send(Values([None] * len(message.keys)))
+                else:
+                    link.send(Values(engine.questions.at_once(partition, message.node, message.keys)))
                 return
             engine.received(pool, index, link, message)
             self._changed()

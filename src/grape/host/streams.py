@@ -263,4 +263,4 @@ class Streams:
     def _will_retry(self) -> bool:
         """Some of what has failed gets another attempt by itself."""
         pools = self._engine.pools.values()
-        return any(part.holds.next_due() is not None for pool in pools for part in pool.partitions)
+        return any(part.holds.next_due() is not None for pool in pools for part in pool.partitions.values())

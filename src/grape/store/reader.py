@@ -234,11 +234,13 @@ class Reader:
                 batches.append(Stored(position, bytes(value[8:])))
         return batches
 
-    def waiting(self, log: PartitionId, after: int) -> Arrival:
+    def waiting(self, log: PartitionId, after: int, before: int | None = None) -> Arrival:
         """As `grape.abc.transport.Transport.waiting`."""
         batches = events = size = 0
         with self._reading(buffers=True) as txn:
-            for _, value in self._walk(txn, log, after):
+            for position, value in self._walk(txn, log, after):
+                if before is not None and position >= before:
+                    break
                 batches, events, size = batches + 1, events + BATCH.unpack_from(value)[1], size + len(value) - 8
         return Arrival(log, batches, events, size)
 

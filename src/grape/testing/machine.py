@@ -15,6 +15,7 @@ from random import Random
 from typing import Any, Final, TypeVar
 
 import msgspec
+from msgspec import Struct
 
 from grape.abc.source import Chunk, Columns, Source
 from grape.abc.transport import Rows, Table
@@ -56,9 +57,8 @@ class Crash(Unstoppable):
 class ListSource(Source):
     """Reads a list of chunks that may grow; the position is the number of chunks read."""
 
-    name = "test"
-
-    def __init__(self) -> None:
+    def __init__(self, name: str = "test") -> None:
+        self.name = name
         self.chunks: list[list[Columns]] = []
 
     def open(self, position: bytes) -> None:
@@ -334,6 +334,18 @@ def _first(moves: list[Move]) -> Move:
     return moves[0]
 
 
+class Share(Struct, frozen=True):
+    """What one of several engines on a broker has of their app.
+
+    ``owned``: numbers of partitions; None: all. ``source``: the name of its own. ``takes``: all outputs, and the
+    replies; one engine does.
+    """
+
+    owned: frozenset[int] | None = None
+    source: str = "test"
+    takes: bool = True
+
+
 class Machine:
     """One engine at a time; `stop` and `start` are a kill and a new start on what is committed.
 
@@ -346,6 +358,7 @@ class Machine:
         workers: per pool.
         profile: of all pools; as a rule nobody leaves.
         rng: jitter of the back-off, and incarnations.
+        share: if there are other machines on the broker, for the same app: what this one has of it.
 
     Attributes:
         interrupt: called with a worker in the middle of its work (it asks for state, or announces an event); may raise
@@ -365,15 +378,17 @@ class Machine:
         limits: Limits | None = None,
         profile: Profile | None = None,
         rng: Random | None = None,
+        share: Share | None = None,
     ) -> None:
         self.clock = clock
         self.broker = broker
+        self.share = share or Share()
         self.limits = limits or Limits()
         self.profile = profile or Profile(idle_timeout=Duration(0))
         self.interrupt: Callable[[Worker], None] = _never
         self.pick: Callable[[list[Move]], Move] = _first
         self.elapsed: Callable[[], float] = lambda: clock.now() / 1e6
-        self.source = ListSource()
+        self.source = ListSource(self.share.source)
         self.notices: list[str] = []
         self.failure: Exception | None = None
         self.build = build
@@ -416,6 +431,7 @@ class Machine:
             limits=self.limits,
             sizes=Sizes(dict.fromkeys((pool.name for pool in self.spec.pools), profile), self._workers),
             partitions=self._partitions,
+            owned=self.share.owned,
         )
 
     def _attach(self, attaching: Attaching) -> None:
@@ -438,8 +454,11 @@ class Machine:
         self._packer = Packer(self.source, opened, stream, long_events(self.spec))
         self._appends = head.number
 
-    def _takers(self) -> list[ListTaker]:
+    def _all_takers(self) -> list[ListTaker]:
         return [*self.outputs.values(), self.replies]
+
+    def _takers(self) -> list[ListTaker]:
+        return self._all_takers() if self.share.takes else []
 
     def _settle(self, coroutine: Coroutine[Any, Any, T]) -> T:
         """Run it to its end; all that it can wait for is the transport."""

@@ -8,22 +8,25 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
+from functools import partial
 from random import Random
 from typing import Final
 
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from grape.authoring.topology import Topology
 from grape.engine.clock import FakeClock
+from grape.engine.engine import Engine
 from grape.errors import UsageError
 from grape.model.profile import Profile
 from grape.model.topology import Limits
-from grape.testing.machine import Crash, Machine, Move, Worker
+from grape.testing.machine import Crash, Machine, Move, Share, Worker
 from grape.transports.memory import MemoryBroker, Weakness
 
 _MOST_MOVES: Final = 400_000
 _NEW_SPEEDS: Final = 0.01
 _SLOW: Final = (0.2, 0.02, 0.001)
+_HAND_OVERS: Final = 4
 
 
 class Chaos(Struct, frozen=True):
@@ -35,6 +38,9 @@ class Chaos(Struct, frozen=True):
     seems to take so long that a work ends early. ``kills``: of all kinds together. ``lag``: how likely anything that
     moves (the words to one worker, its loop, the transport, a taker) is slow for some time, as on a machine under load.
     ``change``: the run is stopped and started with other code. ``largest_commit``: of the transport, in bytes.
+    ``hand_over``: one of several engines is gone, and starts again with a partition of another that is not told of it.
+    ``drops``: whether the transport can drop single batches.
+    ``engines``: that share the partitions; the first has the source and the takers.
     """
 
     weakness: Weakness | None = Weakness()
@@ -47,6 +53,9 @@ class Chaos(Struct, frozen=True):
     lag: float = 0.0
     change: float = 0.0
     largest_commit: int = 256 << 20
+    hand_over: float = 0.0
+    drops: bool = True
+    engines: int = 1
 
 
 class Stuck(Exception):
@@ -62,6 +71,9 @@ class Simulator:
         seed: of all chance in the run.
         chaos: what goes wrong.
         partitions, workers, limits, profile: as of `Machine`.
+
+    Attributes:
+        machines: of all engines; ``machine`` is the first.
     """
 
     def __init__(
@@ -79,6 +91,8 @@ class Simulator:
         self.chaos = chaos or Chaos()
         self._rng = Random(seed)
         self._kills = self.chaos.kills
+        self._hand_overs = _HAND_OVERS
+        self._stale: list[Move] = []
         self._changed = deque(changed)
         self.changes = 0
         """How often other code was accepted."""
@@ -87,20 +101,26 @@ class Simulator:
         self.clock = FakeClock()
         weak = self.chaos.weakness
         seed_of = None if weak is None else self._rng.getrandbits(32)
-        broker = MemoryBroker(seed_of, weak, largest_commit=self.chaos.largest_commit)
-        self.machine = Machine(
-            build,
-            self.clock,
-            broker,
-            partitions=partitions,
-            workers=workers,
-            limits=limits,
-            profile=profile,
-            rng=Random(self._rng.getrandbits(32)),
-        )
-        self.machine.elapsed = self._tell_elapsed
-        self.machine.interrupt = self._interrupt
-        self.machine.pick = self._pick
+        broker = MemoryBroker(seed_of, weak, largest_commit=self.chaos.largest_commit, drops=self.chaos.drops)
+        self.machines = [
+            Machine(
+                build,
+                self.clock,
+                broker,
+                partitions=partitions,
+                workers=workers,
+                limits=limits,
+                profile=profile,
+                rng=Random(self._rng.getrandbits(32)),
+                share=share,
+            )
+            for share in _shares(partitions, self.chaos.engines)
+        ]
+        self.machine = self.machines[0]
+        for machine in self.machines:
+            machine.elapsed = self._tell_elapsed
+            machine.interrupt = self._interrupt
+            machine.pick = self._pick
         self._speeds: dict[tuple[str, str, int], float] = {}
 
     def run(self) -> None:
@@ -110,55 +130,107 @@ class Simulator:
             Stuck: it does not get there.
             GrapeError: the engine stopped.
         """
-        machine, rng, chaos = self.machine, self._rng, self.chaos
+        rng, chaos = self._rng, self.chaos
         while self.moves < _MOST_MOVES:
             self.moves += 1
             if self._kills > 0:
                 chance = rng.random()
                 if chance < chaos.engine_kill:
                     self._kills -= 1
+                    machine = rng.choice(self.machines) if len(self.machines) > 1 else self.machine
                     machine.stop()
                     machine.start()
                     continue
                 # (A worker that dies three times in a row before it has started is the app's fault.)
-                started = [worker for worker in machine.workers if worker.is_welcome]
+                started = [worker for machine in self.machines for worker in machine.workers if worker.is_welcome]
                 if chance < chaos.engine_kill + chaos.worker_kill and started:
                     self._kills -= 1
                     worker = rng.choice(started)
                     worker.die(rng.randint(0, len(worker.said)))
                     continue
+            if chaos.hand_over and self._hand_overs > 0 and rng.random() < chaos.hand_over:
+                self._hand_over()
+                continue
             if self._changed and rng.random() < chaos.change:
                 self._change()
                 continue
-            moves = machine.moves()
+            moves = self._moves()
             if moves and rng.random() >= chaos.tick:
                 self._pick(moves)()
                 continue
-            wake = machine.tick()
-            if machine.moves():
+            wakes = [at for machine in self.machines if (at := machine.tick()) is not None]
+            if self._moves():
                 continue
-            if wake is None:
-                if machine.is_finished:
+            if not wakes:
+                if self._give_anew():
+                    continue
+                if all(machine.is_finished for machine in self.machines):
                     if not self._changed:
                         return
                     self._change()
                     continue
-                raise Stuck(f"nothing moves after {self.moves:,} moves, but {machine.left()}")
-            self.clock.advance_to(wake)
-        raise Stuck(f"no end after {self.moves:,} moves: {machine.left()}")
+                raise Stuck(f"nothing moves after {self.moves:,} moves, but {self._left()}")
+            self.clock.advance_to(min(wakes))
+        raise Stuck(f"no end after {self.moves:,} moves: {self._left()}")
+
+    def stop(self) -> None:
+        """All engines are gone."""
+        for machine in self.machines:
+            if machine.is_running:
+                machine.stop()
+
+    def _moves(self) -> list[Move]:
+        return [*(move for machine in self.machines for move in machine.moves()), *self._stale[:1]]
+
+    def _left(self) -> str:
+        return "; ".join(machine.left() for machine in self.machines)
+
+    def _hand_over(self) -> None:
+        heir, other = self._rng.sample(self.machines, 2)
+        owned, others = heir.share.owned or frozenset(), other.share.owned or frozenset()
+        if not others:
+            return
+        self._hand_overs -= 1
+        number = frozenset((self._rng.choice(sorted(others)),))
+        other.share = structs.replace(other.share, owned=others - number)
+        heir.share = structs.replace(heir.share, owned=owned | number)
+        heir.stop()
+        heir.start()
+        self._stale += [partial(self._find_out, other.engine, n) for n in number]
+
+    def _find_out(self, engine: Engine, number: int) -> None:
+        """Whoever has nothing to commit would never learn that it was fenced."""
+        self._stale.pop(0)
+        for pool in engine.pools.values():
+            partition = pool.partitions.get(number)
+            if partition is not None:
+                partition.ledger.then(lambda: None)
+                partition.flush()
+
+    def _give_anew(self) -> bool:
+        """What two have taken from each other, as an outcome was unknown."""
+        for machine in self.machines:
+            owned = machine.share.owned
+            if owned is not None and any(owned - pool.partitions.keys() for pool in machine.engine.pools.values()):
+                machine.stop()
+                machine.start()
+                return True
+        return False
 
     def _change(self) -> None:
         """The next code; it may be refused while something waits that it has no place for, and is then given up."""
-        machine = self.machine
-        before = machine.build
-        machine.stop()
-        machine.build = self._changed.popleft()
+        before = self.machine.build
         try:
-            machine.start()
+            self._start_with(self._changed.popleft())
             self.changes += 1
         except UsageError:
+            self._start_with(before)
+
+    def _start_with(self, build: Callable[[], Topology]) -> None:
+        for machine in self.machines:
             machine.stop()
-            machine.build = before
+        for machine in self.machines:
+            machine.build = build
             machine.start()
 
     def _pick(self, moves: list[Move]) -> Move:
@@ -181,6 +253,13 @@ class Simulator:
         if self._rng.random() < self.chaos.stall:
             self._elapsed += 0.07
         return self._elapsed
+
+
+def _shares(partitions: int, engines: int) -> list[Share]:
+    if engines == 1:
+        return [Share()]
+    owned = [frozenset(range(first, partitions, engines)) for first in range(engines)]
+    return [Share(numbers, f"test{i or ''}", takes=i == 0) for i, numbers in enumerate(owned)]
 
 
 def _name_of(move: Move) -> tuple[str, str, int]:

@@ -213,7 +213,7 @@ class BacklogRepair(Repair):
     def _take_out(
         self, record: AppRecord, partition: PartitionId, spots: list[Spot], bury: bool, changes: Changes
     ) -> None:
-        claim = self._transport.claim(partition)
+        claim = self._claim(partition)
         head = decoded(decode_head, claim.head, "head of a partition") if claim.head else Head()
         before = decoded(decode_head, encode(head), "head of a partition")
         inbox = Inbox(head)

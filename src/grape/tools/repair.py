@@ -10,7 +10,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from itertools import groupby
 from queue import SimpleQueue
-from typing import Final, Literal, Self
+from typing import Any, Final, Literal, Self
 
 from msgspec import Struct
 
@@ -63,8 +63,9 @@ class Repair:
         open_reader(path).close()  # only what is there already: opening to write would make a directory
         self._posted: SimpleQueue[Callable[[], None]] = SimpleQueue()
         self._outcomes: list[Outcome] = []
+        self._claims: list[Claim] = []
         self._error: BaseException | None = None
-        callbacks = Callbacks(self._done, self._arrived, self._failed)
+        callbacks = Callbacks(self._done, self._arrived, self._failed, self._claimed)
         self._transport = transport(DIRECTORY).open(path, callbacks, self._posted.put)
         try:
             self.directory = Directory(self._transport.at_rest)
@@ -109,7 +110,7 @@ class Repair:
             else:
                 places.setdefault(home, []).append(place)
         for home, rows in places.items():
-            claim = self._transport.claim(home)
+            claim = self._claim(home)
             self._submit(Commit(home, claim.term, 1, claim.head, (), [("state", [(row, None) for row in rows])]))
         return missing
 
@@ -131,7 +132,7 @@ class Repair:
         draft = _Draft(None)
         for letter in letters:
             if claim is None:
-                claim = self._transport.claim(partition)
+                claim = self._claim(partition)
                 is_source = letter.place.log.startswith(SOURCE)
                 draft = _Draft(None if is_source else _head(claim.head))
             self._put(record, letter, action, draft)
@@ -186,14 +187,29 @@ class Repair:
         changes.stopped += draft.stopped
         changes.held += draft.held
 
+    def _claim(self, partition: PartitionId) -> Claim:
+        """
+        Raises:
+            Corrupt: something stored cannot be read.
+            StorageFailed: the disk refused.
+        """
+        self._claims.clear()
+        self._transport.claim([partition])
+        self._wait(self._claims)
+        return self._claims[0]
+
+    def _wait(self, answers: list[Any]) -> None:
+        """Until there is one."""
+        while not answers and self._error is None:
+            self._posted.get()()
+        if self._error is not None:
+            raise self._error if isinstance(self._error, StorageFailed | Corrupt) else StorageFailed(str(self._error))
+
     def _submit(self, commit: Commit) -> None:
         """Commit, and wait until it is durable."""
         self._transport.commit(commit)
         self._outcomes.clear()
-        while not self._outcomes and self._error is None:
-            self._posted.get()()
-        if self._error is not None:
-            raise self._error if isinstance(self._error, StorageFailed | Corrupt) else StorageFailed(str(self._error))
+        self._wait(self._outcomes)
         if self._outcomes != ["committed"]:
             raise StorageFailed(f"partition {commit.partition} was not changed: {self._outcomes[0]}")
 
@@ -205,6 +221,9 @@ class Repair:
 
     def _failed(self, error: BaseException) -> None:
         self._error = error
+
+    def _claimed(self, claims: list[tuple[PartitionId, Claim]]) -> None:
+        self._claims += [claim for _, claim in claims]
 
 
 def _order(place: Place) -> tuple[PartitionId, bool, int]:

@@ -36,6 +36,7 @@ FEATURES: Final = Features(
     largest_batch=16 * MIB,
     largest_commit=256 * MIB,
     best_commit=MIB,
+    drops=True,
 )
 
 
@@ -43,14 +44,21 @@ RECENT_BYTES: Final = 16 * MIB
 """Batches that are kept in memory from their commit until they are trimmed: most are read once, right after it."""
 
 
-def _claim(writing: Writing, partition: PartitionId) -> Claim:
-    term, number, head = writing.head(partition) or (0, 0, b"")
-    writing.set_head(partition, term + 1, 0, head)
-    return Claim(term + 1, number, head)
+_Claimed = list[tuple[PartitionId, Claim]]
+_Committed = tuple[Commit, Outcome, list[int]]
+"""The third: the positions of its batches, if it took effect just now."""
 
 
-def _apply(writing: Writing, commit: Commit) -> tuple[Commit, Outcome, list[int]]:
-    """The third: the positions of its batches, if it took effect just now."""
+def _claim(writing: Writing, partitions: Sequence[PartitionId]) -> _Claimed:
+    claimed: _Claimed = []
+    for partition in partitions:
+        term, number, head = writing.head(partition) or (0, 0, b"")
+        writing.set_head(partition, term + 1, 0, head)
+        claimed.append((partition, Claim(term + 1, number, head, writing.log_ends(partition).tail)))
+    return claimed
+
+
+def _apply(writing: Writing, commit: Commit) -> _Committed:
     term, number = writing.term(commit.partition)
     if term != commit.term:
         return commit, "fenced", []
@@ -141,22 +149,37 @@ class EmbeddedTransport(DirectoryTransport):
     def at_rest(self) -> Reader:
         return self.store
 
-    def claim(self, partition: PartitionId) -> Claim:
-        claim = self.store.call(_claim, partition)
-        self._submissions.claimed(partition, claim.term)
-        return claim
+    def claim(self, partitions: Sequence[PartitionId]) -> None:
+        self.store.submit(_claim, list(partitions), self._report)
 
     def commit(self, commit: Commit) -> None:
         self._submissions.check(commit)
         self.store.submit(_apply, commit, self._report)
 
-    def _report(self, results: list[tuple[Commit, Outcome, list[int]]]) -> None:
+    def _report(self, results: list[_Committed | _Claimed]) -> None:
+        """What one transaction has done."""
         if self._closed:
             return
+        claimed = [claim for result in results if isinstance(result, list) for claim in result]
+        for partition, claim in claimed:
+            self._submissions.claimed(partition, claim.term)
+        committed = [result for result in results if isinstance(result, tuple)]
+        arrived = self._arrivals(committed, {partition: claim.tail for partition, claim in claimed})
+        if committed:
+            self._callbacks.done([(commit, outcome) for commit, outcome, _ in committed])
+        if claimed and not self._closed:
+            self._callbacks.claimed(claimed)
+        if arrived and not self._closed:
+            self._callbacks.arrived(arrived)
+
+    def _arrivals(self, results: list[_Committed], known: dict[PartitionId, int]) -> list[Arrival]:
+        """``known``: up to where whoever has just claimed a partition knows of its log."""
         arrived: dict[PartitionId, list[int]] = {}
         for commit, _, positions in results:
             for send, position in zip(commit.sends, positions, strict=False):
                 self._recent.add(send.target, position, send.batch)
+                if known and position < known.get(send.target, 0):
+                    continue
                 sums = arrived.setdefault(send.target, [0, 0, 0])
                 sums[0] += 1
                 sums[1] += send.events
@@ -165,9 +188,7 @@ class EmbeddedTransport(DirectoryTransport):
                 self._recent.trim(trim.target, trim.position)
             for log, position in commit.drops:
                 self._recent.drop(log, position)
-        self._callbacks.done([(commit, outcome) for commit, outcome, _ in results])
-        if arrived and not self._closed:
-            self._callbacks.arrived([Arrival(log, *sums) for log, sums in arrived.items()])
+        return [Arrival(log, *sums) for log, sums in arrived.items()]
 
     def _failed(self, error: BaseException) -> None:
         if not self._closed:
@@ -177,8 +198,8 @@ class EmbeddedTransport(DirectoryTransport):
         recent = self._recent.read(log, after, max_bytes)
         return self.store.read(log, after, max_bytes) if recent is None else recent
 
-    def waiting(self, log: PartitionId, after: int) -> Arrival:
-        return self.store.waiting(log, after)
+    def waiting(self, log: PartitionId, after: int, before: int | None = None) -> Arrival:
+        return self.store.waiting(log, after, before)
 
     def get(self, partition: PartitionId, table: Table, keys: Sequence[bytes]) -> list[bytes | None]:
         return self.store.get(partition, table, keys)

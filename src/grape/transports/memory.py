@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Sequence
 from random import Random
 from typing import Final, Literal, NamedTuple
 
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from grape.abc.transport import (
     Arrival,
@@ -132,6 +132,7 @@ class MemoryBroker:
         largest_commit: bytes that one holds.
         forward_later: without a seed: batches for other partitions arrive in steps of their own after the commit (in
             order, once), so that an engine can be killed in between. With a seed they always do.
+        drops: as of `Features`.
     """
 
     def __init__(
@@ -141,6 +142,7 @@ class MemoryBroker:
         *,
         forward_later: bool = False,
         largest_commit: int = 256 * MIB,
+        drops: bool = True,
     ) -> None:
         self.random = None if seed is None else Random(seed)
         self.weakness = weakness or Weakness()
@@ -153,6 +155,7 @@ class MemoryBroker:
             largest_batch=min(16 * MIB, largest_commit // 2),
             largest_commit=largest_commit,
             best_commit=min(MIB, largest_commit),
+            drops=drops,
         )
         self._partitions: dict[PartitionId, _Partition] = {}
         self._logs: dict[PartitionId, _Log] = {}
@@ -258,6 +261,8 @@ class MemoryTransport(Transport):
         self._failed = False
         self._submissions = Submissions(self.features)
         self._queue: deque[Commit] = deque()
+        self._claims: deque[PartitionId] = deque()
+        self._claimed: deque[tuple[PartitionId, Claim]] = deque()
         self._reports: deque[_Report] = deque()
         self._forwards: deque[tuple[_SendId, Send]] = deque()
         self._marks: deque[_SendId] = deque()
@@ -268,25 +273,11 @@ class MemoryTransport(Transport):
 
     # What the engine calls
 
-    def claim(self, partition: PartitionId) -> Claim:
-        if self._failed or self.dead:
-            raise StorageFailed("the transport has failed or is closed")
-        for commit in [c for c in self._queue if c.partition == partition]:
-            self._queue.remove(commit)
-            if self.broker.random is None or self.broker.chance(0.5):
-                self._reports.append(_Report(commit, self.broker._apply(commit, self)))
-            else:
-                self._reports.append(_Report(commit, "fenced"))
-        self.broker._settle(partition)
-        self._arrivals = deque(arrival for arrival in self._arrivals if arrival.partition != partition)
-        owned = self.broker._partition(partition)
-        claim = Claim(owned.term + 1, owned.number, owned.head)
-        owned.term, owned.number = claim.term, 0
-        self._submissions.claimed(partition, claim.term)
-        mine = {key for key, _ in self._forwards}
-        self._forwards += [(key, send) for key, send in owned.outbox.items() if key not in mine]
+    def claim(self, partitions: Sequence[PartitionId]) -> None:
+        if self.dead or self._failed:
+            return
+        self._claims += partitions
         self._wake()
-        return claim
 
     def commit(self, commit: Commit) -> None:
         if self.dead or self._failed:
@@ -308,8 +299,10 @@ class MemoryTransport(Transport):
                 batches.append(Stored(position, send.batch))
         return batches
 
-    def waiting(self, log: PartitionId, after: int) -> Arrival:
-        sends = [send for position, send in self.broker._log(log).batches.items() if position >= after]
+    def waiting(self, log: PartitionId, after: int, before: int | None = None) -> Arrival:
+        found = self.broker._log(log)
+        before = found.tail if before is None else before
+        sends = [send for position, send in found.batches.items() if after <= position < before]
         return Arrival(log, len(sends), sum([s.events for s in sends]), sum([len(s.batch) for s in sends]))
 
     def get(self, partition: PartitionId, table: Table, keys: Sequence[bytes]) -> list[bytes | None]:
@@ -373,6 +366,8 @@ class MemoryTransport(Transport):
                     self._do_arrival,
                     self.broker._apply_late,
                     self._do_ghost,
+                    self._do_claim,
+                    self._do_claimed,
                 )[what](n)
         finally:
             self._pumping = False
@@ -397,6 +392,8 @@ class MemoryTransport(Transport):
                 self.broker._late.append((self, commit))
         for doomed in (self._queue, self._reports, self._forwards, self._marks, self._arrivals):
             doomed.clear()
+        self._claims.clear()
+        self._claimed.clear()
 
     def fail_next(self, fault: Fault, times: int = 1) -> None:
         """Let ``fault`` happen at the next opportunity.
@@ -421,6 +418,8 @@ class MemoryTransport(Transport):
             len(self._arrivals),
             len(self.broker._late),
             len(self.broker._ghosts),
+            len(self._claims),
+            len(self._claimed),
         )
 
     def _wake(self) -> None:
@@ -492,15 +491,58 @@ class MemoryTransport(Transport):
         for report in reports:
             if report.outcome == "committed":
                 self._announce(report.commit)
+        claimed = self._claim_all()
         arrivals, self._arrivals = self._arrivals, deque()
         if reports:
             self._callbacks.done([(report.commit, report.outcome) for report in reports])
+        if claimed and not self.dead:
+            self._callbacks.claimed(claimed)
         while self.broker._late:
             self.broker._apply_late(0)
         if arrivals and not self.dead:
             self._callbacks.arrived(_summed(arrivals))
         if self._failed and not self.dead:
             self._callbacks.failed(_told_to_fail())
+
+    def _claim_all(self) -> list[tuple[PartitionId, Claim]]:
+        while self._claims and not self._failed:
+            self._do_claim(0)
+        claimed, self._claimed = self._claimed, deque()
+        return [self._now_known(partition, claim) for partition, claim in claimed]
+
+    def _do_claim(self, i: int) -> None:
+        """It takes effect; it is reported later."""
+        partition = self._claims[i]
+        del self._claims[i]
+        for commit in [c for c in self._queue if c.partition == partition]:
+            self._queue.remove(commit)
+            if self.broker.random is None or self.broker.chance(0.5):
+                self._reports.append(_Report(commit, self.broker._apply(commit, self)))
+            else:
+                self._reports.append(_Report(commit, "fenced"))
+        self.broker._settle(partition)
+        owned = self.broker._partition(partition)
+        claim = Claim(owned.term + 1, owned.number, owned.head)
+        owned.term, owned.number = claim.term, 0
+        self._claimed.append((partition, claim))
+        mine = {key for key, _ in self._forwards}
+        self._forwards += [(key, send) for key, send in owned.outbox.items() if key not in mine]
+
+    def _do_claimed(self, i: int) -> None:
+        partition = self._claimed[i][0]
+        for at, report in enumerate(self._reports):
+            if report.commit.partition == partition:  # of a commit that was submitted before
+                self._do_report(at)
+                return
+        first = next(claimed for claimed in self._claimed if claimed[0] == partition)
+        self._claimed.remove(first)
+        self._callbacks.claimed([self._now_known(*first)])
+
+    def _now_known(self, partition: PartitionId, claim: Claim) -> tuple[PartitionId, Claim]:
+        """Whoever claimed it gets to know of it; all that its log has until now is not told any more."""
+        self._submissions.claimed(partition, claim.term)
+        self._arrivals = deque(arrival for arrival in self._arrivals if arrival.partition != partition)
+        return partition, structs.replace(claim, tail=self.broker._log(partition).tail)
 
     def _do_commit(self, i: int) -> None:
         commit = self._queue[i]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from grape.abc.transport import Arrival
 from grape.engine.partition.ledger import Ledger
 from grape.model.cursor import Progress
 
@@ -14,9 +15,8 @@ class Backlog:
         self._app = ledger.app
         self.events = 0
         self.size = 0
-        waiting = ledger.transport.waiting(ledger.id, ledger.head.cursor.position)
-        self.add(waiting.events - self._begun(), waiting.size)
-        ledger.reclaimed = self._recount
+        self._count()
+        ledger.reclaimed = self._count
 
     def add(self, events: int, size: int) -> None:
         """So much more waits, or less."""
@@ -27,37 +27,37 @@ class Backlog:
 
     def progress(self, position: int, progress: Progress) -> int:
         """An open batch has come so far; returns how many of its events have newly finished."""
-        inbox, draft = self._ledger.inbox, self._ledger.draft
+        inbox = self._ledger.inbox
         batch = inbox.open[position]
         newly = inbox.progress(position, progress)
-        ended = position not in inbox.open
-        if ended:
-            draft.finished_events += batch.header.events
-            draft.finished_bytes += batch.size
-        self.add(-newly, -batch.size if ended else 0)
-        draft.changed = True
+        self.add(-newly, 0 if position in inbox.open else -batch.size)
+        self._ledger.draft.changed = True
         return newly
 
     def drop_duplicates(self) -> int:
         """Batches that came twice wait no more; returns how many there were."""
-        dropped, draft = self._ledger.inbox.dropped, self._ledger.draft
+        dropped = self._ledger.inbox.dropped
         for _, events, size in dropped:
-            draft.finished_events += events
-            draft.finished_bytes += size
             self.add(-events, -size)
-            draft.changed = True
+            self._ledger.draft.changed = True
         count = len(dropped)
         dropped.clear()
         return count
 
-    def _begun(self) -> int:
-        return sum(p.finished() for p in self._ledger.head.cursor.partial.values())
-
-    def _recount(self, counts: bool) -> None:
-        """After a claim: arrivals from before it are not told any more."""
-        ledger = self._ledger
-        waiting = ledger.transport.waiting(ledger.id, 0)
-        drafts = ledger.uncommitted(counts)
-        events = waiting.events - self._begun() - sum(draft.finished_events for draft in drafts)
-        size = waiting.size - sum(draft.finished_bytes for draft in drafts)
+    def _count(self) -> None:
+        """All of it, after a claim: `Callbacks.arrived` goes on from its tail. What is finished may stand in the log
+        still, also behind that tail."""
+        ledger, cursor = self._ledger, self._ledger.head.cursor
+        begun = sum(p.finished() for p in cursor.partial.values())
+        there = self._waiting(cursor.position, ledger.tail)
+        gone = [self._waiting(ledger.tail, cursor.position)]
+        gone += [self._waiting(position, position + 1) for position in cursor.finished]
+        events = there.events - sum(each.events for each in gone) - begun
+        size = there.size - sum(each.size for each in gone)
         self.add(events - self.events, size - self.size)
+
+    def _waiting(self, after: int, before: int) -> Arrival:
+        ledger = self._ledger
+        if after >= before:
+            return Arrival(ledger.id, 0, 0, 0)
+        return ledger.transport.waiting(ledger.id, after, before)

@@ -127,6 +127,12 @@ class Failures:
         self.list.gave_up(number, len(packed))
         self._count_asking()
 
+    def leave(self) -> None:
+        """They are no longer here."""
+        self._app.holds -= len(self.list)
+        self._app.backlog_events -= self._asking[0]
+        self._app.backlog_bytes -= self._asking[1]
+
     def _count_asking(self) -> None:
         """What waits for answers, and behind that, counts to the backlog of the app, not to the hold list."""
         before, self._asking = self._asking, (self.list.asking, self.list.asking_size)

@@ -13,7 +13,7 @@ from typing import Final, TypeVar
 
 import msgspec
 
-from grape.abc.transport import Rows, Send, Table, Transport, Trim
+from grape.abc.transport import Claim, Rows, Send, Table, Transport, Trim
 from grape.engine.app import App
 from grape.engine.clock import Clock
 from grape.engine.committer import Committer
@@ -34,8 +34,7 @@ _PAGE: Final = 1_000
 
 class Draft:
     """What the next commit will hold. ``timers``: new ones, as (due, key of the row). ``size``: at least how many bytes
-    it is, the head not counted. ``finished_*``: of the batches that were finished as a whole: until the commit counts
-    they stand in the log."""
+    it is, the head not counted."""
 
     def __init__(self) -> None:
         self.sends: list[Send] = []
@@ -45,8 +44,6 @@ class Draft:
         self.changed = False
         self.rows_size = 0
         self.sends_size = 0
-        self.finished_events = 0
-        self.finished_bytes = 0
 
     def put(self, table: Table, key: bytes, value: bytes | None) -> None:
         self.rows.setdefault(table, {})[key] = value
@@ -59,14 +56,15 @@ class Draft:
 
 
 class Ledger:
-    """Claims the partition; ``head`` and ``inbox`` are what it found, and what the next commit stores.
+    """``head`` and ``inbox`` are what its claim found, and what the next commit stores.
 
     Attributes:
-        reclaimed: called when the outcome of a commit was unknown, with whether it counts.
+        tail: of its log, when it was claimed.
+        reclaimed: called when it was claimed again, as the outcome of a commit was unknown.
         committed: called with what a commit stored, before those who waited for it.
     """
 
-    def __init__(self, app: App, pool: str, number: int, transport: Transport, clock: Clock) -> None:
+    def __init__(self, app: App, pool: str, number: int, transport: Transport, clock: Clock, claim: Claim) -> None:
         self.app = app
         self.pool = pool
         self.number = number
@@ -76,13 +74,19 @@ class Ledger:
         self.clock = clock
         self.draft = Draft()
         self.committing: Draft | None = None
+        self.is_lost = False
+        """Another engine has the partition: nothing is committed any more."""
+        self.error: Corrupt | None = None
+        """Why it is doubted that it has not."""
         self.most = transport.features.largest_commit * 7 // 8
         """Bytes of a draft; the rest is for the head."""
-        self.reclaimed: Callable[[bool], None] = _ignore
+        self.tail = claim.tail
+        self.reclaimed: Callable[[], None] = _nothing
         self.committed: Callable[[Draft], None] = _ignore
-        self._committer = Committer(transport, self.id, f"partition {self.name}")
+        self._committer = Committer(transport, self.id, f"partition {self.name}", claim)
         self._committer.reclaimed = self._reclaimed
         self.done = self._committer.done
+        self.claimed = self._committer.claimed
         found = self._committer.claimed_head
         try:
             self.head: Head = decode_head(found) if found else Head()
@@ -94,8 +98,8 @@ class Ledger:
 
     @property
     def settled(self) -> bool:
-        """Nothing is being committed or waiting to be."""
-        return self.committing is None and not self.draft.changed
+        """Nothing is being committed or waiting to be, nor in doubt."""
+        return self.committing is None and not self.draft.changed and self.error is None
 
     def has_room(self, size: int) -> bool:
         """So much may still go into the draft; into an empty one anything may."""
@@ -195,7 +199,7 @@ class Ledger:
         Raises:
             TooLarge: the transport refuses it; it is still the draft then.
         """
-        if self.committing is not None or not self.draft.changed:
+        if self.committing is not None or not self.draft.changed or self.is_lost or self.error is not None:
             return
         trims: list[Trim] = []
         drops: list[tuple[PartitionId, int]] = []
@@ -222,14 +226,29 @@ class Ledger:
         self.committed(draft)
         for then in draft.then:
             then()
+        self._confirmed()
         self.flush()
 
-    def _reclaimed(self, counts: bool) -> None:
-        self.reclaimed(counts)
+    def doubt(self, error: Corrupt) -> None:
+        """What is stored is not as it should be. It may be damaged, or another engine has the partition by now: the
+        commit under way tells, or one that changes nothing. Until then nothing else happens; then ``error`` is raised,
+        or the commit is fenced."""
+        if self.error is None:
+            self.error = error
+            if self.committing is None:
+                self._committer.confirm(self._confirmed)
 
-    def uncommitted(self, counts: bool) -> list[Draft]:
-        """Drafts that have not taken effect. ``counts``: the commit under way has."""
-        return [self.draft] + ([] if counts or self.committing is None else [self.committing])
+    def _confirmed(self) -> None:
+        if self.error is not None:
+            raise self.error
+
+    def _reclaimed(self, claim: Claim) -> None:
+        self.tail = claim.tail
+        self.reclaimed()
+
+    def uncommitted(self) -> list[Draft]:
+        """Drafts of which nobody knows that they have taken effect."""
+        return [self.draft] + ([] if self.committing is None else [self.committing])
 
 
 def decoded(decode: Callable[[bytes], T], value: bytes, what: str) -> T:
@@ -258,4 +277,8 @@ def grouped(items: Iterable[T], size: Callable[[T], int], limit: int) -> Iterato
 
 
 def _ignore(_: object) -> None:
+    pass
+
+
+def _nothing() -> None:
     pass

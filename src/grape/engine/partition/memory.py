@@ -19,13 +19,13 @@ class Memory:
         self._expiries = expiries
 
     def take_in(
-        self, pool: str, name: str, key: str | None, data: bytes, event_id: str, context: Context, now: int
+        self, pool: str, number: int, name: str, key: str | None, data: bytes, event_id: str, context: Context, now: int
     ) -> None:
-        """An event, for one of the pools that listen to it."""
+        """An event, for partition ``number`` of one of the pools that listen to it."""
         ids = {0: event_id} if event_id else None
         contexts = [context] if context != Context() else []
         body = codec.one(name, key, msgspec.Raw(data), ids=ids, contexts=[0] if contexts else None)
-        self._ledger.send(pool, self._ledger.number, body, 1, contexts, now)
+        self._ledger.send(pool, number, body, 1, contexts, now)
 
     def remember(self, event_id: str, content: int, now: int) -> None:
         """An id, to recognise it when it comes again within the dedup-horizon."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 import random
 from collections import deque
 
-from grape.abc.transport import Transport
+from grape.abc.transport import Claim, Transport
 from grape.engine.app import App
 from grape.engine.clock import Clock
 from grape.engine.first import Failed
@@ -34,21 +34,22 @@ from grape.protocol.messages import Result, Work
 class Partition:
     """Puts the parts together, and answers what concerns several of them.
 
-    ``epoch`` counts who has had it; ``chains``: whether the worker that has it may chain all pairs. Every method, also
-    of the parts, is called from the engine's thread.
+    ``claim``: what was found when it was claimed. ``epoch`` counts who has had it; ``chains``: whether the worker that
+    has it may chain all pairs. Every method, also of the parts, is called from the engine's thread.
     """
 
     def __init__(
-        self, app: App, pool: str, number: int, transport: Transport, clock: Clock, rng: random.Random
+        self, app: App, pool: str, number: int, transport: Transport, clock: Clock, rng: random.Random, claim: Claim
     ) -> None:
         self.app = app
         self.pool = pool
         self.number = number
-        self.ledger = ledger = Ledger(app, pool, number, transport, clock)
+        self.ledger = ledger = Ledger(app, pool, number, transport, clock, claim)
         self.id = ledger.id
         self.head = ledger.head
         self.inbox = ledger.inbox
         self.done = ledger.done
+        self.claimed = ledger.claimed
         self.flush = ledger.flush
         self.backlog = Backlog(ledger)
         self.failures = Failures(ledger, rng)
@@ -167,6 +168,14 @@ class Partition:
         self._later.clear()
         self.dispatch.give_back()
         return self.epoch
+
+    def leave(self) -> None:
+        """Another engine has it: nothing of it is committed here any more, and nothing of it waits here."""
+        self.ledger.is_lost = True
+        self.backlog.add(-self.backlog.events, -self.backlog.size)
+        self.failures.leave()
+        self.timers.leave()
+        self.works.clear()
 
     @property
     def may_chain(self) -> bool:

@@ -29,7 +29,13 @@ class Timers:
         """Of those in memory; their rows are gone, or will be with the next commit."""
         self._load()
         stored = len(self._due) if self._end is None else sum(1 for _ in ledger.rows("timer"))
-        ledger.app.timers += stored
+        self.count = 0
+        self._counts(stored)
+
+    def _counts(self, more: int) -> None:
+        """Those of the whole app with them."""
+        self.count += more
+        self._ledger.app.timers += more
 
     def _load(self) -> None:
         rows = self._ledger.transport.scan(self._ledger.id, "timer", b"", _WINDOW)
@@ -50,7 +56,7 @@ class Timers:
         ledger.head.next_timer += 1
         ledger.put("timer", key, encode(entry))
         ledger.draft.timers.append((due, key))
-        ledger.app.timers += 1
+        self._counts(1)
         if entry.name:
             named = self._named(entry.name)
             if len(named) >= _SAME_NAME:
@@ -80,7 +86,7 @@ class Timers:
         (stored,) = ledger.transport.get(ledger.id, "timer", [key])
         if ledger.pending("timer", key, stored) is not None:
             ledger.put("timer", key, None)
-            ledger.app.timers -= 1
+            self._counts(-1)
             if self._end is None or int.from_bytes(key[:8], "big") <= self._end:
                 self._cancelled.add(key)
 
@@ -106,11 +112,15 @@ class Timers:
 
     def _uncommitted(self) -> set[bytes]:
         """Keys of rows that are about to be written or removed."""
-        return {key for draft in self._ledger.uncommitted(False) for key in draft.rows.get("timer", ())}
+        return {key for draft in self._ledger.uncommitted() for key in draft.rows.get("timer", ())}
 
     def _skip_cancelled(self) -> None:
         while self._due and self._due[0][1] in self._cancelled:
             self._cancelled.discard(heapq.heappop(self._due)[1])
+
+    def leave(self) -> None:
+        """They are no longer here."""
+        self._counts(-self.count)
 
     def fire(self, now: int) -> bool:
         """Let those that are due go off, a bounded number at once, in due order."""
@@ -120,7 +130,7 @@ class Timers:
         bodies: dict[tuple[str, int], list[bytes]] = {}
         for key, entry in self._take(now):
             ledger.put("timer", key, None)
-            ledger.app.timers -= 1
+            self._counts(-1)
             if entry.name:
                 rest = b"".join(one for one in self._named(entry.name) if one != key)
                 ledger.put("text", entry.name, rest or None)

@@ -13,9 +13,7 @@ asserted.
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import closing
 from random import Random
 from typing import Literal
@@ -36,142 +34,10 @@ from grape.abc.transport import (
     Transport,
     Trim,
 )
-from grape.errors import InUse, TooLarge
+from grape.errors import TooLarge
 from grape.model.address import PartitionId
-
-P = [PartitionId(1, 1, number) for number in range(8)]
-OTHER_POOL = PartitionId(1, 2, 0)
-MIB = 1 << 20
-
-
-class Subject(ABC):
-    """The backend under test: one place for data, and any number of transports on it, one after the other."""
-
-    competes: bool = False
-    """Several transports may be open on the same data; else the second one is refused with `InUse`."""
-
-    @abstractmethod
-    def open(self, callbacks: Callbacks) -> Transport:
-        """A transport on the subject's data."""
-
-    @abstractmethod
-    def drive(self, transport: Transport, until: Callable[[], bool]) -> None:
-        """Let callbacks run, on this thread, until ``until()``.
-
-        Raises:
-            AssertionError: it does not come to that (within half a minute, or nothing is outstanding).
-        """
-
-    @abstractmethod
-    def restart(self) -> None:
-        """All processes are gone, transports are closed. What is not durable is lost."""
-
-    @abstractmethod
-    def close(self) -> None:
-        """Remove the data."""
-
-
-class Client:
-    """An engine, as far as a transport can see: claims, numbers its commits, resends what is unknown."""
-
-    def __init__(self, subject: Subject) -> None:
-        self.subject = subject
-        self.answers: list[tuple[Commit, Outcome]] = []
-        self.arrivals: list[Arrival] = []
-        self.failures: list[BaseException] = []
-        self.early: list[Arrival] = []
-        """Arrivals of more batches than the reported commits sent there."""
-        self.claims: dict[PartitionId, Claim] = {}
-        self.numbers: dict[PartitionId, int] = {}
-        self._sent: Counter[PartitionId] = Counter()
-        self._arrived_batches: Counter[PartitionId] = Counter()
-        self.transport = subject.open(Callbacks(self._done, self._arrived, self.failures.append))
-
-    def _done(self, answers: list[tuple[Commit, Outcome]]) -> None:
-        self.answers += answers
-        for commit, outcome in answers:
-            if outcome == "committed":
-                self._sent.update(send.target for send in commit.sends)
-
-    def _arrived(self, arrivals: list[Arrival]) -> None:
-        self.arrivals += arrivals
-        for arrival in arrivals:
-            self._arrived_batches[arrival.partition] += arrival.batches
-            if self._arrived_batches[arrival.partition] > self._sent[arrival.partition]:
-                self.early.append(arrival)
-
-    def claim(self, partition: PartitionId) -> Claim:
-        claim = self.transport.claim(partition)
-        self.claims[partition], self.numbers[partition] = claim, 0
-        return claim
-
-    def build(
-        self,
-        partition: PartitionId,
-        *,
-        head: bytes = b"head",
-        sends: Sequence[Send] = (),
-        rows: Sequence[tuple[Table, Rows]] = (),
-        trims: Sequence[Trim] = (),
-        drops: Sequence[tuple[PartitionId, int]] = (),
-    ) -> Commit:
-        """The next commit of ``partition``."""
-        self.numbers[partition] += 1
-        term, number = self.claims[partition].term, self.numbers[partition]
-        return Commit(partition, term, number, head, sends, rows, trims, drops)
-
-    def submit(self, commit: Commit) -> Outcome:
-        """Submit once and wait for the outcome."""
-        before = len(self.answers)
-        self.transport.commit(commit)
-        self.drive(lambda: any(c is commit or c == commit for c, _ in self.answers[before:]))
-        return next(outcome for c, outcome in self.answers[before:] if c == commit)
-
-    def settle(self, commit: Commit) -> Outcome:
-        """Submit until the outcome is known."""
-        for _ in range(1000):
-            outcome = self.submit(commit)
-            if outcome != "unknown":
-                return outcome
-        raise AssertionError("a thousand unknown outcomes in a row")
-
-    def commit(
-        self,
-        partition: PartitionId,
-        *,
-        head: bytes = b"head",
-        sends: Sequence[Send] = (),
-        rows: Sequence[tuple[Table, Rows]] = (),
-        trims: Sequence[Trim] = (),
-        drops: Sequence[tuple[PartitionId, int]] = (),
-    ) -> None:
-        """Build, submit, and expect it to be committed."""
-        built = self.build(partition, head=head, sends=sends, rows=rows, trims=trims, drops=drops)
-        outcome = self.settle(built)
-        assert outcome == "committed", outcome
-
-    def drive(self, until: Callable[[], bool]) -> None:
-        self.subject.drive(self.transport, until)
-
-    def log(self, partition: PartitionId, after: int = 0) -> list[bytes]:
-        return [stored.batch for stored in self.transport.read(partition, after, 1 << 40)]
-
-    def positions(self, partition: PartitionId, after: int = 0) -> list[int]:
-        return [stored.position for stored in self.transport.read(partition, after, 1 << 40)]
-
-    def row(self, partition: PartitionId, table: Table, key: bytes) -> bytes | None:
-        return self.transport.get(partition, table, [key])[0]
-
-    def close(self) -> None:
-        self.transport.close()
-
-
-def _refused(error: type[Exception], call: Callable[[], object]) -> Exception:
-    try:
-        call()
-    except error as e:
-        return e
-    raise AssertionError(f"{error.__name__} was not raised")
+from grape.testing.contracts.claims import ClaimContract
+from grape.testing.contracts.client import MIB, OTHER_POOL, Client, P, Subject, refused
 
 
 class Operation(Struct, frozen=True):
@@ -222,6 +88,7 @@ def follow(subject: Subject, operations: Sequence[Operation]) -> None:
         for p in P[:3]:
             client.claim(p)
         exact = client.transport.features.exact_forwarding
+        has_drops = client.transport.features.drops
         for n, operation in enumerate(operations):
             p = P[operation.partition]
             if operation.what == "reopen" and not subject.competes:
@@ -242,7 +109,7 @@ def follow(subject: Subject, operations: Sequence[Operation]) -> None:
                     if operation.trim is not None and operation.trim < len(known)
                     else []
                 )
-                drops = [(p, known[i % len(known)]) for i in operation.drops if known]
+                drops = [(p, known[i % len(known)]) for i in operation.drops if known and has_drops]
                 rows: list[tuple[Table, Rows]] = [(table, [(key, value)]) for table, key, value in operation.rows]
                 heads[p] = b"head %d" % n
                 client.commit(p, head=heads[p], sends=sends, rows=rows, trims=trims, drops=drops)
@@ -271,96 +138,22 @@ def follow(subject: Subject, operations: Sequence[Operation]) -> None:
         client.close()
 
 
-class TransportContract(ABC):
+class TransportContract(ClaimContract):
     """Inherit, say how to make a `Subject`, and let pytest run the methods."""
-
-    @abstractmethod
-    def subject(self) -> Subject:
-        """A new backend without data."""
-
-    def _alone(self, test: Callable[[Client, Subject], None]) -> None:
-        with closing(self.subject()) as subject, closing(Client(subject)) as client:
-            test(client, subject)
-            assert not client.failures, client.failures
-
-    # Ownership
-
-    def test_claim_of_a_new_partition(self) -> None:
-        def test(client: Client, subject: Subject) -> None:
-            claim = client.claim(P[0])
-            assert claim.term >= 1
-            assert (claim.number, claim.head) == (0, b"")
-
-        self._alone(test)
-
-    def test_claim_again_gives_the_next_term_and_the_last_head(self) -> None:
-        """F12: claiming over and over, as recoveries that are killed do, loses nothing."""
-
-        def test(client: Client, subject: Subject) -> None:
-            first = client.claim(P[0])
-            client.commit(P[0], head=b"one")
-            client.commit(P[0], head=b"two")
-            second = client.claim(P[0])
-            assert (second.term, second.number, second.head) == (first.term + 1, 2, b"two")
-            for n in range(50):
-                again = client.claim(P[0])
-                assert (again.term, again.number, again.head) == (second.term + 1 + n, 0, b"two")
-            client.commit(P[0], head=b"three")
-            assert client.claim(P[0]).head == b"three"
-
-        self._alone(test)
-
-    def test_a_lower_term_is_fenced_and_has_no_effect(self) -> None:
-        def test(client: Client, subject: Subject) -> None:
-            old = client.claim(P[0])
-            client.commit(P[0], head=b"old")
-            client.claim(P[0])
-            late = Commit(P[0], old.term, 2, b"late", [Send(P[0], b"late", 1)], [("state", [(b"k", b"late")])])
-            assert client.settle(late) == "fenced"
-            assert client.log(P[0]) == []
-            assert client.row(P[0], "state", b"k") is None
-            client.commit(P[0], head=b"new")
-            assert client.claim(P[0]).head == b"new"
-
-        self._alone(test)
-
-    def test_two_engines(self) -> None:
-        """F28, F79: one of two engines owns a partition, or the second cannot even open."""
-
-        def test(client: Client, subject: Subject) -> None:
-            client.claim(P[0])
-            client.claim(P[1])
-            client.commit(P[0], head=b"first")
-            if not subject.competes:
-                _refused(InUse, lambda: Client(subject))
-                client.commit(P[0], head=b"second")
-                assert client.claim(P[0]).head == b"second"
-                return
-            with closing(Client(subject)) as rival:
-                assert rival.claim(P[0]).head == b"first"
-                fenced = client.build(P[0], head=b"mine", rows=[("state", [(b"k", b"mine")])])
-                assert client.settle(fenced) == "fenced"
-                rival.commit(P[0], head=b"rival", rows=[("state", [(b"k", b"rival")])])
-                assert client.row(P[0], "state", b"k") == b"rival"
-                client.commit(P[1], head=b"still mine")
-                assert client.claim(P[0]).head == b"rival"
-                assert rival.settle(rival.build(P[0])) == "fenced"
-
-        self._alone(test)
 
     # Commits
 
-    def test_mistakes_of_the_caller_are_refused(self) -> None:
+    def test_mistakes_of_the_caller_arerefused(self) -> None:
         def test(client: Client, subject: Subject) -> None:
             transport = client.transport
-            _refused(ValueError, lambda: transport.commit(Commit(P[0], 1, 1, b"unclaimed")))
+            refused(ValueError, lambda: transport.commit(Commit(P[0], 1, 1, b"unclaimed")))
             term = client.claim(P[0]).term
-            _refused(ValueError, lambda: transport.commit(Commit(P[0], term + 1, 1, b"a term from the future")))
-            _refused(ValueError, lambda: transport.commit(Commit(P[0], term, 0, b"number 0")))
-            _refused(ValueError, lambda: transport.commit(Commit(P[0], term, 2, b"a gap")))
+            refused(ValueError, lambda: transport.commit(Commit(P[0], term + 1, 1, b"a term from the future")))
+            refused(ValueError, lambda: transport.commit(Commit(P[0], term, 0, b"number 0")))
+            refused(ValueError, lambda: transport.commit(Commit(P[0], term, 2, b"a gap")))
             client.commit(P[0], head=b"one")
-            _refused(ValueError, lambda: transport.commit(Commit(P[0], term, 1, b"another one")))
-            _refused(ValueError, lambda: transport.commit(Commit(P[0], term, 3, b"a gap")))
+            refused(ValueError, lambda: transport.commit(Commit(P[0], term, 1, b"another one")))
+            refused(ValueError, lambda: transport.commit(Commit(P[0], term, 3, b"a gap")))
             client.commit(P[0], head=b"two")
             assert client.claim(P[0]).head == b"two"
 
@@ -472,13 +265,19 @@ class TransportContract(ABC):
                     if number <= 10:
                         holder[0].commit(Commit(P[0], commit.term, number, b"%d" % number))
 
-            transport = subject.open(Callbacks(done, lambda _: None, lambda e: None))
+            claims: list[tuple[PartitionId, Claim]] = []
+            transport = subject.open(Callbacks(done, lambda _: None, lambda e: None, claims.extend))
             holder.append(transport)
-            term = transport.claim(P[0]).term
+            transport.claim([P[0]])
+            assert claims == []  # never from within the call
+            subject.drive(transport, lambda: bool(claims))
+            term = claims[0][1].term
             transport.commit(Commit(P[0], term, 1, b"1"))
             assert answers == []  # never from within the call
             subject.drive(transport, lambda: answers.count("committed") == 10)
-            assert transport.claim(P[0]) == Claim(term + 1, 10, b"10")
+            transport.claim([P[0]])
+            subject.drive(transport, lambda: len(claims) == 2)
+            assert claims[1] == (P[0], Claim(term + 1, 10, b"10"))
             transport.close()
 
     # Logs
@@ -504,17 +303,43 @@ class TransportContract(ABC):
             assert read(P[1], 0, 1 << 30) == []
             waiting = client.transport.waiting(P[0], positions[4])
             assert waiting == Arrival(P[0], 6, 30, 6000)
+            assert client.transport.waiting(P[0], positions[4], positions[6]) == Arrival(P[0], 2, 10, 2000)
             assert client.transport.waiting(P[1], 0) == Arrival(P[1], 0, 0, 0)
 
         self._alone(test)
 
-    def test_trims_and_drops(self) -> None:
+    def test_trims(self) -> None:
         """F11: nothing above the trim point is lost, and no position is used twice."""
+
+        def test(client: Client, subject: Subject) -> None:
+            client.claim(P[0], P[1])
+            client.commit(P[0], sends=[Send(P[0], b"%d" % n, 1) for n in range(5)])
+            client.commit(P[0], trims=[Trim(P[0], 3)])
+            assert client.log(P[0]) == client.log(P[0], 2) == [b"3", b"4"]
+            client.commit(P[0], trims=[Trim(P[0], 2)])
+            assert client.log(P[0]) == [b"3", b"4"]
+            client.commit(P[1], trims=[Trim(P[0], 4)])
+            client.commit(P[0], sends=[Send(P[0], b"5", 1)])
+            assert client.log(P[0]) == [b"4", b"5"]
+            assert client.positions(P[0]) == [4, 5]
+            assert client.transport.waiting(P[0], 0) == Arrival(P[0], 2, 2, 2)
+
+        self._alone(test)
+
+    def test_trims_and_drops(self) -> None:
+        """As trims alone; a backend without drops refuses them, and the commit with them."""
 
         def test(client: Client, subject: Subject) -> None:
             client.claim(P[0])
             client.claim(P[1])
             client.commit(P[0], sends=[Send(P[0], b"%d" % n, 1) for n in range(10)])
+            if not client.transport.features.drops:
+                dropping = client.build(P[0], head=b"no", drops=[(P[0], 5)])
+                refused(ValueError, lambda: client.transport.commit(dropping))
+                client.numbers[P[0]] -= 1
+                client.commit(P[0], head=b"yes")
+                assert client.log(P[0]) == [b"%d" % n for n in range(10)]
+                return
             client.commit(P[0], trims=[Trim(P[0], 3)], drops=[(P[0], 5), (P[0], 7)])
             assert client.log(P[0]) == [b"3", b"4", b"6", b"8", b"9"]
             assert client.log(P[0], 5) == [b"6", b"8", b"9"]
@@ -532,25 +357,30 @@ class TransportContract(ABC):
     def test_positions_go_on_when_the_log_was_emptied(self) -> None:
         """Also after a restart, by trimming, by dropping, and by both."""
 
+        def drops(client: Client, log: PartitionId, *positions: int) -> list[tuple[PartitionId, int]]:
+            return [(log, position) for position in positions] if client.transport.features.drops else []
+
         def test(client: Client, subject: Subject) -> None:
+            has_drops = client.transport.features.drops
             for p in P[:4]:
                 client.claim(p)
                 client.commit(p, sends=[Send(p, b"%d" % n, 1) for n in range(3)])
             client.commit(P[0], trims=[Trim(P[0], 3)])
-            client.commit(P[1], drops=[(P[1], 2)])
-            client.commit(P[2], trims=[Trim(P[2], 2)], drops=[(P[2], 2)])
+            client.commit(P[1], drops=drops(client, P[1], 2))
+            client.commit(P[2], trims=[Trim(P[2], 2)], drops=drops(client, P[2], 2))
             for again in range(2):
                 client.close()
                 client = Client(subject)
                 for p in P[:4]:
                     client.claim(p)
                 if not again:
-                    client.commit(P[3], drops=[(P[3], 0), (P[3], 1), (P[3], 2)])
+                    client.commit(P[3], drops=drops(client, P[3], 0, 1, 2))
             for p in P[:4]:
                 client.commit(p, sends=[Send(p, b"next", 1)])
             assert client.positions(P[0]) == [3]
-            assert client.positions(P[1]) == [0, 1, 3]
-            assert client.positions(P[2]) == client.positions(P[3]) == [3]
+            assert client.positions(P[1]) == ([0, 1, 3] if has_drops else [0, 1, 2, 3])
+            assert client.positions(P[2]) == ([3] if has_drops else [2, 3])
+            assert client.positions(P[3]) == ([3] if has_drops else [0, 1, 2, 3])
             client.close()
 
         self._alone(test)
@@ -590,15 +420,11 @@ class TransportContract(ABC):
             client.drive(lambda: all(set(client.log(p)) == set(sent[p]) for p in targets))
             if exact:
                 assert {p: client.log(p) for p in targets} == sent
-            client.drive(lambda: all(self._arrived(client, p) >= 30 for p in targets))
+            client.drive(lambda: all(client.arrived_in(p) >= 30 for p in targets))
             for p in targets:
-                assert self._arrived(client, p) == len(client.log(p)) or not exact
+                assert client.arrived_in(p) == len(client.log(p)) or not exact
 
         self._alone(test)
-
-    @staticmethod
-    def _arrived(client: Client, log: PartitionId) -> int:
-        return sum(a.batches for a in client.arrivals if a.partition == log)
 
     def test_what_was_committed_but_not_forwarded_arrives_after_a_claim(self) -> None:
         """F8: the owner dies after its commit; whoever claims next delivers."""
@@ -668,7 +494,7 @@ class TransportContract(ABC):
             assert client.transport.get(P[0], "state", [b"", b"\0", b"\0\0"]) == [b"", b"", None]
             assert client.transport.scan(P[0], "state", b"", 10) == [(b"", b""), (b"\0", b"")]
             assert client.log(P[0]) == [b""]
-            assert client.claim(P[0]) == Claim(client.claims[P[0]].term, 1, b"")
+            assert client.claim(P[0]) == Claim(client.claims[P[0]].term, 1, b"", 1)
             client.commit(P[0], rows=[("state", [(b"", None)])])
             assert client.transport.scan(P[0], "state", b"", 10) == [(b"\0", b"")]
 
@@ -745,7 +571,7 @@ class TransportContract(ABC):
             assert client.transport.scan(P[0], "state", b"", 10) == [(b"large", event), (b"small", b"1")]
             if features.largest_batch <= 64 * MIB:
                 too_large = client.build(P[0], head=b"no", sends=[Send(P[0], bytes(features.largest_batch + 1), 1)])
-                _refused(TooLarge, lambda: client.transport.commit(too_large))
+                refused(TooLarge, lambda: client.transport.commit(too_large))
                 client.numbers[P[0]] -= 1
             client.commit(P[0], head=b"yes", rows=[("state", [(b"large", None)])], trims=[Trim(P[0], 1)])
             assert client.row(P[0], "state", b"large") is None
@@ -789,10 +615,14 @@ class TransportContract(ABC):
                 seen.append("done")
                 holder[0].close()
 
-            transport = subject.open(Callbacks(done, lambda _: seen.append("arrived"), lambda _: seen.append("failed")))
+            def claimed(claims: list[tuple[PartitionId, Claim]]) -> None:
+                for partition, claim in claims:
+                    holder[0].commit(Commit(partition, claim.term, 1, b"1", [Send(P[0], b"x", 1)]))
+
+            callbacks = Callbacks(done, lambda _: seen.append("arrived"), lambda _: seen.append("failed"), claimed)
+            transport = subject.open(callbacks)
             holder.append(transport)
-            term = transport.claim(P[0]).term
-            transport.commit(Commit(P[0], term, 1, b"1", [Send(P[0], b"x", 1)]))
+            transport.claim([P[0]])
             subject.drive(transport, lambda: bool(seen))
             assert seen == ["done"]
 
@@ -810,7 +640,7 @@ class TransportContract(ABC):
             with closing(Client(subject)) as heir:
                 claim = heir.claim(P[0])
                 if durable:
-                    assert claim == Claim(term + 1, 2, b"two")
+                    assert claim == Claim(term + 1, 2, b"two", 1)
                     assert heir.log(P[0]) == [b"batch"]
                     assert heir.row(P[0], "state", b"k") == b"v"
                 else:
