@@ -142,6 +142,12 @@ class TestWorks:
         desk.say(work, done=[(0, Progress(1)), (2, Progress(1))])
         assert (desk.partition.backlog.events, desk.partition.backlog.size) == (0, 0)
         assert desk.sent(desk.log) == []
+        cursor = decode_head(desk.transport.claim(desk.log).head).cursor
+        assert (cursor.position, cursor.finished, cursor.partial) == (3, set(), {})
+
+    def test_however_many_are_read_at_once_none_is_left_out(self) -> None:
+        desk = fed(40, batches=20, limits=Limits(batch_max=100))
+        assert [b.position for b in desk.work().batches] == list(range(20))
 
 
 class TestHowMuch:
@@ -257,6 +263,9 @@ class TestRetries:
         desk.partition.dispatch.is_long = True
         work = desk.work()
         assert (len(work.retries), work.batches) == (1, [])
+        desk.say(work, retried=[0])
+        desk.say(desk.work(), retried=[1])
+        assert len(desk.work().batches) == 1
 
     def test_they_go_with_what_waits_in_the_log_unless_one_has_killed_a_worker(self) -> None:
         desk = fed(1)
@@ -303,6 +312,68 @@ class TestCareful:
         desk.say(work, done=[(b.position, Progress(100)) for b in work.batches])
         work = desk.work()
         assert (work.careful, len(work.batches)) == (False, 8)  # all that is left
+
+    def test_what_is_done_carefully_says_nothing_of_how_much_a_worker_can_do(self) -> None:
+        desk = fed(6_000, batches=60)
+        desk.work()
+        self.died(desk)
+        for batches in (3, 3, 3, 3, 11):
+            work = desk.work()
+            assert len(work.batches) == batches
+            desk.say(work, done=[(b.position, Progress(100)) for b in work.batches])
+
+    def test_nothing_more_is_handed_out_meanwhile(self) -> None:
+        desk = fed(600, batches=2)
+        desk.partition.dispatch.top_up = True
+        desk.work()
+        self.died(desk)
+        assert desk.partition.has_work(desk.now)
+        desk.work()
+        assert not desk.partition.has_work(desk.now)
+
+    def test_held_ones_go_with_what_waits_in_the_log(self) -> None:
+        desk = fed(1)
+        fail_all(desk, "a")
+        desk.work()
+        self.died(desk)
+        work = desk.work()
+        assert (work.careful, len(work.retries), len(work.batches)) == (True, 1, 1)
+
+    def test_what_was_handed_in_before_is_not_suspected(self) -> None:
+        desk = fed(1)
+        fail_all(desk, "a")
+        desk.say(desk.work(), ended=[], done=[(0, Progress(1))], retried=[0])
+        self.died(desk)
+        assert not desk.partition.careful
+
+    @pytest.mark.parametrize("handed_in", [{"retried": [0]}, {"failures": [failure(id="a", key="a", hold=0)]}])
+    def test_a_held_one_is_not_suspected_when_it_was_handed_in_or_its_work_is_over(self, handed_in: Any) -> None:
+        for fields in ({"ended": [], **handed_in}, {}):
+            desk = Desk()
+            fail_all(desk, "a")
+            desk.work()
+            self.died(desk)
+            work = desk.work()
+            assert desk.partition.careful
+            desk.say(work, **fields)
+            assert not desk.partition.careful
+
+    @pytest.mark.parametrize(
+        "moves", [{"done": [(0, Progress(1))]}, {"retried": [0]}, {"failures": [failure(id="a", key="a", hold=0)]}]
+    )
+    def test_a_root_that_many_died_over_has_all_its_lives_again_once_anything_is_handed_in(self, moves: Any) -> None:
+        desk = fed(2)
+        fail_all(desk, "a")
+        work = desk.work()
+        dispatched = desk.partition.works[work.seq]
+        for handed_in, given_up in (({}, True), (moves, False)):
+            for _ in range(4):
+                assert desk.partition.died_carefully(dispatched) is None
+            desk.say(work, ended=[], **handed_in)
+            found = desk.partition.died_carefully(dispatched)
+            assert (found is not None) is given_up
+            if found is not None:
+                desk.partition.careful.forget(found)
 
     def test_held_ones_too(self) -> None:
         desk = Desk()
@@ -372,7 +443,11 @@ class TestResults:
         desk = fed(2)
         name = TimerName("Count", b"k", "end")
         desk.say(desk.work(), done=[(0, Progress(1))], timers=[Timer(5, emitted(), name)])
-        desk.say(desk.work(), done=[(0, Progress(2))], timers=[Timer(0, None, name)])
+        replaced = [Timer(0, None, name), Timer(7, emitted(), name)]
+        desk.say(desk.work(), done=[(0, Progress(2))], timers=replaced)
+        assert [int.from_bytes(key[:8], "big") - desk.now for key in desk.rows("timer")] == [7]
+        desk.partition.timers.cancel(timer_name_key(desk.app.node_id("Count"), b"k", "end"))
+        desk.settle()
         assert (desk.rows("timer"), desk.rows("text")) == ({}, {})
 
     def test_what_is_emitted_inherits_the_contexts_that_it_names(self) -> None:
@@ -386,10 +461,10 @@ class TestResults:
             done=[(0, Progress(2))],
             emitted=[emitted(body=body, contexts=[1])],
             timers=[Timer(1, late)],
-            failures=[failure(context=1, final=True)],
+            failures=[failure(context=1, final=True), failure(context=0, final=True)],
         )
         assert [contexts for _, contexts, _ in desk.sent(desk.app.log(">total", 0))] == [[two]]
-        assert [request for request, *_ in desk.replies] == ["2"]
+        assert [request for request, *_ in desk.replies] == ["2", "1"]
         desk.clock.advance(1)
         desk.partition.timers.fire(desk.now)
         desk.settle()
@@ -409,6 +484,8 @@ class TestResults:
         desk.say(desk.work(), done=[(0, Progress(3))])
         stats = desk.app.stats.pools["main"]
         assert stats.finished == 3
+        (median,) = stats.latencies.quantiles((0.5,)).values()
+        assert 1.75 <= median <= 2.25
 
     def test_a_batch_that_is_not_in_work_is_refused(self) -> None:
         desk = fed(2, batches=2, limits=Limits(dispatch_events=1))
@@ -425,20 +502,23 @@ class TestResults:
         desk = Desk()
         fail_all(desk, "a", "b")
         work = desk.work()
-        desk.say(work, ended=[], retried=[0])
-        with pytest.raises(ProtocolError, match="retried entry 0, which is not in this work"):
-            desk.say(work, ended=[], retried=[0])
-        desk.say(work, ended=[], failures=[failure(id="b", key="b", hold=1)])
-        with pytest.raises(ProtocolError, match="a failure of entry 1, which is not in this work"):
-            desk.say(work, failures=[failure(id="b", key="b", hold=1)])
+        desk.say(work, ended=[], retried=[1])
+        with pytest.raises(ProtocolError, match="retried entry 1, which is not in this work"):
+            desk.say(work, ended=[], retried=[1])
+        again = failure(id="a", key="a", hold=0)
+        with pytest.raises(ProtocolError, match="entry 0 twice"):
+            desk.say(work, failures=[again, again])
+        desk.say(work, ended=[], failures=[again])
+        with pytest.raises(ProtocolError, match="a failure of entry 0, which is not in this work"):
+            desk.say(work, failures=[again])
 
     def test_one_that_no_commit_holds_is_refused(self) -> None:
         desk = Desk(broker=MemoryBroker(largest_commit=80_000))
         desk.feed(1)
         work = desk.work()
-        changes = StateChanges("Count", [b"k"], [codec.encode({"seen": b"x" * 69_980})])
-        with pytest.raises(ProtocolError, match="and a commit holds 70000"):
-            desk.say(work, states=[changes], emitted=[emitted()])
+        changes = StateChanges("Count", [b"k"], [codec.encode({"seen": b"x" * 69_988})])
+        with pytest.raises(ProtocolError, match="a result of 70300 bytes, and a commit holds 70000"):
+            desk.say(work, states=[changes], retried=[0])
         desk.say(work, done=[(0, Progress(1))], states=[changes])
         assert len(desk.rows("state")) == 1
 

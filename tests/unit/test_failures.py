@@ -425,3 +425,6 @@ class TestCalls:
         desk.clock.advance(10)
         assert len(retries(desk)) == 1
         assert (desk.app.backlog_events, desk.app.backlog_bytes) == (0, 0)
+        ask(desk, id="1-2", key="other")
+        desk.partition.failures.release(2, desk.now)
+        assert (desk.app.backlog_events, desk.app.backlog_bytes) == (0, 0)

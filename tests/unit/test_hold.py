@@ -161,6 +161,15 @@ class TestWhatIsDue:
         assert held.next_due() is None
 
 
+def test_what_asks_and_is_gone_asks_no_more() -> None:
+    held = lists(entry(None, asks=True), entry("k", asks=True), entry("k", behind=True))
+    assert (held.asking, held.asking_size) == (3, 30)
+    held.remove(0, 0)
+    assert (held.asking, held.asking_size) == (2, 20)
+    held.remove(1, 0)
+    assert (held.asking, held.asking_size) == (0, 0)
+
+
 class TestLines:
     """Entries of one (node, key)."""
 

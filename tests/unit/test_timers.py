@@ -412,3 +412,45 @@ class TestTheWindow:
         assert desk.app.timers == len(left)
         assert gone_off(desk, 30) == left
         assert desk.partition.timers._cancelled == set()
+
+    def test_what_was_cancelled_is_forgotten_when_memory_is_full(self) -> None:
+        desk = Desk()
+        set_timers(desk, 1)
+        set_timers(desk, 11, 12, 13, 14, 15, 16, 17, 18, name=NAME)
+        desk.partition.timers.cancel(NAME)
+        set_timers(desk, 21, 22, 23)  # of twelve in memory eight are cancelled
+        assert len(desk.partition.timers._due) == 4
+        assert desk.partition.timers._cancelled == set()
+        assert gone_off(desk, 30) == [1, 21, 22, 23]
+
+    def test_not_what_is_cancelled_or_set_by_the_next_commit(self) -> None:
+        desk = Desk()
+        set_timers(desk, 1, 4)
+        set_timers(desk, 2, 3, name=NAME)
+        for due in range(5, 12):
+            desk.partition.timers.add(desk.now + due, entry(due))
+        desk.partition.flush()
+        desk.partition.timers.cancel(NAME)
+        desk.partition.timers.add(desk.now, entry(0))
+        desk.settle()
+        assert gone_off(desk, 30) == [0, 1, *range(4, 12)]
+
+    def test_what_is_set_for_between_those_in_memory_and_the_rest_keeps_its_place(self) -> None:
+        desk = Desk()
+        set_timers(desk, *range(10, 120, 10))
+        set_timers(desk, 45, 55, 65, 75)
+        assert gone_off(desk, 80) == [10, 20, 30, 40, 45, 50, 55, 60, 65, 70, 75, 80]
+
+
+def test_no_more_go_off_at_once_than_a_commit_holds() -> None:
+    desk = Desk(broker=MemoryBroker(largest_commit=80_000))
+    for due in range(6):
+        large = replace(entry(due), body=codec.one("total", None, [due, b"x" * 9_000]), context=Context("17"))
+        desk.partition.timers.add(desk.now + due, large)
+        desk.settle()
+    desk.ledger.most = 20_000
+    desk.clock.advance(1)
+    desk.partition.timers.fire(desk.now)
+    desk.transport.pump()
+    assert desk.app.timers == 3
+    assert [due for due, _ in gone_off(desk, 0)] == list(range(6))
