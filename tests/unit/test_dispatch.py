@@ -13,7 +13,7 @@ from grape.errors import Corrupt, ProtocolError
 from grape.model import batch as codec
 from grape.model.batch import Context
 from grape.model.cursor import Progress
-from grape.model.stored import decode_head, encode, state_key, timer_name_key
+from grape.model.stored import Expiry, decode_expiry, decode_head, encode, state_key, timer_name_key
 from grape.model.topology import Limits
 from grape.protocol.messages import Call, Named, Reply, Result, StateChanges, Timer, TimerName
 from grape.transports.memory import MemoryBroker
@@ -144,6 +144,19 @@ class TestWorks:
         assert desk.sent(desk.log) == []
         cursor = decode_head(desk.transport.claim(desk.log).head).cursor
         assert (cursor.position, cursor.finished, cursor.partial) == (3, set(), {})
+
+    def test_what_came_twice_and_nothing_else_is_no_work_and_goes_with_a_commit(self) -> None:
+        desk = fed(1)
+        desk.say(desk.work(), done=[(0, Progress(1))])
+        desk.feed(2, sequence=0)
+        desk.feed(3, sequence=0)
+        assert desk.partition.make_work(desk.now) is None
+        assert not desk.partition.settled
+        desk.transport.pump()
+        assert desk.sent(desk.log) == []
+        assert desk.partition.make_work(desk.now) is None
+        assert desk.app.stats.pools["main"].duplicates == 2
+        assert (desk.app.backlog_events, desk.app.backlog_bytes) == (0, 0)
 
     def test_however_many_are_read_at_once_none_is_left_out(self) -> None:
         desk = fed(40, batches=20, limits=Limits(batch_max=100))
@@ -359,11 +372,11 @@ class TestCareful:
             assert not desk.partition.careful
 
     @pytest.mark.parametrize(
-        "moves", [{"done": [(0, Progress(1))]}, {"retried": [0]}, {"failures": [failure(id="a", key="a", hold=0)]}]
+        "moves", [{"done": [(0, Progress(1))]}, {"retried": [1]}, {"failures": [failure(id="b", key="b", hold=1)]}]
     )
     def test_a_root_that_many_died_over_has_all_its_lives_again_once_anything_is_handed_in(self, moves: Any) -> None:
         desk = fed(2)
-        fail_all(desk, "a")
+        fail_all(desk, "a", "b")
         work = desk.work()
         dispatched = desk.partition.works[work.seq]
         for handed_in, given_up in (({}, True), (moves, False)):
@@ -374,6 +387,20 @@ class TestCareful:
             assert (found is not None) is given_up
             if found is not None:
                 desk.partition.careful.forget(found)
+
+    def test_what_an_operator_has_dropped_meanwhile_is_not_suspected(self) -> None:
+        desk = Desk()
+        fail_all(desk, "a", "b")
+        work = desk.work()
+        dispatched = desk.partition.works[work.seq]
+        desk.partition.failures.release(0, desk.now)
+        assert desk.partition.dispatch.first_root(dispatched) == Root(number=1)
+        with pytest.raises(ProtocolError, match="retried entry 0, which is not in this work"):
+            desk.say(work, retried=[0])
+        desk.partition.failures.release(1, desk.now)
+        assert desk.partition.dispatch.first_root(dispatched) is None
+        self.died(desk)
+        assert not desk.partition.careful
 
     def test_held_ones_too(self) -> None:
         desk = Desk()
@@ -430,7 +457,8 @@ class TestResults:
         assert desk.values(desk.app.log(">total", 0)) == ["out"]
         assert desk.values(desk.app.log("far", 1)) == ["far"]
         assert desk.rows("state") == {state_key(node, b"a"): b"\x80"}
-        assert len(desk.rows("expiry")) == 1
+        (expiry,) = desk.rows("expiry").values()
+        assert decode_expiry(expiry) == Expiry("state", state_key(node, b"a"))
         assert [int.from_bytes(key[:8], "big") - desk.now for key in desk.rows("timer")] == [5, 6]
         assert list(desk.rows("text")) == [timer_name_key(node, b"k", "end")]
         assert desk.app.stats.commits == 1

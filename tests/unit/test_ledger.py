@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from grape.abc.transport import Commit, Send
+from grape.engine.partition.answers import Answers
 from grape.engine.partition.ledger import Ledger, grouped
 from grape.errors import Corrupt, TooLarge
 from grape.model import batch as codec
@@ -265,6 +266,18 @@ class TestBacklog:
         assert desk.partition.settled
         assert decode_head(desk.transport.claim(desk.log).head).cursor.partial == {1: Progress(1)}
 
+    def test_what_came_twice_is_not_counted_anew(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        desk = Desk()
+        desk.feed(1, 2, 3)
+        desk.feed(4, 5, sequence=0)
+        under_way: list[Commit] = []
+        with monkeypatch.context() as lost:
+            lost.setattr(desk.transport, "commit", under_way.append)
+            assert desk.partition.make_work(desk.now) is not None
+        desk.partition.done(under_way[0], "unknown")
+        size = len(desk.transport.read(desk.log, 0, 1)[0].batch)
+        assert (desk.partition.backlog.events, desk.partition.backlog.size) == (3, size)
+
 
 class TestExpiries:
     def record(self, *dues: int) -> bytes:
@@ -315,9 +328,21 @@ class TestExpiries:
     def test_not_while_a_commit_is_under_way(self) -> None:
         desk = Desk()
         desk.partition.expiries.add(desk.now, "text", b"k")
+        desk.settle()
+        desk.ledger.put("text", b"other", b"v")
         desk.partition.expiries.expire(desk.now)
         desk.settle()
         assert len(desk.rows("expiry")) == 1
+
+    def test_exactly_what_is_due(self) -> None:
+        desk = Desk()
+        start = desk.now
+        for due in (10, 11, 12):
+            desk.partition.expiries.add(start + due, "text", b"k")
+        desk.settle()
+        self.expire(desk, start + 10)
+        assert len(desk.rows("expiry")) == 2
+        assert desk.partition.expiries.next_due() == start + 11
 
     def test_state_that_was_written_again_stays_until_all_of_it_has_expired(self) -> None:
         desk = Desk()
@@ -439,10 +464,15 @@ class TestAnswers:
 
     def test_what_came_twice_is_given_once(self) -> None:
         desk = Desk(broker=MemoryBroker(forward_later=True))
+        assert not desk.partition.answers.has_more
         self.ask(desk, "a")
         self.answer(desk, ("0:0", "x"))
-        self.answer(desk, ("0:0", "y"))
         self.take(desk)
+        self.answer(desk, ("0:0", "y"))
+        self.answer(desk, ("0:0", "z"))
+        self.take(desk)
+        desk.partition.answers.take()
+        assert desk.partition.settled
         assert desk.app.stats.late_replies == 0
         assert desk.sent(desk.app.log(f"{REPLIES}main", 0)) == []
         assert self.due(desk) == [(0, encode("x"), False)]
@@ -455,7 +485,25 @@ class TestAnswers:
         assert desk.partition.make_work(desk.now) is None
         self.answer(desk, ("0:0", "y"), sequence=0)
         self.take(desk)
+        assert not desk.partition.answers.has_more
         assert sorted(hold for hold, *_ in self.due(desk)) == [0, 1]
+
+    def test_for_nobody_they_are_gone_all_the_same(self) -> None:
+        desk = Desk()
+        self.answer(desk, ("9:0", "x"))
+        self.take(desk)
+        assert desk.app.stats.late_replies == 1
+        assert desk.sent(desk.app.log(f"{REPLIES}main", 0)) == []
+
+    def test_in_a_directory_of_older_code_there_is_no_log_for_them(self) -> None:
+        desk = Desk()
+        del desk.app.record.logs[f"{REPLIES}main"]
+        ledger = Ledger(desk.app, "main", 0, desk.transport, desk.clock)
+        answers = Answers(ledger, desk.partition.failures)
+        assert answers.log is None
+        assert len(ledger.logs) == 1
+        answers.take()
+        assert not answers.has_more
 
     def test_what_was_damaged_and_taken_out_is_no_gap_where_forwarding_is_exact(self) -> None:
         desk = Desk()
@@ -472,6 +520,7 @@ class TestAnswers:
         desk.ledger.most = 300
         desk.partition.answers.take()
         assert desk.partition.answers.has_more
+        assert 0 < desk.ledger.draft.size <= 300
         desk.settle()
         for _ in range(2):
             self.take(desk)
