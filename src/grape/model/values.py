@@ -114,7 +114,7 @@ class Payload:
         """A msgpack array; what does not fit is `Unfit`."""
         try:
             return self._column(packed)
-        except (msgspec.ValidationError, msgspec.DecodeError, RecursionError):
+        except _UNREADABLE:
             return [self._one(raw) for raw in _raw_column(packed)]
 
     def items(self, values: list[Any], kinds: set[type] | None = None) -> list[Any]:
@@ -139,8 +139,10 @@ class Payload:
     def _one(self, packed: Any) -> Any:
         try:
             return self._item(packed)
-        except (msgspec.ValidationError, msgspec.DecodeError, RecursionError) as e:
+        except _UNREADABLE as e:
             return Unfit(own.misfit(self._kind, e))
 
 
+_UNREADABLE: Final = (msgspec.DecodeError, RecursionError, UnicodeDecodeError)
+"""That texts in values are UTF-8 is looked at by whoever reads them, and by nobody before."""
 _raw_column = msgspec.msgpack.Decoder(list[Raw]).decode
