@@ -61,6 +61,25 @@ def test_a_run_whose_names_lead_to_the_same_is_left_alone() -> None:
     assert codec.split_run(run, lambda name: "same") == [run]
 
 
+def test_a_part_of_a_run_has_what_belongs_to_its_events() -> None:
+    meta = RunMeta(["a", "b"], b"\0\0\1\0", [1, 2, 3, 4], ["n"], {0: "x", 2: "y", 3: "z"}, [-1, 0, 1, 2])
+    (run,) = codec.runs_of(codec.encode_run(meta, 4, ["k", None, "l", "m"], [1, 2, 3, 4]))
+    assert [(part.meta, codec.keys_of(part), codec.data_of(part)) for part in codec.split_run(run, str)] == [
+        (RunMeta(["a"], None, [1, 2], ["n"], {0: "x"}, [-1, 0]), ["k", None], [1, 2]),
+        (RunMeta(["b"], None, [3], ["n"], {0: "y"}, [1]), ["l"], [3]),
+        (RunMeta(["a"], None, [4], ["n"], {0: "z"}, [2]), ["m"], [4]),
+    ]
+
+
+def test_a_run_of_one_name_leads_to_one_place() -> None:
+    (run,) = codec.runs_of(codec.one("a", "k", 1))
+    assert codec.split_run(run, str) == [run]
+
+
+def test_the_name_of_a_body_is_that_of_its_first_event() -> None:
+    assert codec.name_of(codec.one("a", "k", 1) + codec.one("b", "k", 1)) == "a"
+
+
 def test_consecutive_events_that_lead_to_the_same_stay_one_run() -> None:
     (run,) = codec.runs_of(codec.encode_run(RunMeta(["a", "b", "c"], b"\0\1\2\2\0"), 5, None, [1, 2, 3, 4, 5]))
     parts = codec.split_run(run, {"a": 1, "b": 1, "c": 2}.__getitem__)
@@ -192,6 +211,25 @@ def body(count: int = 2, keys: bytes = b"", data: bytes = b"\x92\x01\x02", **met
 
 
 class TestChecking:
+    @pytest.mark.parametrize(
+        ("count", "mark"),
+        [(1, b"\x91"), (15, b"\x9f"), (16, b"\xdc\x00\x10"), (300, b"\xdc\x01\x2c"), (70_000, b"\xdd\x00\x01\x11\x70")],
+    )
+    def test_however_the_length_of_a_column_is_written(self, count: int, mark: bytes) -> None:
+        column = mark + b"\xc0" * count
+        codec.check_body(body(count=count, keys=column, data=column), count)
+        with pytest.raises(ProtocolError, match="number of"):
+            codec.check_body(body(count=count + 1, keys=column, data=column), count + 1)
+
+    def test_a_column_of_none_is_no_column(self) -> None:
+        for keys in (b"\x90", b"\xdc\x00\x00", b"\xdd\x00\x00\x00\x00", b"\xda\x00\x02ab"):
+            with pytest.raises(ProtocolError, match="number of keys"):
+                codec.check_body(body(keys=keys), 2)
+
+    def test_one_event_and_one_context(self) -> None:
+        (meta,) = codec.check_body(codec.one("a", None, 1, contexts=[0]), 1, 1)
+        assert meta.contexts == [0]
+
     @pytest.mark.parametrize(
         "good",
         [

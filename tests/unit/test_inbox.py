@@ -108,3 +108,31 @@ def test_an_origin_is_known_by_its_incarnation_too() -> None:
     assert inbox.offer(1, header(0, 0, incarnation=2), 1) is not None
     one = header(0, 0, incarnation=1)
     assert origin_key(one) == own_origin(one.origin, 1) != own_origin(one.origin, 2)
+
+
+def test_what_waits_for_one_before_it_is_taken_when_that_has_come() -> None:
+    inbox = Inbox(Reading())
+    assert inbox.offer(0, header(0, 1), 5) is None
+    assert inbox.offer(0, header(0, 1), 5) is None  # it is known
+    inbox.passed(0)
+    assert inbox.unpark() is False
+    assert inbox.advance() == (0, [])  # nothing behind it is forgotten
+    assert inbox.offer(1, header(0, 0), 5) is not None
+    inbox.passed(1)
+    assert inbox.unpark() is True
+    assert inbox.read_to == 0
+    assert inbox.offer(0, header(0, 1), 5) is not None
+    assert inbox.unpark() is False
+    assert inbox.idle() == [1, 0]  # in the order of their numbers
+
+
+def test_nothing_before_the_first_that_came_of_an_origin_is_waited_for_once_it_is_said_to_be_gone() -> None:
+    inbox = Inbox(Reading())
+    inbox.catch_up(header(0, 0))
+    assert inbox.offer(0, header(0, 0), 1) is not None
+    assert inbox.dropped == []
+
+
+def test_an_origin_is_ten_bytes() -> None:
+    """It stands in heads."""
+    assert own_origin(PartitionId(1, 2, 3), 4) == b"\0\1\0\2\0\3\0\0\0\4"
