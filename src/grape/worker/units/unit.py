@@ -172,7 +172,7 @@ class Unit(ABC):
         self._begin(stage, data)
         start = 0
         try:
-            if not locked and (data is None or Unfit not in set(map(type, data))):
+            if not locked and not (self.payload.may_be_unfit and data is not None and Unfit in set(map(type, data))):
                 try:
                     self._fast()
                     children.end_child()
