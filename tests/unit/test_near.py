@@ -26,6 +26,7 @@ def test_there_are_at_most_three_each_once() -> None:
         ("word", ["Word", "LINE"], ["Word"]),
         ("line", ["lines", "liner", "linen", "LINE"], ["LINE", "lines", "liner"]),  # only its case differs
         ("line", ["LINE", "Line", "LiNE", "line", "other"], ["line", "Line", "LiNE"]),
+        ("line", ["LINE", "line", "lines", "Lines"], ["line", "LINE", "lines"]),
     ],
 )
 def test_case_counts_least(name: str, known: list[str], found: list[str]) -> None:
