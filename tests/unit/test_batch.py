@@ -222,7 +222,10 @@ class TestChecking:
             codec.check_body(body(count=count + 1, keys=column, data=column), count + 1)
 
     def test_a_column_of_none_is_no_column(self) -> None:
-        for keys in (b"\x90", b"\xdc\x00\x00", b"\xdd\x00\x00\x00\x00", b"\xda\x00\x02ab"):
+        none = [b"\x90", b"\xdc\x00\x00", b"\xdd\x00\x00\x00\x00"]
+        texts = [b"\xda\x00\x02ab", b"\xc6\x00\x00\x00\x02ab"]
+        cut_off = [b"\xdc\x02", b"\xdd\x02", b"\xdd\x00\x00\x02"]
+        for keys in none + texts + cut_off:
             with pytest.raises(ProtocolError, match="number of keys"):
                 codec.check_body(body(keys=keys), 2)
 

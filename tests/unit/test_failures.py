@@ -119,6 +119,16 @@ class TestAttempts:
         fail(desk, hold=0, named=True)
         assert len(letters(desk)) == 1
 
+    def test_deaths_have_a_limit_of_their_own(self) -> None:
+        desk = Desk(Limits(named_deaths=1))
+        fail(desk, named=True)  # of three attempts
+        assert len(letters(desk)) == 1
+        desk = Desk(Limits(named_deaths=9))
+        for _ in range(5):  # of three attempts
+            fail(desk, named=True, hold=-1 if not entries(desk) else 0)
+        assert letters(desk) == []
+        assert entries(desk)[0].named_deaths == 5
+
     def test_long_words_are_cut_and_no_trace_is_no_text(self) -> None:
         desk = Desk()
         fail(desk, kind="K" * 300, text="t" * 20_000, trace="T" * 20_000)
@@ -311,6 +321,7 @@ class TestCalls:
         assert (entry.attempts, entry.locks, entry.behind, entry.due) == (0, True, False, desk.now + 10 * SECOND)
         assert (entry.kind, entry.text, entry.trace) == ("call", "waits for the answer to 'away'", b"")
         assert desk.values(desk.app.log("far", 1)) == [1]
+        assert [header.events for header, *_ in desk.sent(desk.app.log("far", 1))] == [1]
         assert asked(desk) == [Context("0:0", 0, "", desk.now + 10 * SECOND, "main")]
         assert desk.app.stats.failures == {}
 

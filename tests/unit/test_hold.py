@@ -168,6 +168,8 @@ def test_what_asks_and_is_gone_asks_no_more() -> None:
     assert (held.asking, held.asking_size) == (2, 20)
     held.remove(1, 0)
     assert (held.asking, held.asking_size) == (0, 0)
+    held.change(2, entry("k", asks=True), 15)
+    assert (held.asking, held.asking_size) == (1, 15)
 
 
 class TestLines:
