@@ -141,6 +141,14 @@ class TestPayloads:
             assert [event.data for event in run.outputs("out")] == ["a", "b"]
             assert [decode_dead(letter).kind for _, letter in run._rows("dead")] == ["bad-payload"]
 
+    def test_who_takes_anything_is_told_when_there_is_something_to_look_for(self) -> None:
+        assert Payload(int).may_be_unfit
+        payload = Payload(Any)
+        payload.column(b"\x91\xa1a")
+        assert not payload.may_be_unfit
+        payload.column(b"\x91\xa1\xff")
+        assert payload.may_be_unfit
+
     def test_values_as_they_travelled_in_a_worker(self) -> None:
         raw = Raw(encode([1]))
         plain: list[Any] = [1, "a", None]
