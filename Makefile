@@ -8,7 +8,7 @@ DEMO := .venv/.ready-demo
 N ?= 2
 PYTEST := $(BIN)/pytest -q -n $(N) --dist worksteal
 
-.PHONY: help demo test test-all test-sim test-fuzz test-crash test-cgroup2 test-sdks bench bench-languages check lock clean
+.PHONY: help demo test test-all test-sim test-fuzz test-crash test-cgroup2 test-sdks mutants bench bench-languages check lock clean
 
 help:  ## show this
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -43,6 +43,10 @@ test-crash: $(READY)  ## SIGKILL at random moments, at least 50 times, on 20 MB 
 
 test-cgroup2: $(READY)  ## control groups of version 2, in a virtual machine (it says how long that takes)
 	@scripts/cgroup2-vm
+
+mutants: $(READY)  ## MODULE=grape.model.batch: what may be changed in it and no test notices (MOST=100 SEED=0 TESTS=tests/unit)
+	@test -n "$(MODULE)" || { echo "which MODULE=? as in: make mutants MODULE=grape.model.batch" >&2; exit 2; }
+	$(BIN)/python -m tests.mutants $(MODULE) $(or $(MOST),100) $(or $(SEED),0) $(TESTS)
 
 bench: $(READY)  ## our rows beside limits and peers; writes benchmarks/results.json
 	@scripts/setup bench

@@ -136,8 +136,8 @@ def test_an_event_with_an_id_is_accepted_where_it_is_remembered() -> None:
 
 
 def test_a_start_claims_in_few_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The catalog says what there is; all partitions are claimed at once, then what attaches: what comes first, and what
-    came meanwhile."""
+    """The catalog says what there is; all partitions are claimed at once, then what attaches: what comes first, then
+    what came meanwhile."""
     rounds: list[list[PartitionId]] = []
     claim = MemoryTransport.claim
 

@@ -27,6 +27,18 @@ def test_what_is_suspected_is_done_carefully_until_it_is_over() -> None:
     assert not careful.is_needed
 
 
+def test_a_held_one_is_suspected_as_well_as_a_batch() -> None:
+    careful = Careful(3)
+    careful.suspect([], [7])
+    assert careful
+    careful.name(named("a"))
+    careful.work_is_over()
+    assert careful.named  # it may come again
+    careful.held_is_over([7])
+    careful.work_is_over()
+    assert not careful.is_needed
+
+
 def test_who_was_named_is_remembered_while_anything_is_suspected() -> None:
     careful = Careful(3)
     careful.suspect([1], [])

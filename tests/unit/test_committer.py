@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
 import pytest
 
 from grape import Context, Event, Node, State, Topology
-from grape.abc.transport import Callbacks, Claim, Send
+from grape.abc.transport import Callbacks, Claim, Commit, Send
 from grape.engine.clock import FakeClock
-from grape.engine.committer import Committer
+from grape.engine.committer import Committer, Fenced
 from grape.errors import TooLarge
 from grape.model import batch as codec
 from grape.model.address import PartitionId
@@ -40,6 +42,85 @@ def test_a_refused_commit_leaves_the_committer_as_it_was() -> None:
     transport.claim([HOME])
     transport.pump()
     assert [claim.head for _, claim in claims] == [b"head"]
+
+
+class Lost:
+    """A transport whose commits and claims are answered by the test; ``counts``: a commit has an effect, whatever is
+    said of it."""
+
+    features = MemoryBroker().features
+
+    def __init__(self, counts: bool) -> None:
+        self.submitted: list[Commit] = []
+        self.counts = counts
+        self.claims = 1
+        self.head = b""
+        self.number = 0
+
+    def claim(self, partitions: list[PartitionId]) -> None:
+        assert partitions == [HOME]
+        self.claims += 1
+
+    def answer(self) -> Claim:
+        """To the last claim."""
+        claim = Claim(self.claims, self.number, self.head)
+        self.number = 0
+        return claim
+
+    def commit(self, commit: Commit) -> None:
+        self.submitted.append(commit)
+        if self.counts:
+            self.number, self.head = commit.number, commit.head
+
+
+def submitted(counts: bool) -> tuple[Lost, Committer, list[Any]]:
+    """A committer whose second commit is under way, and what it says of it."""
+    transport, said = Lost(counts=True), list[Any]()
+    committer = Committer(transport, HOME, "partition main/0", Claim(1, 0, b""))  # type: ignore[arg-type]
+    committer.reclaimed = lambda claim: said.append(claim.head)
+    committer.submit(b"first", then=lambda: None)
+    committer.done(transport.submitted[0], "committed")
+    transport.counts = counts
+    committer.submit(b"second", then=lambda: said.append("done"))
+    assert [commit.number for commit in transport.submitted] == [1, 2]
+    return transport, committer, said
+
+
+def test_a_commit_of_unknown_outcome_that_counts_is_done() -> None:
+    transport, committer, said = submitted(counts=True)
+    committer.done(transport.submitted[-1], "unknown")
+    assert committer.is_busy
+    committer.claimed(transport.answer())
+    assert said == [b"second", "done"]
+    assert not committer.is_busy
+    committer.submit(b"third", then=lambda: None)
+    assert (transport.submitted[-1].term, transport.submitted[-1].number) == (2, 1)  # of the new term
+
+
+def test_one_that_does_not_is_submitted_once_more() -> None:
+    transport, committer, said = submitted(counts=False)
+    lost = transport.submitted[-1]
+    committer.done(lost, "unknown")
+    committer.claimed(transport.answer())
+    again = transport.submitted[-1]
+    assert said == [b"first"]
+    assert committer.is_busy
+    assert (len(transport.submitted), again.term, again.number, again.head) == (3, 2, 1, b"second")
+    committer.done(lost, "committed")  # of a commit that is not under way nothing is heard
+    assert said == [b"first"]
+    committer.done(again, "committed")
+    assert said == [b"first", "done"]
+    committer.done(again, "committed")
+    assert said == [b"first", "done"]
+    committer.submit(b"third", then=lambda: None)
+    assert transport.submitted[-1].number == 2
+
+
+def test_one_that_another_engine_has_fenced_is_an_error_that_names_the_partition() -> None:
+    transport, committer, said = submitted(counts=False)
+    with pytest.raises(Fenced, match="partition main/0 was taken over by another engine"):
+        committer.done(transport.submitted[-1], "fenced")
+    assert said == []
 
 
 class Add(Node):

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from grape.model.cursor import Cursor, Progress
 
 
 @given(st.lists(st.integers(0, 40), max_size=60))
+@example([4, 1, 2, 0, 3])  # the gap in front of what is finished is closed, twice
 def test_progress_is_a_set_of_indexes(indexes: list[int]) -> None:
     progress, done = Progress(), set[int]()
     for index in indexes:

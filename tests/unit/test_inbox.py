@@ -108,3 +108,72 @@ def test_an_origin_is_known_by_its_incarnation_too() -> None:
     assert inbox.offer(1, header(0, 0, incarnation=2), 1) is not None
     one = header(0, 0, incarnation=1)
     assert origin_key(one) == own_origin(one.origin, 1) != own_origin(one.origin, 2)
+
+
+def test_what_waits_for_one_before_it_is_taken_when_that_has_come() -> None:
+    inbox = Inbox(Reading())
+    assert inbox.offer(0, header(0, 1), 5) is None
+    assert inbox.offer(0, header(0, 1), 5) is None  # it is known
+    inbox.passed(0)
+    assert inbox.unpark() is False
+    assert inbox.advance() == (0, [])  # nothing behind it is forgotten
+    assert inbox.offer(1, header(0, 0), 5) is not None
+    inbox.passed(1)
+    assert inbox.unpark() is True
+    assert inbox.read_to == 0
+    assert inbox.offer(0, header(0, 1), 5) is not None
+    assert inbox.unpark() is False
+    assert inbox.idle() == [1, 0]  # in the order of their numbers
+
+
+def test_nothing_before_the_first_that_came_of_an_origin_is_waited_for_once_it_is_said_to_be_gone() -> None:
+    inbox = Inbox(Reading())
+    inbox.catch_up(header(0, 0))
+    assert inbox.offer(0, header(0, 0), 1) is not None
+    assert inbox.dropped == []
+
+
+def test_an_origin_is_ten_bytes() -> None:
+    """It stands in heads."""
+    assert own_origin(PartitionId(1, 2, 3), 4) == b"\0\1\0\2\0\3\0\0\0\4"
+
+
+def test_what_is_open_is_the_same_whenever_it_is_read() -> None:
+    inbox = Inbox(Reading())
+    batch = inbox.offer(0, header(0, 0), 5)
+    assert batch is not None
+    assert inbox.offer(0, header(0, 0), 5) is batch
+    assert (batch.position, batch.size, batch.header.sequence) == (0, 5, 0)
+
+
+def test_the_cursor_stands_at_the_first_that_is_not_finished() -> None:
+    inbox = Inbox(Reading())
+    for position in range(4):
+        assert inbox.offer(position, header(0, position), 5) is not None
+        inbox.passed(position)
+    inbox.passed(1)  # never back
+    assert inbox.read_to == 4
+    assert inbox.progress(1, Progress(3)) == 3
+    assert inbox.progress(2, Progress(1)) == 1
+    assert inbox.progress(2, Progress(1, b"\1")) == 1
+    assert inbox.cursor.progress(2) == Progress(1, b"\1")
+    assert inbox.advance() == (0, [1])
+    assert inbox.progress(0, Progress(3)) == 3
+    assert inbox.advance() == (2, [])
+    assert inbox.progress(2, Progress(3)) == 1
+    assert inbox.progress(3, Progress(3)) == 3
+    assert inbox.advance() == (4, [])
+
+
+def test_after_a_restart_what_was_begun_is_to_be_read_again() -> None:
+    reading = Reading()
+    reading.cursor.partial[3] = Progress(1)
+    reading.seen[origin_key(header(0, 0))] = 4
+    inbox = Inbox(reading)
+    assert inbox.idle() == [3]
+    batch = inbox.offer(3, header(0, 3), 5)
+    assert batch is not None
+    assert inbox.dropped == []
+    assert inbox.cursor.progress(3) == Progress(1)
+    batch.in_work = True
+    assert inbox.idle() == []

@@ -309,6 +309,47 @@ def of_cents(cents: int) -> Money:
 def cents(money: Money) -> int:
     return money.cents
 
+    @pytest.mark.parametrize(
+        ("wrong", "end"), [(4, "got 'x'"), (5, "got 'x'"), (6, "; and 1 more"), (8, "; and 3 more")]
+    )
+    def test_the_first_five_errors_are_said_and_how_many_more_there_are(self, wrong: int, end: str) -> None:
+        with pytest.raises(BadPayload) as raised:
+            own.convert(["x"] * wrong, list[Numbered])
+        assert str(raised.value).endswith(end)
+        assert str(raised.value).count("got 'x'") == min(wrong, 5)
+
+    def test_an_error_without_words_is_said_by_its_name(self) -> None:
+        class Mute(Exception):
+            def __str__(self) -> str:
+                raise RuntimeError
+
+        class Picky(BaseModel):
+            n: int
+
+            @pydantic.field_validator("n")
+            @classmethod
+            def check(cls, value: int) -> int:
+                raise Mute
+
+        with pytest.raises(BadPayload, match=r"a validator raised Mute$"):
+            own.convert({"n": 1}, Picky)
+
+    def test_ctrl_c_in_a_validator_is_ctrl_c(self) -> None:
+        class Slow(BaseModel):
+            n: int
+
+            @pydantic.field_validator("n")
+            @classmethod
+            def check(cls, value: int) -> int:
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            own.convert({"n": 1}, Slow)
+
+
+class Numbered(BaseModel):
+    n: int
+
 
 class TestRegister:
     def test_it_travels_wherever_a_value_does(self) -> None:

@@ -40,6 +40,18 @@ def test_two_cycles_joined_by_one_edge() -> None:
     assert chained == {("B", "C")}
 
 
+def test_a_chain_may_lead_into_one_that_was_declared_before() -> None:
+    chained = chained_pairs(topology(slot("a", "A", "b"), slot("b", "B"), slot("c", "C", "a")))
+    assert chained == {("A", "B"), ("C", "A")}
+
+
+def test_chains_that_have_nothing_to_do_with_each_other() -> None:
+    chained = chained_pairs(
+        topology(slot("a", "A", "b"), slot("b", "B", "c"), slot("c", "C"), slot("d", "D", "e"), slot("e", "E"))
+    )
+    assert chained == {("A", "B"), ("B", "C"), ("D", "E")}
+
+
 def test_a_node_does_not_chain_to_itself() -> None:
     assert chained_pairs(topology(slot("a", "A", "a"))) == frozenset()
 

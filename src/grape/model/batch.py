@@ -329,7 +329,10 @@ def check_columns(run: Run) -> None:
     try:
         if run.keys:
             keys = _decode_checked_keys(run.keys)
-            if len(run.keys) > MAX_KEY_BYTES and max(len(key.encode()) for key in keys if key) > MAX_KEY_BYTES:
+            if (
+                len(run.keys) > MAX_KEY_BYTES
+                and max((len(key.encode()) for key in keys if key), default=0) > MAX_KEY_BYTES
+            ):
                 raise ProtocolError(f"a key of over {MAX_KEY_BYTES} bytes")
         if run.data:
             _skip(run.data)

@@ -12,11 +12,11 @@ def near(name: object, known: Iterable[str], cutoff: float = 0.6) -> list[str]:
     """Names in ``known`` that are spelled like ``name``, whatever their case, best first."""
     if not isinstance(name, str):
         return []
-    names = sorted(set(known))
-    close = difflib.get_close_matches(name, names, _MOST, cutoff)
-    lower = {known.lower(): known for known in names}
-    close += [lower[n] for n in difflib.get_close_matches(name.lower(), lower, _MOST, cutoff)]
-    return list(dict.fromkeys(close))[:_MOST]
+    spelled: dict[str, list[str]] = {}
+    for one in set(known):
+        spelled.setdefault(one.lower(), []).append(one)
+    close = difflib.get_close_matches(name.lower(), spelled, _MOST, cutoff)
+    return [one for lower in close for one in difflib.get_close_matches(name, spelled[lower], _MOST, 0.0)][:_MOST]
 
 
 def did_you_mean(name: object, known: Iterable[str], otherwise: str = "", cutoff: float = 0.6) -> str:

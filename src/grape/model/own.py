@@ -133,7 +133,7 @@ def decoder(kind: Any) -> Callable[[bytes], Any]:
         value = _decode(packed)
         try:
             return _validated(adapter, value)
-        except (TypeError, ValueError) as e:
+        except ValueError as e:
             raise msgspec.ValidationError(str(e)) from None
 
     return decode

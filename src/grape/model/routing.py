@@ -80,20 +80,19 @@ def _strongly_connected(graph: dict[str, set[str]]) -> dict[str, int]:
     low: dict[str, int] = {}
     component: dict[str, int] = {}
     stack: list[str] = []
-    vertices = sorted(set(graph) | {t for ts in graph.values() for t in ts})
-    for start in vertices:
+    for start in graph:  # whatever has no edge of its own is the target of one that has
         if start in index:
             continue
         index[start] = low[start] = len(index)
         stack.append(start)
-        work = [(start, iter(sorted(graph.get(start, ()))))]
+        work = [(start, iter(graph[start]))]
         while work:
             vertex, targets = work[-1]
             for target in targets:
                 if target not in index:
                     index[target] = low[target] = len(index)
                     stack.append(target)
-                    work.append((target, iter(sorted(graph.get(target, ())))))
+                    work.append((target, iter(graph.get(target, ()))))
                     break
                 if target not in component:
                     low[vertex] = min(low[vertex], index[target])

@@ -101,11 +101,13 @@ class Unfit:
 
 
 class Payload:
-    """How the values of a column become what a handler's annotation asks for."""
+    """How the values of a column become what a handler's annotation asks for. ``may_be_unfit``: there may be `Unfit` in
+    its columns; where anything fits there is none until the first value that cannot be read."""
 
     def __init__(self, kind: Any) -> None:
         self._kind = kind
         self._any = kind is Any
+        self.may_be_unfit = not self._any
         self._column = own.column_decoder(kind)
         self._item = own.decoder(kind)
         self._exact = frozenset({kind}) if isinstance(kind, type) and kind in PLAIN else frozenset()
@@ -114,7 +116,8 @@ class Payload:
         """A msgpack array; what does not fit is `Unfit`."""
         try:
             return self._column(packed)
-        except (msgspec.ValidationError, msgspec.DecodeError, RecursionError):
+        except _UNREADABLE:
+            self.may_be_unfit = True
             return [self._one(raw) for raw in _raw_column(packed)]
 
     def items(self, values: list[Any], kinds: set[type] | None = None) -> list[Any]:
@@ -139,8 +142,10 @@ class Payload:
     def _one(self, packed: Any) -> Any:
         try:
             return self._item(packed)
-        except (msgspec.ValidationError, msgspec.DecodeError, RecursionError) as e:
+        except _UNREADABLE as e:
             return Unfit(own.misfit(self._kind, e))
 
 
+_UNREADABLE: Final = (msgspec.DecodeError, RecursionError, UnicodeDecodeError)
+"""That texts in values are UTF-8 is looked at by whoever reads them, and by nobody before."""
 _raw_column = msgspec.msgpack.Decoder(list[Raw]).decode

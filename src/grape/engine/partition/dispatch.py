@@ -27,13 +27,14 @@ _MIN_WINDOW: Final = 64
 
 class Dispatched(Struct):
     """A work that a worker has. ``positions``: its batches, and how many of their events are left. ``holds``: its
-    retried entries, and (event, node) of each."""
+    retried entries, and (event, node) of each. ``events`` are left of the batches, of ``given``."""
 
     seq: int
     positions: dict[int, int]
     holds: dict[int, tuple[str, str]]
     careful: bool
     events: int
+    given: int
 
 
 class _Batches(NamedTuple):
@@ -111,7 +112,7 @@ class Dispatch:
             return None
         holds = {r.hold: (codec.name_of(r.body), r.node) for r in retries}
         self._seq += 1
-        self.works[self._seq] = Dispatched(self._seq, batches.positions, holds, careful, batches.events)
+        self.works[self._seq] = Dispatched(self._seq, batches.positions, holds, careful, batches.events, batches.events)
         named = list(self._careful.named.values())
         deadlines, self._deadlines = self._deadlines, {}
         number = self._ledger.number
@@ -231,8 +232,7 @@ class Dispatch:
         self._failures.list.give_back(work.holds)
         self._careful.work_is_over()
         if left:
-            done = max(1, sum(work.positions.values()) - left)
-            self._window = max(_MIN_WINDOW, min(self._window // 2, 2 * done))
+            self._window = max(_MIN_WINDOW, min(self._window // 2, 2 * (work.given - left)))
         elif not work.careful:
             self._window = min(self._limits.dispatch_events, self._window * 2)
 

@@ -141,8 +141,6 @@ class Timers:
         for (log, number), parts in bodies.items():
             for group in grouped(parts, len, ledger.app.limits.batch_max):
                 ledger.send(log, number, b"".join(group), len(group), [], now)
-        if not self._due and self._end is not None:
-            ledger.then(self._load)
         ledger.flush()
         return True
 

@@ -110,7 +110,6 @@ class Unit(ABC):
         self.has_state = bool(handler.states)
         self.stage: Stage | None = None
         self.payload = Payload(handler.payload_type)
-        self._typed = handler.payload_type is not Any
         self._host = host
         self._limits = limits
         self._call = handler.call
@@ -173,7 +172,7 @@ class Unit(ABC):
         self._begin(stage, data)
         start = 0
         try:
-            if not locked and not (self._typed and data is not None and Unfit in set(map(type, data))):
+            if not locked and not (self.payload.may_be_unfit and data is not None and Unfit in set(map(type, data))):
                 try:
                     self._fast()
                     children.end_child()
@@ -193,7 +192,7 @@ class Unit(ABC):
                     self._host.behind(self, stage, i)
                 else:
                     try:
-                        if self._typed and data is not None and type(data[i]) is Unfit:
+                        if data is not None and type(data[i]) is Unfit:
                             raise data[i].error
                         self._one(i)
                     except BaseException as e:
