@@ -18,6 +18,7 @@ from grape.protocol.door import (
     VERSION,
     Accepted,
     Answer,
+    Append,
     Ask,
     Batches,
     Begun,
@@ -37,10 +38,12 @@ from grape.protocol.door import (
     StreamOpened,
     Verdicts,
 )
-from grape.protocol.framing import door_frames, frame
+from grape.protocol.framing import SEND_BUFFER, append_frame, door_frames, frame
 from grape.protocol.outcomes import Outcomes
 
 _READ: Final = 1 << 18
+_PIECES: Final = 512
+"""Buffers of one write; the system takes 1,024."""
 _BY_CODE: Final = {
     kind.code: kind
     for kind in vars(errors).values()
@@ -78,6 +81,7 @@ class Connection:
         self.replies: Callable[[Replies], None] = _nothing
         self.is_halted = False
         self.halts_in_order = False
+        end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
         self._socket = end
         self._how_it_ended = how_it_ended
         self._sending = threading.Lock()
@@ -98,7 +102,18 @@ class Connection:
         """What comes after the end goes nowhere: whoever waits hears of that."""
         with self._sending, suppress(OSError):
             for message in messages:
-                self._socket.sendall(frame(message))
+                if isinstance(message, Append):
+                    self._send_pieces(append_frame(message))
+                else:
+                    self._socket.sendall(frame(message))
+
+    def _send_pieces(self, pieces: list[bytes | memoryview]) -> None:
+        for at in range(0, len(pieces), _PIECES):
+            some = pieces[at : at + _PIECES]
+            left = sum(map(len, some)) - self._socket.sendmsg(some)
+            while left:  # a part of it fits in: the rest of the piece that was cut, then the others
+                some = _last(some, left)
+                left -= self._socket.sendmsg(some)
 
     def ask(self, question: Callable[[int], FromClient]) -> Future[Any]:
         """Send what ``question`` makes with a number of its own; the answer, or what the engine refuses it with."""
@@ -212,6 +227,17 @@ class Connection:
             listener.over()
         for number, asked in tuple(self._asked.items()):
             self._give_up(number, asked)
+
+
+def _last(pieces: list[bytes | memoryview], size: int) -> list[bytes | memoryview]:
+    """The last ``size`` bytes of them."""
+    out: list[bytes | memoryview] = []
+    for piece in reversed(pieces):
+        if size <= 0:
+            break
+        out.append(piece if len(piece) <= size else memoryview(piece)[len(piece) - size :])
+        size -= len(piece)
+    return out[::-1]
 
 
 def settle(asked: Future[Any], value: Any = None, error: BaseException | None = None) -> None:

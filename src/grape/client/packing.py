@@ -270,7 +270,7 @@ class Packer:
             return codec.encode_run(meta, end - start, None if keys is None else keys[start:end], data[start:end])
 
         for body, events in codec.split(encode_part, 0, len(data), limits.batch_target, limits.batch_max):
-            parts.append(Part(columns.name, number, events, body))
+            parts.append(Part(columns.name, number, events, memoryview(body)))
 
 
 def _chosen(part: Columns, rows: list[int]) -> Columns:

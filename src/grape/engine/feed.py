@@ -102,8 +102,7 @@ class Feed:
 
     def prepare(self, append: Append, *, is_ours: bool = False) -> Prepared | None:
         """Make the batches of what comes next, for every pool that listens: the work, without the commit. None: its
-        step goes on with the next append. ``is_ours``: its columns were encoded by this code, and are believed without
-        being decoded.
+        step goes on with the next append. ``is_ours``: its bodies were made by this code, and are believed unread.
 
         Raises:
             ProtocolError: it is not what a client may send. Nothing has changed.
@@ -147,7 +146,9 @@ class Feed:
             raise ProtocolError(f"{what} for partition {part.partition}; all of it goes to {self.partition}")
         if len(part.body) > self._app.limits.batch_max and part.events > 1:
             raise ProtocolError(f"{what} of {len(part.body)} bytes; the limit is {self._app.limits.batch_max}")
-        for meta in codec.check_body(part.body, part.events, stored=is_ours):
+        if is_ours:
+            return
+        for meta in codec.check_body(part.body, part.events):
             if meta.names != [part.name] or meta.hops or meta.only is not None or meta.contexts is not None:
                 raise ProtocolError(f"{what} with a run of {meta.names!r:.300}, or with what only an engine adds")
 

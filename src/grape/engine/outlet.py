@@ -99,6 +99,9 @@ class Take:
         """Partitions that may have something to take."""
         self._rest: list[TakenBatch] = []
         """What was read and not taken."""
+        self._settled: set[int] = set()
+        """Partitions of which something was taken since the last commit, and how many events of all."""
+        self._count = 0
         self.changed: Callable[[], None] = _nothing
         """Called when there may be something to take."""
 
@@ -123,11 +126,11 @@ class Take:
     @property
     def is_idle(self) -> bool:
         """Everything there is has been taken and committed."""
-        return not self._fresh and not self._owed and not self._rest and not self._committer.is_busy
+        return not (self._fresh or self._owed or self._rest or self._settled or self._committer.is_busy)
 
     def read(self, max_bytes: int) -> Taken | None:
         """What can be taken now, each batch once and those of one origin in order; None: nothing. What was read must be
-        committed before the next read."""
+        settled before the next read."""
         if self._rest:
             rest, self._rest = self._rest, []
             return Taken(rest, frozenset(item.number for item in rest))
@@ -187,7 +190,7 @@ class Take:
         due = now + int(self._app.limits.reply_ttl * 1e6)
         expiries: dict[bytes, bytes | None] = {}
         for i, key in enumerate(texts):
-            expiries[timer_key(due, self.head.taken << 16 | i)] = encode(Expiry("text", key))
+            expiries[timer_key(due, self.head.taken + self._count << 16 | i)] = encode(Expiry("text", key))
         for place, value in self._transport.scan(self.id, "expiry", b"", _EXPIRIES_AT_ONCE, timer_key(now, 0)):
             expiries[place] = None
             texts.setdefault(decode_expiry(value).key, None)
@@ -208,16 +211,35 @@ class Take:
     ) -> None:
         """``taken`` is where it belongs (of it the first ``done`` events, None: all): move on. ``then`` is called when
         that is durable."""
+        self.settle(taken, done)
+        self.submit(length, tail, then, rows)
+
+    def settle(self, taken: Taken, done: int | None = None) -> None:
+        """As `commit`, which is still to come: more may be read before."""
         count = taken.events if done is None else done
         items, self._rest = taken.split(count)
         for item in items:
             cut = self._rest[0] if self._rest and self._rest[0].position == item.position else None
             cut = cut if cut is not None and cut.number == item.number else None
             self._inboxes[item.number].progress(item.position, Progress(item.events if cut is None else cut.first))
+        self._settled.update(taken.logs)
+        self._count += count
+
+    @property
+    def is_settled(self) -> bool:
+        """Something is to be committed."""
+        return bool(self._settled)
+
+    def submit(
+        self, length: int, tail: bytes, then: Callable[[], None], rows: list[tuple[Table, Rows]] | None = None
+    ) -> None:
+        """Commit what has been settled."""
+        settled, self._settled = self._settled, set()
+        count, self._count = self._count, 0
         trims: list[Trim] = []
         drops: list[tuple[PartitionId, int]] = []
         dropped: dict[int, int] = {}
-        for number in taken.logs:
+        for number in sorted(settled):
             log = self._app.log(self._log, number)
             position, above = self._inboxes[number].advance()
             others = [peer.committed(number) for peer in self.peers if peer is not self]

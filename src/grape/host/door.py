@@ -13,7 +13,7 @@ from grape.errors import GrapeError, ProtocolError
 from grape.host.house import House, Visitor
 from grape.processes.output import Line
 from grape.protocol.door import Failed, FromClient, FromEngine, Said
-from grape.protocol.framing import FrameReader, client_frames, frame
+from grape.protocol.framing import SEND_BUFFER, FrameBuffer, client_frames, frame
 
 SOCKET: Final = "door"
 """Its name in a data directory."""
@@ -22,19 +22,22 @@ MAX_UNREAD: Final = 128 << 20
 _MAX_LINES: Final = 8 << 20
 """Bytes unread with which no more lines for people are sent."""
 _BACKLOG: Final = 64
+_READ: Final = 1 << 16
 _FAREWELL: Final = 5.0
 
 
-class Connection(asyncio.Protocol):
+class Connection(asyncio.BufferedProtocol):
     """One client's. Bytes in, frames out."""
 
     def __init__(self, house: House, *, is_owner: bool) -> None:
         self._house = house
         self._is_owner = is_owner
-        self._frames: FrameReader[FromClient] = client_frames()
+        self._frames: FrameBuffer[FromClient] = client_frames()
         self._transport: asyncio.Transport | None = None
         self._cut_lines = 0
         self._is_cut = False
+        self._unsent: list[bytearray] = []
+        self._unsent_bytes = 0
         self.visitor: Visitor
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -46,13 +49,29 @@ class Connection(asyncio.Protocol):
         transport = self._transport
         if transport is None or transport.is_closing():
             return
-        if transport.get_write_buffer_size() > MAX_UNREAD:
+        if self._unread > MAX_UNREAD:
             transport.abort()
             return
         try:
-            transport.write(frame(message))
+            packed = frame(message)
         except ProtocolError as e:
             self._cut(e)
+            return
+        if not self._unsent:
+            # First the engine does what is to be done: whoever is woken may take the processor from it.
+            asyncio.get_running_loop().call_soon(self._send)
+        self._unsent.append(packed)
+        self._unsent_bytes += len(packed)
+
+    def _send(self) -> None:
+        unsent, self._unsent, self._unsent_bytes = self._unsent, [], 0
+        if self._transport is not None and unsent:
+            self._transport.writelines(unsent)
+
+    @property
+    def _unread(self) -> int:
+        transport = self._transport
+        return 0 if transport is None else self._unsent_bytes + transport.get_write_buffer_size()
 
     def _cut(self, error: GrapeError) -> None:
         """Nothing more is taken of it. It hears why, and has some time to go: what it still sends would else, unread,
@@ -61,13 +80,14 @@ class Connection(asyncio.Protocol):
         if transport is not None and not self._is_cut:
             self._is_cut = True
             self.visitor.gone()
+            self._send()
             transport.write(frame(Failed(error.code, str(error))))
             asyncio.get_running_loop().call_later(_FAREWELL, transport.abort)
 
     def show(self, worker: str, line: Line) -> None:
         """A line for people. One who does not read them gets a count instead."""
         transport = self._transport
-        if transport is None or transport.get_write_buffer_size() > _MAX_LINES:
+        if transport is None or self._unread > _MAX_LINES:
             self._cut_lines += 1
             return
         lines = [(worker, *line)]
@@ -76,11 +96,18 @@ class Connection(asyncio.Protocol):
             self._cut_lines = 0
         self.say(Said(lines))
 
-    def data_received(self, data: bytes) -> None:
-        if self._is_cut or self._house.is_over:
+    def get_buffer(self, sizehint: int) -> memoryview:
+        return memoryview(bytearray(_READ)) if self._is_deaf else self._frames.buffer()
+
+    @property
+    def _is_deaf(self) -> bool:
+        return self._is_cut or self._house.is_over
+
+    def buffer_updated(self, count: int) -> None:
+        if self._is_deaf:
             return
         try:
-            for message in self._frames.feed(data):
+            for message in self._frames.filled(count):
                 self.visitor.received(message)
             self._frames.check()
         except GrapeError as e:
@@ -111,6 +138,7 @@ class Door:
 
     async def let_owner_in(self, owner: socket.socket) -> None:
         owner.setblocking(False)
+        owner.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
         connection = self._owner = Connection(self._house, is_owner=True)
         self._connections.append(connection)
         await asyncio.get_running_loop().connect_accepted_socket(lambda: connection, owner)
@@ -149,6 +177,7 @@ def listening(directory: str) -> socket.socket:
     """A socket in ``directory`` for its owner alone, in place of what an engine that was killed has left. By a
     descriptor, as the path of a socket has to be short."""
     made = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    made.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)  # those that it accepts have the same
     with _near(directory) as path:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(path)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import threading
 import traceback
 from collections.abc import Callable
@@ -30,7 +29,8 @@ class Host:
         self.is_aborting = False
         self.fatal: GrapeError | None = None
         self._abandon = abandon
-        self._wake = asyncio.Event()
+        self._has_happened = False
+        self._waiting: asyncio.Future[None] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._beginning = threading.Lock()
 
@@ -120,13 +120,25 @@ class Host:
 
     def wake(self) -> None:
         """Something has happened."""
-        self._wake.set()
+        self._has_happened = True
+        if self._waiting is not None and not self._waiting.done():
+            self._waiting.set_result(None)
 
     def look_anew(self) -> None:
         """What happened up to here has been seen; what happens from now on wakes it."""
-        self._wake.clear()
+        self._has_happened = False
 
     async def wait(self, seconds: float) -> None:
-        """Until something happens, or so long."""
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._wake.wait(), seconds)
+        """Until something happens, or so long; all others have their turn in any case. (It happens with every message:
+        `asyncio.wait_for` would make a task each time.)"""
+        if self._has_happened:
+            await asyncio.sleep(0)
+            return
+        assert self._loop is not None
+        self._waiting = self._loop.create_future()
+        timer = self._loop.call_later(seconds, self.wake)
+        try:
+            await self._waiting
+        finally:
+            timer.cancel()
+            self._waiting = None

@@ -158,6 +158,14 @@ class House:
         """Everything that somebody takes has been taken and committed."""
         return self.fan.is_idle and all(reader.is_idle for reader in self.readers)
 
+    def flush(self) -> bool:
+        """Commit how far all are; returns whether that is done."""
+        takes = [reader.take for reader in self.readers] + ([] if self.fan.take is None else [self.fan.take])
+        for reader in self.readers:
+            reader.flush()
+        self.fan.flush()
+        return not any(take.is_settled or take.is_busy for take in takes)
+
     def left(self, visitor: Visitor) -> None:
         self.visitors.remove(visitor)
         if visitor.is_owner:

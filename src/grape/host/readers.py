@@ -4,7 +4,6 @@ committed."""
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import Final
 
 from grape.abc.transport import Rows, Table
@@ -17,8 +16,8 @@ from grape.model.stored import DeadLetter
 from grape.protocol.door import Batch, Batches, FromEngine, Replies, Took, Unread
 
 _TAKE_BYTES: Final = 4 << 20
-_LAZY: Final = 0.002
-"""Seconds after which the position of what writes nowhere is committed: together with what came meanwhile."""
+_LAZY: Final = 0.02
+"""Seconds after which the position of what writes nowhere is committed, together with what came meanwhile."""
 _UNREADABLE: Final = "unreadable-output"
 
 
@@ -49,6 +48,7 @@ class Reader:
         self._batches = 0
         self._is_started = False
         self._is_cut = False
+        self._is_lazy = False
 
     def start(self, length: int, tail: bytes) -> None:
         """Its sink is as it says, which has to stand before anything is written."""
@@ -73,6 +73,11 @@ class Reader:
             self._given = None
 
     @property
+    def _writes_nowhere(self) -> bool:
+        head = self.take.head
+        return not (head.length or head.tail or self.taken_by.event is None)
+
+    @property
     def is_idle(self) -> bool:
         """Everything there is has been taken and committed."""
         return self._given is None and self.take.is_idle
@@ -85,7 +90,9 @@ class Reader:
 
     def _give(self) -> None:
         self._is_woken = False
-        if not self._is_started or self._is_cut or self._given is not None or self.take.is_busy:
+        if not self._is_started or self._is_cut or self._given is not None:
+            return
+        if self.take.is_busy and not self._writes_nowhere:
             return
         taken = self.take.read(_TAKE_BYTES)
         if taken is None:
@@ -148,17 +155,29 @@ class Reader:
         )
 
     def _commit(self, taken: Taken, length: int, tail: bytes, done: int) -> None:
-        if length or tail:
-            self._commit_now(taken, length, tail, done)
-        else:  # it writes nowhere: there is no hurry, and whoever has got it may just be handing in the next event
-            self.later(_LAZY, partial(self._commit_now, taken, length, tail, done))
-
-    def _commit_now(self, taken: Taken, length: int, tail: bytes, done: int) -> None:
-        if self._given is None:  # it was cut meanwhile
+        if self._given is None:  # it was cut while dead letters were written
             return
         rows = self._given[1] if done == taken.events else None
         self._given = None
-        self.take.commit(taken, length, tail, self.wake, rows, done)
+        if length or tail or rows:
+            self.take.commit(taken, length, tail, self.wake, rows, done)
+            return
+        # It writes nowhere: how far it is may be committed with what comes next, and that need not wait for it.
+        self.take.settle(taken, done)
+        if not self._is_lazy:
+            self._is_lazy = True
+            self.later(_LAZY, self.flush)
+        self.wake()
+
+    def flush(self) -> None:
+        """Commit what is not."""
+        self._is_lazy = False
+        if self.take.is_settled and not self.take.is_busy:
+            self.take.submit(0, b"", self._flushed)
+
+    def _flushed(self) -> None:
+        self.flush()
+        self.idle()
 
 
 class ReplyFan:
@@ -175,7 +194,8 @@ class ReplyFan:
     ) -> None:
         self._soon = soon
         self._later = later
-        self._is_committing = False
+        self._is_lazy = False
+        self._rows: list[tuple[Table, Rows]] = []
         self._is_woken = False
         self.listeners: list[Callable[[FromEngine], None]] = []
         self.take: Take | None = None
@@ -187,7 +207,7 @@ class ReplyFan:
 
     @property
     def is_idle(self) -> bool:
-        return self.take is None or (not self._is_committing and self.take.is_idle)
+        return self.take is None or self.take.is_idle
 
     def wake(self) -> None:
         """Replies have come."""
@@ -198,7 +218,7 @@ class ReplyFan:
     def _give(self) -> None:
         self._is_woken = False
         take = self.take
-        if take is None or take.is_busy or self._is_committing:
+        if take is None:
             return
         taken = take.read(_TAKE_BYTES)
         if taken is None:
@@ -207,12 +227,20 @@ class ReplyFan:
         if taken.items:
             for say in self.listeners:
                 say(Replies(taken.batches))
-        self._is_committing = True
-        self._later(_LAZY, partial(self._commit, take, taken, rows))
+        take.settle(taken)
+        self._rows += rows
+        if not self._is_lazy:
+            self._is_lazy = True
+            self._later(_LAZY, self.flush)
+        self.wake()
 
-    def _commit(self, take: Take, taken: Taken, rows: list[tuple[Table, Rows]]) -> None:
-        self._is_committing = False
-        take.commit(taken, 0, b"", self.wake, rows)
+    def flush(self) -> None:
+        """Commit what is not."""
+        self._is_lazy = False
+        take = self.take
+        if take is not None and take.is_settled and not take.is_busy:
+            rows, self._rows = self._rows, []
+            take.submit(0, b"", self.flush, rows)
 
 
 def _nothing(*_: object) -> None:

@@ -100,7 +100,11 @@ class Serving:
         engine.drain()
         deadline = time.monotonic() + _DRAIN
         streams.halt()
-        while (engine.in_flight or streams.have_rest) and time.monotonic() < deadline and host.is_draining:
+        while (
+            (engine.in_flight or streams.have_rest or not self._house.flush())
+            and time.monotonic() < deadline
+            and host.is_draining
+        ):
             host.look_anew()
             await host.wait(0.05)
         host.check()

@@ -111,7 +111,7 @@ _decode_data = msgspec.msgpack.Decoder(list[Any]).decode
 
 
 def seal(
-    body: bytes,
+    body: bytes | memoryview,
     events: int,
     origin: PartitionId,
     target: PartitionId,
@@ -344,7 +344,7 @@ _MOST_NILS: Final = 1 << 20
 """Events without keys and data that older code put into a body, which took hardly a byte."""
 
 
-def check_body(body: bytes, events: int, contexts: int = 0, *, stored: bool = False) -> list[RunMeta]:
+def check_body(body: bytes | memoryview, events: int, contexts: int = 0, *, stored: bool = False) -> list[RunMeta]:
     """Check a body that came from a worker; returns the metas of its runs. Keys have to be keys and values values, as
     whoever reads them later cannot refuse them any more; what the values are is not looked at.
 

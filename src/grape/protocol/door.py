@@ -29,6 +29,7 @@ from msgspec import Meta, Raw, Struct
 from grape.model.topology import Limits, TopologySpec
 
 VERSION: Final = 1
+APPEND_TAG: Final = 5
 WINDOW: Final = 16 << 20
 """Bytes of one stream that may be under way, sent and not accepted; one chunk may always be."""
 FRAME: Final = 32 << 20
@@ -54,7 +55,7 @@ class Part(Struct, frozen=True, array_like=True):
     name: str
     partition: int
     events: int
-    body: bytes
+    body: memoryview
 
 
 class BadInput(Struct, frozen=True, array_like=True):
@@ -118,7 +119,7 @@ class OpenStream(Struct, frozen=True, array_like=True, tag=4):
     is_repeatable: bool = True
 
 
-class Append(Struct, frozen=True, array_like=True, tag=5):
+class Append(Struct, frozen=True, array_like=True, tag=APPEND_TAG):
     """``number``: dense, goes on from `StreamOpened`; one that was accepted before is accepted again without effect.
     ``position``: what the client needs to go on behind it. ``size``: bytes of input. ``more``: the next frame belongs
     to the same step; position, dead letters and ids are those of the last. ``at_end``: it holds the event that says

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import struct
-from typing import Final, Generic, TypeVar
+from typing import Any, Final, Generic, TypeVar
 
 import msgspec
 
 from grape.errors import ProtocolError
 from grape.protocol.base import FromSpeaker, ToSpeaker
-from grape.protocol.door import FromClient, FromEngine
+from grape.protocol.door import APPEND_TAG, Append, FromClient, FromEngine
 from grape.protocol.messages import FromWorker, ToWorker
 
 MAX_FRAME: Final = 96 << 20
 """Largest frame in bytes: a result of ``max-result`` (64 MB) and what describes it."""
 
+SEND_BUFFER: Final = 4 << 20
+"""Bytes of a socket at the door, as far as the system allows: a frame goes out, as a rule, without waiting for whoever
+reads it. Without it the two would take turns on the processor, some hundred kilobytes each."""
 _SMALL: Final = 4096
+_SCRATCH: Final = 1 << 18
 LENGTH: Final = struct.Struct("<I")
 
 _ARRAY_MARKS: Final = bytes(0x90 <= mark <= 0x9F or mark in (0xDC, 0xDD) for mark in range(256))
@@ -93,12 +97,7 @@ class FrameReader(Generic[T]):
             if end - at < LENGTH.size:
                 self._need = LENGTH.size
                 return at
-            size = LENGTH.unpack_from(view, at)[0]
-            if size > self._limit:
-                raise ProtocolError(f"a frame says it has {size} bytes; the limit is {self._limit}")
-            if end - at > LENGTH.size and not _ARRAY_MARKS[view[at + LENGTH.size]]:
-                # Found at once, not when as many bytes have come as stray ones announce.
-                raise ProtocolError(f"a frame of {size} bytes is not a message: it begins with {view[at + 4]:#04x}")
+            size = checked_size(view, at, end, self._limit)
             if end - at < LENGTH.size + size:
                 self._need = LENGTH.size + size
                 return at
@@ -108,6 +107,128 @@ class FrameReader(Generic[T]):
             except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as e:
                 raise ProtocolError(f"a frame of {size} bytes is not a message: {e}") from None
             at = start + size
+
+
+class FrameBuffer(Generic[T]):
+    """As `FrameReader`, for whoever reads into memory that is given: a large frame comes to lie where it stays, and a
+    `memoryview` in it is never copied."""
+
+    def __init__(self, kind: type[T] | object, limit: int = MAX_FRAME) -> None:
+        self._decode = msgspec.msgpack.Decoder(kind).decode
+        self._limit = limit
+        self._small = bytearray(_SCRATCH)
+        self._have = 0
+        self._large: bytearray | None = None
+        self._error: ProtocolError | None = None
+
+    def check(self) -> None:
+        """Raise what stood behind the last messages."""
+        if self._error is not None:
+            raise self._error
+
+    def buffer(self) -> memoryview:
+        """Where what comes next is to be put."""
+        return memoryview(self._small if self._large is None else self._large)[self._have :]
+
+    def filled(self, count: int) -> list[T]:
+        """So many bytes have been put there; returns the messages that are complete now, in order.
+
+        Raises:
+            ProtocolError: as `FrameReader.feed`.
+        """
+        self.check()
+        self._have += count
+        out: list[T] = []
+        try:
+            if self._large is None:
+                self._take_small(out)
+            elif self._have == len(self._large):
+                large, self._large, self._have = self._large, None, 0
+                out.append(self._message(memoryview(large)[LENGTH.size :]))
+        except ProtocolError as e:
+            if not out:
+                raise
+            self._error = e
+        return out
+
+    def _take_small(self, out: list[T]) -> None:
+        view, at, end = memoryview(self._small), 0, self._have
+        while end - at >= LENGTH.size:
+            size = checked_size(view, at, end, self._limit)
+            begin, after = at + LENGTH.size, at + LENGTH.size + size
+            if after > end:
+                if LENGTH.size + size > _SCRATCH:
+                    self._large = bytearray(LENGTH.size + size)
+                    self._large[: end - at] = view[at:end]
+                    self._have = end - at
+                    return
+                break
+            at = after
+            out.append(self._message(bytes(view[begin:after])))
+        self._small[: end - at] = bytes(view[at:end])
+        self._have = end - at
+
+    def _message(self, packed: bytes | memoryview) -> T:
+        try:
+            message: T = self._decode(packed)
+            return message
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as e:
+            raise ProtocolError(f"a frame of {len(packed)} bytes is not a message: {e}") from None
+
+
+def checked_size(view: memoryview, at: int, end: int, limit: int) -> int:
+    """Of the message whose frame begins at ``at``; what has come of it ends at ``end``.
+
+    Raises:
+        ProtocolError: it is too large, or none.
+    """
+    size: int = LENGTH.unpack_from(view, at)[0]
+    if size > limit:
+        raise ProtocolError(f"a frame says it has {size} bytes; the limit is {limit}")
+    if end - at > LENGTH.size and not _ARRAY_MARKS[view[at + LENGTH.size]]:
+        # Found at once, not when as many bytes have come as stray ones announce.
+        raise ProtocolError(f"a frame of {size} bytes is not a message: it begins with {view[at + 4]:#04x}")
+    return size
+
+
+def append_frame(append: Append) -> list[bytes | memoryview]:
+    """The same bytes as `frame`, in pieces, so that no body has to be copied.
+
+    Raises:
+        ProtocolError: it is larger than `MAX_FRAME`.
+    """
+    head = [APPEND_TAG, append.stream, append.number, append.position]
+    rest = [append.bad, append.ids, append.size, append.more, append.at_end]
+    begin = _fields(head, len(head) + 1 + len(rest)) + _array(len(append.parts))
+    pieces: list[bytes | memoryview] = [b""]
+    for part in append.parts:
+        begin += _fields([part.name, part.partition, part.events], 4) + _marked(len(part.body), b"\xc4\xc5\xc6")
+        pieces += [begin, part.body]
+        begin = b""
+    pieces.append(begin + b"".join(map(_encoder.encode, rest)))
+    size = sum(map(len, pieces))
+    if size > MAX_FRAME:
+        raise ProtocolError(f"a frame of {size} bytes is over the limit of {MAX_FRAME}")
+    pieces[0] = LENGTH.pack(size)
+    return pieces
+
+
+def _fields(values: list[Any], length: int) -> bytes:
+    """The first values of an array of ``length``."""
+    return _array(length) + b"".join(map(_encoder.encode, values))
+
+
+def _array(length: int) -> bytes:
+    return bytes((0x90 | length,)) if length < 16 else _marked(length, b"\xdc\xdc\xdd")
+
+
+def _marked(length: int, marks: bytes) -> bytes:
+    """A length in the fewest bytes; ``marks``: of one of 1, 2 or 4 bytes (of an array: there is none of 1)."""
+    if length < 1 << 8 and marks[0] != marks[1]:
+        return marks[:1] + length.to_bytes(1, "big")
+    if length < 1 << 16:
+        return marks[1:2] + length.to_bytes(2, "big")
+    return marks[2:] + length.to_bytes(4, "big")
 
 
 def worker_frames() -> FrameReader[FromWorker]:
@@ -125,9 +246,9 @@ def speaker_frames() -> FrameReader[FromSpeaker]:
     return FrameReader(FromSpeaker)
 
 
-def client_frames() -> FrameReader[FromClient]:
+def client_frames() -> FrameBuffer[FromClient]:
     """The engine's side of the door: reads what clients send."""
-    return FrameReader(FromClient)
+    return FrameBuffer(FromClient)
 
 
 def door_frames() -> FrameReader[FromEngine]:
