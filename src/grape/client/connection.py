@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import socket
 import threading
 from collections.abc import Callable
@@ -153,6 +154,8 @@ class Connection:
     # ------------------------------------------------------------------ its own thread
 
     def _read(self) -> None:
+        with suppress(OSError):  # whom the engine wakes does not take its processor from it, where both have the same
+            os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
         frames = door_frames()
         error: GrapeError | None = None
         try:
