@@ -6,15 +6,15 @@ import random
 from collections.abc import Sequence
 from typing import Any, Final
 
-from grape.abc.transport import Arrival, Callbacks, Commit, Outcome, Send, Table
+from grape.abc.transport import Arrival, Callbacks, Claim, Commit, Outcome, Send, Table
 from grape.engine.app import App
-from grape.engine.catalog import update_record
+from grape.engine.catalog import update_record, with_logs
 from grape.engine.clock import FakeClock
 from grape.engine.partition.partition import Partition
 from grape.model import batch as codec
 from grape.model.address import PartitionId
 from grape.model.batch import Context, Header
-from grape.model.stored import REPLIES, SOURCE, Catalog
+from grape.model.stored import SOURCE, Catalog
 from grape.model.topology import Limits, NodeSpec, PoolSpec, SlotSpec, StateSpec, TopologySpec
 from grape.protocol.messages import Emitted, Failure, Result, Work
 from grape.transports.memory import MemoryBroker, MemoryTransport
@@ -57,13 +57,15 @@ class Desk:
 
     def restart(self) -> None:
         """What is not stored is gone."""
-        self.transport = MemoryTransport(Callbacks(self._done, self._arrived, self._failed), self.broker)
-        record = update_record(Catalog(), TOPOLOGY, 2, 1, [f"{SOURCE}test", REPLIES], rng=random.Random(0))
-        self.app = App(record, TOPOLOGY, self.limits, frozenset())
-        self.source = self.app.log(f"{SOURCE}test", 0)
-        self._term, self._commits = self.transport.claim(self.source).term, 0
-        self.partition = Partition(self.app, "main", 0, self.transport, self.clock, Longest())
-        self.log = self.partition.id
+        self.transport = MemoryTransport(Callbacks(self._done, self._arrived, self._failed, self._claimed), self.broker)
+        record = update_record(Catalog(), TOPOLOGY, 2, 1, rng=random.Random(0))
+        self.app = App(with_logs(record, [f"{SOURCE}test"]), TOPOLOGY, self.limits)
+        self.source, self.log = self.app.log(f"{SOURCE}test", 0), self.app.log("main", 0)
+        self._claims: dict[PartitionId, Claim] = {}
+        self.transport.claim([self.source, self.log])
+        self.transport.pump()
+        self._term, self._commits = self._claims[self.source].term, 0
+        self.partition = Partition(self.app, "main", 0, self.transport, self.clock, Longest(), self._claims[self.log])
         self.ledger = self.partition.ledger
 
     def _done(self, outcomes: list[tuple[Commit, Outcome]]) -> None:
@@ -75,6 +77,12 @@ class Desk:
         for arrival in arrivals:
             if arrival.partition == self.log:
                 self.partition.backlog.add(arrival.events, arrival.size)
+
+    def _claimed(self, claims: list[tuple[PartitionId, Claim]]) -> None:
+        self._claims.update(claims)
+        for partition, claim in claims:
+            if partition == self.log and hasattr(self, "partition"):
+                self.partition.claimed(claim)
 
     def _failed(self, error: BaseException) -> None:
         raise error

@@ -65,7 +65,7 @@ class House:
     Attributes:
         verbs: what can be asked, by name.
         is_wanted, is_begun: the owner has said `Open`, `Begin`.
-        is_deserted: the owner is gone.
+        is_deserted: the owner is gone. is_serving: it has begun.
     """
 
     def __init__(self, host: Host, clock: Clock, data: str, notice: Callable[[str], None]) -> None:
@@ -80,6 +80,7 @@ class House:
         self.is_wanted = False
         self.is_begun = False
         self.is_deserted = False
+        self.is_serving = False
         self._described: Described | None = None
         self._opened: Opened | None = None
         self._inside: Inside | None = None
@@ -103,7 +104,10 @@ class House:
                 visitor.say(self._opened)
 
     def begun(self) -> None:
-        """Events are taken, from everybody."""
+        """Events are taken, from everybody, and given."""
+        self.is_serving = True
+        for reader in self.readers:
+            reader.begin()
         for visitor in tuple(self.visitors):
             if visitor.is_owner:
                 visitor.say(Begun())
@@ -354,6 +358,8 @@ class Visitor:
             reader.soon, reader.later = house.host.soon, house.host.later
             self._readers[number] = reader
             house.readers.append(reader)
+            if house.is_serving:
+                reader.begin()
             self.say(ReaderOpened(number, take.head.length, take.head.tail))
 
         inside.attaching.take(by, there)

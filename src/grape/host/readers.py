@@ -47,6 +47,7 @@ class Reader:
         self._given: tuple[Taken, list[tuple[Table, Rows]]] | None = None
         self._batches = 0
         self._is_started = False
+        self._has_begun = False
         self._is_cut = False
         self._is_lazy = False
 
@@ -58,6 +59,11 @@ class Reader:
             self._started()
         else:
             self.take.commit(Taken([], frozenset()), length, tail, self._started)
+
+    def begin(self) -> None:
+        """The engine has begun: what is given now is committed, however it ends."""
+        self._has_begun = True
+        self.wake()
 
     def _started(self) -> None:
         self._is_started = True
@@ -90,7 +96,7 @@ class Reader:
 
     def _give(self) -> None:
         self._is_woken = False
-        if not self._is_started or self._is_cut or self._given is not None:
+        if not self._is_started or not self._has_begun or self._is_cut or self._given is not None:
             return
         if self.take.is_busy and not self._writes_nowhere:
             return
