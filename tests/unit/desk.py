@@ -14,7 +14,7 @@ from grape.engine.partition.partition import Partition
 from grape.model import batch as codec
 from grape.model.address import PartitionId
 from grape.model.batch import Context, Header
-from grape.model.stored import SOURCE, Catalog
+from grape.model.stored import REPLIES, SOURCE, Catalog
 from grape.model.topology import Limits, NodeSpec, PoolSpec, SlotSpec, StateSpec, TopologySpec
 from grape.protocol.messages import Emitted, Failure, Result, Work
 from grape.transports.memory import MemoryBroker, MemoryTransport
@@ -83,6 +83,12 @@ class Desk:
         for partition, claim in claims:
             if partition == self.log and hasattr(self, "partition"):
                 self.partition.claimed(claim)
+
+    def claim(self, log: PartitionId) -> Claim:
+        """As another owner would, who finds what is stored."""
+        self.transport.claim([log])
+        self.transport.pump()
+        return self._claims[log]
 
     def _failed(self, error: BaseException) -> None:
         raise error

@@ -50,8 +50,8 @@ CONTEXTS = 3
 
 @pytest.fixture(scope="module")
 def check() -> Checker:
-    record = update_record(Catalog(), TOPOLOGY, 4, 1, [])
-    return Checker(App(record, TOPOLOGY, LIMITS, frozenset()), "main")
+    record = update_record(Catalog(), TOPOLOGY, 4, 1)
+    return Checker(App(record, TOPOLOGY, LIMITS), "main")
 
 
 def emitted(**fields: Any) -> Emitted:

@@ -142,7 +142,7 @@ class TestWorks:
         desk.say(work, done=[(0, Progress(1)), (2, Progress(1))])
         assert (desk.partition.backlog.events, desk.partition.backlog.size) == (0, 0)
         assert desk.sent(desk.log) == []
-        cursor = decode_head(desk.transport.claim(desk.log).head).cursor
+        cursor = decode_head(desk.claim(desk.log).head).cursor
         assert (cursor.position, cursor.finished, cursor.partial) == (3, set(), {})
 
     def test_what_came_twice_and_nothing_else_is_no_work_and_goes_with_a_commit(self) -> None:
@@ -602,7 +602,7 @@ class TestRestarts:
     def test_the_head_says_what_was_accepted_and_sent(self) -> None:
         desk = fed(2)
         desk.say(desk.work(), done=[(0, Progress(1))], emitted=[emitted(), emitted()])
-        head = decode_head(desk.transport.claim(desk.log).head)
+        head = decode_head(desk.claim(desk.log).head)
         assert head.cursor.partial == {0: Progress(1)}
         assert head.sent == {desk.app.log(">total", 0).packed(): 2}
         assert list(head.seen.values()) == [1]

@@ -100,19 +100,18 @@ class TestCommits:
     def test_what_has_not_taken_effect(self) -> None:
         desk = Desk()
         ledger = desk.ledger
-        assert ledger.uncommitted(False) == [ledger.draft]
+        assert ledger.uncommitted() == [ledger.draft]
         ledger.put("text", b"a", b"1")
         ledger.flush()
-        assert ledger.uncommitted(True) == [ledger.draft]
-        assert ledger.uncommitted(False) == [ledger.draft, ledger.committing]
+        assert ledger.uncommitted() == [ledger.draft, ledger.committing]
 
     def test_a_head_that_cannot_be_read_is_said(self) -> None:
         desk = Desk()
-        term = desk.transport.claim(desk.log).term
+        term = desk.claim(desk.log).term
         desk.transport.commit(Commit(desk.log, term, 1, b"\xc1"))
         desk.transport.pump()
         with pytest.raises(Corrupt, match="the head of partition main/0 cannot be read"):
-            Ledger(desk.app, "main", 0, desk.transport, desk.clock)
+            Ledger(desk.app, "main", 0, desk.transport, desk.clock, desk.claim(desk.log))
 
 
 class TestRows:
@@ -260,11 +259,12 @@ class TestBacklog:
             desk.say(work, ended=[], done=[(0, Progress(3)), (1, Progress(1))])
         desk.partition.backlog.events += 7  # of which nothing is known any more
         desk.partition.done(under_way[0], "unknown")
+        desk.transport.pump()
         size = len(desk.transport.read(desk.log, 1, 1)[0].batch)
         assert (desk.partition.backlog.events, desk.partition.backlog.size) == (1, size)
         desk.transport.pump()
         assert desk.partition.settled
-        assert decode_head(desk.transport.claim(desk.log).head).cursor.partial == {1: Progress(1)}
+        assert decode_head(desk.claim(desk.log).head).cursor.partial == {1: Progress(1)}
 
     def test_what_came_twice_is_not_counted_anew(self, monkeypatch: pytest.MonkeyPatch) -> None:
         desk = Desk()
@@ -275,6 +275,7 @@ class TestBacklog:
             lost.setattr(desk.transport, "commit", under_way.append)
             assert desk.partition.make_work(desk.now) is not None
         desk.partition.done(under_way[0], "unknown")
+        desk.transport.pump()
         size = len(desk.transport.read(desk.log, 0, 1)[0].batch)
         assert (desk.partition.backlog.events, desk.partition.backlog.size) == (3, size)
 
@@ -402,8 +403,8 @@ class TestMemory:
     def test_an_event_of_a_client_goes_into_the_log(self) -> None:
         desk = Desk()
         asker = Context("17")
-        desk.partition.memory.take_in("main", "word", "k", encode(1), "", Context(), 55)
-        desk.partition.memory.take_in("far", "away", None, encode(2), "own", asker, 55)
+        desk.partition.memory.take_in("main", 0, "word", "k", encode(1), "", Context(), 55)
+        desk.partition.memory.take_in("far", 0, "away", None, encode(2), "own", asker, 55)
         desk.settle()
         ((header, contexts, (run,)),) = desk.sent(desk.log)
         assert (header.events, header.created, contexts) == (1, 55, [])
@@ -498,7 +499,7 @@ class TestAnswers:
     def test_in_a_directory_of_older_code_there_is_no_log_for_them(self) -> None:
         desk = Desk()
         del desk.app.record.logs[f"{REPLIES}main"]
-        ledger = Ledger(desk.app, "main", 0, desk.transport, desk.clock)
+        ledger = Ledger(desk.app, "main", 0, desk.transport, desk.clock, desk.claim(desk.log))
         answers = Answers(ledger, desk.partition.failures)
         assert answers.log is None
         assert len(ledger.logs) == 1

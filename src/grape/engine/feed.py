@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from typing import Final
 
 from msgspec import Struct, structs
 
@@ -16,6 +17,9 @@ from grape.model import batch as codec
 from grape.model.address import partition_of
 from grape.model.stored import SOURCE, DeadLetter, SourceHead, decode_source, encode, row_key
 from grape.protocol.door import Append, BadInput, Named, Part, Verdict
+
+_COMMIT: Final = 4 << 20
+"""Bytes of a stream in one commit, or one step: what is over the limit of a queue is never more."""
 
 
 class Prepared(Struct, frozen=True):
@@ -58,7 +62,7 @@ class Feed:
         self._ids = ids
         self._clock = ids.clock
         self._committer = committer
-        self._most = transport.features.largest_commit // 2
+        self._most = min(transport.features.largest_commit // 2, _COMMIT)
         found = committer.claimed_head
         self.head = decode_source(found) if found else SourceHead()
         self._planned = self.head
