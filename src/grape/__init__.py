@@ -59,12 +59,13 @@ __all__ = [
     "register",
 ]
 
-_RUNNING = {"aopen": "aio", "feed": "running", "open": "running", "run": "running"}
+_RUNNING = {"aopen": "aio", "connect": "running", "feed": "running", "open": "running", "run": "running"}
 """Resolved on first use: they bring the engine along, which a worker must not import."""
 
 if TYPE_CHECKING:
     from grape.aio import aopen as aopen
     from grape.connectors.feeds import feed as feed
+    from grape.running import connect as connect
     from grape.running import open as open
     from grape.running import run as run
 else:

@@ -23,13 +23,14 @@ from grape.authoring.emitter import Reply
 from grape.authoring.topology import Topology
 from grape.client.calls import Call, answer_as
 from grape.client.events import check_call_timeout, check_timeout, client_event
+from grape.client.programs import UNKNOWN
 from grape.errors import BadArgument, NoAnswer, UsageError
 from grape.host.options import names_of
 from grape.model.event import Event
 from grape.model.near import did_you_mean
 from grape.model.numbers import AppNumbers
 from grape.model.topology import Limits
-from grape.running import UNKNOWN, Profiles, RunningEngine, Summary, at_the_call, options_of, unstarted
+from grape.running import Profiles, RunningEngine, Summary, at_the_call, options_of, unstarted
 
 T = TypeVar("T")
 

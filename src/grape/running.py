@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from pathlib import Path
 from types import FrameType, FunctionType, TracebackType
-from typing import Any, Final, ParamSpec, TypeVar, cast
+from typing import Any, ParamSpec, TypeVar, cast
 
 from msgspec import Struct
 
@@ -23,10 +23,10 @@ from grape.abc.source import Source
 from grape.authoring.loading import imported_now
 from grape.authoring.places import HIDDEN, caller, place_of_caller
 from grape.authoring.topology import Topology
-from grape.client.calls import Call, Calls, CallStream, answer_as
-from grape.client.events import ClientEvent, check_call_timeout, check_timeout, client_event
+from grape.client.connection import Connection, dial
 from grape.client.launching import launcher, spawn_engine
-from grape.client.session import Session, decoded
+from grape.client.programs import EngineClient
+from grape.client.session import Session
 from grape.client.taking import Taker
 from grape.connectors.feeds import feed as feed
 from grape.connectors.feeds import source_of
@@ -35,13 +35,12 @@ from grape.connectors.takes import sink_of
 from grape.errors import BadArgument, Full, GrapeError, NoAnswer, Refused, TopologyError, UsageError, UserError
 from grape.host.options import MAX_WORKERS, Options, check_names, check_options, mapping_of, names_of, path_of
 from grape.model.event import Event
-from grape.model.numbers import AppNumbers
 from grape.model.profile import Profile
 from grape.model.topology import Limits, TopologySpec
 from grape.model.values import shown as shown_value
 from grape.processes.output import Line
 from grape.processes.profile_file import load_profiles
-from grape.protocol.door import Emit
+from grape.protocol.door import Stop, TakeReplies
 from grape.protocol.outcomes import Outcomes
 from grape.store.store import MAX_SIZE
 from grape.tools.terminal import shown
@@ -50,7 +49,6 @@ P = ParamSpec("P")
 T = TypeVar("T")
 Feed = Mapping[str, Any]
 Take = Mapping[str, Any]
-UNKNOWN: Final = "it is not known whether the event was accepted (with the same id= emit it again)"
 Profiles = str | os.PathLike[str] | Mapping[str, Mapping[str, Any]] | None
 
 
@@ -166,12 +164,77 @@ def unstarted(options: Options, outputs: tuple[str, ...] | None) -> RunningEngin
     return engine
 
 
-class RunningEngine:
+@at_the_call
+def connect(data: str | os.PathLike[str]) -> ConnectedEngine:
+    """The engine that runs on the directory ``data``, whoever has started it: ``with grape.connect("./d") as e:
+    e.emit(...)``. Leaving the block leaves the engine as it is.
+
+    Raises:
+        BadArgument: that is no path.
+        UsageError: no engine runs on it, or it belongs to somebody else.
+        NoAnswer: the engine has not begun within 30 seconds.
+    """
+    return ConnectedEngine(path_of(data, "data="))
+
+
+class ConnectedEngine(EngineClient):
+    """What `connect` gives. Any thread may use it."""
+
+    def __init__(self, data: str) -> None:
+        super().__init__()
+        self._connection = dial(data)
+        self._connection.replies = self.calls.replied
+        self._connection.start()
+        try:
+            self._opened = self._connection.let_in()
+        except BaseException:
+            self._connection.close()
+            raise
+        self._connection.ended.add_done_callback(lambda _: self.calls.end(self._gone, self._gone))
+        self._connection.send(TakeReplies())
+
+    @property
+    def limits(self) -> Limits:
+        """What events may be."""
+        return self._opened.limits
+
+    def connected(self) -> Connection:
+        if self._connection.is_over:
+            raise self._gone()
+        return self._connection
+
+    def _gone(self) -> GrapeError:
+        error = self._connection.ended.exception() if self._connection.is_over else None
+        return error if isinstance(error, GrapeError) else Full("the engine has ended")
+
+    def stop(self) -> Outcomes:
+        """Have the engine stop, as Ctrl-C does, and wait until it has: what runs is committed, the rest waits.
+
+        Raises:
+            GrapeError: it failed.
+        """
+        self.connected().send(Stop())
+        return self._connection.ended.result()
+
+    def close(self) -> None:
+        """Leave. What waits for an answer has none."""
+        self._connection.close()
+
+    def __enter__(self) -> ConnectedEngine:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class RunningEngine(EngineClient):
     """A run on a thread. Methods are for other threads, any of them."""
 
     def __init__(self, options: Options, sources: list[Source], takers: list[Taker]) -> None:
+        super().__init__()
         self._queues: dict[str, QueueSink] = {}
-        self.calls = Calls()
         self._is_given_up = False
         self._session = Session(options, sources, takers, _print_line, launcher(options, spawn_engine))
         self._result: Future[Outcomes] = Future()
@@ -264,107 +327,10 @@ class RunningEngine:
         opened = self._session.opened
         return self._session.options.limits if opened is None else opened.limits
 
-    def emit(
-        self,
-        event: str,
-        data: Any = None,
-        *,
-        key: str | None = None,
-        id: str | None = None,
-        deadline: float | None = None,
-        timeout: float | None = 30.0,
-    ) -> None:
-        """Hand in an event; returns when it is durable.
-
-        Args:
-            id: the event's own id: the same id and content is accepted once, other content is a conflict.
-            deadline: in so many seconds nobody is interested any more: no handler starts with it, or with what was
-                emitted for it, later than that; it becomes a dead letter.
-            timeout: seconds to wait; None: without an end.
-
-        Raises:
-            Full: the backlog is at its limit.
-            Conflict: the id was used for another event.
-            UnknownEvent: nothing listens to it.
-            BadArgument: a name, key, id or time that cannot be one; BadValue, TooLarge: data that cannot travel.
-            NoAnswer: it is not known whether it was accepted; with ``id`` it can be emitted again. A TimeoutError.
-        """
-        checked = client_event(event, data, key, id, deadline, self.limits.max_event)
-        wait = check_timeout(timeout)
-        _answered(self.hand_in(checked), wait, UNKNOWN)
-
-    def call(
-        self,
-        event: str,
-        data: Any = None,
-        *,
-        key: str | None = None,
-        deadline: float | None = None,
-        timeout: float | None = 30.0,
-        type: Any = Any,
-    ) -> Any:
-        """Hand in an event and wait for its answer: the data of the first final reply to it, by whatever node gives it.
-
-        Args:
-            deadline: as of `emit`; an event that is too late answers with an error.
-            timeout: seconds to wait; None: without an end.
-            type: what the answer is decoded as.
-
-        Raises:
-            BadPayload: the answer does not fit ``type``.
-            CallFailed: what should have answered failed for good; it has the code, text and node of the failure.
-            NoAnswer: nothing came in time, or the engine was closed. A TimeoutError.
-            Full: 10,000 calls wait already; or as of `emit`, as are UnknownEvent, BadArgument, BadValue and TooLarge.
-        """
-        for reply in self._start_call(event, data, key, deadline, timeout, keeps_parts=False):
-            return answer_as(reply.data, type)
-
-    def call_stream(
-        self,
-        event: str,
-        data: Any = None,
-        *,
-        key: str | None = None,
-        deadline: float | None = None,
-        timeout: float | None = 30.0,
-    ) -> CallStream:
-        """Hand in an event, now; an iterator over the replies to it, as they come: ``reply.data``, and ``reply.final``
-        of the last one. Arguments and errors are those of `call`, but that ``timeout`` is for each reply.
-
-        Parts that nobody reads are kept, up to 64 MiB of all calls; whoever reads no further closes it.
-        """
-        return self._start_call(event, data, key, deadline, timeout, keeps_parts=True)
-
-    def _start_call(
-        self, event: str, data: Any, key: str | None, deadline: float | None, timeout: float | None, keeps_parts: bool
-    ) -> CallStream:
-        checked = client_event(event, data, key, None, deadline, self.limits.max_event)
-        wait = check_call_timeout(timeout)
-        fresh = threading.Semaphore(0)
-        call = self.calls.open(keeps_parts, fresh.release)
-        self.start_call(call, checked)
-        return CallStream(call, fresh, wait)
-
-    def start_call(self, call: Call, event: ClientEvent) -> None:
-        """Hand in the event of a call. Returns at once; what goes wrong is told to the call."""
-
-        def accepted(handed_in: Future[None]) -> None:
-            error = handed_in.exception()
-            if error is None:
-                call.accepted()
-            else:
-                call.fail(error)
-
-        self.hand_in(event, call.request).add_done_callback(accepted)
-
-    def hand_in(self, event: ClientEvent, request: str = "") -> Future[None]:
-        """Hand in an event: done when it is durable. ``request``: under which its caller waits for replies."""
+    def connected(self) -> Connection:
         if not self._session.has_begun or self._result.done():
-            return failed(self._ended())
-        connection = self._session.connection
-        return connection.ask(
-            lambda number: Emit(number, event.name, event.key, event.data, event.id, event.wait, request)
-        )
+            raise self._ended()
+        return self._session.connection
 
     def _tell_ended(self) -> None:
         """Whoever waits hears that it has ended."""
@@ -412,19 +378,6 @@ class RunningEngine:
     def has_ended(self) -> bool:
         return self._result.done()
 
-    def numbers(self) -> AppNumbers:
-        """What is measured, as it is now: queues, workers, rates, latencies, by pool; see `grape.model.numbers`.
-
-        Raises:
-            GrapeError: the engine has ended.
-        """
-        return _answered(self.ask_numbers(), 30.0, "no answer")
-
-    def ask_numbers(self) -> Future[AppNumbers]:
-        if not self._session.has_begun or self._result.done():
-            return failed(self._ended())
-        return decoded(self._session.connection.ask_verb("numbers"), AppNumbers)
-
     def give_up(self) -> None:
         """While `start` waits on another thread: it is to return."""
         self._is_given_up = True
@@ -442,27 +395,6 @@ class RunningEngine:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-
-def _answered(asked: Future[T], timeout: float | None, unsaid: str) -> T:
-    """
-    Raises:
-        NoAnswer: nothing came in time.
-        GrapeError: as the engine says.
-    """
-    try:
-        return asked.result(None if timeout is None else min(timeout, threading.TIMEOUT_MAX))
-    except TimeoutError as e:
-        if isinstance(e, GrapeError):
-            raise
-        raise NoAnswer(f"{unsaid} after {timeout:g} s") from None
-
-
-def failed(error: GrapeError) -> Future[Any]:
-    """What was asked of an engine that has ended."""
-    asked: Future[Any] = Future()
-    asked.set_exception(error)
-    return asked
 
 
 def _print_line(worker: str, line: Line) -> None:

@@ -11,6 +11,7 @@ import typer
 from grape.cli import conformance, crashes, dead, held, log, state
 from grape.cli.console import put
 from grape.cli.doctor import doctor
+from grape.cli.live import call, emit, status, stop
 from grape.cli.repair import repair
 from grape.cli.run import EXIT_INT, run
 
@@ -46,6 +47,8 @@ def _root(
 
 
 app.command()(run)
+for live in (status, emit, call, stop):
+    app.command()(live)
 app.add_typer(dead.app, name="dead")
 app.add_typer(held.app, name="held")
 app.add_typer(log.app, name="log")

@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, TypeVar
 
 import msgspec
 
@@ -41,8 +41,12 @@ from grape.protocol.door import (
 )
 from grape.protocol.framing import SEND_BUFFER, append_frame, door_frames, frame
 from grape.protocol.outcomes import Outcomes
+from grape.protocol.place import door_of
+
+T = TypeVar("T")
 
 _READ: Final = 1 << 18
+_PATIENCE: Final = 30.0
 _PIECES: Final = 512
 """Buffers of one write; the system takes 1,024."""
 _BY_CODE: Final = {
@@ -96,6 +100,22 @@ class Connection:
         self._thread.start()
         self.send(Greeting(VERSION))
         return self
+
+    def let_in(self) -> Opened:
+        """Wait until the engine takes events.
+
+        Raises:
+            NoAnswer: it has not begun in time.
+            GrapeError: it has ended.
+        """
+        try:
+            opened = self.opened.result(_PATIENCE)
+            self.begun.result(_PATIENCE)
+            return opened
+        except TimeoutError as e:
+            if isinstance(e, GrapeError):
+                raise
+            raise errors.NoAnswer(f"the engine has not begun within {_PATIENCE:g} s") from None
 
     # ------------------------------------------------------------------ any thread
 
@@ -259,3 +279,40 @@ def error_of(code: str, text: str) -> GrapeError:
 
 def _nothing(message: object) -> None:
     pass
+
+
+def decoded(asked: Future[msgspec.Raw], kind: type[T]) -> Future[T]:
+    """The answer as what it is."""
+    made: Future[T] = Future()
+
+    def answered(asked: Future[msgspec.Raw]) -> None:
+        error = asked.exception()
+        if error is not None:
+            made.set_exception(error)
+        else:
+            made.set_result(msgspec.msgpack.decode(asked.result(), type=kind))
+
+    asked.add_done_callback(answered)
+    return made
+
+
+def dial(directory: str) -> Connection:
+    """To the engine that runs on ``directory``; not started yet.
+
+    Raises:
+        UsageError: none runs there, or it belongs to somebody else.
+    """
+    end = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        with door_of(directory) as path:
+            end.connect(path)
+    except OSError as e:
+        end.close()
+        if isinstance(e, PermissionError):
+            what = "its door is for the user that has started the engine alone"
+        elif not os.path.isdir(directory):
+            what = "there is no such directory"
+        else:
+            what = "no engine runs on it (grape run ... --data, or grape.open, starts one)"
+        raise errors.UsageError(f"{directory}: {what}") from None
+    return Connection(end, lambda: "the engine has gone without a word")

@@ -6,13 +6,11 @@ import contextlib
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from typing import Final, TypeVar
-
-import msgspec
+from typing import Final
 
 from grape.abc.source import Source
 from grape.client.advice import advice, guarantees
-from grape.client.connection import Connection
+from grape.client.connection import Connection, decoded
 from grape.client.faults import Told
 from grape.client.feeding import Feeder, opened
 from grape.client.launching import Launched
@@ -24,8 +22,6 @@ from grape.model.topology import TopologySpec
 from grape.processes.output import Line
 from grape.protocol.door import Begin, Described, Open, Opened, Replies, Said, Stop, TakeReplies
 from grape.protocol.outcomes import Outcomes, Progress
-
-T = TypeVar("T")
 
 _PATIENT_STOPS: Final = 2
 """After so many an engine that does not stop is killed."""
@@ -211,18 +207,3 @@ class Session:
         for taker in self.takers:
             with contextlib.suppress(BaseException):
                 taker.sink.close()
-
-
-def decoded(asked: Future[msgspec.Raw], kind: type[T]) -> Future[T]:
-    """The answer as what it is."""
-    made: Future[T] = Future()
-
-    def answered(asked: Future[msgspec.Raw]) -> None:
-        error = asked.exception()
-        if error is not None:
-            made.set_exception(error)
-        else:
-            made.set_result(msgspec.msgpack.decode(asked.result(), type=kind))
-
-    asked.add_done_callback(answered)
-    return made

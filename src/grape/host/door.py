@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import os
 import socket
-from collections.abc import Callable
 from typing import Final, cast
 
 from grape.errors import GrapeError, ProtocolError
@@ -14,9 +13,8 @@ from grape.host.house import House, Visitor
 from grape.processes.output import Line
 from grape.protocol.door import Failed, FromClient, FromEngine, Said
 from grape.protocol.framing import SEND_BUFFER, FrameBuffer, client_frames, frame
+from grape.protocol.place import DOOR, door_of
 
-SOCKET: Final = "door"
-"""Its name in a data directory."""
 MAX_UNREAD: Final = 128 << 20
 """Bytes that a client may have unread: then it is let go."""
 _MAX_LINES: Final = 8 << 20
@@ -145,7 +143,7 @@ class Door:
 
     async def open(self, directory: str) -> None:
         """Let others in, by the directory, which is this engine's."""
-        self._path = os.path.join(directory, SOCKET)
+        self._path = os.path.join(directory, DOOR)
         self._server = await asyncio.get_running_loop().create_unix_server(self._come, sock=listening(directory))
 
     def _come(self) -> Connection:
@@ -178,7 +176,7 @@ def listening(directory: str) -> socket.socket:
     descriptor, as the path of a socket has to be short."""
     made = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     made.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)  # those that it accepts have the same
-    with _near(directory) as path:
+    with door_of(directory) as path:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(path)
         before = os.umask(0o177)
@@ -189,19 +187,3 @@ def listening(directory: str) -> socket.socket:
     made.listen(_BACKLOG)
     made.setblocking(False)
     return made
-
-
-class _near:
-    """The path of the socket in a directory, however long that is."""
-
-    def __init__(self, directory: str) -> None:
-        self._directory = directory
-        self._close: Callable[[], None] = lambda: None
-
-    def __enter__(self) -> str:
-        fd = os.open(self._directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-        self._close = lambda: os.close(fd)
-        return f"/proc/self/fd/{fd}/{SOCKET}"
-
-    def __exit__(self, *_: object) -> None:
-        self._close()

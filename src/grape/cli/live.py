@@ -1,0 +1,144 @@
+"""``grape status``, ``emit``, ``call`` and ``stop``: an engine that runs, spoken to by its directory."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Annotated, Any, Final, TypeVar
+
+import msgspec
+import typer
+from rich.table import Table
+
+from grape.cli.console import complain, err, put, put_table, say
+from grape.errors import CallFailed, EngineError, GrapeError, NoAnswer, UsageError
+from grape.model.numbers import AppNumbers, PoolNumbers
+from grape.model.plural import counted
+from grape.running import ConnectedEngine, connect
+
+T = TypeVar("T")
+
+EXIT_FAILED: Final = 1
+EXIT_USE: Final = 2
+EXIT_ENGINE: Final = 3
+
+Data = Annotated[str, typer.Option(metavar="DIR", help="The data directory on which the engine runs.")]
+Key = Annotated[str | None, typer.Option(metavar="KEY", help="The event's key.")]
+Value = Annotated[
+    str | None, typer.Argument(metavar="JSON", help="Its data: JSON, or - to read it from standard input. Else none.")
+]
+Timeout = Annotated[float, typer.Option(metavar="SECONDS", min=0, help="How long to wait.")]
+
+
+def status(
+    data: Data,
+    as_json: Annotated[bool, typer.Option("--json", help="All that is measured, as one JSON object.")] = False,
+) -> None:
+    """Show what an engine that runs is doing: queues, workers, rates, latencies, by pool.
+
+    \b
+    grape status --data ./d
+    grape status --data ./d --json | jq .pools.main.rate
+    """
+    with _connected(data) as engine:
+        numbers = _said(engine.numbers)
+    if as_json or not sys.stdout.isatty():
+        put(msgspec.json.encode(numbers).decode())
+    else:
+        _show(numbers)
+
+
+def emit(
+    event: Annotated[str, typer.Argument(metavar="EVENT", help="Its name: of a slot of the app.")],
+    value: Value = None,
+    *,
+    data: Data,
+    key: Key = None,
+    own_id: Annotated[
+        str | None, typer.Option("--id", metavar="ID", help="Its own id: the same one again is accepted once.")
+    ] = None,
+    timeout: Timeout = 30.0,
+) -> None:
+    """Hand an event to an engine that runs. It is durable when the command ends with 0.
+
+    \b
+    grape emit order '{"item": "nails", "count": 3}' --data ./d --key ann
+    """
+    with _connected(data) as engine:
+        _said(lambda: engine.emit(event, _value(value), key=key, id=own_id, timeout=timeout))
+
+
+def call(
+    event: Annotated[str, typer.Argument(metavar="EVENT", help="Its name: of a slot of the app.")],
+    value: Value = None,
+    *,
+    data: Data,
+    key: Key = None,
+    timeout: Timeout = 30.0,
+) -> None:
+    """Hand an event to an engine that runs, and print the replies to it as JSON lines; the last one is the answer.
+
+    \b
+    grape call question '"1+2"' --data ./d
+    """
+    with _connected(data) as engine:
+        replies = _said(lambda: engine.call_stream(event, _value(value), key=key, timeout=timeout))
+        while (reply := _said(lambda: next(replies, None))) is not None:
+            put(msgspec.json.encode(reply.data, enc_hook=repr).decode())
+
+
+def stop(data: Data) -> None:
+    """Have an engine that runs stop as Ctrl-C does, and wait until it has: what runs is committed, the rest waits."""
+    with _connected(data) as engine:
+        outcomes = _said(engine.stop)
+    left = f"; {counted(outcomes.backlog, 'event')} left for the next run" if outcomes.backlog else ""
+    say(f"{outcomes.app} has stopped{left}")
+
+
+# ------------------------------------------------------------------ common to them
+
+
+def _connected(data: str) -> ConnectedEngine:
+    return _said(lambda: connect(data))
+
+
+def _said(ask: Callable[[], T]) -> T:
+    """The answer, or one line why there is none and the exit code for it."""
+    try:
+        return ask()
+    except CallFailed as e:
+        complain(str(e))
+        raise typer.Exit(EXIT_FAILED) from None
+    except GrapeError as e:
+        complain(str(e))
+        failed = isinstance(e, EngineError | NoAnswer)
+        raise typer.Exit(EXIT_ENGINE if failed else EXIT_USE) from None
+
+
+def _value(text: str | None) -> Any:
+    """
+    Raises:
+        UsageError: it is no JSON.
+    """
+    if text is None:
+        return None
+    try:
+        return msgspec.json.decode(sys.stdin.buffer.read() if text == "-" else text.encode())
+    except (msgspec.DecodeError, UnicodeEncodeError) as e:
+        hint = f"; text is written in quotes: '\"{text}\"'" if text.isidentifier() else ""
+        raise UsageError(f"{text!r:.60} is no JSON: {e}{hint}") from None
+
+
+def _show(numbers: AppNumbers) -> None:
+    table = Table("pool", "state", "waits", "held", "workers", "events/s", "p50", "p99", box=None, pad_edge=False)
+    for name, pool in numbers.pools.items():
+        table.add_row(name, *_cells(pool))
+    put_table(table)
+    err.print(f"in {sum(numbers.fed.values()):,}, out {sum(numbers.taken.values()):,}, dead {numbers.dead:,}")
+
+
+def _cells(pool: PoolNumbers) -> list[str]:
+    workers = f"{pool.workers_active + pool.workers_idle} of {pool.workers_limit}"
+    rate = next(iter(pool.rate.values()), 0.0)
+    latencies = [f"{1e3 * pool.latency[q]:.1f} ms" if q in pool.latency else "" for q in ("0.5", "0.99")]
+    return [pool.state, f"{pool.queue_events:,}", f"{pool.held:,}", workers, f"{rate:,.0f}", *latencies]
