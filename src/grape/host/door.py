@@ -179,11 +179,8 @@ def listening(directory: str) -> socket.socket:
     with door_of(directory) as path:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(path)
-        before = os.umask(0o177)
-        try:
-            made.bind(path)
-        finally:
-            os.umask(before)
+        made.bind(path)
+        os.chmod(path, 0o600)  # nobody can come before it listens
     made.listen(_BACKLOG)
     made.setblocking(False)
     return made
