@@ -113,7 +113,7 @@ def launcher(options: Options, apart: Callable[[Options], Launched]) -> Callable
     return EngineThread if inline else apart
 
 
-_GO_ON: Final = "nothing confirmed is lost, the same command goes on from there"
+_GO_ON: Final = "the same command goes on from what was committed"
 
 
 def fork_engine(options: Options) -> Launched:
