@@ -72,8 +72,9 @@ class Feed:
         found = committer.claimed_head
         self.head = decode_source(found) if found else SourceHead()
         self._planned = self.head
-        self.partition = partition_of(name, app.partitions) if in_order else None
+        self.partition: int | None = None
         """That gets all of it."""
+        self.set_order(in_order=in_order)
         self._parts: list[Part] = []
         """Of a step that has not come wholly."""
         self._begun = 0
@@ -85,6 +86,10 @@ class Feed:
     def is_busy(self) -> bool:
         """A commit is under way."""
         return self._committer.is_busy
+
+    def set_order(self, *, in_order: bool) -> None:
+        """Whether all of it goes to one partition. Whoever opens it says so."""
+        self.partition = partition_of(self.name, self._app.partitions) if in_order else None
 
     def lookup(self, ids: Sequence[Named]) -> list[Verdict]:
         """Which of them are to be fed; what is new is promised to this stream until it is durable, or forgotten.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Final
 
 from msgspec import Struct, structs
 
@@ -30,6 +31,8 @@ from grape.model.stored import (
     timer_key,
 )
 
+UNREADABLE: Final = "=@unreadable"
+"""How the names of logs of dead letters end."""
 _FINAL = b"final:"
 _EXPIRIES_AT_ONCE = 10_000
 
@@ -294,7 +297,7 @@ class DeadOutputs:
 
 def dead_log(event: str) -> str:
     """The log of an output's dead letters."""
-    return f"{SOURCE}{event}=@unreadable"
+    return f"{SOURCE}{event}{UNREADABLE}"
 
 
 def dead_key(number: int, position: int, index: int) -> bytes:
