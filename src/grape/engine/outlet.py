@@ -107,6 +107,7 @@ class Take:
         self._count = 0
         self.changed: Callable[[], None] = _nothing
         """Called when there may be something to take."""
+        self._queue: list[Callable[[], None]] = []
 
     @property
     def logs(self) -> list[int]:
@@ -125,6 +126,15 @@ class Take:
     def is_busy(self) -> bool:
         """A commit is under way."""
         return self._committer.is_busy
+
+    def when_free(self, act: Callable[[], None]) -> None:
+        """Act now, or when no commit is under way any more, after whoever has come before."""
+        self._queue.append(act)
+        self._let_act()
+
+    def _let_act(self) -> None:
+        while self._queue and not self.is_busy:
+            self._queue.pop(0)()
 
     @property
     def is_idle(self) -> bool:
@@ -260,6 +270,7 @@ class Take:
             }
             self._app.stats.taken[self._log[1:]] += count
             then()
+            self._let_act()
 
         self._committer.submit(encode(head), (), rows or (), trims, drops, then=committed)
 
