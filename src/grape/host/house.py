@@ -67,7 +67,7 @@ class House:
     Attributes:
         verbs: what can be asked, by name.
         is_wanted, is_begun: the owner has said `Open`, `Begin`.
-        is_deserted: the owner is gone.
+        is_serving: events are taken. is_deserted: the owner is gone.
         coming_readers: names of those that are being opened.
     """
 
@@ -83,6 +83,7 @@ class House:
         self.fan = ReplyFan(host.soon, host.later)
         self.is_wanted = False
         self.is_begun = False
+        self.is_serving = False
         self.is_deserted = False
         self._has_asked_for_replies = False
         self._described: Described | None = None
@@ -109,6 +110,9 @@ class House:
 
     def begun(self) -> None:
         """Events are taken, from everybody."""
+        self.is_serving = True
+        for reader in self.readers:
+            reader.wake()
         for visitor in tuple(self.visitors):
             if visitor.is_owner:
                 visitor.say(Begun())
@@ -381,6 +385,7 @@ class Visitor:
             reader = Reader(number, by, take, dead, house.clock)
             reader.idle, reader.notice, reader.say = house.host.wake, house.notice, self.say
             reader.soon, reader.later = house.host.soon, house.host.later
+            reader.has_begun = lambda: house.is_serving
             self._readers[number] = reader
             house.readers.append(reader)
             self.say(ReaderOpened(number, take.head.length, take.head.tail))

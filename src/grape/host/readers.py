@@ -30,12 +30,14 @@ class Reader:
 
     Attributes:
         say: to the client. soon: runs a function soon, not now; later: in so many seconds.
+        has_begun: says whether the engine has: what is taken before could not be committed if it ends before.
         idle: called when everything there is has been taken. ``notice``: a line for people.
     """
 
     def __init__(self, number: int, taken_by: TakenBy, take: Take, dead: DeadOutputs, clock: Clock) -> None:
         self.take = take
         self.taken_by = taken_by
+        self.has_begun: Callable[[], bool] = lambda: True
         self.idle: Callable[[], None] = _nothing
         self.notice: Callable[[str], None] = _nothing
         self.say: Callable[[FromEngine], None] = _nothing
@@ -111,7 +113,7 @@ class Reader:
 
     def _give(self) -> None:
         self._is_woken = False
-        if not self._is_started or self._is_cut or self._given is not None:
+        if not self._is_started or self._is_cut or self._given is not None or not self.has_begun():
             return
         if self.take.is_busy and not self._writes_nowhere:
             if not self._is_queued:
