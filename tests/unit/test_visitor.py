@@ -225,6 +225,7 @@ def test_length_that_comes_while_what_wrote_nowhere_is_committed() -> None:
     rig.settle()
     (item,) = client.last(Batches).items
     assert (item.first, item.events) == (2, 3)
+    assert rig.app.stats.taken["total"] == 2  # that commit was heard of, too
     client.go()
     assert Client(rig).ask(OpenReader(0, "total", "mine"), ReaderOpened) == ReaderOpened(0, 5, b"tail")
 
@@ -338,6 +339,7 @@ class Hostile:
     def come(self) -> None:
         client = self.client = Client(self.rig)
         self._names = {0: "s"}
+        self.looked_up: list[Named] = []
         self._events: dict[str, dict[int, int]] = {}
         opened = client.ask(OpenStream(0, "s"), StreamOpened)
         assert opened.number == self._heads.get("s", 0)
@@ -368,6 +370,8 @@ class Hostile:
             self.come()
             return
         match message:
+            case Lookup():
+                self.looked_up = message.ids
             case OpenStream():
                 self._names.setdefault(message.stream, message.name)
             case Append():
@@ -428,15 +432,18 @@ def test_every_field_with_every_value(template: list[FromClient]) -> None:
     rig.put(1, 2, 3)
     hostile = Hostile(rig)
     *before, last = template
-    for where in range(12):
+    for where in range(20):
         for what in range(14):
             for message in before:
                 hostile.do(message, None)
-            rig.settle()
+            if what % 3:
+                rig.settle()
             hostile.do(last, (where, what))
             if what % 2:
                 rig.settle()
             hostile.do(last, (where, what))
+            if hostile.looked_up:  # what was promised is fed
+                hostile.do(Append(0, 1, b"p", [], ids=hostile.looked_up), None)
             hostile.go()
             hostile.come()
     hostile.go()
