@@ -353,6 +353,11 @@ class Hostile:
         client = self.client
         if isinstance(message, Append) and message.stream in self._names:
             message = msgspec.structs.replace(message, number=self._next(message.stream) - 1 + message.number)
+        if isinstance(message, Lookup):  # what is durable by now would never be promised again
+            fresh = [one._replace(id=f"{one.id}{self._comings}") for one in message.ids]
+            message = msgspec.structs.replace(message, ids=fresh)
+        if isinstance(message, Append) and message.ids:
+            message = msgspec.structs.replace(message, ids=self.looked_up)
         if isinstance(message, Took) and client.count(Batches):
             message = msgspec.structs.replace(message, number=client.last(Batches).number)
         if forgery is not None:
