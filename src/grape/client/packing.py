@@ -14,7 +14,7 @@ from grape.model.address import Partitions, check_key, partition_of
 from grape.model.ids import content_of
 from grape.model.stored import encode
 from grape.model.topology import Limits
-from grape.protocol.door import BadInput, Named, Opened, Part, StreamOpened, Verdict
+from grape.protocol.door import BadInput, Named, Opened, Part, StreamOpened, Verdict, size_beside
 
 T = TypeVar("T")
 
@@ -23,7 +23,7 @@ _CACHED_KEYS: Final = 65_536
 
 
 class Packed(Struct, frozen=True):
-    """A chunk as it is appended. ``size``: bytes of input; ``bytes``: of its parts."""
+    """A chunk as it is appended. ``size``: bytes of input; ``bytes``: of all that is sent of it."""
 
     position: bytes
     parts: list[Part]
@@ -185,7 +185,8 @@ class Packer:
     ) -> Packed:
         self._spread = draft.spread
         self._fed += draft.events
-        return Packed(position, draft.parts, bad, size, sum(len(part.body) for part in draft.parts), ids)
+        came = sum(len(part.body) for part in draft.parts) + size_beside(position, bad, ids)
+        return Packed(position, draft.parts, bad, size, came, ids)
 
     def _add(self, draft: _Draft, groups: Iterable[tuple[int, Columns]]) -> None:
         for number, columns in groups:

@@ -29,7 +29,7 @@ MAX_EDGES: Final = 1_000_000
 MAX_COUNT: Final = 1 << 31
 _MAPS: Final = frozenset((*range(0x80, 0x90), 0xDE, 0xDF))
 """How maps begin in msgpack."""
-_META: Final = 128 << 10
+BESIDE_DATA: Final = 128 << 10
 """What one event may have beside its data: its key, and the names of its run."""
 
 _first = itemgetter(0)
@@ -134,7 +134,7 @@ class Checker:
     def __init__(self, app: App, pool: str) -> None:
         self._app = app
         self._pool = pool
-        self._largest = app.limits.max_event + _META
+        self._largest = app.limits.max_event + BESIDE_DATA
         self._counted = frozenset(f"{slot.event}>{slot.node}" for slot in app.topology.slots)
         self._names = frozenset((*app.topology.events, *app.topology.outputs))
         self._nodes: dict[tuple[str, str], tuple[str, ...]] = {

@@ -10,13 +10,19 @@ from msgspec import Struct, structs
 
 from grape.abc.transport import Rows, Send, Table, Transport
 from grape.engine.app import App
+from grape.engine.check import BESIDE_DATA
 from grape.engine.committer import Committer
 from grape.engine.ids import Ids
-from grape.errors import ProtocolError
+from grape.errors import ProtocolError, TooLarge
 from grape.model import batch as codec
-from grape.model.address import partition_of
+from grape.model.address import MAX_ID_BYTES, check_key, check_text, partition_of
 from grape.model.stored import SOURCE, DeadLetter, SourceHead, decode_source, encode, row_key
-from grape.protocol.door import Append, BadInput, Named, Part, Verdict
+from grape.protocol.door import Append, BadInput, Named, Part, Verdict, size_beside
+
+_BESIDE_BATCH: Final = 200
+"""Bytes of a batch in a commit beside its body, about."""
+_LARGEST_INPUT: Final = 1 << 40
+_PROMISED: Final = 1 << 22
 
 _COMMIT: Final = 4 << 20
 """Bytes of a stream in one commit, or one step: what is over the limit of a queue is never more."""
@@ -24,7 +30,8 @@ _COMMIT: Final = 4 << 20
 
 class Prepared(Struct, frozen=True):
     """A step of a stream as it will be committed. ``head`` is what holds when it and all before it are. ``size``: bytes
-    of input; ``bytes``: of its batches. ``ids``: what is to be remembered. ``at_end``: see `Append`."""
+    of input; ``bytes``: that came; ``weight``: bytes in a commit. ``ids``: what is to be remembered. ``at_end``: see
+    `Append`."""
 
     sends: list[Send]
     head: SourceHead
@@ -32,6 +39,7 @@ class Prepared(Struct, frozen=True):
     counts: Counter[str]
     size: int
     bytes: int
+    weight: int
     ids: Sequence[Named] = ()
     at_end: bool = False
 
@@ -63,13 +71,17 @@ class Feed:
         self._clock = ids.clock
         self._committer = committer
         self._most = min(transport.features.largest_commit // 2, _COMMIT)
+        self._largest = transport.features.largest_commit * 7 // 8
         found = committer.claimed_head
         self.head = decode_source(found) if found else SourceHead()
         self._planned = self.head
-        self.partition = partition_of(name, app.partitions) if in_order else None
+        self.partition: int | None = None
         """That gets all of it."""
+        self.set_order(in_order=in_order)
         self._parts: list[Part] = []
         """Of a step that has not come wholly."""
+        self._begun = 0
+        """Bytes of them in a commit."""
         self._promised: dict[str, Named] = {}
         """Ids that were said to be new, and are not durable."""
 
@@ -78,8 +90,20 @@ class Feed:
         """A commit is under way."""
         return self._committer.is_busy
 
+    def set_order(self, *, in_order: bool) -> None:
+        """Whether all of it goes to one partition. Whoever opens it says so."""
+        self.partition = partition_of(self.name, self._app.partitions) if in_order else None
+
     def lookup(self, ids: Sequence[Named]) -> list[Verdict]:
-        """Which of them are to be fed; what is new is promised to this stream until it is durable, or forgotten."""
+        """Which of them are to be fed; what is new is promised to this stream until it is durable, or forgotten.
+
+        Raises:
+            ProtocolError: one of them cannot be, or too many are promised.
+        """
+        if len(self._promised) + len(ids) > _PROMISED:
+            raise ProtocolError(f"stream {self.name!r:.300}: over {_PROMISED:,} ids that were promised and not fed")
+        for own in ids:
+            self._check_named(own)
         verdicts = self._ids.check(ids)
         self._promised.update((own.id, own) for own, verdict in zip(ids, verdicts, strict=True) if verdict == "new")
         return verdicts
@@ -88,6 +112,7 @@ class Feed:
         """Whoever fed it is gone: go on from what is durable. Only while no commit is under way."""
         self._planned = self.head
         self._parts = []
+        self._begun = 0
         self._ids.settled(self._promised.values())
         self._promised.clear()
 
@@ -110,15 +135,24 @@ class Feed:
 
         Raises:
             ProtocolError: it is not what a client may send. Nothing has changed.
+            TooLarge: no commit would hold its step. Nothing has changed.
         """
         for part in append.parts:
             self._check(part, is_ours=is_ours)
+        self._check_rest(append)
+        weight = self._begun + self._weight(append)
+        if weight > self._largest:
+            raise TooLarge(
+                f"stream {self.name!r:.300}: a step of {weight:,} bytes, counted for each pool that listens; a commit "
+                f"holds {self._largest:,}"
+            )
         head = self._planned
         if append.more:
             self._planned = structs.replace(head, number=append.number)
             self._parts += append.parts
+            self._begun = weight
             return None
-        parts, self._parts = [*self._parts, *append.parts], []
+        parts, self._parts, self._begun = [*self._parts, *append.parts], [], 0
         now = self._clock.now()
         sent = dict(head.sent)
         sends: list[Send] = []
@@ -137,8 +171,33 @@ class Feed:
             head.next_id + len(append.ids),
             append.number,
         )
-        size = sum(len(part.body) for part in parts)
-        return Prepared(sends, new, dead, counts, append.size, size, append.ids, append.at_end)
+        came = sum(len(part.body) for part in parts) + size_beside(append.position, append.bad, append.ids)
+        return Prepared(sends, new, dead, counts, append.size, came, weight, append.ids, append.at_end)
+
+    def _weight(self, append: Append) -> int:
+        listeners = self._app.routing.listeners
+        sent = sum((len(part.body) + _BESIDE_BATCH) * len(listeners[part.name]) for part in append.parts)
+        return sent + 2 * size_beside(append.position, append.bad, append.ids)
+
+    def _check_rest(self, append: Append) -> None:
+        what = f"stream {self.name!r:.300}: append {append.number}"
+        if not 0 <= append.size <= _LARGEST_INPUT:
+            raise ProtocolError(f"{what} says it has a size of {append.size} bytes of input")
+        if append.more and (append.bad or append.ids):
+            raise ProtocolError(f"{what} has dead letters or ids, which the last frame of a step has")
+        for own in append.ids:
+            if self._promised.get(own.id) != own:
+                raise ProtocolError(f"{what} has the id {own.id!r:.300}, which was not promised like this")
+
+    def _check_named(self, own: Named) -> None:
+        try:
+            check_text(own.id, "an id", MAX_ID_BYTES)
+            if own.key is not None:
+                check_key(own.key)
+        except ValueError as e:
+            raise ProtocolError(f"stream {self.name!r:.300}: {e}") from None
+        if not 0 <= own.content < 1 << 32:
+            raise ProtocolError(f"stream {self.name!r:.300}: an id with the content {own.content}")
 
     def _check(self, part: Part, *, is_ours: bool) -> None:
         what = f"stream {self.name!r:.300}: a part of {part.name!r:.300}"
@@ -148,10 +207,14 @@ class Feed:
             raise ProtocolError(f"{what} for partition {part.partition} of {self._app.partitions}")
         if self.partition not in (None, part.partition):
             raise ProtocolError(f"{what} for partition {part.partition}; all of it goes to {self.partition}")
-        if len(part.body) > self._app.limits.batch_max and part.events > 1:
-            raise ProtocolError(f"{what} of {len(part.body)} bytes; the limit is {self._app.limits.batch_max}")
+        largest = self._app.limits.batch_max
+        if len(part.body) > largest and part.events > 1:
+            raise ProtocolError(f"{what} of {len(part.body)} bytes; the limit is {largest}")
         if is_ours:
             return
+        largest = max(largest, self._app.limits.max_event + BESIDE_DATA)
+        if len(part.body) > largest:
+            raise ProtocolError(f"{what} of {len(part.body)} bytes; the limit is {largest}")
         for meta in codec.check_body(part.body, part.events):
             if meta.names != [part.name] or meta.hops or meta.only is not None or meta.contexts is not None:
                 raise ProtocolError(f"{what} with a run of {meta.names!r:.300}, or with what only an engine adds")
@@ -175,7 +238,7 @@ class Feed:
         """As many as one commit holds, at least one."""
         size = 0
         for i, step in enumerate(steps):
-            size += step.bytes
+            size += step.weight
             if i and size > self._most:
                 return steps[:i]
         return steps

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Final
 
 from msgspec import Struct, structs
 
@@ -30,6 +31,8 @@ from grape.model.stored import (
     timer_key,
 )
 
+UNREADABLE: Final = "=@unreadable"
+"""How the names of logs of dead letters end."""
 _FINAL = b"final:"
 _EXPIRIES_AT_ONCE = 10_000
 
@@ -104,6 +107,7 @@ class Take:
         self._count = 0
         self.changed: Callable[[], None] = _nothing
         """Called when there may be something to take."""
+        self._queue: list[Callable[[], None]] = []
 
     @property
     def logs(self) -> list[int]:
@@ -122,6 +126,15 @@ class Take:
     def is_busy(self) -> bool:
         """A commit is under way."""
         return self._committer.is_busy
+
+    def when_free(self, act: Callable[[], None]) -> None:
+        """Act now, or when no commit is under way any more, after whoever has come before."""
+        self._queue.append(act)
+        self._let_act()
+
+    def _let_act(self) -> None:
+        while self._queue and not self.is_busy:
+            self._queue.pop(0)()
 
     @property
     def is_idle(self) -> bool:
@@ -257,6 +270,7 @@ class Take:
             }
             self._app.stats.taken[self._log[1:]] += count
             then()
+            self._let_act()
 
         self._committer.submit(encode(head), (), rows or (), trims, drops, then=committed)
 
@@ -294,7 +308,7 @@ class DeadOutputs:
 
 def dead_log(event: str) -> str:
     """The log of an output's dead letters."""
-    return f"{SOURCE}{event}=@unreadable"
+    return f"{SOURCE}{event}{UNREADABLE}"
 
 
 def dead_key(number: int, position: int, index: int) -> bytes:

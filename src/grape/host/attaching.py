@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from grape.engine.app import App
 from grape.engine.catalog import CatalogStore, with_logs
@@ -13,8 +13,12 @@ from grape.engine.engine import Engine
 from grape.engine.feed import Feed
 from grape.engine.ids import Ids
 from grape.engine.outlet import DeadOutputs, Take, dead_log
-from grape.model.address import PartitionId
+from grape.errors import Full, UsageError
+from grape.model.address import MAX_LOGS, PartitionId
 from grape.model.stored import OUTPUT, REPLIES, SOURCE, TAKER
+
+_SPARED: Final = 1_024
+"""Numbers of logs that are left to what the app itself may have in later versions."""
 
 
 class TakenBy(NamedTuple):
@@ -54,11 +58,17 @@ class Attaching:
         self._is_busy = False
 
     def feed(self, name: str, *, in_order: bool, then: Callable[[Feed], None]) -> None:
-        """The feed of a stream; ``then`` gets it, now or when it has been claimed."""
+        """The feed of a stream; ``then`` gets it, now or when it has been claimed.
+
+        Raises:
+            Full: the directory has had as many streams and readers as it can.
+        """
         if name in self._feeds:
+            self._feeds[name].set_order(in_order=in_order)
             then(self._feeds[name])
             return
         log, engine = SOURCE + name, self._engine
+        self._check_room(log)
 
         def claimed(committers: dict[str, Committer]) -> None:
             self._feeds[name] = Feed(
@@ -75,12 +85,21 @@ class Attaching:
         self._claim({log: f"source {name!r}"}, claimed)
 
     def take(self, taken: TakenBy, then: Callable[[Take, DeadOutputs], None]) -> None:
-        """The position of a reader, and where what it cannot read goes; as `feed`."""
+        """The position of a reader, and where what it cannot read goes; as `feed`. A second one is asked for when the
+        first is there.
+
+        Raises:
+            Full: as `feed`.
+            UsageError: whoever takes another output has this name.
+        """
         dead = taken.dead_event
         if taken in self._takes:
             then(self._takes[taken], self._dead[dead])
             return
+        if any(other.name == taken.name for other in self._takes):
+            raise UsageError(f"{taken.name!r:.300} reads another output: a reader belongs to one")
         own, letters = TAKER + taken.name, dead_log(dead)
+        self._check_room(own, letters)
 
         def claimed(committers: dict[str, Committer]) -> None:
             if dead not in self._dead:
@@ -101,6 +120,18 @@ class Attaching:
         return take
 
     # ------------------------------------------------------------------ numbers and claims
+
+    def _check_room(self, *names: str) -> None:
+        """
+        Raises:
+            Full: no log can have another number.
+        """
+        record = self._app.record
+        wanted = {name for logs, _ in self._wanted for name in logs}.union(names) - record.logs.keys()
+        if wanted and record.next_log + len(wanted) > MAX_LOGS - _SPARED:
+            raise Full(
+                f"the directory has had {record.next_log:,} streams, readers and pools; there is no room for more"
+            )
 
     def _claim(self, logs: dict[str, str], then: Callable[[dict[str, Committer]], None]) -> None:
         """Have these logs; the value names one in errors. What is asked for meanwhile is done together, after it."""

@@ -11,13 +11,14 @@ from typing import Final
 from grape.engine.clients import Clients, check_emit
 from grape.engine.clock import Clock
 from grape.engine.feed import Feed
-from grape.engine.outlet import DeadOutputs, Take
+from grape.engine.outlet import UNREADABLE, DeadOutputs, Take
 from grape.errors import Full, GrapeError, InUse, ProtocolError, UsageError
 from grape.host.assembly import Assembled
 from grape.host.attaching import Attaching, TakenBy
 from grape.host.host import Host
 from grape.host.readers import Reader, ReplyFan
 from grape.host.streams import Stream, Streams
+from grape.model.address import check_text
 from grape.model.topology import TopologySpec
 from grape.protocol.door import (
     VERSION,
@@ -52,6 +53,7 @@ Say = Callable[[FromEngine], None]
 Verb = Callable[[Ask, Say], None]
 
 _API_REPLIES: Final = TakenBy(None, "reply=@api")
+_MAX_NAME: Final = 16_384
 
 
 class House:
@@ -65,7 +67,8 @@ class House:
     Attributes:
         verbs: what can be asked, by name.
         is_wanted, is_begun: the owner has said `Open`, `Begin`.
-        is_deserted: the owner is gone. is_serving: it has begun.
+        is_serving: events are taken. is_deserted: the owner is gone.
+        coming_readers: names of those that are being opened.
     """
 
     def __init__(self, host: Host, clock: Clock, data: str, notice: Callable[[str], None]) -> None:
@@ -76,11 +79,13 @@ class House:
         self.verbs: dict[str, Verb] = {}
         self.visitors: list[Visitor] = []
         self.readers: list[Reader] = []
+        self.coming_readers: set[str] = set()
         self.fan = ReplyFan(host.soon, host.later)
         self.is_wanted = False
         self.is_begun = False
-        self.is_deserted = False
         self.is_serving = False
+        self.is_deserted = False
+        self._has_asked_for_replies = False
         self._described: Described | None = None
         self._opened: Opened | None = None
         self._inside: Inside | None = None
@@ -107,7 +112,7 @@ class House:
         """Events are taken, from everybody, and given."""
         self.is_serving = True
         for reader in self.readers:
-            reader.begin()
+            reader.wake()
         for visitor in tuple(self.visitors):
             if visitor.is_owner:
                 visitor.say(Begun())
@@ -176,10 +181,21 @@ class House:
             self.is_deserted = True
         self.host.wake()
 
+    def is_being_read(self, name: str) -> bool:
+        """By a reader of this name."""
+        return name in self.coming_readers or any(reader.taken_by.name == name for reader in self.readers)
+
     def wants_replies(self, say: Say) -> None:
-        self.fan.listeners.append(say)
-        if len(self.fan.listeners) == 1 and self.fan.take is None:
-            self.inside.attaching.take(_API_REPLIES, lambda take, _: self.fan.begin(take))
+        """
+        Raises:
+            ProtocolError: it is not open.
+        """
+        attaching = self.inside.attaching
+        if say not in self.fan.listeners:
+            self.fan.listeners.append(say)
+        if not self._has_asked_for_replies:
+            self._has_asked_for_replies = True
+            attaching.take(_API_REPLIES, lambda take, _: self.fan.begin(take))
 
 
 class Inside:
@@ -243,6 +259,8 @@ class Visitor:
         house = self._house
         match message:
             case Greeting():
+                if self.is_greeted:
+                    raise ProtocolError("it has greeted before")
                 if message.version != VERSION:
                     raise ProtocolError(f"a client of version {message.version}; this engine speaks version {VERSION}")
                 self.is_greeted = True
@@ -301,13 +319,14 @@ class Visitor:
     def _open_stream(self, message: OpenStream) -> None:
         inside = self._house.inside
         number, name = message.stream, message.name
-        if number in self._streams or not name:
-            raise ProtocolError(f"stream {number} is open already, or has no name")
+        if number in self._streams:
+            raise ProtocolError(f"stream {number} is open already")
+        _check_name(name)
+        if name.endswith(UNREADABLE):
+            raise ProtocolError(f"a stream has the name {name!r:.300}, which is the engine's own")
         if inside.streams.is_open(name):
             self._refuse(InUse(f"the source {name!r:.300} is being read by another client"))
             return
-        self._streams[number] = None
-        inside.streams.expected(name)
 
         def there(feed: Feed) -> None:
             if self._is_gone:
@@ -330,14 +349,24 @@ class Visitor:
                 )
             )
 
-        inside.attaching.feed(name, in_order=message.in_order, then=there)
+        inside.streams.expected(name)
+        try:
+            inside.attaching.feed(name, in_order=message.in_order, then=there)
+        except Full as e:
+            inside.streams.unexpected(name)
+            self._refuse(e)
+        else:
+            self._streams.setdefault(number, None)
 
     def _open_reader(self, message: OpenReader) -> None:
         house, inside = self._house, self._house.inside
         number, by = message.reader, TakenBy(message.event, message.name)
-        if number in self._readers or not message.name:
-            raise ProtocolError(f"reader {number} is open already, or has no name")
-        if any(reader.taken_by == by for reader in house.readers):
+        if number in self._readers:
+            raise ProtocolError(f"reader {number} is open already")
+        _check_name(message.name)
+        if message.name == _API_REPLIES.name:
+            raise ProtocolError(f"a reader has the name {message.name!r}, which is the engine's own")
+        if house.is_being_read(message.name):
             self._refuse(InUse(f"{message.name!r:.300} is being written by another client"))
             return
         if by.event is not None and by.event not in inside.app.taken:
@@ -348,21 +377,27 @@ class Visitor:
             inside.app.taken |= {by.event}
         if by.event is None:
             inside.attaching.calls = True
-        self._readers[number] = None
 
         def there(take: Take, dead: DeadOutputs) -> None:
+            house.coming_readers.discard(by.name)
             if self._is_gone:
                 return
             reader = Reader(number, by, take, dead, house.clock)
             reader.idle, reader.notice, reader.say = house.host.wake, house.notice, self.say
             reader.soon, reader.later = house.host.soon, house.host.later
+            reader.has_begun = lambda: house.is_serving
             self._readers[number] = reader
             house.readers.append(reader)
-            if house.is_serving:
-                reader.begin()
             self.say(ReaderOpened(number, take.head.length, take.head.tail))
 
-        inside.attaching.take(by, there)
+        house.coming_readers.add(by.name)
+        try:
+            inside.attaching.take(by, there)
+        except (Full, UsageError) as e:
+            house.coming_readers.discard(by.name)
+            self._refuse(e)
+        else:
+            self._readers.setdefault(number, None)
 
     def _refuse(self, error: GrapeError) -> None:
         """What a client needs cannot be; it may go."""
@@ -394,6 +429,18 @@ class Visitor:
             verb(message, self.say)
         except GrapeError as e:
             self.say(Refused(message.number, e.code, str(e)))
+
+
+def _check_name(name: str) -> None:
+    """Of a stream or reader.
+
+    Raises:
+        ProtocolError: it cannot have it.
+    """
+    try:
+        check_text(name, "the name of a stream or reader", _MAX_NAME)
+    except ValueError as e:
+        raise ProtocolError(str(e)) from None
 
 
 def _nobody(message: FromEngine) -> None:

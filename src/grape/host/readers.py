@@ -19,6 +19,7 @@ _TAKE_BYTES: Final = 4 << 20
 _LAZY: Final = 0.02
 """Seconds after which the position of what writes nowhere is committed, together with what came meanwhile."""
 _UNREADABLE: Final = "unreadable-output"
+_LONGEST: Final = (1 << 63) - 1
 
 
 class Reader:
@@ -29,12 +30,14 @@ class Reader:
 
     Attributes:
         say: to the client. soon: runs a function soon, not now; later: in so many seconds.
+        has_begun: says whether the engine has: what is taken before could not be committed if it ends before.
         idle: called when everything there is has been taken. ``notice``: a line for people.
     """
 
     def __init__(self, number: int, taken_by: TakenBy, take: Take, dead: DeadOutputs, clock: Clock) -> None:
         self.take = take
         self.taken_by = taken_by
+        self.has_begun: Callable[[], bool] = lambda: True
         self.idle: Callable[[], None] = _nothing
         self.notice: Callable[[str], None] = _nothing
         self.say: Callable[[FromEngine], None] = _nothing
@@ -46,28 +49,42 @@ class Reader:
         self._clock = clock
         self._given: tuple[Taken, list[tuple[Table, Rows]]] | None = None
         self._batches = 0
+        self._has_sink = False
+        self._has_told = False
+        self._is_queued = False
         self._is_started = False
-        self._has_begun = False
         self._is_cut = False
         self._is_lazy = False
 
     def start(self, length: int, tail: bytes) -> None:
-        """Its sink is as it says, which has to stand before anything is written."""
+        """Its sink is as it says, which has to stand before anything is written.
+
+        Raises:
+            ProtocolError: it has said so before, or that cannot be.
+        """
+        if self._has_sink:
+            raise ProtocolError(f"reader {self.take.name!r:.300}: it was started before")
+        self._check_length(length)
+        self._has_sink = True
         self.take.changed = self.wake
+        self.take.when_free(lambda: self._start(length, tail))  # the reader before it may have left something under way
+
+    def _start(self, length: int, tail: bytes) -> None:
+        if self._is_cut:
+            return
         head = self.take.head
         if (length, tail) == (head.length, head.tail):
             self._started()
         else:
             self.take.commit(Taken([], frozenset()), length, tail, self._started)
 
-    def begin(self) -> None:
-        """The engine has begun: what is given now is committed, however it ends."""
-        self._has_begun = True
-        self.wake()
-
     def _started(self) -> None:
         self._is_started = True
         self.wake()
+
+    def _check_length(self, length: int) -> None:
+        if not 0 <= length <= _LONGEST:
+            raise ProtocolError(f"reader {self.take.name!r:.300}: it writes to what has a length of {length}")
 
     def cut(self) -> None:
         """Its client is gone: what it has not said of is given to whoever comes next."""
@@ -96,9 +113,12 @@ class Reader:
 
     def _give(self) -> None:
         self._is_woken = False
-        if not self._is_started or not self._has_begun or self._is_cut or self._given is not None:
+        if not self._is_started or self._is_cut or self._given is not None or not self.has_begun():
             return
         if self.take.is_busy and not self._writes_nowhere:
+            if not self._is_queued:
+                self._is_queued = True
+                self.take.when_free(self._is_free)
             return
         taken = self.take.read(_TAKE_BYTES)
         if taken is None:
@@ -109,6 +129,7 @@ class Reader:
         if self.taken_by.event is None:
             late, rows = self.take.after_final(taken.batches)
         self._batches += 1
+        self._has_told = False
         self._given = taken, rows
         if not taken.items:  # nothing but what had been dropped
             self._commit(taken, self.take.head.length, self.take.head.tail, taken.events)
@@ -124,16 +145,22 @@ class Reader:
             )
         )
 
+    def _is_free(self) -> None:
+        self._is_queued = False
+        self.wake()
+
     def took(self, message: Took) -> None:
         """
         Raises:
             ProtocolError: that was not given.
         """
-        if self._given is None or message.number != self._batches:
+        if self._given is None or self._has_told or message.number != self._batches:
             raise ProtocolError(f"reader {self.take.name!r:.300}: it took {message.number}, which it was not given")
         taken = self._given[0]
-        if not 0 <= message.done <= taken.events or any(not 0 <= one.item < len(taken.items) for one in message.unread):
+        if not 0 <= message.done <= taken.events or not all(_is_in(one, taken) for one in message.unread):
             raise ProtocolError(f"reader {self.take.name!r:.300}: it took more than it was given")
+        self._check_length(message.length)
+        self._has_told = True
         if not message.unread:
             self._commit(taken, message.length, message.tail, message.done)
             return
@@ -164,6 +191,9 @@ class Reader:
         if self._given is None:  # it was cut while dead letters were written
             return
         rows = self._given[1] if done == taken.events else None
+        if (length or tail or rows) and self.take.is_busy:  # of what was taken while it wrote nowhere
+            self.take.when_free(lambda: self._commit(taken, length, tail, done))
+            return
         self._given = None
         if length or tail or rows:
             self.take.commit(taken, length, tail, self.wake, rows, done)
@@ -184,6 +214,13 @@ class Reader:
     def _flushed(self) -> None:
         self.flush()
         self.idle()
+
+
+def _is_in(one: Unread, taken: Taken) -> bool:
+    if not 0 <= one.item < len(taken.items):
+        return False
+    events = taken.items[one.item].events
+    return 0 <= one.at < events and 1 <= one.events <= events
 
 
 class ReplyFan:

@@ -12,6 +12,8 @@ MAX_KEY_BYTES: Final = 4096
 MAX_ID_BYTES: Final = 1_024
 DEFAULT_PARTITIONS: Final = 32
 MAX_PARTITIONS: Final = 4096
+MAX_LOGS: Final = 1 << 16
+"""Numbers that a catalog can give to pools, outputs, sources and takers of an app."""
 
 _PACKED = struct.Struct(">HHH")
 

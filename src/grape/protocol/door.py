@@ -22,6 +22,7 @@ A client numbers its streams, readers and questions itself. Whatever the engine 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Final, Literal, NamedTuple, TypeVar
 
 from msgspec import Meta, Raw, Struct
@@ -31,7 +32,10 @@ from grape.model.topology import Limits, TopologySpec
 VERSION: Final = 1
 APPEND_TAG: Final = 5
 WINDOW: Final = 16 << 20
-"""Bytes of one stream that may be under way, sent and not accepted; one chunk may always be."""
+"""Bytes of one stream that may be under way, sent and not accepted: of bodies, and what `size_beside` says. One step
+may always be."""
+BESIDE: Final = 100
+"""What a dead letter or an id counts beside its bytes and characters."""
 FRAME: Final = 32 << 20
 """Bytes of parts after which the next go into another frame; one part may be larger."""
 
@@ -90,6 +94,12 @@ class Unread(Struct, frozen=True, array_like=True):
     key: str | None
     raw: bytes
     text: str
+
+
+def size_beside(position: bytes, bad: Sequence[BadInput], ids: Sequence[Named]) -> int:
+    """What counts of a step beside the bodies of its parts."""
+    letters = sum(BESIDE + len(one.place) + len(one.name) + len(one.raw) + len(one.kind) + len(one.text) for one in bad)
+    return len(position) + letters + sum(BESIDE + len(one.id) for one in ids)
 
 
 # ------------------------------------------------------------------ client -> engine
