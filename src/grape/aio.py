@@ -1,6 +1,6 @@
 """`grape.aopen`: an engine for programs under asyncio.
 
-The engine runs as it does for `grape.open`, on a thread and a loop of its own. Nothing here blocks the caller's loop;
+The engine runs as it does for `grape.open`, in a process of its own. Nothing here blocks the caller's loop;
 what the engine has to say comes by ``call_soon_threadsafe``. A task that is cancelled while it waits leaves everything
 sound: an emit may or may not be accepted, a call no longer waits for its answer.
 """

@@ -13,7 +13,7 @@ from grape.errors import Full
 from grape.model.event import Event
 
 _QUICK: Final = 256
-"""Events that may be decoded on the engine's thread."""
+"""Events that may be decoded on the thread that listens to the engine."""
 
 
 class QueueSink(Sink):
@@ -33,7 +33,7 @@ class QueueSink(Sink):
         self._closed = False
 
     def is_quick(self, lines: int) -> bool:
-        # Each of them may come in a write of its own, and the engine's thread must not wait for a reader.
+        # Each of them may come in a write of its own, and that thread must not wait for a reader.
         return lines <= _QUICK and self._queue.qsize() + lines <= self._limit
 
     def open(self, length: int, tail: bytes) -> tuple[int, bytes]:
