@@ -10,7 +10,7 @@ import msgspec
 import typer
 from rich.table import Table
 
-from grape.cli.console import complain, err, put, put_table, say
+from grape.cli.console import complain, put, put_table, say
 from grape.errors import CallFailed, EngineError, GrapeError, NoAnswer, UsageError
 from grape.model.numbers import AppNumbers, PoolNumbers
 from grape.model.plural import counted
@@ -134,7 +134,7 @@ def _show(numbers: AppNumbers) -> None:
     for name, pool in numbers.pools.items():
         table.add_row(name, *_cells(pool))
     put_table(table)
-    err.print(f"in {sum(numbers.fed.values()):,}, out {sum(numbers.taken.values()):,}, dead {numbers.dead:,}")
+    say(f"in {sum(numbers.fed.values()):,}, out {sum(numbers.taken.values()):,}, dead {numbers.dead:,}")
 
 
 def _cells(pool: PoolNumbers) -> list[str]:
