@@ -13,6 +13,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType, FunctionType, TracebackType
 from typing import Any, ParamSpec, TypeVar, cast
@@ -400,7 +401,8 @@ class RunningEngine(EngineClient):
 def _print_line(worker: str, line: Line) -> None:
     out = sys.stdout if line.level == "stdout" else sys.stderr
     where, text = shown(worker, line)
-    out.write(f"[{where}] {text}\n")
+    with suppress(OSError, ValueError):  # closed, or nobody reads it: that is no reason to end
+        out.write(f"[{where}] {text}\n")
 
 
 def _refuse_while_imported() -> None:

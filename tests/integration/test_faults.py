@@ -257,8 +257,8 @@ def test_a_slow_slot_holds_the_source_back_and_no_other_pool(tmp_path: Path) -> 
     )
     opener.join()
     assert (quick, done) == (events, events)
-    # Up to the limit waits, with the last commit of 4 MiB, and what the source may have sent meanwhile: 16 MiB.
-    bound = limit + (20 << 20) // size + 3 * per_read
+    # Up to the limit waits, and what the source may have sent meanwhile: 16 MiB.
+    bound = limit + (16 << 20) // size + 3 * per_read
     assert stuck[0] <= bound
     assert max(ahead) <= 2 * bound
     assert summary.dead == 0

@@ -191,6 +191,8 @@ class Connection:
                 frames.check()
         except ProtocolError as e:
             error = EngineError(f"what the engine says cannot be understood: {e}")
+        except BaseException as e:  # of whoever listens: nobody would ever hear anything again, and not know why
+            error = EngineError(f"what the engine said could not be taken in: {e!r}")
         if not self.ended.done():
             self._end(None, error or EngineError(self._how_it_ended()))
 

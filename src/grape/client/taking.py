@@ -62,7 +62,7 @@ class Taking:
         self._told = told
         self._at: tuple[int, bytes] = (0, b"")
         self._failures = 0
-        self._given: deque[Batches] = deque()
+        self._given: deque[tuple[Batches, Written | None]] = deque()
         self._changed = threading.Condition()
         self._is_over = False
         self._is_busy = False
@@ -91,12 +91,14 @@ class Taking:
             case ReaderOpened():
                 self.opened.set_result(message)
             case Batches() if not self._is_over:
+                written = None
                 if not self._is_busy and self.sink.is_quick(events_of(message.items)):
-                    self._guarded(message)
-                    return
+                    written = self._write(message)
+                    if written.error is None:
+                        return
                 with self._changed:
                     self._is_busy = True
-                    self._given.append(message)
+                    self._given.append((message, written))
                     self._changed.notify_all()
                 if self._thread is None:
                     self._thread = threading.Thread(target=self._run, name="grape-take", daemon=True)
@@ -109,23 +111,23 @@ class Taking:
         if not self.opened.done():
             self.opened.set_exception(self._connection.ended.exception() or UsageError("the engine has ended"))
 
-    # ------------------------------------------------------------------ its own
+    # ------------------------------------------------------------------ its own, or the connection's if it cannot wait
 
     def _run(self) -> None:
         while (given := self._next()) is not None:
-            self._guarded(given)
+            self._guarded(*given)
             self._is_busy = False
 
-    def _next(self) -> Batches | None:
-        """None: nothing comes any more."""
+    def _next(self) -> tuple[Batches, Written | None] | None:
+        """What was given, and how it was written if that has failed already. None: nothing comes any more."""
         with self._changed:
             self._changed.wait_for(lambda: self._given or self._is_over)
             return self._given.popleft() if self._given and not self._is_over else None
 
-    def _guarded(self, given: Batches) -> None:
+    def _guarded(self, given: Batches, written: Written | None) -> None:
         try:
-            while not self._take(given):
-                pass
+            while not self._take(given, written or self._write(given)):
+                written = None
         except GrapeError as e:
             self.over()
             self._told.failed(e)
@@ -133,12 +135,8 @@ class Taking:
             self.over()
             self._told.failed(failure(f"taking {self.sink.name!r} failed", e, "the run ends"))
 
-    def _take(self, given: Batches) -> bool:
-        """False: it has to be tried once more.
-
-        Raises:
-            GrapeError: the sink failed for the last time.
-        """
+    def _write(self, given: Batches) -> Written:
+        """Write it, and say how much of it is where it belongs."""
         written = write_out(self.sink, given.items, self._at, self._is_replies)
         if written.error is None or written.done:
             self._at = written.length, written.tail
@@ -146,6 +144,14 @@ class Taking:
             self._connection.send(
                 Took(self._number, given.number, written.done, written.length, written.tail, written.unread)
             )
+        return written
+
+    def _take(self, given: Batches, written: Written) -> bool:
+        """False: it has to be tried once more.
+
+        Raises:
+            GrapeError: the sink failed for the last time.
+        """
         if written.error is None:
             return True
         self._failed(written.error)

@@ -24,9 +24,6 @@ _BESIDE_BATCH: Final = 200
 _LARGEST_INPUT: Final = 1 << 40
 _PROMISED: Final = 1 << 22
 
-_COMMIT: Final = 4 << 20
-"""Bytes of a stream in one commit, or one step: what is over the limit of a queue is never more."""
-
 
 class Prepared(Struct, frozen=True):
     """A step of a stream as it will be committed. ``head`` is what holds when it and all before it are. ``size``: bytes
@@ -42,6 +39,11 @@ class Prepared(Struct, frozen=True):
     weight: int
     ids: Sequence[Named] = ()
     at_end: bool = False
+
+    @property
+    def events(self) -> int:
+        """As they will wait, in the logs of all pools that listen."""
+        return sum(send.events for send in self.sends)
 
 
 class Feed:
@@ -70,7 +72,7 @@ class Feed:
         self._ids = ids
         self._clock = ids.clock
         self._committer = committer
-        self._most = min(transport.features.largest_commit // 2, _COMMIT)
+        self._most = transport.features.largest_commit // 2
         self._largest = transport.features.largest_commit * 7 // 8
         found = committer.claimed_head
         self.head = decode_source(found) if found else SourceHead()

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
+from typing import Final
 
 from grape.engine.app import App
 from grape.engine.room import RoomWatch
 from grape.errors import Runaway, StorageFailed
 from grape.model.profile import Profile
 from grape.model.section import show_size
+
+_NO_LIMIT: Final = 1 << 62
 
 
 class Gate:
@@ -40,6 +43,13 @@ class Gate:
                 waiting, limit = show_size(app.backlog_bytes), show_size(profile.queue_bytes)
                 return f"{waiting} of events wait; pool {name!r} takes none over {limit}"
         return None
+
+    def room_for(self, pools: Iterable[str]) -> tuple[int, int]:
+        """How many events and bytes more these pools take until one is over its limit."""
+        app, profiles = self._app, [self._profiles[name] for name in pools]
+        events = min((profile.queue_limit for profile in profiles), default=_NO_LIMIT)
+        size = min((profile.queue_bytes for profile in profiles), default=_NO_LIMIT)
+        return events - app.backlog_events, size - app.backlog_bytes
 
     @property
     def is_full(self) -> bool:

@@ -16,8 +16,8 @@ from grape.errors import Full, GrapeError, InUse, ProtocolError, UsageError
 from grape.host.assembly import Assembled
 from grape.host.attaching import Attaching, TakenBy
 from grape.host.host import Host
-from grape.host.readers import Reader, ReplyFan
-from grape.host.streams import Stream, Streams
+from grape.host.readers import Around, Reader, ReplyFan
+from grape.host.streams import Say, Stream, Streams, nobody
 from grape.model.address import check_text
 from grape.model.topology import TopologySpec
 from grape.protocol.door import (
@@ -49,7 +49,6 @@ from grape.protocol.door import (
     Verdicts,
 )
 
-Say = Callable[[FromEngine], None]
 Verb = Callable[[Ask, Say], None]
 
 _API_REPLIES: Final = TakenBy(None, "reply=@api")
@@ -271,7 +270,7 @@ class Visitor:
             case OpenReader():
                 self._open_reader(message)
             case TakeReplies():
-                house.wants_replies(self._reply)
+                house.wants_replies(self._say_now)
             case Stop():
                 house.host.stop()
             case Open() | Begin():
@@ -286,7 +285,7 @@ class Visitor:
         if self._is_gone:
             return
         self._is_gone = True
-        self.say = _nobody
+        self.say = nobody
         house = self._house
         for stream in self._streams.values():
             if stream is not None:
@@ -295,11 +294,12 @@ class Visitor:
             if reader is not None:
                 reader.cut()
                 house.readers.remove(reader)
-        if self._reply in house.fan.listeners:
-            house.fan.listeners.remove(self._reply)
+        if self._say_now in house.fan.listeners:
+            house.fan.listeners.remove(self._say_now)
         house.left(self)
 
-    def _reply(self, message: FromEngine) -> None:
+    def _say_now(self, message: FromEngine) -> None:
+        """As long as it is there."""
         self.say(message)
 
     # ------------------------------------------------------------------ streams and readers
@@ -382,10 +382,11 @@ class Visitor:
             house.coming_readers.discard(by.name)
             if self._is_gone:
                 return
-            reader = Reader(number, by, take, dead, house.clock)
-            reader.idle, reader.notice, reader.say = house.host.wake, house.notice, self.say
-            reader.soon, reader.later = house.host.soon, house.host.later
-            reader.has_begun = lambda: house.is_serving
+            host = house.host
+            around = Around(
+                self._say_now, house.notice, host.wake, lambda: house.is_serving, host.soon, host.later, house.clock
+            )
+            reader = Reader(number, by, take, dead, around)
             self._readers[number] = reader
             house.readers.append(reader)
             self.say(ReaderOpened(number, take.head.length, take.head.tail))
@@ -441,7 +442,3 @@ def _check_name(name: str) -> None:
         check_text(name, "the name of a stream or reader", _MAX_NAME)
     except ValueError as e:
         raise ProtocolError(str(e)) from None
-
-
-def _nobody(message: FromEngine) -> None:
-    pass

@@ -4,13 +4,15 @@ committed."""
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Final
+from functools import partial
+from typing import Final, NamedTuple
 
 from grape.abc.transport import Rows, Table
 from grape.engine.clock import Clock
 from grape.engine.outlet import DeadOutputs, Take, Taken, dead_key
 from grape.errors import ProtocolError
 from grape.host.attaching import TakenBy
+from grape.host.once import Once, Schedule
 from grape.model import batch as codec
 from grape.model.stored import DeadLetter
 from grape.protocol.door import Batch, Batches, FromEngine, Replies, Took, Unread
@@ -22,39 +24,45 @@ _UNREADABLE: Final = "unreadable-output"
 _LONGEST: Final = (1 << 63) - 1
 
 
+class Around(NamedTuple):
+    """What a reader has around it. ``say``: to its client. ``notice``: a line for people. ``idle``: everything there is
+    has been taken. ``has_begun``: whether the engine has: what is taken earlier could not be committed if it ends then.
+    ``soon``, ``later``: run a function when what is being done is done, or in so many seconds."""
+
+    say: Callable[[FromEngine], None]
+    notice: Callable[[str], None]
+    idle: Callable[[], None]
+    has_begun: Callable[[], bool]
+    soon: Schedule
+    later: Callable[[float, Callable[[], None]], object]
+    clock: Clock
+
+
 class Reader:
     """One reader of one client.
 
     Args:
-        number: by which the client knows it.
+        number: by which the client knows it. ``dead``: keeps what it cannot read.
 
     Attributes:
-        say: to the client. soon: runs a function soon, not now; later: in so many seconds.
-        has_begun: says whether the engine has: what is taken before could not be committed if it ends before.
-        idle: called when everything there is has been taken. ``notice``: a line for people.
+        wake: something came into the output, or what was given is durable. What comes together is given together.
     """
 
-    def __init__(self, number: int, taken_by: TakenBy, take: Take, dead: DeadOutputs, clock: Clock) -> None:
+    def __init__(self, number: int, taken_by: TakenBy, take: Take, dead: DeadOutputs, around: Around) -> None:
         self.take = take
         self.taken_by = taken_by
-        self.has_begun: Callable[[], bool] = lambda: True
-        self.idle: Callable[[], None] = _nothing
-        self.notice: Callable[[str], None] = _nothing
-        self.say: Callable[[FromEngine], None] = _nothing
-        self.soon: Callable[[Callable[[], None]], object] = _at_once
-        self.later: Callable[[float, Callable[[], None]], object] = _now
-        self._is_woken = False
+        self.wake = Once(around.soon, self._give)
+        self._around = around
         self._number = number
         self._dead = dead
-        self._clock = clock
+        self._commit_soon = Once(partial(around.later, _LAZY), self.flush)
+        self._wake_when_free = Once(take.when_free, self.wake)
         self._given: tuple[Taken, list[tuple[Table, Rows]]] | None = None
         self._batches = 0
         self._has_sink = False
         self._has_told = False
-        self._is_queued = False
         self._is_started = False
         self._is_cut = False
-        self._is_lazy = False
 
     def start(self, length: int, tail: bytes) -> None:
         """Its sink is as it says, which has to stand before anything is written.
@@ -90,7 +98,6 @@ class Reader:
         """Its client is gone: what it has not said of is given to whoever comes next."""
         self._is_cut = True
         self.take.changed = _nothing
-        self.say = _nothing
         if self._given is not None:
             self.take.give_back(self._given[0])
             self._given = None
@@ -105,24 +112,15 @@ class Reader:
         """Everything there is has been taken and committed."""
         return self._given is None and self.take.is_idle
 
-    def wake(self) -> None:
-        """Something came into the output, or what was given is durable. What comes together is given together."""
-        if not self._is_woken:
-            self._is_woken = True
-            self.soon(self._give)
-
     def _give(self) -> None:
-        self._is_woken = False
-        if not self._is_started or self._is_cut or self._given is not None or not self.has_begun():
+        if not self._is_started or self._is_cut or self._given is not None or not self._around.has_begun():
             return
         if self.take.is_busy and not self._writes_nowhere:
-            if not self._is_queued:
-                self._is_queued = True
-                self.take.when_free(self._is_free)
+            self._wake_when_free()
             return
         taken = self.take.read(_TAKE_BYTES)
         if taken is None:
-            self.idle()
+            self._around.idle()
             return
         late: list[set[int]] = [set()] * len(taken.items)
         rows: list[tuple[Table, Rows]] = []
@@ -134,7 +132,7 @@ class Reader:
         if not taken.items:  # nothing but what had been dropped
             self._commit(taken, self.take.head.length, self.take.head.tail, taken.events)
             return
-        self.say(
+        self._around.say(
             Batches(
                 self._number,
                 self._batches,
@@ -144,10 +142,6 @@ class Reader:
                 ],
             )
         )
-
-    def _is_free(self) -> None:
-        self._is_queued = False
-        self.wake()
 
     def took(self, message: Took) -> None:
         """
@@ -164,7 +158,7 @@ class Reader:
         if not message.unread:
             self._commit(taken, message.length, message.tail, message.done)
             return
-        now = self._clock.now()
+        now = self._around.clock.now()
         letters = [
             (dead_key(taken.items[one.item].number, taken.items[one.item].position, one.at), self._letter(one, now))
             for one in message.unread
@@ -172,7 +166,9 @@ class Reader:
         self._dead.bury(letters, lambda: self._commit(taken, message.length, message.tail, message.done))
         events = sum(one.events for one in message.unread)
         what = self.taken_by.event or "replies"
-        self.notice(f"output {what!r}: {events:,} events cannot be read and are dead letters: {message.unread[0].text}")
+        self._around.notice(
+            f"output {what!r}: {events:,} events cannot be read and are dead letters: {message.unread[0].text}"
+        )
 
     def _letter(self, one: Unread, now: int) -> DeadLetter:
         assert self._given is not None
@@ -200,20 +196,17 @@ class Reader:
             return
         # It writes nowhere: how far it is may be committed with what comes next, and that need not wait for it.
         self.take.settle(taken, done)
-        if not self._is_lazy:
-            self._is_lazy = True
-            self.later(_LAZY, self.flush)
+        self._commit_soon()
         self.wake()
 
     def flush(self) -> None:
         """Commit what is not."""
-        self._is_lazy = False
         if self.take.is_settled and not self.take.is_busy:
             self.take.submit(0, b"", self._flushed)
 
     def _flushed(self) -> None:
         self.flush()
-        self.idle()
+        self._around.idle()
 
 
 def _is_in(one: Unread, taken: Taken) -> bool:
@@ -227,19 +220,13 @@ class ReplyFan:
     """Hands replies to all who wait for some. Nothing is kept for anybody: a reply that nobody asked for is dropped.
 
     Attributes:
-        listeners: who gets them.
+        listeners: who gets them. wake: replies have come.
     """
 
-    def __init__(
-        self,
-        soon: Callable[[Callable[[], None]], object],
-        later: Callable[[float, Callable[[], None]], object],
-    ) -> None:
-        self._soon = soon
-        self._later = later
-        self._is_lazy = False
+    def __init__(self, soon: Schedule, later: Callable[[float, Callable[[], None]], object]) -> None:
+        self.wake = Once(soon, self._give)
+        self._commit_soon = Once(partial(later, _LAZY), self.flush)
         self._rows: list[tuple[Table, Rows]] = []
-        self._is_woken = False
         self.listeners: list[Callable[[FromEngine], None]] = []
         self.take: Take | None = None
 
@@ -252,19 +239,10 @@ class ReplyFan:
     def is_idle(self) -> bool:
         return self.take is None or self.take.is_idle
 
-    def wake(self) -> None:
-        """Replies have come."""
-        if not self._is_woken:
-            self._is_woken = True
-            self._soon(self._give)
-
     def _give(self) -> None:
-        self._is_woken = False
         take = self.take
-        if take is None:
-            return
-        taken = take.read(_TAKE_BYTES)
-        if taken is None:
+        taken = None if take is None else take.read(_TAKE_BYTES)
+        if take is None or taken is None:
             return
         _, rows = take.after_final(taken.batches)
         if taken.items:
@@ -272,27 +250,16 @@ class ReplyFan:
                 say(Replies(taken.batches))
         take.settle(taken)
         self._rows += rows
-        if not self._is_lazy:
-            self._is_lazy = True
-            self._later(_LAZY, self.flush)
+        self._commit_soon()
         self.wake()
 
     def flush(self) -> None:
         """Commit what is not."""
-        self._is_lazy = False
         take = self.take
         if take is not None and take.is_settled and not take.is_busy:
             rows, self._rows = self._rows, []
             take.submit(0, b"", self.flush, rows)
 
 
-def _nothing(*_: object) -> None:
+def _nothing() -> None:
     pass
-
-
-def _now(seconds: float, function: Callable[[], None]) -> None:
-    function()
-
-
-def _at_once(function: Callable[[], None]) -> None:
-    function()

@@ -14,6 +14,7 @@ from grape.engine.engine import Engine
 from grape.engine.feed import Feed, Prepared
 from grape.errors import ProtocolError
 from grape.host.host import Host
+from grape.host.once import Once
 from grape.protocol.door import WINDOW, Accepted, Append, FromEngine, Halt
 
 _RETRY: Final = 0.005
@@ -38,7 +39,7 @@ class Stream:
         self._in_flight = 0
         self._is_closing = False
         self._at_end = False
-        self._is_retrying = False
+        self._retry_later = Once(partial(streams.later, _RETRY), self._retry)
 
     @property
     def _gives_up(self) -> bool:
@@ -77,7 +78,7 @@ class Stream:
     def cut(self) -> None:
         """Its client is gone."""
         self._is_closing = True
-        self.say = _nobody
+        self.say = nobody
         if self.is_repeatable:
             self._waiting.clear()
         self._check_closed()
@@ -98,27 +99,27 @@ class Stream:
         names = {name for prepared in self._waiting for name in prepared.counts}
         too_early = self._waiting[0].at_end and not (is_later and streams.is_worked_off)
         if not streams.is_ending and (too_early or not streams.may_feed(names)):
-            if not self._is_retrying:
-                self._is_retrying = True
-                streams.later(_RETRY, self._retry)
+            self._retry_later()
             return
-        steps = self._allowed()
+        steps = self._allowed(*streams.room_for(names))
         del self._waiting[: len(steps)]
         self.feed.commit(steps, partial(self._committed, steps))
 
-    def _allowed(self) -> list[Prepared]:
-        """What waits, up to the step with which there are too many dead letters, or that has to wait by itself."""
+    def _allowed(self, events: int, size: int) -> list[Prepared]:
+        """What waits, one step at least, up to that with which so many events or bytes are in, or there are too many
+        dead letters, or which has to wait by itself."""
         left = self._streams.dead_left
         for i, step in enumerate(self._waiting):
             if step.at_end and i:
                 return self.feed.first(self._waiting[:i])
             left -= len(step.dead)
-            if left < 0:
+            events -= step.events
+            size -= step.weight
+            if min(left, events, size) < 0:
                 return self.feed.first(self._waiting[: i + 1])
         return self.feed.first(list(self._waiting))
 
     def _retry(self) -> None:
-        self._is_retrying = False
         self._commit(is_later=True)
         self._check_closed()
 
@@ -133,8 +134,8 @@ class Stream:
         self._check_closed()
 
 
-def _nobody(message: FromEngine) -> None:
-    pass
+def nobody(message: FromEngine) -> None:
+    """Who was told before is gone."""
 
 
 class Streams:
@@ -259,6 +260,10 @@ class Streams:
         if self._app.holds > self.dead_left and self._will_retry():
             return False
         return self._engine.feeding_is_open(self._app.pools_of(events))
+
+    def room_for(self, events: Iterable[str]) -> tuple[int, int]:
+        """How many more events and bytes may come in with one commit of such events."""
+        return self._engine.gate.room_for(self._app.pools_of(events))
 
     def _will_retry(self) -> bool:
         """Some of what has failed gets another attempt by itself."""

@@ -9,8 +9,8 @@ import msgspec
 
 from grape.engine.app import App
 from grape.engine.engine import Engine
-from grape.host.house import Say, Verb
-from grape.host.streams import Streams
+from grape.host.house import Verb
+from grape.host.streams import Say, Streams
 from grape.protocol.door import Answer, Ask
 from grape.protocol.outcomes import Counts, Progress
 
