@@ -268,11 +268,19 @@ class DirectoryTransport(Transport):
     @classmethod
     @abstractmethod
     def open(
-        cls, directory: str | os.PathLike[str], callbacks: Callbacks, post: Post, *, max_size: int | None = None
+        cls,
+        directory: str | os.PathLike[str],
+        callbacks: Callbacks,
+        post: Post,
+        *,
+        soon: Post | None = None,
+        max_size: int | None = None,
     ) -> Self:
         """
         Args:
             directory: made if it does not exist.
+            post: runs a function on the engine's thread, from any.
+            soon: the same from that thread, when what it is doing is done; None: there is no such thing.
             max_size: bytes that it may grow to; None: as many as usual.
 
         Raises:
@@ -299,13 +307,13 @@ class Submissions:
     def claimed(self, partition: PartitionId, term: int) -> None:
         self._terms[partition] = term
 
-    def check(self, commit: Commit) -> None:
-        """Remember ``commit`` as submitted.
+    def check(self, commit: Commit) -> int:
+        """Remember ``commit`` as submitted; returns how many bytes it holds.
 
         Raises:
             ValueError, TooLarge: as `Transport.commit`.
         """
-        self._check_size(commit)
+        size = self._check_size(commit)
         if commit.drops and not self._features.drops:
             raise ValueError(f"a commit of {commit.partition} drops single batches, which this transport cannot")
         partition, term, number = commit.partition, commit.term, commit.number
@@ -313,7 +321,7 @@ class Submissions:
         if not 0 < term <= current:
             raise ValueError(f"partition {partition} was not claimed here with term {term}, but {current}")
         if term < current:
-            return  # an old owner's; it will be fenced
+            return size  # an old owner's; it will be fenced
         before, last, content = self._last.get(partition, (0, 0, ()))
         if before != term:
             last = 0
@@ -324,13 +332,15 @@ class Submissions:
         elif number != last + 1:
             raise ValueError(f"commit {number} of {partition} comes after commit {last}")
         self._last[partition] = (term, number, fingerprint)
+        return size
 
-    def _check_size(self, commit: Commit) -> None:
+    def _check_size(self, commit: Commit) -> int:
         for send in commit.sends:
             if len(send.batch) > self._features.largest_batch:
                 raise TooLarge(f"a batch of {len(send.batch)} bytes; the limit is {self._features.largest_batch}")
         if (size := size_of(commit)) > self._features.largest_commit:
             raise TooLarge(f"a commit of {size} bytes; the limit is {self._features.largest_commit}")
+        return size
 
     @staticmethod
     def _fingerprint(commit: Commit) -> tuple[object, ...]:

@@ -10,6 +10,7 @@ from typing import Any, Final
 
 from grape.errors import EngineError, GrapeError, Interrupted
 
+_SOON: Final = 0.005
 _TOO_EARLY: Final = "stopped before the app was loaded"
 
 
@@ -30,6 +31,7 @@ class Host:
         self.fatal: GrapeError | None = None
         self._abandon = abandon
         self._has_happened = False
+        self._is_stirred = False
         self._waiting: asyncio.Future[None] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._beginning = threading.Lock()
@@ -118,8 +120,16 @@ class Host:
         assert self._loop is not None
         self._loop.call_soon(function)
 
+    def stir(self) -> None:
+        """Something has happened that is looked at soon, with all that happens meanwhile: it happens with every message,
+        and each look is a turn of the loop."""
+        if not self._is_stirred and self._loop is not None:
+            self._is_stirred = True
+            self._loop.call_later(_SOON, self.wake)
+
     def wake(self) -> None:
-        """Something has happened."""
+        """Something has happened that is looked at now."""
+        self._is_stirred = False
         self._has_happened = True
         if self._waiting is not None and not self._waiting.done():
             self._waiting.set_result(None)
@@ -129,8 +139,7 @@ class Host:
         self._has_happened = False
 
     async def wait(self, seconds: float) -> None:
-        """Until something happens, or so long; all others have their turn in any case. (It happens with every message:
-        `asyncio.wait_for` would make a task each time.)"""
+        """Until something happens, or so long; all others have their turn in any case."""
         if self._has_happened:
             await asyncio.sleep(0)
             return

@@ -384,7 +384,7 @@ class Visitor:
                 return
             host = house.host
             around = Around(
-                self._say_now, house.notice, host.wake, lambda: house.is_serving, host.soon, host.later, house.clock
+                self._say_now, house.notice, host.stir, lambda: house.is_serving, host.soon, host.later, house.clock
             )
             reader = Reader(number, by, take, dead, around)
             self._readers[number] = reader

@@ -68,8 +68,8 @@ class Run:
         command = python_command(options.target, config, options.directory, options.env)
         self._directory = DataDirectory(options.data)
         self._host = Host(self._abandon)
-        self._workers = Workers(options.target, command, self._kept, self._show, self._host.wake)
-        self._spawning = Spawning(self._workers, self._code, self._clock, self._host.wake)
+        self._workers = Workers(options.target, command, self._kept, self._show, self._host.stir)
+        self._spawning = Spawning(self._workers, self._code, self._clock, self._host.stir)
         self._teller = Teller(self._show, self._clock)
         self._house = House(self._host, self._clock, self._directory.path, self._teller.notice)
         self._door = Door(self._house)
@@ -159,9 +159,13 @@ class Run:
         return described
 
     async def _assemble(self, described: Described) -> Assembled:
-        assembler = Assembler(self._host.wake)
+        assembler = Assembler(self._host.stir)
         opened = self._transport = transport(DIRECTORY).open(
-            self._directory.path, assembler.callbacks, self._host.call, max_size=self.options.max_size
+            self._directory.path,
+            assembler.callbacks,
+            self._host.call,
+            soon=self._host.soon,
+            max_size=self.options.max_size,
         )
         rng, failed, notice = random.Random(), self._host.stop_with, self._teller.notice
         around = Surroundings(opened, self._spawning, self._clock, rng, failed, notice)

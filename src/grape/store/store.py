@@ -6,8 +6,9 @@ import errno
 import os
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Future
+from functools import partial
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any, Final, NamedTuple, TypeVar
@@ -28,6 +29,7 @@ from grape.store.files import (
     make_directory,
     write_durably,
 )
+from grape.store.pace import LIGHT_BYTES, Pace
 from grape.store.reader import MAP_SIZE, MIB, Reader, open_error
 from grape.store.rows import BASE, KEY_BYTES, is_intact
 from grape.store.writing import Known, Writing
@@ -43,19 +45,20 @@ A = TypeVar("A")
 class _Job(NamedTuple):
     apply: Callable[[Writing, Any], Any]
     argument: Any
-    reply: Callable[[list[Any]], None] | None
-    future: Future[Any] | None
+    reply: Callable[[list[Any]], None]
 
 
 class Store(Reader):
     """The data directory in the hands of its one engine.
 
-    One thread owns all write transactions: it takes what is queued, puts it into one transaction, commits (fsync) and
-    answers with one ``post`` for the group. Reads happen on the caller's thread.
+    A thread writes: it takes what is queued, puts it into one transaction, commits (fsync) and answers with one ``post``
+    for the group. While writes are light (`Pace`), and nothing is with that thread, the engine's thread writes itself,
+    when its turn is over, what was submitted in it. Reads happen on the caller's thread.
 
     Args:
         directory: made if it does not exist.
         post: runs a function on the engine's thread; called from the writer thread.
+        soon: runs a function on the engine's thread, called there, when its turn is over. None: it never writes.
         max_size: bytes the map may grow to.
         map_size: bytes it starts with.
         check_batch: for the verification after an I/O error (`Reader.verify`).
@@ -72,6 +75,7 @@ class Store(Reader):
         directory: str | os.PathLike[str],
         post: Post,
         *,
+        soon: Post | None = None,
         max_size: int = MAX_SIZE,
         map_size: int = MAP_SIZE,
         check_batch: Callable[[PartitionId, int, bytes], str | None] | None = None,
@@ -82,8 +86,12 @@ class Store(Reader):
         self._post = post
         self._on_failed: list[Callable[[BaseException], None]] = []
         self._known = Known()
+        self._soon = soon
+        self._pace = Pace()
+        self._readers_checked = time.monotonic()
+        self._light: deque[_Job] = deque()
         self._queue: SimpleQueue[_Job | None] = SimpleQueue()
-        self._next: _Job | None = None
+        self._unanswered = 0
         self._stopping = False
         self._room = (0.0, 0, 0)
         try:
@@ -155,28 +163,57 @@ class Store(Reader):
         """``callback(error)`` runs on the engine's thread when a transaction fails; nothing is written after it."""
         self._on_failed.append(callback)
 
-    def submit(self, apply: Callable[[Writing, A], R], argument: A, reply: Callable[[list[R]], None]) -> None:
-        """Queue a write. Never blocks. After a failure (`on_failed`) it is dropped and never answered.
+    def submit(
+        self,
+        apply: Callable[[Writing, A], R],
+        argument: A,
+        reply: Callable[[list[R]], None],
+        size: int = LIGHT_BYTES + 1,
+    ) -> None:
+        """Queue a write. After a failure (`on_failed`) it is dropped and never answered.
 
         Args:
-            apply: called with the open transaction and ``argument`` on the writer thread; again if the transaction had
-                to be replayed, so it must change nothing but the transaction. An exception fails the store.
+            apply: called with the open transaction and ``argument`` on whatever thread writes; again if the transaction
+                had to be replayed, so it must change nothing but the transaction. An exception fails the store.
             reply: called on the engine's thread, once per group, with the results of this ``reply``'s writes.
+            size: bytes of it, about.
         """
-        self._queue.put(_Job(apply, argument, reply, None))
+        job = _Job(apply, argument, reply)
+        if self._soon is None or size > LIGHT_BYTES or not self._may_write:
+            self._hand_over()
+            self._unanswered += 1
+            self._queue.put(job)
+            return
+        if not self._light:
+            self._soon(self._write_light)
+        self._light.append(job)
 
-    def call(self, apply: Callable[[Writing, A], R], argument: A) -> R:
-        """A write of its own, after everything queued; returns when it is durable. Blocks.
+    @property
+    def _may_write(self) -> bool:
+        """The engine's thread may: what its own has done has been answered, so nobody hears of things in the wrong
+        order."""
+        return not self._unanswered and self.error is None and self._pace.is_light
 
-        Raises:
-            StorageFailed: the store has failed or is closed.
-            Exception: what ``apply`` raised; then nothing was written.
-        """
-        if self._stopping:
-            raise StorageFailed(f"the data directory {self.directory} is closed")
-        future: Future[R] = Future()
-        self._queue.put(_Job(apply, argument, None, future))
-        return future.result()
+    def _write_light(self) -> None:
+        if not self._light:
+            return
+        if not self._may_write:
+            self._hand_over()
+            return
+        jobs = list(self._light)
+        self._light.clear()
+        try:
+            answer = self._write_group(jobs)
+        except BaseException as e:
+            self._fail(e)
+        else:
+            answer()
+
+    def _hand_over(self) -> None:
+        """What is not written yet, to the thread."""
+        while self._light:
+            self._unanswered += 1
+            self._queue.put(self._light.popleft())
 
     def room(self) -> int:
         """Bytes that map and disk can still take, from below; cheap enough to ask before every intake."""
@@ -202,68 +239,73 @@ class Store(Reader):
         if self._stopping:
             return
         self._stopping = True
+        self._hand_over()
         self._queue.put(None)
         self._thread.join()
         super().close()
         os.close(self._lock_fd)
 
-    # The writer thread
+    # The thread that writes
+    # Only one does at any time: the engine's does not while it has not answered what the other has done.
 
     def _work(self) -> None:
-        checked = time.monotonic()
         while True:
-            job = self._next or self._queue.get()
-            self._next = None
+            job = self._queue.get()
             if job is None:
                 return
             if self.error is not None:
-                self._refuse(job)
-                continue
+                continue  # nobody is answered any more
+            jobs = [job]
             try:
-                if time.monotonic() - checked > 60:
-                    self._env.reader_check()  # a reader that was killed would hold freed pages for ever
-                    checked = time.monotonic()
-                self._write_group(job)
+                answer = self._write_group(jobs, self._take_next)
             except BaseException as e:
-                self._fail(e, job)
+                self._fail(e)
+            else:
+                self._tell(partial(self._answered, len(jobs), answer))
 
-    def _refuse(self, job: _Job) -> None:
-        if job.future is not None:
-            job.future.set_exception(StorageFailed(f"the data directory {self.directory} has failed: {self.error}"))
+    def _answered(self, count: int, answer: Callable[[], None]) -> None:
+        self._unanswered -= count
+        answer()
 
-    def _write_group(self, first: _Job) -> None:
-        jobs = [first]
+    def _write_group(self, jobs: list[_Job], take: Callable[[list[_Job]], None] | None = None) -> Callable[[], None]:
+        """Returns what answers. ``take`` adds what has come meanwhile, if it fits in."""
+        began = time.monotonic()
+        if began - self._readers_checked > 60:
+            self._env.reader_check()  # a reader that was killed would hold freed pages for ever
+            self._readers_checked = began
+        results = self._write(jobs, take)
+        self._pace.wrote(began, time.monotonic())
+        replies: dict[Callable[[list[Any]], None], list[Any]] = {}
+        for job, result in zip(jobs, results, strict=True):
+            replies.setdefault(job.reply, []).append(result)
+
+        def answer() -> None:
+            for reply, results in replies.items():
+                if not self._stopping:
+                    reply(results)
+
+        return answer
+
+    def _write(self, jobs: list[_Job], take: Callable[[list[_Job]], None] | None) -> list[Any]:
+        """In one transaction."""
         while True:
-            writing, results = None, []
+            results: list[Any] = []
             try:
                 txn = self._env.begin(write=True)
                 try:
                     writing = Writing(self, self._known, txn)
                     for job in jobs:  # grows while it runs
                         results.append(job.apply(writing, job.argument))
-                        if len(results) == len(jobs) and first.future is None and writing.size < GROUP_BYTES:
-                            self._take_next(jobs)
+                        if take is not None and len(results) == len(jobs) and writing.size < GROUP_BYTES:
+                            take(jobs)
                     writing.finish()
                 except BaseException:
                     txn.abort()
                     raise
-                break
+                self._known.learn(writing)
+                return results
             except lmdb.MapFullError:
                 self._grow()
-            except Exception as e:
-                if first.future is None or isinstance(e, lmdb.Error | OSError):
-                    raise
-                first.future.set_exception(e)
-                return
-        self._known.learn(writing)
-        if first.future is not None:
-            first.future.set_result(results[0])
-            return
-        replies: dict[Callable[[list[Any]], None], list[Any]] = {}
-        for job, result in zip(jobs, results, strict=True):
-            if job.reply is not None:
-                replies.setdefault(job.reply, []).append(result)
-        self._tell(lambda: [None for reply, result in replies.items() if not self._stopping and reply(result)])
 
     def _take_next(self, jobs: list[_Job]) -> None:
         try:
@@ -272,8 +314,6 @@ class Store(Reader):
             return
         if job is None:
             self._queue.put(None)  # stop after this group; nothing can be queued behind it
-        elif job.future is not None:
-            self._next = job
         else:
             jobs.append(job)
 
@@ -288,7 +328,7 @@ class Store(Reader):
         with self._gate:  # LMDB moves the map: no read transaction of this process may be open
             self._env.set_mapsize(self._map_size)
 
-    def _fail(self, error: BaseException, job: _Job) -> None:
+    def _fail(self, error: BaseException) -> None:
         if isinstance(error, lmdb.Error | OSError):
             failure = StorageFailed(f"writing to {self.directory} failed: {error}")
             failure.__cause__ = error
@@ -301,7 +341,6 @@ class Store(Reader):
                     pass  # a disk that takes nothing; the error itself is reported
             error = failure
         self.error = error
-        self._refuse(job)
         self._tell(lambda: [None for failed in self._on_failed if not self._stopping and failed(error)])
 
     def _tell(self, what: Callable[[], object]) -> None:

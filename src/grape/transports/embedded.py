@@ -141,9 +141,15 @@ class EmbeddedTransport(DirectoryTransport):
 
     @classmethod
     def open(
-        cls, directory: str | os.PathLike[str], callbacks: Callbacks, post: Post, *, max_size: int | None = None
+        cls,
+        directory: str | os.PathLike[str],
+        callbacks: Callbacks,
+        post: Post,
+        *,
+        soon: Post | None = None,
+        max_size: int | None = None,
     ) -> Self:
-        return cls(Store(directory, post, max_size=MAX_SIZE if max_size is None else max_size), callbacks)
+        return cls(Store(directory, post, soon=soon, max_size=MAX_SIZE if max_size is None else max_size), callbacks)
 
     @property
     def at_rest(self) -> Reader:
@@ -153,8 +159,8 @@ class EmbeddedTransport(DirectoryTransport):
         self.store.submit(_claim, list(partitions), self._report)
 
     def commit(self, commit: Commit) -> None:
-        self._submissions.check(commit)
-        self.store.submit(_apply, commit, self._report)
+        size = self._submissions.check(commit)
+        self.store.submit(_apply, commit, self._report, size)
 
     def _report(self, results: list[_Committed | _Claimed]) -> None:
         """What one transaction has done."""
