@@ -69,9 +69,9 @@ class Client:
         self.send(b"".join(frame(message) for message in messages))
 
     def _more(self) -> bool:
-        data = self.end.recv(1 << 20)
-        self._inbox += [message for message in self._frames.feed(data) if not isinstance(message, Said)]
-        return bool(data)
+        count = self.end.recv_into(self._frames.buffer())
+        self._inbox += [message for message in self._frames.filled(count) if not isinstance(message, Said)]
+        return bool(count)
 
     def hear(self, kind: type[T], **fields: Any) -> T:
         """The next message of this kind with these fields; what comes before stays."""

@@ -8,23 +8,47 @@ from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from queue import SimpleQueue
+from random import Random
+from typing import cast
 
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from grape.abc.transport import TABLES, Callbacks, Transport
+from grape.store.pace import Pace
 from grape.testing.contracts.client import Subject
 from grape.testing.contracts.transport import Operation, TransportContract, follow
 from grape.transports.embedded import EmbeddedTransport
 
 
-class EmbeddedSubject(Subject):
+class Moody:
+    """A pace as it may be: sometimes writes are light."""
+
     def __init__(self) -> None:
+        self._random = Random(7)
+
+    def wrote(self, began: float, ended: float) -> None:
+        """However long it took."""
+
+    @property
+    def is_light(self) -> bool:
+        return self._random.random() < 0.7
+
+
+class EmbeddedSubject(Subject):
+    """``writes_itself``: now the engine's thread writes, and now the store's."""
+
+    def __init__(self, *, writes_itself: bool = False) -> None:
+        self.writes_itself = writes_itself
         self.root = Path(tempfile.mkdtemp(prefix="grape-contract-"))
         self.posted: SimpleQueue[Callable[[], None]] = SimpleQueue()
 
     def open(self, callbacks: Callbacks) -> EmbeddedTransport:
-        return EmbeddedTransport.open(self.root / "data", callbacks, self.posted.put)
+        soon = self.posted.put if self.writes_itself else None
+        opened = EmbeddedTransport.open(self.root / "data", callbacks, self.posted.put, soon=soon)
+        if self.writes_itself:
+            opened.store._pace = cast(Pace, Moody())
+        return opened
 
     def drive(self, transport: Transport, until: Callable[[], bool]) -> None:
         while not until():
@@ -40,6 +64,11 @@ class EmbeddedSubject(Subject):
 class TestEmbedded(TransportContract):
     def subject(self) -> Subject:
         return EmbeddedSubject()
+
+
+class TestEmbeddedWhereTheEngineWrites(TransportContract):
+    def subject(self) -> Subject:
+        return EmbeddedSubject(writes_itself=True)
 
 
 keys = st.sampled_from([b"", b"a", b"b", b"k" * 489, b"k" * 490, b"k" * 600, b"k" * 599 + b"z"])
@@ -58,7 +87,7 @@ operations = st.lists(
 
 
 @settings(deadline=None, max_examples=50, suppress_health_check=[HealthCheck.too_slow])
-@given(operations)
-def test_agrees_with_a_model(walk: list[Operation]) -> None:
-    with closing(EmbeddedSubject()) as subject:
+@given(operations, st.booleans())
+def test_agrees_with_a_model(walk: list[Operation], writes_itself: bool) -> None:
+    with closing(EmbeddedSubject(writes_itself=writes_itself)) as subject:
         follow(subject, walk)

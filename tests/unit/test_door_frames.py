@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from grape.errors import ProtocolError
-from grape.protocol.door import Append, BadInput, CloseStream, FromClient, Named, Part, Stop
-from grape.protocol.framing import append_frame, client_frames, frame
+from grape.protocol.door import Append, BadInput, Batch, Batches, CloseStream, FromClient, Named, Part, Stop
+from grape.protocol.framing import append_frame, batches_frame, client_frames, frame, joined
 
 parts = st.builds(
     Part,
@@ -29,12 +29,24 @@ appends = st.builds(
     st.booleans(),
     st.booleans(),
 )
+bodies = st.builds(
+    lambda size: memoryview(bytes(size)), st.sampled_from([0, 1, 255, 256, 65_535, 65_536]) | st.integers(0, 99)
+)
+numbers = st.integers(0, 2**40)
+items = st.builds(Batch, st.integers(0, 65_535), numbers, bodies, numbers, numbers, st.lists(numbers, max_size=3))
 messages = st.one_of(appends, st.builds(CloseStream, st.integers(0, 9), st.booleans()), st.just(Stop()))
 
 
 @given(appends)
 def test_an_append_in_pieces_has_the_bytes_of_its_frame(append: Append) -> None:
     assert b"".join(append_frame(append)) == bytes(frame(append))
+
+
+@given(st.integers(0, 100), st.integers(1, 2**40), st.lists(items, max_size=20))
+def test_batches_in_pieces_have_the_bytes_of_their_frame(reader: int, number: int, items: list[Batch]) -> None:
+    message = Batches(reader, number, items)
+    pieces = batches_frame(message)
+    assert b"".join(pieces) == b"".join(joined(pieces)) == bytes(frame(message))
 
 
 @settings(deadline=None)

@@ -31,7 +31,7 @@ async def shown(count: int) -> list[tuple[str, str, str, str]]:
     heard: list[tuple[str, str, str, str]] = []
     asked_again = False
     while not (asked_again and heard[-1:] and heard[-1][3] == "the last"):
-        for message in frames.feed(await loop.sock_recv(ours, 1 << 16)):
+        for message in frames.filled(await loop.sock_recv_into(ours, frames.buffer())):
             assert isinstance(message, Said)
             heard += message.lines
         if not asked_again and (not entrance._owner or not entrance._owner._unread):

@@ -10,8 +10,9 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from queue import SimpleQueue
+from queue import Queue, SimpleQueue
 from shutil import copytree, which
+from typing import Any
 
 import pytest
 
@@ -28,6 +29,18 @@ from grape.transports.embedded import EmbeddedTransport
 
 P = [PartitionId(1, 1, n) for n in range(4)]
 MIB = 1 << 20
+
+
+def run_at_once(function: Callable[[], None]) -> None:
+    """A ``post``: on the thread that writes."""
+    function()
+
+
+def write(store: Store, apply: Callable[[Writing, Any], Any], argument: Any) -> Any:
+    """Durable when it returns; of a store that answers at once."""
+    results: Queue[list[Any]] = Queue()
+    store.submit(apply, argument, results.put)
+    return results.get(timeout=30)[0]
 
 
 class Engine:
@@ -47,6 +60,12 @@ class Engine:
         self.claims: list[Claim] = []
         self.claim()
         self.number = 0
+
+    def write(self, apply: Callable[[Writing, Any], Any], argument: Any) -> None:
+        results: list[Any] = []
+        self.store.submit(apply, argument, results.extend)
+        while not results:
+            self.posted.get(timeout=30)()
 
     def _claimed(self, claims: list[tuple[PartitionId, Claim]]) -> None:
         self.claims += [claim for _, claim in claims]
@@ -126,7 +145,7 @@ def test_f28_a_second_engine_is_refused_with_pid_and_host(tmp_path: Path) -> Non
 
 
 def test_f28_a_second_engine_in_the_same_process_is_refused(tmp_path: Path) -> None:
-    store = Store(tmp_path, lambda f: None)
+    store = Store(tmp_path, run_at_once)
     with pytest.raises(InUse, match=str(os.getpid())):
         Store(tmp_path, lambda f: None)
     store.close()
@@ -184,8 +203,8 @@ def test_a_directory_of_something_else_is_refused_and_left_alone(tmp_path: Path)
 
 def test_data_that_belongs_to_another_format_file_is_refused(tmp_path: Path) -> None:
     write_one(tmp_path)
-    store = Store(tmp_path, lambda f: None)
-    store.call(lambda w, _: w._txn.delete(b"format", db=w._dbs["meta"]), None)
+    store = Store(tmp_path, run_at_once)
+    write(store, lambda w, _: w._txn.delete(b"format", db=w._dbs["meta"]), None)
     store.close()
     with pytest.raises(UsageError, match="do not belong together"):
         Reader(tmp_path)
@@ -219,7 +238,7 @@ def test_an_unfinished_directory_is_finished(tmp_path: Path, files: list[str], w
 def test_data_survives_the_loss_of_the_format_file(tmp_path: Path) -> None:
     write_one(tmp_path)
     (tmp_path / "format").unlink()
-    store = Store(tmp_path, lambda f: None)
+    store = Store(tmp_path, run_at_once)
     assert store.get(P[0], "state", [b"key"]) == [b"value"]
     store.close()
     assert (tmp_path / "format").read_text() == "grape-data 1\n"
@@ -240,7 +259,7 @@ def test_all_claims_of_one_call_are_one_transaction(tmp_path: Path) -> None:
 
 def test_a_claim_that_finds_damage_fails_the_transport(tmp_path: Path) -> None:
     engine = Engine(tmp_path)
-    engine.store.call(lambda w, _: w._txn.put(P[1].packed(), b"no head at all, but bytes", db=w._dbs["head"]), None)
+    engine.write(lambda w, _: w._txn.put(P[1].packed(), b"no head at all, but bytes", db=w._dbs["head"]), None)
     with pytest.raises(Corrupt):
         engine.claim(P[0], P[1])
     assert len(engine.claims) == 1
@@ -356,22 +375,9 @@ def test_one_post_for_a_group_and_answers_in_order(tmp_path: Path) -> None:
     store.close()
 
 
-def test_a_call_that_raises_leaves_the_store_alone(tmp_path: Path) -> None:
-    store = Store(tmp_path, lambda f: None)
-
-    def broken(writing: Writing, _: None) -> None:
-        writing.append(P[0], b"batch", 1)
-        writing.put(P[0], "state", [(b"k", b"v")])
-        raise ValueError("no")
-
-    with pytest.raises(ValueError, match="no"):
-        store.call(broken, None)
-    assert store.get(P[0], "state", [b"k"]) == [None]
-    assert store.ends(P[0]) == LogEnds(0, 0)
-    assert store.call(lambda w, _: w.append(P[0], b"batch", 1), None) == 0
+def test_a_closed_store_reads_nothing(tmp_path: Path) -> None:
+    store = Store(tmp_path, run_at_once)
     store.close()
-    with pytest.raises(StorageFailed):
-        store.call(lambda w, _: None, None)
     with pytest.raises(StorageFailed):
         store.get(P[0], "state", [b"k"])
 
@@ -488,11 +494,11 @@ def _damaged(whole: Path, tmp_path: Path, pattern: bytes) -> Iterator[tuple[int,
 def test_f23_a_flipped_bit_in_a_row_is_never_served(tmp_path: Path, table: Table) -> None:
     """F23: each byte of key, value and checksum; by get, scan and verify."""
     whole = tmp_path / "whole"
-    store = Store(whole, lambda f: None)
+    store = Store(whole, run_at_once)
     rows = [(b"key%d" % n, b"value%d" % n) for n in range(9)]
-    store.call(lambda w, _: w.put(P[1], table, rows), None)
-    store.call(lambda w, _: w.put(P[0], table, rows[:1]), None)
-    store.call(lambda w, _: w.put(P[2], table, rows[:1]), None)
+    write(store, lambda w, _: w.put(P[1], table, rows), None)
+    write(store, lambda w, _: w.put(P[0], table, rows[:1]), None)
+    write(store, lambda w, _: w.put(P[2], table, rows[:1]), None)
     store.close()
     key = P[1].packed() + b"key4"
     sealed = row_format.sealed(row_format.BASE[table], key, b"value4")
@@ -513,9 +519,9 @@ def test_f23_a_flipped_bit_in_a_row_is_never_served(tmp_path: Path, table: Table
 
 def test_f23_a_flipped_bit_in_a_long_row_is_never_served(tmp_path: Path) -> None:
     whole = tmp_path / "whole"
-    store = Store(whole, lambda f: None)
+    store = Store(whole, run_at_once)
     name = b"k" * 700
-    store.call(lambda w, _: w.put(P[1], "state", [(b"a", b"1"), (name, b"value"), (b"z", b"2")]), None)
+    write(store, lambda w, _: w.put(P[1], "state", [(b"a", b"1"), (name, b"value"), (b"z", b"2")]), None)
     store.close()
     key = row_format.long_key(P[1].packed(), name)
     value = row_format.sealed(row_format.BASE["state"], key, row_format.LENGTH.pack(700) + name + b"value")
@@ -586,16 +592,16 @@ def test_f24_a_file_that_is_not_lmdb_refuses_to_start(tmp_path: Path) -> None:
 
 def test_verify_works_in_slices_and_finds_everything(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reading, "SLICE_ROWS", 7)
-    store = Store(tmp_path, lambda f: None)
+    store = Store(tmp_path, run_at_once)
     for p in P:
-        store.call(lambda w, p: w.put(p, "state", [(b"%d" % n, b"v") for n in range(100)]), p)
-        store.call(lambda w, p: w.append(p, b"good", 1), p)
+        write(store, lambda w, p: w.put(p, "state", [(b"%d" % n, b"v") for n in range(100)]), p)
+        write(store, lambda w, p: w.append(p, b"good", 1), p)
 
     def damage(writing: Writing, n: int) -> None:
         writing._txn.put(P[2].packed() + b"%d" % n, b"nonsense", db=writing._dbs["state"])
 
     for n in range(0, 100, 10):
-        store.call(damage, n)
+        write(store, damage, n)
     progress: list[int] = []
     findings = list(store.verify(lambda log, at, batch: "bad" if log == P[3] else None, progress.append))
     assert [f.key[6:] for f in findings if f.database == "state"] == sorted(b"%d" % n for n in range(0, 100, 10))
@@ -622,7 +628,7 @@ def test_logs_and_heads_can_be_listed(tmp_path: Path) -> None:
 COMMITS = 4
 WORK = """
 import sys
-from queue import SimpleQueue
+from queue import Queue, SimpleQueue
 from grape.abc.transport import Callbacks, Commit, Send, Trim
 from grape.model.address import PartitionId
 from grape.transports.embedded import EmbeddedTransport

@@ -39,13 +39,12 @@ from grape.protocol.door import (
     StreamOpened,
     Verdicts,
 )
-from grape.protocol.framing import SEND_BUFFER, append_frame, door_frames, frame
+from grape.protocol.framing import SEND_BUFFER, Piece, append_frame, door_frames, frame
 from grape.protocol.outcomes import Outcomes
 from grape.protocol.place import door_of
 
 T = TypeVar("T")
 
-_READ: Final = 1 << 18
 _PATIENCE: Final = 30.0
 _PIECES: Final = 512
 """Buffers of one write; the system takes 1,024."""
@@ -128,7 +127,7 @@ class Connection:
                 else:
                     self._socket.sendall(frame(message))
 
-    def _send_pieces(self, pieces: list[bytes | memoryview]) -> None:
+    def _send_pieces(self, pieces: list[Piece]) -> None:
         for at in range(0, len(pieces), _PIECES):
             some = pieces[at : at + _PIECES]
             left = sum(map(len, some)) - self._socket.sendmsg(some)
@@ -181,12 +180,12 @@ class Connection:
         try:
             while True:
                 try:
-                    data = self._socket.recv(_READ)
+                    count = self._socket.recv_into(frames.buffer())
                 except OSError:
                     break
-                if not data:
+                if not count:
                     break
-                for message in frames.feed(data):
+                for message in frames.filled(count):
                     self._heard(message)
                 frames.check()
         except ProtocolError as e:
@@ -254,9 +253,9 @@ class Connection:
             self._give_up(number, asked)
 
 
-def _last(pieces: list[bytes | memoryview], size: int) -> list[bytes | memoryview]:
+def _last(pieces: list[Piece], size: int) -> list[Piece]:
     """The last ``size`` bytes of them."""
-    out: list[bytes | memoryview] = []
+    out: list[Piece] = []
     for piece in reversed(pieces):
         if size <= 0:
             break

@@ -64,7 +64,7 @@ class Part(NamedTuple):
         return [TakenEvent(name, key, value, None, 0, own) for name, key, value, own in rows]
 
 
-def parts_of(batch: bytes, first: int = 0) -> Iterator[Part]:
+def parts_of(batch: bytes | memoryview, first: int = 0) -> Iterator[Part]:
     """The events of a sealed batch from number ``first`` on.
 
     Raises:
@@ -87,7 +87,7 @@ def parts_of(batch: bytes, first: int = 0) -> Iterator[Part]:
     except ProtocolError as e:
         at = max(at, first)
         if at < header.events:
-            yield _none(Unreadable(at, header.events - at, "", None, body[:_RAW], str(e)))
+            yield _none(Unreadable(at, header.events - at, "", None, bytes(body[:_RAW]), str(e)))
 
 
 def _parts(run: codec.Run, prefix: str, at: int, first: int) -> Iterator[Part]:

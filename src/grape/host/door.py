@@ -11,8 +11,8 @@ from typing import Final, cast
 from grape.errors import GrapeError, ProtocolError
 from grape.host.house import House, Visitor
 from grape.processes.output import Line
-from grape.protocol.door import Failed, FromClient, FromEngine, Said
-from grape.protocol.framing import SEND_BUFFER, FrameBuffer, client_frames, frame
+from grape.protocol.door import Batches, Failed, FromClient, FromEngine, Said
+from grape.protocol.framing import SEND_BUFFER, FrameBuffer, Piece, batches_frame, client_frames, frame, joined
 from grape.protocol.place import DOOR, door_of
 
 MAX_UNREAD: Final = 128 << 20
@@ -34,7 +34,7 @@ class Connection(asyncio.BufferedProtocol):
         self._transport: asyncio.Transport | None = None
         self._cut_lines = 0
         self._is_cut = False
-        self._unsent: list[bytearray] = []
+        self._unsent: list[Piece] = []
         self._unsent_bytes = 0
         self.visitor: Visitor
 
@@ -51,20 +51,21 @@ class Connection(asyncio.BufferedProtocol):
             transport.abort()
             return
         try:
-            packed = frame(message)
+            packed = batches_frame(message) if isinstance(message, Batches) else [frame(message)]
         except ProtocolError as e:
             self._cut(e)
             return
         if not self._unsent:
             # First the engine does what is to be done: whoever is woken may take the processor from it.
             asyncio.get_running_loop().call_soon(self._send)
-        self._unsent.append(packed)
-        self._unsent_bytes += len(packed)
+        self._unsent += packed
+        self._unsent_bytes += sum(map(len, packed))
 
     def _send(self) -> None:
         unsent, self._unsent, self._unsent_bytes = self._unsent, [], 0
-        if self._transport is not None and unsent:
-            self._transport.writelines(unsent)
+        if self._transport is not None:
+            for piece in joined(unsent):
+                self._transport.write(piece)
 
     @property
     def _unread(self) -> int:

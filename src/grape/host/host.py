@@ -121,8 +121,8 @@ class Host:
         self._loop.call_soon(function)
 
     def stir(self) -> None:
-        """Something has happened that is looked at soon, with all that happens meanwhile: it happens with every message,
-        and each look is a turn of the loop."""
+        """Something has happened that is looked at soon, with all that happens meanwhile: it happens with every
+        message, and each look is a turn of the loop."""
         if not self._is_stirred and self._loop is not None:
             self._is_stirred = True
             self._loop.call_later(_SOON, self.wake)

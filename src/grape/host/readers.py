@@ -137,7 +137,7 @@ class Reader:
                 self._number,
                 self._batches,
                 [
-                    Batch(item.number, item.position, item.batch, item.events, item.first, sorted(skip))
+                    Batch(item.number, item.position, memoryview(item.batch), item.events, item.first, sorted(skip))
                     for item, skip in zip(taken.items, late, strict=True)
                 ],
             )

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Iterator, Sequence
-from typing import Annotated, Any, Final, NamedTuple
+from typing import Annotated, Any, Final, NamedTuple, TypeVar
 
 import msgspec
 from msgspec import Meta, Struct
@@ -33,6 +33,8 @@ _HEADER = struct.Struct("<IBBHIHHHHIQQI")
 _RUN = struct.Struct("<IIII")
 _CRC = struct.Struct("<I")
 HEADER_SIZE: Final = _HEADER.size
+
+B = TypeVar("B", bytes, memoryview, bytes | memoryview)
 
 
 class Header(NamedTuple):
@@ -176,7 +178,7 @@ def ids_of(header: Header, body: bytes) -> list[str]:
     return ids
 
 
-def body_of(batch: bytes, header: Header) -> bytes:
+def body_of(batch: B, header: Header) -> B:
     return batch[HEADER_SIZE + header.contexts_size :]
 
 

@@ -31,6 +31,7 @@ from grape.model.topology import Limits, TopologySpec
 
 VERSION: Final = 1
 APPEND_TAG: Final = 5
+BATCHES_TAG: Final = 40
 WINDOW: Final = 16 << 20
 """Bytes of one stream that may be under way, sent and not accepted: of bodies, and what `size_beside` says. One step
 may always be."""
@@ -78,7 +79,7 @@ class Batch(Struct, frozen=True, array_like=True):
 
     number: int
     position: int
-    batch: bytes
+    batch: memoryview
     events: int
     first: int = 0
     late: list[int] = []
@@ -292,7 +293,7 @@ class ReaderOpened(Struct, frozen=True, array_like=True, tag=39):
     tail: bytes
 
 
-class Batches(Struct, frozen=True, array_like=True, tag=40):
+class Batches(Struct, frozen=True, array_like=True, tag=BATCHES_TAG):
     """What stands in an output and was not taken; no more comes before `Took`."""
 
     reader: int

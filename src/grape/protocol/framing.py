@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterator
 from typing import Any, Final, Generic, TypeVar
 
 import msgspec
 
 from grape.errors import ProtocolError
 from grape.protocol.base import FromSpeaker, ToSpeaker
-from grape.protocol.door import APPEND_TAG, Append, FromClient, FromEngine
+from grape.protocol.door import APPEND_TAG, BATCHES_TAG, Append, Batches, FromClient, FromEngine
 from grape.protocol.messages import FromWorker, ToWorker
 
 MAX_FRAME: Final = 96 << 20
@@ -19,6 +20,7 @@ SEND_BUFFER: Final = 4 << 20
 """Bytes of a socket at the door, as far as the system allows: a frame goes out, as a rule, without waiting for whoever
 reads it. Without it the two would take turns on the processor, some hundred kilobytes each."""
 _SMALL: Final = 4096
+_WORTH_A_WRITE: Final = 1 << 15
 _SCRATCH: Final = 1 << 18
 LENGTH: Final = struct.Struct("<I")
 
@@ -27,6 +29,9 @@ _ARRAY_MARKS: Final = bytes(0x90 <= mark <= 0x9F or mark in (0xDC, 0xDD) for mar
 
 _encoder = msgspec.msgpack.Encoder()
 T = TypeVar("T")
+
+Piece = bytes | bytearray | memoryview
+"""Of a frame."""
 
 
 def frame(message: ToWorker | FromWorker | ToSpeaker | FromSpeaker | FromClient | FromEngine) -> bytearray:
@@ -191,35 +196,83 @@ def checked_size(view: memoryview, at: int, end: int, limit: int) -> int:
     return size
 
 
-def append_frame(append: Append) -> list[bytes | memoryview]:
+def append_frame(append: Append) -> list[Piece]:
     """The same bytes as `frame`, in pieces, so that no body has to be copied.
 
     Raises:
         ProtocolError: it is larger than `MAX_FRAME`.
     """
-    head = [APPEND_TAG, append.stream, append.number, append.position]
-    rest = [append.bad, append.ids, append.size, append.more, append.at_end]
-    begin = _fields(head, len(head) + 1 + len(rest)) + _array(len(append.parts))
-    pieces: list[bytes | memoryview] = [b""]
+    pieces = _Pieces()
+    pieces.array(9 + 1, APPEND_TAG, append.stream, append.number, append.position)
+    pieces.array(len(append.parts))
     for part in append.parts:
-        begin += _fields([part.name, part.partition, part.events], 4) + _marked(len(part.body), b"\xc4\xc5\xc6")
-        pieces += [begin, part.body]
-        begin = b""
-    pieces.append(begin + b"".join(map(_encoder.encode, rest)))
-    size = sum(map(len, pieces))
-    if size > MAX_FRAME:
-        raise ProtocolError(f"a frame of {size} bytes is over the limit of {MAX_FRAME}")
-    pieces[0] = LENGTH.pack(size)
-    return pieces
+        pieces.array(4, part.name, part.partition, part.events)
+        pieces.body(part.body)
+    pieces.values(append.bad, append.ids, append.size, append.more, append.at_end)
+    return pieces.framed()
 
 
-def _fields(values: list[Any], length: int) -> bytes:
-    """The first values of an array of ``length``."""
-    return _array(length) + b"".join(map(_encoder.encode, values))
+def batches_frame(message: Batches) -> list[Piece]:
+    """As `append_frame`.
+
+    Raises:
+        ProtocolError: it is larger than `MAX_FRAME`.
+    """
+    pieces = _Pieces()
+    pieces.array(3 + 1, BATCHES_TAG, message.reader, message.number)
+    pieces.array(len(message.items))
+    for item in message.items:
+        pieces.array(6, item.number, item.position)
+        pieces.body(item.batch)
+        pieces.values(item.events, item.first, item.late)
+    return pieces.framed()
 
 
-def _array(length: int) -> bytes:
-    return bytes((0x90 | length,)) if length < 16 else _marked(length, b"\xdc\xdc\xdd")
+class _Pieces:
+    """A message that is written field by field; its bodies stay where they are."""
+
+    def __init__(self) -> None:
+        self._pieces: list[Piece] = []
+        self._fields = b""
+
+    def array(self, length: int, *begin: Any) -> None:
+        """One of so many fields begins, with these."""
+        self._fields += bytes((0x90 | length,)) if length < 16 else _marked(length, b"\xdc\xdc\xdd")
+        self.values(*begin)
+
+    def values(self, *fields: Any) -> None:
+        self._fields += b"".join(map(_encoder.encode, fields))
+
+    def body(self, body: bytes | memoryview) -> None:
+        self._fields += _marked(len(body), b"\xc4\xc5\xc6")
+        self._pieces += [self._fields, body]
+        self._fields = b""
+
+    def framed(self) -> list[Piece]:
+        """
+        Raises:
+            ProtocolError: it is larger than `MAX_FRAME`.
+        """
+        pieces = [*self._pieces, self._fields]
+        size = sum(map(len, pieces))
+        if size > MAX_FRAME:
+            raise ProtocolError(f"a frame of {size} bytes is over the limit of {MAX_FRAME}")
+        return [LENGTH.pack(size), *pieces]
+
+
+def joined(pieces: list[Piece]) -> Iterator[Piece]:
+    """The same bytes in fewer pieces; no large one is copied."""
+    small: list[Piece] = []
+    for piece in pieces:
+        if len(piece) < _WORTH_A_WRITE:
+            small.append(piece)
+            continue
+        if small:
+            yield b"".join(small)
+            small = []
+        yield piece
+    if small:
+        yield b"".join(small)
 
 
 def _marked(length: int, marks: bytes) -> bytes:
@@ -251,6 +304,6 @@ def client_frames() -> FrameBuffer[FromClient]:
     return FrameBuffer(FromClient)
 
 
-def door_frames() -> FrameReader[FromEngine]:
+def door_frames() -> FrameBuffer[FromEngine]:
     """A client's side of the door: reads what the engine sends."""
-    return FrameReader(FromEngine)
+    return FrameBuffer(FromEngine)

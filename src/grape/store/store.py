@@ -51,9 +51,9 @@ class _Job(NamedTuple):
 class Store(Reader):
     """The data directory in the hands of its one engine.
 
-    A thread writes: it takes what is queued, puts it into one transaction, commits (fsync) and answers with one ``post``
-    for the group. While writes are light (`Pace`), and nothing is with that thread, the engine's thread writes itself,
-    when its turn is over, what was submitted in it. Reads happen on the caller's thread.
+    A thread writes: it takes what is queued, puts it into one transaction, commits (fsync) and answers with one
+    ``post`` for the group. While writes are light (`Pace`), and nothing is with that thread, the engine's thread writes
+    itself, when its turn is over, what was submitted in it. Reads happen on the caller's thread.
 
     Args:
         directory: made if it does not exist.
