@@ -281,3 +281,58 @@ def test_a_runaway_app_is_stopped_and_there_are_two_ways_back(tmp_path: Path, sm
     given_up = run(data, "--env", "GONE=1", "--discard-slot", "amp")
     assert given_up.returncode == 0, given_up.stderr
     assert "events were given up without dead letters" in given_up.stderr
+
+
+def test_what_is_nested_too_deep_is_one_events_error_at_every_door(tmp_path: Path) -> None:
+    """Whoever reads a value is somewhere in a stack of his own: what is let in can be read everywhere."""
+    code = HEAD + (
+        "class Read(Node):\n"
+        "    def process(self, event):\n"
+        "        self.emit('again', event.data)\n"
+        "class Nest(Node):\n"
+        "    last = State(list, default=[])\n"
+        "    def process(self, event):\n"
+        "        deep = event.data\n"
+        "        for _ in range(300 if event.data == [7] else 1):\n"
+        "            deep = [deep]\n"
+        "        self.emit('out', deep)\n"
+        "t.add_slot('json', Read(), retries=0)\n"
+        "t.add_slot('again', Nest(), retries=0)\n"
+        "t.add_output('out')\n"
+    )
+    (tmp_path / "app.py").write_text(code)
+    deep = (1, 255, 256, 257, 700, 950, 970, 980, 986, 5_000)
+    lines = ["[7]", *("[" * depth + "]" * depth for depth in deep), '{"b":2}']
+    (tmp_path / "in.jsonl").write_text("".join(f"{line}\n" for line in lines))
+    command = ("run", "app.py", "--feed", "json=in.jsonl", "--take", "out=out.jsonl", "--data", tmp_path / "data")
+    ran = Ran(grape(*command, "--summary", "json", cwd=tmp_path, timeout=200), tmp_path / "data")
+    assert ran.code == 1, ran.stderr
+    assert "replaced" not in ran.stderr
+    found = sorted((one["node"], one["kind"]) for one in ran.dead)
+    assert found == [("", "bad-json"), *[("", "bad-value")] * 6, ("Nest", "bad-value"), ("Nest", "bad-value")]
+    assert len((tmp_path / "out.jsonl").read_text().splitlines()) == 3
+
+
+def test_what_a_worker_nests_too_deep_is_refused_before_another_reads_it(tmp_path: Path) -> None:
+    """A program that speaks the protocol by itself may send anything."""
+    code = HEAD + (
+        "import sys\n"
+        "from msgspec import Raw\n"
+        "from grape.model import values\n"
+        "class Hostile(Node):\n"
+        "    def process(self, event):\n"
+        "        import grape.worker.emits as emits\n"
+        "        emits.to_value = lambda data, most: Raw(b'\\x91' * int(data) + b'\\xc0') if data != '0' else data\n"
+        "        self.emit('again', event.data)\n"
+        "class Read(Node):\n"
+        "    def process(self, event):\n"
+        "        self.emit('out', 1)\n"
+        "t.add_pool('other')\n"
+        "t.add_slot('line', Hostile(), retries=0)\n"
+        "t.add_slot('again', Read(), pool='other', retries=0)\n"
+        "t.add_output('out')\n"
+    )
+    ran = run(tmp_path, code, ["0", "500", "800", "930", "945", "950", "955", "960", "0"], "--take", "out=out.jsonl")
+    assert ran.code == 1, ran.stderr
+    assert {one["node"] for one in ran.dead} == {"Hostile"}
+    assert "worker other" not in ran.stderr

@@ -17,6 +17,7 @@ import msgspec
 from grape.abc.source import Bad, Columns
 from grape.connectors.picks import Pick, Unfit
 from grape.errors import HandlerError, TooLarge, UsageError
+from grape.model.depth import MAX_DEPTH
 from grape.model.topology import Limits
 from grape.model.values import MAX_INT, MIN_INT, to_value
 
@@ -218,6 +219,8 @@ class TextLines(Parser):
 _DIGITS: Final = bytes(48 if 48 <= i <= 57 else 32 for i in range(256))
 _LONG: Final = b"0" * 19
 """A line without 19 digits in a row holds no integer beyond 64 bits."""
+_SHORT: Final = 2 * MAX_DEPTH
+"""A line of so many bytes is not nested too deep."""
 _GROWTH: Final = 4
 """No JSON becomes more than so many times larger as msgpack (worst: 1e9, three bytes, becomes nine)."""
 _ESCAPES: Final = re.compile(rb"(?:\\[^u])|\\u[dD][89abAB]..\\u[dD][c-fC-F]..|(\\u[dD][89a-fA-F]..)")
@@ -234,6 +237,8 @@ class JsonLines(Parser):
         if lines is None:
             lines = _split(block)
         if len(block) * _GROWTH > self.max_event and max(map(len, lines)) * _GROWTH > self.max_event:
+            return None
+        if max(map(len, lines)) > _SHORT and any(map(_may_be_deep, lines)):
             return None
         try:
             values = self._decoded(lines)
@@ -284,6 +289,10 @@ class JsonLines(Parser):
         except (msgspec.MsgspecError, UnicodeError, RecursionError):
             return False
         return True
+
+
+def _may_be_deep(line: bytes) -> bool:
+    return len(line) > _SHORT and line.count(b"[") + line.count(b"{") > MAX_DEPTH
 
 
 def _lone_surrogate(line: bytes) -> str:

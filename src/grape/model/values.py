@@ -11,6 +11,7 @@ import msgspec
 
 from grape.errors import BadPayload, HandlerError, TooLarge
 from grape.model import own
+from grape.model.depth import MAX_DEPTH, is_too_deep
 from grape.model.plain import MAX_INT as MAX_INT
 from grape.model.plain import MIN_INT as MIN_INT
 from grape.model.plain import PLAIN as PLAIN
@@ -88,6 +89,8 @@ def to_value(data: Any, max_event: int) -> Any:
         raise BadValue(f"a {kind.__name__} cannot travel: {why}") from None
     if len(packed) > max_event:
         raise TooLarge(f"a {kind.__name__} of {len(packed)} encoded bytes is over max-event ({max_event})")
+    if len(packed) > MAX_DEPTH and is_too_deep(packed):
+        raise BadValue(f"a {kind.__name__} cannot travel: lists and maps may be nested {MAX_DEPTH} deep")
     return Raw(packed)
 
 
