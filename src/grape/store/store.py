@@ -6,6 +6,7 @@ import errno
 import os
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
@@ -33,6 +34,8 @@ from grape.store.rows import BASE, KEY_BYTES, is_intact
 from grape.store.writing import Known, Writing
 
 MAX_SIZE: Final = 64 << 30
+LAZY_SECONDS: Final = 0.5
+"""So long what can wait waits for a transaction in which it costs no fsync."""
 GROUP_BYTES: Final = 32 * MIB
 """A transaction takes no further commit beyond this, so that its dirty pages (held in memory) stay bounded."""
 
@@ -45,6 +48,14 @@ class _Job(NamedTuple):
     argument: Any
     reply: Callable[[list[Any]], None] | None
     future: Future[Any] | None
+
+
+def _nothing(writing: Writing, argument: object) -> None:
+    pass
+
+
+_WAKE: Final = _Job(_nothing, None, None, None)
+"""Something can wait, and the writer does not know yet."""
 
 
 class Store(Reader):
@@ -83,6 +94,9 @@ class Store(Reader):
         self._on_failed: list[Callable[[BaseException], None]] = []
         self._known = Known()
         self._queue: SimpleQueue[_Job | None] = SimpleQueue()
+        self._lazy: deque[tuple[Callable[[Writing, Any], object], Any]] = deque()
+        self._is_asleep = False
+        """The writer waits for as long as nothing is queued."""
         self._next: _Job | None = None
         self._stopping = False
         self._room = (0.0, 0, 0)
@@ -165,6 +179,14 @@ class Store(Reader):
         """
         self._queue.put(_Job(apply, argument, reply, None))
 
+    def lazily(self, apply: Callable[[Writing, A], object], argument: A) -> None:
+        """A write that can wait: it is part of the next transaction, or of one of its own if there is none for
+        `LAZY_SECONDS`, or of the last one. Never blocks, and is not answered; who dies before that has lost it."""
+        self._lazy.append((apply, argument))
+        if self._is_asleep:
+            self._is_asleep = False
+            self._queue.put(_WAKE)
+
     def call(self, apply: Callable[[Writing, A], R], argument: A) -> R:
         """A write of its own, after everything queued; returns when it is durable. Blocks.
 
@@ -212,9 +234,13 @@ class Store(Reader):
     def _work(self) -> None:
         checked = time.monotonic()
         while True:
-            job = self._next or self._queue.get()
-            self._next = None
+            job, self._next = self._next, None
+            job = job or self._wait()
+            if job is _WAKE:
+                continue
             if job is None:
+                if self._lazy and self.error is None:
+                    self._write_lazy()
                 return
             if self.error is not None:
                 self._refuse(job)
@@ -227,12 +253,34 @@ class Store(Reader):
             except BaseException as e:
                 self._fail(e, job)
 
+    def _wait(self) -> _Job | None:
+        """The next job; a transaction for what could wait, if it has waited for long enough."""
+        self._is_asleep = True
+        # Looked at after that was said: either this is seen here, or whoever adds to it sees that it has to wake.
+        if not self._lazy or self.error is not None:
+            job = self._queue.get()
+            self._is_asleep = False
+            return job
+        self._is_asleep = False
+        try:
+            return self._queue.get(timeout=LAZY_SECONDS)
+        except Empty:
+            self._write_lazy()
+            return _WAKE
+
+    def _write_lazy(self) -> None:
+        try:
+            self._write_group(_WAKE)
+        except BaseException as e:
+            self._fail(e, _WAKE)
+
     def _refuse(self, job: _Job) -> None:
         if job.future is not None:
             job.future.set_exception(StorageFailed(f"the data directory {self.directory} has failed: {self.error}"))
 
     def _write_group(self, first: _Job) -> None:
         jobs = [first]
+        lazy: list[tuple[Callable[[Writing, Any], object], Any]] = []
         while True:
             writing, results = None, []
             try:
@@ -243,6 +291,10 @@ class Store(Reader):
                         results.append(job.apply(writing, job.argument))
                         if len(results) == len(jobs) and first.future is None and writing.size < GROUP_BYTES:
                             self._take_next(jobs)
+                    while self._lazy and first.future is None:
+                        lazy.append(self._lazy.popleft())
+                    for apply, argument in lazy:
+                        apply(writing, argument)
                     writing.finish()
                 except BaseException:
                     txn.abort()
@@ -263,6 +315,8 @@ class Store(Reader):
         for job, result in zip(jobs, results, strict=True):
             if job.reply is not None:
                 replies.setdefault(job.reply, []).append(result)
+        if not replies:
+            return
         self._tell(lambda: [None for reply, result in replies.items() if not self._stopping and reply(result)])
 
     def _take_next(self, jobs: list[_Job]) -> None:
