@@ -53,7 +53,6 @@ SUITE = "a contract suite is read from top to bottom"
 ALLOWED: dict[tuple[str, str], tuple[int, str]] = {
     ("file", "grape.testing.contracts.isolate"): (800, SUITE),
     ("function", "grape.authoring.topology:Topology.add_slot"): (90, FACE),
-    ("function", "grape.cli.conformance:worker"): (65, CLI),
     ("function", "grape.cli.run:run"): (130, CLI),
     ("function", "grape.worker.emits:bind"): (120, HOT),
     ("parameters", "grape.authoring.topology:Topology.add_slot"): (18, FACE),
