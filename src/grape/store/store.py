@@ -254,19 +254,18 @@ class Store(Reader):
                 self._fail(e, job)
 
     def _wait(self) -> _Job | None:
-        """The next job; a transaction for what could wait, if it has waited for long enough."""
-        self._is_asleep = True
-        # Looked at after that was said: either this is seen here, or whoever adds to it sees that it has to wake.
-        if not self._lazy or self.error is not None:
-            job = self._queue.get()
-            self._is_asleep = False
-            return job
-        self._is_asleep = False
-        try:
+        """The next job; a transaction for what could wait, if nothing else has come for so long."""
+        try:  # what can wait comes right behind a transaction, and need not wake anybody
             return self._queue.get(timeout=LAZY_SECONDS)
         except Empty:
-            self._write_lazy()
-            return _WAKE
+            if self._lazy and self.error is None:
+                self._write_lazy()
+                return _WAKE
+        self._is_asleep = True
+        # Looked at after that was said: either this is seen here, or whoever adds to it sees that it has to wake.
+        job = _WAKE if self._lazy and self.error is None else self._queue.get()
+        self._is_asleep = False
+        return job
 
     def _write_lazy(self) -> None:
         try:
