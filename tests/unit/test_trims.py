@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -102,6 +103,19 @@ def test_where_there_are_none_it_is_done_all_the_same(tmp_path: Path, monkeypatc
         engine.store.call(lambda writing, _: None, None)  # behind the transaction in which that was
         assert positions(engine.store) == list(range(n, 10))
     assert engine.store.ends(P[0]) == LogEnds(10, 10)
+    engine.close()
+
+
+def test_a_writer_that_sleeps_is_woken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store_module, "LAZY_SECONDS", 0.001)
+    engine = filled(tmp_path)
+    for n in range(1, 4):
+        while not engine.store._is_asleep:
+            os.sched_yield()
+        done = threading.Event()
+        engine.transport.trim(P[0], n)
+        engine.store.lazily(lambda writing, event: event.set(), done)
+        assert done.wait(10)
     engine.close()
 
 
