@@ -51,10 +51,8 @@ FACE = "the options of the public call, each with its type"
 HOT = "runs for every event: one function of closures, or a record without keywords, costs less"
 SUITE = "a contract suite is read from top to bottom"
 ALLOWED: dict[tuple[str, str], tuple[int, str]] = {
-    ("class", "grape.testing.contracts.transport:TransportContract"): (600, SUITE),
     ("file", "grape.testing.contracts.isolate"): (800, SUITE),
     ("function", "grape.authoring.topology:Topology.add_slot"): (90, FACE),
-    ("function", "grape.cli.conformance:worker"): (65, CLI),
     ("function", "grape.cli.run:run"): (130, CLI),
     ("function", "grape.worker.emits:bind"): (120, HOT),
     ("parameters", "grape.authoring.topology:Topology.add_slot"): (18, FACE),

@@ -168,7 +168,7 @@ def make_cycles(seed: int) -> Plan:
     kills = rng.choice((0, 0, 2))
     large = rng.random() < 0.1
     chaos = Chaos(
-        weakness=rng.choice((None, Weakness(0.0, 0.05, 0.05, 0.05))),
+        weakness=rng.choice((None, Weakness(0.0, 0.05, 0.05, 0.05, Random(f"{seed}/trims").choice((0.0, 0.1, 0.9))))),
         worker_kill=0.005,
         inner_kill=0.01,
         engine_kill=0.002,
@@ -243,7 +243,11 @@ def make_plan(seed: int) -> Plan:
         reply_ttl=1e9,  # however long it takes, the first final reply ends the call
     )
     chaos = Chaos(
-        weakness=None if rng.random() < 0.2 else Weakness(*(rng.choice((0.0, 0.05, 0.2)) for _ in range(4))),
+        weakness=None
+        if rng.random() < 0.2
+        else Weakness(
+            *(rng.choice((0.0, 0.05, 0.2)) for _ in range(4)), Random(f"{seed}/trims").choice((0.0, 0.1, 0.9))
+        ),
         worker_kill=rng.choice((0.0, 0.002, 0.02)),
         inner_kill=rng.choice((0.0, 0.01, 0.05)),
         engine_kill=rng.choice((0.0, 0.001, 0.01)),

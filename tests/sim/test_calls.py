@@ -108,7 +108,7 @@ def test_every_call_is_answered_once(seed: int) -> None:
     assert (app.holds, app.backlog_events, app.backlog_bytes) == (0, 0, 0)
     for p in partitions(run):
         assert p.answers.log is not None
-        assert run.machine.transport.waiting(p.answers.log, 0).batches == 0
+        assert run.machine.transport.waiting(p.answers.log, p.head.answers.cursor.position).batches == 0
     run.machine.stop()
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 
 from grape import Context, Event, Node, State, Topology
-from grape.abc.transport import Trim
 from grape.engine.clock import FakeClock
 from grape.engine.committer import Fenced
 from grape.engine.partition.partition import Partition
@@ -168,7 +167,8 @@ def test_what_another_engine_has_taken_out_is_not_damage() -> None:
     broker = MemoryBroker()
     machine, partition = ready(broker)
     rival = take_over(broker, partition.id)
-    rival.commit(partition.id, head=b"", trims=[Trim(partition.id, 1)])
+    rival.commit(partition.id, head=b"")
+    rival.trim(partition.id, 1)
     machine.workers[0].die(0)
     machine.add("word", 0, homes(2)[0])
     settle(machine)

@@ -116,7 +116,7 @@ def test_what_waits_for_one_before_it_is_taken_when_that_has_come() -> None:
     assert inbox.offer(0, header(0, 1), 5) is None  # it is known
     inbox.passed(0)
     assert inbox.unpark() is False
-    assert inbox.advance() == (0, [])  # nothing behind it is forgotten
+    assert inbox.advance() == (0, set())  # nothing behind it is forgotten
     assert inbox.offer(1, header(0, 0), 5) is not None
     inbox.passed(1)
     assert inbox.unpark() is True
@@ -157,12 +157,12 @@ def test_the_cursor_stands_at_the_first_that_is_not_finished() -> None:
     assert inbox.progress(2, Progress(1)) == 1
     assert inbox.progress(2, Progress(1, b"\1")) == 1
     assert inbox.cursor.progress(2) == Progress(1, b"\1")
-    assert inbox.advance() == (0, [1])
+    assert inbox.advance() == (0, {1})
     assert inbox.progress(0, Progress(3)) == 3
-    assert inbox.advance() == (2, [])
+    assert inbox.advance() == (2, set())
     assert inbox.progress(2, Progress(3)) == 1
     assert inbox.progress(3, Progress(3)) == 3
-    assert inbox.advance() == (4, [])
+    assert inbox.advance() == (4, set())
 
 
 def test_after_a_restart_what_was_begun_is_to_be_read_again() -> None:

@@ -502,7 +502,7 @@ class TestAnswers:
         ledger = Ledger(desk.app, "main", 0, desk.transport, desk.clock, desk.claim(desk.log))
         answers = Answers(ledger, desk.partition.failures)
         assert answers.log is None
-        assert len(ledger.logs) == 1
+        assert len(ledger._logs) == 1
         answers.take()
         assert not answers.has_more
 

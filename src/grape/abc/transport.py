@@ -1,6 +1,6 @@
 """The message passing layer: per partition a log of batches, rows beside it, and one atomic commit.
 
-The engine speaks to every transport in these six verbs. Batches, heads and rows are opaque bytes.
+The engine speaks to every transport in these seven verbs. Batches, heads and rows are opaque bytes.
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ class Features(Struct, frozen=True):
     best_commit: int
     """The commit size at which the backend is most efficient."""
     drops: bool
-    """Single batches above the trim point can be given up (`Commit.drops`). Else no commit has any: such a batch stays
-    until the log is trimmed, and is read again and passed over."""
+    """Single batches above the trim point can go (`Transport.trim`). Else such a batch stays until the log is trimmed,
+    and is read again and passed over."""
 
 
 Rows = Sequence[tuple[bytes, bytes | None]]
@@ -65,15 +65,8 @@ class Send(Struct, frozen=True):
     events: int
 
 
-class Trim(Struct, frozen=True):
-    """Everything of ``target``'s log below ``position`` is no longer needed."""
-
-    target: PartitionId
-    position: int
-
-
 class Commit(Struct, frozen=True):
-    """One atomic step of one partition.
+    """One atomic step of one partition: its head, its rows, and what it sends. Of no log does it take anything away.
 
     ``number`` is dense within (partition, term), from 1. ``head`` replaces the partition's committed head.
     """
@@ -84,10 +77,6 @@ class Commit(Struct, frozen=True):
     head: bytes
     sends: Sequence[Send] = ()
     rows: Sequence[tuple[Table, Rows]] = ()
-    trims: Sequence[Trim] = ()
-    drops: Sequence[tuple[PartitionId, int]] = ()
-    """Single batches (log, position) above the trim point that are no longer needed either, if the backend has that
-    (`Features.drops`)."""
     rows_size: int = -1
     """Bytes of the rows, if that is known: they may be a million."""
 
@@ -130,8 +119,8 @@ class Arrival(Struct, frozen=True):
 
 
 class Transport(ABC):
-    """All methods are called from the engine's thread. ``claim`` and ``commit`` never block; the others read what this
-    transport has at hand, which may be a disk.
+    """All methods are called from the engine's thread. ``claim``, ``commit`` and ``trim`` never block; the others read
+    what this transport has at hand, which may be a disk.
 
     A transport is constructed with four callbacks (see `Callbacks`), all called on the engine's thread.
     """
@@ -154,14 +143,25 @@ class Transport(ABC):
         """Submit; the outcome comes through ``Callbacks.done``. Commits of one partition are submitted one after the
         other, the next only when the outcome of the last is known. The same bytes may be submitted again after
         ``unknown`` or ``committed``; they take effect once. A lower term is ``fenced``. Within a commit, sends come
-        first, then rows in their order, then trims and drops.
+        first, then rows in their order.
 
         Raises:
             ValueError: a mistake of the caller: a partition or term not claimed here, a number that is not the next,
-                other content under the number of the last commit, drops where `Features` has none.
+                other content under the number of the last commit.
             TooLarge: a batch or the commit is larger than `Features` allows.
 
         Batches in ``sends`` reach their logs with the commit or later, at least once (`Features.exact_forwarding`).
+        """
+
+    @abstractmethod
+    def trim(self, log: PartitionId, position: int, drops: Sequence[int] = ()) -> None:
+        """A hint by whoever reads ``log``: nothing below ``position`` is needed any more, nor the single batches at
+        ``drops`` above it (`Features.drops`). It is given once a head that says so is durable, and never beyond what
+        was read. No claim of the log is needed.
+
+        Takes effect later, in no order with commits, without an answer, or never: a crash loses it, so it is given
+        again at a start. A transport does not let hints pile up without bound, and makes no commit wait for them.
+        After `close` it does nothing.
         """
 
     @abstractmethod
@@ -314,8 +314,6 @@ class Submissions:
             ValueError, TooLarge: as `Transport.commit`.
         """
         size = self._check_size(commit)
-        if commit.drops and not self._features.drops:
-            raise ValueError(f"a commit of {commit.partition} drops single batches, which this transport cannot")
         partition, term, number = commit.partition, commit.term, commit.number
         current = self._terms.get(partition, 0)
         if not 0 < term <= current:
@@ -349,6 +347,4 @@ class Submissions:
             crc32(commit.head),
             [(send.target, len(send.batch), crc32(send.batch[:64])) for send in commit.sends],
             [(table, len(rows)) for table, rows in commit.rows],
-            list(commit.trims),
-            list(commit.drops),
         )

@@ -1,8 +1,12 @@
-"""``grape conformance``: does a worker in some language do what it has to?"""
+"""``grape conformance``: does a worker in some language, or an engine, do what it has to?"""
 
 from __future__ import annotations
 
 import json
+import os
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -11,10 +15,11 @@ import typer
 from grape.cli.console import complain, put, say
 from grape.cli.run import EXIT_ENGINE, EXIT_OK, EXIT_USE
 from grape.testing.conformance.cases import all_cases
+from grape.testing.conformance.door import OWN, attempt, door_cases
 from grape.testing.conformance.peer import Failed
 from grape.testing.conformance.run import conform, lines_subject, worker_subject
 
-app = typer.Typer(no_args_is_help=True, help="Prove that a worker in another language does what it has to.")
+app = typer.Typer(no_args_is_help=True, help="Prove that a worker, or an engine, does what it has to.")
 
 
 @app.callback()
@@ -50,10 +55,7 @@ def worker(
             raise typer.Exit(EXIT_USE) from None
     cases = list(all_cases())
     chapters = list(dict.fromkeys(case.chapter for case in cases))
-    unknown = sorted(set(chapter or ()) - set(chapters))
-    if unknown:
-        complain(f"there is no chapter {unknown[0]!r}; there are {', '.join(chapters)}")
-        raise typer.Exit(EXIT_USE)
+    _check_chapters(chapter, chapters)
     strange = sorted(expected.keys() - {case.title for case in cases})
     if strange:
         complain(f"--known {known}: there is no case {strange[0]!r} (titles are 'chapter: name')")
@@ -63,26 +65,77 @@ def worker(
     except (Failed, OSError) as e:
         complain(f"the worker cannot be started: {e}")
         raise typer.Exit(EXIT_USE) from None
-    good, bad = 0, 0
-    seen = ""
+    told = _Told()
     for outcome in conform(subject, known=expected, chapters=chapter or ()):
-        if outcome.case.chapter != seen:
-            seen = outcome.case.chapter
-            say(seen, "bold")
-        if outcome.is_good:
-            good += 1
-            note = "" if outcome.known is None else f" (fails, as is known: {outcome.known})"
-            say(f"  holds  {outcome.case.name}{note}", "yellow" if note else "green")
-        else:
-            bad += 1
-            why = outcome.error or f"it is known to fail ({outcome.known}), but does not"
-            say(f"  fails  {outcome.case.name}", "red")
-            say(f"      {why}")
+        note = "" if outcome.known is None else f" (fails, as is known: {outcome.known})"
+        why = outcome.error or f"it is known to fail ({outcome.known}), but does not"
+        told.case(outcome.case.chapter, outcome.case.name, None if outcome.is_good else why, note)
     for left in chapter or chapters:
         if not subject.is_asked(left):
             say(left, "bold")
             say("  not asked: the worker does not have this capability", "yellow")
-    put(f"{good} of {good + bad} cases hold")
-    if not good + bad:
+    told.end()
+
+
+@app.command()
+def door(
+    command: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="-- COMMAND...", help="What starts the engine; without it Grape's own is asked."),
+    ] = None,
+    chapter: Annotated[list[str] | None, typer.Option("--chapter", help="Only this one. Repeatable.")] = None,
+) -> None:
+    """Play the clients of an engine (docs/door.md), each case at an engine of its own.
+
+    The command gets two arguments: the data directory, and the descriptor of the owner's socket. The engine is one of
+    the conformance app (docs/conformance.md), which stays open. Exit code 0: all cases hold.
+
+        grape conformance door
+        grape conformance door --chapter streams -- ./my-engine --app conformance
+    """
+    cases = list(door_cases())
+    chapters = list(dict.fromkeys(case.chapter for case in cases))
+    _check_chapters(chapter, chapters)
+    asked = [case for case in cases if case.chapter in (chapter or chapters)]
+    told = _Told()
+    with ThreadPoolExecutor(os.cpu_count()) as threads:
+        for case, error in zip(asked, threads.map(partial(attempt, command=command or OWN), asked), strict=True):
+            told.case(case.chapter, case.name, error)
+    told.end()
+
+
+def _check_chapters(wanted: Iterable[str] | None, chapters: list[str]) -> None:
+    unknown = sorted(set(wanted or ()) - set(chapters))
+    if unknown:
+        complain(f"there is no chapter {unknown[0]!r}; there are {', '.join(chapters)}")
         raise typer.Exit(EXIT_USE)
-    raise typer.Exit(EXIT_OK if not bad else EXIT_ENGINE)
+
+
+class _Told:
+    """What was said of the cases so far."""
+
+    def __init__(self) -> None:
+        self._good = self._bad = 0
+        self._chapter = ""
+
+    def case(self, chapter: str, name: str, error: str | None, note: str = "") -> None:
+        if chapter != self._chapter:
+            self._chapter = chapter
+            say(chapter, "bold")
+        if error is None:
+            self._good += 1
+            say(f"  holds  {name}{note}", "yellow" if note else "green")
+        else:
+            self._bad += 1
+            say(f"  fails  {name}", "red")
+            say(f"      {error}")
+
+    def end(self) -> None:
+        """
+        Raises:
+            Exit: always.
+        """
+        put(f"{self._good} of {self._good + self._bad} cases hold")
+        if not self._good + self._bad:
+            raise typer.Exit(EXIT_USE)
+        raise typer.Exit(EXIT_OK if not self._bad else EXIT_ENGINE)

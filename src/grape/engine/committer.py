@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 import msgspec
 
-from grape.abc.transport import Claim, Commit, Outcome, Rows, Send, Table, Transport, Trim
+from grape.abc.transport import Claim, Commit, Outcome, Rows, Send, Table, Transport
 from grape.errors import Corrupt
 from grape.model.address import PartitionId
 
@@ -33,7 +33,6 @@ class Committer:
         self.claimed_head = claim.head
         self._head = claim.head
         self._transport = transport
-        self._drops = transport.features.drops
         self._what = what
         self._term, self._number = claim.term, 0
         self._commit: Commit | None = None
@@ -53,21 +52,16 @@ class Committer:
         head: bytes,
         sends: Sequence[Send] = (),
         rows: Sequence[tuple[Table, Rows]] = (),
-        trims: Sequence[Trim] = (),
-        drops: Sequence[tuple[PartitionId, int]] = (),
         rows_size: int = -1,
         *,
         then: Callable[[], None],
     ) -> None:
-        """Submit the next commit; only when none is under way. ``then`` is called when it is durable. ``drops`` are
-        left out if the transport has none: what is finished stays in the log until that is trimmed.
+        """Submit the next commit; only when none is under way. ``then`` is called when it is durable.
 
         Raises:
             TooLarge, ValueError: the transport refuses it; nothing has changed then.
         """
-        if not self._drops:
-            drops = ()
-        commit = Commit(self.partition, self._term, self._number + 1, head, sends, rows, trims, drops, rows_size)
+        commit = Commit(self.partition, self._term, self._number + 1, head, sends, rows, rows_size)
         self._transport.commit(commit)
         self._number += 1
         self._commit, self._then = commit, then

@@ -112,12 +112,12 @@ class Inbox:
             cursor.partial[position] = progress
         return newly
 
-    def advance(self) -> tuple[int, list[int]]:
+    def advance(self) -> tuple[int, set[int]]:
         """Move the cursor over what is finished; returns it, and the finished positions above it."""
         unfinished = min(min(self.open, default=self.read_to), min(self._parked, default=self.read_to), self.read_to)
         cursor = self._head.cursor
         cursor.advance(unfinished)
-        return cursor.position, list(cursor.finished)
+        return cursor.position, set(cursor.finished)
 
     def give_back(self) -> None:
         """No worker has anything of this partition any more."""

@@ -7,13 +7,13 @@ from typing import Final
 
 from msgspec import Struct, structs
 
-from grape.abc.transport import Rows, Table, Transport, Trim
+from grape.abc.transport import Rows, Table, Transport
 from grape.engine.app import App
 from grape.engine.clock import Clock
 from grape.engine.committer import Committer
 from grape.engine.inbox import Inbox
+from grape.engine.letting import LetGo
 from grape.model import batch as codec
-from grape.model.address import PartitionId
 from grape.model.cursor import Progress
 from grape.model.stored import (
     SOURCE,
@@ -94,10 +94,16 @@ class Take:
         self.head = decode_taker(found) if found else TakerHead()
         self._readings = {number: self.head.logs.get(number) or Reading() for number in self.logs}
         self._inboxes = {number: Inbox(reading) for number, reading in self._readings.items()}
-        self.peers: list[Take] = []
-        """All takers of this output in this run: what all of them have is dropped."""
-        self._owed: set[int] = set()
-        """Partitions of which more can be dropped than this taker's last commit did."""
+        self.peers: list[Take] = [self]
+        """All takers of this output in this run: what all of them have is let go of."""
+        self._durable: dict[int, tuple[int, set[int]]] = {
+            number: (reading.cursor.position, set(reading.cursor.finished))
+            for number, reading in self._readings.items()
+        }
+        """Up to where it has taken, and what above that."""
+        self._let_go = {number: LetGo(transport, app.log(log, number)) for number in self.logs}
+        self._untold = set(self.logs)
+        """Partitions of which more may be let go of than the transport was told."""
         self._fresh = set(range(app.partitions))
         """Partitions that may have something to take."""
         self._rest: list[TakenBatch] = []
@@ -115,8 +121,15 @@ class Take:
 
     def committed(self, partition: int) -> int:
         """Up to where it has taken a partition's log, durably."""
-        reading = self.head.logs.get(partition)
-        return 0 if reading is None else reading.cursor.position
+        return self._durable[partition][0]
+
+    def let_go(self) -> None:
+        """Of what the takers have, as their heads were found: an earlier run was perhaps not heard. All takers of the
+        output have to be there."""
+        numbers, self._untold = self._untold, set()
+        for number in numbers:
+            above = self._durable[number][1] if len(self.peers) == 1 else ()
+            self._let_go[number](min(peer.committed(number) for peer in self.peers), above)
 
     def arrived(self, partition: int) -> None:
         self._fresh.add(partition)
@@ -139,7 +152,7 @@ class Take:
     @property
     def is_idle(self) -> bool:
         """Everything there is has been taken and committed."""
-        return not (self._fresh or self._owed or self._rest or self._settled or self._committer.is_busy)
+        return not (self._fresh or self._rest or self._settled or self._committer.is_busy)
 
     def read(self, max_bytes: int) -> Taken | None:
         """What can be taken now, each batch once and those of one origin in order; None: nothing. What was read must be
@@ -148,7 +161,7 @@ class Take:
             rest, self._rest = self._rest, []
             return Taken(rest, frozenset(item.number for item in rest))
         items: list[TakenBatch] = []
-        logs, self._owed = self._owed, set()
+        logs: set[int] = set()
         size = 0
         for number in sorted(self._fresh):
             inbox = self._inboxes[number]
@@ -249,30 +262,20 @@ class Take:
         """Commit what has been settled."""
         settled, self._settled = self._settled, set()
         count, self._count = self._count, 0
-        trims: list[Trim] = []
-        drops: list[tuple[PartitionId, int]] = []
-        dropped: dict[int, int] = {}
-        for number in sorted(settled):
-            log = self._app.log(self._log, number)
-            position, above = self._inboxes[number].advance()
-            others = [peer.committed(number) for peer in self.peers if peer is not self]
-            dropped[number] = min([position, *others])
-            trims.append(Trim(log, dropped[number]))
-            drops += [] if others else [(log, at) for at in above]
+        done = {number: self._inboxes[number].advance() for number in settled}
         logs = {number: reading for number, reading in self._readings.items() if reading.seen}
-        head = TakerHead(logs, length, tail, self.head.taken + count)
+        head = TakerHead(logs, length, tail, self.head.taken + count, self._app.record.logs[self._log])
 
         def committed() -> None:
             self.head = head
-            # A peer may have come on while this was under way.
-            self._owed |= {
-                n for n, at in dropped.items() if min(peer.committed(n) for peer in self.peers or [self]) > at
-            }
+            self._durable.update(done)
+            self._untold |= settled
+            self.let_go()
             self._app.stats.taken[self._log[1:]] += count
             then()
             self._let_act()
 
-        self._committer.submit(encode(head), (), rows or (), trims, drops, then=committed)
+        self._committer.submit(encode(head), (), rows or (), then=committed)
 
 
 class DeadOutputs:

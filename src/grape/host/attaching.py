@@ -113,8 +113,9 @@ class Attaching:
         app, engine = self._app, self._engine
         take = Take(app, taken.name, taken.log, engine.transport, committer, engine.clock)
         peers = [other for by, other in self._takes.items() if by.log == taken.log]
-        take.peers = peers[0].peers if peers else []
-        take.peers.append(take)
+        if peers:
+            peers[0].peers.append(take)
+            take.peers = peers[0].peers
         for number in take.logs:
             engine.on_arrival(app.log(taken.log, number), partial(take.arrived, number))
         return take

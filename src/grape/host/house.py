@@ -111,7 +111,10 @@ class House:
         """Events are taken, from everybody, and given."""
         self.is_serving = True
         for reader in self.readers:
+            reader.take.let_go()
             reader.wake()
+        if self.fan.take is not None:
+            self.fan.take.let_go()
         for visitor in tuple(self.visitors):
             if visitor.is_owner:
                 visitor.say(Begun())

@@ -149,12 +149,14 @@ class SourceHead(Struct, array_like=True):
 
 
 class TakerHead(Struct, array_like=True):
-    """``logs``: what was taken of each partition of the output. ``length`` and ``tail``: of the file."""
+    """``logs``: what was taken of each partition of the output. ``length`` and ``tail``: of the file. ``log``: the
+    number of the output's log; -1: it is not known."""
 
     logs: dict[int, Reading] = {}
     length: int = 0
     tail: bytes = b""
     taken: int = 0
+    log: int = -1
 
 
 class NodeRecord(Struct, array_like=True):

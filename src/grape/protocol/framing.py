@@ -156,6 +156,18 @@ class FrameBuffer(Generic[T]):
             self._error = e
         return out
 
+    def feed(self, data: bytes) -> list[T]:
+        """`filled`, by whoever has the bytes already."""
+        out: list[T] = []
+        left = memoryview(data)
+        while left:
+            place = self.buffer()
+            size = min(len(place), len(left))
+            place[:size] = left[:size]
+            out += self.filled(size)
+            left = left[size:]
+        return out
+
     def _take_small(self, out: list[T]) -> None:
         view, at, end = memoryview(self._small), 0, self._have
         while end - at >= LENGTH.size:

@@ -35,6 +35,8 @@ from grape.store.rows import BASE, KEY_BYTES, is_intact
 from grape.store.writing import Known, Writing
 
 MAX_SIZE: Final = 64 << 30
+LAZY_SECONDS: Final = 0.5
+"""So long what can wait waits for a transaction in which it costs no fsync."""
 GROUP_BYTES: Final = 32 * MIB
 """A transaction takes no further commit beyond this, so that its dirty pages (held in memory) stay bounded."""
 
@@ -46,6 +48,11 @@ class _Job(NamedTuple):
     apply: Callable[[Writing, Any], Any]
     argument: Any
     reply: Callable[[list[Any]], None]
+
+
+_WAKE: Final = "wake"
+"""Something can wait, and the store's thread does not know yet."""
+_STOP: Final = "stop"
 
 
 class Store(Reader):
@@ -89,9 +96,13 @@ class Store(Reader):
         self._soon = soon
         self._pace = Pace()
         self._readers_checked = time.monotonic()
+        self._writing = threading.Lock()
         self._light: deque[_Job] = deque()
-        self._queue: SimpleQueue[_Job | None] = SimpleQueue()
+        self._queue: SimpleQueue[_Job | str] = SimpleQueue()
         self._unanswered = 0
+        self._lazy: deque[tuple[Callable[[Writing, Any], object], Any]] = deque()
+        self._is_asleep = False
+        """The store's thread waits for as long as nothing is queued."""
         self._stopping = False
         self._room = (0.0, 0, 0)
         try:
@@ -188,6 +199,16 @@ class Store(Reader):
             self._soon(self._write_light)
         self._light.append(job)
 
+    def lazily(self, apply: Callable[[Writing, A], object], argument: A) -> None:
+        """A write that can wait: it is part of the next transaction, or of one of its own if there is none for
+        `LAZY_SECONDS`, or of the last one. Never blocks, and is not answered; who dies before that has lost it."""
+        if self.error is not None:
+            return
+        self._lazy.append((apply, argument))
+        if self._is_asleep:
+            self._is_asleep = False
+            self._queue.put(_WAKE)
+
     @property
     def _may_write(self) -> bool:
         """The engine's thread may: what its own has done has been answered, so nobody hears of things in the wrong
@@ -240,21 +261,18 @@ class Store(Reader):
             return
         self._stopping = True
         self._hand_over()
-        self._queue.put(None)
+        self._queue.put(_STOP)
         self._thread.join()
         super().close()
         os.close(self._lock_fd)
 
     # The thread that writes
-    # Only one does at any time: the engine's does not while it has not answered what the other has done.
+    # The engine's does not while it has not answered what this one has done; what could wait has no answer.
 
     def _work(self) -> None:
-        while True:
-            job = self._queue.get()
-            if job is None:
-                return
-            if self.error is not None:
-                continue  # nobody is answered any more
+        while (job := self._wait()) != _STOP:
+            if isinstance(job, str) or self.error is not None:
+                continue  # after an error nobody is answered any more
             jobs = [job]
             try:
                 answer = self._write_group(jobs, self._take_next)
@@ -262,19 +280,42 @@ class Store(Reader):
                 self._fail(e)
             else:
                 self._tell(partial(self._answered, len(jobs), answer))
+        if self._lazy and self.error is None:
+            self._write_lazy()
 
     def _answered(self, count: int, answer: Callable[[], None]) -> None:
         self._unanswered -= count
         answer()
 
+    def _wait(self) -> _Job | str:
+        """The next job; a transaction for what could wait, if nothing else has come for so long."""
+        try:  # what can wait comes right behind a transaction, and need not wake anybody
+            return self._queue.get(timeout=LAZY_SECONDS)
+        except Empty:
+            if self._lazy and self.error is None:
+                self._write_lazy()
+                return _WAKE
+        self._is_asleep = True
+        # Looked at after that was said: either this is seen here, or whoever adds to it sees that it has to wake.
+        job = _WAKE if self._lazy and self.error is None else self._queue.get()
+        self._is_asleep = False
+        return job
+
+    def _write_lazy(self) -> None:
+        try:
+            self._write_group([])
+        except BaseException as e:
+            self._fail(e)
+
     def _write_group(self, jobs: list[_Job], take: Callable[[list[_Job]], None] | None = None) -> Callable[[], None]:
         """Returns what answers. ``take`` adds what has come meanwhile, if it fits in."""
-        began = time.monotonic()
-        if began - self._readers_checked > 60:
-            self._env.reader_check()  # a reader that was killed would hold freed pages for ever
-            self._readers_checked = began
-        results = self._write(jobs, take)
-        self._pace.wrote(began, time.monotonic())
+        with self._writing:
+            began = time.monotonic()
+            if began - self._readers_checked > 60:
+                self._env.reader_check()  # a reader that was killed would hold freed pages for ever
+                self._readers_checked = began
+            results = self._write(jobs, take)
+            self._pace.wrote(began, time.monotonic())
         replies: dict[Callable[[list[Any]], None], list[Any]] = {}
         for job, result in zip(jobs, results, strict=True):
             replies.setdefault(job.reply, []).append(result)
@@ -287,7 +328,8 @@ class Store(Reader):
         return answer
 
     def _write(self, jobs: list[_Job], take: Callable[[list[_Job]], None] | None) -> list[Any]:
-        """In one transaction."""
+        """In one transaction, with all that could wait."""
+        lazy: list[tuple[Callable[[Writing, Any], object], Any]] = []
         while True:
             results: list[Any] = []
             try:
@@ -298,6 +340,10 @@ class Store(Reader):
                         results.append(job.apply(writing, job.argument))
                         if take is not None and len(results) == len(jobs) and writing.size < GROUP_BYTES:
                             take(jobs)
+                    while self._lazy:
+                        lazy.append(self._lazy.popleft())
+                    for apply, argument in lazy:
+                        apply(writing, argument)
                     writing.finish()
                 except BaseException:
                     txn.abort()
@@ -312,8 +358,8 @@ class Store(Reader):
             job = self._queue.get_nowait()
         except Empty:
             return
-        if job is None:
-            self._queue.put(None)  # stop after this group; nothing can be queued behind it
+        if isinstance(job, str):
+            self._queue.put(job)  # after this group: nothing can be queued behind the last one
         else:
             jobs.append(job)
 

@@ -446,6 +446,9 @@ class Machine:
         while not feeds:
             self.transport.step()
         (self.feed,) = feeds
+        for taker in takers:
+            assert taker.take is not None
+            taker.take.let_go()
         head, app = self.feed.head, self.app
         opened = Opened(app.partitions, app.record.incarnation, app.limits)
         stream = StreamOpened(

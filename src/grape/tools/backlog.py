@@ -219,7 +219,7 @@ class BacklogRepair(Repair):
         inbox = Inbox(head)
         wanted = {(spot.position, spot.index): spot for spot in spots}
         letters: list[DeadLetter] = []
-        drops: list[tuple[PartitionId, int]] = []
+        drops: list[int] = []
         last = max(spot.position for spot in spots)
         # Everything up to the last one is accepted, so that what an origin sent stays in its order.
         for position, batch in list(_batches(self.directory, partition, before)):
@@ -244,14 +244,15 @@ class BacklogRepair(Repair):
                 letters += _letters(event) if bury else []
                 changes.held += 1
                 if position not in inbox.open:
-                    drops.append((partition, position))
+                    drops.append(position)
         for spot in wanted.values():
             changes.refused[spot.id] = "no such event waits (any more)"
         if drops or head != before:
             rows: Rows = [(row_key(head.next_dead + i), encode(letter)) for i, letter in enumerate(letters)]
             head.next_dead += len(letters)
             tables: list[tuple[Table, Rows]] = [("dead", rows)] if letters else []
-            self._submit(Commit(partition, claim.term, 1, encode(head), (), tables, (), drops))
+            self._submit(Commit(partition, claim.term, 1, encode(head), (), tables))
+            self.let_go(partition, head.cursor.position, drops)
 
 
 def _header(batch: bytes) -> Header:

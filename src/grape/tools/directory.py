@@ -23,6 +23,7 @@ from grape.engine.catalog import read_catalog
 from grape.errors import Corrupt, EngineError, StorageFailed, UsageError
 from grape.model import batch as codec
 from grape.model.address import CATALOG, PartitionId, partition_of
+from grape.model.cursor import Cursor
 from grape.model.near import did_you_mean
 from grape.model.stored import (
     OUTPUT,
@@ -34,6 +35,7 @@ from grape.model.stored import (
     DeadLetter,
     Head,
     HoldEntry,
+    Reading,
     decode_dead,
     decode_head,
     decode_hold,
@@ -466,6 +468,8 @@ class Checkup:
         self.rows = 0
         self._reports: dict[tuple[int, int], LogReport] = {}
         self._heads: dict[PartitionId, Head] = {}
+        self._readers: dict[PartitionId, list[Cursor]] = {}
+        """How far those are who read a log."""
         self._findings: list[str] = []
         self._rules = Rules(Catalog())
         self._waiting: dict[PartitionId, list[Waiting]] = {}
@@ -517,9 +521,9 @@ class Checkup:
                 parts = 1 if name.startswith((SOURCE, TAKER)) else record.partitions
                 for n in range(parts):
                     with contextlib.suppress(Corrupt):  # the walk names it
-                        self._read_head(name, PartitionId(record.id, number, n))
+                        self._read_head(record, name, PartitionId(record.id, number, n))
 
-    def _read_head(self, name: str, partition: PartitionId) -> None:
+    def _read_head(self, record: AppRecord, name: str, partition: PartitionId) -> None:
         head = self.reader.head(partition)
         if head is None or not head.head:
             return
@@ -529,8 +533,19 @@ class Checkup:
         elif name.startswith(TAKER):
             taker = decoded(decode_taker, head.head, "head of a taker")
             report.note = f"{taker.taken:,} events taken, {taker.length:,} bytes"
+            for n in range(record.partitions) if taker.log >= 0 else ():
+                self._reads(PartitionId(record.id, taker.log, n), taker.logs.get(n, Reading()).cursor)
         elif report.is_pool:
-            self._heads[partition] = decoded(decode_head, head.head, "head of a partition")
+            found = self._heads[partition] = decoded(decode_head, head.head, "head of a partition")
+            self._reads(partition, found.cursor)
+            answers = record.logs.get(REPLIES + name)
+            if answers is not None:
+                self._reads(PartitionId(record.id, answers, partition.number), found.answers.cursor)
+
+    def _reads(self, log: PartitionId, cursor: Cursor) -> None:
+        # What a reader has and another one misses was trimmed: that one was not there, and nobody waits for it.
+        if cursor.position >= self.reader.ends(log).trim:
+            self._readers.setdefault(log, []).append(cursor)
 
     def _check_positions(self) -> None:
         """Whether what the heads say fits what lies in the logs; not while an engine changes both."""
@@ -553,10 +568,11 @@ class Checkup:
         if self._rules.is_pool(log):
             self._waiting.setdefault(log, []).append(Waiting(position, header))
         report = self._reports.get((log.app, log.pool))
-        cursor = head.cursor
-        if report is not None and not cursor.is_finished(position):
+        # That a reader has it and it lies there still is nothing: it goes with the next trim.
+        readers = [cursor for cursor in self._readers.get(log, [Cursor()]) if not cursor.is_finished(position)]
+        if report is not None and readers:
             report.batches += 1
-            report.events += header.events - cursor.progress(position).finished()
+            report.events += header.events - min(cursor.progress(position).finished() for cursor in readers)
             report.size += len(batch)
         return None
 

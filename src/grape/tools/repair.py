@@ -7,7 +7,7 @@ into the log, in one transaction. A crash leaves each letter where it was or whe
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import groupby
 from queue import SimpleQueue
 from typing import Any, Final, Literal, Self
@@ -212,6 +212,10 @@ class Repair:
         self._wait(self._outcomes)
         if self._outcomes != ["committed"]:
             raise StorageFailed(f"partition {commit.partition} was not changed: {self._outcomes[0]}")
+
+    def let_go(self, log: PartitionId, position: int, drops: Sequence[int]) -> None:
+        """What a commit has said to be finished, at the latest when this is closed."""
+        self._transport.trim(log, position, drops)
 
     def _done(self, outcomes: list[tuple[Commit, Outcome]]) -> None:
         self._outcomes.extend(outcome for _, outcome in outcomes)

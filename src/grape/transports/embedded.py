@@ -67,12 +67,15 @@ def _apply(writing: Writing, commit: Commit) -> _Committed:
     positions = [writing.append(send.target, send.batch, send.events) for send in commit.sends]
     for table, rows in commit.rows:
         writing.put(commit.partition, table, rows)
-    for trim in commit.trims:
-        writing.trim(trim.target, trim.position)
-    for log, position in commit.drops:
-        writing.drop(log, position)
     writing.set_head(commit.partition, commit.term, commit.number, commit.head)
     return commit, "committed", positions
+
+
+def _trim(writing: Writing, hint: tuple[PartitionId, int, Sequence[int]]) -> None:
+    log, position, drops = hint
+    writing.trim(log, position)
+    for at in drops:
+        writing.drop(log, at)
 
 
 class _Recent:
@@ -91,14 +94,14 @@ class _Recent:
         self._left -= len(batch)
         self._logs.setdefault(log, deque()).append(Stored(position, batch, known=True))
 
-    def trim(self, log: PartitionId, position: int) -> None:
+    def trim(self, log: PartitionId, position: int, drops: Sequence[int]) -> None:
         batches = self._logs.get(log)
         while batches and batches[0].position < position:
             self._left += len(batches.popleft().batch)
-
-    def drop(self, log: PartitionId, position: int) -> None:
-        if any(stored.position == position for stored in self._logs.get(log, ())):
-            self._forget(log)
+        if batches and drops:
+            gone = set(drops)
+            if any(stored.position in gone for stored in batches):
+                self._forget(log)
 
     def _forget(self, log: PartitionId) -> None:
         self._left += sum(len(stored.batch) for stored in self._logs.pop(log, ()))
@@ -162,6 +165,11 @@ class EmbeddedTransport(DirectoryTransport):
         size = self._submissions.check(commit)
         self.store.submit(_apply, commit, self._report, size)
 
+    def trim(self, log: PartitionId, position: int, drops: Sequence[int] = ()) -> None:
+        if not self._closed:
+            self._recent.trim(log, position, drops)
+            self.store.lazily(_trim, (log, position, drops))
+
     def _report(self, results: list[_Committed | _Claimed]) -> None:
         """What one transaction has done."""
         if self._closed:
@@ -190,10 +198,6 @@ class EmbeddedTransport(DirectoryTransport):
                 sums[0] += 1
                 sums[1] += send.events
                 sums[2] += len(send.batch)
-            for trim in commit.trims:
-                self._recent.trim(trim.target, trim.position)
-            for log, position in commit.drops:
-                self._recent.drop(log, position)
         return [Arrival(log, *sums) for log, sums in arrived.items()]
 
     def _failed(self, error: BaseException) -> None:

@@ -5,8 +5,8 @@ compete for its partitions. Nothing happens by itself: whoever drives the transp
 `pump`, and only there callbacks run (with ``post`` given, the transport asks for its own pumping).
 
 With a seed the broker is the *weak* model of every message passing layer to come: commits end unknown with either
-effect, take effect late, or are lost; batches for other partitions arrive later, twice, in any order. Equal seeds and
-equal calls give equal runs.
+effect, take effect late, or are lost; batches for other partitions arrive later, twice, in any order; trims come late
+or never. Equal seeds and equal calls give equal runs.
 """
 
 from __future__ import annotations
@@ -66,6 +66,8 @@ class Weakness(Struct, frozen=True):
     unknown: float = 0.05
     late: float = 0.05
     duplicate: float = 0.1
+    forget: float = 0.1
+    """A trim is lost."""
 
 
 class _Table:
@@ -104,6 +106,13 @@ class _Log:
         for p in range(self.trim, position):
             self.batches.pop(p, None)
         self.trim = max(self.trim, position)
+
+
+class _Trim(NamedTuple):
+    by: MemoryTransport
+    log: PartitionId
+    position: int
+    drops: Sequence[int]
 
 
 _SendId = tuple[PartitionId, int, int, int]
@@ -163,6 +172,7 @@ class MemoryBroker:
         self._transports: list[MemoryTransport] = []
         self._late: list[tuple[MemoryTransport, Commit]] = []
         self._ghosts: list[Send] = []
+        self._trims: list[_Trim] = []
 
     def chance(self, probability: float) -> bool:
         return self.random is not None and self.random.random() < probability
@@ -195,10 +205,6 @@ class MemoryBroker:
             if key not in self._tables:
                 self._tables[key] = _Table()
             self._tables[key].write(rows)
-        for trim in commit.trims:
-            self._log(trim.target).trim_to(trim.position)
-        for log, position in commit.drops:
-            self._log(log).batches.pop(position, None)
         partition.number = commit.number
         partition.head = commit.head
         return "committed"
@@ -212,6 +218,15 @@ class MemoryBroker:
     def _apply_late(self, i: int) -> None:
         by, commit = self._late.pop(i)
         self._apply(commit, by)
+
+    def _apply_trim(self, i: int) -> None:
+        trim = self._trims.pop(i)
+        if self.chance(self.weakness.forget):
+            return
+        log = self._log(trim.log)
+        log.trim_to(trim.position)
+        for position in trim.drops if self.features.drops else ():
+            log.batches.pop(position, None)
 
     def _settle(self, partition: PartitionId) -> None:
         """Before a claim: what is under way takes effect now, or never will."""
@@ -286,6 +301,12 @@ class MemoryTransport(Transport):
         self._queue.append(commit)
         self._wake()
 
+    def trim(self, log: PartitionId, position: int, drops: Sequence[int] = ()) -> None:
+        if self.dead or self._failed:
+            return
+        self.broker._trims.append(_Trim(self, log, position, drops))
+        self._wake()
+
     def read(self, log: PartitionId, after: int, max_bytes: int) -> list[Stored]:
         found = self.broker._log(log)
         batches: list[Stored] = []
@@ -336,7 +357,7 @@ class MemoryTransport(Transport):
         return sum(self._counts())
 
     def step(self) -> bool:
-        """Do one thing: let a commit take effect, report one, forward, mark or announce a batch. The weak model
+        """Do one thing: let a commit take effect, report one, forward, mark or announce a batch, trim. The weak model
         chooses by chance which. A plain broker does with all that is submitted what can be done, in order.
 
         Returns:
@@ -359,6 +380,7 @@ class MemoryTransport(Transport):
                     n -= counts[what]
                     what += 1
                 (
+                    self.broker._apply_trim,
                     self._do_commit,
                     self._do_report,
                     self._do_forward,
@@ -390,6 +412,8 @@ class MemoryTransport(Transport):
         for commit in self._queue:
             if self.broker.chance(0.5):
                 self.broker._late.append((self, commit))
+        # Of what it has let go of some may still arrive, also behind the claims of whoever comes next.
+        self.broker._trims = [t for t in self.broker._trims if t.by is not self or self.broker.chance(0.5)]
         for doomed in (self._queue, self._reports, self._forwards, self._marks, self._arrivals):
             doomed.clear()
         self._claims.clear()
@@ -411,6 +435,7 @@ class MemoryTransport(Transport):
         if self.dead or self._failed:
             return (0,)
         return (
+            len(self.broker._trims),
             len(self._queue),
             len(self._reports),
             len(self._forwards),
@@ -499,6 +524,8 @@ class MemoryTransport(Transport):
             self._callbacks.claimed(claimed)
         while self.broker._late:
             self.broker._apply_late(0)
+        while self.broker._trims:
+            self.broker._apply_trim(0)
         if arrivals and not self.dead:
             self._callbacks.arrived(_summed(arrivals))
         if self._failed and not self.dead:

@@ -22,7 +22,7 @@ class Answers:
         """The last time there were more than one commit holds."""
         self._inbox = Inbox(ledger.head.answers)
         if self.log is not None:
-            ledger.logs.append((self.log, self._inbox))
+            ledger.reads(self.log, self._inbox)
 
     def take(self) -> None:
         """Give those that have come to the events that wait for them, as many as one commit holds.

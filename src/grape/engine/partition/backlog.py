@@ -49,11 +49,15 @@ class Backlog:
         still, also behind that tail."""
         ledger, cursor = self._ledger, self._ledger.head.cursor
         begun = sum(p.finished() for p in cursor.partial.values())
-        there = self._waiting(cursor.position, ledger.tail)
+        finished = sorted(cursor.finished)
+        # Between what is finished, never with it: that may go at any moment.
+        starts = [cursor.position, *(position + 1 for position in finished)]
+        ends = [min(position, ledger.tail) for position in finished] + [ledger.tail]
+        there = [self._waiting(start, end) for start, end in zip(starts, ends, strict=True)]
         gone = [self._waiting(ledger.tail, cursor.position)]
-        gone += [self._waiting(position, position + 1) for position in cursor.finished]
-        events = there.events - sum(each.events for each in gone) - begun
-        size = there.size - sum(each.size for each in gone)
+        gone += [self._waiting(position, position + 1) for position in finished if position >= ledger.tail]
+        events = sum(each.events for each in there) - sum(each.events for each in gone) - begun
+        size = sum(each.size for each in there) - sum(each.size for each in gone)
         self.add(events - self.events, size - self.size)
 
     def _waiting(self, after: int, before: int) -> Arrival:

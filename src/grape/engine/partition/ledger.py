@@ -13,11 +13,12 @@ from typing import Final, TypeVar
 
 import msgspec
 
-from grape.abc.transport import Claim, Rows, Send, Table, Transport, Trim
+from grape.abc.transport import Claim, Rows, Send, Table, Transport
 from grape.engine.app import App
 from grape.engine.clock import Clock
 from grape.engine.committer import Committer
 from grape.engine.inbox import Inbox
+from grape.engine.letting import LetGo
 from grape.errors import Corrupt
 from grape.model import batch as codec
 from grape.model.address import PartitionId
@@ -93,8 +94,17 @@ class Ledger:
         except (msgspec.MsgspecError, ValueError) as e:
             raise Corrupt(f"the head of partition {self.name} cannot be read: {e}") from None
         self.inbox = Inbox(self.head)
-        self.logs: list[tuple[PartitionId, Inbox]] = [(self.id, self.inbox)]
-        """What is read of; what is finished of it goes with the next commit."""
+        self._logs: list[tuple[Inbox, LetGo]] = []
+        self.reads(self.id, self.inbox)
+
+    def reads(self, log: PartitionId, inbox: Inbox) -> None:
+        """What is finished of ``log`` stands in the head, and is let go of when that is durable."""
+        self._logs.append((inbox, LetGo(self.transport, log)))
+
+    def let_go(self) -> None:
+        """Of what the claim has found finished: an earlier owner was perhaps not heard."""
+        for inbox, let_go in self._logs:
+            let_go(inbox.cursor.position, set(inbox.cursor.finished))
 
     @property
     def settled(self) -> bool:
@@ -201,28 +211,23 @@ class Ledger:
         """
         if self.committing is not None or not self.draft.changed or self.is_lost or self.error is not None:
             return
-        trims: list[Trim] = []
-        drops: list[tuple[PartitionId, int]] = []
-        for log, inbox in self.logs:
-            position, above = inbox.advance()
-            trims.append(Trim(log, position))
-            drops += [(log, at) for at in above]
+        done = [inbox.advance() for inbox, _ in self._logs]
         draft = self.draft
         rows: list[tuple[Table, Rows]] = [(table, list(rows.items())) for table, rows in draft.rows.items()]
         self._committer.submit(
             encode(self.head),
             draft.sends,
             rows,
-            trims,
-            drops,
             draft.rows_size,
-            then=partial(self._committed, draft),
+            then=partial(self._committed, draft, done),
         )
         self.draft, self.committing = Draft(), draft
 
-    def _committed(self, draft: Draft) -> None:
+    def _committed(self, draft: Draft, done: list[tuple[int, set[int]]]) -> None:
         self.committing = None
         self.app.stats.commits += 1
+        for (_, let_go), (position, above) in zip(self._logs, done, strict=True):
+            let_go(position, above)
         self.committed(draft)
         for then in draft.then:
             then()

@@ -69,6 +69,7 @@ class Partition:
         self.epoch = 0
         self.chains = True
         ledger.committed = self.timers.committed
+        ledger.let_go()
 
     # ------------------------------------------------------------------ questions
 

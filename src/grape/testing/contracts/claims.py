@@ -2,26 +2,15 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Callable
 from contextlib import closing
 
 from grape.abc.transport import Commit, Send
 from grape.errors import InUse
-from grape.testing.contracts.client import Client, P, Subject, refused
+from grape.testing.contracts.client import Client, Contract, P, Subject, refused
 
 
-class ClaimContract(ABC):
-    """A part of `grape.testing.contracts.transport.TransportContract`."""
-
-    @abstractmethod
-    def subject(self) -> Subject:
-        """A new backend without data."""
-
-    def _alone(self, test: Callable[[Client, Subject], None]) -> None:
-        with closing(self.subject()) as subject, closing(Client(subject)) as client:
-            test(client, subject)
-            assert not client.failures, client.failures
+class ClaimContract(Contract):
+    """Who owns a partition, and who does not any more."""
 
     def test_claim_of_a_new_partition(self) -> None:
         def test(client: Client, subject: Subject) -> None:

@@ -5,12 +5,14 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import closing
 
-from grape.abc.transport import Arrival, Callbacks, Claim, Commit, Outcome, Rows, Send, Table, Transport, Trim
+from grape.abc.transport import Arrival, Callbacks, Claim, Commit, Outcome, Rows, Send, Table, Transport
 from grape.model.address import PartitionId
 
 P = [PartitionId(1, 1, number) for number in range(8)]
 OTHER_POOL = PartitionId(1, 2, 0)
+CARRIER = PartitionId(1, 3, 0)
 MIB = 1 << 20
 
 
@@ -92,13 +94,11 @@ class Client:
         head: bytes = b"head",
         sends: Sequence[Send] = (),
         rows: Sequence[tuple[Table, Rows]] = (),
-        trims: Sequence[Trim] = (),
-        drops: Sequence[tuple[PartitionId, int]] = (),
     ) -> Commit:
         """The next commit of ``partition``."""
         self.numbers[partition] += 1
         term, number = self.claims[partition].term, self.numbers[partition]
-        return Commit(partition, term, number, head, sends, rows, trims, drops)
+        return Commit(partition, term, number, head, sends, rows)
 
     def submit(self, commit: Commit) -> Outcome:
         """Submit once and wait for the outcome."""
@@ -122,13 +122,23 @@ class Client:
         head: bytes = b"head",
         sends: Sequence[Send] = (),
         rows: Sequence[tuple[Table, Rows]] = (),
-        trims: Sequence[Trim] = (),
-        drops: Sequence[tuple[PartitionId, int]] = (),
     ) -> None:
         """Build, submit, and expect it to be committed."""
-        built = self.build(partition, head=head, sends=sends, rows=rows, trims=trims, drops=drops)
+        built = self.build(partition, head=head, sends=sends, rows=rows)
         outcome = self.settle(built)
         assert outcome == "committed", outcome
+
+    def trim(self, log: PartitionId, position: int, drops: Sequence[int] = ()) -> None:
+        """Let go of it, over and over, until it is gone. Commits of a partition of its own let time pass."""
+        single = set(drops) if self.transport.features.drops else set()
+        if CARRIER not in self.claims:
+            self.claim(CARRIER)
+        for _ in range(1000):
+            self.transport.trim(log, position, drops)
+            self.commit(CARRIER)
+            if not any(at < position or at in single for at in self.positions(log)):
+                return
+        raise AssertionError(f"log {log} is not trimmed to {position} after a thousand commits")
 
     def drive(self, until: Callable[[], bool]) -> None:
         self.subject.drive(self.transport, until)
@@ -148,6 +158,19 @@ class Client:
 
     def close(self) -> None:
         self.transport.close()
+
+
+class Contract(ABC):
+    """A part of `grape.testing.contracts.transport.TransportContract`."""
+
+    @abstractmethod
+    def subject(self) -> Subject:
+        """A new backend without data."""
+
+    def _alone(self, test: Callable[[Client, Subject], None]) -> None:
+        with closing(self.subject()) as subject, closing(Client(subject)) as client:
+            test(client, subject)
+            assert not client.failures, client.failures
 
 
 def refused(error: type[Exception], call: Callable[[], object]) -> Exception:

@@ -32,12 +32,12 @@ from grape.abc.transport import (
     Send,
     Table,
     Transport,
-    Trim,
 )
 from grape.errors import TooLarge
 from grape.model.address import PartitionId
 from grape.testing.contracts.claims import ClaimContract
 from grape.testing.contracts.client import MIB, OTHER_POOL, Client, P, Subject, refused
+from grape.testing.contracts.trims import TrimContract
 
 
 class Operation(Struct, frozen=True):
@@ -83,6 +83,7 @@ def follow(subject: Subject, operations: Sequence[Operation]) -> None:
     tables: dict[tuple[PartitionId, Table], dict[bytes, bytes]] = {(p, t): {} for p in P[:3] for t in TABLES}
     heads: dict[PartitionId, bytes] = dict.fromkeys(P[:3], b"")
     highest: dict[PartitionId, int] = dict.fromkeys(P[:3], -1)
+    let_go: dict[PartitionId, set[int]] = {p: set() for p in P[:3]}
     client = Client(subject)
     try:
         for p in P[:3]:
@@ -104,15 +105,13 @@ def follow(subject: Subject, operations: Sequence[Operation]) -> None:
                 # Without exact forwarding a model cannot know where a forwarded batch lands.
                 sends = [Send(P[to] if exact else p, batch, 1) for to, batch in operation.sends]
                 known = sorted(logs[p])
-                trims = (
-                    [Trim(p, known[operation.trim])]
-                    if operation.trim is not None and operation.trim < len(known)
-                    else []
-                )
-                drops = [(p, known[i % len(known)]) for i in operation.drops if known and has_drops]
+                start = known[operation.trim] if operation.trim is not None and operation.trim < len(known) else 0
+                drops = [known[i % len(known)] for i in operation.drops if known]
                 rows: list[tuple[Table, Rows]] = [(table, [(key, value)]) for table, key, value in operation.rows]
                 heads[p] = b"head %d" % n
-                client.commit(p, head=heads[p], sends=sends, rows=rows, trims=trims, drops=drops)
+                client.commit(p, head=heads[p], sends=sends, rows=rows)
+                client.transport.trim(p, start, drops)
+                let_go[p].update(at for at in known if at < start or (at in drops and has_drops))
                 for send in sends:
                     position = client.positions(send.target, highest[send.target] + 1)[0]
                     assert position > highest[send.target]
@@ -123,12 +122,10 @@ def follow(subject: Subject, operations: Sequence[Operation]) -> None:
                         tables[p, table].pop(key, None)
                     else:
                         tables[p, table][key] = value
-                for trim in trims:
-                    logs[p] = {at: batch for at, batch in logs[p].items() if at >= trim.position}
-                for _, position in drops:
-                    logs[p].pop(position, None)
             for q in P[:3]:
                 stored = {s.position: s.batch for s in client.transport.read(q, 0, 1 << 40)}
+                for position in let_go[q] - stored.keys():  # it may go at any moment, and does not come back
+                    logs[q].pop(position, None)
                 assert stored == logs[q], (n, operation, q)
                 for table in TABLES:
                     expected = tables[q, table]
@@ -138,7 +135,7 @@ def follow(subject: Subject, operations: Sequence[Operation]) -> None:
         client.close()
 
 
-class TransportContract(ClaimContract):
+class TransportContract(ClaimContract, TrimContract):
     """Inherit, say how to make a `Subject`, and let pytest run the methods."""
 
     # Commits
@@ -210,19 +207,17 @@ class TransportContract(ClaimContract):
             client.claim(P[0])
             client.commit(P[0], sends=[Send(P[0], b"old", 1)])
             all_rows: list[tuple[Table, Rows]] = [(table, [(b"k", table.encode())]) for table in TABLES]
-            commit = client.build(
-                P[0], head=b"new", sends=[Send(P[0], b"new", 1)], rows=all_rows, trims=[Trim(P[0], 1)]
-            )
+            commit = client.build(P[0], head=b"new", sends=[Send(P[0], b"new", 1)], rows=all_rows)
 
             def look() -> list[object]:
                 return [client.log(P[0]), *(client.row(P[0], table, b"k") for table in TABLES)]
 
             before: list[object] = [[b"old"], *(None for _ in TABLES)]
-            after: list[object] = [[b"new"], *(table.encode() for table in TABLES)]
+            after: list[object] = [[b"old", b"new"], *(table.encode() for table in TABLES)]
             client.transport.commit(commit)
             log_first = client.log(P[0])
             last_row = client.row(P[0], TABLES[-1], b"k")
-            if log_first == [b"new"]:
+            if log_first == [b"old", b"new"]:
                 assert last_row is not None
             assert client.settle(commit) == "committed"
             assert look() == after != before
@@ -305,83 +300,6 @@ class TransportContract(ClaimContract):
             assert waiting == Arrival(P[0], 6, 30, 6000)
             assert client.transport.waiting(P[0], positions[4], positions[6]) == Arrival(P[0], 2, 10, 2000)
             assert client.transport.waiting(P[1], 0) == Arrival(P[1], 0, 0, 0)
-
-        self._alone(test)
-
-    def test_trims(self) -> None:
-        """F11: nothing above the trim point is lost, and no position is used twice."""
-
-        def test(client: Client, subject: Subject) -> None:
-            client.claim(P[0], P[1])
-            client.commit(P[0], sends=[Send(P[0], b"%d" % n, 1) for n in range(5)])
-            client.commit(P[0], trims=[Trim(P[0], 3)])
-            assert client.log(P[0]) == client.log(P[0], 2) == [b"3", b"4"]
-            client.commit(P[0], trims=[Trim(P[0], 2)])
-            assert client.log(P[0]) == [b"3", b"4"]
-            client.commit(P[1], trims=[Trim(P[0], 4)])
-            client.commit(P[0], sends=[Send(P[0], b"5", 1)])
-            assert client.log(P[0]) == [b"4", b"5"]
-            assert client.positions(P[0]) == [4, 5]
-            assert client.transport.waiting(P[0], 0) == Arrival(P[0], 2, 2, 2)
-
-        self._alone(test)
-
-    def test_trims_and_drops(self) -> None:
-        """As trims alone; a backend without drops refuses them, and the commit with them."""
-
-        def test(client: Client, subject: Subject) -> None:
-            client.claim(P[0])
-            client.claim(P[1])
-            client.commit(P[0], sends=[Send(P[0], b"%d" % n, 1) for n in range(10)])
-            if not client.transport.features.drops:
-                dropping = client.build(P[0], head=b"no", drops=[(P[0], 5)])
-                refused(ValueError, lambda: client.transport.commit(dropping))
-                client.numbers[P[0]] -= 1
-                client.commit(P[0], head=b"yes")
-                assert client.log(P[0]) == [b"%d" % n for n in range(10)]
-                return
-            client.commit(P[0], trims=[Trim(P[0], 3)], drops=[(P[0], 5), (P[0], 7)])
-            assert client.log(P[0]) == [b"3", b"4", b"6", b"8", b"9"]
-            assert client.log(P[0], 5) == [b"6", b"8", b"9"]
-            client.commit(P[0], trims=[Trim(P[0], 2)], drops=[(P[0], 5), (P[0], 1), (P[0], 99)])
-            assert client.log(P[0]) == [b"3", b"4", b"6", b"8", b"9"]
-            client.commit(P[1], trims=[Trim(P[0], 6)])
-            assert client.log(P[0]) == [b"6", b"8", b"9"]
-            client.commit(P[0], sends=[Send(P[0], b"10", 1)], trims=[Trim(P[0], 9)])
-            assert client.log(P[0]) == [b"9", b"10"]
-            assert client.positions(P[0]) == [9, 10]
-            assert client.transport.waiting(P[0], 0) == Arrival(P[0], 2, 2, 3)
-
-        self._alone(test)
-
-    def test_positions_go_on_when_the_log_was_emptied(self) -> None:
-        """Also after a restart, by trimming, by dropping, and by both."""
-
-        def drops(client: Client, log: PartitionId, *positions: int) -> list[tuple[PartitionId, int]]:
-            return [(log, position) for position in positions] if client.transport.features.drops else []
-
-        def test(client: Client, subject: Subject) -> None:
-            has_drops = client.transport.features.drops
-            for p in P[:4]:
-                client.claim(p)
-                client.commit(p, sends=[Send(p, b"%d" % n, 1) for n in range(3)])
-            client.commit(P[0], trims=[Trim(P[0], 3)])
-            client.commit(P[1], drops=drops(client, P[1], 2))
-            client.commit(P[2], trims=[Trim(P[2], 2)], drops=drops(client, P[2], 2))
-            for again in range(2):
-                client.close()
-                client = Client(subject)
-                for p in P[:4]:
-                    client.claim(p)
-                if not again:
-                    client.commit(P[3], drops=drops(client, P[3], 0, 1, 2))
-            for p in P[:4]:
-                client.commit(p, sends=[Send(p, b"next", 1)])
-            assert client.positions(P[0]) == [3]
-            assert client.positions(P[1]) == ([0, 1, 3] if has_drops else [0, 1, 2, 3])
-            assert client.positions(P[2]) == ([3] if has_drops else [2, 3])
-            assert client.positions(P[3]) == ([3] if has_drops else [0, 1, 2, 3])
-            client.close()
 
         self._alone(test)
 
@@ -573,7 +491,7 @@ class TransportContract(ClaimContract):
                 too_large = client.build(P[0], head=b"no", sends=[Send(P[0], bytes(features.largest_batch + 1), 1)])
                 refused(TooLarge, lambda: client.transport.commit(too_large))
                 client.numbers[P[0]] -= 1
-            client.commit(P[0], head=b"yes", rows=[("state", [(b"large", None)])], trims=[Trim(P[0], 1)])
+            client.commit(P[0], head=b"yes", rows=[("state", [(b"large", None)])])
             assert client.row(P[0], "state", b"large") is None
             assert client.claim(P[0]).head == b"yes"
 
