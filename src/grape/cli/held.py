@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Final
 
 from grape.cli.letters import Letters, app_of
+from grape.model.spots import Place
 from grape.model.stored import AppRecord
-from grape.tools.directory import Directory, Letter, Place
+from grape.tools.directory import Directory, Letter
 
 _LIST_HELP: Final = """\
 List held events, with their last error and when they are tried next: a table on a terminal, else JSON lines.

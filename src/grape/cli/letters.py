@@ -31,10 +31,12 @@ from grape.cli.run import fail
 from grape.cli.state import App, Data
 from grape.errors import Corrupt, GrapeError
 from grape.model.plural import counted
+from grape.model.spots import Place, parse_place
 from grape.model.stored import AppRecord, HoldEntry
+from grape.protocol.orders import Changes
 from grape.tools.choice import Choice
-from grape.tools.directory import Directory, Letter, Place, parse_place
-from grape.tools.repair import Action, Changes, Repair
+from grape.tools.directory import Directory, Letter
+from grape.tools.repair import Action, Repair
 
 Ids = Annotated[list[str] | None, typer.Argument(metavar="ID...", help="As `list` shows them: main.3-17, main.3-h17")]
 

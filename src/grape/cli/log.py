@@ -26,9 +26,11 @@ from grape.cli.events import (
 )
 from grape.cli.run import fail
 from grape.cli.state import App, Data
+from grape.engine.logged import Logged
 from grape.errors import GrapeError
 from grape.model.plural import counted
-from grape.tools.backlog import BacklogRepair, Logged, Spot, parse_spot, waiting
+from grape.model.spots import Spot, parse_spot
+from grape.tools.backlog import BacklogRepair, waiting
 from grape.tools.choice import Choice
 from grape.tools.directory import Directory
 

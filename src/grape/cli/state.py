@@ -13,8 +13,9 @@ from grape.cli.console import say
 from grape.cli.run import fail
 from grape.errors import GrapeError
 from grape.model.plural import counted
+from grape.model.spots import near
 from grape.tools.choice import limited
-from grape.tools.directory import Directory, near
+from grape.tools.directory import Directory
 from grape.tools.repair import Repair
 from grape.tools.terminal import escaped
 
