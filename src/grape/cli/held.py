@@ -33,7 +33,8 @@ app = app_of(
         one_of=_one_of,
         help="Events that failed and wait for their next attempt, and what waits behind them.",
         list_help=_LIST_HELP,
-        retry_help="Let held events be tried at once, not when their back-off ends. The next `grape run` does it.",
+        retry_help="Let held events be tried at once, not when their back-off ends. The engine that runs on the "
+        "directory does it, else the next `grape run`.",
         drop_help="Remove held events for good; what waits behind one goes on.",
     )
 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from typing import Any, Final
 
 import msgspec
@@ -90,9 +90,15 @@ class Logged(Struct, frozen=True):
 
 
 def logged(
-    record: AppRecord, log: str, partition: PartitionId, position: int, batch: bytes, progress: Progress
+    record: AppRecord,
+    log: str,
+    partition: PartitionId,
+    position: int,
+    batch: bytes,
+    progress: Progress,
+    only: Container[int] | None = None,
 ) -> Iterator[Logged]:
-    """Those that are not finished; a batch that cannot be read stands for itself."""
+    """Those that are not finished, of them ``only`` these; a batch that cannot be read stands for itself."""
     whole = Spot(log, partition, position, -1)
     try:
         header = codec.check(batch)
@@ -107,9 +113,10 @@ def logged(
     listeners = _listeners(record, log)
     for run in codec.runs_of(body):
         names = codec.names_of(run)
-        only = run.meta.only
+        meant = run.meta.only
         nodes = {
-            name: tuple(node for node in listeners.get(name, ()) if only is None or node in only) for name in set(names)
+            name: tuple(node for node in listeners.get(name, ()) if meant is None or node in meant)
+            for name in set(names)
         }
         problems = events_of(run)
         try:
@@ -118,7 +125,7 @@ def logged(
             keys = None
         raws = _raws_of(run)
         for i, problem in problems:
-            if not progress.is_done(offset + i):
+            if (only is None or offset + i in only) and not progress.is_done(offset + i):
                 yield Logged(
                     Spot(log, partition, position, offset + i),
                     names[i],

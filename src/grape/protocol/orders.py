@@ -6,14 +6,16 @@ from typing import Final
 
 from msgspec import Struct
 
-RETRY_LETTERS: Final = "retry letters"
-DROP_LETTERS: Final = "drop letters"
-DROP_EVENTS: Final = "drop events"
-BURY_EVENTS: Final = "bury events"
-DELETE_STATE: Final = "delete state"
+RETRY: Final = "retry"
+DROP: Final = "drop"
+DROP_EVENTS: Final = "drop-events"
+BURY_EVENTS: Final = "bury-events"
+DELETE_STATE: Final = "delete-state"
 
 MOST: Final = 1_000
 """Ids or keys of one order."""
+MOST_ORDERS: Final = 64
+"""That are under way, of all clients."""
 MAX_ID: Final = 2_048
 """Bytes of an id."""
 
@@ -39,24 +41,20 @@ class States(Struct, frozen=True):
 
 
 class Changes(Struct):
-    """What was changed, durably. ``dead``, ``stopped`` and ``held``: how many of each kind (``held`` also counts events
-    that waited in a log); ``refused``: id -> why not."""
+    """What was changed, durably: how many dead letters, stopped events, and others that are held (or waited in a log),
+    and states. ``refused``: id -> why not. ``missing``: keys that had no state."""
 
     dead: int = 0
     stopped: int = 0
     held: int = 0
+    states: int = 0
     refused: dict[str, str] = {}
+    missing: list[bytes] = []
 
     def add(self, other: Changes) -> None:
         self.dead += other.dead
         self.stopped += other.stopped
         self.held += other.held
+        self.states += other.states
         self.refused.update(other.refused)
-
-
-class StatesDeleted(Struct):
-    """``missing``: keys that had no state. ``refused``: why others were not looked at, by key."""
-
-    deleted: int = 0
-    missing: list[bytes] = []
-    refused: dict[bytes, str] = {}
+        self.missing += other.missing

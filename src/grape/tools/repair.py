@@ -10,11 +10,12 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from itertools import groupby
 from queue import SimpleQueue
-from typing import Any, Final, Literal, Self
+from typing import Any, Final, Self
 
 from grape.abc.transport import Arrival, Callbacks, Claim, Commit, Outcome, Rows, Send, Table
 from grape.builtins import DIRECTORY, transport
 from grape.engine.letters import NO_LETTER, again, due_now, refusal
+from grape.engine.orders.order import Action
 from grape.errors import Corrupt, StorageFailed
 from grape.model import batch as codec
 from grape.model.address import PartitionId
@@ -25,8 +26,6 @@ from grape.tools.directory import Directory, Letter, decoded, open_reader
 
 _COMMIT_BYTES: Final = 32 << 20
 _COMMIT_LETTERS: Final = 10_000
-
-Action = Literal["retry", "drop"]
 
 
 class _Draft:
@@ -65,6 +64,8 @@ class Repair:
             self._transport.close()
             raise
 
+    is_running = False
+
     def __enter__(self) -> Self:
         return self
 
@@ -85,26 +86,27 @@ class Repair:
         """Remove letters for good. What lined up behind a held event becomes due. ``held``, errors: as `retry`."""
         return self._change(record, places, "drop", held)
 
-    def delete_state(self, record: AppRecord, node: str, keys: Iterable[str]) -> list[str]:
-        """Remove the state of these keys of ``node``; returns those that have none.
+    def delete_state(self, record: AppRecord, node: str, keys: Iterable[str]) -> Changes:
+        """Remove the state of these keys of ``node``.
 
         Raises:
             UsageError: there is no such node.
             Corrupt, StorageFailed: as `retry`.
         """
-        missing: list[str] = []
+        changes = Changes()
         places: dict[PartitionId, list[bytes]] = {}
         for key in keys:
             home, place = self.directory.state_place(record, node, key)
             (value,) = self.directory.reader.get(home, "state", [place])
             if value is None:
-                missing.append(key)
+                changes.missing.append(place[2:])
             else:
                 places.setdefault(home, []).append(place)
         for home, rows in places.items():
             claim = self._claim(home)
             self._submit(Commit(home, claim.term, 1, claim.head, (), [("state", [(row, None) for row in rows])]))
-        return missing
+            changes.states += len(rows)
+        return changes
 
     # ------------------------------------------------------------------ one partition after the other
 
