@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
 from itertools import groupby, islice
 from typing import Final, Protocol, Self, TypeVar
 
@@ -64,10 +63,11 @@ def hand_on(path: str) -> Hand:
         Corrupt, StorageFailed: as `Directory.open`.
         GrapeError: the engine ends, or has not begun in time.
     """
-    with suppress(UsageError):
+    try:
         connection = dial(os.fspath(path))
-        return Asked(path, connection)
-    return BacklogRepair(path)
+    except UsageError:  # none runs on it, or it is no directory, or not this user's: who opens it says so
+        return BacklogRepair(path)
+    return Asked(path, connection)
 
 
 class Asked:
