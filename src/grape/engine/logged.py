@@ -16,6 +16,7 @@ from grape.model.cursor import Progress
 from grape.model.spots import Spot
 from grape.model.stored import AppRecord, DeadLetter, encode
 
+BURIED: Final = "buried"
 NOT_WAITING: Final = "no such event waits (any more)"
 PARKED: Final = "its batch waits for one that is missing: grape repair mends that"
 _NIL: Final = msgspec.Raw(b"\xc0")
@@ -176,7 +177,7 @@ def letters_of(event: Logged, now: int) -> list[DeadLetter]:
     key = None if event.problem else event.key
     body = codec.encode_run(meta, 1, None if key is None else [key], [event.raw()])
     text = event.problem or "moved here by grape log bury"
-    kind = event.kind or "buried"
+    kind = event.kind or BURIED
     return [
         DeadLetter(node, event.event, event.event_id, key, event.created, body, 0, now, kind, text, b"", event.context)
         for node in (event.nodes if event.nodes and not event.problem else ("",))

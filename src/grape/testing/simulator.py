@@ -19,6 +19,7 @@ from grape.engine.clock import FakeClock
 from grape.engine.engine import Engine
 from grape.errors import UsageError
 from grape.model.profile import Profile
+from grape.model.stored import DeadLetter, HoldEntry
 from grape.model.topology import Limits
 from grape.protocol.orders import Changes
 from grape.testing.machine import Crash, Machine, Move, Share, Worker
@@ -100,6 +101,8 @@ class Simulator:
         self._orders = _ORDERS
         self.changes_ordered: list[Changes] = []
         """What came of orders."""
+        self.dropped: list[DeadLetter | HoldEntry] = []
+        """What some were to drop; a kill may have been faster."""
         self._stale: list[Move] = []
         self._changed = deque(changed)
         self.changes = 0
@@ -233,7 +236,7 @@ class Simulator:
     def _order(self) -> None:
         self._orders -= 1
         machine = self._rng.choice(self.machines)
-        order = random_order(machine, self._rng)
+        order = random_order(machine, self._rng, self.dropped)
         if order is not None:
             machine.orders.give(order, self.changes_ordered.append)
 
