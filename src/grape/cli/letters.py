@@ -32,7 +32,7 @@ from grape.cli.state import App, Data
 from grape.engine.orders.order import Action
 from grape.errors import Corrupt, GrapeError
 from grape.model.plural import counted
-from grape.model.spots import Place, parse_place
+from grape.model.spots import Place, parse_place, parse_places
 from grape.model.stored import AppRecord, HoldEntry
 from grape.protocol.orders import Changes
 from grape.tools.choice import Choice
@@ -145,7 +145,7 @@ def _change(
             directory = hand.directory
             record = directory.app(app)
             if ids:
-                places: list[Place] = [parse_place(record, text) for text in ids]
+                places: list[Place] = [*parse_places(record, ids)]
             else:
                 places = [letter.place for letter in kind.all_of(directory, record) if choice.fits(letter.row)]
             work = hand.retry if action == "retry" else hand.drop

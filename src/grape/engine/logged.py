@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
 import msgspec
@@ -26,18 +26,35 @@ UNREADABLE: Final = (msgspec.MsgspecError, ValueError, TypeError, KeyError, Inde
 
 def events_of(run: Run) -> list[tuple[int, str]]:
     """Every event of a run: its index, and what is wrong with it, "" if nothing is. Counts have been checked."""
-    try:
-        keys = codec.keys_of(run)
-    except UNREADABLE as e:
-        return [(i, f"the keys of its run cannot be read: {e}") for i in range(run.count)]
-    try:
-        codec.raw_data_of(run)
-    except UNREADABLE as e:
-        return [(i, f"the data of its run cannot be read: {e}") for i in range(run.count)]
-    if keys is None:
-        return [(i, "") for i in range(run.count)]
-    checked = {key: "" if key is None else _key_problem(key) for key in set(keys)}
-    return [(i, checked[key]) for i, key in enumerate(keys)]
+    columns = _Columns(run)
+    return [(i, columns.problem(i)) for i in range(run.count)]
+
+
+class _Columns:
+    """Of a run. ``keys``, ``raws``: None: there are none, or they cannot be told apart."""
+
+    def __init__(self, run: Run) -> None:
+        self.keys: list[str | None] | None = None
+        self.raws: list[msgspec.Raw] | None = None
+        self._all = ""
+        self._checked: dict[object, str] = {None: ""}
+        try:
+            self.keys = codec.keys_of(run)
+        except UNREADABLE as e:
+            self._all = f"the keys of its run cannot be read: {e}"
+        try:
+            self.raws = codec.raw_data_of(run) or [_NIL] * run.count
+        except UNREADABLE as e:
+            self._all = self._all or f"the data of its run cannot be read: {e}"
+
+    def problem(self, index: int) -> str:
+        """What is wrong with an event, "" if nothing is."""
+        if self._all or self.keys is None:
+            return self._all
+        key = self.keys[index]
+        if key not in self._checked:
+            self._checked[key] = _key_problem(key)
+        return self._checked[key]
 
 
 def _key_problem(key: object) -> str:
@@ -97,57 +114,46 @@ def logged(
     position: int,
     batch: bytes,
     progress: Progress,
-    only: Container[int] | None = None,
+    only: Sequence[int] | None = None,
 ) -> Iterator[Logged]:
-    """Those that are not finished, of them ``only`` these; a batch that cannot be read stands for itself."""
+    """Those that are not finished, of them ``only`` these, in their order. A batch that cannot be read stands for
+    itself."""
     whole = Spot(log, partition, position, -1)
     try:
         header = codec.check(batch)
         contexts = codec.contexts_of(batch, header)
         body = codec.body_of(batch, header)
         codec.check_body(body, header.events, len(contexts), stored=True)
-        ids = codec.ids_of(header, body)
+        prefix = header.id_prefix
     except (GrapeError, *UNREADABLE) as e:
         yield Logged(whole, "", None, "", 0, (), f"the batch cannot be read: {e}")
         return
     offset = 0
     listeners = _listeners(record, log)
     for run in codec.runs_of(body):
-        names = codec.names_of(run)
+        names, columns, own = codec.names_of(run), _Columns(run), run.meta.ids or {}
         meant = run.meta.only
         nodes = {
             name: tuple(node for node in listeners.get(name, ()) if meant is None or node in meant)
             for name in set(names)
         }
-        problems = events_of(run)
-        try:
-            keys = codec.keys_of(run)
-        except UNREADABLE:
-            keys = None
-        raws = _raws_of(run)
-        for i, problem in problems:
-            if (only is None or offset + i in only) and not progress.is_done(offset + i):
+        for i in range(run.count) if only is None else [i - offset for i in only if 0 <= i - offset < run.count]:
+            if not progress.is_done(offset + i):
+                event_id = own.get(i) or f"{prefix}{offset + i}"
                 yield Logged(
                     Spot(log, partition, position, offset + i),
                     names[i],
-                    None if keys is None else keys[i],
-                    ids[offset + i],
+                    None if columns.keys is None else columns.keys[i],
+                    event_id,
                     header.created,
                     nodes[names[i]],
-                    problem,
+                    columns.problem(i),
                     run,
-                    _context(header, run.meta, i, ids[offset + i], contexts, partition),
+                    _context(header, run.meta, i, event_id, contexts, partition),
                     offset,
-                    raws,
+                    columns.raws,
                 )
         offset += run.count
-
-
-def _raws_of(run: Run) -> list[msgspec.Raw] | None:
-    try:
-        return codec.raw_data_of(run) or [_NIL] * run.count
-    except UNREADABLE:
-        return None
 
 
 def _listeners(record: AppRecord, log: str) -> dict[str, list[str]]:

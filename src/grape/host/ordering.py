@@ -21,7 +21,7 @@ from grape.host.house import Verb
 from grape.host.streams import Say, Streams
 from grape.model.address import MAX_KEY_BYTES, PartitionId, partition_of
 from grape.model.near import no_such
-from grape.model.spots import Place, Spot, parse_place, parse_spot
+from grape.model.spots import Place, Spot, parse_places, parse_spot
 from grape.model.stored import AppRecord, state_key
 from grape.protocol.door import Answer, Ask
 from grape.protocol.orders import (
@@ -94,7 +94,7 @@ class _Several:
 
 def _letters(action: Action, record: AppRecord, ask: Ask) -> list[Order]:
     argument = _argument(ask, Letters)
-    places: list[Place] = sorted(parse_place(record, text) for text in _ids(argument.ids))
+    places: list[Place] = sorted(parse_places(record, _ids(argument.ids)))
     return [
         LetterOrder(record, log, partition, group, action, argument.held)
         for (log, partition), group in groupby(places, lambda place: (place.log, place.partition))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Final
 
 from msgspec import Struct
@@ -52,17 +52,27 @@ class Spot(Struct, frozen=True, order=True):
         return f"{self.log}.{self.partition.number}:{self.position}{f'.{self.index}' if self.index >= 0 else ''}"
 
 
-def parse_place(record: AppRecord, text: str) -> Place:
-    """The place that a `Place.id` names.
+def parse_places(record: AppRecord, texts: Iterable[str]) -> Iterator[Place]:
+    """The places that each `Place.id` names.
 
     Raises:
-        UsageError: it is no id of a letter, or of a log or partition that the app does not have.
+        UsageError: one is no id of a letter, or of a log or partition that the app does not have.
     """
+    logs = {number: log for log, number in record.logs.items()}
+    for text in texts:
+        yield _place(record, logs, text)
+
+
+def parse_place(record: AppRecord, text: str) -> Place:
+    """As `parse_places`, of one."""
+    return next(parse_places(record, [text]))
+
+
+def _place(record: AppRecord, logs: dict[int, str], text: str) -> Place:
     if (found := _BAD_INPUT.fullmatch(text)) is not None:
         pool = int(found["log"])
-        for log, number in record.logs.items():
-            if number == pool and log.startswith(f"{SOURCE}{found['event']}="):
-                return Place(log, PartitionId(record.id, pool, 0), False, _row(text, found["number"]))
+        if (log := logs.get(pool, "")).startswith(f"{SOURCE}{found['event']}="):
+            return Place(log, PartitionId(record.id, pool, 0), False, _row(text, found["number"]))
         raise UsageError(f"{text}: app {record.name!r} has no source of {found['event']!r} with number {pool}")
     if (found := _DEAD.fullmatch(text)) is None:
         raise UsageError(f"{text!r} is no id of a dead letter, such as main.3-17; `grape dead list` shows them")
@@ -92,8 +102,8 @@ def parse_spot(record: AppRecord, text: str) -> Spot:
     if found is None:
         raise UsageError(f"{text!r} is no id of a waiting event, such as main.3:17.2; `grape log list` shows them")
     log, n = found["log"], int(found["partition"])
-    pools = [name for name in record.logs if not name.startswith(NO_POOLS)]
-    if log not in pools:
+    if log not in record.logs or log.startswith(NO_POOLS):
+        pools = [name for name in record.logs if not name.startswith(NO_POOLS)]
         hint = did_you_mean(log, pools, f"its pools: {', '.join(pools)}")
         raise UsageError(f"{text}: app {record.name!r} has no pool {log!r}; {hint}")
     if n >= record.partitions:

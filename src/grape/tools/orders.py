@@ -61,13 +61,18 @@ def hand_on(path: str) -> Hand:
     Raises:
         UsageError: as `Directory.open`; InUse (names the pid) if what runs on it is no engine that can be asked.
         Corrupt, StorageFailed: as `Directory.open`.
-        GrapeError: the engine ends, or has not begun in time.
+        NoAnswer: the engine has not begun in time.
     """
     try:
         connection = dial(os.fspath(path))
     except UsageError:  # none runs on it, or it is no directory, or not this user's: who opens it says so
         return BacklogRepair(path)
-    return Asked(path, connection)
+    try:
+        return Asked(path, connection)
+    except GrapeError:
+        if not connection.is_over:
+            raise
+        return BacklogRepair(path)  # it was at its end when it was asked
 
 
 class Asked:

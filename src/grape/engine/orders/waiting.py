@@ -21,6 +21,8 @@ _TOO_FAR: Final = (
     f"over {_MOST_OPEN:,} batches wait before it: give the order when it has come nearer, or when no engine runs"
 )
 _READ: Final = 1 << 18
+_LOOKED_AT: Final = 1 << 16
+"""Events of the batches that one step looks into."""
 _WALKED: Final = 1_024
 """Batches that one step passes over."""
 
@@ -52,13 +54,14 @@ class LogOrder(Order):
         if partition is None:
             self.refuse(f"pool {self.log!r} is gone from the app: nothing of it can be worked on")
             return
-        left, events = SLICE, AT_ONCE
-        while self._wanted and left > 0 and events > 0 and not self.is_blocked(partition):
+        left, events, looked = SLICE, AT_ONCE, 0
+        while self._wanted and left > 0 and events > 0 and looked < _LOOKED_AT and not self.is_blocked(partition):
             position = self._next
             try:
                 read, is_more = self._reach(partition, position)
                 left -= read
-                if position in partition.inbox.open:
+                if (batch := partition.inbox.open.get(position)) is not None:
+                    looked += batch.header.events
                     done, size = self._take_out(partition, position, events)
                     events -= done
                     left -= size
@@ -151,6 +154,6 @@ class LogOrder(Order):
         return len(events), size
 
 
-def _only(wanted: set[int]) -> set[int] | None:
+def _only(wanted: set[int]) -> list[int] | None:
     """None: all of them."""
-    return None if -1 in wanted else set(wanted)
+    return None if -1 in wanted else sorted(wanted)
