@@ -221,8 +221,20 @@ class Run:
                 continue
             for partition in range(self.plan.partitions):
                 left = machine.transport.waiting(app.log(name, partition), 0)
-                if left.batches:
+                if left.batches and not self._is_finished(name, partition):
                     raise Wrong(f"{left.batches} batches of {left.events} events stay in log {name}/{partition}")
+
+    def _is_finished(self, name: str, number: int) -> bool:
+        """Without drops, what was finished when an engine was killed stays until the next commit trims the log."""
+        if self.plan.chaos.drops:
+            return False
+        for machine in self.simulator.machines:
+            pool = machine.engine.pools.get(name)
+            partition = None if pool is None else pool.partitions.get(number)
+            if partition is not None:
+                stored = machine.transport.read(partition.id, 0, 1 << 30)
+                return all(partition.head.cursor.is_finished(each.position) for each in stored)
+        return False
 
 
 def _without_defaults(states: dict[tuple[str, str], dict[str, Any]]) -> dict[tuple[str, str], dict[str, Any]]:
