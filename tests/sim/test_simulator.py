@@ -2,7 +2,8 @@
 
 `GRAPE_SIM_SEEDS` says how many seeds (150), `GRAPE_SIM_CYCLES` how many of those with async nodes in cycles (150),
 `GRAPE_SIM_CHANGES` how many whose code changes (100), `GRAPE_SIM_SHARED` how many on several engines (50),
-`GRAPE_SIM_SEED` names a single one, of `GRAPE_SIM_KIND`, on `GRAPE_SIM_ENGINES`.
+`GRAPE_SIM_ORDERED` how many beside orders (60). `GRAPE_SIM_SEED` names a single one, of `GRAPE_SIM_KIND`, on
+`GRAPE_SIM_ENGINES`, with `GRAPE_SIM_ORDERS` (a probability).
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ _COUNT = int(os.environ.get("GRAPE_SIM_SEEDS", "150"))
 _CHANGES = int(os.environ.get("GRAPE_SIM_CHANGES", "100"))
 _SHARED = int(os.environ.get("GRAPE_SIM_SHARED", "50"))
 _ENGINES = int(os.environ.get("GRAPE_SIM_ENGINES", "1"))
+_ORDERED = int(os.environ.get("GRAPE_SIM_ORDERED", "60"))
+_ORDERS = float(os.environ.get("GRAPE_SIM_ORDERS", "0"))
 _CYCLES = int(os.environ.get("GRAPE_SIM_CYCLES", "150"))
 
 
@@ -57,6 +60,14 @@ def test_engines_that_share_the_partitions_of_an_app(start: int) -> None:
 
 
 @pytest.mark.skipif(_ONE is not None, reason="GRAPE_SIM_SEED names one seed")
+@pytest.mark.parametrize("start", range(0, _ORDERED, _BLOCK))
+def test_orders_beside_everything_else(start: int) -> None:
+    """Failed events are tried again, waiting ones buried and put back, workers made to forget: all is done once."""
+    for seed in range(start, min(start + _BLOCK, _ORDERED)):
+        run_seed(seed, ("any", "cycles")[seed % 2], 1 + (seed % 3 == 2), orders=(0.005, 0.02, 0.1)[seed % 5 % 3])
+
+
+@pytest.mark.skipif(_ONE is not None, reason="GRAPE_SIM_SEED names one seed")
 @pytest.mark.parametrize("seed", SEEDS, ids=lambda seed: f"{seed}")
 def test_seeds_that_found_something(seed: int) -> None:
     run_seed(seed)
@@ -70,4 +81,4 @@ def test_seeds_of_changing_code_that_found_something(seed: int) -> None:
 
 @pytest.mark.skipif(_ONE is None, reason="for one seed: GRAPE_SIM_SEED=1234")
 def test_one_seed() -> None:
-    run_seed(int(_ONE or "0"), _KIND, _ENGINES)
+    run_seed(int(_ONE or "0"), _KIND, _ENGINES, _ORDERS)

@@ -9,11 +9,26 @@ from typing import Final
 import msgspec
 import pytest
 
+from grape.engine.orders.orders import REST
 from grape.host import verbs
 from grape.host.door import MAX_UNREAD
 from grape.protocol import door
 from grape.protocol.door import Accepted, Append, Ask, FromClient, FromEngine, Greeting, Named, OpenStream, Part, Stop
 from grape.protocol.framing import MAX_FRAME, append_frame, frame
+from grape.protocol.orders import (
+    BURY_EVENTS,
+    DELETE_STATE,
+    DROP,
+    DROP_EVENTS,
+    MAX_ID,
+    MOST,
+    MOST_ORDERS,
+    RETRY,
+    Changes,
+    Events,
+    Letters,
+    States,
+)
 from grape.protocol.place import DOOR
 from unit.protocol_tables import (
     DOCS,
@@ -63,6 +78,13 @@ def test_the_verbs() -> None:
     never = typing.cast(typing.Any, None)
     rows = re.findall(r"^\| (\w+) \| nil \| a map", TEXT, re.MULTILINE)
     assert rows == [*verbs.telemetry(never, never, never)]
+    orders = re.findall(r"^\| ([\w-]+) \| `\{([\w, ]+)\}` \|", TEXT, re.MULTILINE)
+    fields = [", ".join(kind.__struct_fields__) for kind in (Letters, Letters, Events, Events, States)]
+    assert orders == [*zip((RETRY, DROP, DROP_EVENTS, BURY_EVENTS, DELETE_STATE), fields, strict=True)]
+    assert all(f"`{field}`" in TEXT for field in Changes.__struct_fields__)
+    assert f"over {MOST:,} ids or keys, an id of over {MAX_ID:,}" in TEXT
+    assert f"Over {MOST_ORDERS} orders under way" in TEXT
+    assert f"for {REST:g} seconds at most" in TEXT
 
 
 def test_the_bytes() -> None:

@@ -416,6 +416,10 @@ def still_works(rig: Rig) -> None:
     rig.advance(1.0)
 
 
+def packed(argument: object) -> msgspec.Raw:
+    return msgspec.Raw(msgspec.msgpack.encode(argument))
+
+
 TEMPLATES: Final[list[list[FromClient]]] = [
     [OpenStream(1, "r", False, True)],
     [Append(0, 1, b"p", [Part("word", 1, 1, memoryview(BODIES[0]))], [BadInput("f", "word", b"r", "k", "t")], size=3)],
@@ -429,6 +433,9 @@ TEMPLATES: Final[list[list[FromClient]]] = [
     [CloseStream(0, True)],
     [Emit(1, "word", "k", b"\x01", "i", 5, "r")],
     [Ask(1, "progress")],
+    [Ask(1, "retry", packed({"ids": ["main.0-0", "main.1-h0"], "held": True}))],
+    [Ask(1, "bury-events", packed({"ids": ["main.0:0.0"]}))],
+    [Ask(1, "delete-state", packed({"node": "Count", "keys": [b"k", b"l"]}))],
 ]
 
 

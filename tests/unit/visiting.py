@@ -21,6 +21,7 @@ from grape.errors import GrapeError
 from grape.host.assembly import Assembler, Plan
 from grape.host.host import Host
 from grape.host.house import House, Visitor
+from grape.host.ordering import ordering
 from grape.host.streams import Streams
 from grape.host.verbs import telemetry
 from grape.model import batch as codec
@@ -109,6 +110,7 @@ class Rig:
         self.house.described(TOPOLOGY)
         self.streams = Streams(self.app, self.engine, self.host, 1 << 40, 0)
         self.house.verbs.update(telemetry(self.engine, self.streams, list))
+        self.house.verbs.update(ordering(self.engine, assembled.attaching, self.streams, self.host))
         self.house.opened(assembled, self.streams)
         self.attaching = assembled.attaching
         self.owner = Client(self, is_owner=True)

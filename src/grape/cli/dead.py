@@ -16,8 +16,8 @@ app = app_of(
         one_of=lambda directory, record, place: directory.letter(place),
         help="Dead letters, and events that were stopped (on_fail='stop').",
         list_help="List dead letters and stopped events: a table on a terminal, else JSON lines.",
-        retry_help="Put dead letters back into the log; let stopped events be tried again. The next `grape run` does "
-        "it.",
+        retry_help="Put dead letters back into the log; let stopped events be tried again. The engine that runs on the "
+        "directory does it, else the next `grape run`.",
         drop_help="Remove dead letters and stopped events for good; what lined up behind a stopped event goes on.",
     )
 )

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Final
 
 from grape.cli.letters import Letters, app_of
+from grape.model.spots import Place
 from grape.model.stored import AppRecord
-from grape.tools.directory import Directory, Letter, Place
+from grape.tools.directory import Directory, Letter
 
 _LIST_HELP: Final = """\
 List held events, with their last error and when they are tried next: a table on a terminal, else JSON lines.
@@ -32,7 +33,8 @@ app = app_of(
         one_of=_one_of,
         help="Events that failed and wait for their next attempt, and what waits behind them.",
         list_help=_LIST_HELP,
-        retry_help="Let held events be tried at once, not when their back-off ends. The next `grape run` does it.",
+        retry_help="Let held events be tried at once, not when their back-off ends. The engine that runs on the "
+        "directory does it, else the next `grape run`.",
         drop_help="Remove held events for good; what waits behind one goes on.",
     )
 )

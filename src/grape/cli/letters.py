@@ -29,16 +29,19 @@ from grape.cli.events import (
 )
 from grape.cli.run import fail
 from grape.cli.state import App, Data
+from grape.engine.orders.order import Action
 from grape.errors import Corrupt, GrapeError
 from grape.model.plural import counted
+from grape.model.spots import Place, parse_place, parse_places
 from grape.model.stored import AppRecord, HoldEntry
+from grape.protocol.orders import Changes
 from grape.tools.choice import Choice
-from grape.tools.directory import Directory, Letter, Place, parse_place
-from grape.tools.repair import Action, Changes, Repair
+from grape.tools.directory import Directory, Letter
+from grape.tools.orders import hand_on
 
 Ids = Annotated[list[str] | None, typer.Argument(metavar="ID...", help="As `list` shows them: main.3-17, main.3-h17")]
 
-_CHANGE_CODES: Final = "2 wrong use, or the directory is in use; 3 damaged."
+_CHANGE_CODES: Final = "2 wrong use; 3 damaged, or the engine has ended meanwhile."
 
 
 class Letters(Struct, frozen=True):
@@ -138,23 +141,24 @@ def _change(
     """Those with these ids, those that fit, or all."""
     try:
         check_which(f"grape {kind.command} {action}", ids, every, choice, "--node, --event, --kind and --key")
-        with Repair(data) as repair:
-            directory = repair.directory
+        with hand_on(data) as hand:
+            directory = hand.directory
             record = directory.app(app)
             if ids:
-                places: list[Place] = [parse_place(record, text) for text in ids]
+                places: list[Place] = [*parse_places(record, ids)]
             else:
                 places = [letter.place for letter in kind.all_of(directory, record) if choice.fits(letter.row)]
-            work = repair.retry if action == "retry" else repair.drop
+            work = hand.retry if action == "retry" else hand.drop
             changes = work(record, places, kind.held)
+            goes_on = hand.is_running
     except GrapeError as e:
         fail(e)
-    _report(data, action, changes)
+    _report(data, action, changes, goes_on)
     if changes.refused:
         raise typer.Exit(1)
 
 
-def _report(data: str, action: Action, changes: Changes) -> None:
+def _report(data: str, action: Action, changes: Changes, goes_on: bool) -> None:
     refused = say_refused(changes.refused, "letters")
     done = {"retry": "put back", "drop": "dropped"}[action]
     counts = [
@@ -163,7 +167,7 @@ def _report(data: str, action: Action, changes: Changes) -> None:
         counted(changes.held, "held event") if changes.held else "",
     ]
     text = " and ".join(filter(None, counts)) or "nothing"
-    again = action == "retry" and changes.dead + changes.stopped + changes.held
+    again = action == "retry" and not goes_on and changes.dead + changes.stopped + changes.held
     go_on = f"; run the app again with --data {data}" if again else ""
     say(f"{text} {done}{refused}{go_on}")
 

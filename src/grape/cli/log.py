@@ -26,11 +26,14 @@ from grape.cli.events import (
 )
 from grape.cli.run import fail
 from grape.cli.state import App, Data
+from grape.engine.logged import Logged
 from grape.errors import GrapeError
 from grape.model.plural import counted
-from grape.tools.backlog import BacklogRepair, Logged, Spot, parse_spot, waiting
+from grape.model.spots import Spot, parse_spot
+from grape.tools.backlog import waiting
 from grape.tools.choice import Choice
 from grape.tools.directory import Directory
+from grape.tools.orders import hand_on
 
 Ids = Annotated[list[str] | None, typer.Argument(metavar="ID...", help="As `grape log list` shows them: main.3:17.2")]
 Damaged = Annotated[bool, typer.Option("--damaged", help="What no worker can take, only.")]
@@ -104,7 +107,9 @@ def drop(
 ) -> None:
     """Remove events that wait, for good, as if they had been worked off.
 
-    Exit codes: 0; 1 some were not there; 2 wrong use, or the directory is in use; 3 damaged.
+    What a worker has at this moment is waited for; if it is done then, it was not there.
+
+    Exit codes: 0; 1 some were not there; 2 wrong use; 3 damaged, or the engine has ended meanwhile.
     """
     _take_out(data, ids or [], every, app_name, _choice(node, event, key, damaged), "drop")
 
@@ -122,7 +127,9 @@ def bury(
 ) -> None:
     """Move events that wait to the dead letters: `grape dead retry` puts them back.
 
-    Exit codes: 0; 1 some were not there; 2 wrong use, or the directory is in use; 3 damaged.
+    What a worker has at this moment is waited for; if it is done then, it was not there.
+
+    Exit codes: 0; 1 some were not there; 2 wrong use; 3 damaged, or the engine has ended meanwhile.
     """
     _take_out(data, ids or [], every, app_name, _choice(node, event, key, damaged), "bury")
 
@@ -134,12 +141,12 @@ def _choice(node: str | None, event: str | None, key: str | None, damaged: bool)
 def _take_out(data: str, ids: list[str], every: bool, app_name: str | None, choice: Choice, action: str) -> None:
     try:
         check_which(f"grape log {action}", ids, every, choice, "--node, --event, --key and --damaged")
-        with BacklogRepair(data) as repair:
-            record = repair.directory.app(app_name)
+        with hand_on(data) as hand:
+            record = hand.directory.app(app_name)
             spots: list[Spot] = [parse_spot(record, text) for text in ids]
             if not ids:
-                spots = [e.spot for e in waiting(repair.directory, record) if choice.fits(e)]
-            changes = repair.take_out(record, spots, action == "bury")
+                spots = [e.spot for e in waiting(hand.directory, record) if choice.fits(e)]
+            changes = hand.take_out(record, spots, action == "bury")
     except GrapeError as e:
         fail(e)
         raise

@@ -13,9 +13,10 @@ from grape.cli.console import say
 from grape.cli.run import fail
 from grape.errors import GrapeError
 from grape.model.plural import counted
+from grape.model.spots import near
 from grape.tools.choice import limited
-from grape.tools.directory import Directory, near
-from grape.tools.repair import Repair
+from grape.tools.directory import Directory
+from grape.tools.orders import hand_on
 from grape.tools.terminal import escaped
 
 Data = Annotated[str, typer.Option("--data", metavar="DIR", help="The data directory; it may be in use.")]
@@ -83,19 +84,23 @@ def delete(
 ) -> None:
     """Remove the state of some keys: the node's next event of such a key finds the defaults.
 
+    An engine that runs on the directory does it: then it is so for the next event of the key.
+
     There is no `state set`: only the app's code knows the types of its values. A slot that writes them does it.
 
-    Exit codes: 0; 1 some keys had none; 2 wrong use, or the directory is in use; 3 damaged.
+    Exit codes: 0; 1 some keys had none; 2 wrong use; 3 damaged, or the engine has ended meanwhile.
     """
     try:
-        with Repair(data) as repair:
-            missing = repair.delete_state(repair.directory.app(app_name), node, dict.fromkeys(keys))
+        with hand_on(data) as hand:
+            changes = hand.delete_state(hand.directory.app(app_name), node, dict.fromkeys(keys))
     except GrapeError as e:
         fail(e)
-    for key in missing:
-        say(f"{node} has no state of key {key}")
-    say(f"state of {counted(len(set(keys)) - len(missing), 'key')} removed")
-    if missing:
+    for key in changes.missing:
+        say(f"{node} has no state of key {key.decode('utf-8', 'surrogateescape')}")
+    for name, why in changes.refused.items():
+        say(f"{name}: {why}")
+    say(f"state of {counted(changes.states, 'key')} removed")
+    if changes.missing or changes.refused:
         raise typer.Exit(1)
 
 

@@ -22,6 +22,8 @@ class Stats:
         self.taken: Counter[str] = Counter()
         self.failures: Counter[str] = Counter()
         self.dead = 0
+        self.revived = 0
+        """Dead letters that orders took out."""
         self.replies = 0
         self.late_replies = 0
         self.stale_frames = 0

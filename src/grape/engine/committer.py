@@ -47,6 +47,11 @@ class Committer:
         """A commit is under way."""
         return self._commit is not None
 
+    @property
+    def head(self) -> bytes:
+        """As it was committed last."""
+        return self._head
+
     def submit(
         self,
         head: bytes,

@@ -91,6 +91,10 @@ class Inbox:
         self._head.cursor.partial.setdefault(position, Progress())
         return batch
 
+    def is_parked(self, position: int) -> bool:
+        """A batch of its origin that comes before it is missing."""
+        return position in self._parked
+
     def unpark(self) -> bool:
         """Forget what is parked if some of it has become the next of its origin, so that it is read again."""
         for header, _ in self._parked.values():

@@ -283,6 +283,7 @@ class DeadOutputs:
     input to whoever looks at it. Engine's thread only."""
 
     def __init__(self, app: App, committer: Committer) -> None:
+        self.log = committer.partition
         self._app = app
         self._committer = committer
         found = committer.claimed_head
@@ -293,9 +294,10 @@ class DeadOutputs:
         """Keep them, each under its key: the same one again is the same letter. ``then`` is called when that is
         durable."""
         self._waiting.append(([(key, encode(letter)) for key, letter in letters], then))
-        self._commit()
+        self.go_on()
 
-    def _commit(self) -> None:
+    def go_on(self) -> None:
+        """Commit what waits, if nothing is under way."""
         if self._committer.is_busy or not self._waiting:
             return
         rows, then = self._waiting.pop(0)
@@ -304,7 +306,7 @@ class DeadOutputs:
         def committed() -> None:
             self._app.stats.dead += len(rows)
             then()
-            self._commit()
+            self.go_on()
 
         self._committer.submit(encode(self._head), (), [("dead", [*rows])], then=committed)
 

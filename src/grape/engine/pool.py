@@ -41,6 +41,9 @@ class Pool:
         partitions: those that this engine has of it, by their numbers.
         pump: gives a worker what it can take.
         may_start: whether another worker of the engine may start now; many at once would all be slow. One always may.
+
+    Attributes:
+        rested: told when somebody waits for a partition to rest and a worker has less of it, or it has left the engine.
     """
 
     def __init__(
@@ -73,6 +76,7 @@ class Pool:
         self._notice = around.notice
         self._pump = pump
         self._may_start = may_start
+        self.rested: Callable[[Partition], None] = _nobody
         self._owners: dict[int, Worker] = {}
         self._moving: dict[int, Worker | None] = {}
         self._moved_at: dict[int, int] = {}
@@ -169,6 +173,8 @@ class Pool:
     def work_ended(self, partition: Partition) -> None:
         """If the partition is to move, and nothing of it is in work any more, it does."""
         number = partition.number
+        if partition.dispatch.is_resting:
+            self.rested(partition)
         if number not in self._moving or partition.works:
             return
         to = self._moving.pop(number)
@@ -194,6 +200,7 @@ class Pool:
         self._moved_at.pop(number, None)
         self.scaler.most = min(self.scaler.most, len(self.partitions))
         self.scaler.least = min(self.scaler.least, self.scaler.most)
+        self.rested(partition)
         worker = self._owners.pop(number, None)
         if worker is not None:
             worker.lose(partition, self._clock.now())
@@ -210,6 +217,20 @@ class Pool:
         )
         worker.queue(partition.number)
         self._pump(worker)
+
+    def renew(self, partition: Partition) -> None:
+        """Nothing of it is in work, and what its worker remembers of it has changed: it is given to it anew."""
+        worker = self._owners.get(partition.number)
+        if worker is not None and worker.serves:
+            worker.link.send(Revoke(partition.number, partition.epoch))
+            self.give(partition, worker)
+
+    def go_on(self, partition: Partition) -> None:
+        """It may be handed out again."""
+        worker = self._owners.get(partition.number)
+        if worker is not None:
+            worker.queue(partition.number)
+            self._pump(worker)
 
     def _relieve(self, now: int) -> None:
         """Hand what has waited too long behind a busy worker to one that has nothing to do."""
@@ -277,6 +298,8 @@ class Pool:
         for number, partition in worker.partitions.items():
             partition.reassign()
             partition.dispatch.is_moving = False
+            if partition.dispatch.is_resting:
+                self.rested(partition)
             self._owners.pop(number, None)
             self._moving.pop(number, None)
         worker.partitions = {}
@@ -401,6 +424,10 @@ def what_says_most(text: str) -> str:
     """The line that says what happened; a stack goes with the event."""
     lines = text.strip().split("\n")
     return lines[-1] if lines[0].startswith("Traceback") else lines[0]
+
+
+def _nobody(partition: Partition) -> None:
+    """Waits."""
 
 
 def _us(seconds: float) -> int:

@@ -120,6 +120,16 @@ class Attaching:
             engine.on_arrival(app.log(taken.log, number), partial(take.arrived, number))
         return take
 
+    def own(self, log: str, then: Callable[[Committer], None]) -> None:
+        """``then`` gets the committer of a source's log that there is, which may be in use."""
+        self._claim({log: f"log {log!r:.300}"}, lambda committers: then(committers[log]))
+
+    def freed(self, log: PartitionId) -> None:
+        """A commit that nobody here knew of was under way in this log, and is no more."""
+        for dead in self._dead.values():
+            if dead.log == log:
+                dead.go_on()
+
     # ------------------------------------------------------------------ numbers and claims
 
     def _check_room(self, *names: str) -> None:

@@ -431,6 +431,8 @@ class Visitor:
             return
         try:
             verb(message, self.say)
+        except ProtocolError:
+            raise
         except GrapeError as e:
             self.say(Refused(message.number, e.code, str(e)))
 

@@ -30,6 +30,7 @@ from grape.host.host import Host
 from grape.host.house import House
 from grape.host.opening import Removals
 from grape.host.options import Options
+from grape.host.ordering import ordering
 from grape.host.serving import Serving
 from grape.host.spawning import Spawning
 from grape.host.streams import Streams
@@ -198,6 +199,7 @@ class Run:
         dead = count_dead(app, engine.transport)
         self._streams = Streams(app, engine, self._host, self.options.max_dead, dead)
         self._house.verbs.update(telemetry(engine, self._streams, self._workers.pids))
+        self._house.verbs.update(ordering(engine, assembled.attaching, self._streams, self._host))
         self._house.opened(assembled, self._streams)
         return Serving(assembled, self._streams, self._house, self._host, self._clock, self.options)
 

@@ -15,6 +15,7 @@ from grape.engine.feed import Feed, Prepared
 from grape.errors import ProtocolError
 from grape.host.host import Host
 from grape.host.once import Once
+from grape.model.address import PartitionId
 from grape.protocol.door import WINDOW, Accepted, Append, FromEngine, Halt
 
 _RETRY: Final = 0.005
@@ -127,9 +128,10 @@ class Stream:
         self._in_flight -= sum(step.bytes for step in steps)
         self._streams.fed_bytes += sum(step.size for step in steps)
         self.say(Accepted(self._number, self.feed.head.number))
-        self._streams.soon(self._go_on)  # when what was committed has arrived, and counts as waiting
+        self._streams.soon(self.go_on)  # when what was committed has arrived, and counts as waiting
 
-    def _go_on(self) -> None:
+    def go_on(self) -> None:
+        """Nothing is under way: commit what waits."""
         self._commit()
         self._check_closed()
 
@@ -177,6 +179,12 @@ class Streams:
 
     def is_open(self, name: str) -> bool:
         return name in self._open
+
+    def freed(self, log: PartitionId) -> None:
+        """A commit that a stream knew nothing of was under way in its log, and is no more."""
+        for stream in tuple(self._open.values()):
+            if stream is not None and stream.feed.id == log:
+                stream.go_on()
 
     def closed(self, stream: Stream, *, at_end: bool) -> None:
         """All that it was to give is durable, or given up."""
@@ -243,7 +251,7 @@ class Streams:
     @property
     def dead_left(self) -> int:
         """How many more dead letters may come before feeding stops."""
-        return self._max_dead - self._dead_before - self._app.stats.dead
+        return self._max_dead - self._dead_before - self._app.stats.dead + self._app.stats.revived
 
     def later(self, delay: float, function: Callable[[], None]) -> None:
         self._host.later(delay, function)

@@ -172,9 +172,10 @@ def contexts_of(batch: bytes, header: Header) -> list[Context]:
 def ids_of(header: Header, body: bytes) -> list[str]:
     """The ids of all events of a batch."""
     ids: list[str] = []
+    prefix = header.id_prefix
     for run in runs_of(body):
         given, at = run.meta.ids or {}, len(ids)
-        ids += [given.get(i) or f"{header.id_prefix}{at + i}" for i in range(run.count)]
+        ids += [given.get(i) or f"{prefix}{at + i}" for i in range(run.count)]
     return ids
 
 

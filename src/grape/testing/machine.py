@@ -22,7 +22,9 @@ from grape.abc.transport import Rows, Table
 from grape.authoring.topology import Topology
 from grape.client.packing import Packer
 from grape.engine.clock import FakeClock
+from grape.engine.committer import Committer
 from grape.engine.feed import Feed, Prepared
+from grape.engine.orders.orders import Orders
 from grape.engine.outlet import Take
 from grape.engine.surroundings import Sizes, Surroundings
 from grape.errors import EngineError, GrapeError, Unstoppable
@@ -44,6 +46,7 @@ from grape.worker.process import serve_on_loop
 
 _TAKE_BYTES: Final = 1 << 20
 _FAKE_SOCKET: Final = -1
+_LATE: Final = 0.1
 
 Move = Callable[[], None]
 T = TypeVar("T")
@@ -330,6 +333,10 @@ def _never(_: Worker) -> None:
     pass
 
 
+def _no_log(log: str, then: Callable[[Committer], None]) -> None:
+    raise AssertionError("no order is about a source here")
+
+
 def _first(moves: list[Move]) -> Move:
     return moves[0]
 
@@ -417,6 +424,9 @@ class Machine:
         assembled = self._settle(assembler.assemble(self._plan(), around))
         self.app, self.engine = assembled.app, assembled.engine
         self.is_running = True
+        self._soon: deque[Move] = deque()
+        self._later: deque[Move] = deque()
+        self.orders = Orders(self.engine, self._soon.append, lambda _, move: self._later.append(move), _no_log)
         self._attach(assembled.attaching)
         self._prepared: deque[Prepared] = deque()
         self._read_to = self.feed.head.position
@@ -537,6 +547,10 @@ class Machine:
         if self._prepared and not self.feed.is_busy and self.engine.feeding_is_open(self.engine.pools):
             moves.append(self._feed)
         moves += [taker.move for taker in self._takers() if taker.has_work()]
+        if self._soon:
+            moves.append(self._do_soon)
+        if self._later and (not moves or self._rng.random() < _LATE):
+            moves.append(self._do_later)
         return moves
 
     def go_on(self) -> bool:
@@ -555,6 +569,13 @@ class Machine:
             self.failure = self.failure or e
             return False
         return True
+
+    def _do_soon(self) -> None:
+        self._soon.popleft()()
+
+    def _do_later(self) -> None:
+        """Its time is over: whenever it is its turn."""
+        self._later.popleft()()
 
     def _step(self) -> None:
         self.transport.step()
@@ -577,6 +598,7 @@ class Machine:
         return (
             not self._prepared
             and not self.feed.is_busy
+            and not self.orders.count
             and self.engine.finished
             and self.transport.idle
             and all(not taker.is_committing and not taker.has_work() for taker in takers)

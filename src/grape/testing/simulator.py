@@ -19,14 +19,18 @@ from grape.engine.clock import FakeClock
 from grape.engine.engine import Engine
 from grape.errors import UsageError
 from grape.model.profile import Profile
+from grape.model.stored import DeadLetter, HoldEntry
 from grape.model.topology import Limits
+from grape.protocol.orders import Changes
 from grape.testing.machine import Crash, Machine, Move, Share, Worker
+from grape.testing.ordering import put_back, random_order
 from grape.transports.memory import MemoryBroker, Weakness
 
 _MOST_MOVES: Final = 400_000
 _NEW_SPEEDS: Final = 0.01
 _SLOW: Final = (0.2, 0.02, 0.001)
 _HAND_OVERS: Final = 4
+_ORDERS: Final = 40
 
 
 class Chaos(Struct, frozen=True):
@@ -56,6 +60,8 @@ class Chaos(Struct, frozen=True):
     hand_over: float = 0.0
     drops: bool = True
     engines: int = 1
+    orders: float = 0.0
+    """An operator gives an order (`grape.testing.ordering`), some times at most."""
 
 
 class Stuck(Exception):
@@ -92,6 +98,11 @@ class Simulator:
         self._rng = Random(seed)
         self._kills = self.chaos.kills
         self._hand_overs = _HAND_OVERS
+        self._orders = _ORDERS
+        self.changes_ordered: list[Changes] = []
+        """What came of orders."""
+        self.dropped: list[DeadLetter | HoldEntry] = []
+        """What some were to drop; a kill may have been faster."""
         self._stale: list[Move] = []
         self._changed = deque(changed)
         self.changes = 0
@@ -151,6 +162,9 @@ class Simulator:
             if chaos.hand_over and self._hand_overs > 0 and rng.random() < chaos.hand_over:
                 self._hand_over()
                 continue
+            if chaos.orders and self._orders > 0 and rng.random() < chaos.orders:
+                self._order()
+                continue
             if self._changed and rng.random() < chaos.change:
                 self._change()
                 continue
@@ -165,6 +179,8 @@ class Simulator:
                 if self._give_anew():
                     continue
                 if all(machine.is_finished for machine in self.machines):
+                    if self._put_back():
+                        continue
                     if not self._changed:
                         return
                     self._change()
@@ -216,6 +232,23 @@ class Simulator:
                 machine.start()
                 return True
         return False
+
+    def _order(self) -> None:
+        self._orders -= 1
+        machine = self._rng.choice(self.machines)
+        order = random_order(machine, self._rng, self.dropped)
+        if order is not None:
+            machine.orders.give(order, self.changes_ordered.append)
+
+    def _put_back(self) -> bool:
+        """What orders have buried and not put back is; returns whether there was something."""
+        if not self.chaos.orders:
+            return False
+        self._orders = 0
+        given = [(machine, order) for machine in self.machines for order in put_back(machine)]
+        for machine, order in given:
+            machine.orders.give(order, self.changes_ordered.append)
+        return bool(given)
 
     def _change(self) -> None:
         """The next code; it may be refused while something waits that it has no place for, and is then given up."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import heapq
 import os
-import re
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -20,11 +19,12 @@ from msgspec import Struct
 
 from grape.abc.transport import AtRest, Table
 from grape.engine.catalog import read_catalog
+from grape.engine.letters import run_of
 from grape.errors import Corrupt, EngineError, StorageFailed, UsageError
 from grape.model import batch as codec
 from grape.model.address import CATALOG, PartitionId, partition_of
 from grape.model.cursor import Cursor
-from grape.model.near import did_you_mean
+from grape.model.spots import Place, near
 from grape.model.stored import (
     OUTPUT,
     REPLIES,
@@ -54,29 +54,6 @@ T = TypeVar("T")
 
 SLICE: Final = 256
 """Rows a read transaction: few, as a row may be large."""
-
-_DEAD = re.compile(r"(?P<log>.+)\.(?P<partition>\d{1,5})-(?P<stopped>h?)(?P<number>\d{1,19})", re.DOTALL)
-_BAD_INPUT = re.compile(r"(?P<event>.+):(?P<log>\d{1,5})-(?P<number>\d{1,19})", re.DOTALL)
-
-
-class Place(Struct, frozen=True, order=True):
-    """Where a letter lies. ``log``: its name in the catalog; ``stopped``: among the held events, not the dead letters.
-
-    ``id``: ``main.3-17`` is letter 17 of partition 3 of pool ``main``, ``main.3-h17`` a stopped event, ``line:7-0`` an
-    input for ``line`` that never became an event, of the source whose log has number 7.
-    """
-
-    log: str
-    partition: PartitionId
-    stopped: bool
-    number: int
-
-    @property
-    def id(self) -> str:
-        if self.log.startswith(SOURCE):
-            event = self.log[1:].partition("=")[0]
-            return f"{event}:{self.partition.pool}-{self.number}"
-        return f"{self.log}.{self.partition.number}-{'h' if self.stopped else ''}{self.number}"
 
 
 class Letter(Struct, frozen=True):
@@ -111,24 +88,11 @@ class Letter(Struct, frozen=True):
         Raises:
             Corrupt: the body holds no event.
         """
-        run = run_of(self)
+        run = run_of(self.row.body, self.place.id)
         try:
             return (codec.data_of(run) or [None])[0]
         except (msgspec.MsgspecError, RecursionError, TypeError, ValueError):
             return run.data
-
-
-def run_of(letter: Letter) -> codec.Run:
-    """The run of one event that is the letter's body.
-
-    Raises:
-        Corrupt: it holds no event.
-    """
-    try:
-        codec.check_body(letter.row.body, 1, stored=True)
-        return next(codec.runs_of(letter.row.body))
-    except Exception as e:
-        raise Corrupt(f"the event of {letter.place.id} cannot be read: {e}") from None
 
 
 class StateRow(Struct, omit_defaults=True):
@@ -351,42 +315,6 @@ def partitions_of(record: AppRecord) -> Iterator[tuple[str, PartitionId]]:
         if not name.startswith((OUTPUT, REPLIES, TAKER)):
             for n in range(1 if name.startswith(SOURCE) else record.partitions):
                 yield name, PartitionId(record.id, number, n)
-
-
-def parse_place(record: AppRecord, text: str) -> Place:
-    """The place that a `Place.id` names.
-
-    Raises:
-        UsageError: it is no id of a letter, or of a log or partition that the app does not have.
-    """
-    if (found := _BAD_INPUT.fullmatch(text)) is not None:
-        pool = int(found["log"])
-        for log, number in record.logs.items():
-            if number == pool and log.startswith(f"{SOURCE}{found['event']}="):
-                return Place(log, PartitionId(record.id, pool, 0), False, _row(text, found["number"]))
-        raise UsageError(f"{text}: app {record.name!r} has no source of {found['event']!r} with number {pool}")
-    if (found := _DEAD.fullmatch(text)) is None:
-        raise UsageError(f"{text!r} is no id of a dead letter, such as main.3-17; `grape dead list` shows them")
-    log, n = found["log"], int(found["partition"])
-    if log not in record.logs or log.startswith((OUTPUT, REPLIES, TAKER, SOURCE)):
-        pools = [name for name in record.logs if not name.startswith((OUTPUT, REPLIES, TAKER, SOURCE))]
-        raise UsageError(f"{text}: app {record.name!r} has no pool {log!r}; its pools: {', '.join(pools)}")
-    if n >= record.partitions:
-        raise UsageError(f"{text}: app {record.name!r} has partitions 0 to {record.partitions - 1}, not {n}")
-    return Place(log, PartitionId(record.id, record.logs[log], n), bool(found["stopped"]), _row(text, found["number"]))
-
-
-def _row(text: str, digits: str) -> int:
-    number = int(digits)
-    if number >= 1 << 63:
-        raise UsageError(f"{text}: there is no letter with such a number")
-    return number
-
-
-def near(name: str, known: Iterable[str]) -> str:
-    """ "; did you mean ...?", or nothing."""
-    hint = did_you_mean(name, known)
-    return f"; {hint}" if hint else ""
 
 
 def decoded(decode: Callable[[bytes], T], value: bytes, what: str) -> T:

@@ -21,6 +21,7 @@ from msgspec import Struct
 
 from grape.engine.catalog import COPY, read_catalog
 from grape.engine.inbox import origin_key, own_origin
+from grape.engine.logged import UNREADABLE, events_of
 from grape.errors import Corrupt, GrapeError, UsageError
 from grape.model import batch as codec
 from grape.model.address import CATALOG, PartitionId
@@ -44,7 +45,7 @@ from grape.model.stored import (
 )
 from grape.store.mending import ALL, Changes, Mending, RawRow, put_all_aside
 from grape.store.rows import batch_of_row, is_whole, position_of_row, value_of_row
-from grape.tools.sound import UNREADABLE, Rules, Waiting, events_of, position_problem
+from grape.tools.sound import Rules, Waiting, position_problem
 
 _LETTER_KIND: Final = "damaged"
 

@@ -10,31 +10,22 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import groupby
 from queue import SimpleQueue
-from typing import Any, Final, Literal, Self
-
-from msgspec import Struct
+from typing import Any, Final, Self
 
 from grape.abc.transport import Arrival, Callbacks, Claim, Commit, Outcome, Rows, Send, Table
 from grape.builtins import DIRECTORY, transport
+from grape.engine.letters import NO_LETTER, again, due_now, refusal
+from grape.engine.orders.order import Action
 from grape.errors import Corrupt, StorageFailed
 from grape.model import batch as codec
 from grape.model.address import PartitionId
-from grape.model.stored import SOURCE, AppRecord, DeadLetter, Head, HoldEntry, decode_head, encode, row_key
-from grape.tools.directory import Directory, Letter, Place, decoded, near, open_reader, run_of
+from grape.model.spots import Place
+from grape.model.stored import SOURCE, AppRecord, DeadLetter, Head, decode_head, encode, row_key
+from grape.protocol.orders import Changes
+from grape.tools.directory import Directory, Letter, decoded, open_reader
 
 _COMMIT_BYTES: Final = 32 << 20
 _COMMIT_LETTERS: Final = 10_000
-
-Action = Literal["retry", "drop"]
-
-
-class Changes(Struct):
-    """``dead``, ``stopped`` and ``held``: how many of each kind were changed; ``refused``: id -> why not."""
-
-    dead: int = 0
-    stopped: int = 0
-    held: int = 0
-    refused: dict[str, str] = {}
 
 
 class _Draft:
@@ -73,6 +64,8 @@ class Repair:
             self._transport.close()
             raise
 
+    is_running = False
+
     def __enter__(self) -> Self:
         return self
 
@@ -93,26 +86,27 @@ class Repair:
         """Remove letters for good. What lined up behind a held event becomes due. ``held``, errors: as `retry`."""
         return self._change(record, places, "drop", held)
 
-    def delete_state(self, record: AppRecord, node: str, keys: Iterable[str]) -> list[str]:
-        """Remove the state of these keys of ``node``; returns those that have none.
+    def delete_state(self, record: AppRecord, node: str, keys: Iterable[str]) -> Changes:
+        """Remove the state of these keys of ``node``.
 
         Raises:
             UsageError: there is no such node.
             Corrupt, StorageFailed: as `retry`.
         """
-        missing: list[str] = []
+        changes = Changes()
         places: dict[PartitionId, list[bytes]] = {}
         for key in keys:
             home, place = self.directory.state_place(record, node, key)
             (value,) = self.directory.reader.get(home, "state", [place])
             if value is None:
-                missing.append(key)
+                changes.missing.append(place[2:])
             else:
                 places.setdefault(home, []).append(place)
         for home, rows in places.items():
             claim = self._claim(home)
             self._submit(Commit(home, claim.term, 1, claim.head, (), [("state", [(row, None) for row in rows])]))
-        return missing
+            changes.states += len(rows)
+        return changes
 
     # ------------------------------------------------------------------ one partition after the other
 
@@ -149,9 +143,9 @@ class Repair:
         for place in places:
             letter = self.directory.letter(place, held)
             if letter is None:
-                why = "there is no such letter (any more)"
+                why = NO_LETTER
             else:
-                why = refusal(record, letter) if action == "retry" else ""
+                why = refusal(record, place.log, letter.row) if action == "retry" else ""
             if why or letter is None:
                 changes.refused[place.id] = why
             else:
@@ -173,9 +167,7 @@ class Repair:
             draft.held += not row.stopped
             value: bytes | None = None
             if action == "retry":
-                row.attempts = 0 if row.stopped else row.attempts
-                row.stopped, row.due = False, 0
-                value = encode(row)
+                value = encode(due_now(row))
                 draft.size += len(value)
             draft.rows.setdefault("hold", []).append((key, value))
 
@@ -238,38 +230,13 @@ def _head(packed: bytes) -> Head:
     return decoded(decode_head, packed, "head of a partition") if packed else Head()
 
 
-def refusal(record: AppRecord, letter: Letter) -> str:
-    """Why ``letter`` cannot be tried again; "": it can."""
-    row = letter.row
-    if not row.node:
-        where = f" ({letter.origin})" if letter.origin else ""
-        return f"it never became an event: correct the input{where} and feed it again, then drop the letter"
-    present = {spec.name for spec in record.topology.nodes}
-    node = record.nodes.get(row.node) if row.node in present else None
-    if node is None:
-        return f"node {row.node!r} is gone from app {record.name!r}{near(row.node, present)}"
-    if not any(slot.event == row.event and slot.node == row.node for slot in record.topology.slots):
-        return f"node {row.node!r} has no slot for event {row.event!r} any more"
-    if isinstance(row, HoldEntry) and node.pool != letter.place.log:
-        return f"node {row.node!r} has moved to pool {node.pool!r}"
-    return ""
-
-
 def _again(record: AppRecord, letter: Letter, head: Head) -> Send:
     """The event as a batch for the log of its node, under the next number that its partition has for that log."""
-    row, run, own = letter.row, run_of(letter), letter.place.partition
-    hops = run.meta.hops
-    meta = codec.RunMeta(
-        [row.event],
-        hops=hops if isinstance(hops, int) else hops[0],
-        only=[row.node],
-        ids={0: row.id} if row.id else None,
-        contexts=None if row.context is None else [0],
-    )
-    body = codec.encode_run(meta, 1, codec.keys_of(run), codec.raw_data_of(run))
-    target = PartitionId(own.app, record.logs[record.nodes[row.node].pool], own.number)
+    own = letter.place.partition
+    event = again(record, letter.row, letter.place.id)
+    target = PartitionId(own.app, record.logs[event.log], own.number)
     packed = target.packed()
     sequence = head.sent.get(packed, 0)
     head.sent[packed] = sequence + 1
-    contexts = () if row.context is None else (row.context,)
-    return Send(target, codec.seal(body, 1, own, target, record.incarnation, sequence, row.created, contexts), 1)
+    created, contexts = letter.row.created, event.contexts
+    return Send(target, codec.seal(event.body, 1, own, target, record.incarnation, sequence, created, contexts), 1)

@@ -14,10 +14,11 @@ from msgspec import Struct
 
 from grape.engine.catalog import read_catalog
 from grape.engine.inbox import Inbox, origin_key
+from grape.engine.logged import UNREADABLE, events_of
 from grape.errors import Corrupt, GrapeError
 from grape.model import batch as codec
 from grape.model.address import CATALOG, PartitionId, check_key
-from grape.model.batch import Header, Run
+from grape.model.batch import Header
 from grape.model.cursor import Progress
 from grape.model.stored import (
     CLIENT_ID,
@@ -40,10 +41,6 @@ from grape.model.stored import (
 )
 
 MAX_POSITION: Final = (1 << 63) - 1
-
-UNREADABLE: Final = (msgspec.MsgspecError, ValueError, TypeError, KeyError, IndexError, RecursionError, AttributeError)
-"""What bytes that nobody wrote may raise when they are decoded."""
-
 
 _NOTHING_DONE: Final = Progress()
 
@@ -254,30 +251,6 @@ def _events_problem(batch: bytes, header: Header, progress: Progress) -> str | N
                 return f"event {at + i}: {problem}"
         at += run.count
     return None
-
-
-def events_of(run: Run) -> list[tuple[int, str]]:
-    """Every event of a run: its index, and what is wrong with it, "" if nothing is. Counts have been checked."""
-    try:
-        keys = codec.keys_of(run)
-    except UNREADABLE as e:
-        return [(i, f"the keys of its run cannot be read: {e}") for i in range(run.count)]
-    try:
-        codec.raw_data_of(run)
-    except UNREADABLE as e:
-        return [(i, f"the data of its run cannot be read: {e}") for i in range(run.count)]
-    if keys is None:
-        return [(i, "") for i in range(run.count)]
-    checked = {key: "" if key is None else _key_problem(key) for key in set(keys)}
-    return [(i, checked[key]) for i, key in enumerate(keys)]
-
-
-def _key_problem(key: object) -> str:
-    try:
-        check_key(key)
-    except (TypeError, ValueError) as e:
-        return str(e)
-    return ""
 
 
 def position_problem(head: Head, batches: list[Waiting], tail: int) -> str | None:

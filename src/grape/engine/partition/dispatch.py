@@ -51,6 +51,7 @@ class Dispatch:
         contexts: of all works that are out; results name them by their place.
         is_long: one event at a time, also of those that are tried again.
         is_moving: nothing more is handed out: the partition is to go to another worker.
+        is_resting: nothing more is handed out: an order waits until no worker has anything of the partition.
         top_up: works are made while others are out (async slots).
     """
 
@@ -64,6 +65,7 @@ class Dispatch:
         self.contexts: list[Context] = []
         self.is_long = False
         self.is_moving = False
+        self.is_resting = False
         self.top_up = top_up
         self._seq = 0
         self._window = _FIRST_WINDOW
@@ -73,7 +75,7 @@ class Dispatch:
 
     def has_work(self, now: int) -> bool:
         """Whether `make` would find something."""
-        if not self._ledger.settled or self.is_moving or (self.works and not self.top_up):
+        if not self._ledger.settled or self.is_moving or self.is_resting or (self.works and not self.top_up):
             return False
         due = self._failures.list.next_due()
         if due is not None and due <= now:

@@ -174,6 +174,10 @@ class Failures:
         self._app.holds += 1
         self._count_asking()
 
+    def change(self, number: int, entry: HoldEntry) -> None:
+        """It is as ``entry`` says from now on. No worker has it."""
+        self._keep(number, entry)
+
     def _keep(self, number: int, entry: HoldEntry) -> None:
         if number < 0:
             self.hold(entry)

@@ -123,11 +123,19 @@ class Ledger:
         Raises:
             Corrupt: it is not, or cannot be read.
         """
-        (value,) = self.transport.get(self.id, table, [key])
-        value = self.pending(table, key, value)
+        value = self.stored(table, key)
         if value is None:
             raise Corrupt(f"a {what} of partition {self.name} is missing")
         return decoded(decode, value, what)
+
+    def stored(self, table: Table, key: bytes) -> bytes | None:
+        """A row as it is, or is about to be; None: there is none.
+
+        Raises:
+            Corrupt: it fails its checksum.
+        """
+        (value,) = self.transport.get(self.id, table, [key])
+        return self.pending(table, key, value)
 
     def rows(self, table: Table, after: bytes = b"", before: bytes | None = None) -> Iterator[tuple[bytes, bytes]]:
         """Committed rows with ``after`` <= key (< ``before``), in order."""
