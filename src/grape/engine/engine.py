@@ -244,7 +244,7 @@ class Engine:
                 continue
             partition.backlog.add(arrival.events, arrival.size)
             self._offer(partition)
-        self.pump()
+            self._pump_owner(partition)
 
     def transport_failed(self, error: BaseException) -> None:
         """`Callbacks.failed`."""
@@ -291,7 +291,7 @@ class Engine:
                     self._pump(worker)
 
     def _pump(self, worker: Worker) -> None:
-        if self.draining or self.failure is not None or not worker.serves:
+        if not worker.queued or self.draining or self.failure is not None or not worker.serves:
             return
         now = self.clock.now()
         credit = 1 if self.pools[worker.pool].is_long else _CREDIT

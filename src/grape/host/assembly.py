@@ -101,7 +101,6 @@ class Assembler:
             self._engine.arrived(arrivals)
         elif self._opening is not None:
             self._opening.arrived(arrivals)
-        self._changed()
 
     def _claimed(self, claims: list[tuple[PartitionId, Claim]]) -> None:
         if self._engine is not None:

@@ -102,6 +102,9 @@ _decode_keys = msgspec.msgpack.Decoder(list[str | None]).decode
 _decode_checked_keys = msgspec.msgpack.Decoder(
     list[Annotated[str, Meta(min_length=1, max_length=MAX_KEY_BYTES)] | None]
 ).decode
+_decode_short_keys = msgspec.msgpack.Decoder(
+    list[Annotated[str, Meta(min_length=1, max_length=MAX_KEY_BYTES // 4)] | None]  # no character has more bytes
+).decode
 _skip = msgspec.msgpack.Decoder(msgspec.Raw).decode
 """Reads all of a value without making anything of it."""
 _decode_raw = msgspec.msgpack.Decoder(list[msgspec.Raw]).decode
@@ -331,16 +334,20 @@ def check_columns(run: Run) -> None:
     """
     try:
         if run.keys:
-            keys = _decode_checked_keys(run.keys)
-            if (
-                len(run.keys) > MAX_KEY_BYTES
-                and max((len(key.encode()) for key in keys if key), default=0) > MAX_KEY_BYTES
-            ):
-                raise ProtocolError(f"a key of over {MAX_KEY_BYTES} bytes")
+            _check_keys(run.keys)
         if run.data:
             _skip(run.data)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as e:
         raise ProtocolError(f"a column of keys or values that cannot be read: {e}") from None
+
+
+def _check_keys(packed: bytes) -> None:
+    try:
+        _decode_short_keys(packed)  # nothing is done key by key in the engine, unless one is long
+    except msgspec.ValidationError:
+        keys = _decode_checked_keys(packed)
+        if max((len(key.encode()) for key in keys if key), default=0) > MAX_KEY_BYTES:
+            raise ProtocolError(f"a key of over {MAX_KEY_BYTES} bytes") from None
 
 
 _MOST_NILS: Final = 1 << 20
