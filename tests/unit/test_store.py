@@ -22,6 +22,7 @@ from grape.model.address import PartitionId
 from grape.store import reader as reading
 from grape.store import rows as row_format
 from grape.store.files import Holder, holder
+from grape.store.pace import LIGHT_BYTES, Pace
 from grape.store.reader import LogEnds, Reader
 from grape.store.store import Store
 from grape.store.writing import Writing
@@ -375,6 +376,40 @@ def test_one_post_for_a_group_and_answers_in_order(tmp_path: Path) -> None:
     assert len(answers) == 1
     assert posted.empty()
     store.close()
+
+
+def test_what_is_large_is_written_beside_the_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Pace, "is_light", True)
+    engine = Engine(tmp_path, writes_itself=True)
+    writers: list[str] = []
+    for size in (1, LIGHT_BYTES, LIGHT_BYTES + 1, 1):
+        before = len(writers)
+        engine.store.submit(lambda writing, _: threading.current_thread().name, None, writers.extend, size)
+        while len(writers) == before:
+            engine.posted.get(timeout=30)()
+    engine.close()
+    assert writers == ["MainThread", "MainThread", "grape-store", "MainThread"]
+
+
+def test_what_one_thread_has_done_is_answered_before_the_other_writes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Pace, "is_light", True)
+    engine = Engine(tmp_path, writes_itself=True)
+    written: list[int] = []
+    answered: list[int] = []
+
+    def apply(writing: Writing, number: int) -> int:
+        written.append(number)
+        return number
+
+    sizes = [1, LIGHT_BYTES + 1, 1, 1, LIGHT_BYTES + 1, 1]
+    for number, size in enumerate(sizes):  # all in one turn of the engine
+        engine.store.submit(apply, number, answered.extend, size)
+    while len(answered) < len(sizes):
+        engine.posted.get(timeout=30)()
+    engine.close()
+    assert written == answered == list(range(len(sizes)))
 
 
 def test_a_closed_store_reads_nothing(tmp_path: Path) -> None:
