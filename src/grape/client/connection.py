@@ -14,6 +14,7 @@ from typing import Any, Final, Protocol, TypeVar
 import msgspec
 
 from grape import errors
+from grape.client.unsent import Unsent
 from grape.errors import EngineError, GrapeError, ProtocolError
 from grape.protocol.door import (
     VERSION,
@@ -46,8 +47,6 @@ from grape.protocol.place import door_of
 T = TypeVar("T")
 
 _PATIENCE: Final = 30.0
-_PIECES: Final = 512
-"""Buffers of one write; the system takes 1,024."""
 _BY_CODE: Final = {
     kind.code: kind
     for kind in vars(errors).values()
@@ -89,6 +88,7 @@ class Connection:
         self._socket = end
         self._how_it_ended = how_it_ended
         self._sending = threading.Lock()
+        self._unsent = Unsent(end)
         self._numbers = itertools.count(1)
         self._asked: dict[int, Future[Any]] = {}
         self.streams: dict[int, Listener] = {}
@@ -120,20 +120,11 @@ class Connection:
 
     def send(self, *messages: FromClient) -> None:
         """What comes after the end goes nowhere: whoever waits hears of that."""
-        with self._sending, suppress(OSError):
-            for message in messages:
-                if isinstance(message, Append):
-                    self._send_pieces(append_frame(message))
-                else:
-                    self._socket.sendall(frame(message))
-
-    def _send_pieces(self, pieces: list[Piece]) -> None:
-        for at in range(0, len(pieces), _PIECES):
-            some = pieces[at : at + _PIECES]
-            left = sum(map(len, some)) - self._socket.sendmsg(some)
-            while left:  # a part of it fits in: the rest of the piece that was cut, then the others
-                some = _last(some, left)
-                left -= self._socket.sendmsg(some)
+        pieces: list[Piece] = []
+        for message in messages:
+            pieces += append_frame(message) if isinstance(message, Append) else [frame(message)]
+        with self._sending:
+            self._unsent.send(pieces)
 
     def ask(self, question: Callable[[int], FromClient]) -> Future[Any]:
         """Send what ``question`` makes with a number of its own; the answer, or what the engine refuses it with."""
@@ -251,17 +242,6 @@ class Connection:
             listener.over()
         for number, asked in tuple(self._asked.items()):
             self._give_up(number, asked)
-
-
-def _last(pieces: list[Piece], size: int) -> list[Piece]:
-    """The last ``size`` bytes of them."""
-    out: list[Piece] = []
-    for piece in reversed(pieces):
-        if size <= 0:
-            break
-        out.append(piece if len(piece) <= size else memoryview(piece)[len(piece) - size :])
-        size -= len(piece)
-    return out[::-1]
 
 
 def settle(asked: Future[Any], value: Any = None, error: BaseException | None = None) -> None:
