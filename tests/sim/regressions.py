@@ -15,6 +15,10 @@ SEEDS: dict[int, str] = {
     7491: "a parked batch was forgotten when the worker died over the one that it waited for, which was finished",
 }
 """seed -> what it found"""
+CYCLES: dict[int, str] = {
+    1457: "a batch that a start went on with, and that was finished by it, stayed in a log without drops",
+}
+"""The same, of the generator of async nodes in cycles."""
 
 CHANGED: dict[int, str] = {
     233: "a result without anything in it took back what an async worker had announced, and nobody was named",

@@ -13,7 +13,7 @@ import os
 import pytest
 
 from tests.sim.check import run_seed
-from tests.sim.regressions import CHANGED, SEEDS
+from tests.sim.regressions import CHANGED, CYCLES, SEEDS
 
 _BLOCK = 25
 _ONE = os.environ.get("GRAPE_SIM_SEED")
@@ -74,6 +74,11 @@ def test_seeds_that_found_something(seed: int) -> None:
 
 
 @pytest.mark.skipif(_ONE is not None, reason="GRAPE_SIM_SEED names one seed")
+@pytest.mark.parametrize("seed", CYCLES, ids=lambda seed: f"{seed}")
+def test_seeds_of_cycles_that_found_something(seed: int) -> None:
+    run_seed(seed, "cycles")
+
+
 @pytest.mark.parametrize("seed", CHANGED, ids=lambda seed: f"{seed}")
 def test_seeds_of_changing_code_that_found_something(seed: int) -> None:
     run_seed(seed, "changes")
