@@ -67,8 +67,8 @@ class Cursor(Struct, array_like=True):
             self.finished.add(position)
 
     def advance(self, next_unfinished: int) -> None:
-        """Nothing unfinished lies below ``next_unfinished``, nor where the next ones are finished: they may not have been
-        read again since a start that went on with them."""
+        """Nothing unfinished lies below ``next_unfinished``, nor where the next ones are finished: they may not have
+        been read again since a start that went on with them."""
         self.position = max(self.position, next_unfinished)
         while self.position in self.finished:
             self.position += 1
