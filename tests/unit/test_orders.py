@@ -9,8 +9,10 @@ import pytest
 
 from grape.engine.catalog import with_logs
 from grape.engine.committer import Committer, Fenced
+from grape.engine.logged import NOT_WAITING
 from grape.engine.orders import order, orders, waiting
 from grape.errors import ProtocolError
+from grape.host.directory import count_dead
 from grape.model import batch as codec
 from grape.model.address import partition_of
 from grape.model.cursor import Progress
@@ -360,3 +362,67 @@ def test_a_partition_that_another_engine_has() -> None:
     client.rig.engine._lose(partition, Fenced("partition main/0 was taken over"))
     client.rig.settle()
     assert client.answer.refused == {"main.0:0.0": "another engine has its partition"}
+
+
+# ------------------------------------------------------------------ found by reading once more
+
+
+def test_nobody_gets_a_partition_between_two_slices_of_what_it_remembers() -> None:
+    client = Operator()
+    rig = client.rig
+    client.ask(OpenStream(0, "fed"), StreamOpened)
+    link = client.works()
+    partition = rig.engine.pools["main"].partitions[0]
+    node = rig.app.node_id("Count")
+    keys = [key for key in (f"k{i}" for i in range(9_000)) if partition_of(key, PARTITIONS) == 0][:600]
+    for key in keys:
+        partition.ledger.put("state", state_key(node, key.encode()), b"old")
+    partition.flush()
+    rig.settle()
+    epoch, sent = partition.epoch, len(link.sent)
+    order = msgspec.Raw(msgspec.msgpack.encode({"node": "Count", "keys": [key.encode() for key in keys]}))
+    client.say(Ask(1, "delete-state", order))
+    while rig.host.due:
+        rig.host.due.popleft()()  # the first slice is in a commit
+    client.say(Append(0, 1, b"p", [part("line", 1, partition=0)]))
+    rig.transport.step()  # and an event that came in the same moment
+    rig.settle()
+    assert client.answer.states == 600
+    assert [each.epoch for each in link.sent[sent:] if isinstance(each, Work)] == [epoch + 1]
+
+
+def test_of_a_slice_whose_partition_was_lost_nobody_says_that_it_is_done() -> None:
+    client = Operator()
+    rig = client.rig
+    client.write("main", "dead", {0: letter(0), 1: letter(1)})
+    partition = rig.engine.pools["main"].partitions[0]
+    client.say(Ask(1, "drop", msgspec.Raw(msgspec.msgpack.encode({"ids": ["main.0-0", "main.0-1"]}))))
+    while rig.host.due:
+        rig.host.due.popleft()()
+    assert partition.ledger.committing is not None
+    rig.engine.trouble(partition, Fenced("partition main/0 was taken over by another engine"))
+    rig.transport._queue.clear()
+    rig.settle()
+    assert client.answer.dead == 0
+    assert "may be done, or not" in client.answer.refused["main.0"]
+
+
+def test_what_is_buried_has_not_failed() -> None:
+    client = Operator()
+    rig = client.rig
+    rig.streams._max_dead = 3
+    client.feed(list(range(6)))
+    assert client.changes("bury-events", ids=[f"main.0:0.{i}" for i in range(6)]).held == 6
+    assert rig.streams.dead_left == 3
+    assert count_dead(rig.app, rig.transport) == 6
+    assert count_dead(rig.app, rig.transport, failed=True) == 0
+
+
+def test_for_what_is_not_there_nothing_is_taken_note_of() -> None:
+    client = Operator()
+    client.feed(*[[i] for i in range(300)])
+    partition = client.rig.engine.pools["main"].partitions[0]
+    before = len(partition.inbox.open), len(encode(partition.head))
+    missing = "main.0:999999999999999999.0"
+    assert client.changes("drop-events", ids=[missing]).refused == {missing: NOT_WAITING}
+    assert (len(partition.inbox.open), len(encode(partition.head))) == before

@@ -412,6 +412,30 @@ def test_what_one_thread_has_done_is_answered_before_the_other_writes(
     assert written == answered == list(range(len(sizes)))
 
 
+def test_nothing_is_written_once_it_is_closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Pace, "is_light", True)
+    engine = Engine(tmp_path, writes_itself=True)
+    engine.store.submit(lambda writing, _: None, None, lambda results: None, 1)
+    engine.close()
+    engine.store.submit(lambda writing, _: None, None, lambda results: None, 1)
+    while not engine.posted.empty():
+        engine.posted.get()()
+    assert engine.store.error is None
+    assert not (tmp_path / "verify").exists()
+
+
+def test_much_in_one_turn_is_written_beside_the_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Pace, "is_light", True)
+    engine = Engine(tmp_path, writes_itself=True)
+    writers: list[str] = []
+    for _ in range(40):
+        engine.store.submit(lambda writing, _: threading.current_thread().name, None, writers.extend, 2_000)
+    while len(writers) < 40:
+        engine.posted.get(timeout=30)()
+    engine.close()
+    assert set(writers) == {"grape-store"}
+
+
 def test_a_closed_store_reads_nothing(tmp_path: Path) -> None:
     store = Store(tmp_path, run_at_once)
     store.close()

@@ -38,6 +38,7 @@ class Committer:
         self._commit: Commit | None = None
         self._then: Callable[[], None] | None = None
         self._settles = False
+        self._waiting: list[Callable[[], None]] = []
         self.reclaimed: Callable[[Claim], None] = _ignore
         """Called when an outcome was unknown and the partition was claimed again: what its log had until then is not
         told any more."""
@@ -51,6 +52,10 @@ class Committer:
     def head(self) -> bytes:
         """As it was committed last."""
         return self._head
+
+    def when_free(self, call: Callable[[], None]) -> None:
+        """While a commit is under way: call when it is done, before whoever commits all the time does so again."""
+        self._waiting.append(call)
 
     def submit(
         self,
@@ -118,6 +123,8 @@ class Committer:
         then, self._commit, self._then = self._then, None, None
         if then is not None:
             then()
+        while self._waiting and self._commit is None:
+            self._waiting.pop(0)()
 
     def _fenced(self) -> Fenced:
         return Fenced(f"{self._what} was taken over by another engine")

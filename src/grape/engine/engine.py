@@ -113,7 +113,7 @@ class Engine:
                 partition.answers.take()
                 partition.flush()
             except GrapeError as e:
-                self._trouble(partition, e)
+                self.trouble(partition, e)
 
     def drain(self) -> None:
         """Hand out nothing more; what is running is still committed."""
@@ -207,11 +207,11 @@ class Engine:
                 self._settled(owner)
         except GrapeError as e:
             if isinstance(owner, Partition):
-                self._trouble(owner, e)
+                self.trouble(owner, e)
             else:
                 self.stop_with(e)
 
-    def _trouble(self, partition: Partition, error: GrapeError) -> bool:
+    def trouble(self, partition: Partition, error: GrapeError) -> bool:
         """It cannot go on; returns whether the rest can. If what is stored of it seems damaged, it may be that another
         engine has it by now."""
         if isinstance(error, Fenced):
@@ -305,7 +305,7 @@ class Engine:
             try:
                 work = partition.make_work(now)
             except GrapeError as e:
-                if self._trouble(partition, e):
+                if self.trouble(partition, e):
                     continue
                 return
             if work is not None:
@@ -403,7 +403,7 @@ class Engine:
         try:
             failed = partition.apply(result)
         except Corrupt as e:
-            self._trouble(partition, e)
+            self.trouble(partition, e)
             return
         if self.tell is not None:
             for failure in failed:
@@ -445,7 +445,7 @@ class Engine:
                 lost.partition.give_up_root(lost.root, f"no worker can handle it, nor hand it in as failed: {why}")
                 lost.partition.flush()
             except GrapeError as e:
-                self._trouble(lost.partition, e)
+                self.trouble(lost.partition, e)
         return "" if is_expected else why
 
     # ------------------------------------------------------------------ time
@@ -459,7 +459,7 @@ class Engine:
             try:
                 self._fire(partition, now)
             except GrapeError as e:
-                if not self._trouble(partition, e):
+                if not self.trouble(partition, e):
                     return None
         wakes = [at for pool in self.pools.values() if (at := pool.tick(now)) is not None]
         self.pump()

@@ -7,10 +7,13 @@ import shutil
 import tempfile
 from pathlib import Path
 
+import msgspec
+
 from grape.abc.transport import Transport
 from grape.engine.app import App
+from grape.engine.logged import BURIED
 from grape.model.address import PartitionId
-from grape.model.stored import OUTPUT, REPLIES, SOURCE, TAKER
+from grape.model.stored import OUTPUT, REPLIES, SOURCE, TAKER, decode_dead
 
 
 class DataDirectory:
@@ -44,20 +47,28 @@ class DataDirectory:
         shutil.rmtree(self.path, ignore_errors=True)
 
 
-def count_dead(app: App, transport: Transport) -> int:
-    """Dead letters: of partitions, and of sources (input that never became an event)."""
+def count_dead(app: App, transport: Transport, *, failed: bool = False) -> int:
+    """Dead letters: of partitions, and of sources (input that never became an event). ``failed``: without those that
+    an operator has buried."""
     record = app.record
     total = 0
     for name in record.logs:
         if not name.startswith((OUTPUT, REPLIES, TAKER)):
             for number in range(1 if name.startswith(SOURCE) else record.partitions):
-                total += _count_rows(transport, app.log(name, number))
+                total += _count_rows(transport, app.log(name, number), failed=failed)
     return total
 
 
-def _count_rows(transport: Transport, partition: PartitionId) -> int:
+def _count_rows(transport: Transport, partition: PartitionId, *, failed: bool) -> int:
     total, after = 0, b""
     while rows := transport.scan(partition, "dead", after, 1000):
-        total += len(rows)
+        total += sum(1 for _, letter in rows if not _is_buried(letter)) if failed else len(rows)
         after = rows[-1][0] + b"\0"
     return total
+
+
+def _is_buried(letter: bytes) -> bool:
+    try:
+        return decode_dead(letter).kind == BURIED
+    except (msgspec.MsgspecError, ValueError, RecursionError):  # whatever it was
+        return False

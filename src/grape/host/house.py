@@ -111,7 +111,8 @@ class House:
         """Events are taken, from everybody, and given."""
         self.is_serving = True
         for reader in self.readers:
-            reader.take.let_go()
+            if not self.coming_readers:  # one that comes may still need what the others are done with
+                reader.take.let_go()
             reader.wake()
         if self.fan.take is not None:
             self.fan.take.let_go()

@@ -196,7 +196,7 @@ class Run:
         self._workers.engine = engine
         self._workers.crash_log = CrashLog(self._directory.path)
         self._spawning.engine, self._spawning.inline = engine, described.inline
-        dead = count_dead(app, engine.transport)
+        dead = count_dead(app, engine.transport, failed=True)
         self._streams = Streams(app, engine, self._host, self.options.max_dead, dead)
         self._house.verbs.update(telemetry(engine, self._streams, self._workers.pids))
         self._house.verbs.update(ordering(engine, assembled.attaching, self._streams, self._host))

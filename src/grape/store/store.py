@@ -35,6 +35,8 @@ from grape.store.rows import BASE, KEY_BYTES, is_intact
 from grape.store.writing import Known, Writing
 
 MAX_SIZE: Final = 64 << 30
+_MANY: Final = 64
+"""Of what could wait, in a transaction for which the engine's thread waits."""
 LAZY_SECONDS: Final = 0.5
 """So long what can wait waits for a transaction in which it costs no fsync."""
 GROUP_BYTES: Final = 32 * MIB
@@ -98,6 +100,8 @@ class Store(Reader):
         self._readers_checked = time.monotonic()
         self._writing = threading.Lock()
         self._light: deque[_Job] = deque()
+        self._light_bytes = 0
+        self._wrote = 0.0
         self._queue: SimpleQueue[_Job | str] = SimpleQueue()
         self._unanswered = 0
         self._lazy: deque[tuple[Callable[[Writing, Any], object], Any]] = deque()
@@ -189,8 +193,11 @@ class Store(Reader):
             reply: called on the engine's thread, once per group, with the results of this ``reply``'s writes.
             size: bytes of it, about.
         """
+        if self._stopping:
+            return
         job = _Job(apply, argument, reply)
-        if self._soon is None or size > LIGHT_BYTES or not self._may_write:
+        self._light_bytes += size
+        if self._soon is None or self._light_bytes > LIGHT_BYTES or not self._may_write:
             self._hand_over()
             self._unanswered += 1
             self._queue.put(job)
@@ -223,6 +230,7 @@ class Store(Reader):
             return
         jobs = list(self._light)
         self._light.clear()
+        self._light_bytes = 0
         try:
             answer = self._write_group(jobs)
         except BaseException as e:
@@ -232,6 +240,7 @@ class Store(Reader):
 
     def _hand_over(self) -> None:
         """What is not written yet, to the thread."""
+        self._light_bytes = 0
         while self._light:
             self._unanswered += 1
             self._queue.put(self._light.popleft())
@@ -293,7 +302,8 @@ class Store(Reader):
             return self._queue.get(timeout=LAZY_SECONDS)
         except Empty:
             if self._lazy and self.error is None:
-                self._write_lazy()
+                if time.monotonic() - self._wrote >= LAZY_SECONDS:
+                    self._write_lazy()
                 return _WAKE
         self._is_asleep = True
         # Looked at after that was said: either this is seen here, or whoever adds to it sees that it has to wake.
@@ -303,7 +313,7 @@ class Store(Reader):
 
     def _write_lazy(self) -> None:
         try:
-            self._write_group([])
+            self._write_group([], self._take_next)
         except BaseException as e:
             self._fail(e)
 
@@ -315,7 +325,8 @@ class Store(Reader):
                 self._env.reader_check()  # a reader that was killed would hold freed pages for ever
                 self._readers_checked = began
             results = self._write(jobs, take)
-            self._pace.wrote(began, time.monotonic())
+            self._wrote = time.monotonic()
+            self._pace.wrote(began, self._wrote)
         replies: dict[Callable[[list[Any]], None], list[Any]] = {}
         for job, result in zip(jobs, results, strict=True):
             replies.setdefault(job.reply, []).append(result)
@@ -340,7 +351,7 @@ class Store(Reader):
                         results.append(job.apply(writing, job.argument))
                         if take is not None and len(results) == len(jobs) and writing.size < GROUP_BYTES:
                             take(jobs)
-                    while self._lazy:
+                    while self._lazy and (take is not None or len(lazy) < _MANY):
                         lazy.append(self._lazy.popleft())
                     for apply, argument in lazy:
                         apply(writing, argument)

@@ -9,6 +9,7 @@ is made to be forgotten by a new epoch.
 
 from __future__ import annotations
 
+import copy
 from collections import deque
 from collections.abc import Callable
 from functools import partial
@@ -26,9 +27,9 @@ from grape.protocol.orders import MOST_ORDERS, Changes
 
 REST: Final = 5.0
 """Seconds for which nothing of a partition is handed out while an order waits for its workers."""
-_AGAIN: Final = 0.005
 _ENDING: Final = "the engine is ending"
 _LOST: Final = "another engine has its partition"
+_UNKNOWN: Final = f"{_LOST}: the last of what was asked may be done, or not"
 
 Do = Callable[[], None]
 OwnLog = Callable[[str, Callable[[Committer], None]], None]
@@ -41,6 +42,7 @@ class _Given:
     def __init__(self, order: Order, then: Callable[[Changes], None]) -> None:
         self.order = order
         self.then = then
+        self.durable = Changes()
         self.is_committing = False
         self.is_waiting = False
         self.is_late = False
@@ -114,7 +116,7 @@ class Orders:
         pool = engine.pools.get(order.log)
         partition = None if pool is None else pool.partitions.get(order.partition.number)
         if pool is not None and partition is None:
-            self._refuse(given, _LOST)
+            self._lose(given)
         elif given.is_committing:
             return
         elif engine.draining:
@@ -153,23 +155,26 @@ class Orders:
             return
         try:
             order.step(ledger, partition)
+            if order.has_touched and not order.is_over:
+                partition.dispatch.is_resting = True  # nobody gets it as it was between two slices
             given.is_committing = True
             ledger.then(partial(self._committed, given))
             if order.is_over:
                 self._let_go(order, partition)
             partition.flush()
         except GrapeError as e:
-            self._engine.stop_with(e)
+            self._engine.trouble(partition, e)
 
     def _committed(self, given: _Given) -> None:
         given.is_committing = False
+        given.durable = copy.deepcopy(given.order.changes)
         self._go_on_soon(given)
 
     def _let_go(self, order: Order, partition: Partition) -> None:
         """It may be worked on again, by whoever knows nothing of what was."""
         pool = self._engine.pools[order.log]
         partition.dispatch.is_resting = False
-        if order.has_touched:
+        if order.has_touched and not partition.works:
             order.has_touched = False
             pool.renew(partition)
         else:
@@ -180,6 +185,14 @@ class Orders:
         given.order.refuse(why)
         pool = self._engine.pools.get(given.order.log)
         self._end(given, None if pool is None else pool.partitions.get(given.order.partition.number))
+
+    def _lose(self, given: _Given) -> None:
+        """Its partition is another engine's now; of the slice that was under way nobody here knows."""
+        order = given.order
+        if given.is_committing:
+            order.changes = given.durable
+            order.changes.refused[f"{order.log}.{order.partition.number}"] = _UNKNOWN
+        self._refuse(given, _LOST)
 
     def _end(self, given: _Given, partition: Partition | None) -> None:
         if partition is not None:
@@ -204,7 +217,7 @@ class Orders:
             self._claim(given)
             return
         if committer.is_busy:
-            self._later(_AGAIN, partial(self._go_on, given))
+            committer.when_free(partial(self._go_on, given))
             return
         try:
             desk = Bare(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Final
 
+from grape.abc.transport import Stored
 from grape.engine.logged import NOT_WAITING, PARKED, Logged, letters_of, logged
 from grape.engine.orders.order import AT_ONCE, SLICE, Desk, Order
 from grape.engine.partition.partition import Partition
@@ -98,6 +99,8 @@ class LogOrder(Order):
         inbox, ledger, size, count = partition.inbox, partition.ledger, 0, 0
         if inbox.cursor.is_finished(position) or position in inbox.open:
             return 0, False
+        if not inbox.is_parked(position) and _read_at(partition, position) is None:
+            return 0, False  # nothing is taken note of for what is not there
         inbox.unpark()
         while len(inbox.open) < _MOST_OPEN and inbox.read_to <= position:
             found = ledger.transport.read(partition.id, inbox.read_to, _READ)
@@ -123,7 +126,9 @@ class LogOrder(Order):
     def _take_out(self, partition: Partition, position: int, most: int) -> tuple[int, int]:
         """So many events at most; returns how many there were, and of how many bytes."""
         ledger = partition.ledger
-        (stored,) = ledger.transport.read(partition.id, position, 1)[:1]
+        stored = _read_at(partition, position)
+        if stored is None:
+            raise Corrupt(f"{ledger.name}: the batch at {position} is not finished, and is gone")
         progress = ledger.head.cursor.progress(position)
         wanted = self._wanted[position]
         events: list[Logged] = []
@@ -142,6 +147,7 @@ class LogOrder(Order):
                 wanted.discard(event.spot.index)
             for letter in letters_of(event, now) if self._bury else ():
                 ledger.bury(letter)
+                ledger.app.stats.revived += 1  # it has not failed: feeding does not stop for it
                 size += len(letter.body)
         if events:
             partition.backlog.progress(position, progress)
@@ -152,6 +158,11 @@ class LogOrder(Order):
             wanted.discard(-1)
             self._refuse_next(NOT_WAITING)
         return len(events), size
+
+
+def _read_at(partition: Partition, position: int) -> Stored | None:
+    found = partition.ledger.transport.read(partition.id, position, 1)
+    return found[0] if found and found[0].position == position else None
 
 
 def _only(wanted: set[int]) -> list[int] | None:
