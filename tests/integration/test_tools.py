@@ -18,7 +18,11 @@ import pytest
 from tests.command import GRAPE, grape
 
 from grape.abc.transport import Commit
+from grape.errors import StorageFailed
+from grape.model.address import CATALOG, PartitionId
 from grape.store.files import holder
+from grape.store.reader import Reader
+from grape.tools.directory import Checkup
 from grape.tools.repair import Repair
 
 BROKEN = """
@@ -544,3 +548,17 @@ def test_state_that_is_no_record_is_shown_as_such(broken: Bench) -> None:
     done = grape("state", "list", "--node", "Other", "--data", broken.data)
     assert (done.returncode, done.stderr) == (0, "")
     assert [row["key"] for row in lines(done.stdout) if "problem" in row] == ["k20", "k21", "k22", "k23"]
+
+
+def test_doctor_goes_on_where_heads_cannot_be_read(broken: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    read = Reader.head
+
+    def head(self: Reader, partition: PartitionId) -> object:
+        if partition == CATALOG:
+            return read(self, partition)
+        raise StorageFailed("this page is gone")
+
+    monkeypatch.setattr(Reader, "head", head)
+    with Checkup(broken.data) as checkup:
+        assert "this page is gone" in checkup.run(None)
+        assert any(report.is_pool for report in checkup.logs)

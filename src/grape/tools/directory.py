@@ -446,6 +446,8 @@ class Checkup:
             for name, number in record.logs.items():
                 self.logs.append(_report(record, name))
                 self._reports[record.id, number] = self.logs[-1]
+        for record in self.apps:
+            for name, number in record.logs.items():
                 parts = 1 if name.startswith((SOURCE, TAKER)) else record.partitions
                 for n in range(parts):
                     with contextlib.suppress(Corrupt):  # the walk names it
