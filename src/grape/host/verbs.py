@@ -35,7 +35,7 @@ def progress_of(engine: Engine, streams: Streams, pids: list[tuple[str, int]]) -
         finished=app.stats.finished,
         backlog=app.backlog_events,
         held=app.holds,
-        dead=app.stats.dead,
+        dead=max(0, app.stats.dead - app.stats.revived),
         workers=sum(1 for pool in pools.values() for worker in pool.workers.values() if worker.serves),
         degraded=[name for name, pool in pools.items() if pool.is_degraded],
         due=engine.next_due(),
