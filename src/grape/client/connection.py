@@ -47,6 +47,7 @@ from grape.protocol.place import door_of
 T = TypeVar("T")
 
 _PATIENCE: Final = 30.0
+_NOT_BEGUN: Final = "the engine has not begun"
 _BY_CODE: Final = {
     kind.code: kind
     for kind in vars(errors).values()
@@ -107,14 +108,9 @@ class Connection:
             NoAnswer: it has not begun in time.
             GrapeError: it has ended.
         """
-        try:
-            opened = self.opened.result(_PATIENCE)
-            self.begun.result(_PATIENCE)
-            return opened
-        except TimeoutError as e:
-            if isinstance(e, GrapeError):
-                raise
-            raise errors.NoAnswer(f"the engine has not begun within {_PATIENCE:g} s") from None
+        opened = answered(self.opened, _PATIENCE, _NOT_BEGUN)
+        answered(self.begun, _PATIENCE, _NOT_BEGUN)
+        return opened
 
     # ------------------------------------------------------------------ any thread
 
@@ -260,6 +256,20 @@ def error_of(code: str, text: str) -> GrapeError:
 
 def _nothing(message: object) -> None:
     pass
+
+
+def answered(asked: Future[T], timeout: float | None, unsaid: str) -> T:
+    """
+    Raises:
+        NoAnswer: nothing came in time.
+        GrapeError: as the engine says.
+    """
+    try:
+        return asked.result(None if timeout is None else min(timeout, threading.TIMEOUT_MAX))
+    except TimeoutError as e:
+        if isinstance(e, GrapeError):
+            raise
+        raise errors.NoAnswer(f"{unsaid} after {timeout:g} s") from None
 
 
 def decoded(asked: Future[msgspec.Raw], kind: type[T]) -> Future[T]:

@@ -5,17 +5,15 @@ from __future__ import annotations
 import threading
 from abc import ABC, abstractmethod
 from concurrent.futures import Future
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 from grape.client.calls import Call, Calls, CallStream, answer_as
-from grape.client.connection import Connection, decoded
+from grape.client.connection import Connection, answered, decoded
 from grape.client.events import ClientEvent, check_call_timeout, check_timeout, client_event
-from grape.errors import GrapeError, NoAnswer
+from grape.errors import GrapeError
 from grape.model.numbers import AppNumbers
 from grape.model.topology import Limits
 from grape.protocol.door import Emit
-
-T = TypeVar("T")
 
 UNKNOWN: Final = "it is not known whether the event was accepted (with the same id= emit it again)"
 
@@ -69,7 +67,7 @@ class EngineClient(ABC):
         """
         checked = client_event(event, data, key, id, deadline, self.limits.max_event)
         wait = check_timeout(timeout)
-        _answered(self.hand_in(checked), wait, UNKNOWN)
+        answered(self.hand_in(checked), wait, UNKNOWN)
 
     def call(
         self,
@@ -151,27 +149,13 @@ class EngineClient(ABC):
         Raises:
             GrapeError: the engine has ended.
         """
-        return _answered(self.ask_numbers(), 30.0, "no answer")
+        return answered(self.ask_numbers(), 30.0, "no answer")
 
     def ask_numbers(self) -> Future[AppNumbers]:
         try:
             return decoded(self.connected().ask_verb("numbers"), AppNumbers)
         except GrapeError as e:
             return failed(e)
-
-
-def _answered(asked: Future[T], timeout: float | None, unsaid: str) -> T:
-    """
-    Raises:
-        NoAnswer: nothing came in time.
-        GrapeError: as the engine says.
-    """
-    try:
-        return asked.result(None if timeout is None else min(timeout, threading.TIMEOUT_MAX))
-    except TimeoutError as e:
-        if isinstance(e, GrapeError):
-            raise
-        raise NoAnswer(f"{unsaid} after {timeout:g} s") from None
 
 
 def failed(error: GrapeError) -> Future[Any]:

@@ -23,7 +23,7 @@ class Stats:
         self.failures: Counter[str] = Counter()
         self.dead = 0
         self.revived = 0
-        """Dead letters that orders took out."""
+        """Of `dead`, and of those before: what orders took out, or an operator has buried, which has not failed."""
         self.replies = 0
         self.late_replies = 0
         self.stale_frames = 0

@@ -53,9 +53,14 @@ class Committer:
         """As it was committed last."""
         return self._head
 
-    def when_free(self, call: Callable[[], None]) -> None:
-        """While a commit is under way: call when it is done, before whoever commits all the time does so again."""
-        self._waiting.append(call)
+    def when_free(self, act: Callable[[], None]) -> None:
+        """Act now, or when no commit is under way any more, after whoever has come before."""
+        self._waiting.append(act)
+        self._let_act()
+
+    def _let_act(self) -> None:
+        while self._waiting and not self.is_busy:
+            self._waiting.pop(0)()
 
     def submit(
         self,
@@ -123,8 +128,7 @@ class Committer:
         then, self._commit, self._then = self._then, None, None
         if then is not None:
             then()
-        while self._waiting and self._commit is None:
-            self._waiting.pop(0)()
+        self._let_act()
 
     def _fenced(self) -> Fenced:
         return Fenced(f"{self._what} was taken over by another engine")

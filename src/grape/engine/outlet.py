@@ -113,7 +113,6 @@ class Take:
         self._count = 0
         self.changed: Callable[[], None] = _nothing
         """Called when there may be something to take."""
-        self._queue: list[Callable[[], None]] = []
 
     @property
     def logs(self) -> list[int]:
@@ -141,13 +140,8 @@ class Take:
         return self._committer.is_busy
 
     def when_free(self, act: Callable[[], None]) -> None:
-        """Act now, or when no commit is under way any more, after whoever has come before."""
-        self._queue.append(act)
-        self._let_act()
-
-    def _let_act(self) -> None:
-        while self._queue and not self.is_busy:
-            self._queue.pop(0)()
+        """As `Committer.when_free`."""
+        self._committer.when_free(act)
 
     @property
     def is_idle(self) -> bool:
@@ -273,7 +267,6 @@ class Take:
             self.let_go()
             self._app.stats.taken[self._log[1:]] += count
             then()
-            self._let_act()
 
         self._committer.submit(encode(head), (), rows or (), then=committed)
 

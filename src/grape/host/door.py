@@ -96,7 +96,7 @@ class Connection(asyncio.BufferedProtocol):
         self.say(Said(lines))
 
     def get_buffer(self, sizehint: int) -> memoryview:
-        return memoryview(bytearray(_READ)) if self._is_cut or self._house.is_over else self._frames.buffer()
+        return memoryview(bytearray(_READ)) if self._is_deaf else self._frames.buffer()
 
     @property
     def _is_deaf(self) -> bool:

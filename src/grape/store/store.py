@@ -339,7 +339,7 @@ class Store(Reader):
         return answer
 
     def _write(self, jobs: list[_Job], take: Callable[[list[_Job]], None] | None) -> list[Any]:
-        """In one transaction, with all that could wait."""
+        """In one transaction, with what could wait: some of it if the engine's thread waits (``take`` is None)."""
         lazy: list[tuple[Callable[[Writing, Any], object], Any]] = []
         while True:
             results: list[Any] = []
