@@ -155,6 +155,19 @@ def test_what_was_under_way_when_its_client_goes(is_repeatable: bool) -> None:
     assert position(rig) == ((1, b"1") if is_repeatable else (3, b"3"))
 
 
+def test_what_comes_before_the_run_begins_waits_and_nothing_of_it_is_in() -> None:
+    """A run that cannot begin removes the directory that it has made, and whatever would be in there."""
+    rig = Rig(begins=False)
+    stream = OpenStream(0, "s", is_repeatable=False)
+    rig.owner.ask(stream, StreamOpened)
+    rig.owner.say(Append(0, 1, b"one", [part("word", 1)]))
+    rig.advance(1)
+    assert (rig.owner.count(Accepted), rig.app.stats.fed) == (0, {})
+    rig.begin()
+    assert rig.owner.last(Accepted) == Accepted(0, 1)
+    assert rig.app.stats.fed == {"word": 1}
+
+
 def test_ids_that_were_promised_are_free_with_their_client() -> None:
     rig = Rig()
     client, other = streaming(rig), streaming(rig, "r")

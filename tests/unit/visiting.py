@@ -92,9 +92,9 @@ class Client:
 
 
 class Rig:
-    """An engine that has begun, with an owner that takes the output "total" and never says that it has."""
+    """An engine that has begun, unless it is to ``begin`` later, with an owner that takes the output "total" and never says that it has."""
 
-    def __init__(self, limits: Limits | None = None, **of_broker: Any) -> None:
+    def __init__(self, limits: Limits | None = None, *, begins: bool = True, **of_broker: Any) -> None:
         self.clock = FakeClock()
         self.host = FakeHost(self.clock)
         self.failure: GrapeError | None = None
@@ -116,6 +116,10 @@ class Rig:
         self.owner = Client(self, is_owner=True)
         self.owner.say(Open(), OpenReader(0, "total", "total=owner"))
         self.settle()
+        if begins:
+            self.begin()
+
+    def begin(self) -> None:
         self.owner.say(Begin())
         self.engine.start()
         self.house.begun()

@@ -110,6 +110,7 @@ class House:
     def begun(self) -> None:
         """Events are taken, from everybody, and given."""
         self.is_serving = True
+        self.inside.streams.begun()
         for reader in self.readers:
             if not self.coming_readers:  # one that comes may still need what the others are done with
                 reader.take.let_go()

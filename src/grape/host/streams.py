@@ -44,9 +44,10 @@ class Stream:
 
     @property
     def _gives_up(self) -> bool:
-        """What has come is left to the next run. What cannot be read again (a pipe) is not, while the run ends in
-        order."""
-        return self._streams.is_ending and (self.is_repeatable or not self._streams.is_draining)
+        """What has come is left to the next run. What cannot be read again (a pipe) is not, while a run that has begun
+        ends in order."""
+        streams = self._streams
+        return streams.is_ending and (self.is_repeatable or not (streams.have_begun and streams.is_draining))
 
     def append(self, append: Append, *, is_ours: bool) -> None:
         """``is_ours``: made by the code that this engine is of, in the process that has started it.
@@ -94,9 +95,9 @@ class Stream:
     def _commit(self, *, is_later: bool = False) -> None:
         """Commit all that waits, unless a commit is under way or nothing may come in. What says that the input has
         ended waits until what came before has arrived, which is after its commit, and has been worked off."""
-        if not self._waiting or self.feed.is_busy or self._gives_up:
-            return
         streams = self._streams
+        if not self._waiting or self.feed.is_busy or self._gives_up or not streams.have_begun:
+            return
         names = {name for prepared in self._waiting for name in prepared.counts}
         too_early = self._waiting[0].at_end and not (is_later and streams.is_worked_off)
         if not streams.is_ending and (too_early or not streams.may_feed(names)):
@@ -148,11 +149,13 @@ class Streams:
 
     Attributes:
         fed_bytes: of input that is durable. has_had_any: streams, ever.
+        have_begun: the run has. What comes earlier waits: a run that cannot begin leaves no trace.
         are_stopped: before the end of the input, as there were too many dead letters.
     """
 
     def __init__(self, app: App, engine: Engine, host: Host, max_dead: int, dead_before: int) -> None:
         self.fed_bytes = 0
+        self.have_begun = False
         self.are_stopped = False
         self.has_had_any = False
         self._open: dict[str, Stream | None] = {}
@@ -162,6 +165,13 @@ class Streams:
         self._host = host
         self._max_dead = max_dead
         self._dead_before = dead_before
+
+    def begun(self) -> None:
+        """Whatever comes is taken, and what has come."""
+        self.have_begun = True
+        for stream in tuple(self._open.values()):
+            if stream is not None:
+                stream.go_on()
 
     def expected(self, name: str) -> None:
         """A stream of this name is being opened."""
