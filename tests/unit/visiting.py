@@ -92,7 +92,7 @@ class Client:
 
 
 class Rig:
-    """An engine that has begun, unless it is to ``begin`` later, with an owner that takes the output "total" and never says that it has."""
+    """An engine with an owner that takes the output "total" and never says that it has. ``begins``: it has begun."""
 
     def __init__(self, limits: Limits | None = None, *, begins: bool = True, **of_broker: Any) -> None:
         self.clock = FakeClock()
