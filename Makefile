@@ -13,10 +13,10 @@ PYTEST := $(BIN)/pytest -q -n $(N) --dist worksteal
 help:  ## show this
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
 
-$(READY): pyproject.toml requirements.lock scripts/setup
+$(READY): pyproject.toml requirements.lock scripts/setup hatch_build.py src/grape/_hot.c
 	@scripts/setup
 
-$(DEMO): pyproject.toml requirements.lock scripts/setup
+$(DEMO): pyproject.toml requirements.lock scripts/setup hatch_build.py src/grape/_hot.c
 	@scripts/setup demo
 
 demo: $(DEMO)  ## count the words of a real book, twice: the second run resumes

@@ -141,9 +141,9 @@ class TestPayloads:
             assert [event.data for event in run.outputs("out")] == ["a", "b"]
             assert [decode_dead(letter).kind for _, letter in run._rows("dead")] == ["bad-payload"]
 
-    def test_who_takes_anything_is_told_when_there_is_something_to_look_for(self) -> None:
-        assert Payload(int).may_be_unfit
-        payload = Payload(Any)
+    @pytest.mark.parametrize("kind", [Any, str])
+    def test_it_is_told_when_there_is_something_to_look_for(self, kind: Any) -> None:
+        payload = Payload(kind)
         payload.column(b"\x91\xa1a")
         assert not payload.may_be_unfit
         payload.column(b"\x91\xa1\xff")

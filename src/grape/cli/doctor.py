@@ -11,7 +11,7 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
-from grape import builtins
+from grape import builtins, hot
 from grape.abc.isolate import Ability
 from grape.cli.apart import apart
 from grape.cli.console import err, is_plain, put, put_table
@@ -46,7 +46,8 @@ def doctor(
 
 
 def show_host() -> None:
-    """Which levels of confinement this host can give, and what the others lack."""
+    """Which loops are in use, which levels of confinement this host can give, and what the others lack."""
+    put(f"loops: {hot.describe()}\n")
     table = Table(box=None, pad_edge=False, show_header=True, header_style="bold")
     for title in ("isolate", "", "needs", "found, or what to do"):
         table.add_column(title, overflow="fold")

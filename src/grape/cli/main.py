@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import platform
 import signal
 from importlib.metadata import version as package_version
 from typing import Annotated, Final
 
 import typer
 
+from grape import hot
 from grape.cli import conformance, crashes, dead, held, log, state
 from grape.cli.console import put
 from grape.cli.doctor import doctor
@@ -30,7 +32,7 @@ app = typer.Typer(
 
 def _version(wanted: bool) -> None:
     if wanted:
-        put(f"grape {package_version('grape-engine')}")
+        put(f"grape {package_version('grape-engine')}, Python {platform.python_version()}, loops {hot.describe()}")
         raise typer.Exit
 
 

@@ -22,7 +22,7 @@ from grape.abc.isolate import Ability
 from grape.errors import Unsupported
 from grape.isolates.procs import CHILDREN, STARTED, TAG, engine_id
 
-KEPT: Final = ("PATH", "HOME", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "VIRTUAL_ENV")
+KEPT: Final = ("PATH", "HOME", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "VIRTUAL_ENV", "GRAPE_PURE")
 """Variables of the engine that a worker keeps; all others only if asked for."""
 
 FINDS_CODE: Final = ("PYTHONPATH", "PYTHONHOME", "PYTHONUSERBASE", "PYTHONNOUSERSITE", "PYTHONPLATLIBDIR")

@@ -105,12 +105,12 @@ class Unfit:
 
 class Payload:
     """How the values of a column become what a handler's annotation asks for. ``may_be_unfit``: there may be `Unfit` in
-    its columns; where anything fits there is none until the first value that cannot be read."""
+    its columns: one has been made."""
 
     def __init__(self, kind: Any) -> None:
         self._kind = kind
         self._any = kind is Any
-        self.may_be_unfit = not self._any
+        self.may_be_unfit = False
         self._column = own.column_decoder(kind)
         self._item = own.decoder(kind)
         self._exact = frozenset({kind}) if isinstance(kind, type) and kind in PLAIN else frozenset()
@@ -120,7 +120,6 @@ class Payload:
         try:
             return self._column(packed)
         except _UNREADABLE:
-            self.may_be_unfit = True
             return [self._one(raw) for raw in _raw_column(packed)]
 
     def items(self, values: list[Any], kinds: set[type] | None = None) -> list[Any]:
@@ -146,6 +145,7 @@ class Payload:
         try:
             return self._item(packed)
         except _UNREADABLE as e:
+            self.may_be_unfit = True
             return Unfit(own.misfit(self._kind, e))
 
 

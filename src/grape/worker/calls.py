@@ -59,6 +59,10 @@ class Calls:
     def __init__(self, node: str, running: Running) -> None:
         self._node = node
         self._running = running
+        self.begin()
+
+    def begin(self) -> None:
+        """Another stage: nothing of the one before counts."""
         self._place: object = None
         self._made = 0
         self._was_caught = False

@@ -25,7 +25,7 @@ from grape.model.values import Unfit, to_value
 from grape.protocol.messages import Announce, Answer, BatchItem, Named, Result, RetryItem, Revoke, Work
 from grape.worker import children
 from grape.worker.effects import Assigned
-from grape.worker.emits import EmitColumns, bind
+from grape.worker.emits import EmitColumns, Emitting
 from grape.worker.handin import HandIn
 from grape.worker.retries import Retries
 from grape.worker.runtime import Overdue, Runtime
@@ -417,7 +417,7 @@ class AsyncPool:
             if event.key is not None:
                 table.in_use.add(event.key)
             job.access = StateAccess(unit.node, table, event, runtime.ground.now_us())
-        calls = bind(
+        emitting = Emitting(
             job.emitter,
             job.columns,
             unit.node,
@@ -426,6 +426,7 @@ class AsyncPool:
             runtime.limits.max_event,
             job,
         )
+        emitting.begin()
         _current.set(job)
         handler = unit.handler
         slot = unit.slots[event.name]
@@ -455,7 +456,7 @@ class AsyncPool:
                     self._returned(job, event, value)
             else:  # a wrapper may have awaited it
                 self._returned(job, event, await result if inspect.isawaitable(result) else result)
-            calls.check()
+            emitting.calls.check()
         finally:
             # Through an event, which the garbage collector does not look into, the job would hold on to itself.
             stage.on_progress = _nothing

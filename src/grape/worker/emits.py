@@ -12,14 +12,13 @@ from msgspec import Struct
 
 from grape.authoring.emitter import INHERIT, Emitter, column_length
 from grape.errors import EventOver, NoKey, TooLarge, UnknownEvent, Unstoppable
+from grape.hot import Tip, make_emit
+from grape.hot.pure import MEASURE_BYTES, MEASURE_EMITS
 from grape.model.address import Partitions, check_timer_name
 from grape.model.near import did_you_mean
 from grape.model.values import Raw, encode, seconds, to_value
 from grape.worker.calls import Calls, Running
 
-MEASURE_EMITS: Final = 32_768
-_MEASURE_BYTES: Final = 4 << 20
-"""After so many emits, or bytes in large ones, it is measured how much a stage has emitted."""
 _SMALL: Final = 256
 _EMIT_BYTES: Final = 64
 """What a small emit is taken for until it is measured."""
@@ -70,27 +69,21 @@ class TooMuch(Unstoppable):
     """What several events have done together is over ``max-result``: they have to run one by one."""
 
 
-class EmitColumns:
-    """What a stage emits, in order: ``data`` one an emit; ``keys`` shorter than it while what follows all inherits;
-    ``runs`` the places where the name changes, as (first emit, name). A name is text, `Delayed`, `Cancelled` or
-    `Replied`.
+class EmitColumns(Tip):
+    """What a stage emits, in order. ``runs``: the places where the name changes, as (first emit, name). A name is text,
+    `Delayed`, `Cancelled` or `Replied`.
 
     ``single``: all of it comes from one event, which fails if it is over ``max_result`` bytes; else it is `TooMuch`.
     """
 
-    __slots__ = ("_big", "_max_result", "_measured", "_size", "data", "keys", "name", "runs", "single")
+    __slots__ = ("_max_result", "_size", "runs", "single")
 
     def __init__(self, max_result: int, single: bool = False) -> None:
-        self.data: list[Any] = []
-        self.keys: list[Any] = []
+        super().__init__()
         self.runs: list[tuple[int, Any]] = []
-        self.name: Any = None
-        """The name of the last run."""
         self.single = single
         self._max_result = max_result
-        self._size = 0  # of the first ``_measured`` emits
-        self._measured = 0
-        self._big = 0  # bytes of keys and large values since
+        self._size = 0  # of the first ``measured`` emits
 
     def put(self, name: Any, value: Any, key: Any = INHERIT) -> None:
         """One emit more, with the key of its event unless it has one of its own, which is checked."""
@@ -137,17 +130,17 @@ class EmitColumns:
         while self.runs and self.runs[-1][0] >= mark:
             self.runs.pop()
         self.name = self.runs[-1][1] if self.runs else None
-        self._size = self._size * mark // self._measured if mark < self._measured else self._size
-        self._measured = min(self._measured, mark)
+        self._size = self._size * mark // self.measured if mark < self.measured else self._size
+        self.measured = min(self.measured, mark)
         if not mark:
-            self._big = 0
+            self.big = 0
 
     # -------------------------------------------------------------- how much it is
 
     @property
     def size(self) -> int:
         """Bytes, about."""
-        return self._size + self._big + _EMIT_BYTES * (len(self.data) - self._measured)
+        return self._size + self.big + _EMIT_BYTES * (len(self.data) - self.measured)
 
     def weigh(self, size: int) -> None:
         """``size`` bytes more in keys and values that are not small.
@@ -155,15 +148,15 @@ class EmitColumns:
         Raises:
             TooLarge, TooMuch: see the class.
         """
-        self._big += size
-        if self._big > _MEASURE_BYTES or len(self.data) - self._measured >= MEASURE_EMITS:
+        self.big += size
+        if self.big > MEASURE_BYTES or len(self.data) - self.measured >= MEASURE_EMITS:
             self.measure()
 
     def measure(self) -> None:
         """Look how much it really is. Errors as `weigh`."""
-        keys = self.keys[self._measured :]
-        self._size += len(encode(self.data[self._measured :])) + sum(len(key) for key in keys if type(key) is str)
-        self._measured, self._big = len(self.data), 0
+        keys = self.keys[self.measured :]
+        self._size += len(encode(self.data[self.measured :])) + sum(len(key) for key in keys if type(key) is str)
+        self.measured, self.big = len(self.data), 0
         if self._size > self._max_result:
             if not self.single:
                 raise TooMuch
@@ -178,22 +171,56 @@ def weight(value: Any) -> int:
     return len(value) if type(value) in _SIZED else 0
 
 
-def bind(
-    emitter: Emitter,
+class Emitting:
+    """What one emitter emits with while its events are handled; outside of that it cannot.
+
+    Args:
+        emitter: gets the closures that fill ``columns``.
+        running: the event that is handled.
+    """
+
+    def __init__(
+        self,
+        emitter: Emitter,
+        columns: EmitColumns,
+        node: str,
+        names: Names,
+        partitions: Partitions,
+        max_event: int,
+        running: Running,
+    ) -> None:
+        self.calls = Calls(node, running)
+        self._attributes = emitter.__dict__
+        self._closures = _closures(columns, node, names, partitions, max_event, running, self.calls)
+
+        def over(*args: Any, **kwargs: Any) -> None:
+            raise EventOver(f"node {node!r} used emit, reply or a timer outside of the handling of an event")
+
+        self._over = dict.fromkeys(self._closures, over)
+
+    def begin(self) -> None:
+        """Events are handled from now on."""
+        self.calls.begin()
+        self._attributes.update(self._closures)
+
+    def end(self) -> None:
+        """None is."""
+        self._attributes.update(self._over)
+
+
+def _closures(
     columns: EmitColumns,
     node: str,
     names: Names,
     partitions: Partitions,
     max_event: int,
     running: Running,
-) -> Calls:
-    """Give ``emitter`` the closures that fill ``columns``; returns what is known of its calls."""
-    calls = Calls(node, running)
+    calls: Calls,
+) -> dict[str, Any]:
+    """By the names of the emitter's methods."""
     known = names.known
     all_data, all_keys = columns.data, columns.keys
     put_data, put_key = all_data.append, all_keys.append
-    small = min(_SMALL, max_event)
-    measure_emits = MEASURE_EMITS
 
     def emit(
         event: str,
@@ -203,20 +230,6 @@ def bind(
         delay: float | timedelta | None = None,
         timer: str | None = None,
     ) -> None:
-        # Runs once per emit. The usual one: short text, under the same name as the last one, with its event's key.
-        if (
-            event is columns.name
-            and key is INHERIT
-            and delay is None
-            and timer is None
-            and type(data) is str
-            and data.isascii()
-            and len(data) <= small
-        ):
-            put_data(data)
-            if len(all_data) >= measure_emits:
-                columns.weigh(0)
-            return
         # Whatever can be refused is refused before a column is touched.
         if event not in known:
             raise names.unknown(event, node)
@@ -287,19 +300,10 @@ def bind(
     def reply(data: Any = None, *, final: bool = True) -> None:
         columns.put(Replied(bool(final)), to_value(data, max_event))
 
-    attributes = emitter.__dict__
-    attributes["emit"] = emit
-    attributes["emit_many"] = emit_many
-    attributes["reply"] = reply
-    attributes["cancel_timer"] = cancel_timer
-    attributes["call"] = call
-    return calls
-
-
-def unbind(emitter: Emitter, node: str) -> None:
-    """Outside of its events a handler cannot emit."""
-
-    def over(*args: Any, **kwargs: Any) -> None:
-        raise EventOver(f"node {node!r} used emit, reply or a timer outside of the handling of an event")
-
-    emitter.__dict__.update(emit=over, emit_many=over, reply=over, cancel_timer=over, call=over)
+    return {
+        "emit": make_emit(columns, emit, INHERIT, partitions, min(_SMALL, max_event)),
+        "emit_many": emit_many,
+        "reply": reply,
+        "cancel_timer": cancel_timer,
+        "call": call,
+    }

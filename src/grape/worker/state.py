@@ -97,14 +97,12 @@ class StateTable:
 
     def missing(self, keys: Iterable[str | None]) -> list[str]:
         """Keys that have to be asked for, sorted: the store finds neighbours faster."""
-        unknown = set(keys)
-        unknown.discard(None)
-        unknown -= self.values.keys()
+        known = self.values
+        unknown = [key for key in set(keys) if key not in known and key is not None]
         if self.complete:
-            for key in unknown:
-                self.values[key] = MISSING  # type: ignore[index]
+            known.update(dict.fromkeys(unknown, MISSING))
             return []
-        return sorted(unknown)  # type: ignore[arg-type]
+        return sorted(unknown)
 
     def fill(self, keys: list[str], records: list[bytes | None]) -> None:
         """Take the answer to what `missing` returned."""

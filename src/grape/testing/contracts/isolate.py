@@ -35,7 +35,9 @@ from grape.model.section import Duration, Size
 
 MIB: Final = 1 << 20
 PATIENCE: Final = 20.0
-KEPT: Final = frozenset({"PATH", "HOME", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "VIRTUAL_ENV", "TMPDIR", "PWD", "SHLVL"})
+KEPT: Final = frozenset(
+    {"PATH", "HOME", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "VIRTUAL_ENV", "GRAPE_PURE", "TMPDIR", "PWD", "SHLVL"}
+)
 
 
 def eventually(what: str, condition: Callable[[], bool], patience: float = PATIENCE) -> None:

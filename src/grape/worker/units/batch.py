@@ -9,11 +9,11 @@ from grape.model.event import Event
 from grape.model.values import Unfit
 from grape.worker import children
 from grape.worker.stage import Stage
-from grape.worker.units.node import NodeUnit
+from grape.worker.units.node import EventUnit
 from grape.worker.units.unit import Emissions, failure
 
 
-class BatchUnit(NodeUnit):
+class BatchUnit(EventUnit):
     """A handler that gets lists and returns a list of the same length: result, None, or an exception for one event."""
 
     def own_key(self) -> str | None:
@@ -36,7 +36,7 @@ class BatchUnit(NodeUnit):
         self._marks.clear()
         self._columns.cut(0)
         self._columns.single = stage.count == 1 or self._host.single
-        self._bind()
+        self._emitting.begin()
         self._begin(stage, data)
         host = self._host
         outcomes: dict[int, Any] = {}
@@ -51,7 +51,7 @@ class BatchUnit(NodeUnit):
                     todo.append(i)
             for at in range(0, len(todo), self._size):
                 part = todo[at : at + self._size]
-                outcomes.update(zip(part, self._results([self._events[i] for i in part]), strict=True))
+                outcomes.update(zip(part, self._results([self._event(i) for i in part]), strict=True))
             for i in range(stage.count):
                 outcome = outcomes[i]
                 if self._must_wait(stage, i):

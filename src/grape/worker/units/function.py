@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from grape.hot import map_texts
 from grape.model.values import to_value
 from grape.worker import children
 from grape.worker.emits import weight
@@ -17,6 +18,10 @@ class FunctionUnit(Unit):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._out: list[Any] = []
+        self._data: list[Any] = []
+        self._leads_to = {event: slot.emits[0] if len(slot.emits) == 1 else None for event, slot in self.slots.items()}
+        self._size = -1
+        """Bytes of all results, if they are valid text."""
 
     def position(self) -> int:
         return len(self._out)
@@ -24,18 +29,17 @@ class FunctionUnit(Unit):
     def _begin(self, stage: Stage, data: list[Any] | None) -> None:
         self._out = []
         self._data = data if data is not None else [None] * stage.count
+        self._size = -1
 
     def _fast(self) -> None:
-        if len(self._data) == 1:
-            self._one(0)
-            return
-        # What a failing map has given stays in the list: `position` is the failed one.
-        self._out.extend(map(self._call, self._data))
-        if len(self._out) < len(self._data):  # a StopIteration is the end of a map, and gone
-            raise StopIteration(f"raised by {self.node!r} ({self.handler.where})")
+        # What a failing one has given stays in the list: `position` is the failed one.
+        self._size = map_texts(self._call, self._data, self._out, self._limits.max_event)
 
     def _one(self, index: int) -> None:
         self._out.append(self._call(self._data[index]))
+
+    def abandon(self) -> None:
+        self._data.clear()
 
     def _undo(self) -> None:
         pass
@@ -47,32 +51,27 @@ class FunctionUnit(Unit):
 
     def _finish(self, stage: Stage) -> Emissions | None:
         out, names = self._out, stage.names
-        kinds: set[type] | None = set(map(type, out))
-        if kinds == {type(None)}:
-            return None
         emits = self._emits(names)
-        size = _ascii_size(out, self._limits.max_event) if kinds == {str} and all(emits) else -1
-        if size >= 0:
+        if self._size >= 0 and all(emits):
+            return Emissions(emits[0] if isinstance(names, str) else emits, None, out, None, None, self._size, {str})  # type: ignore[arg-type]
+        if out.count(None) == len(out):
+            return None
+        self._settle(stage, out, emits)
+        flat: list[int] | None = [i for i, value in enumerate(out) if value is not None]
+        if not flat:
+            return None
+        if len(flat) == len(out):
             flat = None
         else:
-            self._settle(stage, out, emits)
-            flat = [i for i, value in enumerate(out) if value is not None]
-            if not flat:
-                return None
-            if len(flat) == len(out):
-                flat = None
-            else:
-                out = [out[i] for i in flat]
-            size = sum(map(weight, out))
-        if flat is not None or kinds != {str}:
-            kinds = None
+            out = [out[i] for i in flat]
+        size = sum(map(weight, out))
         if isinstance(names, str):
-            return Emissions(emits[0] or "", None, out, None, flat, size, kinds)
-        return Emissions([emits[i] for i in flat] if flat is not None else emits, None, out, None, flat, size, kinds)
+            return Emissions(emits[0] or "", None, out, None, flat, size)
+        return Emissions([emits[i] for i in flat] if flat is not None else emits, None, out, None, flat, size)
 
     def _emits(self, names: str | list[str]) -> list[str | None]:
         """Where results go, per event (one entry if all have one name); None: nowhere."""
-        to = {event: slot.emits[0] if len(slot.emits) == 1 else None for event, slot in self.slots.items()}
+        to = self._leads_to
         return [to[names]] if isinstance(names, str) else [to[name] for name in names]
 
     def _settle(self, stage: Stage, out: list[Any], emits: list[str | None]) -> None:
@@ -97,12 +96,3 @@ class FunctionUnit(Unit):
                 out[i] = None
                 failed = True
                 self._host.fail(self, stage, i, failure(e))
-
-
-def _ascii_size(texts: list[str], largest: int) -> int:
-    """Bytes of all together if each can travel as it is, else -1. Looked at as one text, which costs a tenth of looking
-    at each."""
-    together = "".join(texts)
-    if not together.isascii() or (len(together) > largest and max(map(len, texts)) > largest):
-        return -1
-    return len(together)

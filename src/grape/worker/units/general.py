@@ -10,11 +10,11 @@ from grape.authoring.state import LOADER, WRITTEN
 from grape.model.event import Event
 from grape.worker.stage import Stage
 from grape.worker.units.access import Cell, StateAccess
-from grape.worker.units.node import NodeUnit
+from grape.worker.units.node import EventUnit
 from grape.worker.units.unit import Emissions
 
 
-class GeneralUnit(NodeUnit):
+class GeneralUnit(EventUnit):
     """Every other synchronous shape: generators, functions that ask for event, context or state, several states."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -31,7 +31,7 @@ class GeneralUnit(NodeUnit):
         self._table = self._host.table(self.node) if self.has_state else None
 
     def _fast(self) -> None:
-        for i in range(len(self._events)):
+        for i in self._indexes:
             self._one(i)
             self._close(i)
 
@@ -42,7 +42,7 @@ class GeneralUnit(NodeUnit):
         return value
 
     def _one(self, index: int) -> None:
-        event = self._events[index]
+        event = self._event(index)
         access: StateAccess | None = None
         if self._table is not None:
             self._access = access = StateAccess(self.node, self._table, event, self._host.now_us())

@@ -5,34 +5,56 @@ from __future__ import annotations
 from typing import Any
 
 from grape.authoring.state import LOADER
-from grape.model.values import MAX_INT, MIN_INT, PLAIN, Raw
+from grape.hot import count_events, run_events
+from grape.hot.pure import Cells
+from grape.model.event import Event
+from grape.model.values import PLAIN, Raw
 from grape.worker.stage import Stage
 from grape.worker.state import MISSING, BadState
 from grape.worker.units.access import no_key
 from grape.worker.units.unit import Emissions, Unit
 
 
-class NodeUnit(Unit):
-    """``Node.process(event)`` without State."""
+class EventUnit(Unit):
+    """Of handlers that get events. ``_indexes``: of those of the stage, for whoever goes through it."""
 
     def _begin(self, stage: Stage, data: list[Any] | None) -> None:
-        self._events = stage.events(data)
+        self._indexes = list(range(stage.count))
+        self._values = data
+
+    def _event(self, index: int) -> Event:
+        stage = self.stage
+        assert stage is not None
+        data = None if self._values is None else self._values[index]
+        return Event(stage.name_of(index), stage.key_of(index), data, stage, index)
+
+    def abandon(self) -> None:
+        self._indexes.clear()
 
     def _end(self) -> None:
-        # Through an event, which the garbage collector does not look into, a whole worker would hold on to itself.
-        self._events = []
+        self._indexes, self._values = [], None
         super()._end()
 
+
+class NodeUnit(EventUnit):
+    """``Node.process(event)`` without State."""
+
     def _fast(self) -> None:
-        process, mark, emitted = self._call, self._marks.append, self._columns.data
-        for event in self._events:
-            result = process(event)
-            if result is not None:
-                self._returned(event.name, result)
-            mark(len(emitted))
+        stage = self.stage
+        assert stage is not None
+        run_events(
+            self._call,
+            Event,
+            stage,
+            self._values,
+            self._indexes,
+            self._marks,
+            self._columns.data,
+            self._returned,
+        )
 
     def _one(self, index: int) -> None:
-        event = self._events[index]
+        event = self._event(index)
         self._returned(event.name, self._call(event))
         self._calls.check()
 
@@ -78,31 +100,32 @@ class CountingUnit(NodeUnit):
         stage = self.stage
         assert stage is not None
         if state.default is MISSING or stage.keys is None or None in stage.keys:
-            for i in range(len(self._events)):
+            for i in self._indexes:
                 self._one(i)
                 self._close(i)
             return
-        process, mark, emitted = self._call, self._marks.append, self._columns.data
-        attributes, name, default = self._attributes, self._name, state.default
-        values, dirty = table.values, table.dirty
-        for event in self._events:
-            key: str = event.key  # type: ignore[assignment]
-            old = values[key]
-            if old is MISSING:
-                old = default
-            elif type(old) is Raw:
-                old = state.read(old)
-            attributes[name] = old
-            result = process(event)
-            if result is not None:
-                self._returned(event.name, result)
-            new = attributes.get(name, MISSING)
-            if new is not old:
-                if type(new) is not int or not MIN_INT <= new <= MAX_INT:
-                    new = self._checked(new)
-                values[key] = new
-                dirty[key] = None
-            mark(len(emitted))
+        cells = Cells(
+            self._attributes,
+            self._name,
+            table.values,
+            table.dirty,
+            MISSING,
+            state.default,
+            Raw,
+            state.read,
+            self._checked,
+        )
+        count_events(
+            self._call,
+            Event,
+            stage,
+            self._values,
+            self._indexes,
+            self._marks,
+            self._columns.data,
+            self._returned,
+            cells,
+        )
 
     def _checked(self, new: Any) -> Any:
         if new is MISSING:
@@ -112,7 +135,7 @@ class CountingUnit(NodeUnit):
         return self._table.encode_value(self._name, new)
 
     def _one(self, index: int) -> None:
-        event, table, name = self._events[index], self._table, self._name
+        event, table, name = self._event(index), self._table, self._name
         attributes = self._attributes
         key = event.key
         if key is None:

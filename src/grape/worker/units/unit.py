@@ -13,13 +13,12 @@ from grape.authoring.emitter import INHERIT, Context, Emitter
 from grape.authoring.handler import Handler
 from grape.errors import HandlerError, Unstoppable
 from grape.model.address import Partitions
-from grape.model.event import Event
 from grape.model.topology import Limits, SlotSpec
 from grape.model.values import Payload, Unfit, to_value
 from grape.protocol.messages import Answer, Named
 from grape.worker import children
 from grape.worker.calls import Calls
-from grape.worker.emits import EmitColumns, Names, TooMuch, bind, unbind
+from grape.worker.emits import EmitColumns, Emitting, Names, TooMuch
 from grape.worker.stage import Stage
 from grape.worker.state import StateTable
 
@@ -115,23 +114,11 @@ class Unit(ABC):
         self._call = handler.call
         self._columns = EmitColumns(limits.max_result)
         self._marks: list[int] = []
-        self._events: list[Event] = []
-        self._data: list[Any] = []
         self.emitter: Emitter = handler.instance if handler.instance is not None else Context()
+        self._emitting = Emitting(self.emitter, self._columns, self.node, names, partitions, limits.max_event, self)
+        self._calls: Calls = self._emitting.calls
         self._names = names
         self._partitions = partitions
-        self._calls: Calls
-
-    def _bind(self) -> None:
-        self._calls = bind(
-            self.emitter,
-            self._columns,
-            self.node,
-            self._names,
-            self._partitions,
-            self._limits.max_event,
-            self,
-        )
 
     # What the emitter wants to know of the event that runs
 
@@ -168,7 +155,7 @@ class Unit(ABC):
         self._marks.clear()
         self._columns.cut(0)
         self._columns.single = stage.count == 1 or self._host.single
-        self._bind()
+        self._emitting.begin()
         self._begin(stage, data)
         start = 0
         try:
@@ -217,14 +204,12 @@ class Unit(ABC):
             self._reopen()
             self._calls.check()
 
-    def abandon(self) -> None:
+    def abandon(self) -> None:  # noqa: B027
         """In a child that was forked by the handler: the stage ends with the event that runs."""
-        self._events.clear()
-        self._data.clear()
 
     def _end(self) -> None:
         """The stage is over, however it ended: nothing of it is kept."""
-        unbind(self.emitter, self.node)
+        self._emitting.end()
         self.stage = None
 
     def _must_wait(self, stage: Stage, index: int) -> bool:

@@ -1,0 +1,756 @@
+/* grape._hot: the loops of grape/hot/pure.py, which says what each of them does.
+
+   The C API of CPython 3.11 to 3.14, public functions alone. Nothing is kept between two calls but the types and names
+   in the state of the module, so every interpreter may have one of its own. */
+
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+#include <structmember.h>
+
+#if PY_VERSION_HEX < 0x030C0000
+#define READY(text) (PyUnicode_READY(text) == 0)
+#else
+#define READY(text) 1
+#endif
+
+#define MEASURE_EMITS 32768
+#define MEASURE_BYTES (4 << 20)
+
+/* ---------------------------------------------------------------- the state of the module */
+
+/* Names of attributes: first those of an event, in its order. */
+enum { NAME, KEY, DATA, LINEAGE, INDEX, FIELDS, NAMES = FIELDS, KEYS, MEASURE, CELLS, TEXTS = CELLS + 9 };
+
+static const char *const texts[TEXTS] = {
+    "name", "key", "data", "lineage", "index", "names", "keys", "measure",
+    "attributes", "name", "values", "dirty", "missing", "default", "packed", "read", "checked",
+};
+
+typedef struct {
+    PyTypeObject *tip_type;
+    PyTypeObject *emit_type;
+    PyObject *texts[TEXTS];
+} State;
+
+static struct PyModuleDef definition;
+
+static State *
+state_of(PyObject *module)
+{
+    return (State *)PyModule_GetState(module);
+}
+
+/* ---------------------------------------------------------------- values */
+
+/* Bytes of a text in UTF-8; -1 if it is none, or has half of a surrogate pair. Sets no error. */
+static Py_ssize_t
+utf8_size(PyObject *value)
+{
+    if (!PyUnicode_CheckExact(value) || !READY(value)) {
+        PyErr_Clear();
+        return -1;
+    }
+    Py_ssize_t length = PyUnicode_GET_LENGTH(value);
+    if (PyUnicode_IS_ASCII(value)) {
+        return length;
+    }
+    int kind = PyUnicode_KIND(value);
+    const void *characters = PyUnicode_DATA(value);
+    Py_ssize_t size = 0;
+    for (Py_ssize_t i = 0; i < length; i++) {
+        Py_UCS4 c = PyUnicode_READ(kind, characters, i);
+        if (c >= 0xD800 && c < 0xE000) {
+            return -1;
+        }
+        size += c < 0x80 ? 1 : c < 0x800 ? 2 : c < 0x10000 ? 3 : 4;
+    }
+    return size;
+}
+
+/* Whether an int has at most 64 bits. */
+static int
+is_int64(PyObject *value)
+{
+    if (!PyLong_CheckExact(value)) {
+        return 0;
+    }
+    int overflow;
+    long long number = PyLong_AsLongLongAndOverflow(value, &overflow);
+    (void)number;
+    return !overflow;
+}
+
+static int
+check_list(PyObject *value, const char *what)
+{
+    if (PyList_CheckExact(value)) {
+        return 1;
+    }
+    PyErr_Format(PyExc_TypeError, "%s is a list, not %.100s", what, Py_TYPE(value)->tp_name);
+    return 0;
+}
+
+static int
+check_count(const char *function, Py_ssize_t found, Py_ssize_t wanted)
+{
+    if (found == wanted) {
+        return 1;
+    }
+    PyErr_Format(PyExc_TypeError, "%s takes %zd arguments, not %zd", function, wanted, found);
+    return 0;
+}
+
+/* ---------------------------------------------------------------- functions of the payload */
+
+static PyObject *
+map_texts(PyObject *module, PyObject *const *args, Py_ssize_t nargs)
+{
+    if (!check_count("map_texts", nargs, 4) || !check_list(args[1], "column") || !check_list(args[2], "out")) {
+        return NULL;
+    }
+    PyObject *function = args[0], *column = args[1], *out = args[2];
+    Py_ssize_t largest = PyLong_AsSsize_t(args[3]);
+    if (largest == -1 && PyErr_Occurred()) {
+        return NULL;
+    }
+    Py_ssize_t total = 0;
+    for (Py_ssize_t i = 0; i < PyList_GET_SIZE(column); i++) {
+        PyObject *value = Py_NewRef(PyList_GET_ITEM(column, i));
+        PyObject *result = PyObject_CallOneArg(function, value);
+        Py_DECREF(value);
+        if (result == NULL) {
+            return NULL;
+        }
+        if (total >= 0) {
+            Py_ssize_t size = utf8_size(result);
+            total = size < 0 || size > largest ? -1 : total + size;
+        }
+        int failed = PyList_Append(out, result);
+        Py_DECREF(result);
+        if (failed) {
+            return NULL;
+        }
+    }
+    return PyLong_FromSsize_t(total);
+}
+
+/* ---------------------------------------------------------------- events */
+
+/* What the events of a stage are made of, and the one that was made last. Names and keys are owned, as the event. */
+typedef struct {
+    PyObject *make, *stage, *data, *indexes, *names, *keys;
+    Py_ssize_t offsets[FIELDS]; /* of the fields in an event, if it can be used again */
+    int is_reusable;
+    PyObject *event;
+} Events;
+
+/* Where a slot of a class lies in its instances; -1: it is none. */
+static Py_ssize_t
+offset_of(PyTypeObject *type, PyObject *field)
+{
+    PyObject *found = PyObject_GetAttr((PyObject *)type, field);
+    if (found == NULL) {
+        PyErr_Clear();
+        return -1;
+    }
+    Py_ssize_t offset = -1;
+    if (Py_IS_TYPE(found, &PyMemberDescr_Type)) {
+        PyMemberDescrObject *slot = (PyMemberDescrObject *)found;
+        if (PyDescr_TYPE(slot) == type && slot->d_member->type == T_OBJECT_EX && !(slot->d_member->flags & READONLY)) {
+            offset = slot->d_member->offset;
+        }
+    }
+    Py_DECREF(found);
+    return offset;
+}
+
+static void
+end_events(Events *events)
+{
+    Py_CLEAR(events->names);
+    Py_CLEAR(events->keys);
+    Py_CLEAR(events->event);
+}
+
+/* ``args``: make, stage, data, indexes. If it fails nothing has to be ended. */
+static int
+begin_events(Events *events, State *state, PyObject *const *args)
+{
+    *events = (Events){.make = args[0], .stage = args[1], .data = args[2], .indexes = args[3]};
+    events->names = PyObject_GetAttr(events->stage, state->texts[NAMES]);
+    events->keys = events->names == NULL ? NULL : PyObject_GetAttr(events->stage, state->texts[KEYS]);
+    if (events->keys == NULL || !check_list(events->indexes, "indexes") ||
+        (events->keys != Py_None && !check_list(events->keys, "keys")) ||
+        (events->data != Py_None && !check_list(events->data, "data")) ||
+        (!PyUnicode_Check(events->names) && !check_list(events->names, "names"))) {
+        end_events(events);
+        return 0;
+    }
+#ifndef Py_GIL_DISABLED
+    if (PyType_Check(events->make)) {
+        events->is_reusable = 1;
+        for (int i = 0; i < FIELDS; i++) {
+            events->offsets[i] = offset_of((PyTypeObject *)events->make, state->texts[i]);
+            events->is_reusable = events->is_reusable && events->offsets[i] >= 0;
+        }
+    }
+#endif
+    return 1;
+}
+
+/* A borrowed item of a column, or what stands for all; NULL without an error: there is none. */
+static PyObject *
+item_of(PyObject *column, Py_ssize_t at)
+{
+    if (!PyList_CheckExact(column)) {
+        return column;
+    }
+    return at < PyList_GET_SIZE(column) ? PyList_GET_ITEM(column, at) : NULL;
+}
+
+/* Make ``events->event`` the one at this place: 1; 0 if there is none, -1 with an error. */
+static int
+next_event(Events *events, Py_ssize_t at)
+{
+    if (at >= PyList_GET_SIZE(events->indexes)) {
+        return 0;
+    }
+    PyObject *fields[FIELDS] = {
+        item_of(events->names, at), item_of(events->keys, at),
+        item_of(events->data, at), events->stage, PyList_GET_ITEM(events->indexes, at),
+    };
+    if (fields[NAME] == NULL || fields[KEY] == NULL || fields[DATA] == NULL) {
+        return 0;
+    }
+    if (events->is_reusable && events->event != NULL && Py_REFCNT(events->event) == 1) {
+        for (int i = 0; i < FIELDS; i++) {
+            PyObject **slot = (PyObject **)((char *)events->event + events->offsets[i]);
+            PyObject *old = *slot;
+            if (old != fields[i]) {
+                *slot = Py_NewRef(fields[i]);
+                Py_XDECREF(old);
+            }
+        }
+        return 1;
+    }
+    for (int i = 0; i < FIELDS; i++) {
+        Py_INCREF(fields[i]);
+    }
+    PyObject *made = PyObject_Vectorcall(events->make, fields, FIELDS, NULL);
+    for (int i = 0; i < FIELDS; i++) {
+        Py_DECREF(fields[i]);
+    }
+    Py_XSETREF(events->event, made);
+    return made == NULL ? -1 : 1;
+}
+
+/* What a handler returned goes to ``returned``. Takes over the reference. */
+static int
+hand_over(Events *events, Py_ssize_t at, PyObject *result, PyObject *returned)
+{
+    if (result == Py_None) {
+        Py_DECREF(result);
+        return 1;
+    }
+    PyObject *name = Py_XNewRef(item_of(events->names, at));
+    if (name == NULL) {
+        Py_DECREF(result);
+        PyErr_SetString(PyExc_IndexError, "names became shorter");
+        return 0;
+    }
+    PyObject *answer = PyObject_CallFunctionObjArgs(returned, name, result, NULL);
+    Py_DECREF(name);
+    Py_DECREF(result);
+    Py_XDECREF(answer);
+    return answer != NULL;
+}
+
+static int
+append_size(PyObject *marks, PyObject *emitted)
+{
+    PyObject *mark = PyLong_FromSsize_t(PyList_GET_SIZE(emitted));
+    if (mark == NULL) {
+        return 0;
+    }
+    int failed = PyList_Append(marks, mark);
+    Py_DECREF(mark);
+    return !failed;
+}
+
+static PyObject *
+run_events(PyObject *module, PyObject *const *args, Py_ssize_t nargs)
+{
+    Events events;
+    if (!check_count("run_events", nargs, 8) || !check_list(args[5], "marks") || !check_list(args[6], "emitted") ||
+        !begin_events(&events, state_of(module), args + 1)) {
+        return NULL;
+    }
+    PyObject *process = args[0], *marks = args[5], *emitted = args[6], *returned = args[7];
+    int more;
+    for (Py_ssize_t at = 0; (more = next_event(&events, at)) > 0; at++) {
+        PyObject *result = PyObject_CallOneArg(process, events.event);
+        if (result == NULL || !hand_over(&events, at, result, returned) || !append_size(marks, emitted)) {
+            more = -1;
+            break;
+        }
+    }
+    end_events(&events);
+    if (more < 0) {
+        return NULL;
+    }
+    Py_RETURN_NONE;
+}
+
+/* The cells of a node, as pure.Cells has them; all owned. */
+typedef struct {
+    PyObject *attributes, *name, *values, *dirty, *missing, *by_default, *packed, *read, *checked;
+} Cells;
+
+static void
+end_cells(Cells *cells)
+{
+    for (PyObject **each = (PyObject **)cells; each != (PyObject **)(cells + 1); each++) {
+        Py_CLEAR(*each);
+    }
+}
+
+static int
+begin_cells(Cells *cells, State *state, PyObject *from)
+{
+    *cells = (Cells){NULL};
+    PyObject **all = (PyObject **)cells;
+    for (int i = 0; CELLS + i < TEXTS; i++) {
+        all[i] = PyObject_GetAttr(from, state->texts[CELLS + i]);
+        if (all[i] == NULL) {
+            end_cells(cells);
+            return 0;
+        }
+    }
+    if (!PyDict_Check(cells->attributes) || !PyDict_Check(cells->values) || !PyDict_Check(cells->dirty)) {
+        PyErr_SetString(PyExc_TypeError, "attributes, values and dirty are dicts");
+        end_cells(cells);
+        return 0;
+    }
+    return 1;
+}
+
+/* What the handler finds: a new reference, NULL with an error. */
+static PyObject *
+value_before(Cells *cells, PyObject *key)
+{
+    PyObject *found = PyDict_GetItemWithError(cells->values, key);
+    if (found == NULL) {
+        if (!PyErr_Occurred()) {
+            PyErr_SetObject(PyExc_KeyError, key);
+        }
+        return NULL;
+    }
+    PyObject *old = Py_NewRef(found == cells->missing ? cells->by_default : found);
+    if (found != cells->missing && (PyObject *)Py_TYPE(old) == cells->packed) {
+        Py_SETREF(old, PyObject_CallOneArg(cells->read, old));
+    }
+    if (old != NULL && PyDict_SetItem(cells->attributes, cells->name, old)) {
+        Py_CLEAR(old);
+    }
+    return old;
+}
+
+/* What it has left there becomes the value of the key, if it is another object. */
+static int
+keep_value(Cells *cells, PyObject *key, PyObject *old)
+{
+    PyObject *new = PyDict_GetItemWithError(cells->attributes, cells->name);
+    if (new == NULL) {
+        if (PyErr_Occurred()) {
+            return 0;
+        }
+        new = cells->missing;
+    }
+    if (new == old) {
+        return 1;
+    }
+    Py_INCREF(new);
+    if (!is_int64(new)) {
+        Py_SETREF(new, PyObject_CallOneArg(cells->checked, new));
+    }
+    int kept = new != NULL && !PyDict_SetItem(cells->values, key, new) && !PyDict_SetItem(cells->dirty, key, Py_None);
+    Py_XDECREF(new);
+    return kept;
+}
+
+static PyObject *
+count_events(PyObject *module, PyObject *const *args, Py_ssize_t nargs)
+{
+    Events events;
+    Cells cells;
+    if (!check_count("count_events", nargs, 9) || !check_list(args[5], "marks") || !check_list(args[6], "emitted") ||
+        !begin_events(&events, state_of(module), args + 1)) {
+        return NULL;
+    }
+    if (!check_list(events.keys, "keys") || !begin_cells(&cells, state_of(module), args[8])) {
+        end_events(&events);
+        return NULL;
+    }
+    PyObject *process = args[0], *marks = args[5], *emitted = args[6], *returned = args[7];
+    PyObject *key = NULL, *old = NULL;
+    int more;
+    for (Py_ssize_t at = 0; (more = next_event(&events, at)) > 0; at++) {
+        Py_XSETREF(key, Py_NewRef(PyList_GET_ITEM(events.keys, at)));
+        Py_XSETREF(old, value_before(&cells, key));
+        PyObject *result = old == NULL ? NULL : PyObject_CallOneArg(process, events.event);
+        if (result == NULL || !hand_over(&events, at, result, returned) || !keep_value(&cells, key, old) ||
+            !append_size(marks, emitted)) {
+            more = -1;
+            break;
+        }
+    }
+    Py_XDECREF(key);
+    Py_XDECREF(old);
+    end_cells(&cells);
+    end_events(&events);
+    if (more < 0) {
+        return NULL;
+    }
+    Py_RETURN_NONE;
+}
+
+/* ---------------------------------------------------------------- emits */
+
+typedef struct {
+    PyObject_HEAD
+    PyObject *data, *keys, *name;
+    Py_ssize_t big, measured;
+} Tip;
+
+static int
+tip_init(PyObject *self, PyObject *args, PyObject *kwargs)
+{
+    Tip *tip = (Tip *)self;
+    Py_XSETREF(tip->data, PyList_New(0));
+    Py_XSETREF(tip->keys, PyList_New(0));
+    Py_XSETREF(tip->name, Py_NewRef(Py_None));
+    tip->big = tip->measured = 0;
+    return tip->data == NULL || tip->keys == NULL ? -1 : 0;
+}
+
+static int
+tip_traverse(PyObject *self, visitproc visit, void *arg)
+{
+    Tip *tip = (Tip *)self;
+    Py_VISIT(Py_TYPE(self));
+    Py_VISIT(tip->data);
+    Py_VISIT(tip->keys);
+    Py_VISIT(tip->name);
+    return 0;
+}
+
+static int
+tip_clear(PyObject *self)
+{
+    Tip *tip = (Tip *)self;
+    Py_CLEAR(tip->data);
+    Py_CLEAR(tip->keys);
+    Py_CLEAR(tip->name);
+    return 0;
+}
+
+static void
+tip_dealloc(PyObject *self)
+{
+    PyTypeObject *type = Py_TYPE(self);
+    PyObject_GC_UnTrack(self);
+    tip_clear(self);
+    type->tp_free(self);
+    Py_DECREF(type);
+}
+
+static PyMemberDef tip_members[] = {
+    {"data", T_OBJECT_EX, offsetof(Tip, data), READONLY, "one an emit"},
+    {"keys", T_OBJECT_EX, offsetof(Tip, keys), READONLY, "shorter than data while what follows all inherits"},
+    {"name", T_OBJECT_EX, offsetof(Tip, name), 0, "of the last emit"},
+    {"big", T_PYSSIZET, offsetof(Tip, big), 0, "bytes of keys and large values since it was measured"},
+    {"measured", T_PYSSIZET, offsetof(Tip, measured), 0, "emits that were measured"},
+    {NULL},
+};
+
+static PyType_Slot tip_slots[] = {
+    {Py_tp_doc, "Columns that grow emit by emit: see grape.hot.pure.Tip."},
+    {Py_tp_init, tip_init},
+    {Py_tp_traverse, tip_traverse},
+    {Py_tp_clear, tip_clear},
+    {Py_tp_dealloc, tip_dealloc},
+    {Py_tp_members, tip_members},
+    {0, NULL},
+};
+
+static PyType_Spec tip_spec = {
+    "grape._hot.Tip", sizeof(Tip), 0, Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_BASETYPE, tip_slots,
+};
+
+typedef struct {
+    PyObject_HEAD
+    vectorcallfunc vectorcall;
+    PyObject *tip, *slow, *inherit, *partitions;
+    PyObject *key_name, *measure;
+    Py_ssize_t small;
+} Emit;
+
+/* The short way of an emit: 1, or 0 if it is none of the usual ones; -1 with an error. */
+static int
+emit_shortly(Emit *emit, PyObject *event, PyObject *data, PyObject *key)
+{
+    Tip *tip = (Tip *)emit->tip;
+    if (event != tip->name || tip->data == NULL || tip->keys == NULL) {
+        return 0;
+    }
+    Py_ssize_t size = 0; /* that counts: of short text only beside a key */
+    if (PyUnicode_CheckExact(data)) {
+        size = utf8_size(data);
+        if (size < 0 || size > emit->small) {
+            return 0;
+        }
+        if (!PyUnicode_IS_ASCII(data)) {
+            size = PyUnicode_GET_LENGTH(data);
+        }
+        else if (key == NULL) {
+            size = 0;
+        }
+    }
+    else if (data != Py_None && !PyBool_Check(data) && !PyFloat_CheckExact(data) && !is_int64(data)) {
+        return 0;
+    }
+    if (key != NULL) {
+        if (!PyUnicode_CheckExact(key) || PyList_GET_SIZE(tip->keys) != PyList_GET_SIZE(tip->data)) {
+            return 0;
+        }
+        int is_known = PyDict_Contains(emit->partitions, key);
+        if (is_known <= 0) {
+            return is_known;
+        }
+        if (PyList_Append(tip->keys, key)) {
+            return -1;
+        }
+        size += PyUnicode_GET_LENGTH(key);
+    }
+    if (PyList_Append(tip->data, data)) {
+        if (key != NULL) {
+            (void)PyList_SetSlice(tip->keys, PyList_GET_SIZE(tip->data), PyList_GET_SIZE(tip->keys), NULL);
+        }
+        return -1;
+    }
+    tip->big += size;
+    if (tip->big > MEASURE_BYTES || PyList_GET_SIZE(tip->data) - tip->measured >= MEASURE_EMITS) {
+        PyObject *done = PyObject_CallMethodNoArgs(emit->tip, emit->measure);
+        if (done == NULL) {
+            return -1;
+        }
+        Py_DECREF(done);
+    }
+    return 1;
+}
+
+static PyObject *
+emit_call(PyObject *self, PyObject *const *args, size_t nargsf, PyObject *names)
+{
+    Emit *emit = (Emit *)self;
+    if (emit->tip == NULL || emit->slow == NULL) {
+        PyErr_SetString(PyExc_RuntimeError, "this emit is no more");
+        return NULL;
+    }
+    Py_ssize_t nargs = PyVectorcall_NARGS(nargsf);
+    Py_ssize_t named = names == NULL ? 0 : PyTuple_GET_SIZE(names);
+    if (nargs >= 1 && nargs <= 2 && named <= 1) {
+        PyObject *key = NULL;
+        int is_usual = 1;
+        if (named) {
+            key = args[nargs];
+            is_usual = PyTuple_GET_ITEM(names, 0) == emit->key_name;
+        }
+        if (key == emit->inherit) {
+            key = NULL;
+        }
+        if (is_usual) {
+            int done = emit_shortly(emit, args[0], nargs == 2 ? args[1] : Py_None, key);
+            if (done < 0) {
+                return NULL;
+            }
+            if (done) {
+                Py_RETURN_NONE;
+            }
+        }
+    }
+    return PyObject_Vectorcall(emit->slow, args, nargsf & ~PY_VECTORCALL_ARGUMENTS_OFFSET, names);
+}
+
+static int
+emit_traverse(PyObject *self, visitproc visit, void *arg)
+{
+    Emit *emit = (Emit *)self;
+    Py_VISIT(Py_TYPE(self));
+    Py_VISIT(emit->tip);
+    Py_VISIT(emit->slow);
+    Py_VISIT(emit->inherit);
+    Py_VISIT(emit->partitions);
+    return 0;
+}
+
+static int
+emit_clear(PyObject *self)
+{
+    Emit *emit = (Emit *)self;
+    Py_CLEAR(emit->tip);
+    Py_CLEAR(emit->slow);
+    Py_CLEAR(emit->inherit);
+    Py_CLEAR(emit->partitions);
+    Py_CLEAR(emit->key_name);
+    Py_CLEAR(emit->measure);
+    return 0;
+}
+
+static void
+emit_dealloc(PyObject *self)
+{
+    PyTypeObject *type = Py_TYPE(self);
+    PyObject_GC_UnTrack(self);
+    emit_clear(self);
+    type->tp_free(self);
+    Py_DECREF(type);
+}
+
+static PyObject *
+emit_repr(PyObject *self)
+{
+    return PyUnicode_FromString("<function emit>");
+}
+
+static PyMemberDef emit_members[] = {
+    {"__vectorcalloffset__", T_PYSSIZET, offsetof(Emit, vectorcall), READONLY, NULL},
+    {"__wrapped__", T_OBJECT_EX, offsetof(Emit, slow), READONLY, "where its signature stands"},
+    {NULL},
+};
+
+static PyType_Slot emit_slots[] = {
+    {Py_tp_call, PyVectorcall_Call},
+    {Py_tp_repr, emit_repr},
+    {Py_tp_traverse, emit_traverse},
+    {Py_tp_clear, emit_clear},
+    {Py_tp_dealloc, emit_dealloc},
+    {Py_tp_members, emit_members},
+    {0, NULL},
+};
+
+static PyType_Spec emit_spec = {
+    "grape._hot.Emit", sizeof(Emit), 0,
+    Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_HAVE_VECTORCALL | Py_TPFLAGS_DISALLOW_INSTANTIATION, emit_slots,
+};
+
+static PyObject *
+make_emit(PyObject *module, PyObject *const *args, Py_ssize_t nargs)
+{
+    State *state = state_of(module);
+    if (!check_count("make_emit", nargs, 5)) {
+        return NULL;
+    }
+    if (!PyObject_TypeCheck(args[0], state->tip_type) || !PyDict_Check(args[3])) {
+        PyErr_SetString(PyExc_TypeError, "make_emit takes a Tip, a function, a sentinel, a dict and a size");
+        return NULL;
+    }
+    Py_ssize_t small = PyLong_AsSsize_t(args[4]);
+    if (small == -1 && PyErr_Occurred()) {
+        return NULL;
+    }
+    Emit *emit = (Emit *)state->emit_type->tp_alloc(state->emit_type, 0);
+    if (emit == NULL) {
+        return NULL;
+    }
+    emit->vectorcall = emit_call;
+    emit->tip = Py_NewRef(args[0]);
+    emit->slow = Py_NewRef(args[1]);
+    emit->inherit = Py_NewRef(args[2]);
+    emit->partitions = Py_NewRef(args[3]);
+    emit->key_name = Py_NewRef(state->texts[KEY]);
+    emit->measure = Py_NewRef(state->texts[MEASURE]);
+    emit->small = small;
+    return (PyObject *)emit;
+}
+
+/* ---------------------------------------------------------------- the module */
+
+static PyMethodDef functions[] = {
+    {"map_texts", (PyCFunction)(void (*)(void))map_texts, METH_FASTCALL, "See grape.hot.pure."},
+    {"run_events", (PyCFunction)(void (*)(void))run_events, METH_FASTCALL, "See grape.hot.pure."},
+    {"count_events", (PyCFunction)(void (*)(void))count_events, METH_FASTCALL, "See grape.hot.pure."},
+    {"make_emit", (PyCFunction)(void (*)(void))make_emit, METH_FASTCALL, "See grape.hot.pure."},
+    {NULL},
+};
+
+static int
+module_exec(PyObject *module)
+{
+    State *state = state_of(module);
+    for (int i = 0; i < TEXTS; i++) {
+        state->texts[i] = PyUnicode_InternFromString(texts[i]);
+        if (state->texts[i] == NULL) {
+            return -1;
+        }
+    }
+    state->tip_type = (PyTypeObject *)PyType_FromModuleAndSpec(module, &tip_spec, NULL);
+    if (state->tip_type == NULL || PyModule_AddType(module, state->tip_type)) {
+        return -1;
+    }
+    state->emit_type = (PyTypeObject *)PyType_FromModuleAndSpec(module, &emit_spec, NULL);
+    return state->emit_type == NULL ? -1 : 0;
+}
+
+static int
+module_traverse(PyObject *module, visitproc visit, void *arg)
+{
+    State *state = state_of(module);
+    Py_VISIT(state->tip_type);
+    Py_VISIT(state->emit_type);
+    return 0;
+}
+
+static int
+module_clear(PyObject *module)
+{
+    State *state = state_of(module);
+    Py_CLEAR(state->tip_type);
+    Py_CLEAR(state->emit_type);
+    for (int i = 0; i < TEXTS; i++) {
+        Py_CLEAR(state->texts[i]);
+    }
+    return 0;
+}
+
+static void
+module_free(void *module)
+{
+    (void)module_clear((PyObject *)module);
+}
+
+static PyModuleDef_Slot module_slots[] = {
+    {Py_mod_exec, module_exec},
+#if PY_VERSION_HEX >= 0x030C0000
+    {Py_mod_multiple_interpreters, Py_MOD_PER_INTERPRETER_GIL_SUPPORTED},
+#endif
+    {0, NULL},
+};
+
+static struct PyModuleDef definition = {
+    PyModuleDef_HEAD_INIT,
+    .m_name = "grape._hot",
+    .m_doc = "The loops of grape.hot.pure in C.",
+    .m_size = sizeof(State),
+    .m_methods = functions,
+    .m_slots = module_slots,
+    .m_traverse = module_traverse,
+    .m_clear = module_clear,
+    .m_free = module_free,
+};
+
+PyMODINIT_FUNC
+PyInit__hot(void)
+{
+    return PyModuleDef_Init(&definition);
+}

@@ -1,0 +1,186 @@
+"""The loops in Python: what `grape._hot` has to do, and what runs where it was not built."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import repeat
+from typing import Any, Final, Protocol
+
+from msgspec import Struct
+
+from grape.model.plain import MAX_INT, MIN_INT
+
+MEASURE_EMITS: Final = 32_768
+MEASURE_BYTES: Final = 4 << 20
+"""After so many emits, or bytes in large ones, it is measured how much a stage has emitted."""
+
+
+class Tip:
+    """Columns that grow emit by emit: ``data`` one an emit, ``keys`` shorter than it while what follows all inherits.
+    ``name``: of the last emit. ``big``: bytes of keys and large values since the first ``measured`` emits."""
+
+    __slots__ = ("big", "data", "keys", "measured", "name")
+
+    data: list[Any]
+    keys: list[Any]
+    name: Any
+    big: int
+    measured: int
+
+    def __init__(self) -> None:
+        self.data = []
+        self.keys = []
+        self.name = None
+        self.big = 0
+        self.measured = 0
+
+    def measure(self) -> None:
+        """There is much in it by now."""
+        raise NotImplementedError
+
+
+def map_texts(function: Callable[[Any], Any], column: list[Any], out: list[Any], largest: int) -> int:
+    """Append what ``function`` returns for each value to ``out``. Returns how many bytes of UTF-8 that were if all are
+    valid text of at most ``largest`` bytes each, else -1. Whatever it raises is raised as it is, and what it returned
+    before is in ``out``. It ends early if ``column`` becomes shorter.
+    """
+    before = len(out)
+    out.extend(map(function, column))
+    if len(out) - before < len(column):  # a StopIteration is the end of a map, and gone
+        raise StopIteration
+    texts = out if not before else out[before:]
+    if not set(map(type, texts)) <= {str}:
+        return -1
+    together = "".join(texts)  # looking at it costs a tenth of looking at each
+    try:
+        size = len(together) if together.isascii() else len(together.encode())
+    except UnicodeEncodeError:
+        return -1
+    if size > largest and max(len(text.encode()) for text in texts) > largest:
+        return -1
+    return size
+
+
+class Stage(Protocol):
+    """Events in columns: ``names`` one for all or one an event, ``keys`` None: all keyless."""
+
+    names: str | list[str]
+    keys: list[str | None] | None
+
+
+class Cells(Struct, frozen=True):
+    """The one state of each key of a node, and where its handler finds that of its event.
+
+    Args:
+        attributes: of the handler; ``name``: the attribute.
+        values: by key; ``dirty``: keys that were written.
+        missing: stands for no value, which is ``default`` for the handler.
+        packed: type of values that ``read`` has to be asked for.
+        checked: makes a value of whatever is no int of 64 bits, or raises; of ``missing`` where nothing stands.
+    """
+
+    attributes: dict[str, Any]
+    name: str
+    values: dict[str, Any]
+    dirty: dict[str, None]
+    missing: Any
+    default: Any
+    packed: type
+    read: Callable[[Any], Any]
+    checked: Callable[[Any], Any]
+
+
+def run_events(
+    process: Callable[[Any], Any],
+    make: Callable[..., Any],
+    stage: Stage,
+    data: list[Any] | None,
+    indexes: list[int],
+    marks: list[int],
+    emitted: list[Any],
+    returned: Callable[[str, Any], None],
+) -> None:
+    """Give ``process`` an event of ``stage`` for each of ``indexes``, which count from 0, made by ``make`` (name, key,
+    data, stage, index), and note in ``marks`` how many were ``emitted`` by then. What it returns goes to ``returned``,
+    unless it is None. It ends early if ``indexes`` becomes shorter. An event that nobody keeps may be used again for
+    the next. ``data`` None: all None.
+    """
+    names = stage.names
+    name_of = repeat(names) if isinstance(names, str) else names
+    key_of = repeat(None) if stage.keys is None else stage.keys
+    data_of = repeat(None) if data is None else data
+    mark = marks.append
+    for at, event in enumerate(map(make, name_of, key_of, data_of, repeat(stage), indexes)):
+        result = process(event)
+        if result is not None:
+            returned(names if isinstance(names, str) else names[at], result)
+        mark(len(emitted))
+
+
+def count_events(
+    process: Callable[[Any], Any],
+    make: Callable[..., Any],
+    stage: Stage,
+    data: list[Any] | None,
+    indexes: list[int],
+    marks: list[int],
+    emitted: list[Any],
+    returned: Callable[[str, Any], None],
+    cells: Cells,
+) -> None:
+    """`run_events` of events that all have keys: before each the value of its key is put where the handler finds it,
+    and what stands there after it, if it is another object, becomes the value.
+    """
+    names, keys = stage.names, stage.keys
+    assert keys is not None
+    name_of = repeat(names) if isinstance(names, str) else names
+    data_of = repeat(None) if data is None else data
+    attributes, name, values, dirty = cells.attributes, cells.name, cells.values, cells.dirty
+    missing, packed = cells.missing, cells.packed
+    mark = marks.append
+    for at, event in enumerate(map(make, name_of, keys, data_of, repeat(stage), indexes)):
+        key: str = keys[at]  # type: ignore[assignment]
+        old = values[key]
+        if old is missing:
+            old = cells.default
+        elif type(old) is packed:
+            old = cells.read(old)
+        attributes[name] = old
+        result = process(event)
+        if result is not None:
+            returned(names if isinstance(names, str) else names[at], result)
+        new = attributes.get(name, missing)
+        if new is not old:
+            if type(new) is not int or not MIN_INT <= new <= MAX_INT:
+                new = cells.checked(new)
+            values[key] = new
+            dirty[key] = None
+        mark(len(emitted))
+
+
+def make_emit(tip: Tip, slow: Callable[..., None], inherit: object, partitions: dict[str, int], small: int) -> Any:
+    """The function that handlers call: ``slow`` (event, data, key=, delay=, timer=), with a short way to ``tip`` for
+    the usual emits, which does what ``slow`` would: those under the name of the last one (the same object), of short
+    text with the key of their event (``inherit``); in C also of other plain data, and with a key that ``partitions``
+    knows.
+    """
+    data_of = tip.data
+    put_data = data_of.append
+
+    def emit(event: str, data: Any = None, *, key: Any = inherit, delay: Any = None, timer: str | None = None) -> None:
+        if (
+            event is tip.name
+            and key is inherit
+            and delay is None
+            and timer is None
+            and type(data) is str
+            and data.isascii()
+            and len(data) <= small
+        ):
+            put_data(data)
+            if len(data_of) - tip.measured >= MEASURE_EMITS:
+                tip.measure()
+            return
+        slow(event, data, key=key, delay=delay, timer=timer)
+
+    return emit
