@@ -32,6 +32,7 @@ class Tree:
         self.root = root
         self.package = package
         self.paths = {self._name(path): path for path in sorted(root.rglob("*.py"))}
+        self.modules = {*self.paths, *(self._name(path) for path in root.rglob("*.c"))}
         self.trees = {name: ast.parse(path.read_text()) for name, path in self.paths.items()}
 
     def _name(self, path: Path) -> str:
@@ -56,7 +57,7 @@ class Tree:
             base = self._base(module, node)
             for alias in node.names:
                 whole = f"{base}.{alias.name}" if base else alias.name
-                yield from self._known(whole if whole in self.paths else base)
+                yield from self._known(whole if whole in self.modules else base)
         elif isinstance(node, ast.Call) and _called(node) in ("import_module", "__import__"):
             for argument in node.args[:1]:
                 if isinstance(argument, ast.Constant) and isinstance(argument.value, str):
@@ -74,13 +75,13 @@ class Tree:
         """The module of this tree that ``name`` is, or is in."""
         parts = name.split(".")
         for end in range(len(parts), 0, -1):
-            if ".".join(parts[:end]) in self.paths:
+            if ".".join(parts[:end]) in self.modules:
                 yield ".".join(parts[:end])
                 return
 
     def cycle(self) -> list[str]:
         """A ring of modules that import each other when they are loaded; empty if there is none."""
-        graph: dict[str, set[str]] = {name: set() for name in self.paths}
+        graph: dict[str, set[str]] = {name: set() for name in self.modules}
         for each in self.imports():
             if not each.function and each.target != each.module:
                 graph[each.module].add(each.target)

@@ -11,12 +11,13 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
-from grape import builtins, hot
+from grape import builtins
 from grape.abc.isolate import Ability
 from grape.cli.apart import apart
 from grape.cli.console import err, is_plain, put, put_table
 from grape.cli.run import EXIT_ENGINE, EXIT_OK
 from grape.errors import GrapeError
+from grape.hot import describe
 from grape.model.plural import counted
 from grape.tools.directory import Checkup, LogReport
 from grape.tools.terminal import escaped
@@ -47,7 +48,7 @@ def doctor(
 
 def show_host() -> None:
     """Which loops are in use, which levels of confinement this host can give, and what the others lack."""
-    put(f"loops: {hot.describe()}\n")
+    put(f"loops: {describe()}\n")
     table = Table(box=None, pad_edge=False, show_header=True, header_style="bold")
     for title in ("isolate", "", "needs", "found, or what to do"):
         table.add_column(title, overflow="fold")

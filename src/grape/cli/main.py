@@ -9,13 +9,13 @@ from typing import Annotated, Final
 
 import typer
 
-from grape import hot
 from grape.cli import conformance, crashes, dead, held, log, state
 from grape.cli.console import put
 from grape.cli.doctor import doctor
 from grape.cli.live import call, emit, status, stop
 from grape.cli.repair import repair
 from grape.cli.run import EXIT_INT, run
+from grape.hot import describe
 
 _TALKING: Final = ("run", "conformance")
 """Commands that write to workers, which may end: no signal must end them for that."""
@@ -32,7 +32,7 @@ app = typer.Typer(
 
 def _version(wanted: bool) -> None:
     if wanted:
-        put(f"grape {package_version('grape-engine')}, Python {platform.python_version()}, loops {hot.describe()}")
+        put(f"grape {package_version('grape-engine')}, Python {platform.python_version()}, loops {describe()}")
         raise typer.Exit
 
 
