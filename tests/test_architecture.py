@@ -39,7 +39,7 @@ BELOW: dict[str, set[str]] = {
         *("isolates", "store"),
     },
     "client": {
-        *("errors", "model", "abc", "authoring", "protocol", "connectors"),
+        *("errors", "model", "hot", "abc", "authoring", "protocol", "connectors"),
         *("host", "processes"),
     },
 }

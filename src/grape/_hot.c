@@ -29,6 +29,8 @@ static const char *const texts[TEXTS] = {
 typedef struct {
     PyTypeObject *tip_type;
     PyTypeObject *emit_type;
+    PyTypeObject *sorter_type;
+    uint32_t crcs[256];
     PyObject *texts[TEXTS];
 } State;
 
@@ -674,12 +676,406 @@ make_emit(PyObject *module, PyObject *const *args, Py_ssize_t nargs)
     return (PyObject *)emit;
 }
 
+/* ---------------------------------------------------------------- columns in msgpack */
+
+#define LONGEST_KEY 4096
+#define MOST_PARTITIONS 65536
+
+typedef struct {
+    char *start;
+    Py_ssize_t size, room;
+} Buffer;
+
+/* Room for so many bytes more: where they go, NULL with an error. */
+static char *
+more_room(Buffer *buffer, Py_ssize_t size)
+{
+    if (buffer->room - buffer->size < size) {
+        if (size > PY_SSIZE_T_MAX / 4 - buffer->size) {
+            return (char *)PyErr_NoMemory();
+        }
+        Py_ssize_t room = (buffer->size + size) * 2;
+        char *start = PyMem_Realloc(buffer->start, room);
+        if (start == NULL) {
+            return (char *)PyErr_NoMemory();
+        }
+        buffer->start = start;
+        buffer->room = room;
+    }
+    char *at = buffer->start + buffer->size;
+    buffer->size += size;
+    return at;
+}
+
+static char *
+big_endian(char *at, uint64_t value, int bytes)
+{
+    for (int i = bytes - 1; i >= 0; i--) {
+        *at++ = (char)(value >> (8 * i));
+    }
+    return at;
+}
+
+/* Text or bytes with their mark. */
+static int
+put_sized(Buffer *buffer, const char *data, Py_ssize_t size, int is_text)
+{
+    if ((uint64_t)size > UINT32_MAX) {
+        PyErr_SetString(PyExc_OverflowError, "over 4 GiB");
+        return 0;
+    }
+    char *at = more_room(buffer, size + 5);
+    if (at == NULL) {
+        return 0;
+    }
+    char *begun = at;
+    if (is_text && size < 32) {
+        *at++ = (char)(0xA0 | size);
+    }
+    else if (size < 256) {
+        *at++ = (char)(is_text ? 0xD9 : 0xC4);
+        at = big_endian(at, size, 1);
+    }
+    else if (size < 65536) {
+        *at++ = (char)(is_text ? 0xDA : 0xC5);
+        at = big_endian(at, size, 2);
+    }
+    else {
+        *at++ = (char)(is_text ? 0xDB : 0xC6);
+        at = big_endian(at, size, 4);
+    }
+    memcpy(at, data, size);
+    buffer->size += at + size - begun - (size + 5);
+    return 1;
+}
+
+static int
+put_marked(Buffer *buffer, unsigned char mark, uint64_t value, int bytes)
+{
+    char *at = more_room(buffer, 1 + bytes);
+    if (at == NULL) {
+        return 0;
+    }
+    *at++ = (char)mark;
+    big_endian(at, value, bytes);
+    return 1;
+}
+
+static int
+put_int(Buffer *buffer, long long value)
+{
+    uint64_t bits = (uint64_t)value;
+    if (value >= -32 && value < 128) {
+        return put_marked(buffer, (unsigned char)value, 0, 0);
+    }
+    if (value > 0) {
+        return value < 256            ? put_marked(buffer, 0xCC, bits, 1)
+               : value < 65536        ? put_marked(buffer, 0xCD, bits, 2)
+               : value <= UINT32_MAX  ? put_marked(buffer, 0xCE, bits, 4)
+                                      : put_marked(buffer, 0xCF, bits, 8);
+    }
+    return value >= -128         ? put_marked(buffer, 0xD0, bits, 1)
+           : value >= -32768     ? put_marked(buffer, 0xD1, bits, 2)
+           : value >= INT32_MIN  ? put_marked(buffer, 0xD2, bits, 4)
+                                 : put_marked(buffer, 0xD3, bits, 8);
+}
+
+/* The UTF-8 of a text: NULL without an error if it has none. */
+static const char *
+utf8_of(PyObject *text, Py_ssize_t *size)
+{
+    if (!READY(text)) {
+        PyErr_Clear();
+        return NULL;
+    }
+    if (PyUnicode_IS_ASCII(text)) {
+        *size = PyUnicode_GET_LENGTH(text);
+        return (const char *)PyUnicode_1BYTE_DATA(text);
+    }
+    const char *found = PyUnicode_AsUTF8AndSize(text, size);
+    if (found == NULL && PyErr_ExceptionMatches(PyExc_UnicodeEncodeError)) {
+        PyErr_Clear();
+    }
+    return found;
+}
+
+/* A plain value of at most ``largest`` bytes: 1, 0 if it is none, -1 with an error. */
+static int
+put_value(Buffer *buffer, PyObject *value, Py_ssize_t largest)
+{
+    if (PyUnicode_CheckExact(value)) {
+        Py_ssize_t size;
+        const char *text = utf8_of(value, &size);
+        if (text == NULL) {
+            return PyErr_Occurred() ? -1 : 0;
+        }
+        return size > largest ? 0 : put_sized(buffer, text, size, 1) ? 1 : -1;
+    }
+    if (PyLong_CheckExact(value)) {
+        int overflow;
+        long long number = PyLong_AsLongLongAndOverflow(value, &overflow);
+        return overflow ? 0 : put_int(buffer, number) ? 1 : -1;
+    }
+    if (value == Py_None || PyBool_Check(value)) {
+        unsigned char mark = value == Py_None ? 0xC0 : value == Py_False ? 0xC2 : 0xC3;
+        return put_marked(buffer, mark, 0, 0) ? 1 : -1;
+    }
+    if (PyFloat_CheckExact(value)) {
+        double number = PyFloat_AS_DOUBLE(value);
+        uint64_t bits;
+        memcpy(&bits, &number, sizeof(bits));
+        return put_marked(buffer, 0xCB, bits, 8) ? 1 : -1;
+    }
+    if (PyBytes_CheckExact(value)) {
+        Py_ssize_t size = PyBytes_GET_SIZE(value);
+        return size > largest ? 0 : put_sized(buffer, PyBytes_AS_STRING(value), size, 0) ? 1 : -1;
+    }
+    return 0;
+}
+
+/* A column as a msgpack array: a new reference. */
+static PyObject *
+column_of(const Buffer *buffer, Py_ssize_t count)
+{
+    char mark[5], *end = mark;
+    if (count < 16) {
+        *end++ = (char)(0x90 | count);
+    }
+    else if (count < 65536) {
+        *end++ = (char)0xDC;
+        end = big_endian(end, count, 2);
+    }
+    else {
+        *end++ = (char)0xDD;
+        end = big_endian(end, count, 4);
+    }
+    PyObject *column = PyBytes_FromStringAndSize(NULL, (end - mark) + buffer->size);
+    if (column != NULL) {
+        memcpy(PyBytes_AS_STRING(column), mark, end - mark);
+        if (buffer->size) {
+            memcpy(PyBytes_AS_STRING(column) + (end - mark), buffer->start, buffer->size);
+        }
+    }
+    return column;
+}
+
+/* Keys and values of one partition that are not handed over yet. */
+typedef struct {
+    Buffer keys, values;
+    Py_ssize_t count;
+} Lane;
+
+static void
+free_lanes(Lane *lanes, Py_ssize_t count)
+{
+    for (Py_ssize_t i = 0; lanes != NULL && i < count; i++) {
+        PyMem_Free(lanes[i].keys.start);
+        PyMem_Free(lanes[i].values.start);
+    }
+    PyMem_Free(lanes);
+}
+
+/* Append (number, count, keys, values) to ``out``, without keys (count, values), and empty the lane. */
+static int
+flush_lane(Lane *lane, Py_ssize_t number, PyObject *out)
+{
+    PyObject *values = column_of(&lane->values, lane->count), *keys = NULL, *item = NULL;
+    if (number < 0) {
+        item = values == NULL ? NULL : Py_BuildValue("nO", lane->count, values);
+    }
+    else if (values != NULL && (keys = column_of(&lane->keys, lane->count)) != NULL) {
+        item = Py_BuildValue("nnOO", number, lane->count, keys, values);
+    }
+    Py_XDECREF(keys);
+    Py_XDECREF(values);
+    int failed = item == NULL || PyList_Append(out, item);
+    Py_XDECREF(item);
+    lane->keys.size = lane->values.size = lane->count = 0;
+    return !failed;
+}
+
+static void
+shift(Buffer *buffer, Py_ssize_t by)
+{
+    buffer->size -= by;
+    if (by) {
+        memmove(buffer->start, buffer->start + by, buffer->size);
+    }
+}
+
+/* One more was put into a lane in which there were so many bytes of keys and values before. If that is too much by now,
+   what was there is handed over. */
+static int
+count_in(Lane *lane, Py_ssize_t key_size, Py_ssize_t value_size, Py_ssize_t most, Py_ssize_t number, PyObject *out)
+{
+    if (lane->count && lane->keys.size + lane->values.size > most) {
+        Py_ssize_t keys = lane->keys.size, values = lane->values.size;
+        lane->keys.size = key_size;
+        lane->values.size = value_size;
+        if (!flush_lane(lane, number, out)) {
+            return 0;
+        }
+        lane->keys.size = keys;
+        lane->values.size = values;
+        shift(&lane->keys, key_size);
+        shift(&lane->values, value_size);
+    }
+    lane->count++;
+    return 1;
+}
+
+typedef struct {
+    PyObject_HEAD
+    Py_ssize_t partitions;
+    const uint32_t *crcs;
+} Sorter;
+
+/* 1, 0 if it is no pair of a key and a plain value, -1 with an error. */
+static int
+sort_pair(Sorter *sorter, Lane *lanes, PyObject *pair, Py_ssize_t largest, Py_ssize_t most, PyObject *out)
+{
+    if (!PyTuple_CheckExact(pair) || PyTuple_GET_SIZE(pair) != 2 || !PyUnicode_CheckExact(PyTuple_GET_ITEM(pair, 0))) {
+        return 0;
+    }
+    Py_ssize_t size;
+    const char *key = utf8_of(PyTuple_GET_ITEM(pair, 0), &size);
+    if (key == NULL || size < 1 || size > LONGEST_KEY) {
+        return PyErr_Occurred() ? -1 : 0;
+    }
+    uint32_t crc = 0xFFFFFFFF;
+    for (Py_ssize_t i = 0; i < size; i++) {
+        crc = sorter->crcs[(crc ^ (unsigned char)key[i]) & 0xFF] ^ (crc >> 8);
+    }
+    Py_ssize_t number = (Py_ssize_t)((crc ^ 0xFFFFFFFF) % (uint32_t)sorter->partitions);
+    Lane *lane = &lanes[number];
+    Py_ssize_t key_size = lane->keys.size, value_size = lane->values.size;
+    int put = put_value(&lane->values, PyTuple_GET_ITEM(pair, 1), largest);
+    if (put <= 0 || !put_sized(&lane->keys, key, size, 1)) {
+        return put <= 0 ? put : -1;
+    }
+    return count_in(lane, key_size, value_size, most, number, out) ? 1 : -1;
+}
+
+static PyObject *
+sorter_sort(PyObject *self, PyObject *const *args, Py_ssize_t nargs)
+{
+    Sorter *sorter = (Sorter *)self;
+    if (!check_count("sort", nargs, 3) || !check_list(args[0], "pairs")) {
+        return NULL;
+    }
+    PyObject *pairs = args[0];
+    Py_ssize_t largest = PyLong_AsSsize_t(args[1]), most = PyLong_AsSsize_t(args[2]);
+    if (PyErr_Occurred()) {
+        return NULL;
+    }
+    Lane *lanes = PyMem_Calloc(sorter->partitions, sizeof(Lane));
+    PyObject *out = lanes == NULL ? PyErr_NoMemory() : PyList_New(0);
+    int put = out == NULL ? -1 : 1;
+    for (Py_ssize_t i = 0; put > 0 && i < PyList_GET_SIZE(pairs); i++) {
+        put = sort_pair(sorter, lanes, PyList_GET_ITEM(pairs, i), largest, most, out);
+    }
+    for (Py_ssize_t i = 0; put > 0 && i < sorter->partitions; i++) {
+        put = !lanes[i].count || flush_lane(&lanes[i], i, out) ? 1 : -1;
+    }
+    free_lanes(lanes, sorter->partitions);
+    if (put <= 0) {
+        Py_XDECREF(out);
+        return put < 0 ? NULL : Py_NewRef(Py_None);
+    }
+    return out;
+}
+
+static PyObject *
+sorter_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
+{
+    Py_ssize_t partitions;
+    if (kwargs != NULL && PyDict_GET_SIZE(kwargs)) {
+        PyErr_SetString(PyExc_TypeError, "Sorter takes a number alone");
+        return NULL;
+    }
+    if (!PyArg_ParseTuple(args, "n", &partitions)) {
+        return NULL;
+    }
+    if (partitions < 1 || partitions > MOST_PARTITIONS) {
+        PyErr_Format(PyExc_ValueError, "%zd partitions", partitions);
+        return NULL;
+    }
+    PyObject *module = PyType_GetModuleByDef(type, &definition);
+    Sorter *sorter = module == NULL ? NULL : (Sorter *)type->tp_alloc(type, 0);
+    if (sorter != NULL) {
+        sorter->partitions = partitions;
+        sorter->crcs = state_of(module)->crcs; /* lives as long as the type, which the object holds */
+    }
+    return (PyObject *)sorter;
+}
+
+static void
+sorter_dealloc(PyObject *self)
+{
+    PyTypeObject *type = Py_TYPE(self);
+    type->tp_free(self);
+    Py_DECREF(type);
+}
+
+static PyMethodDef sorter_methods[] = {
+    {"sort", (PyCFunction)(void (*)(void))sorter_sort, METH_FASTCALL, "See grape.hot.pure.Sorter."},
+    {NULL},
+};
+
+static PyType_Slot sorter_slots[] = {
+    {Py_tp_doc, "Pairs by the partition of their keys: see grape.hot.pure.Sorter."},
+    {Py_tp_new, sorter_new},
+    {Py_tp_dealloc, sorter_dealloc},
+    {Py_tp_methods, sorter_methods},
+    {0, NULL},
+};
+
+static PyType_Spec sorter_spec = {"grape._hot.Sorter", sizeof(Sorter), 0, Py_TPFLAGS_DEFAULT, sorter_slots};
+
+static PyObject *
+slice_values(PyObject *module, PyObject *const *args, Py_ssize_t nargs)
+{
+    if (!check_count("slice_values", nargs, 4) || !check_list(args[0], "values")) {
+        return NULL;
+    }
+    PyObject *values = args[0];
+    Py_ssize_t largest = PyLong_AsSsize_t(args[1]), most = PyLong_AsSsize_t(args[2]);
+    Py_ssize_t events = PyLong_AsSsize_t(args[3]);
+    if (PyErr_Occurred()) {
+        return NULL;
+    }
+    Lane lane = {{NULL, 0, 0}, {NULL, 0, 0}, 0};
+    PyObject *out = PyList_New(0);
+    int put = out == NULL ? -1 : 1;
+    for (Py_ssize_t i = 0; put > 0 && i < PyList_GET_SIZE(values); i++) {
+        if (lane.count >= events && !flush_lane(&lane, -1, out)) {
+            put = -1;
+            break;
+        }
+        Py_ssize_t size = lane.values.size;
+        put = put_value(&lane.values, PyList_GET_ITEM(values, i), largest);
+        if (put > 0 && !count_in(&lane, 0, size, most, -1, out)) {
+            put = -1;
+        }
+    }
+    if (put > 0 && lane.count && !flush_lane(&lane, -1, out)) {
+        put = -1;
+    }
+    PyMem_Free(lane.values.start);
+    if (put <= 0) {
+        Py_XDECREF(out);
+        return put < 0 ? NULL : Py_NewRef(Py_None);
+    }
+    return out;
+}
+
 /* ---------------------------------------------------------------- the module */
 
 static PyMethodDef functions[] = {
     {"map_texts", (PyCFunction)(void (*)(void))map_texts, METH_FASTCALL, "See grape.hot.pure."},
     {"run_events", (PyCFunction)(void (*)(void))run_events, METH_FASTCALL, "See grape.hot.pure."},
     {"count_events", (PyCFunction)(void (*)(void))count_events, METH_FASTCALL, "See grape.hot.pure."},
+    {"slice_values", (PyCFunction)(void (*)(void))slice_values, METH_FASTCALL, "See grape.hot.pure."},
     {"make_emit", (PyCFunction)(void (*)(void))make_emit, METH_FASTCALL, "See grape.hot.pure."},
     {NULL},
 };
@@ -698,6 +1094,17 @@ module_exec(PyObject *module)
     if (state->tip_type == NULL || PyModule_AddType(module, state->tip_type)) {
         return -1;
     }
+    for (uint32_t i = 0; i < 256; i++) { /* of the polynomial that zlib uses */
+        uint32_t crc = i;
+        for (int bit = 0; bit < 8; bit++) {
+            crc = crc & 1 ? 0xEDB88320 ^ (crc >> 1) : crc >> 1;
+        }
+        state->crcs[i] = crc;
+    }
+    state->sorter_type = (PyTypeObject *)PyType_FromModuleAndSpec(module, &sorter_spec, NULL);
+    if (state->sorter_type == NULL || PyModule_AddType(module, state->sorter_type)) {
+        return -1;
+    }
     state->emit_type = (PyTypeObject *)PyType_FromModuleAndSpec(module, &emit_spec, NULL);
     return state->emit_type == NULL ? -1 : 0;
 }
@@ -708,6 +1115,7 @@ module_traverse(PyObject *module, visitproc visit, void *arg)
     State *state = state_of(module);
     Py_VISIT(state->tip_type);
     Py_VISIT(state->emit_type);
+    Py_VISIT(state->sorter_type);
     return 0;
 }
 
@@ -717,6 +1125,7 @@ module_clear(PyObject *module)
     State *state = state_of(module);
     Py_CLEAR(state->tip_type);
     Py_CLEAR(state->emit_type);
+    Py_CLEAR(state->sorter_type);
     for (int i = 0; i < TEXTS; i++) {
         Py_CLEAR(state->texts[i]);
     }

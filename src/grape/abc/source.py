@@ -33,24 +33,28 @@ class Bad(Struct, frozen=True):
     text: str
 
 
-class Pairs(Struct, frozen=True):
-    """Events of one name as (key, value), at which nobody has looked: who sorts them by key looks at each anyway, and
-    every further look at so many objects costs as much again.
+class Values(Struct, frozen=True):
+    """Keyless events of one name at which nobody has looked: who packs them looks at each anyway, and every further
+    look at so many objects costs as much again.
 
-    ``values``: checks a column of values, and returns it as it can travel; raises `HandlerError`. ``sift``: does it all
-    one by one, if something in ``items`` is not as it should be (also pairs, or keys).
+    ``largest``: bytes that a value may have. ``sift``: does it all one by one, if something in ``items`` is not as it
+    should be (also pairs, or keys).
     """
 
     name: str
-    items: list[tuple[str, Any]]
-    values: Callable[[list[Any]], list[Any]]
+    items: list[Any]
+    largest: int
     sift: Callable[[], tuple[list[Columns], list[Bad]]]
+
+
+class Pairs(Values, frozen=True):
+    """As `Values`; the items are (key, value)."""
 
 
 class Chunk(Struct, frozen=True):
     """What one read gave. ``position``: from where to go on. ``size``: bytes of input."""
 
-    columns: list[Columns] | list[Pairs]
+    columns: Sequence[Columns | Values]
     position: bytes
     bad: list[Bad]
     size: int

@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, Final, TypeVar
+from collections.abc import Iterable, Sequence
+from typing import TypeVar
 
 from msgspec import Struct
 
-from grape.abc.source import Bad, Chunk, Columns, Pairs, Source
-from grape.errors import Conflict, HandlerError, UsageError
+from grape.abc.source import Bad, Chunk, Columns, Pairs, Source, Values
+from grape.errors import Conflict, UsageError
+from grape.hot import Sorter, slice_values
 from grape.model import batch as codec
-from grape.model.address import Partitions, check_key, partition_of
+from grape.model.address import Partitions
 from grape.model.ids import content_of
 from grape.model.stored import encode
 from grape.model.topology import Limits
 from grape.protocol.door import BadInput, Named, Opened, Part, StreamOpened, Verdict, size_beside
 
 T = TypeVar("T")
-
-_SLICE: Final = 2_048
-_CACHED_KEYS: Final = 65_536
 
 
 class Packed(Struct, frozen=True):
@@ -33,44 +31,6 @@ class Packed(Struct, frozen=True):
     ids: Sequence[Named] = ()
 
 
-class _Sorter(dict[str, tuple[Callable[[str | None], None], Callable[[Any], None]]]):
-    """Pairs by the partition of their keys: ``rows[n]`` holds keys and values of partition n. The dictionary has what
-    appends to them for every key (of the last 65,536): one look-up an event."""
-
-    def __init__(self, count: int) -> None:
-        super().__init__()
-        self.rows: list[tuple[list[str | None], list[Any]]] = [([], []) for _ in range(count)]
-        self._put = [(keys.append, values.append) for keys, values in self.rows]
-
-    def __missing__(self, key: str) -> tuple[Callable[[str | None], None], Callable[[Any], None]]:
-        number = partition_of(check_key(key), len(self.rows))
-        if len(self) >= _CACHED_KEYS:
-            self.clear()
-        put = self[key] = self._put[number]
-        return put
-
-    def add(self, pairs: list[tuple[str, Any]]) -> None:
-        """In slices, so that the second look finds in the cache what the first one has fetched.
-
-        Raises:
-            TypeError, ValueError: one is no pair, or has something as its key that cannot be one.
-        """
-        for at in range(0, len(pairs), _SLICE):
-            part = pairs[at : at + _SLICE]
-            if set(map(type, part)) != {tuple}:
-                raise TypeError("not all are pairs")
-            for key, value in part:
-                put_key, put_value = self[key]
-                put_key(key)
-                put_value(value)
-
-    def forget(self) -> None:
-        """Of the pairs nothing is left."""
-        for keys, values in self.rows:
-            keys.clear()
-            values.clear()
-
-
 class _Draft:
     """Parts that are being made. ``spread``: how many groups before and with them, which keyless events go by."""
 
@@ -78,12 +38,6 @@ class _Draft:
         self.spread = spread
         self.events = 0
         self.parts: list[Part] = []
-
-    def take(self, other: _Draft) -> None:
-        """What was added to ``other``, which went on from here."""
-        self.spread = other.spread
-        self.events += other.events
-        self.parts += other.parts
 
 
 class Packer:
@@ -103,7 +57,7 @@ class Packer:
         self._calls = stream.calls
         self._prefix = f"{opened.incarnation:08x}-{source.name}:"
         self._partitions = Partitions(self._count)
-        self._sorter = _Sorter(self._count)
+        self._sorter = Sorter(self._count)
         self._spread = stream.spread
         self._fed = stream.fed
         self.has_ended = stream.has_ended
@@ -164,18 +118,11 @@ class Packer:
             if isinstance(part, Columns):
                 self._add(draft, self._by_partition(part, draft.spread))
                 continue
-            trial = _Draft(draft.spread)
-            try:
-                if self._line is not None:
-                    raise HandlerError  # their keys have to be looked at
-                self._add(trial, self._sorted(part))
-            except (HandlerError, TypeError, ValueError):
+            if not self._pack_whole(draft, part):
                 sifted, unfit = part.sift()
                 bad += unfit
                 for columns in sifted:
                     self._add(draft, self._by_partition(columns, draft.spread))
-            else:
-                draft.take(trial)
         self.has_ended = False
         told = [BadInput(one.place, one.name, one.raw, one.kind, one.text) for one in bad]
         return self._packed(draft, chunk.position, told, chunk.size, ids)
@@ -194,19 +141,37 @@ class Packer:
             draft.events += len(columns.data)
             self._make(columns, number, draft.parts)
 
-    def _sorted(self, pairs: Pairs) -> Iterator[tuple[int, Columns]]:
-        """By the partition of their keys. The columns are valid until the next one is asked for.
+    def _pack_whole(self, draft: _Draft, part: Values) -> bool:
+        """Without a look at single events; False: something in it needs one."""
+        limits, name = self._limits, part.name
+        meta = codec.encode(codec.RunMeta([name]))
+        beside = codec.run_beside(meta)
+        found: list[tuple[int, int, bytes, bytes]] | None
+        if isinstance(part, Pairs):
+            if self._line is not None:  # keys are refused
+                return False
+            found = self._sorter.sort(part.items, part.largest, limits.batch_max - beside)
+        else:
+            events = 1 if name in self._long_events else limits.dispatch_events
+            sliced = slice_values(part.items, part.largest, limits.batch_target - beside, events)
+            found = (
+                None
+                if sliced is None
+                else [
+                    (self._partition_at(draft.spread + i), count, b"", data) for i, (count, data) in enumerate(sliced)
+                ]
+            )
+        if found is None:
+            return False
+        for number, count, keys, data in found:
+            draft.parts.append(Part(name, number, count, memoryview(codec.packed_run(meta, count, keys, data))))
+            draft.spread += 1
+            draft.events += count
+        return True
 
-        Raises:
-            HandlerError, TypeError, ValueError: one of them is no pair, or its key or value cannot travel.
-        """
-        try:
-            self._sorter.add(pairs.items)
-            for number, (keys, data) in enumerate(self._sorter.rows):
-                if keys:
-                    yield number, Columns(pairs.name, keys, pairs.values(data))
-        finally:
-            self._sorter.forget()
+    def _partition_at(self, spread: int) -> int:
+        """Of keyless events."""
+        return spread % self._count if self._line is None else self._line
 
     def _by_partition(self, columns: Columns, spread: int) -> list[tuple[int, Columns]]:
         """Keyed events go where their key lives, keyless ones anywhere, a batch at a time."""
@@ -245,10 +210,9 @@ class Packer:
         size = len(codec.encode(data))
         step = max(1, len(data) * limits.batch_target // max(size, 1)) if name not in self._long_events else 1
         step = min(step, limits.dispatch_events)
-        count = self._count
         return [
             (
-                (spread + i) % count if self._line is None else self._line,
+                self._partition_at(spread + i),
                 Columns(name, None, data[at : at + step], lines and lines[at : at + step], ids and ids[at : at + step]),
             )
             for i, at in enumerate(range(0, len(data), step))

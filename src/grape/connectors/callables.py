@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import msgspec
 
-from grape.abc.source import Bad, Chunk, Columns, Pairs, Source
+from grape.abc.source import Bad, Chunk, Columns, Pairs, Source, Values
 from grape.authoring.raised import line_of
 from grape.connectors.lines import MAX_EVENT, RAW
 from grape.connectors.picks import Pick, Unfit, are_short, are_unicode, pick_of
@@ -82,9 +82,9 @@ class CallableSource(Source):
         packed = self._packed(new)
         if not items and packed == (position or _pack(None)):
             return None
-        if items and type(items[0]) is tuple and self._key is None and self._id is None:
-            pairs = Pairs(self._event, items, self._values, partial(self._sift, items))
-            return Chunk([pairs], packed, [], 0)
+        if items and self._key is None and self._id is None:
+            kind = Pairs if type(items[0]) is tuple else Values
+            return Chunk([kind(self._event, items, self._max_event, partial(self._sift, items))], packed, [], 0)
         columns, bad = self._sift(items)
         return Chunk(columns, packed, bad, 0)
 

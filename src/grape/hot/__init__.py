@@ -33,17 +33,21 @@ else:
 IS_C: Final = _module is not pure
 
 if TYPE_CHECKING:
+    from grape.hot.pure import Sorter as Sorter
     from grape.hot.pure import Tip as Tip
     from grape.hot.pure import count_events as count_events
     from grape.hot.pure import make_emit as make_emit
     from grape.hot.pure import map_texts as map_texts
     from grape.hot.pure import run_events as run_events
+    from grape.hot.pure import slice_values as slice_values
 else:
+    Sorter = _module.Sorter
     Tip = _module.Tip
     map_texts = _module.map_texts
     run_events = _module.run_events
     count_events = _module.count_events
     make_emit = _module.make_emit
+    slice_values = _module.slice_values
 
 
 def describe() -> str:

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from itertools import repeat
 from typing import Any, Final, Protocol
+from zlib import crc32
 
+import msgspec
 from msgspec import Struct
 
-from grape.model.plain import MAX_INT, MIN_INT
+from grape.model.plain import MAX_INT, MIN_INT, PLAIN
 
 MEASURE_EMITS: Final = 32_768
 MEASURE_BYTES: Final = 4 << 20
@@ -184,3 +186,145 @@ def make_emit(tip: Tip, slow: Callable[..., None], inherit: object, partitions: 
         slow(event, data, key=key, delay=delay, timer=timer)
 
     return emit
+
+
+MAX_KEY_BYTES: Final = 4096
+_CACHED_KEYS: Final = 65_536
+_SLICE: Final = 2_048
+
+_encode: Final = msgspec.msgpack.Encoder().encode
+_Put = Callable[[Any], None]
+
+
+class _Unusual(Exception):
+    """Something that has to be looked at one by one."""
+
+
+class _Lanes(dict[str, tuple[_Put, _Put]]):
+    """``rows[n]``: keys and values of partition n. The dictionary has what appends to them for every key (of the last
+    65,536): one look-up an event."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__()
+        self.rows: list[tuple[list[str], list[Any]]] = [([], []) for _ in range(count)]
+        self._put = [(keys.append, values.append) for keys, values in self.rows]
+
+    def __missing__(self, key: str) -> tuple[_Put, _Put]:
+        try:
+            packed = key.encode() if type(key) is str else b""
+        except UnicodeEncodeError:
+            packed = b""
+        if not 1 <= len(packed) <= MAX_KEY_BYTES:
+            raise _Unusual
+        if len(self) >= _CACHED_KEYS:
+            self.clear()
+        put = self[key] = self._put[crc32(packed) % len(self.rows)]
+        return put
+
+    def add(self, pairs: list[tuple[str, Any]]) -> None:
+        """In slices, so that the second look finds in the cache what the first one has fetched."""
+        for at in range(0, len(pairs), _SLICE):
+            part = pairs[at : at + _SLICE]
+            if set(map(type, part)) != {tuple}:
+                raise _Unusual
+            for key, value in part:
+                put_key, put_value = self[key]
+                put_key(key)
+                put_value(value)
+
+    def forget(self) -> None:
+        """Of the pairs nothing is left."""
+        for keys, values in self.rows:
+            keys.clear()
+            values.clear()
+
+
+class Sorter:
+    """Pairs by the partition of their keys, packed. ``partitions``: how many there are."""
+
+    def __init__(self, partitions: int) -> None:
+        self._lanes = _Lanes(partitions)
+
+    def sort(self, pairs: list[tuple[str, Any]], largest: int, most: int) -> list[tuple[int, int, bytes, bytes]] | None:
+        """Returns (partition, how many, their keys, their values), the columns as msgpack arrays of at most ``most``
+        bytes together, but for a single event; the pairs of a key in their order. None: not all are (key, plain value
+        of at most ``largest`` bytes).
+        """
+        out: list[tuple[int, int, bytes, bytes]] = []
+        try:
+            self._lanes.add(pairs)
+            for number, (keys, values) in enumerate(self._lanes.rows):
+                if keys:
+                    if set(map(type, keys)) != {str}:  # one of another type may be equal to one that is known
+                        return None
+                    _check_plain(values, largest)
+                    self._pack(number, keys, values, most, out)
+        except (_Unusual, TypeError, ValueError):  # no hash, no pair
+            return None
+        finally:
+            self._lanes.forget()
+        return out
+
+    def _pack(
+        self, number: int, keys: list[str], values: list[Any], most: int, out: list[tuple[int, int, bytes, bytes]]
+    ) -> None:
+        packed_keys, packed_values = _encode(keys), _encode(values)
+        if len(packed_keys) + len(packed_values) <= most or len(keys) == 1:
+            out.append((number, len(keys), packed_keys, packed_values))
+            return
+        half = len(keys) // 2
+        self._pack(number, keys[:half], values[:half], most, out)
+        self._pack(number, keys[half:], values[half:], most, out)
+
+
+def slice_values(values: list[Any], largest: int, most: int, events: int) -> list[tuple[int, bytes]] | None:
+    """Pack values as columns of at most ``most`` bytes, but for a single value, and at most so many ``events``. Returns
+    (how many, a msgpack array). None: not all are plain, and of at most ``largest`` bytes.
+    """
+    try:
+        _check_plain(values, largest)
+    except _Unusual:
+        return None
+    out: list[tuple[int, bytes]] = []
+    if values:
+        some = values[:: max(1, len(values) // 256)]
+        step = max(1, min(events, most * len(some) // len(_encode(some))))
+        for at in range(0, len(values), step):
+            _slice(values[at : at + step], most, out)
+    return out
+
+
+def _slice(values: list[Any], most: int, out: list[tuple[int, bytes]]) -> None:
+    packed = _encode(values)
+    if len(packed) <= most or len(values) == 1:
+        out.append((len(values), packed))
+        return
+    half = len(values) // 2
+    _slice(values[:half], most, out)
+    _slice(values[half:], most, out)
+
+
+def _check_plain(values: list[Any], largest: int) -> None:
+    """Looked at as a whole, which costs a tenth of looking at each.
+
+    Raises:
+        _Unusual: one is not plain, is over ``largest`` bytes, or cannot travel.
+    """
+    kinds = set(map(type, values))
+    if not kinds <= PLAIN:
+        raise _Unusual
+    if str in kinds:
+        texts = values if len(kinds) == 1 else [value for value in values if type(value) is str]
+        together = "".join(texts)
+        try:
+            size = len(together) if together.isascii() else len(together.encode())
+        except UnicodeEncodeError:
+            raise _Unusual from None
+        if size > largest and max(len(text.encode()) for text in texts) > largest:
+            raise _Unusual
+    if bytes in kinds and max(len(value) for value in values if type(value) is bytes) > largest:
+        raise _Unusual
+    if int in kinds:
+        numbers = values if len(kinds) == 1 else [value for value in values if type(value) is int]
+        if not MIN_INT <= min(numbers) <= max(numbers) <= MAX_INT:
+            raise _Unusual

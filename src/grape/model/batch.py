@@ -196,19 +196,20 @@ def encode_run(meta: RunMeta, count: int, keys: Sequence[str | None] | None, dat
     Raises:
         UnicodeEncodeError, OverflowError, TypeError: a value cannot travel.
     """
-    packed_meta = encode(meta)
-    packed_keys = encode(keys) if keys is not None else b""
     if data is None and keys is None and count > 1:
         data = [None] * count  # a body has as many bytes as events: see `check_body`
-    packed_data = encode(data) if data is not None else b""
-    return b"".join(
-        (
-            _RUN.pack(count, len(packed_meta), len(packed_keys), len(packed_data)),
-            packed_meta,
-            packed_keys,
-            packed_data,
-        )
-    )
+    packed_keys = encode(keys) if keys is not None else b""
+    return packed_run(encode(meta), count, packed_keys, encode(data) if data is not None else b"")
+
+
+def packed_run(meta: bytes, count: int, keys: bytes, data: bytes) -> bytes:
+    """One run of what is packed already."""
+    return b"".join((_RUN.pack(count, len(meta), len(keys), len(data)), meta, keys, data))
+
+
+def run_beside(meta: bytes) -> int:
+    """Bytes of a run beside its columns."""
+    return _RUN.size + len(meta)
 
 
 def one(name: str, key: str | None, data: Any, **meta: Any) -> bytes:
