@@ -21,7 +21,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from grape.abc.source import Bad, Chunk, Columns, Values, Source
+from grape.abc.source import Bad, Chunk, Columns, Source, Values
 from grape.connectors.callables import CallableSource
 from grape.connectors.feeds import parse_feed
 from grape.connectors.files import JsonLinesFile, TextFile
