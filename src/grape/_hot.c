@@ -15,6 +15,7 @@
 
 #define MEASURE_EMITS 32768
 #define MEASURE_BYTES (4 << 20)
+#define MOST_PARTITIONS 65536
 
 /* ---------------------------------------------------------------- the state of the module */
 
@@ -497,6 +498,32 @@ typedef struct {
     Py_ssize_t small;
 } Emit;
 
+static int
+is_alive(Emit *emit)
+{
+    if (emit->tip != NULL && emit->slow != NULL && emit->partitions != NULL) {
+        return 1;
+    }
+    PyErr_SetString(PyExc_RuntimeError, "this emitter is no more");
+    return 0;
+}
+
+/* Emits were appended, with so many bytes that count: 1, -1 with an error. */
+static int
+count_emits(Emit *emit, Py_ssize_t size)
+{
+    Tip *tip = (Tip *)emit->tip;
+    tip->big += size;
+    if (tip->big > MEASURE_BYTES || PyList_GET_SIZE(tip->data) - tip->measured >= MEASURE_EMITS) {
+        PyObject *done = PyObject_CallMethodNoArgs(emit->tip, emit->measure);
+        if (done == NULL) {
+            return -1;
+        }
+        Py_DECREF(done);
+    }
+    return 1;
+}
+
 /* The short way of an emit: 1, or 0 if it is none of the usual ones; -1 with an error. */
 static int
 emit_shortly(Emit *emit, PyObject *event, PyObject *data, PyObject *key)
@@ -540,23 +567,14 @@ emit_shortly(Emit *emit, PyObject *event, PyObject *data, PyObject *key)
         }
         return -1;
     }
-    tip->big += size;
-    if (tip->big > MEASURE_BYTES || PyList_GET_SIZE(tip->data) - tip->measured >= MEASURE_EMITS) {
-        PyObject *done = PyObject_CallMethodNoArgs(emit->tip, emit->measure);
-        if (done == NULL) {
-            return -1;
-        }
-        Py_DECREF(done);
-    }
-    return 1;
+    return count_emits(emit, size);
 }
 
 static PyObject *
 emit_call(PyObject *self, PyObject *const *args, size_t nargsf, PyObject *names)
 {
     Emit *emit = (Emit *)self;
-    if (emit->tip == NULL || emit->slow == NULL) {
-        PyErr_SetString(PyExc_RuntimeError, "this emit is no more");
+    if (!is_alive(emit)) {
         return NULL;
     }
     Py_ssize_t nargs = PyVectorcall_NARGS(nargsf);
@@ -647,39 +665,234 @@ static PyType_Spec emit_spec = {
 };
 
 static PyObject *
-make_emit(PyObject *module, PyObject *const *args, Py_ssize_t nargs)
+new_emit(State *state, vectorcallfunc call, PyObject *tip, PyObject *slow, PyObject *inherit, PyObject *partitions,
+         Py_ssize_t small, PyObject *key_name)
 {
-    State *state = state_of(module);
-    if (!check_count("make_emit", nargs, 5)) {
-        return NULL;
-    }
-    if (!PyObject_TypeCheck(args[0], state->tip_type) || !PyDict_Check(args[3])) {
-        PyErr_SetString(PyExc_TypeError, "make_emit takes a Tip, a function, a sentinel, a dict and a size");
-        return NULL;
-    }
-    Py_ssize_t small = PyLong_AsSsize_t(args[4]);
-    if (small == -1 && PyErr_Occurred()) {
+    if (!PyObject_TypeCheck(tip, state->tip_type) || !PyDict_Check(partitions)) {
+        PyErr_SetString(PyExc_TypeError, "emits take a Tip, a function, and a dict");
         return NULL;
     }
     Emit *emit = (Emit *)state->emit_type->tp_alloc(state->emit_type, 0);
     if (emit == NULL) {
         return NULL;
     }
-    emit->vectorcall = emit_call;
-    emit->tip = Py_NewRef(args[0]);
-    emit->slow = Py_NewRef(args[1]);
-    emit->inherit = Py_NewRef(args[2]);
-    emit->partitions = Py_NewRef(args[3]);
-    emit->key_name = Py_NewRef(state->texts[KEY]);
+    emit->vectorcall = call;
+    emit->tip = Py_NewRef(tip);
+    emit->slow = Py_NewRef(slow);
+    emit->inherit = Py_NewRef(inherit);
+    emit->partitions = Py_NewRef(partitions);
+    emit->key_name = Py_NewRef(key_name);
     emit->measure = Py_NewRef(state->texts[MEASURE]);
     emit->small = small;
     return (PyObject *)emit;
 }
 
+static PyObject *
+make_emit(PyObject *module, PyObject *const *args, Py_ssize_t nargs)
+{
+    State *state = state_of(module);
+    if (!check_count("make_emit", nargs, 5)) {
+        return NULL;
+    }
+    Py_ssize_t small = PyLong_AsSsize_t(args[4]);
+    if (small == -1 && PyErr_Occurred()) {
+        return NULL;
+    }
+    return new_emit(state, emit_call, args[0], args[1], args[2], args[3], small, state->texts[KEY]);
+}
+
+/* Whether all can be keys, which ``partitions`` finds out: 1, 0 if this is no list or tuple of texts, -1 with an error. */
+static int
+are_keys(PyObject *keys, PyObject *partitions, Py_ssize_t *size)
+{
+    if (!PyList_CheckExact(keys) && !PyTuple_CheckExact(keys)) {
+        return 0;
+    }
+    *size = 0;
+    for (Py_ssize_t i = 0; i < PySequence_Fast_GET_SIZE(keys); i++) {
+        PyObject *key = PySequence_Fast_GET_ITEM(keys, i);
+        if (!PyUnicode_CheckExact(key)) {
+            return 0;
+        }
+        int is_known = PyDict_Contains(partitions, key);
+        if (is_known < 0) {
+            return -1;
+        }
+        if (!is_known) {
+            Py_INCREF(key);
+            PyObject *number = PyObject_GetItem(partitions, key);
+            Py_DECREF(key);
+            if (number == NULL) {
+                return -1;
+            }
+            Py_DECREF(number);
+        }
+        *size += PyUnicode_GET_LENGTH(key);
+    }
+    return 1;
+}
+
+/* The short way of keys alone: 1, 0 if it is not one, -1 with an error. */
+static int
+emit_keys_shortly(Emit *emit, PyObject *event, PyObject *keys)
+{
+    Tip *tip = (Tip *)emit->tip;
+    if (event != tip->name || tip->data == NULL || tip->keys == NULL ||
+        PyList_GET_SIZE(tip->keys) != PyList_GET_SIZE(tip->data)) {
+        return 0;
+    }
+    Py_ssize_t size, begun = PyList_GET_SIZE(tip->data);
+    int usual = are_keys(keys, emit->partitions, &size);
+    if (usual <= 0) {
+        return usual;
+    }
+    Py_ssize_t count = PySequence_Fast_GET_SIZE(keys);
+    if (PyList_SetSlice(tip->keys, begun, begun, keys)) {
+        return -1;
+    }
+    for (Py_ssize_t i = 0; i < count; i++) {
+        if (PyList_Append(tip->data, Py_None)) {
+            (void)PyList_SetSlice(tip->keys, begun, PyList_GET_SIZE(tip->keys), NULL);
+            (void)PyList_SetSlice(tip->data, begun, PyList_GET_SIZE(tip->data), NULL);
+            return -1;
+        }
+    }
+    return count_emits(emit, size);
+}
+
+static PyObject *
+emit_many_call(PyObject *self, PyObject *const *args, size_t nargsf, PyObject *names)
+{
+    Emit *emit = (Emit *)self;
+    if (!is_alive(emit)) {
+        return NULL;
+    }
+    Py_ssize_t nargs = PyVectorcall_NARGS(nargsf);
+    if (nargs == 1 && names != NULL && PyTuple_GET_SIZE(names) == 1 && PyTuple_GET_ITEM(names, 0) == emit->key_name) {
+        int done = emit_keys_shortly(emit, args[0], args[1]);
+        if (done < 0) {
+            return NULL;
+        }
+        if (done) {
+            Py_RETURN_NONE;
+        }
+    }
+    return PyObject_Vectorcall(emit->slow, args, nargsf & ~PY_VECTORCALL_ARGUMENTS_OFFSET, names);
+}
+
+static PyObject *
+make_emit_many(PyObject *module, PyObject *const *args, Py_ssize_t nargs)
+{
+    State *state = state_of(module);
+    if (!check_count("make_emit_many", nargs, 3)) {
+        return NULL;
+    }
+    return new_emit(state, emit_many_call, args[0], args[1], Py_None, args[2], 0, state->texts[KEYS]);
+}
+
+/* ---------------------------------------------------------------- where keys live */
+
+/* A number as an index: the partition of a key; -1 with an error. */
+static Py_ssize_t
+partition_of(PyObject *partitions, PyObject *key)
+{
+    PyObject *number = PyDict_GetItemWithError(partitions, key);
+    if (number == NULL) {
+        if (PyErr_Occurred()) {
+            return -1;
+        }
+        number = PyObject_GetItem(partitions, key); /* which finds out what it is */
+        if (number == NULL) {
+            return -1;
+        }
+    }
+    else {
+        Py_INCREF(number);
+    }
+    Py_ssize_t found = PyLong_AsSsize_t(number);
+    Py_DECREF(number);
+    if (found < 0 || found >= MOST_PARTITIONS) {
+        if (!PyErr_Occurred()) {
+            PyErr_Format(PyExc_ValueError, "partition %zd", found);
+        }
+        return -1;
+    }
+    return found;
+}
+
+/* The group of a partition, which is made if need be: a borrowed tuple (number, keys, data), NULL with an error. */
+static PyObject *
+group_of(PyObject *groups, Py_ssize_t **places, Py_ssize_t *known, Py_ssize_t number, int has_data)
+{
+    if (number >= *known) {
+        Py_ssize_t room = number + 64;
+        Py_ssize_t *more = PyMem_Realloc(*places, room * sizeof(Py_ssize_t));
+        if (more == NULL) {
+            return PyErr_NoMemory();
+        }
+        for (Py_ssize_t i = *known; i < room; i++) {
+            more[i] = -1;
+        }
+        *places = more;
+        *known = room;
+    }
+    if ((*places)[number] < 0) {
+        PyObject *group = has_data ? Py_BuildValue("n[][]", number) : Py_BuildValue("n[]O", number, Py_None);
+        int failed = group == NULL || PyList_Append(groups, group);
+        Py_XDECREF(group);
+        if (failed) {
+            return NULL;
+        }
+        (*places)[number] = PyList_GET_SIZE(groups) - 1;
+    }
+    return PyList_GET_ITEM(groups, (*places)[number]);
+}
+
+static PyObject *
+scatter(PyObject *module, PyObject *const *args, Py_ssize_t nargs)
+{
+    if (!check_count("scatter", nargs, 4) || !check_list(args[0], "keys") ||
+        (args[1] != Py_None && !check_list(args[1], "data"))) {
+        return NULL;
+    }
+    PyObject *keys = args[0], *data = args[1], *partitions = args[2];
+    Py_ssize_t own = PyLong_AsSsize_t(args[3]);
+    if (own < 0 || own >= MOST_PARTITIONS || !PyDict_Check(partitions) ||
+        (data != Py_None && PyList_GET_SIZE(data) != PyList_GET_SIZE(keys))) {
+        if (!PyErr_Occurred()) {
+            PyErr_SetString(PyExc_ValueError, "scatter takes as many data as keys, a dict and a partition");
+        }
+        return NULL;
+    }
+    Py_ssize_t *places = NULL, known = 0;
+    PyObject *groups = PyList_New(0);
+    int failed = groups == NULL;
+    for (Py_ssize_t i = 0; !failed && i < PyList_GET_SIZE(keys); i++) {
+        PyObject *key = Py_NewRef(PyList_GET_ITEM(keys, i));
+        Py_ssize_t number = key == Py_None ? own : partition_of(partitions, key);
+        PyObject *group = number < 0 ? NULL : group_of(groups, &places, &known, number, data != Py_None);
+        failed = group == NULL || PyList_Append(PyTuple_GET_ITEM(group, 1), key);
+        Py_DECREF(key);
+        if (!failed && data != Py_None) {
+            if (i >= PyList_GET_SIZE(data)) {
+                PyErr_SetString(PyExc_RuntimeError, "data became shorter");
+                failed = 1;
+            }
+            else {
+                failed = PyList_Append(PyTuple_GET_ITEM(group, 2), PyList_GET_ITEM(data, i));
+            }
+        }
+    }
+    PyMem_Free(places);
+    if (failed) {
+        Py_CLEAR(groups);
+    }
+    return groups;
+}
+
 /* ---------------------------------------------------------------- columns in msgpack */
 
 #define LONGEST_KEY 4096
-#define MOST_PARTITIONS 65536
 
 typedef struct {
     char *start;
@@ -1075,6 +1288,8 @@ static PyMethodDef functions[] = {
     {"map_texts", (PyCFunction)(void (*)(void))map_texts, METH_FASTCALL, "See grape.hot.pure."},
     {"run_events", (PyCFunction)(void (*)(void))run_events, METH_FASTCALL, "See grape.hot.pure."},
     {"count_events", (PyCFunction)(void (*)(void))count_events, METH_FASTCALL, "See grape.hot.pure."},
+    {"make_emit_many", (PyCFunction)(void (*)(void))make_emit_many, METH_FASTCALL, "See grape.hot.pure."},
+    {"scatter", (PyCFunction)(void (*)(void))scatter, METH_FASTCALL, "See grape.hot.pure."},
     {"slice_values", (PyCFunction)(void (*)(void))slice_values, METH_FASTCALL, "See grape.hot.pure."},
     {"make_emit", (PyCFunction)(void (*)(void))make_emit, METH_FASTCALL, "See grape.hot.pure."},
     {NULL},

@@ -37,8 +37,10 @@ if TYPE_CHECKING:
     from grape.hot.pure import Tip as Tip
     from grape.hot.pure import count_events as count_events
     from grape.hot.pure import make_emit as make_emit
+    from grape.hot.pure import make_emit_many as make_emit_many
     from grape.hot.pure import map_texts as map_texts
     from grape.hot.pure import run_events as run_events
+    from grape.hot.pure import scatter as scatter
     from grape.hot.pure import slice_values as slice_values
 else:
     Sorter = _module.Sorter
@@ -47,6 +49,8 @@ else:
     run_events = _module.run_events
     count_events = _module.count_events
     make_emit = _module.make_emit
+    make_emit_many = _module.make_emit_many
+    scatter = _module.scatter
     slice_values = _module.slice_values
 
 

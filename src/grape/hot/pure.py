@@ -188,6 +188,34 @@ def make_emit(tip: Tip, slow: Callable[..., None], inherit: object, partitions: 
     return emit
 
 
+def make_emit_many(tip: Tip, slow: Callable[..., None], partitions: dict[str, int]) -> Any:
+    """As `make_emit`, for ``slow`` (event, keys=, data=); in C with a short way for lists and tuples of keys alone."""
+    return slow
+
+
+def scatter(
+    keys: list[str | None], data: list[Any] | None, partitions: dict[str, int], own: int
+) -> list[tuple[int, list[str | None], list[Any] | None]]:
+    """Keys, and what belongs to them, by the partition where each key lives; without one it is ``own``. In the order of
+    the first of each.
+    """
+    if None in keys:
+        numbers = [own if key is None else partitions[key] for key in keys]
+    else:
+        numbers = list(map(partitions.__getitem__, keys))  # type: ignore[arg-type]
+    by_key: dict[int, list[str | None]] = {number: [] for number in dict.fromkeys(numbers)}
+    if data is None:
+        put = {number: column.append for number, column in by_key.items()}
+        for number, key in zip(numbers, keys, strict=True):
+            put[number](key)
+        return [(number, column, None) for number, column in by_key.items()]
+    by_data: dict[int, list[Any]] = {number: [] for number in by_key}
+    for number, key, value in zip(numbers, keys, data, strict=True):
+        by_key[number].append(key)
+        by_data[number].append(value)
+    return [(number, column, by_data[number]) for number, column in by_key.items()]
+
+
 MAX_KEY_BYTES: Final = 4096
 _CACHED_KEYS: Final = 65_536
 _SLICE: Final = 2_048

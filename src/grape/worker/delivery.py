@@ -9,6 +9,7 @@ from typing import Any, Final, TypeVar
 from msgspec import Struct
 
 from grape.authoring.emitter import INHERIT
+from grape.hot import scatter
 from grape.model.address import Partitions
 from grape.model.batch import one
 from grape.model.routing import Routing
@@ -112,11 +113,10 @@ class Delivery:
         if emissions.marks is None:
             self._results(unit, stage, emissions, emissions.flat)
             return
-        origins = _origins(emissions.marks)
         if isinstance(emissions.names, str) and emissions.keys is None:
-            self._results(unit, stage, emissions, origins)
+            self._results(unit, stage, emissions, _origins(emissions.marks))
         else:
-            self._emits(unit, stage, emissions, emissions.marks, origins)
+            self._emits(unit, stage, emissions, emissions.marks)
 
     def _results(self, unit: Unit, stage: Stage, emissions: Emissions, origins: list[int] | None) -> None:
         """All have the key of their event, so nothing leaves the partition. ``origins``: the event of each, None: one
@@ -129,30 +129,36 @@ class Delivery:
         keys, hops, contexts = of_events(stage.keys), of_events(_one_more(stage.hops)), of_events(stage.contexts)
         flow = _Flow("", keys, emissions.data, hops, contexts, None if marks is not None else origins, emissions.kinds)
         if isinstance(names, str):
-            self._send(unit, stage, _named(flow, names), marks, None)
+            self._send(unit, stage, _named(flow, names), marks, stays=True)
             return
         for name, picked in self._in_order(unit, stage, names, flow, []):
-            self._send(unit, stage, _named(flow.pick(picked), name), marks, None)
+            self._send(unit, stage, _named(flow.pick(picked), name), marks, stays=True)
 
-    def _emits(self, unit: Unit, stage: Stage, emissions: Emissions, marks: list[int], origins: list[int]) -> None:
+    def _emits(self, unit: Unit, stage: Stage, emissions: Emissions, marks: list[int]) -> None:
         """Emits that name their own keys, or several events."""
         names, keys, data = emissions.names, emissions.keys, emissions.data
+        hops = _one_more(stage.hops)
+        contexts = None
         if keys is None:
             keys = [INHERIT] * len(data)
-        if INHERIT in keys:
+        inherits = INHERIT in keys
+        if isinstance(names, str) and not inherits and isinstance(hops, int) and stage.contexts is None:
+            self._send(unit, stage, _Flow(names, keys, data, hops, None, None), marks, stays=False)
+            return
+        origins = _origins(marks)
+        if inherits:
             own = stage.key_column()
             keys = [own[at] if key is INHERIT else key for key, at in zip(keys, origins, strict=True)]
-        hops = _one_more(stage.hops)
         if isinstance(hops, list):
             hops = _picked(hops, origins)
-        contexts = None if stage.contexts is None else _picked(stage.contexts, origins)
+        if stage.contexts is not None:
+            contexts = _picked(stage.contexts, origins)
         flow = _Flow("", keys, data, hops, contexts, None)
         if isinstance(names, str):
-            self._send(unit, stage, _named(flow, names), marks, self._numbers(keys))
+            self._send(unit, stage, _named(flow, names), marks, stays=False)
             return
         for name, picked in self._in_order(unit, stage, names, flow, origins):
-            part = _named(flow.pick(picked), name)
-            self._send(unit, stage, part, marks, self._numbers(part.keys or []))
+            self._send(unit, stage, _named(flow.pick(picked), name), marks, stays=False)
 
     def _in_order(
         self, unit: Unit, stage: Stage, names: list[Any], flow: _Flow, origins: list[int]
@@ -201,31 +207,35 @@ class Delivery:
             return [own if key is None else partitions[key] for key in keys]
         return list(map(partitions.__getitem__, keys))  # type: ignore[arg-type]
 
-    def _send(self, unit: Unit, stage: Stage, flow: _Flow, marks: list[int] | None, numbers: list[int] | None) -> None:
-        """``numbers``: the partition of each event, None: all stay in this one."""
+    def _send(self, unit: Unit, stage: Stage, flow: _Flow, marks: list[int] | None, *, stays: bool) -> None:
+        """``stays``: nothing of it leaves the partition, as all has the key of its event."""
         counts = self._effects.emit_counts
         counts[flow.name] = counts.get(flow.name, 0) + len(flow.data)
         route = self._route(unit.node, flow.name)
         if route.dropped:
             return
         own = self._part.number
-        if flow.name in self._routing.outputs:  # an output is taken from the partition that emits it
-            numbers = None
+        # An output is taken from the partition that emits it.
+        stays = stays or flow.keys is None or flow.name in self._routing.outputs
         if route.chained:
-            far: list[int] = []
-            near = flow
-            if numbers is not None and numbers.count(own) != len(numbers):
-                near = flow.pick([i for i, number in enumerate(numbers) if number == own])
-                far = [i for i, number in enumerate(numbers) if number != own]
-            if near.data:
-                self._chain(stage, route, near, marks)
-            if far:
-                assert numbers is not None
-                self._scatter(route.far, flow.pick(far), _picked(numbers, far))
-        elif numbers is None:
+            self._chain_near(stage, route, flow, marks, stays=stays)
+        elif stays:
             self._collect(route.far, own, flow.name, flow.keys, flow.data, flow.hops, flow.contexts)
         else:
-            self._scatter(route.far, flow, numbers)
+            self._scatter(route.far, flow)
+
+    def _chain_near(self, stage: Stage, route: _Route, flow: _Flow, marks: list[int] | None, *, stays: bool) -> None:
+        """Chain what stays in the partition; the rest goes far."""
+        numbers = None if stays else self._numbers(flow.keys or [])
+        own = self._part.number
+        if numbers is None or numbers.count(own) == len(numbers):
+            if flow.data:
+                self._chain(stage, route, flow, marks)
+            return
+        near = flow.pick([i for i, number in enumerate(numbers) if number == own])
+        if near.data:
+            self._chain(stage, route, near, marks)
+        self._scatter(route.far, flow.pick([i for i, number in enumerate(numbers) if number != own]))
 
     def _chain(self, stage: Stage, route: _Route, flow: _Flow, marks: list[int] | None) -> None:
         if route.near:
@@ -264,28 +274,19 @@ class Delivery:
             columns = self._effects.outbox.columns(Target(log.name, partition), log.group, name, base, log.only)
             columns.extend(name, keys, data, hops, contexts)
 
-    def _scatter(self, logs: tuple[_Log, ...], flow: _Flow, numbers: list[int]) -> None:
-        """Sort by partition, then append. The usual case (no data, or nothing but keys and data) has loops of its own:
-        this is where every event of a splitter passes."""
+    def _scatter(self, logs: tuple[_Log, ...], flow: _Flow) -> None:
+        """Sort by partition, then append. The usual case (no data, or nothing but keys and data) goes another way: this
+        is where every event of a splitter passes."""
         name, keys, data, hops = flow.name, flow.keys, flow.data, flow.hops
-        if keys is not None and isinstance(hops, int) and flow.contexts is None:
-            by_key: dict[int, list[str | None]] = {number: [] for number in set(numbers)}
-            if data.count(None) == len(data):
-                put = {number: column.append for number, column in by_key.items()}
-                for number, key in zip(numbers, keys, strict=True):
-                    put[number](key)
-                for number, column in by_key.items():
-                    self._collect(logs, number, name, column, None, hops, None)
-                return
-            by_data: dict[int, list[Any]] = {number: [] for number in by_key}
-            for number, key, value in zip(numbers, keys, data, strict=True):
-                by_key[number].append(key)
-                by_data[number].append(value)
-            for number, column in by_key.items():
-                self._collect(logs, number, name, column, by_data[number], hops, None)
+        assert keys is not None
+        own, partitions = self._part.number, self._partitions
+        if isinstance(hops, int) and flow.contexts is None:
+            some = None if data.count(None) == len(data) else data
+            for number, its_keys, its_data in scatter(keys, some, partitions, own):
+                self._collect(logs, number, name, its_keys, its_data, hops, None)
             return
         rows: dict[int, list[int]] = {}
-        for i, number in enumerate(numbers):
+        for i, number in enumerate(self._numbers(keys)):
             rows.setdefault(number, []).append(i)
         for number, picked in rows.items():
             part = flow.pick(picked)

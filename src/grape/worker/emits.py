@@ -12,7 +12,7 @@ from msgspec import Struct
 
 from grape.authoring.emitter import INHERIT, Emitter, column_length
 from grape.errors import EventOver, NoKey, TooLarge, UnknownEvent, Unstoppable
-from grape.hot import Tip, make_emit
+from grape.hot import Tip, make_emit, make_emit_many
 from grape.hot.pure import MEASURE_BYTES, MEASURE_EMITS
 from grape.model.address import Partitions, check_timer_name
 from grape.model.near import did_you_mean
@@ -262,17 +262,22 @@ def _closures(
         count = column_length(keys, data)
         if keys is not None:
             keys = list(keys)
-            checked: Iterable[str | None] = keys if None not in keys else (key for key in keys if key is not None)
+            checked = keys if None not in keys else [key for key in keys if key is not None]
             deque(map(partitions.__getitem__, checked), 0)  # type: ignore[arg-type]
-        values = repeat(None, count) if data is None else [to_value(item, max_event) for item in data]
         if not count:
             return
+        size = 0
+        values: Iterable[Any] = repeat(None, count)
+        if data is not None:
+            values = [to_value(item, max_event) for item in data]
+            size = sum(map(weight, values))
         if keys is not None:
             columns.pad_keys()
             all_keys.extend(keys)
+            size += sum(map(len, checked))  # type: ignore[arg-type]
         columns.go_on_as(event)
         all_data.extend(values)
-        columns.weigh(sum(map(weight, all_data[-count:])) + (0 if keys is None else sum(map(len, filter(None, keys)))))
+        columns.weigh(size)
 
     def timer_name(timer: str) -> str:
         check_timer_name(timer)
@@ -302,7 +307,7 @@ def _closures(
 
     return {
         "emit": make_emit(columns, emit, INHERIT, partitions, min(_SMALL, max_event)),
-        "emit_many": emit_many,
+        "emit_many": make_emit_many(columns, emit_many, partitions),
         "reply": reply,
         "cancel_timer": cancel_timer,
         "call": call,
