@@ -8,7 +8,7 @@ DEMO := .venv/.ready-demo
 N ?= 2
 PYTEST := $(BIN)/pytest -q -n $(N) --dist worksteal
 
-.PHONY: help demo test test-all test-sim test-fuzz test-crash test-cgroup2 test-sdks mutants bench bench-languages check lock clean
+.PHONY: help demo test test-all test-sim test-fuzz test-hot test-crash test-cgroup2 test-sdks mutants bench bench-languages check lock clean
 
 help:  ## show this
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -37,6 +37,9 @@ test-sim: $(READY)  ## the simulator: 10,000 seeds, 10,000 with changing code, 1
 test-fuzz: $(READY)  ## lies of workers and broken frames, for two hours: by chance, then guided by coverage
 	GRAPE_FUZZ_SECONDS=900 $(BIN)/pytest -q --timeout 3600 tests/unit/test_fuzz_protocol.py
 	@scripts/fuzz-guided 900
+
+test-hot: $(READY)  ## the module in C with sanitizers, beside its twin in Python: some minutes
+	@scripts/test-hot
 
 test-crash: $(READY)  ## SIGKILL at random moments, at least 50 times, on 20 MB of text
 	$(BIN)/python -m tests.crash.run
