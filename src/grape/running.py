@@ -24,6 +24,7 @@ from grape.abc.source import Source
 from grape.authoring.loading import imported_now
 from grape.authoring.places import HIDDEN, caller, place_of_caller
 from grape.authoring.topology import Topology
+from grape.client.collecting import rarely_collected
 from grape.client.connection import Connection, dial
 from grape.client.launching import launcher, spawn_engine
 from grape.client.programs import EngineClient
@@ -127,7 +128,8 @@ def run(
     options, given = options_of(topology, profile, locals())
     options.events = tuple(given)
     engine = RunningEngine(options, _sources(given, options.limits), _takers(take))
-    return engine.wait()
+    with rarely_collected():
+        return engine.wait()
 
 
 @at_the_call

@@ -4,6 +4,7 @@ that was passed harms the engine, or what others hand in."""
 from __future__ import annotations
 
 import contextlib
+import gc
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -202,3 +203,16 @@ def test_an_id_is_one_event_for_all_pools(engine: RunningEngine) -> None:
     with pytest.raises(Conflict):
         engine.emit("y", "once", key="k-once", id="only")
     still_serves(engine, "after ids")
+
+
+def test_during_a_run_garbage_is_looked_for_less_often_and_then_as_before() -> None:
+    before = gc.get_threshold()
+    seen: list[int] = []
+
+    def read(position: int | None) -> tuple[list[str], int] | None:
+        seen.append(gc.get_threshold()[0])
+        return None if position else (["a"], 1)
+
+    grape.run(t, feed={"x": read}, inline=True)
+    assert set(seen) == {20_000}
+    assert gc.get_threshold() == before

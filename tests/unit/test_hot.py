@@ -11,7 +11,6 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
-from operator import itemgetter
 from types import ModuleType, SimpleNamespace
 from typing import Any, Final
 
@@ -301,7 +300,7 @@ def joined(parts: list[tuple[int, int, bytes, bytes]]) -> dict[int, list[tuple[A
         assert len(its_keys) == len(its_values) == count
         assert all(partition_of(key, PARTITIONS) == number for key in its_keys)
         found.setdefault(number, []).extend(zip(its_keys, its_values, strict=True))
-    return found
+    return dict(sorted(found.items()))
 
 
 pairs = st.lists(st.tuples(keys, plain), max_size=20)
@@ -317,9 +316,7 @@ def test_pairs(items: list[Any], largest: int, most: int) -> None:
         return
     for parts in found:
         assert all(count == 1 or len(k) + len(v) <= most + 4 for _, count, k, v in parts)
-    assert repr(sorted(joined(found[0]).items(), key=itemgetter(0))) == repr(
-        sorted(joined(found[1]).items(), key=itemgetter(0))
-    )
+    assert repr(joined(found[0])) == repr(joined(found[1]))
     whole = [module.Sorter(PARTITIONS).sort(items, largest, 1 << 30) for module in (C, pure)]
     assert whole[0] == whole[1]  # to the byte
 

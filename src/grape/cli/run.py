@@ -21,6 +21,7 @@ from grape.abc.source import Source
 from grape.authoring.loading import parse_target
 from grape.cli.console import Meter, complain, flushed, put, say, show_line
 from grape.cli.reload import reload as again_and_again
+from grape.client.collecting import rarely_collected
 from grape.client.launching import fork_engine, launcher
 from grape.client.session import Session
 from grape.client.taking import Taker
@@ -251,7 +252,7 @@ def _run(options: Options, sources: list[Source], takers: list[Taker], as_json: 
 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, on_signal)
-    with Meter(session, quiet=False) as meter:
+    with rarely_collected(), Meter(session, quiet=False) as meter:
         try:
             outcomes = _until_over(session, meter)
         except Interrupted as e:
