@@ -112,8 +112,9 @@ def run_events(
     key_of = repeat(None) if stage.keys is None else stage.keys
     data_of = repeat(None) if data is None else data
     mark = marks.append
-    for at, event in enumerate(map(make, name_of, key_of, data_of, repeat(stage), indexes)):
-        result = process(event)
+    events = list(map(make, name_of, key_of, data_of, repeat(stage), indexes))  # costs less than one by one
+    for at in indexes:
+        result = process(events[at])
         if result is not None:
             returned(names if isinstance(names, str) else names[at], result)
         mark(len(emitted))
@@ -138,17 +139,18 @@ def count_events(
     name_of = repeat(names) if isinstance(names, str) else names
     data_of = repeat(None) if data is None else data
     attributes, name, values, dirty = cells.attributes, cells.name, cells.values, cells.dirty
-    missing, packed = cells.missing, cells.packed
+    missing, default, packed = cells.missing, cells.default, cells.packed
     mark = marks.append
-    for at, event in enumerate(map(make, name_of, keys, data_of, repeat(stage), indexes)):
+    events = list(map(make, name_of, keys, data_of, repeat(stage), indexes))
+    for at in indexes:
         key: str = keys[at]  # type: ignore[assignment]
         old = values[key]
         if old is missing:
-            old = cells.default
+            old = default
         elif type(old) is packed:
             old = cells.read(old)
         attributes[name] = old
-        result = process(event)
+        result = process(events[at])
         if result is not None:
             returned(names if isinstance(names, str) else names[at], result)
         new = attributes.get(name, missing)
@@ -180,7 +182,7 @@ def make_emit(tip: Tip, slow: Callable[..., None], inherit: object, partitions: 
             and len(data) <= small
         ):
             put_data(data)
-            if len(data_of) - tip.measured >= MEASURE_EMITS:
+            if len(data_of) >= MEASURE_EMITS and len(data_of) - tip.measured >= MEASURE_EMITS:
                 tip.measure()
             return
         slow(event, data, key=key, delay=delay, timer=timer)
