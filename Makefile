@@ -8,7 +8,7 @@ DEMO := .venv/.ready-demo
 N ?= 2
 PYTEST := $(BIN)/pytest -q -n $(N) --dist worksteal
 
-.PHONY: help demo test test-all test-sim test-fuzz test-hot test-crash test-cgroup2 test-sdks mutants bench bench-languages check lock clean
+.PHONY: help demo test test-all test-sim test-fuzz test-hot test-crash test-cgroup2 test-sdks mutants bench bench-languages profile check lock clean
 
 help:  ## show this
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -54,6 +54,11 @@ mutants: $(READY)  ## MODULE=grape.model.batch: what may be changed in it and no
 bench: $(READY)  ## our rows beside limits and peers; writes benchmarks/results.json
 	@scripts/setup bench
 	$(BIN)/python -m benchmarks
+
+profile: $(READY)  ## where the time goes: ROW=keyed-1k, keyed-1m, chain-functions, chain-nodes or wordcount
+	@test -n "$(ROW)" || { echo "which ROW=? as in: make profile ROW=chain-nodes" >&2; exit 2; }
+	@scripts/setup bench
+	@$(BIN)/python -m benchmarks.profile $(ROW) $(SIZE)
 
 test-sdks: $(READY)  ## the SDKs' own tests, by the usual runner of each language
 	@scripts/test-sdks

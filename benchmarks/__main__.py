@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import isolation
+from benchmarks.about import interpreter
 
 ROOT = Path(__file__).parent
 RESULTS = ROOT / "results.json"
@@ -274,10 +275,12 @@ def main() -> None:
         parser.error(f"no such rows: {', '.join(sorted(strange))}; there are {', '.join(rows)}")
     results: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     base = Path(tempfile.mkdtemp(prefix="grape-bench-", dir=ROOT.parent))
+    print(interpreter(), flush=True)
     try:
         for row in wanted:
             found = rows[row](Bench(base, options.rounds, options.scale))
-            results[row] = {"rounds": options.rounds, "machine": platform.processor() or platform.machine(), **found}
+            about = {"machine": platform.processor() or platform.machine(), "interpreter": interpreter()}
+            results[row] = {"rounds": options.rounds, **about, **found}
             if options.scale == 1.0:
                 RESULTS.write_text(json.dumps(results, indent=1) + "\n")
     finally:
