@@ -8,7 +8,7 @@ DEMO := .venv/.ready-demo
 N ?= 2
 PYTEST := $(BIN)/pytest -q -n $(N) --dist worksteal
 
-.PHONY: help demo test test-all test-sim test-fuzz test-hot test-crash test-cgroup2 test-sdks mutants bench bench-languages profile check lock clean
+.PHONY: help demo test test-pure test-all test-sim test-fuzz test-hot test-crash test-cgroup2 test-sdks mutants bench bench-languages profile check lock clean
 
 help:  ## show this
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -25,6 +25,10 @@ demo: $(DEMO)  ## count the words of a real book, twice: the second run resumes
 test: $(READY)  ## the default suite, in N=2 processes: some minutes
 	@scripts/sdks > /dev/null
 	$(PYTEST) -m "not slow"
+
+test-pure: $(READY)  ## the default suite with the loops in Python
+	@scripts/sdks > /dev/null
+	GRAPE_PURE=1 $(PYTEST) -m "not slow"
 
 test-all: $(READY)  ## everything, also what takes long
 	@scripts/sdks > /dev/null
