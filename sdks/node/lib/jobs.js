@@ -326,7 +326,7 @@ class JobPool {
     const core = this.#core;
     const pending = (job.pending = this.#spare.pop() ?? core.newPending(null, JobPending));
     pending.controller = null;
-    pending.start(unit.node, part.number);
+    pending.start(unit, part);
     pending.progress = () => this.#setDeadline(job);
     let event = null;
     try {
