@@ -45,7 +45,7 @@ class Core {
     this.routing = new Routing(message.topology ?? ownTopology, message.topology ? pool : "main", taken);
     this.partitions = new Partitions(message.partitions);
     for (const node of this.declaration.nodes.values()) this.units.set(node.name, new Unit(node));
-    if (!this.isAsync) this.#findChains(message.unchained);
+    this.#findChains(message.unchained);
     const slots = this.declaration.slots;
     slots.forEach((slot, id) => (slot.id = id));
     this.names = {

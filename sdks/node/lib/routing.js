@@ -174,4 +174,4 @@ function components(graph) {
   return component;
 }
 
-module.exports = { Routing, pairOf };
+module.exports = { Routing, chainedPairs, pairOf };
