@@ -43,14 +43,14 @@ for (const config of [{ async: false }, { async: true }]) {
     test("what is emitted to several nodes goes by the log to those that do not chain", async () => {
       await engine.welcome({ ...OUT, extra: EXTRA, partitions: 4 });
       const result = await engine.run([a("k", say("b", 1, { key: "a" }), say("b", 2, { key: null }))], { partition: 3 }); // "a" is in 3
-      const sent = result.emitted.map(({ target, partition, name, key, data, only }) => [target, partition, name, key, data, only]);
+      const sent = result.emitted.map(({ target, partition, name, key, data, only = null }) => [target, partition, name, key, data, only]);
       const expected = ["js", "other"].flatMap((target) =>
         [["a", 1], [null, 2]].map(([key, data]) => [target, 3, "b", key, data, target === "js" ? ["Logged"] : null]),
       );
       assert.deepEqual(sent.sort(), expected.sort());
       assert.equal(result.counts["b>B"], 2);
       const away = await engine.run([a("k", say("b", 1, { key: "grape" }))], { partition: 3 });
-      assert.deepEqual(away.emitted.map(({ target, partition, only }) => [target, partition, only]), [["js", 1, null], ["other", 1, null]]);
+      assert.deepEqual(away.emitted.map(({ target, partition, only = null }) => [target, partition, only]), [["js", 1, null], ["other", 1, null]]);
       assert.equal(away.counts["b>B"], undefined);
     });
 

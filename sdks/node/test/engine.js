@@ -244,7 +244,7 @@ function eventsOf(body) {
         data: data ? data[i] : null,
         hops: Array.isArray(meta.hops) ? meta.hops[i] : (meta.hops ?? 0),
         context: meta.contexts ? meta.contexts[i] : -1,
-        only: meta.only ?? null,
+        ...(meta.only ? { only: meta.only } : {}),
       });
     }
     at += m + k + d;
