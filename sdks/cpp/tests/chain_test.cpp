@@ -83,7 +83,10 @@ TEST_CASE("chained events run at once, in the order of the emits") {
   CHECK(result.states.at("C").at("k")["n"] == Value(3));
   CHECK(result.counts == std::map<std::string, std::int64_t>{{"a>A", 2}, {"b>B", 1}, {"b2>B", 1}, {"c>C", 4}});
   for (const auto& event : result.emitted) {
-    if (event.target == ">out") CHECK(event.hops == std::count(text(at(event.data, 0)).begin(), text(at(event.data, 0)).end(), '.') + 1);
+    if (event.target == ">out") {
+      const std::string id = text(at(event.data, 0));
+      CHECK(event.hops == std::count(id.begin(), id.end(), '.') + 1);
+    }
     if (event.target == "cpp") CHECK(event.only == std::vector<std::string>{"Logged"});
   }
 }
