@@ -677,7 +677,8 @@ class Runtime {
     } else {
       stage.parent = parent_;
       child.id = stage.texts.size();
-      stage.texts.append(in.id()).push_back('.');
+      in.append_id(stage.texts);
+      stage.texts.push_back('.');
       child.id_size = stage.texts.size() - child.id;
     }
     child.slot = next.slot;
