@@ -59,8 +59,8 @@ SPEAKERS: Final[dict[str, list[str]]] = {
 
 LACKS: Final = {
     "python": {"base"},
-    "node": {"base", "chain"},
-    "cpp": {"base", "chain"},
+    "node": {"base"},
+    "cpp": {"base"},
     "ruby": {"timers", "calls"},
     "lines": {"base", "calls"},
 }
@@ -238,6 +238,86 @@ def test_a_relay_through_four_languages_counts_exactly_while_all_are_killed(
     assert len(killed) >= 8
     for language in ("grape.worker ", "relay.js", "relay.pl", "build/relay"):
         assert any(language in words for words in killed), f"{language} was never killed: {killed}"
+
+
+FIVE: Final = """
+from grape import Topology
+t = Topology("five")
+t.add_output("done")
+t.add_pool("p", runtime={runtime!r}, entry={entry!r})
+"""
+FIVE_NODES: Final = {
+    "node": """
+const { Worker } = require("grape-worker");
+const worker = new Worker();
+const names = ["a", "b", "c", "d", "e", "done"];
+names.slice(0, 5).forEach((name, i) => {
+  worker.slot(name, { node: name.toUpperCase(), states: ["n"], emits: [names[i + 1]] }, (event) => {
+    event.state.n = (event.state.n ?? 0) + 1;
+    event.emit(names[i + 1], [...event.data, event.state.n]);
+  });
+});
+worker.run();
+""",
+    "exec": """
+#include <grape/worker.hpp>
+#include <string>
+#include <vector>
+int main(int argc, char** argv) {
+  grape::Worker worker(argc, argv);
+  const std::vector<std::string> names{"a", "b", "c", "d", "e", "done"};
+  for (std::size_t i = 0; i < 5; ++i) {
+    const std::string next = names[i + 1];
+    const std::string node(1, static_cast<char>('A' + i));
+    worker.slot(names[i], grape::Slot(node).state("n").emits(next), [next](grape::Event& event) {
+      auto n = event.state("n");
+      n.set(n.get<std::int64_t>(0) + 1);
+      auto seen = event.as<std::vector<std::int64_t>>();
+      seen.push_back(n.get<std::int64_t>());
+      event.emit(next, seen);
+    });
+  }
+  return worker.run();
+}
+""",
+}
+
+
+@pytest.mark.parametrize("runtime", FIVE_NODES)
+def test_a_chain_of_five_counts_exactly_while_its_worker_is_killed(
+    tmp_path: Path, sdk_env: dict[str, str], monkeypatch: pytest.MonkeyPatch, runtime: str
+) -> None:
+    """Keyed state in each: an event is done at all of its nodes, or will be done again at all of them."""
+    entry = {"node": "five.js", "exec": "five"}[runtime]
+    (tmp_path / "app.py").write_text(FIVE.format(runtime=runtime, entry=entry))
+    (tmp_path / {"node": "five.js", "exec": "five.cpp"}[runtime]).write_text(FIVE_NODES[runtime])
+    monkeypatch.chdir(tmp_path)
+    if runtime == "exec":
+        words = ["c++", "-std=c++17", "-I", SDKS / "cpp" / "include", "five.cpp", "-o", "five", "-pthread"]
+        subprocess.run(words, check=True)
+    keys, rounds = 20, 100
+    profile = {"p": {"pool-limit": 1}}
+    killed = 0
+    found: dict[str, list[list[int]]] = {}
+    with grape.open("app.py:t", profile=profile, env=sdk_env, data=tmp_path / "data") as engine:
+        outputs = engine.outputs("done", timeout=60)
+        for n in range(rounds):
+            for key in range(keys):
+                engine.emit("a", [n], key=f"k{key}")
+            if n % 20 == 10:  # some of it is in work, and some is done
+                for event in islice(outputs, keys):
+                    found.setdefault(str(event.key), []).append(event.data)
+                for worker in psutil.Process().children(recursive=True):
+                    if "--parent" in _words(worker) and entry in " ".join(_words(worker)):
+                        _kill(worker)
+                        killed += 1
+        while sum(map(len, found.values())) < keys * rounds:
+            event = next(outputs)
+            found.setdefault(str(event.key), []).append(event.data)
+        processed = engine.numbers().pools["p"].finished
+    assert killed >= 4
+    assert found == {f"k{key}": [[n, *[n + 1] * 5] for n in range(rounds)] for key in range(keys)}
+    assert processed < 2 * keys * rounds  # of the log: b to e are not in it
 
 
 def _words(process: psutil.Process) -> list[str]:

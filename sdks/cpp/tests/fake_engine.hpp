@@ -103,6 +103,7 @@ struct Out {
   Value data;
   std::int64_t hops = 0;
   std::int64_t context = -1;
+  std::vector<std::string> only;
 };
 
 inline std::vector<Out> events_of(const Value& emitted) {
@@ -120,6 +121,7 @@ inline std::vector<Out> events_of(const Value& emitted) {
       event.key = run.key_at(i).exists ? std::string(run.key_at(i).text) : "-";
       event.data = grape::Raw(run.data_at(i)).as<Value>();
       event.hops = run.hops_at(i);
+      for (const auto node : run.only) event.only.emplace_back(node);
       const auto context = run.context_at(i);
       event.context = context < 0 ? -1 : number(at(at(emitted, 4), static_cast<std::size_t>(context)));
       out.push_back(event);

@@ -19,9 +19,10 @@ class Unreadable {
 
 /** Values of a column in their order, decoded as far as they are asked for; every node has its own to change. */
 class DataColumn {
-  constructor(packed) {
+  /** `isArray`: `packed` is an array, else values one after the other. */
+  constructor(packed, isArray = true) {
     this.reader = new Reader(packed);
-    this.reader.arrayLength();
+    if (isArray) this.reader.arrayLength();
     this.index = 0;
   }
 
@@ -210,4 +211,4 @@ function oneEvent(name, key, data, hops, context = false) {
   return body;
 }
 
-module.exports = { HEAD, Run, Unreadable, runsOf, oneEvent };
+module.exports = { DataColumn, HEAD, Run, Unreadable, runsOf, oneEvent };

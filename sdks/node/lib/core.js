@@ -1,6 +1,7 @@
 "use strict";
 
 const { Unreadable, oneEvent, runsOf } = require("./batch");
+const { chainsOf } = require("./chain");
 const { EngineClock } = require("./clock");
 const { Effects } = require("./effects");
 const { BadPayload, BadState, HandlerError, Suspended } = require("./errors");
@@ -11,7 +12,7 @@ const { Part } = require("./part");
 const { Partitions } = require("./partitions");
 const { Pending, tooMuch } = require("./pending");
 const { afterFailure, locksKey } = require("./policy");
-const { Routing } = require("./routing");
+const { Routing, pairOf } = require("./routing");
 const { Unit } = require("./unit");
 
 /**
@@ -29,8 +30,10 @@ class Core {
     /** The node that runs synchronously right now, "" for none. */
     this.speaker = "";
     this.frame = new messages.Frame(1 << 16);
-    /** Where the effects of the running root event begin. */
+    /** Where the effects of the running root event begin; where nodes chain, of the running event. */
     this.rootStart = 0;
+    /** Whether nodes of this worker chain. */
+    this.hasChains = false;
   }
 
   welcome(message, ownTopology) {
@@ -42,6 +45,7 @@ class Core {
     this.routing = new Routing(message.topology ?? ownTopology, message.topology ? pool : "main", taken);
     this.partitions = new Partitions(message.partitions);
     for (const node of this.declaration.nodes.values()) this.units.set(node.name, new Unit(node));
+    this.#findChains(message.unchained);
     const slots = this.declaration.slots;
     slots.forEach((slot, id) => (slot.id = id));
     this.names = {
@@ -49,6 +53,16 @@ class Core {
       routes: [...this.routing.routes.keys()],
     };
     this.pending = this.newPending(() => this.watch.progress());
+  }
+
+  #findChains(unchained) {
+    const { routing, units } = this;
+    const old = new Set(routing.chained);
+    for (const [node, target] of unchained) old.delete(pairOf(node, target));
+    for (const unit of units.values()) {
+      unit.chains = [old, routing.chained].map((pairs) => chainsOf(unit.node, routing, pairs, units));
+    }
+    this.hasChains = [...units.values()].some(({ chains }) => chains[1] !== null);
   }
 
   newPending(onProgress, Kind = Pending) {
@@ -175,7 +189,7 @@ class Core {
   runOne(part, effects, unit, slot, source, index, data, entry) {
     const { pending } = this;
     const { states } = unit;
-    pending.start(unit.node, part.number);
+    pending.start(unit, part);
     let event = null;
     let table = null;
     let changes = null;

@@ -1,5 +1,6 @@
 "use strict";
 
+const { Chained } = require("./chain");
 const { RESULT } = require("./messages");
 const { Outbox } = require("./outbox");
 
@@ -25,6 +26,22 @@ class Effects {
     this.replies = [];
     this.emitted.fill(0);
     this.ran.fill(0);
+    this.outbox.clear();
+    /** What chains, and has not run. */
+    this.chained = [];
+  }
+
+  /** What chains into `unit` from the stage of `parent`. */
+  chainedInto(unit, parent) {
+    let chained = this.chained.find((one) => one.unit === unit);
+    if (chained === undefined) this.chained.push((chained = new Chained(unit, parent)));
+    return chained;
+  }
+
+  takeChained() {
+    const { chained } = this;
+    if (chained.length) this.chained = [];
+    return chained;
   }
 
   get isEmpty() {

@@ -21,6 +21,8 @@ class Root {
     this.done = done;
     this.jobs = [];
     this.left = 0;
+    /** In careful mode: what is named. */
+    this.careful = null;
   }
 }
 

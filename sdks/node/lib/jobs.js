@@ -10,12 +10,14 @@ const { Job, JobPending, Root } = require("./job");
 const messages = require("./messages");
 const { Retries } = require("./retries");
 const { RetrySource, RootSource } = require("./sources");
+const { entriesOf } = require("./sync");
 const { steadyMs } = require("./watch");
 
 /**
  * Pools with async nodes: up to `concurrency` events at once, one per (node, key), each with effects of its own. When
  * an event has succeeded at all of its nodes, its effects are merged into those of its partition; they are handed in
- * after 20 ms at the latest. Synchronous nodes of the same pool run in between.
+ * after 20 ms at the latest. Synchronous nodes of the same pool run in between, with what chains from them: meanwhile
+ * nothing of the partition is handed in, as it has to be all of an event, or nothing.
  */
 
 const FLUSH_MS = 20;
@@ -61,6 +63,11 @@ class JobPool {
   #running = new Set();
   #runningOf = new Map();
   #quiet = [];
+  /** part -> events that wait until the one before has taken effect, with all that chains from it */
+  #settling = new Map();
+  /** Partitions in which an event has taken effect in part, and whether some of it is due to be handed in. */
+  #amid = new Set();
+  #isDue = false;
   #flushTimer = null;
   #spare = [];
 
@@ -242,8 +249,7 @@ class JobPool {
       return;
     }
     if (!job.unit.isAsync) {
-      if (!this.#mayRun(job)) return;
-      this.#finished(job, () => this.#runSync(job));
+      this.#finished(job, () => this.#runSync(job, null));
       return;
     }
     const { node, concurrency } = job.unit;
@@ -292,32 +298,36 @@ class JobPool {
   }
 
   #noteQuiet() {
-    if (this.#running.size === 0) for (const resolve of this.#quiet.splice(0)) resolve();
+    if (this.#isQuiet) for (const resolve of this.#quiet.splice(0)) resolve();
+  }
+
+  get #isQuiet() {
+    return this.#running.size === 0 && this.#settling.size === 0;
   }
 
   #allQuiet() {
-    return this.#running.size === 0 ? Promise.resolve() : new Promise((resolve) => this.#quiet.push(resolve));
+    return this.#isQuiet ? Promise.resolve() : new Promise((resolve) => this.#quiet.push(resolve));
   }
 
-  /** Whether nothing that failed before keeps the job's key, nor is it lost. If not, it is over. */
+  /** Whether the job may run; if not, it is over. */
   #mayRun(job) {
+    const finish = this.#refused(job);
+    if (finish !== null) this.#finished(job, finish);
+    return finish === null;
+  }
+
+  /** If something that failed before keeps the job's key, or it is lost: what becomes of it. null: it may run. */
+  #refused(job) {
     const { part, unit, slot, source, index, retries } = job;
     const core = this.#core;
     const lost = core.mayBeLost(part, source) ? core.lost(part, unit, source, index) : null;
-    if (retries !== null && !retries.begin(unit, slot, source)) {
-      this.#finished(job, nothing);
-      return false;
-    }
-    if (lost !== null) {
-      this.#finished(job, () => this.#failAs(job, lost, true));
-      return false;
-    }
+    if (retries !== null && !retries.begin(unit, slot, source)) return nothing;
+    if (lost !== null) return () => this.#failAs(job, lost, true);
     const key = source.keyOf(index);
     if (retries === null && key !== null && slot.ordered && part.locked(unit.node).has(key)) {
-      this.#finished(job, () => core.behind(part, this.#effectsOf(part), unit, source, index));
-      return false;
+      return () => core.behind(part, this.#effectsOf(part), unit, source, index);
     }
-    return true;
+    return null;
   }
 
   /** Run the handler: `{ error }`, or what is to take effect. */
@@ -326,7 +336,7 @@ class JobPool {
     const core = this.#core;
     const pending = (job.pending = this.#spare.pop() ?? core.newPending(null, JobPending));
     pending.controller = null;
-    pending.start(unit.node, part.number);
+    pending.start(unit, part);
     pending.progress = () => this.#setDeadline(job);
     let event = null;
     try {
@@ -387,11 +397,112 @@ class JobPool {
     job.finish = finish;
     const { root } = job;
     if (--root.left > 0) return;
-    this.#core.rootStart = this.#effectsOf(root.part).size;
-    for (const one of root.jobs) one.finish();
+    const { part } = root;
+    const queue = this.#settling.get(part);
+    if (queue !== undefined) queue.push(root);
+    else if (this.#core.hasChains) this.#settleAll(part, root).catch(this.#failed);
+    else {
+      this.#core.rootStart = this.#effectsOf(part).size;
+      for (const one of root.jobs) one.finish();
+      this.#settled(root);
+    }
+  }
+
+  #settled(root) {
     root.done();
     for (const one of root.jobs) this.#leave(one);
     this.#flushSoon(root.part);
+  }
+
+  /** Events of a partition take effect, `first` and those that come meanwhile, each with all that chains from it. */
+  async #settleAll(part, first) {
+    const queue = [first];
+    this.#settling.set(part, queue);
+    while (queue.length) {
+      const root = queue.shift();
+      this.#amid.add(part);
+      const isWhole = await this.#settle(root);
+      this.#amid.delete(part);
+      if (isWhole) this.#settled(root);
+      else for (const job of root.jobs) this.#leave(job);
+      if (this.#isDue) this.#flush();
+    }
+    this.#settling.delete(part);
+    this.#noteQuiet();
+  }
+
+  /** False: the partition has been taken away meanwhile. */
+  async #settle({ part, jobs, careful }) {
+    const effects = this.#effectsOf(part);
+    const start = effects.size;
+    for (const job of jobs) {
+      if (!this.#core.isCurrent(part)) return false;
+      this.#core.rootStart = start;
+      job.finish();
+      if (effects.chained.length && !(await this.#chain(part, effects, start, careful))) return false;
+    }
+    return true;
+  }
+
+  /** Run what chains from what has just run. False: the partition has been taken away meanwhile. */
+  async #chain(part, effects, start, careful) {
+    const core = this.#core;
+    for (const stage of effects.takeChained()) {
+      const { unit, count } = stage;
+      let entries = null;
+      if (unit.states !== null) {
+        const missing = [];
+        entries = entriesOf(part.table(unit), stage, 0, count, missing);
+        if (missing.length) {
+          await core.fetch(part, unit, missing);
+          if (!core.isCurrent(part)) return false;
+          entries = entriesOf(part.table(unit), stage, 0, count, []);
+        }
+      }
+      const column = stage.column();
+      for (let i = 0; i < count; i++) {
+        core.rootStart = start;
+        this.#runChained(part, effects, stage, i, column.at(i), entries === null ? null : entries[i], careful);
+        if (effects.chained.length && !(await this.#chain(part, effects, start, careful))) return false;
+      }
+    }
+    return true;
+  }
+
+  #runChained(part, effects, stage, index, data, entry, careful) {
+    const core = this.#core;
+    const { unit } = stage;
+    const slot = unit.slots.get(stage.nameOf(index));
+    const lost = core.mayBeLost(part, stage) ? core.lost(part, unit, stage, index) : null;
+    if (lost !== null) {
+      core.failAs(part, effects, unit, slot, stage, index, lost, true);
+      return;
+    }
+    if (careful !== null) {
+      const id = stage.idOf(index);
+      const named = careful.get(`${id}\0${unit.node}`);
+      if (named !== undefined) {
+        core.failAs(part, effects, unit, slot, stage, index, named, false);
+        return;
+      }
+      core.link.send(messages.announce(part.number, part.epoch, id, unit.node));
+    }
+    if (!core.isBehind(part, effects, unit, slot, stage, index)) {
+      this.#watched(part, unit, stage, index, () => core.runOne(part, effects, unit, slot, stage, index, data, entry));
+    }
+  }
+
+  /** Run a synchronous handler; returns what `run` does. */
+  #watched(part, unit, source, index, run) {
+    const core = this.#core;
+    core.speaker = unit.node;
+    core.watch.begin(part, unit, source, index, index + 1);
+    try {
+      return run();
+    } finally {
+      core.watch.end();
+      core.speaker = "";
+    }
   }
 
   #leave(job) {
@@ -424,21 +535,29 @@ class JobPool {
     retries?.end(unit, slot, source, effects, true);
   }
 
-  #runSync(job) {
+  /** `careful`: what is named, null: it is not announced. */
+  #runSync(job, careful) {
+    const refused = this.#refused(job);
+    if (refused !== null) {
+      refused();
+      return;
+    }
     const { part, unit, slot, source, index, data, retries } = job;
     const core = this.#core;
+    if (careful !== null) {
+      const id = source.idOf(index);
+      const named = careful.get(`${id}\0${unit.node}`);
+      if (named !== undefined) {
+        this.#failAs(job, named, false);
+        return;
+      }
+      core.link.send(messages.announce(part.number, part.epoch, id, unit.node));
+    }
     const effects = this.#effectsOf(part);
     const key = source.keyOf(index);
     const entry = unit.states === null || key === null ? null : part.table(unit).find(key);
-    core.speaker = unit.node;
-    core.watch.begin(part, unit, source, index, index + 1);
-    let hasSucceeded = false;
-    try {
-      hasSucceeded = core.runOne(part, effects, unit, slot, source, index, data, entry);
-    } finally {
-      core.watch.end();
-      core.speaker = "";
-    }
+    const run = () => core.runOne(part, effects, unit, slot, source, index, data, entry);
+    const hasSucceeded = this.#watched(part, unit, source, index, run);
     retries?.end(unit, slot, source, effects, !hasSucceeded);
   }
 
@@ -482,9 +601,14 @@ class JobPool {
 
   async #rootCarefully(root, careful) {
     if (root.jobs.length === 0) root.done();
+    root.careful = careful;
     for (const job of root.jobs) {
       const { part, unit, source, index } = job;
       if (!this.#core.isCurrent(part)) return;
+      if (!unit.isAsync) {
+        this.#finished(job, () => this.#runSync(job, careful)); // with the last of its event
+        continue;
+      }
       const id = source.idOf(index);
       const named = careful.get(`${id}\0${unit.node}`);
       if (!this.#mayRun(job)) continue;
@@ -493,10 +617,6 @@ class JobPool {
         continue;
       }
       this.#core.link.send(messages.announce(part.number, part.epoch, id, unit.node));
-      if (!unit.isAsync) {
-        this.#finished(job, () => this.#runSync(job));
-        continue;
-      }
       this.#enter(job);
       try {
         const outcome = await this.#call(job);
@@ -506,6 +626,7 @@ class JobPool {
         this.#noteQuiet();
       }
     }
+    await this.#allQuiet(); // also what chains
     this.#flush();
   }
 
@@ -544,8 +665,12 @@ class JobPool {
   #flush() {
     clearTimeout(this.#flushTimer);
     this.#flushTimer = null;
+    this.#isDue = false;
     try {
-      for (const { part, effects } of this.#effects.values()) if (!effects.isEmpty) this.#core.handIn(part, effects);
+      for (const { part, effects } of this.#effects.values()) {
+        if (this.#amid.has(part)) this.#isDue = true;
+        else if (!effects.isEmpty) this.#core.handIn(part, effects);
+      }
     } catch (error) {
       this.#failed(error);
     }

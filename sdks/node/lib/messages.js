@@ -42,8 +42,8 @@ function decode(bytes) {
     case TAG.welcome:
       return welcome(fields);
     case TAG.assign: {
-      const [, partition, epoch, held = [], empty = false] = fields;
-      return { kind: "assign", partition, epoch, held, empty };
+      const [, partition, epoch, held = [], empty = false, chainNew = true] = fields;
+      return { kind: "assign", partition, epoch, held, empty, chainNew };
     }
     case TAG.revoke:
       return { kind: "revoke", partition: fields[1], epoch: fields[2] };
@@ -59,7 +59,7 @@ function decode(bytes) {
 }
 
 function welcome(fields) {
-  const [, version, pool, worker, partitions, limits, taken, , bootOffset = 0, heartbeat = 30, concurrency = 1000] =
+  const [, version, pool, worker, partitions, limits, taken, unchained = [], bootOffset = 0, heartbeat = 30, most = 1000] =
     fields;
   return {
     kind: "welcome",
@@ -69,9 +69,10 @@ function welcome(fields) {
     partitions,
     limits: { ...DEFAULT_LIMITS, ...limits },
     taken: new Set(taken),
+    unchained,
     bootOffset,
     heartbeat,
-    concurrency,
+    concurrency: most,
     topology: fields[11] ?? null,
   };
 }
@@ -127,7 +128,7 @@ function hello(pid, topology) {
   frame.int(pid);
   frame.str("javascript");
   frame.value(topology);
-  frame.value(["partition", "cache", "timers", "calls"]);
+  frame.value(["partition", "cache", "chain", "timers", "calls"]);
   return frame.finish();
 }
 

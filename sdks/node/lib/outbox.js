@@ -27,7 +27,8 @@ class Lane {
     this.keys.pos = this.data.pos = 0;
     this.count = 0;
     this.namesSize = 0;
-    this.size = PER_RUN;
+    this.head = PER_RUN + sizeOf(target.only);
+    this.size = this.head;
     this.names = [];
     this.index = null;
     this.route = null;
@@ -69,7 +70,7 @@ class Lane {
       this.contexts.push(context);
     }
     this.count++;
-    this.size = PER_RUN + this.namesSize + this.keys.pos + this.data.pos + this.count * PER_EVENT;
+    this.size = this.head + this.namesSize + this.keys.pos + this.data.pos + this.count * PER_EVENT;
   }
 
   #turnTo(route) {
@@ -99,7 +100,9 @@ class Lane {
     // No event is without a byte: a body that says more events than it has bytes is refused.
     if (!this.hasKeys && !this.hasData && this.count > 1) this.hasData = fillNils(this.data, this.count);
     const hasHops = this.hopsEach !== null || this.hops > 0;
-    meta.map(1 + (this.index !== null ? 1 : 0) + (hasHops ? 1 : 0) + (this.contexts !== null ? 1 : 0));
+    const { only } = this.target;
+    const fields = [this.index !== null, hasHops, only !== null, this.contexts !== null];
+    meta.map(1 + fields.filter(Boolean).length);
     meta.str("names");
     meta.array(this.names.length);
     for (const name of this.names) meta.str(name);
@@ -111,6 +114,11 @@ class Lane {
       meta.str("hops");
       if (this.hopsEach === null) meta.int(this.hops);
       else writeInts(meta, this.hopsEach);
+    }
+    if (only !== null) {
+      meta.str("only");
+      meta.array(only.length);
+      for (const node of only) meta.str(node);
     }
     if (this.contexts !== null) {
       meta.str("contexts");
@@ -143,6 +151,11 @@ class Lane {
   get isWorthKeeping() {
     return this.data.buffer.length <= KEPT && this.keys.buffer.length <= KEPT;
   }
+}
+
+/** At most so many bytes names are. */
+function sizeOf(names) {
+  return (names ?? []).reduce((size, name) => size + 5 + 3 * name.length, 0);
 }
 
 function fillNils(column, count) {
@@ -192,6 +205,13 @@ class Outbox {
     return size;
   }
 
+  /** Forget everything. */
+  clear() {
+    for (const lane of this.#lanes) if (spare.length < 1024 && lane.isWorthKeeping) spare.push(lane);
+    this.#lanes = [];
+    this.#open.clear();
+  }
+
   /** Write everything as a list of Emitted, and start anew. */
   pack(frame) {
     const bodies = this.#bodies();
@@ -206,9 +226,7 @@ class Outbox {
       for (const lane of lanes) lane.write(frame);
       if (contexts.size) writeInts(frame, [...contexts.keys()]);
     }
-    for (const lane of this.#lanes) if (spare.length < 1024 && lane.isWorthKeeping) spare.push(lane);
-    this.#lanes = [];
-    this.#open.clear();
+    this.clear();
   }
 
   /** The lanes of each log's partition together, in the order in which they were begun, in bodies of allowed size. */

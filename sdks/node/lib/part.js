@@ -4,10 +4,12 @@ const { StateTable } = require("./state");
 
 /** A partition that is assigned to this worker, with what the worker knows of it. */
 class Part {
-  constructor({ partition, epoch, held, empty }, maxEvent) {
+  constructor({ partition, epoch, held, empty, chainNew }, maxEvent) {
     this.number = partition;
     this.epoch = epoch;
     this.isEmpty = empty;
+    /** Whether pairs that are new may chain. */
+    this.chainNew = chainNew;
     this.maxEvent = maxEvent;
     /** node -> StateTable */
     this.tables = new Map();
@@ -35,6 +37,20 @@ class Part {
     let keys = this.locks.get(node);
     if (keys === undefined) this.locks.set(node, (keys = new Set()));
     return keys;
+  }
+
+  /** Locks and lines, as they are now. */
+  copyLocks() {
+    const copy = (sets) => new Map(Array.from(sets, ([name, items]) => [name, new Set(items)]));
+    return { locks: copy(this.locks), lines: copy(this.lines) };
+  }
+
+  /** What was done since the last result has not happened. `locks`: those of then. */
+  forget({ locks, lines }) {
+    this.locks = locks;
+    this.lines = lines;
+    this.tables.clear();
+    this.isEmpty = false;
   }
 
   /** Of a unit that has states. */

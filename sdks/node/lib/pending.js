@@ -66,6 +66,7 @@ class Pending {
     this.writer = new Writer(1024);
     this.node = "";
     this.own = 0;
+    this.chains = null;
     this.count = 0;
     /** About how many bytes of a result it is. */
     this.size = 0;
@@ -83,10 +84,11 @@ class Pending {
     this.ends = [];
   }
 
-  /** An event of `node` in partition `own` begins. */
-  start(node, own) {
-    this.node = node;
-    this.own = own;
+  /** An event of `unit` in `part` begins. */
+  start(unit, part) {
+    this.node = unit.node;
+    this.own = part.number;
+    this.chains = unit.chains[part.chainNew ? 1 : 0];
     this.suspended = null;
     this.called = 0;
     this.clear();
@@ -304,7 +306,7 @@ class Pending {
 
   /** Hand everything to `effects`: event `index` of `source` has succeeded. */
   commit(effects, source, index) {
-    const { what, keys, numbers, delays, ends } = this;
+    const { what, keys, numbers, delays, ends, chains } = this;
     const buffer = this.writer.buffer;
     const hops = source.hopsOf(index) + 1;
     const context = source.contextOf(index);
@@ -327,7 +329,14 @@ class Pending {
         if (!route.isDropped) {
           if (delays[i] < 0) {
             const number = route.isOutput ? this.own : numbers[i];
-            for (const target of route.targets) {
+            const chain = chains === null || number !== this.own ? null : chains[route.id];
+            if (chain !== null) {
+              for (const unit of chain.units) {
+                const chained = effects.chainedInto(unit, source);
+                effects.size += chained.add(route, keys[i], hops, context, index, i, buffer, start, end);
+              }
+            }
+            for (const target of chain === null ? route.targets : chain.targets) {
               effects.size += effects.outbox.add(target, number, route, keys[i], hops, context, buffer, start, end);
             }
           } else this.#delay(effects, route, i, start, end, context, source.keyOf(index));

@@ -16,6 +16,12 @@ class Progress {
     }
   }
 
+  copy() {
+    const other = new Progress(this.first);
+    other.behind = new Set(this.behind);
+    return other;
+  }
+
   get finished() {
     return this.first + this.behind.size;
   }

@@ -4,11 +4,18 @@
 
 /** A log that takes a name. Runs of one `order` keep their order among each other; only names of a `group` share one. */
 class Target {
-  constructor(log, logId, order, group) {
+  /** `only`: these nodes alone are meant; null: all that listen. */
+  constructor(log, logId, order, group, only = null) {
     this.log = log;
     this.logId = logId;
     this.order = order;
-    this.group = group;
+    this.group = only === null ? group : `${group}\0\0${only.join("\0")}`;
+    this.only = only;
+  }
+
+  /** The same log, for these of its nodes. */
+  for(only) {
+    return new Target(this.log, this.logId, this.order, this.group, only);
   }
 }
 
@@ -27,6 +34,9 @@ class Routing {
   /** `topology`: as the engine tells it; `pool`: this worker's; `taken`: outputs that somebody takes. */
   constructor(topology, pool, taken) {
     this.app = topology.name;
+    this.pool = pool;
+    /** Pairs (emitting node, target) that run at once, as `pairOf` names them. */
+    this.chained = chainedPairs(topology);
     /** name -> Route */
     this.routes = new Map();
     /** event -> names of the nodes of this pool that listen to it */
@@ -92,4 +102,76 @@ class Orders {
   }
 }
 
-module.exports = { Routing };
+function pairOf(node, target) {
+  return `${node}\0${target}`;
+}
+
+/**
+ * A pair chains if an edge of it is declared (`emits`), both nodes are synchronous and in one pool, no slot of the target
+ * says `chain: false`, and the pair lies on no cycle of declared pairs. The engine works it out alike.
+ */
+function chainedPairs(topology) {
+  const nodes = new Map((topology.nodes ?? []).map((node) => [node.name, node]));
+  const slots = topology.slots ?? [];
+  const declared = new Map();
+  for (const { node, emits = [] } of slots) {
+    for (const event of emits) {
+      for (const target of slots) {
+        if (target.event !== event) continue;
+        if (!declared.has(node)) declared.set(node, new Set());
+        declared.get(node).add(target.node);
+      }
+    }
+  }
+  const unchained = new Set(slots.filter((slot) => slot.chain === false).map((slot) => slot.node));
+  const component = components(declared);
+  const poolOf = (name) => nodes.get(name)?.pool ?? "main";
+  const isSync = (name) => nodes.get(name)?.is_async !== true;
+  const pairs = new Set();
+  for (const [node, targets] of declared) {
+    for (const target of targets) {
+      const isNear = poolOf(node) === poolOf(target) && isSync(node) && isSync(target);
+      if (isNear && !unchained.has(target) && component.get(node) !== component.get(target)) pairs.add(pairOf(node, target));
+    }
+  }
+  return pairs;
+}
+
+/**
+ * The number of each vertex' strongly connected component (Tarjan 1972, without recursion): two vertices lie on a common
+ * cycle exactly if theirs are equal.
+ */
+function components(graph) {
+  const index = new Map();
+  const low = new Map();
+  const component = new Map();
+  const stack = [];
+  const enter = (vertex) => {
+    index.set(vertex, index.size);
+    low.set(vertex, index.get(vertex));
+    stack.push(vertex);
+    return [vertex, (graph.get(vertex) ?? []).values()];
+  };
+  const lower = (vertex, to) => low.set(vertex, Math.min(low.get(vertex), to));
+  let count = 0;
+  for (const start of graph.keys()) {
+    const way = index.has(start) ? [] : [enter(start)];
+    while (way.length) {
+      const [vertex, targets] = way.at(-1);
+      const { value: target, done } = targets.next();
+      if (done) {
+        way.pop();
+        if (way.length) lower(way.at(-1)[0], low.get(vertex));
+        if (low.get(vertex) !== index.get(vertex)) continue;
+        let member;
+        do component.set((member = stack.pop()), count);
+        while (member !== vertex);
+        count++;
+      } else if (!index.has(target)) way.push(enter(target));
+      else if (!component.has(target)) lower(vertex, index.get(target));
+    }
+  }
+  return component;
+}
+
+module.exports = { Routing, chainedPairs, pairOf };

@@ -1,17 +1,24 @@
 "use strict";
 
 const { runsOf } = require("./batch");
+const { TooMuch } = require("./chain");
 const messages = require("./messages");
+const { tooMuch } = require("./pending");
 const { Retries } = require("./retries");
 const { RetrySource, RootSource } = require("./sources");
 
 /**
  * Pools whose nodes are all synchronous: one work after the other, in chunks of some milliseconds. After each event all
  * of it is finished, so a work may end at any of them; the engine sends what is left once more.
+ *
+ * Where nodes chain, a chunk goes through a node as a whole (a stage), and what it emitted over chained pairs is the next
+ * stage: so the state that it needs is asked for at once. Then all of a chunk is finished behind its last stage.
  */
 
 const MAX_CHUNK = 1024;
 const CHUNK_MS = 10;
+const CHUNK_EMITS = 20_000;
+const CHUNK_BYTES = 4 << 20;
 const WORK_MS = 100;
 const WORK_EMITS = 200_000;
 const WORK_BYTES = 16 << 20;
@@ -23,6 +30,8 @@ class SyncPool {
   #isRunning = false;
   #chunks = new Map();
   #idle = null;
+  /** The size of the effects at which the root events that run have done too much. */
+  #most = Infinity;
   #failed;
 
   /** `failed`: called with what no event can be blamed for. */
@@ -63,9 +72,8 @@ class SyncPool {
     core.boundCache();
     part.works++;
     try {
-      const isWhole = message.careful
-        ? await this.#carefully(part, message)
-        : await this.#together(part, message, performance.now() + WORK_MS);
+      const careful = new Map(message.named.map((named) => [`${named.id}\0${named.node}`, named]));
+      const isWhole = await (message.careful ? this.#singly(part, message, careful) : this.#quickly(part, message));
       if (!isWhole) return;
       effects.ended.push(message.seq);
       core.handIn(part, effects);
@@ -76,6 +84,19 @@ class SyncPool {
 
   // ---------------------------------------------------------------- the usual way
 
+  /** Together. If that is too much, it is undone (nothing was handed in), and each root event runs alone. */
+  async #quickly(part, message) {
+    const before = this.#core.hasChains ? part.copyLocks() : null;
+    try {
+      return await this.#together(part, message, performance.now() + WORK_MS);
+    } catch (error) {
+      if (!(error instanceof TooMuch)) throw error;
+      part.forget(before);
+      this.#effects.clear();
+      return this.#singly(part, message, null);
+    }
+  }
+
   /** Until it is done or has become long. False: the partition has been taken away meanwhile. */
   async #together(part, message, until) {
     const effects = this.#effects;
@@ -84,7 +105,7 @@ class SyncPool {
     const retries = new Retries(part);
     let context = message.contextBase;
     for (const item of message.retries) {
-      await this.#retry(part, item, context++, retries, null);
+      await this.#retry(part, item, context++, retries, null, false);
       if (isLong()) return this.#core.isCurrent(part);
     }
     for (const item of message.batches) {
@@ -96,23 +117,27 @@ class SyncPool {
   }
 
   async #batch(part, item, base, isLong) {
-    const { progress } = item;
+    const progress = item.progress.copy(); // it may have to be undone
+    const core = this.#core;
     const effects = this.#effects;
     effects.done.set(item.position, progress);
     let offset = 0;
-    for (const run of this.#core.runsOf(item)) {
+    for (const run of core.runsOf(item)) {
       const source = new RootSource(run, item, offset, base);
-      const units = this.#core.unitsOf(run);
+      const units = core.unitsOf(run);
       const columns = units.map(() => run.column());
       const last = offset + run.count;
       for (let at = progress.next(offset, last); at < last; at = progress.next(at, last)) {
         const end = this.#chunkEnd(progress, at, last, run.names[0]);
         const entries = await this.#entries(part, units, source, at - offset, end - offset);
-        if (!this.#core.isCurrent(part)) return;
+        if (!core.isCurrent(part)) return;
+        const { emits, size } = effects;
         const began = performance.now();
-        const stopped = this.#chunk(part, source, units, columns, entries, at - offset, end - offset) + offset;
-        this.#adapt(run.names[0], end - at, performance.now() - began);
-        for (let i = at; i < stopped; i++) progress.add(i);
+        const chunk = [part, source, units, columns, entries, at - offset, end - offset];
+        const stopped = core.hasChains ? await this.#stages(...chunk) : this.#chunk(...chunk);
+        if (!core.isCurrent(part)) return;
+        this.#adapt(run.names[0], end - at, performance.now() - began, effects.emits - emits, effects.size - size);
+        for (let i = at; i < offset + stopped; i++) progress.add(i);
         if (isLong()) return;
       }
       offset = last;
@@ -127,11 +152,12 @@ class SyncPool {
     return end;
   }
 
-  /** A chunk should take some milliseconds. */
-  #adapt(name, events, ms) {
+  /** A chunk should take some milliseconds, and not fill the memory with what it emits. */
+  #adapt(name, events, ms, emits, bytes) {
     const size = this.#chunks.get(name) ?? 1;
-    if (ms > 2 * CHUNK_MS) this.#chunks.set(name, Math.max(1, Math.min(size, events) >> 1));
-    else if (events >= size && ms < CHUNK_MS / 2) this.#chunks.set(name, Math.min(MAX_CHUNK, size * 4));
+    const load = Math.max(ms / CHUNK_MS, emits / CHUNK_EMITS, bytes / CHUNK_BYTES);
+    if (load > 2) this.#chunks.set(name, Math.max(1, Math.min(size, events) >> 1));
+    else if (events >= size && load < 0.5) this.#chunks.set(name, Math.min(MAX_CHUNK, size * 4));
   }
 
   /** The state records of a chunk's events, one list for each unit; a promise where some have to be asked for. */
@@ -161,7 +187,7 @@ class SyncPool {
 
   /** Run events `start` to `end`; returns where it stopped, as what they do has become much. */
   #chunk(part, source, units, columns, entries, start, end) {
-    if (units.length === 1) return this.#chunkOfOne(part, source, units[0], columns[0], entries[0], start, end);
+    if (units.length === 1) return this.#stage(part, source, units[0], columns[0], entries[0], start, end, WORK_BYTES);
     for (let i = start; i < end; i++) {
       this.#root(part, source, units, columns, entries, i, i - start, null);
       if (this.#effects.size > WORK_BYTES) return i + 1;
@@ -169,8 +195,49 @@ class SyncPool {
     return end;
   }
 
-  /** All of a chunk at its only node: the loop in which workers are most of the time. */
-  #chunkOfOne(part, source, unit, column, entries, start, end) {
+  /** The same where nodes chain: node by node, each with all that chains from it. */
+  async #stages(part, source, units, columns, entries, start, end) {
+    this.#most = this.#effects.size + this.#core.limits.max_result;
+    let stop = end;
+    for (let u = 0; u < units.length; u++) {
+      // What the first one has run, the others run as well.
+      const most = u === 0 ? Math.min(WORK_BYTES, this.#most) : this.#most;
+      stop = this.#stage(part, source, units[u], columns[u], entries[u], start, stop, most);
+      if (!(await this.#chain(part, null))) break;
+    }
+    return stop;
+  }
+
+  /** Run what chains from what has just run, stage by stage. False: the partition has been taken away meanwhile. */
+  async #chain(part, careful) {
+    this.#checkSize();
+    const core = this.#core;
+    for (const stage of this.#effects.takeChained()) {
+      const { unit, count } = stage;
+      const entries = await this.#entries(part, [unit], stage, 0, count);
+      if (!core.isCurrent(part)) return false;
+      if (careful === null) {
+        this.#stage(part, stage, unit, stage.column(), entries[0], 0, count, this.#most);
+        if (!(await this.#chain(part, null))) return false;
+        continue;
+      }
+      const column = stage.column();
+      for (let i = 0; i < count; i++) {
+        core.rootStart = this.#effects.size;
+        const entry = entries[0] === null ? null : entries[0][i];
+        this.#single(part, unit, unit.slots.get(stage.nameOf(i)), stage, i, column.at(i), entry, careful);
+        if (!(await this.#chain(part, careful))) return false;
+      }
+    }
+    return true;
+  }
+
+  #checkSize() {
+    if (this.#effects.size > this.#most) throw new TooMuch();
+  }
+
+  /** Events at one node, up to where the effects are over `most` bytes: the loop in which workers are most of the time. */
+  #stage(part, source, unit, column, entries, start, end, most) {
     const core = this.#core;
     const { watch } = core;
     const effects = this.#effects;
@@ -188,7 +255,7 @@ class SyncPool {
         watch.at(i);
         core.rootStart = effects.size;
         core.runOne(part, effects, unit, slot, source, i, data, entries === null ? null : entries[i - start]);
-        if (effects.size > WORK_BYTES) return i + 1;
+        if (effects.size > most) return i + 1;
       }
       return end;
     } finally {
@@ -204,15 +271,17 @@ class SyncPool {
     return true;
   }
 
-  /** One event at all of its nodes. `entries`: per unit a list, in which it has the index `at`. */
+  /** One event at all of its nodes, where they do not chain. `entries`: per unit a list, in which it has the index `at`. */
   #root(part, source, units, columns, entries, index, at, careful) {
     this.#core.rootStart = this.#effects.size;
-    for (let u = 0; u < units.length; u++) {
-      const data = columns[u] === null ? null : columns[u].at(index);
-      const entry = entries[u] === null ? null : entries[u][at];
-      const slot = units[u].slots.get(source.nameOf(index));
-      this.#single(part, units[u], slot, source, index, data, entry, careful);
-    }
+    for (let u = 0; u < units.length; u++) this.#rootAt(part, source, units, columns, entries, index, at, careful, u);
+  }
+
+  #rootAt(part, source, units, columns, entries, index, at, careful, u) {
+    const data = columns[u] === null ? null : columns[u].at(index);
+    const entry = entries[u] === null ? null : entries[u][at];
+    const slot = units[u].slots.get(source.nameOf(index));
+    this.#single(part, units[u], slot, source, index, data, entry, careful);
   }
 
   /** One event at one node; false: it has failed, or may not run. `careful`: what is named, see `#carefully`. */
@@ -238,8 +307,8 @@ class SyncPool {
     }
   }
 
-  /** A held event once more. `context`: its number. */
-  async #retry(part, item, context, retries, careful) {
+  /** A held event once more. `context`: its number; `isAlone`: nothing else is in the effects. */
+  async #retry(part, item, context, retries, careful, isAlone) {
     const core = this.#core;
     const unit = core.units.get(item.node);
     const [run] = runsOf(item.body);
@@ -249,23 +318,36 @@ class SyncPool {
     const entries = await this.#entries(part, [unit], source, 0, 1);
     if (!core.isCurrent(part) || !retries.begin(unit, slot, source)) return;
     core.rootStart = this.#effects.size;
+    this.#most = core.hasChains ? this.#effects.size + core.limits.max_result : Infinity;
     const data = run.column()?.at(0) ?? null;
     const entry = entries[0] === null ? null : entries[0][0];
-    const hasSucceeded = this.#single(part, unit, slot, source, 0, data, entry, careful);
-    retries.end(unit, slot, source, this.#effects, !hasSucceeded);
+    let hasFailed = false;
+    const go = () => {
+      hasFailed = !this.#single(part, unit, slot, source, 0, data, entry, careful);
+      return this.#chain(part, careful);
+    };
+    const refuse = (error) => {
+      hasFailed = true;
+      core.fail(part, this.#effects, unit, slot, source, 0, error);
+    };
+    if (await (isAlone ? this.#alone(part, go, refuse) : go())) {
+      retries.end(unit, slot, source, this.#effects, hasFailed);
+    }
   }
 
-  // ---------------------------------------------------------------- careful mode
+  // ---------------------------------------------------------------- event by event
 
-  /** Event by event, each announced and handed in: the worker is expected to die of one. */
-  async #carefully(part, message) {
+  /**
+   * Event by event, each handed in at once: in careful mode (`careful`: what is named), as the worker is expected to die of
+   * one; null: because together it was too much.
+   */
+  async #singly(part, message, careful) {
     const core = this.#core;
     const effects = this.#effects;
-    const careful = new Map(message.named.map((named) => [`${named.id}\0${named.node}`, named]));
     const retries = new Retries(part);
     let context = message.contextBase;
     for (const item of message.retries) {
-      await this.#retry(part, item, context++, retries, careful);
+      await this.#retry(part, item, context++, retries, careful, true);
       if (!core.isCurrent(part)) return false;
       core.handIn(part, effects);
     }
@@ -280,7 +362,7 @@ class SyncPool {
         for (let at = progress.next(offset, last); at < last; at = progress.next(at, last)) {
           const entries = await this.#entries(part, units, source, at - offset, at - offset + 1);
           if (!core.isCurrent(part)) return false;
-          this.#root(part, source, units, columns, entries, at - offset, 0, careful);
+          if (!(await this.#rootSingly(part, source, units, columns, entries, at - offset, careful))) return false;
           progress.add(at);
           effects.done.set(item.position, progress);
           core.handIn(part, effects);
@@ -290,6 +372,46 @@ class SyncPool {
       context += item.contexts;
     }
     return true;
+  }
+
+  /** One root event with all that chains from it. False: the partition has been taken away meanwhile. */
+  async #rootSingly(part, source, units, columns, entries, index, careful) {
+    const core = this.#core;
+    if (!core.hasChains) {
+      this.#root(part, source, units, columns, entries, index, 0, careful);
+      return true;
+    }
+    const go = async () => {
+      for (let u = 0; u < units.length; u++) {
+        core.rootStart = this.#effects.size;
+        this.#rootAt(part, source, units, columns, entries, index, 0, careful, u);
+        if (!(await this.#chain(part, careful))) return false;
+      }
+      return true;
+    };
+    return this.#alone(part, go, (error) => {
+      for (const unit of units) {
+        const slot = unit.slots.get(source.nameOf(index));
+        if (!core.isBehind(part, this.#effects, unit, slot, source, index)) {
+          core.fail(part, this.#effects, unit, slot, source, index, error);
+        }
+      }
+    });
+  }
+
+  /** `go`, for a root event that is all there is in the effects: too much of it is its failure (`refuse`). */
+  async #alone(part, go, refuse) {
+    const before = part.copyLocks();
+    this.#most = this.#core.hasChains ? this.#core.limits.max_result : Infinity;
+    try {
+      return await go();
+    } catch (error) {
+      if (!(error instanceof TooMuch)) throw error;
+      part.forget(before);
+      this.#effects.clear();
+      refuse(tooMuch(this.#core.limits.max_result, "emits, state and replies together, with what chained from it"));
+      return true;
+    }
   }
 }
 

@@ -11,6 +11,8 @@ class Unit {
     this.states = node.states.length ? new States(node.name, node.states) : null;
     /** `event.state` where there is none. */
     this.stateless = statelessView(node.name);
+    /** See `chainsOf`: where pairs that are new do not chain, and where they do. */
+    this.chains = [null, null];
     /** How many of its events may run at once. */
     this.concurrency = Math.min(...Array.from(node.slots.values(), (slot) => slot.concurrency));
   }

@@ -18,6 +18,8 @@ const TEXT = 1 << 20;
 /** Bytes for who an async event is. */
 const JOB_TEXT = 512;
 const MAX_JOBS = 4096;
+/** Numbers that say from which events chained ones come. */
+const MAX_PATH = 1 << 18;
 
 /** The shared memory, as both sides see it. */
 class Board {
@@ -26,6 +28,7 @@ class Board {
       main: new SharedArrayBuffer(HEAD + TEXT),
       deadlines: new SharedArrayBuffer(8 * MAX_JOBS),
       jobs: new SharedArrayBuffer(JOB_TEXT * MAX_JOBS),
+      path: new SharedArrayBuffer(4 * MAX_PATH),
     };
     this.cells = new Int32Array(this.memory.main, 0, Object.keys(CELLS).length);
     this.floats = new Float64Array(this.memory.main, FLOATS_AT, 1);
@@ -33,12 +36,28 @@ class Board {
     /** When each async event is over its time (ms of `steadyMs`); 0: there is none in this place. */
     this.deadlines = new Float64Array(this.memory.deadlines);
     this.jobs = Buffer.from(this.memory.jobs);
+    this.path = new Int32Array(this.memory.path);
     this.lock = new Lock(this.cells, CELLS.lock);
   }
 
   /** What `Watch.begin` said of the events that run. */
   running() {
     return JSON.parse(this.text.toString("utf8", 0, this.cells[CELLS.size]));
+  }
+
+  /** The id of one of them; `about`: what was said. undefined: nobody knows. */
+  idOf({ id, prefix, offset, ids, stages }, index) {
+    if (stages === null) return undefined;
+    let place = index;
+    let tail = "";
+    let end = 0;
+    for (const count of stages) {
+      const start = end;
+      end += 2 * count;
+      tail = `.${this.path[start + count + place]}${tail}`;
+      place = this.path[start + place];
+    }
+    return (id ?? ids?.[place] ?? `${prefix}${offset + place}`) + tail;
   }
 
   job(place) {
@@ -84,16 +103,14 @@ class Watch {
     let timeout = slots[0].timeout;
     let each;
     if (source.run.index !== null && slots.some((slot) => slot.timeout !== timeout)) {
-      each = Array.from(source.run.index.subarray(start, end), (name) => slots[name].timeout);
+      each = Array.from({ length: end - start }, (_, i) => slots[source.run.index[start + i]].timeout);
       timeout = Math.min(...each.filter((seconds) => seconds > 0), Infinity);
     }
     const about = { partition: part.number, epoch: part.epoch, node: unit.node, start, timeout, each };
-    if (source.retry !== null) about.id = source.retry.id;
-    else {
-      about.prefix = source.item.idPrefix;
-      about.offset = source.offset;
-      if (source.run.ids !== null) about.ids = Array.from({ length: end - start }, (_, i) => source.idOf(start + i));
-    }
+    if (end - start === 1) {
+      about.id = source.idOf(start);
+      about.stages = [];
+    } else this.#tellIds(about, source);
     const text = JSON.stringify(about);
     const fits = Buffer.byteLength(text) <= TEXT; // else they are not watched: who they are could not be told
     cells[CELLS.size] = fits ? board.text.write(text) : 0;
@@ -101,6 +118,33 @@ class Watch {
     cells[CELLS.index] = start;
     cells[CELLS.version]++;
     cells[CELLS.running] = 1;
+  }
+
+  /** What the ids of many events follow from: those of root events, and the way from there. */
+  #tellIds(about, source) {
+    const { path: way } = this.board;
+    about.stages = [];
+    let end = 0;
+    let root = source;
+    for (; root.parent !== undefined; root = root.parent) {
+      const { count, origins, ordinals } = root;
+      if (end + 2 * count > way.length) {
+        about.stages = null;
+        return;
+      }
+      way.set(origins, end);
+      way.set(ordinals, end + count);
+      about.stages.push(count);
+      end += 2 * count;
+    }
+    if (root.retry !== null) {
+      about.id = root.retry.id;
+      return;
+    }
+    about.prefix = root.item.idPrefix;
+    about.offset = root.offset;
+    const { ids } = root.run;
+    if (ids !== null) about.ids = ids instanceof Map ? Object.fromEntries(ids) : ids;
   }
 
   /** Of those, this one starts. */

@@ -56,11 +56,17 @@ function lateEvent(now) {
   }
   const least = board.floats[FLOATS.timeout];
   if (!least || now - since <= least * 1000) return null;
-  const { partition, epoch, node, start, timeout, each, id, prefix, offset, ids } = board.running();
+  const about = board.running();
+  const { partition, epoch, node, start, timeout, each } = about;
   const index = place[2];
   const allowed = each === undefined ? timeout : each[index - start];
   if (!allowed || now - since <= allowed * 1000) return null;
-  return { partition, epoch, node, timeout: allowed, id: id ?? ids?.[index - start] ?? `${prefix}${offset + index}` };
+  const id = board.idOf(about, index);
+  if (id === undefined) {
+    end(); // its works run again carefully: then it is known
+    return null;
+  }
+  return { partition, epoch, node, timeout: allowed, id };
 }
 
 /** The async event that aborting has not ended: it ignores that, or keeps the thread for itself; or null. */

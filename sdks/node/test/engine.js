@@ -61,6 +61,10 @@ class Engine {
     /** (node, key) -> record, for the questions of the worker. */
     this.store = new Map();
     this.asked = [];
+    /** Questions wait for `answer()`. */
+    this.isMute = false;
+    this.unanswered = null;
+    this.askers = [];
     this.seq = 0;
     const frames = new FrameReader();
     this.socket.on("data", (data) => frames.feed(data, (frame) => this.#received(frame)));
@@ -79,7 +83,9 @@ class Engine {
     if (kind === "ask") {
       const [, , node, keys] = fields;
       this.asked.push(keys.map(String));
-      this.send(5, [keys.map((key) => this.store.get(`${node}/${key}`) ?? null)]);
+      this.unanswered = [keys.map((key) => this.store.get(`${node}/${key}`) ?? null)];
+      this.askers.splice(0).forEach((resolve) => resolve());
+      if (!this.isMute) this.answer();
       return;
     }
     if (kind === "result") Object.assign(message, showResult(fields));
@@ -95,6 +101,16 @@ class Engine {
       if ((await Promise.race([more, this.exited])) === true) continue;
       if (!pattern.test(this[stream])) throw new Error(`the worker ended, and its ${stream} is without ${pattern}: ${this[stream]}`);
     }
+  }
+
+  /** Wait until it has asked. */
+  asking() {
+    return this.unanswered === null ? new Promise((resolve) => this.askers.push(resolve)) : Promise.resolve();
+  }
+
+  answer() {
+    this.send(5, this.unanswered);
+    this.unanswered = null;
   }
 
   async next(kind) {
@@ -228,6 +244,7 @@ function eventsOf(body) {
         data: data ? data[i] : null,
         hops: Array.isArray(meta.hops) ? meta.hops[i] : (meta.hops ?? 0),
         context: meta.contexts ? meta.contexts[i] : -1,
+        ...(meta.only ? { only: meta.only } : {}),
       });
     }
     at += m + k + d;

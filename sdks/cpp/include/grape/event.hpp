@@ -1,6 +1,8 @@
 /// What a handler gets: the event, the state of its key, and the ways out.
 #pragma once
 
+#include <array>
+#include <charconv>
 #include <chrono>
 #include <cmath>
 #include <cstdint>
@@ -109,9 +111,17 @@ struct Incoming {
   std::int64_t id_number = -1;  ///< -1: the prefix is all of it
 
   [[nodiscard]] std::string id() const {
-    std::string out(id_prefix);
-    if (id_number >= 0) out += std::to_string(id_number);
+    std::string out;
+    append_id(out);
     return out;
+  }
+
+  void append_id(std::string& out) const {
+    out.append(id_prefix);
+    if (id_number < 0) return;
+    std::array<char, 20> digits{};
+    const auto end = std::to_chars(digits.data(), digits.data() + digits.size(), id_number).ptr;
+    out.append(digits.data(), end);
   }
 };
 

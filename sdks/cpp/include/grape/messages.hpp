@@ -58,6 +58,20 @@ class Fields {
   std::uint32_t left_;
 };
 
+inline std::vector<std::pair<std::string, std::string>> read_pairs(Reader& reader) {
+  std::vector<std::pair<std::string, std::string>> out;
+  for (std::uint32_t left = reader.array(); left > 0; --left) {
+    Fields pair(reader);
+    std::string_view first;
+    std::string_view second;
+    pair.text(first);
+    pair.text(second);
+    pair.done();
+    out.emplace_back(first, second);
+  }
+  return out;
+}
+
 struct Welcome {
   std::int64_t version = 0;
   std::string_view pool;
@@ -65,6 +79,7 @@ struct Welcome {
   std::int64_t partitions = 0;
   Limits limits;
   std::vector<std::string> taken;
+  std::vector<std::pair<std::string, std::string>> unchained;
   std::int64_t boot_offset = 0;
   double heartbeat_timeout = 30.0;
   std::optional<TopologySpec> topology;
@@ -79,7 +94,7 @@ struct Welcome {
     fields.integer(partitions);
     if (fields.next()) limits = read_limits(reader);
     if (fields.next()) taken = read_texts(reader);
-    if (fields.next()) reader.skip();  // unchained: this worker chains nothing
+    if (fields.next()) unchained = read_pairs(reader);
     fields.integer(boot_offset);
     fields.real(heartbeat_timeout);
     if (fields.next()) reader.skip();  // concurrency: of async slots
@@ -93,6 +108,7 @@ struct Assign {
   std::int64_t epoch = 0;
   std::vector<std::pair<std::string, std::string>> held;
   bool empty = false;
+  bool chain_new = true;
 
   explicit Assign(Reader& reader) {
     Fields fields(reader);
@@ -100,18 +116,9 @@ struct Assign {
     reader.skip();
     fields.integer(partition);
     fields.integer(epoch);
-    if (fields.next()) {
-      for (std::uint32_t left = reader.array(); left > 0; --left) {
-        Fields pair(reader);
-        std::string_view node;
-        std::string_view key;
-        pair.text(node);
-        pair.text(key);
-        pair.done();
-        held.emplace_back(node, key);
-      }
-    }
+    if (fields.next()) held = read_pairs(reader);
     fields.boolean(empty);
+    fields.boolean(chain_new);
     fields.done();
   }
 };
@@ -320,8 +327,8 @@ Buffer hello_frame(std::int64_t pid, const Nodes& nodes, const Slots& slots) {
   pack_int(frame, pid);
   pack_str(frame, "cpp");
   pack_topology(frame, nodes, slots);
-  pack_array(frame, 4);
-  for (const auto* capability : {"partition", "cache", "timers", "calls"}) pack_str(frame, capability);
+  pack_array(frame, 5);
+  for (const auto* capability : {"partition", "cache", "chain", "timers", "calls"}) pack_str(frame, capability);
   close_frame(frame);
   return frame;
 }

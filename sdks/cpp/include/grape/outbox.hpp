@@ -23,8 +23,13 @@ class GrowingRun {
   std::size_t count = 0;
   bool is_closed = false;
 
-  void begin(std::uint32_t group_of_names, std::int64_t hops) {
-    group = group_of_names;
+  void begin(Lead lead, std::int64_t hops) {
+    group = lead.group;
+    only_ = lead.only;
+    only_size_ = 0;
+    if (only_ != nullptr) {
+      for (const auto& node : *only_) only_size_ += node.size() + 5;
+    }
     count = 0;
     is_closed = false;
     hops_ = hops;
@@ -66,7 +71,7 @@ class GrowingRun {
   /// At most so many bytes it will have with another event of `more` bytes.
   [[nodiscard]] std::size_t bound(std::size_t more, bool new_hops, bool new_contexts) const {
     const std::size_t events = count + 1;
-    return 120 + names_size_ + keys_.size() + data_.size() + more + 2 * events + (new_hops || !each_hops_.empty() ? 5 * events : 0) +
+    return 120 + names_size_ + only_size_ + keys_.size() + data_.size() + more + 2 * events + (new_hops || !each_hops_.empty() ? 5 * events : 0) +
            (new_contexts || !contexts_.empty() ? 5 * events : 0);
   }
   [[nodiscard]] std::size_t bound() const { return bound(0, false, false); }
@@ -77,7 +82,8 @@ class GrowingRun {
   template <class Local>
   void pack(Buffer& out, const Routes& routes, Buffer& meta, Local&& local) const {
     meta.clear();
-    pack_map(meta, 1U + (index_.empty() ? 0U : 1U) + (hops_ != 0 || !each_hops_.empty() ? 1U : 0U) + (contexts_.empty() ? 0U : 1U));
+    pack_map(meta, 1U + (index_.empty() ? 0U : 1U) + (hops_ != 0 || !each_hops_.empty() ? 1U : 0U) + (only_ == nullptr ? 0U : 1U) +
+                       (contexts_.empty() ? 0U : 1U));
     pack_str(meta, "names");
     pack_array(meta, names_.size());
     for (const auto name : names_) pack_str(meta, routes[name].text);
@@ -92,6 +98,10 @@ class GrowingRun {
     } else if (hops_ != 0) {
       pack_str(meta, "hops");
       pack_int(meta, hops_);
+    }
+    if (only_ != nullptr) {
+      pack_str(meta, "only");
+      pack_texts(meta, *only_);
     }
     if (!contexts_.empty()) {
       pack_str(meta, "contexts");
@@ -114,6 +124,8 @@ class GrowingRun {
  private:
   static constexpr std::string_view nil{"\xC0", 1};
 
+  const std::vector<std::string>* only_ = nullptr;
+  std::size_t only_size_ = 0;
   std::vector<std::uint32_t> names_;
   std::size_t last_ = 0;
   std::size_t names_size_ = 0;
@@ -158,7 +170,7 @@ class Outbox {
     }
     if (run == nullptr || run->is_closed) {
       run = lane.emplace_back(fresh()).get();
-      run->begin(lead.group, hops);
+      run->begin(lead, hops);
     }
     run->append(name, name_size, key, data, hops, context);
     if (run->bound() >= limits_.batch_target) run->is_closed = true;
@@ -174,11 +186,18 @@ class Outbox {
         i = pack_body(out, number, i);
         ++bodies;
       }
-      for (auto& run : lane) give_back(std::move(run));
-      lane.clear();
+    }
+    clear();
+    fill_in(out, array, bodies);
+  }
+
+  /// Forgets everything.
+  void clear() {
+    for (const auto number : used_) {
+      for (auto& run : lanes_[number]) give_back(std::move(run));
+      lanes_[number].clear();
     }
     used_.clear();
-    fill_in(out, array, bodies);
   }
 
  private:

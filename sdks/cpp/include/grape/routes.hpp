@@ -21,6 +21,7 @@ namespace grape::detail {
 struct Lead {
   std::uint32_t target = 0;
   std::uint32_t group = 0;
+  const std::vector<std::string>* only = nullptr;  ///< these nodes alone are meant; null: all that listen
 };
 
 struct Name {
@@ -37,9 +38,100 @@ struct Target {
   bool is_mixed = false;
 };
 
+using Pairs = std::set<std::pair<std::string, std::string>>;
+
+/// The number of each vertex' strongly connected component (Tarjan 1972, without recursion): two lie on a common cycle exactly if
+/// theirs are equal.
+inline std::map<std::string, std::size_t> components(const std::map<std::string, std::set<std::string>>& graph) {
+  struct Step {
+    const std::string* vertex;
+    std::set<std::string>::const_iterator next;
+    std::set<std::string>::const_iterator end;
+  };
+  static const std::set<std::string> none;
+  std::map<std::string, std::size_t> index;
+  std::map<std::string, std::size_t> low;
+  std::map<std::string, std::size_t> component;
+  std::vector<const std::string*> stack;
+  std::vector<Step> way;
+  std::size_t count = 0;
+  const auto enter = [&](const std::string& vertex) {
+    index.emplace(vertex, index.size());
+    low[vertex] = index.size() - 1;
+    stack.push_back(&vertex);
+    const auto found = graph.find(vertex);
+    const std::set<std::string>& targets = found == graph.end() ? none : found->second;
+    way.push_back({&vertex, targets.begin(), targets.end()});
+  };
+  const auto lower = [&](const std::string& vertex, std::size_t to) { low[vertex] = std::min(low[vertex], to); };
+  for (const auto& [start, targets] : graph) {
+    if (index.count(start) == 0) enter(start);
+    while (!way.empty()) {
+      Step& step = way.back();
+      if (step.next != step.end) {
+        const std::string& target = *step.next++;
+        if (index.count(target) == 0) {
+          enter(target);
+        } else if (component.count(target) == 0) {
+          lower(*step.vertex, index[target]);
+        }
+        continue;
+      }
+      const std::string& vertex = *step.vertex;
+      way.pop_back();
+      if (!way.empty()) lower(*way.back().vertex, low[vertex]);
+      if (low[vertex] != index[vertex]) continue;
+      const std::string* member = nullptr;
+      do {
+        member = stack.back();
+        stack.pop_back();
+        component[*member] = count;
+      } while (*member != vertex);
+      ++count;
+    }
+  }
+  return component;
+}
+
+/// A pair chains if an edge of it is declared, both nodes are synchronous and in one pool, no slot of the target says otherwise, and
+/// the pair lies on no cycle of declared pairs. The engine works it out alike.
+inline Pairs chained_pairs(const TopologySpec& topology) {
+  std::map<std::string, const NodeSpec*> nodes;
+  for (const auto& node : topology.nodes) nodes[node.name] = &node;
+  std::map<std::string, std::set<std::string>> listeners;
+  std::set<std::string> unchained;
+  for (const auto& slot : topology.slots) {
+    listeners[slot.event].insert(slot.node);
+    if (!slot.chain) unchained.insert(slot.node);
+  }
+  std::map<std::string, std::set<std::string>> declared;
+  for (const auto& slot : topology.slots) {
+    for (const auto& event : slot.emits) {
+      if (const auto found = listeners.find(event); found != listeners.end()) {
+        declared[slot.node].insert(found->second.begin(), found->second.end());
+      }
+    }
+  }
+  const auto component = components(declared);
+  const auto is_near = [&](const std::string& node, const std::string& target) {
+    const auto one = nodes.find(node);
+    const auto other = nodes.find(target);
+    return one != nodes.end() && other != nodes.end() && one->second->pool == other->second->pool && !one->second->is_async &&
+           !other->second->is_async;
+  };
+  Pairs out;
+  for (const auto& [node, targets] : declared) {
+    for (const auto& target : targets) {
+      if (is_near(node, target) && unchained.count(target) == 0 && component.at(node) != component.at(target)) out.emplace(node, target);
+    }
+  }
+  return out;
+}
+
 class Routes {
  public:
-  Routes(const TopologySpec& topology, std::string_view pool, const std::vector<std::string>& taken) : app_(topology.name) {
+  Routes(const TopologySpec& topology, std::string_view pool, const std::vector<std::string>& taken)
+      : app_(topology.name), chained_(chained_pairs(topology)) {
     std::map<std::string, std::string> pool_of;
     for (const auto& node : topology.nodes) pool_of[node.name] = node.pool;
     std::map<std::pair<std::string, std::vector<std::string>>, std::uint32_t> groups;
@@ -65,6 +157,7 @@ class Routes {
     for (auto& target : targets_) {
       for (const auto& [node, of] : heard[target.name]) target.is_mixed |= of.size() > 1;
     }
+    groups_ = static_cast<std::uint32_t>(groups.size());
     const std::set<std::string> wanted(taken.begin(), taken.end());
     for (const auto& output : topology.outputs) {
       if (find(output) != nullptr) continue;
@@ -84,6 +177,17 @@ class Routes {
   [[nodiscard]] std::size_t size() const noexcept { return names_.size(); }
   [[nodiscard]] const std::vector<Target>& targets() const noexcept { return targets_; }
 
+  /// The pairs (emitting node, target) that may run at once.
+  [[nodiscard]] const Pairs& chained() const noexcept { return chained_; }
+
+  /// The same log, for these of its nodes alone.
+  [[nodiscard]] Lead lead_for(Lead lead, std::vector<std::string> only) {
+    lead.only = &only_.emplace_back(std::move(only));
+    lead.group = groups_++;
+    targets_[lead.target].is_mixed = true;
+    return lead;
+  }
+
   /// What to tell the author of an emit that leads nowhere.
   [[nodiscard]] std::string unknown(std::string_view name, std::string_view node, std::string_view does = "emits") const {
     std::string out = "node '" + std::string(node) + "' " + std::string(does) + " '" + clean_text(name, 300) + "', ";
@@ -100,6 +204,9 @@ class Routes {
   std::deque<Name> names_;  // a deque: the keys of by_name_ point into it
   std::unordered_map<std::string_view, std::uint32_t> by_name_;
   std::vector<Target> targets_;
+  Pairs chained_;
+  std::deque<std::vector<std::string>> only_;  // a deque: leads point into it
+  std::uint32_t groups_ = 0;
 
   Name& add(const std::string& text) {
     Name& name = names_.emplace_back();

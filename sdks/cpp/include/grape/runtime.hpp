@@ -1,7 +1,8 @@
 /// Runs works: events in, one result out. Knows the protocol's rules; the socket is behind `Channel`.
 ///
 /// The way of a work: retries first, then each batch event by event, at every node that listens. After each root event a work
-/// may end early, and the engine sends what is left once more. What an event does is collected in `Event`, and taken over here
+/// may end early, and the engine sends what is left once more. Where nodes chain, some root events (a chunk) go first, and what they
+/// emitted over chained pairs is the next stage, node by node: so the state that a stage needs is asked for at once. What an event does is collected in `Event`, and taken over here
 /// when its handler has returned; so a failed one has nothing to be undone.
 #pragma once
 
@@ -93,7 +94,11 @@ struct Declared {
 class Runtime {
  public:
   Runtime(Channel& channel, const std::deque<NodeSpec>& nodes, const std::deque<Declared>& slots) : channel_(channel), slots_(slots) {
-    for (const auto& node : nodes) units_.push_back({&node, units_.size()});
+    for (const auto& node : nodes) {
+      Unit& unit = units_.emplace_back();
+      unit.node = &node;
+      unit.number = units_.size() - 1;
+    }
     for (const auto& slot : slots) counted_.push_back(slot.spec.event + ">" + slot.spec.node);
     processed_.resize(slots.size());
   }
@@ -104,6 +109,7 @@ class Runtime {
     boot_offset_ = welcome.boot_offset;
     TopologySpec topology = welcome.topology ? *welcome.topology : own_topology(welcome.pool);
     routes_ = std::make_unique<Routes>(topology, welcome.pool, welcome.taken);
+    find_chains(welcome);
     outbox_ = std::make_unique<Outbox>(*routes_, limits_, partitions_);
     emit_counts_.assign(routes_->size(), 0);
     parts_.resize(partitions_);
@@ -118,6 +124,7 @@ class Runtime {
     auto part = std::make_unique<Part>();
     part->number = assign.partition;
     part->epoch = assign.epoch;
+    part->chain_new = assign.chain_new;
     part->locks.resize(units_.size());
     for (const auto& unit : units_) part->tables.emplace_back(*unit.node, assign.empty);
     for (const auto& [node, key] : assign.held) {
@@ -138,47 +145,103 @@ class Runtime {
     if (work.context_base == 0) part->deadlines.clear();  // contexts are numbered anew when no work is out
     part->deadlines.insert(work.deadlines.begin(), work.deadlines.end());
     bound_cache();
-    careful_ = work.careful;
+    careful_ = is_single_ = work.careful;
     named_ = &work.named;
     stuck_.clear();
     start_clock();
-    std::int64_t context = work.context_base;
-    for (const auto& item : work.retries) {
-      run_retry(item, context++);
-      if (careful_ || is_long()) {
-        hand_in(nullptr);
-        start_clock();
-      }
+    std::size_t next = 0;
+    Before before = as_it_is();
+    try {
+      run_work(work, next, before);
+      return;
+    } catch (const TooMuch&) {
+      undo(before);
     }
-    for (const auto& item : work.batches) {
-      if (!run_batch(item, context)) break;
-      context += item.contexts;
-    }
-    hand_in(&work.seq);
+    is_single_ = true;
+    run_work(work, next, before);
   }
 
  private:
   static constexpr std::chrono::milliseconds work_time{100};
+  static constexpr std::chrono::milliseconds chunk_time{10};
   static constexpr std::size_t work_bytes = 16U << 20U;
   static constexpr std::size_t ask_bytes = 16U << 20U;
   static constexpr std::size_t ask_events = 4'096;
   static constexpr std::int64_t most_hops = std::int64_t{1} << 31;
 
+  static constexpr std::size_t chunk_bytes = 4U << 20U;
+  static constexpr unsigned chunk_events = 1'024;
+  static constexpr std::size_t child_bytes = 48;
+
   using Line = std::pair<std::size_t, std::string>;
 
+  struct Unit;
+
+  /// A node that gets events of a name at once.
+  struct Next {
+    const Unit* unit = nullptr;
+    const Declared* slot = nullptr;
+  };
+
+  /// Where a name leads within its partition: nodes that run at once (none: it does not chain), and logs for all the others.
+  struct Chain {
+    std::vector<Next> next;
+    std::vector<Lead> leads;
+  };
+
+  /// `chains`: by the number of the name; where pairs that are new do not chain, and where they do. Empty: nothing does.
   struct Unit {
     const NodeSpec* node = nullptr;
     std::size_t number = 0;
+    std::array<std::vector<Chain>, 2> chains{};
   };
+
+  /// A chained event. Key, data and id stand in the texts of its stage.
+  struct Child {
+    const Declared* slot = nullptr;
+    bool has_key = false;
+    std::size_t key = 0;
+    std::size_t key_size = 0;
+    std::size_t data = 0;
+    std::size_t size = 0;
+    std::int64_t hops = 0;
+    std::int64_t context = -1;
+    std::int64_t created = 0;
+    std::size_t id = 0;  ///< its parent's, and a point; then comes `ordinal`
+    std::size_t id_size = 0;
+    std::int64_t ordinal = 0;
+  };
+
+  /// What chains into one node. `parent`: number of the event that emitted last.
+  struct Stage {
+    const Unit* unit = nullptr;
+    std::vector<Child> children;
+    Buffer texts;
+    std::uint64_t parent = 0;
+  };
+
+  using Locks = std::vector<std::unordered_set<std::string>>;
+  using Lines = std::map<Line, std::set<std::string>>;
+
+  /// What has to be as it was, if what was done since the last result has not happened.
+  struct Before {
+    Locks locks;
+    Lines lines;
+    std::set<Line> stuck;
+  };
+
+  /// The root events since the last result did more than a result can hold: they have to run one by one.
+  struct TooMuch {};
 
   /// A partition of this worker. `lines`: ids of the events that were handed in as failed or behind, by the (node, key) whose
   /// line they stand in, until they have been retried: when the engine sends the first one back it may not know all of them yet.
   struct Part {
     std::int64_t number = 0;
     std::int64_t epoch = 0;
+    bool chain_new = true;
     std::vector<Table> tables;
-    std::vector<std::unordered_set<std::string>> locks;
-    std::map<Line, std::set<std::string>> lines;
+    Locks locks;
+    Lines lines;
     std::unordered_map<std::int64_t, std::int64_t> deadlines;
   };
 
@@ -196,7 +259,7 @@ class Runtime {
 
   Channel& channel_;
   const std::deque<Declared>& slots_;
-  std::vector<Unit> units_;
+  std::deque<Unit> units_;
   Limits limits_;
   std::size_t partitions_ = 1;
   std::int64_t boot_offset_ = 0;
@@ -215,6 +278,15 @@ class Runtime {
   RunReader run_;
   std::vector<Listening> listening_;
   std::vector<Change> changes_;
+
+  // What chains.
+  bool has_chains_ = false;
+  bool is_single_ = false;  ///< each root event is handed in alone
+  std::vector<std::unique_ptr<Stage>> chained_;
+  std::vector<std::unique_ptr<Stage>> spare_;
+  std::uint64_t parent_ = 0;        ///< number of the event that has run last
+  std::size_t chunk_start_ = 0;     ///< where the effects of the chunk begin
+  std::vector<unsigned> chunks_;    ///< root events in a chunk, by the number of the name
 
   // What it has done since the last result.
   std::unique_ptr<Outbox> outbox_;
@@ -242,7 +314,7 @@ class Runtime {
 
   [[nodiscard]] TopologySpec own_topology(std::string_view pool) const {
     TopologySpec out;
-    for (const auto& unit : units_) out.nodes.push_back({unit.node->name, std::string(pool), {}});
+    for (const auto& unit : units_) out.nodes.push_back({unit.node->name, std::string(pool), {}, false});
     for (const auto& slot : slots_) out.slots.push_back(slot.spec);
     return out;
   }
@@ -305,6 +377,25 @@ class Runtime {
 
   // ------------------------------------------------------------------ retries and batches
 
+  /// Runs what is left of a work, from the retry number `next` on, which is the first one that was not handed in.
+  void run_work(const Work& work, std::size_t& next, Before& before) {
+    for (std::size_t i = next; i < work.retries.size(); ++i) {
+      run_retry(work.retries[i], work.context_base + static_cast<std::int64_t>(i));
+      if (is_single_ || is_long()) {
+        hand_in(nullptr);
+        next = i + 1;
+        before = as_it_is();
+        start_clock();
+      }
+    }
+    std::int64_t context = work.context_base + static_cast<std::int64_t>(work.retries.size());
+    for (const auto& item : work.batches) {
+      if (!run_batch(item, context)) break;
+      context += item.contexts;
+    }
+    hand_in(&work.seq);
+  }
+
   /// Lets a held event pass the lock of its key. One that fails again keeps those that stand behind it in its line, and the lock
   /// stays as long as another event of the line is held.
   void run_retry(const RetryItem& item, std::int64_t context) {
@@ -315,12 +406,11 @@ class Runtime {
     const Declared* slot = unit == nullptr ? nullptr : slot_of(run_.names[0], item.node);
     if (slot == nullptr) return;
     const Key key = run_.key_at(0);
-    auto& locks = part_->locks[unit->number];
     std::optional<Line> line;
     if (key.exists && slot->spec.ordered) {
       line.emplace(unit->number, key.text);
       if (stuck_.count(*line) != 0) return;
-      locks.erase(line->second);
+      part_->locks[unit->number].erase(line->second);
     }
     listening_.clear();
     listening_.push_back({unit, {slot}});
@@ -334,10 +424,18 @@ class Runtime {
     in.created = item.created;
     in.attempt = item.attempt;
     in.id_prefix = item.id;
-    root_size_ = 0;
-    const bool has_failed = !run_at(*unit, *slot, in, &item);
+    bool has_failed = false;
+    const bool is_done = run_root([&] {
+      has_failed = !run_at(*unit, *slot, in, &item);
+      finish_chunk();
+    });
+    if (!is_done) {
+      has_failed = true;
+      fail(*unit, *slot, in, &item, too_much(), nullptr, false);
+    }
     if (!has_failed) retried_.push_back(item.hold);
     if (!line) return;
+    auto& locks = part_->locks[unit->number];
     if (locks.count(line->second) != 0) {
       stuck_.insert(std::move(*line));
       return;
@@ -400,6 +498,7 @@ class Runtime {
     Incoming in;
     in.created = item.created;
     std::size_t asked = 0;
+    Chunk chunk(*this, item);
     for (std::size_t i = 0; i < run_.count; ++i) {
       const std::int64_t index = offset + static_cast<std::int64_t>(i);
       if (item.done.is_done(index)) continue;
@@ -416,20 +515,270 @@ class Runtime {
           in.id_number = -1;
         }
       }
-      root_size_ = 0;
       const std::size_t name = run_.name_at(i);
       in.name = run_.names[name];
-      for (const auto& listening : listening_) {
-        if (const Declared* slot = listening.slots[name]) run_at(*listening.unit, *slot, in, nullptr);
-      }
-      note_done(item, index + 1);
-      if (careful_) {
+      if (is_single_) {
+        if (!run_root([&] { run_everywhere(in, name); })) {
+          refuse_everywhere(in, name);
+          asked = i + 1;  // nothing is cached any more
+        }
+        note_done(item, index + 1);
         hand_in(nullptr);
-      } else if (is_long()) {
-        return false;
+        continue;
+      }
+      run_everywhere(in, name);
+      if (has_chains_ && !chunk.is_full(index + 1)) continue;
+      if (!has_chains_) note_done(item, index + 1);
+      if (is_long()) return chunk.finish(), false;
+    }
+    chunk.finish();
+    return true;
+  }
+
+  /// Some root events, until all that chains from them has run.
+  class Chunk {
+   public:
+    Chunk(Runtime& runtime, const BatchItem& item) : runtime_(runtime), item_(item) {}
+
+    /// Another one has run, up to `end` of its batch; true: it was the last, and all is finished.
+    bool is_full(std::int64_t end) {
+      if (events_ == 0) started_ = std::chrono::steady_clock::now();
+      end_ = end;
+      const std::uint32_t* number = runtime_.routes_->find(runtime_.run_.names[0]);
+      most_ = number == nullptr ? nullptr : &runtime_.chunks_[*number];
+      const bool is_full = ++events_ >= (most_ == nullptr ? 1U : *most_) || runtime_.size_ - runtime_.chunk_start_ > chunk_bytes;
+      if (is_full) finish();
+      return is_full;
+    }
+
+    void finish() {
+      if (events_ == 0) return;
+      const std::size_t start = runtime_.chunk_start_;
+      runtime_.finish_chunk();
+      runtime_.note_done(item_, end_);
+      if (most_ != nullptr) adapt(runtime_.size_ - std::min(start, runtime_.size_));
+      events_ = 0;
+    }
+
+   private:
+    Runtime& runtime_;
+    const BatchItem& item_;
+    unsigned events_ = 0;
+    std::int64_t end_ = 0;
+    unsigned* most_ = nullptr;
+    std::chrono::steady_clock::time_point started_;
+
+    /// It should take some milliseconds, and not fill the memory.
+    void adapt(std::size_t bytes) {
+      const auto took = std::chrono::steady_clock::now() - started_;
+      if (took > 2 * chunk_time || bytes > 2 * chunk_bytes) {
+        *most_ = std::max(1U, std::min(*most_, events_) / 2);
+      } else if (events_ >= *most_ && took < chunk_time / 2 && bytes < chunk_bytes / 2) {
+        *most_ = std::min(chunk_events, 4 * *most_);
       }
     }
-    return true;
+  };
+
+  void run_everywhere(const Incoming& in, std::size_t name) {
+    root_size_ = 0;
+    for (const auto& listening : listening_) {
+      const Declared* slot = listening.slots[name];
+      if (slot == nullptr) continue;
+      if (has_chains_) root_size_ = 0;
+      run_at(*listening.unit, *slot, in, nullptr);
+      if (has_chains_) check_size();
+      if (is_single_) run_chained();
+    }
+  }
+
+  /// The event did too much together with what chained from it.
+  void refuse_everywhere(const Incoming& in, std::size_t name) {
+    for (const auto& listening : listening_) {
+      const Declared* slot = listening.slots[name];
+      if (slot != nullptr && !is_behind(*listening.unit, *slot, in, nullptr)) {
+        fail(*listening.unit, *slot, in, nullptr, too_much(), nullptr, false);
+      }
+    }
+  }
+
+  [[nodiscard]] Blame too_much() const {
+    return {"too-large", "one event had effects of over " + std::to_string(limits_.max_result) +
+                             " bytes (max-result), with what chained from it: emits, state and replies together", ""};
+  }
+
+  // ------------------------------------------------------------------ what chains
+
+  void find_chains(const Welcome& welcome) {
+    chunks_.assign(routes_->size(), 1);
+    Pairs old = routes_->chained();
+    for (const auto& pair : welcome.unchained) old.erase(pair);
+    for (auto& unit : units_) {
+      unit.chains[0] = chains_of(*unit.node, old, welcome.pool);
+      unit.chains[1] = chains_of(*unit.node, routes_->chained(), welcome.pool);
+      has_chains_ |= !unit.chains[1].empty();
+    }
+  }
+
+  std::vector<Chain> chains_of(const NodeSpec& node, const Pairs& pairs, std::string_view pool) {
+    std::vector<Chain> out(routes_->size());
+    bool is_any = false;
+    for (std::uint32_t number = 0; number < out.size(); ++number) {
+      const Name& name = (*routes_)[number];
+      Chain& chain = out[number];
+      std::vector<std::string> rest;
+      for (const auto& target : name.listeners) {
+        const Unit* unit = pairs.count({node.name, target}) == 0 ? nullptr : unit_of(target);
+        if (unit == nullptr) {
+          rest.push_back(target);
+        } else {
+          chain.next.push_back({unit, slot_of(name.text, target)});
+        }
+      }
+      if (chain.next.empty()) continue;
+      is_any = true;
+      for (const auto lead : name.leads) {
+        const bool is_here = routes_->targets()[lead.target].name == pool;
+        if (!is_here) chain.leads.push_back(lead);
+        if (is_here && !rest.empty()) chain.leads.push_back(routes_->lead_for(lead, rest));
+      }
+    }
+    return is_any ? out : std::vector<Chain>();
+  }
+
+  /// The chain of a name for events of `unit` that stay in the partition; null: there is none.
+  [[nodiscard]] const Chain* chain_of(const Unit& unit, std::uint32_t name) const {
+    const auto& chains = unit.chains[part_->chain_new ? 1 : 0];
+    return chains.empty() || chains[name].next.empty() ? nullptr : &chains[name];
+  }
+
+  /// The stage of a node among those that are to run next.
+  Stage& stage_of(const Unit& unit) {
+    for (auto& stage : chained_) {
+      if (stage->unit == &unit) return *stage;
+    }
+    if (spare_.empty()) {
+      chained_.push_back(std::make_unique<Stage>());
+    } else {
+      chained_.push_back(std::move(spare_.back()));
+      spare_.pop_back();
+    }
+    Stage& stage = *chained_.back();
+    stage.unit = &unit;
+    stage.parent = 0;
+    return stage;
+  }
+
+  void chain(const Next& next, const Incoming& in, std::int64_t ordinal, Key key, std::string_view data) {
+    Stage& stage = stage_of(*next.unit);
+    Child child;
+    if (stage.parent == parent_) {
+      child.id = stage.children.back().id;
+      child.id_size = stage.children.back().id_size;
+    } else {
+      stage.parent = parent_;
+      child.id = stage.texts.size();
+      in.append_id(stage.texts);
+      stage.texts.push_back('.');
+      child.id_size = stage.texts.size() - child.id;
+    }
+    child.slot = next.slot;
+    child.has_key = key.exists;
+    child.key = stage.texts.size();
+    child.key_size = key.text.size();
+    stage.texts.append(key.text);
+    child.data = stage.texts.size();
+    child.size = data.size();
+    stage.texts.append(data);
+    child.hops = std::min(in.hops + 1, most_hops);
+    child.context = in.context;
+    child.created = in.created;
+    child.ordinal = ordinal;
+    stage.children.push_back(child);
+    size_ += data.size() + key.text.size() + child_bytes;
+  }
+
+  /// Runs what has been chained, and all that chains from that.
+  void run_chained() {
+    if (chained_.empty()) return;
+    std::vector<std::unique_ptr<Stage>> stages;
+    stages.swap(chained_);
+    for (auto& stage : stages) {
+      ask_for(*stage);
+      const std::string_view texts = stage->texts;
+      for (const auto& child : stage->children) {
+        Incoming in;
+        in.name = child.slot->spec.event;
+        if (child.has_key) in.key = {texts.substr(child.key, child.key_size), true};
+        in.data = texts.substr(child.data, child.size);
+        in.hops = child.hops;
+        in.context = child.context;
+        in.created = child.created;
+        in.id_prefix = texts.substr(child.id, child.id_size);
+        in.id_number = child.ordinal;
+        root_size_ = 0;
+        run_at(*stage->unit, *child.slot, in, nullptr);
+        check_size();
+        if (careful_) run_chained();
+      }
+      run_chained();
+      stage->children.clear();
+      stage->texts.clear();
+      if (stage->texts.capacity() <= chunk_bytes && spare_.size() < units_.size()) spare_.push_back(std::move(stage));
+    }
+  }
+
+  void ask_for(const Stage& stage) {
+    Table& table = part_->tables[stage.unit->number];
+    if (table.is_complete || stage.unit->node->states.empty()) return;
+    std::vector<std::string_view> missing;
+    for (const auto& child : stage.children) {
+      const std::string_view key = std::string_view(stage.texts).substr(child.key, child.key_size);
+      if (child.has_key && table.find(key) == nullptr) missing.push_back(key);
+    }
+    ask_once(table, missing);
+  }
+
+  /// The root events of a chunk have run: now what chains from them.
+  void finish_chunk() {
+    run_chained();
+    chunk_start_ = size_;
+  }
+
+  void check_size() const {
+    if (size_ > chunk_start_ + limits_.max_result) throw TooMuch();
+  }
+
+  /// Runs a root event. If it is alone, and does too much together with what chains from it, it has done nothing: false.
+  template <class Run>
+  bool run_root(Run&& run) {
+    if (!is_single_) {
+      run();
+      return true;
+    }
+    Before before = as_it_is();
+    try {
+      run();
+      return true;
+    } catch (const TooMuch&) {
+      undo(before);
+    }
+    return false;
+  }
+
+  [[nodiscard]] Before as_it_is() const { return has_chains_ ? Before{part_->locks, part_->lines, stuck_} : Before{}; }
+
+  /// What was done since the last result has not happened. What is stored can be asked for again.
+  void undo(const Before& before) {
+    part_->locks = before.locks;
+    part_->lines = before.lines;
+    stuck_ = before.stuck;
+    part_->tables.clear();
+    for (const auto& unit : units_) part_->tables.emplace_back(*unit.node, false);
+    outbox_->clear();
+    chained_.clear();
+    std::fill(processed_.begin(), processed_.end(), 0);
+    std::fill(emit_counts_.begin(), emit_counts_.end(), 0);
+    forget();
   }
 
   [[nodiscard]] std::int64_t context_of(const BatchItem& item, std::int64_t index, std::size_t i, std::int64_t base) const {
@@ -464,11 +813,15 @@ class Runtime {
         if (!key.exists || table.find(key.text) != nullptr) continue;
         if (done == nullptr || !done->is_done(offset + static_cast<std::int64_t>(i))) missing.push_back(key.text);
       }
-      if (missing.empty()) continue;
-      std::sort(missing.begin(), missing.end());  // the store finds neighbours faster
-      missing.erase(std::unique(missing.begin(), missing.end()), missing.end());
-      ask(table, missing);
+      ask_once(table, missing);
     }
+  }
+
+  void ask_once(Table& table, std::vector<std::string_view>& keys) {
+    if (keys.empty()) return;
+    std::sort(keys.begin(), keys.end());  // the store finds neighbours faster
+    keys.erase(std::unique(keys.begin(), keys.end()), keys.end());
+    ask(table, keys);
   }
 
   void ask(Table& table, const std::vector<std::string_view>& keys) {
@@ -519,14 +872,18 @@ class Runtime {
         }
       }
     }
-    const auto& locks = part_->locks[unit.number];
-    if (!locks.empty() && in.key.exists && slot.spec.ordered && locks.count(std::string(in.key.text)) != 0) {
-      part_->lines[{unit.number, std::string(in.key.text)}].insert(in.id());
-      record_failure(unit, in, retry, Blame{}, true, false, false);
-      return false;
-    }
+    if (is_behind(unit, slot, in, retry)) return false;
     if (careful_) channel_.send(announce_frame(part_->number, part_->epoch, in.id(), unit.node->name));
     return execute(unit, slot, in, retry);
+  }
+
+  /// Whether the event has to wait behind a failed one of its key; then it has been handed in so.
+  bool is_behind(const Unit& unit, const Declared& slot, const Incoming& in, const RetryItem* retry) {
+    const auto& locks = part_->locks[unit.number];
+    if (locks.empty() || !in.key.exists || !slot.spec.ordered || locks.count(std::string(in.key.text)) == 0) return false;
+    part_->lines[{unit.number, std::string(in.key.text)}].insert(in.id());
+    record_failure(unit, in, retry, Blame{}, true, false, false);
+    return true;
   }
 
   bool execute(const Unit& unit, const Declared& slot, const Incoming& in, const RetryItem* retry) {
@@ -560,7 +917,7 @@ class Runtime {
       fail(unit, slot, in, retry, blamed, nullptr, false);
       return false;
     }
-    take_effects(in, table, time);
+    take_effects(unit, in, table, time);
     event_.end();
     ++processed_[slot.number];
     return true;
@@ -599,11 +956,13 @@ class Runtime {
     root_size_ += size;
   }
 
-  void take_effects(const Incoming& in, Table& table, std::int64_t time) {
+  void take_effects(const Unit& unit, const Incoming& in, Table& table, std::int64_t time) {
+    ++parent_;
     if (!event_.stored_.empty()) size_ = static_cast<std::size_t>(static_cast<std::ptrdiff_t>(size_) + table.store(in.key.text, time));
     const std::string_view texts = event_.texts_;
     const auto own = static_cast<std::size_t>(part_->number);
-    for (const auto& emitted : event_.emitted_) {
+    for (std::size_t ordinal = 0; ordinal < event_.emitted_.size(); ++ordinal) {
+      const Emitted& emitted = event_.emitted_[ordinal];
       const TimerName timer{event_.node_->name, in.key.text, texts.substr(emitted.timer, emitted.timer_size)};
       if (!timer.name.empty()) cancel_timer(timer);  // it takes the place of the one before
       if (emitted.is_cancelled) continue;
@@ -615,8 +974,13 @@ class Runtime {
       const bool stays = emitted.inherits || emitted.is_keyless || name.is_output;
       const std::size_t partition = stays ? own : partition_of(key.text, static_cast<std::uint32_t>(partitions_));
       const std::string_view data = texts.substr(emitted.data, emitted.size);
-      size_ += name.leads.size() * (emitted.size + key.text.size() + 16);
-      for (const auto lead : name.leads) {
+      const Chain* chained = emitted.delay >= 0 || partition != own ? nullptr : chain_of(unit, emitted.name);
+      if (chained != nullptr) {
+        for (const auto& next : chained->next) chain(next, in, static_cast<std::int64_t>(ordinal), key, data);
+      }
+      const std::vector<Lead>& leads = chained == nullptr ? name.leads : chained->leads;
+      size_ += leads.size() * (emitted.size + key.text.size() + 16);
+      for (const auto lead : leads) {
         if (emitted.delay >= 0) {
           add_timer(emitted.delay, lead, partition, name, key, data, in.context, timer);
         } else {
@@ -809,12 +1173,16 @@ class Runtime {
     pack_counts(emit_counts_, [&](std::size_t i) -> const std::string& { return (*routes_)[static_cast<std::uint32_t>(i)].text; });
     close_frame(frame_);
     channel_.send(frame_);
+    forget();
+    if (frame_.capacity() > 2 * work_bytes) frame_ = Buffer();
+  }
+
+  void forget() {
     moved_.clear();
     retried_.clear();
     for (auto* buffer : {&timers_, &failures_, &replies_}) buffer->clear();
     timer_count_ = failure_count_ = reply_count_ = 0;
-    size_ = 0;
-    if (frame_.capacity() > 2 * work_bytes) frame_ = Buffer();
+    size_ = chunk_start_ = 0;
   }
 
   template <class Text>

@@ -33,7 +33,7 @@ class Slot {
     return *this;
   }
 
-  /// Names that the handler emits.
+  /// Names that the handler emits. To other nodes of the same program they chain.
   Slot& emits(std::initializer_list<std::string> names) {
     spec_.emits.insert(spec_.emits.end(), names.begin(), names.end());
     return *this;
@@ -54,7 +54,7 @@ class Slot {
   Slot& on_fail(OnFail what) { return set(spec_.on_fail, std::string(what == OnFail::stop ? "stop" : "dead")); }
   /// Later events of the same key wait while one is retried.
   Slot& ordered(bool is_ordered) { return set(spec_.ordered, is_ordered); }
-  /// For the engine's picture of the app; this worker runs no chains.
+  /// Whether what other nodes of this program emit to it runs at once, if they say that they emit it; false: by the log.
   Slot& chain(bool may_chain) { return set(spec_.chain, may_chain); }
   /// Of async nodes, which this SDK does not have: it is told to the engine, and has no effect.
   Slot& concurrency(std::int64_t events) { return set(spec_.concurrency, events); }

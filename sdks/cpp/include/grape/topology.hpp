@@ -20,6 +20,7 @@ struct NodeSpec {
   std::string name;
   std::string pool = "main";
   std::vector<StateSpec> states;
+  bool is_async = false;  ///< of nodes in other languages
 };
 
 struct SlotSpec {
@@ -70,7 +71,7 @@ inline std::vector<std::string> read_texts(Reader& reader) {
   return out;
 }
 
-/// Only what a worker acts on: where names lead. The options of its own slots it knows.
+/// Only what a worker acts on: where names lead, and what chains. The options of its own slots it knows.
 inline TopologySpec read_topology(Reader& reader) {
   TopologySpec out;
   const auto node = [&] {
@@ -78,6 +79,7 @@ inline TopologySpec read_topology(Reader& reader) {
     read_map(reader, [&](std::string_view name) {
       if (name == "name") return spec.name = reader.text(), true;
       if (name == "pool") return spec.pool = reader.text(), true;
+      if (name == "is_async") return spec.is_async = reader.boolean(), true;
       return false;
     });
   };
@@ -86,6 +88,8 @@ inline TopologySpec read_topology(Reader& reader) {
     read_map(reader, [&](std::string_view name) {
       if (name == "event") return spec.event = reader.text(), true;
       if (name == "node") return spec.node = reader.text(), true;
+      if (name == "emits") return spec.emits = read_texts(reader), true;
+      if (name == "chain") return spec.chain = reader.boolean(), true;
       return false;
     });
   };
