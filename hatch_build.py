@@ -24,12 +24,16 @@ class HotBuildHook(BuildHookInterface):  # type: ignore[type-arg]
     PLUGIN_NAME = "custom"
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
-        wanted = os.environ.get("GRAPE_HOT", "")
-        if self.target_name != "wheel" or wanted == "no":
+        if self.target_name != "wheel":
             return
+        wanted = os.environ.get("GRAPE_HOT", "")
         package = Path(self.root, "src", "grape")
         name = "_hot" + sysconfig.get_config_var("EXT_SUFFIX")
-        built = (package if version == "editable" else Path(tempfile.mkdtemp())) / name
+        self._directory = tempfile.TemporaryDirectory()
+        built = (package if version == "editable" else Path(self._directory.name)) / name
+        if wanted == "no":
+            built.unlink(missing_ok=True)
+            return
         try:
             compile_hot(package / "_hot.c", built)
         except (OSError, subprocess.CalledProcessError) as e:
@@ -43,6 +47,10 @@ class HotBuildHook(BuildHookInterface):  # type: ignore[type-arg]
             build_data["force_include"][str(built)] = f"grape/{name}"
         build_data["pure_python"] = False
         build_data["infer_tag"] = True
+
+    def finalize(self, version: str, build_data: dict[str, Any], artifact_path: str) -> None:
+        if self.target_name == "wheel":
+            self._directory.cleanup()
 
 
 def compile_hot(source: Path, target: Path, *flags: str) -> None:

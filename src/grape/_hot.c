@@ -225,19 +225,20 @@ next_event(Events *events, Py_ssize_t at)
     if (fields[NAME] == NULL || fields[KEY] == NULL || fields[DATA] == NULL) {
         return 0;
     }
-    if (events->is_reusable && events->event != NULL && Py_REFCNT(events->event) == 1) {
-        for (int i = 0; i < FIELDS; i++) {
-            PyObject **slot = (PyObject **)((char *)events->event + events->offsets[i]);
-            PyObject *old = *slot;
-            if (old != fields[i]) {
-                *slot = Py_NewRef(fields[i]);
-                Py_XDECREF(old);
-            }
-        }
-        return 1;
-    }
     for (int i = 0; i < FIELDS; i++) {
         Py_INCREF(fields[i]);
+    }
+    if (events->is_reusable && events->event != NULL && Py_REFCNT(events->event) == 1) {
+        PyObject *old[FIELDS]; /* let go when all is in place: that may run whatever a handler has put there */
+        for (int i = 0; i < FIELDS; i++) {
+            PyObject **slot = (PyObject **)((char *)events->event + events->offsets[i]);
+            old[i] = *slot;
+            *slot = fields[i];
+        }
+        for (int i = 0; i < FIELDS; i++) {
+            Py_XDECREF(old[i]);
+        }
+        return 1;
     }
     PyObject *made = PyObject_Vectorcall(events->make, fields, FIELDS, NULL);
     for (int i = 0; i < FIELDS; i++) {
@@ -494,7 +495,7 @@ typedef struct {
     PyObject_HEAD
     vectorcallfunc vectorcall;
     PyObject *tip, *slow, *inherit, *partitions;
-    PyObject *key_name, *measure;
+    PyObject *key_name, *measure, *weakrefs;
     Py_ssize_t small;
 } Emit;
 
@@ -632,6 +633,9 @@ emit_dealloc(PyObject *self)
 {
     PyTypeObject *type = Py_TYPE(self);
     PyObject_GC_UnTrack(self);
+    if (((Emit *)self)->weakrefs != NULL) {
+        PyObject_ClearWeakRefs(self);
+    }
     emit_clear(self);
     type->tp_free(self);
     Py_DECREF(type);
@@ -640,11 +644,40 @@ emit_dealloc(PyObject *self)
 static PyObject *
 emit_repr(PyObject *self)
 {
-    return PyUnicode_FromString("<function emit>");
+    return PyUnicode_FromFormat("<%R in C>", ((Emit *)self)->slow);
 }
+
+/* A copy of a function is the function. */
+static PyObject *
+emit_copy(PyObject *self, PyObject *memo)
+{
+    return Py_NewRef(self);
+}
+
+static PyObject *
+emit_of_slow(PyObject *self, void *name)
+{
+    PyObject *slow = ((Emit *)self)->slow;
+    return slow == NULL ? PyUnicode_FromString("") : PyObject_GetAttrString(slow, name);
+}
+
+static PyMethodDef emit_methods[] = {
+    {"__copy__", emit_copy, METH_NOARGS, NULL},
+    {"__deepcopy__", emit_copy, METH_O, NULL},
+    {NULL},
+};
+
+static PyGetSetDef emit_attributes[] = {
+    {"__name__", emit_of_slow, NULL, NULL, "__name__"},
+    {"__qualname__", emit_of_slow, NULL, NULL, "__qualname__"},
+    {"__doc__", emit_of_slow, NULL, NULL, "__doc__"},
+    {"__module__", emit_of_slow, NULL, NULL, "__module__"},
+    {NULL},
+};
 
 static PyMemberDef emit_members[] = {
     {"__vectorcalloffset__", T_PYSSIZET, offsetof(Emit, vectorcall), READONLY, NULL},
+    {"__weaklistoffset__", T_PYSSIZET, offsetof(Emit, weakrefs), READONLY, NULL},
     {"__wrapped__", T_OBJECT_EX, offsetof(Emit, slow), READONLY, "where its signature stands"},
     {NULL},
 };
@@ -655,6 +688,8 @@ static PyType_Slot emit_slots[] = {
     {Py_tp_traverse, emit_traverse},
     {Py_tp_clear, emit_clear},
     {Py_tp_dealloc, emit_dealloc},
+    {Py_tp_methods, emit_methods},
+    {Py_tp_getset, emit_attributes},
     {Py_tp_members, emit_members},
     {0, NULL},
 };
@@ -701,16 +736,16 @@ make_emit(PyObject *module, PyObject *const *args, Py_ssize_t nargs)
     return new_emit(state, emit_call, args[0], args[1], args[2], args[3], small, state->texts[KEY]);
 }
 
-/* Whether all can be keys, which ``partitions`` finds out: 1, 0 if this is no list or tuple of texts, -1 with an error. */
+/* Whether all can be keys, which ``partitions`` finds out: 1, 0 if this is no tuple of texts, -1 with an error. */
 static int
 are_keys(PyObject *keys, PyObject *partitions, Py_ssize_t *size)
 {
-    if (!PyList_CheckExact(keys) && !PyTuple_CheckExact(keys)) {
+    if (!PyTuple_CheckExact(keys)) {
         return 0;
     }
     *size = 0;
-    for (Py_ssize_t i = 0; i < PySequence_Fast_GET_SIZE(keys); i++) {
-        PyObject *key = PySequence_Fast_GET_ITEM(keys, i);
+    for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(keys); i++) {
+        PyObject *key = PyTuple_GET_ITEM(keys, i);
         if (!PyUnicode_CheckExact(key)) {
             return 0;
         }
@@ -719,15 +754,31 @@ are_keys(PyObject *keys, PyObject *partitions, Py_ssize_t *size)
             return -1;
         }
         if (!is_known) {
-            Py_INCREF(key);
             PyObject *number = PyObject_GetItem(partitions, key);
-            Py_DECREF(key);
             if (number == NULL) {
                 return -1;
             }
             Py_DECREF(number);
         }
         *size += PyUnicode_GET_LENGTH(key);
+    }
+    return 1;
+}
+
+/* Both columns grow by as many as there are keys, or not at all: 1, -1 with an error. */
+static int
+append_keys(Tip *tip, PyObject *keys)
+{
+    Py_ssize_t begun = PyList_GET_SIZE(tip->data);
+    if (PyList_SetSlice(tip->keys, begun, begun, keys)) {
+        return -1;
+    }
+    for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(keys); i++) {
+        if (PyList_Append(tip->data, Py_None)) {
+            (void)PyList_SetSlice(tip->keys, begun, PyList_GET_SIZE(tip->keys), NULL);
+            (void)PyList_SetSlice(tip->data, begun, PyList_GET_SIZE(tip->data), NULL);
+            return -1;
+        }
     }
     return 1;
 }
@@ -741,23 +792,20 @@ emit_keys_shortly(Emit *emit, PyObject *event, PyObject *keys)
         PyList_GET_SIZE(tip->keys) != PyList_GET_SIZE(tip->data)) {
         return 0;
     }
-    Py_ssize_t size, begun = PyList_GET_SIZE(tip->data);
-    int usual = are_keys(keys, emit->partitions, &size);
-    if (usual <= 0) {
-        return usual;
-    }
-    Py_ssize_t count = PySequence_Fast_GET_SIZE(keys);
-    if (PyList_SetSlice(tip->keys, begun, begun, keys)) {
+    /* A copy: finding out what an unknown key is may run Python, and with it other threads. */
+    keys = PyList_CheckExact(keys) || PyTuple_CheckExact(keys) ? PySequence_Tuple(keys) : Py_NewRef(keys);
+    if (keys == NULL) {
         return -1;
     }
-    for (Py_ssize_t i = 0; i < count; i++) {
-        if (PyList_Append(tip->data, Py_None)) {
-            (void)PyList_SetSlice(tip->keys, begun, PyList_GET_SIZE(tip->keys), NULL);
-            (void)PyList_SetSlice(tip->data, begun, PyList_GET_SIZE(tip->data), NULL);
-            return -1;
-        }
+    Py_ssize_t size;
+    int usual = are_keys(keys, emit->partitions, &size);
+    if (usual > 0) {
+        usual = event != tip->name || PyList_GET_SIZE(tip->keys) != PyList_GET_SIZE(tip->data)
+                    ? 0 /* somebody else has emitted meanwhile */
+                    : append_keys(tip, keys);
     }
-    return count_emits(emit, size);
+    Py_DECREF(keys);
+    return usual > 0 ? count_emits(emit, size) : usual;
 }
 
 static PyObject *
@@ -1116,12 +1164,20 @@ shift(Buffer *buffer, Py_ssize_t by)
     }
 }
 
+/* Bytes of an array's mark. */
+static Py_ssize_t
+mark_size(Py_ssize_t count)
+{
+    return count < 16 ? 1 : count < 65536 ? 3 : 5;
+}
+
 /* One more was put into a lane in which there were so many bytes of keys and values before. If that is too much by now,
    what was there is handed over. */
 static int
 count_in(Lane *lane, Py_ssize_t key_size, Py_ssize_t value_size, Py_ssize_t most, Py_ssize_t number, PyObject *out)
 {
-    if (lane->count && lane->keys.size + lane->values.size > most) {
+    Py_ssize_t marks = mark_size(lane->count + 1) * (number < 0 ? 1 : 2);
+    if (lane->count && lane->keys.size + lane->values.size + marks > most) {
         Py_ssize_t keys = lane->keys.size, values = lane->values.size;
         lane->keys.size = key_size;
         lane->values.size = value_size;

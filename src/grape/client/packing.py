@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import TypeVar
+from typing import Any, Final, TypeVar
 
 from msgspec import Struct
 
@@ -31,6 +31,10 @@ class Packed(Struct, frozen=True):
     ids: Sequence[Named] = ()
 
 
+_AT_ONCE: Final = 50_000
+"""Events that are packed while no other thread may run."""
+
+
 class _Draft:
     """Parts that are being made. ``spread``: how many groups before and with them, which keyless events go by."""
 
@@ -38,6 +42,12 @@ class _Draft:
         self.spread = spread
         self.events = 0
         self.parts: list[Part] = []
+
+    def take(self, other: _Draft) -> None:
+        """What was added to ``other``, which went on from here."""
+        self.spread = other.spread
+        self.events += other.events
+        self.parts += other.parts
 
 
 class Packer:
@@ -143,31 +153,35 @@ class Packer:
 
     def _pack_whole(self, draft: _Draft, part: Values) -> bool:
         """Without a look at single events; False: something in it needs one."""
-        limits, name = self._limits, part.name
-        meta = codec.encode(codec.RunMeta([name]))
-        beside = codec.run_beside(meta)
-        found: list[tuple[int, int, bytes, bytes]] | None
+        meta = codec.encode(codec.RunMeta([part.name]))
+        whole = _Draft(draft.spread)
+        for at in range(0, len(part.items), _AT_ONCE):
+            items = part.items[at : at + _AT_ONCE] if len(part.items) > _AT_ONCE else part.items
+            found = self._packed_columns(part, items, whole.spread, codec.run_beside(meta))
+            if found is None:
+                return False
+            for number, count, keys, data in found:
+                body = memoryview(codec.packed_run(meta, count, keys, data))
+                whole.parts.append(Part(part.name, number, count, body))
+                whole.spread += 1
+                whole.events += count
+        draft.take(whole)
+        return True
+
+    def _packed_columns(
+        self, part: Values, items: list[Any], spread: int, beside: int
+    ) -> list[tuple[int, int, bytes, bytes]] | None:
+        """(partition, how many, keys, values), or None. ``beside``: bytes of a body beside them."""
+        limits = self._limits
         if isinstance(part, Pairs):
             if self._line is not None:  # keys are refused
-                return False
-            found = self._sorter.sort(part.items, part.largest, limits.batch_max - beside)
-        else:
-            events = 1 if name in self._long_events else limits.dispatch_events
-            sliced = slice_values(part.items, part.largest, limits.batch_target - beside, events)
-            found = (
-                None
-                if sliced is None
-                else [
-                    (self._partition_at(draft.spread + i), count, b"", data) for i, (count, data) in enumerate(sliced)
-                ]
-            )
-        if found is None:
-            return False
-        for number, count, keys, data in found:
-            draft.parts.append(Part(name, number, count, memoryview(codec.packed_run(meta, count, keys, data))))
-            draft.spread += 1
-            draft.events += count
-        return True
+                return None
+            return self._sorter.sort(items, part.largest, limits.batch_max - beside)
+        events = 1 if part.name in self._long_events else limits.dispatch_events
+        sliced = slice_values(items, part.largest, limits.batch_target - beside, events)
+        if sliced is None:
+            return None
+        return [(self._partition_at(spread + i), count, b"", data) for i, (count, data) in enumerate(sliced)]
 
     def _partition_at(self, spread: int) -> int:
         """Of keyless events."""

@@ -15,6 +15,18 @@ from grape.hot import pure
 
 PURE: Final = "GRAPE_PURE"
 
+NAMES: Final = (
+    "Sorter",
+    "Tip",
+    "count_events",
+    "make_emit",
+    "make_emit_many",
+    "map_texts",
+    "run_events",
+    "scatter",
+    "slice_values",
+)
+
 _module: Any = pure
 if os.environ.get(PURE, "") not in ("", "0"):
     _WHY = f"{PURE} is set"
@@ -22,13 +34,16 @@ elif not getattr(sys, "_is_gil_enabled", lambda: True)():
     _WHY = "grape._hot is not for a Python without a global lock"
 else:
     try:
-        _module = import_module("grape._hot")
+        _found = import_module("grape._hot")
     except ModuleNotFoundError:
         _WHY = "grape._hot is not built: that takes a C compiler and Python.h when Grape is installed"
     except ImportError as e:
         _WHY = f"grape._hot cannot be loaded: {e}"
     else:
-        _WHY = "grape._hot"
+        if all(hasattr(_found, name) for name in NAMES):
+            _module, _WHY = _found, "grape._hot"
+        else:
+            _WHY = "grape._hot was built from another version: install Grape again"
 
 IS_C: Final = _module is not pure
 
@@ -43,15 +58,7 @@ if TYPE_CHECKING:
     from grape.hot.pure import scatter as scatter
     from grape.hot.pure import slice_values as slice_values
 else:
-    Sorter = _module.Sorter
-    Tip = _module.Tip
-    map_texts = _module.map_texts
-    run_events = _module.run_events
-    count_events = _module.count_events
-    make_emit = _module.make_emit
-    make_emit_many = _module.make_emit_many
-    scatter = _module.scatter
-    slice_values = _module.slice_values
+    globals().update({name: getattr(_module, name) for name in NAMES})
 
 
 def describe() -> str:

@@ -43,13 +43,17 @@ class Tip:
 
 def map_texts(function: Callable[[Any], Any], column: list[Any], out: list[Any], largest: int) -> int:
     """Append what ``function`` returns for each value to ``out``. Returns how many bytes of UTF-8 that were if all are
-    valid text of at most ``largest`` bytes each, else -1. Whatever it raises is raised as it is, and what it returned
-    before is in ``out``. It ends early if ``column`` becomes shorter.
+    valid text of at most ``largest`` bytes each, else -1. Whatever it raises is raised as it is (in Python a
+    StopIteration loses its text, if there are several values), and what it returned before is in ``out``. It ends early
+    if ``column`` becomes shorter.
     """
     before = len(out)
-    out.extend(map(function, column))
+    if len(column) == 1:
+        out.append(function(column[0]))
+    else:
+        out.extend(map(function, column))
     if len(out) - before < len(column):  # a StopIteration is the end of a map, and gone
-        raise StopIteration
+        raise StopIteration("raised by the function")
     texts = out if not before else out[before:]
     if not set(map(type, texts)) <= {str}:
         return -1

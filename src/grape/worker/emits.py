@@ -190,7 +190,7 @@ class Emitting:
         running: Running,
     ) -> None:
         self.calls = Calls(node, running)
-        self._attributes = emitter.__dict__
+        self._emitter = emitter
         self._closures = _closures(columns, node, names, partitions, max_event, running, self.calls)
 
         def over(*args: Any, **kwargs: Any) -> None:
@@ -201,11 +201,11 @@ class Emitting:
     def begin(self) -> None:
         """Events are handled from now on."""
         self.calls.begin()
-        self._attributes.update(self._closures)
+        self._emitter.__dict__.update(self._closures)
 
     def end(self) -> None:
         """None is."""
-        self._attributes.update(self._over)
+        self._emitter.__dict__.update(self._over)
 
 
 def _closures(
