@@ -21,6 +21,7 @@ from grape.errors import Corrupt, InUse, StorageFailed, UsageError
 from grape.model.address import PartitionId
 from grape.store import reader as reading
 from grape.store import rows as row_format
+from grape.store import store as storing
 from grape.store.files import Holder, holder
 from grape.store.pace import LIGHT_BYTES, Pace
 from grape.store.reader import LogEnds, Reader
@@ -375,6 +376,38 @@ def test_one_post_for_a_group_and_answers_in_order(tmp_path: Path) -> None:
     assert [n for group in answers for n in group] == list(range(100))
     assert len(answers) == 1
     assert posted.empty()
+    store.close()
+
+
+def test_a_group_ends_when_it_holds_many_pages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A row that lies alone costs a page, however small it is."""
+    monkeypatch.setattr(storing, "GROUP_PAGES", 100)
+    posted: SimpleQueue[Callable[[], None]] = SimpleQueue()
+    store = Store(tmp_path, posted.put)
+
+    def groups(many: list[list[tuple[bytes, bytes]]]) -> list[int]:
+        """How many of these writes, queued at once, each transaction takes."""
+        answers: list[list[None]] = []
+        entered, go = threading.Event(), threading.Event()
+
+        def wait(writing: Writing, _: object) -> None:
+            entered.set()
+            go.wait()
+
+        store.submit(wait, None, answers.append)
+        entered.wait()
+        for rows in many:
+            store.submit(lambda writing, rows: writing.put(P[0], "state", rows), rows, answers.append)
+        go.set()
+        while sum(map(len, answers)) <= len(many):
+            posted.get(timeout=30)()
+        return [len(group) for group in answers]
+
+    few = [[(b"%d" % n, b"x" * 20) for n in range(10)]]
+    assert groups(few * 200) == [201]
+    full = [(b"%06d" % n, b"x" * 100) for n in range(20_000)]
+    assert len(groups([full])) == 1
+    assert groups([full[i::2000] for i in range(40)]) == [11, 10, 10, 10]
     store.close()
 
 

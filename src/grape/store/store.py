@@ -30,7 +30,7 @@ from grape.store.files import (
     write_durably,
 )
 from grape.store.pace import LIGHT_BYTES, Pace
-from grape.store.reader import MAP_SIZE, MIB, Reader, open_error
+from grape.store.reader import MAP_SIZE, Reader, open_error
 from grape.store.rows import BASE, KEY_BYTES, is_intact
 from grape.store.writing import Known, Writing
 
@@ -39,8 +39,8 @@ _MANY: Final = 64
 """Of what could wait, in a transaction for which the engine's thread waits."""
 LAZY_SECONDS: Final = 0.5
 """So long what can wait waits for a transaction in which it costs no fsync."""
-GROUP_BYTES: Final = 32 * MIB
-"""A transaction takes no further commit beyond this, so that its dirty pages (held in memory) stay bounded."""
+GROUP_PAGES: Final = 24 << 10
+"""A transaction takes no further commit beyond so many dirty pages (96 MiB), which LMDB holds in memory."""
 
 R = TypeVar("R")
 A = TypeVar("A")
@@ -349,7 +349,7 @@ class Store(Reader):
                     writing = Writing(self, self._known, txn)
                     for job in jobs:  # grows while it runs
                         results.append(job.apply(writing, job.argument))
-                        if take is not None and len(results) == len(jobs) and writing.size < GROUP_BYTES:
+                        if take is not None and len(results) == len(jobs) and writing.pages < GROUP_PAGES:
                             take(jobs)
                     while self._lazy and (take is not None or len(lazy) < _MANY):
                         lazy.append(self._lazy.popleft())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 import lmdb
 from zlib_ng.zlib_ng import crc32
@@ -11,6 +11,8 @@ from grape.abc.transport import CommittedHead, Rows, Table
 from grape.model.address import PartitionId
 from grape.store.reader import LogEnds, Reader
 from grape.store.rows import BASE, HEAD, LENGTH, LOG, LONG, POSITION, batch_seal, long_key, sealed
+
+PAGE: Final = 4096
 
 
 class Known:
@@ -43,7 +45,17 @@ class Writing:
         self._trimmed: set[PartitionId] = set()
         self.heads: dict[PartitionId, tuple[int, int]] = {}
         self.ends: dict[PartitionId, LogEnds] = {}
-        self.size = 0
+        self._size = 0
+        self._touched: dict[str, int] = {}
+        """Of each table, how many rows were written or removed."""
+
+    @property
+    def pages(self) -> int:
+        """How many pages the transaction holds in memory, at most and about: a row that lies alone costs a whole one,
+        and a tree has no more than it has."""
+        stat = self._txn.stat
+        rows = sum([min(count, stat(self._dbs[table])["leaf_pages"]) for table, count in self._touched.items()])
+        return rows + self._size // PAGE
 
     def _cursor(self, name: str) -> lmdb.Cursor[bytes]:
         cursor = self._cursors.get(name)
@@ -71,7 +83,7 @@ class Writing:
         packed = partition.packed()
         self._txn.put(packed, sealed(BASE["head"], packed, HEAD.pack(term, number) + head), db=self._dbs["head"])
         self.heads[partition] = (term, number)
-        self.size += len(head)
+        self._size += len(head)
 
     def log_ends(self, log: PartitionId) -> LogEnds:
         ends = self.ends.get(log) or self._known.ends.get(log)
@@ -85,7 +97,7 @@ class Writing:
         key = POSITION.pack(log.packed(), tail)
         self._txn.put(key, batch_seal(key, events, len(batch)) + batch, db=self._dbs["log"])
         self.ends[log] = LogEnds(trim, tail + 1)
-        self.size += len(batch)
+        self._size += len(batch)
         return tail
 
     def trim(self, log: PartitionId, position: int) -> None:
@@ -132,10 +144,10 @@ class Writing:
         if puts:
             puts.sort()  # neighbours come one after the other, which LMDB finds without a search
             self._cursor(table).putmulti(puts)
-            self.size += sum([len(v) for _, v in puts])
         db = self._dbs[table]
         for k in gone:
             self._txn.delete(k, db=db)
+        self._touched[table] = self._touched.get(table, 0) + len(puts) + len(gone)
 
     def finish(self) -> None:
         # The tail is stored with every deletion: without its last batches a log does not show how far it reached.
