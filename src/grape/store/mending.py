@@ -11,6 +11,7 @@ import errno
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -20,9 +21,26 @@ import msgspec
 from grape.abc.transport import TABLES, Table
 from grape.errors import Corrupt, StorageFailed, UsageError
 from grape.model.address import PartitionId
-from grape.store.files import FORMAT, fsync_directory, lock, unknown_format, write_durably
+from grape.store.files import FORMAT, READABLE, fsync_directory, lock, say_format, unknown_format, write_durably
+from grape.store.late import overlaid
 from grape.store.reader import MIB, open_error
-from grape.store.rows import BASE, HEAD, KEY_BYTES, LOG, LONG, META_FORMAT, POSITION, batch_seal, sealed
+from grape.store.rows import (
+    BASE,
+    CHANGES,
+    HEAD,
+    KEY_BYTES,
+    LATE,
+    LOG,
+    LONG,
+    META_FORMAT,
+    POSITION,
+    batch_seal,
+    changed_rows,
+    format_of,
+    sealed,
+    sealed_format,
+    stored_rows,
+)
 
 FOLDER: Final = "damaged"
 
@@ -115,25 +133,53 @@ class Mending:
         """
         with self._env.begin() as txn:
             stored = txn.get(META_FORMAT, db=self._dbs["meta"])
-        for other in range(1, 100):
-            if stored == sealed(BASE["meta"], META_FORMAT, str(other).encode()):
-                if other != FORMAT:
-                    raise unknown_format(self.directory / "data.mdb", str(other))
-                return True
-        return False
+        found = format_of(stored)
+        if found and found not in READABLE:
+            raise unknown_format(self.directory / "data.mdb", str(found))
+        return found > 0
 
     def rows(self, database: str) -> Iterator[RawRow]:
-        """All of a database, in order.
+        """All of a database, in order; of `LATE` as its changes leave it, and first those of them that are damaged.
 
         Raises:
             Corrupt: LMDB cannot walk it.
         """
         try:
             with self._env.begin() as txn:
-                for key, value in txn.cursor(self._dbs[database]).iternext():
-                    yield RawRow(database, bytes(key), bytes(value))
+                rows: Iterator[tuple[bytes, bytes]] = txn.cursor(self._dbs[database]).iternext()
+                if database == LATE:
+                    changes, damaged = self._changes(txn)
+                    yield from damaged
+                    stored = [stored_rows(LATE, packed, changed.items()) for packed, changed in changes.items()]
+                    puts = [row for rows, _ in stored for row in rows]
+                    gone = [(key, None) for _, keys in stored for key in keys]
+                    rows = overlaid(rows, sorted([*puts, *gone], key=itemgetter(0)))
+                for key, value in rows:
+                    yield RawRow(database, key, value)
         except lmdb.Error as e:
             raise Corrupt(f"the table {database} in {self.directory} cannot be walked: {e}") from e
+
+    def _changes(self, txn: lmdb.Transaction[bytes]) -> tuple[dict[bytes, dict[bytes, bytes | None]], list[RawRow]]:
+        """What is to be changed in the tree of `LATE`, by packed partition, and rows that do not say so any more."""
+        changes: dict[bytes, dict[bytes, bytes | None]] = {}
+        damaged: list[RawRow] = []
+        for key, value in txn.cursor(self._dbs[CHANGES]).iternext():
+            rows = changed_rows(key, value)
+            if rows is None:
+                damaged.append(RawRow(CHANGES, key, value))
+            else:
+                changes.setdefault(key[:6], {}).update(rows)
+        return changes, damaged
+
+    def _merge(self, txn: lmdb.Transaction[bytes]) -> None:
+        """All that has changed, into the tree."""
+        db = self._dbs[LATE]
+        for packed, changes in self._changes(txn)[0].items():
+            puts, gone = stored_rows(LATE, packed, changes.items())
+            txn.cursor(db).putmulti(puts)
+            for key in gone:
+                txn.delete(key, db=db)
+        txn.drop(self._dbs[CHANGES], delete=False)
 
     def put_aside(self, rows: Iterable[tuple[RawRow, str]]) -> Path:
         """Write rows, and what is wrong with each, to a file below ``DIR/damaged``: a JSON object a line."""
@@ -164,12 +210,12 @@ class Mending:
         """
         try:
             with self._env.begin(write=True) as txn:
-                value = sealed(BASE["meta"], META_FORMAT, str(FORMAT).encode())
                 if not self.meta_is_whole:
-                    txn.put(META_FORMAT, value, db=self._dbs["meta"])
+                    txn.put(META_FORMAT, sealed_format(FORMAT), db=self._dbs["meta"])
+                self._merge(txn)
                 change(Changes(self._env, txn, self._dbs))
             if self.format_missing:
-                write_durably(self.directory / "format", f"grape-data {FORMAT}\n")
+                say_format(self.directory)
         except lmdb.Error as e:
             raise open_error(self.directory, e) from e
         except OSError as e:
@@ -191,9 +237,11 @@ def _mended_format(directory: Path) -> bool:
     except OSError as e:
         raise UsageError(f"the data directory {directory} cannot be read: {e}") from None
     word, _, version = text.partition(" ")
-    if word == "grape-data" and version.isascii() and version.isdecimal() and version != str(FORMAT):
+    if word != "grape-data" or not version.isascii() or not version.isdecimal():
+        return True
+    if int(version) not in READABLE:
         raise unknown_format(directory, text)
-    return text != f"grape-data {FORMAT}"
+    return False
 
 
 def put_all_aside(directory: Path) -> Path:
