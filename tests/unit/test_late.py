@@ -24,7 +24,7 @@ from grape.model.address import PartitionId
 from grape.store import late as lateness
 from grape.store import writing as write_module
 from grape.store.late import LATE_BYTES, Change, Late, overlaid
-from grape.store.mending import Mending
+from grape.store.mending import Changes, Mending
 from grape.store.pace import Pace
 from grape.store.reader import Reader
 from grape.store.rows import CHANGES, LATE, META_FORMAT, change_row, is_whole, sealed_format, stored_rows
@@ -316,6 +316,26 @@ def test_f23_a_flipped_bit_in_a_change_is_never_served(tmp_path: Path) -> None:
         store = opened(copy)
         assert store.scan(P[1], "state", b"", 10) == [(b"key0", b"value0"), (b"key2", b"value2")]
         store.close()
+
+
+def test_a_repair_takes_out_what_is_bad_and_leaves_what_came_after(tmp_path: Path) -> None:
+    """In the tree and in the changes over it."""
+    store = opened(tmp_path, 0)
+    put(store, P[0], *((key, b"bad") for key in (b"kept", b"mended", b"gone")))
+    settle(store)
+    store._known.late._limit = LATE_BYTES
+    put(store, P[0], (b"mended", b"good"), (b"gone", None), (b"new", b"bad"))
+    store.close()
+
+    def repair(changes: Changes) -> None:
+        for row in bad:
+            changes.remove(row)
+
+    with Mending(tmp_path) as mending:
+        bad = [row for row in mending.rows("state") if row.value[:-4] == b"bad"]
+        assert len(bad) == 4
+        mending.write(repair)
+        assert [(row.key[6:], row.value[:-4]) for row in mending.rows("state")] == [(b"mended", b"good")]
 
 
 def test_what_is_in_changes_is_looked_at_as_it_will_be_in_its_tree(tmp_path: Path) -> None:

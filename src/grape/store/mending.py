@@ -11,7 +11,6 @@ import errno
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator
-from operator import itemgetter
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -22,7 +21,6 @@ from grape.abc.transport import TABLES, Table
 from grape.errors import Corrupt, StorageFailed, UsageError
 from grape.model.address import PartitionId
 from grape.store.files import FORMAT, READABLE, fsync_directory, lock, say_format, unknown_format, write_durably
-from grape.store.late import overlaid
 from grape.store.reader import MIB, open_error
 from grape.store.rows import (
     BASE,
@@ -56,11 +54,13 @@ class RawRow(NamedTuple):
 class Changes:
     """The one write of a repair. Functions put whole rows, with their seals."""
 
-    def __init__(self, env: lmdb.Environment, txn: lmdb.Transaction[bytes], dbs: dict[str, Any]) -> None:
+    def __init__(self, txn: lmdb.Transaction[bytes], dbs: dict[str, Any]) -> None:
         self._txn = txn
         self._dbs = dbs
+        self.removed: set[RawRow] = set()
 
     def remove(self, row: RawRow) -> None:
+        self.removed.add(row)
         self._txn.delete(row.key, db=self._dbs[row.database])
 
     def set_head(self, partition: PartitionId, term: int, head: bytes) -> None:
@@ -139,23 +139,21 @@ class Mending:
         return found > 0
 
     def rows(self, database: str) -> Iterator[RawRow]:
-        """All of a database, in order; of `LATE` as its changes leave it, and first those of them that are damaged.
+        """All of a database, in order; of `LATE` then those that its changes make, and changes that are damaged.
 
         Raises:
             Corrupt: LMDB cannot walk it.
         """
         try:
             with self._env.begin() as txn:
-                rows: Iterator[tuple[bytes, bytes]] = txn.cursor(self._dbs[database]).iternext()
+                for key, value in txn.cursor(self._dbs[database]).iternext():
+                    yield RawRow(database, key, value)
                 if database == LATE:
                     changes, damaged = self._changes(txn)
+                    for packed, changed in changes.items():
+                        puts, _ = stored_rows(LATE, packed, changed.items())
+                        yield from [RawRow(LATE, key, value) for key, value in puts]
                     yield from damaged
-                    stored = [stored_rows(LATE, packed, changed.items()) for packed, changed in changes.items()]
-                    puts = [row for rows, _ in stored for row in rows]
-                    gone = [(key, None) for _, keys in stored for key in keys]
-                    rows = overlaid(rows, sorted([*puts, *gone], key=itemgetter(0)))
-                for key, value in rows:
-                    yield RawRow(database, key, value)
         except lmdb.Error as e:
             raise Corrupt(f"the table {database} in {self.directory} cannot be walked: {e}") from e
 
@@ -171,12 +169,12 @@ class Mending:
                 changes.setdefault(key[:6], {}).update(rows)
         return changes, damaged
 
-    def _merge(self, txn: lmdb.Transaction[bytes]) -> None:
-        """All that has changed, into the tree."""
+    def _merge(self, txn: lmdb.Transaction[bytes], removed: set[RawRow]) -> None:
+        """All that has changed, into the tree, but rows that are to go."""
         db = self._dbs[LATE]
         for packed, changes in self._changes(txn)[0].items():
             puts, gone = stored_rows(LATE, packed, changes.items())
-            txn.cursor(db).putmulti(puts)
+            txn.cursor(db).putmulti([(key, value) for key, value in puts if RawRow(LATE, key, value) not in removed])
             for key in gone:
                 txn.delete(key, db=db)
         txn.drop(self._dbs[CHANGES], delete=False)
@@ -212,8 +210,9 @@ class Mending:
             with self._env.begin(write=True) as txn:
                 if not self.meta_is_whole:
                     txn.put(META_FORMAT, sealed_format(FORMAT), db=self._dbs["meta"])
-                self._merge(txn)
-                change(Changes(self._env, txn, self._dbs))
+                changes = Changes(txn, self._dbs)
+                change(changes)
+                self._merge(txn, changes.removed)
             if self.format_missing:
                 say_format(self.directory)
         except lmdb.Error as e:

@@ -16,7 +16,7 @@ from typing import Any, Final, NamedTuple
 import lmdb
 from zlib_ng.zlib_ng import crc32
 
-from grape.abc.transport import Arrival, CommittedHead, Rows, Stored, Table
+from grape.abc.transport import Arrival, CommittedHead, Stored, Table
 from grape.errors import Corrupt, StorageFailed, UsageError
 from grape.model.address import PartitionId
 from grape.store.files import FORMAT, READABLE, check_file, stored_format
@@ -273,7 +273,7 @@ class Reader:
             more = cursor.next()
 
     def _check_numbered(self, database: str, key: bytes, value: memoryview | bytes) -> None:
-        if len(key) != 14 or not is_whole(database, key, value):
+        if not is_whole(database, key, value):
             raise self._damage(database, key)
 
     def get(self, partition: PartitionId, table: Table, keys: Sequence[bytes]) -> list[bytes | None]:
@@ -322,14 +322,8 @@ class Reader:
             return ()  # an older Grape's
         changes: dict[bytes, bytes | None] = {}
         for key, value in self._walk(txn, CHANGES, packed, 0):
-            changes.update(self._changed_in(key, bytes(value)))
+            changes.update(changed_rows(key, value) or ())
         return (changes,) if changes else ()
-
-    def _changed_in(self, key: bytes, value: bytes) -> Rows:
-        rows = changed_rows(key, value)
-        if rows is None:
-            raise self._damage(CHANGES, key)
-        return rows
 
     def _check_missing(self, table: Table, cursor: lmdb.Cursor[bytes], missing: list[bytes]) -> None:
         """A row whose own key was damaged is not found, but it still lies where its key belongs: both neighbours of
@@ -481,8 +475,7 @@ class Reader:
     ) -> Iterator[Finding]:
         """Of a row: as it lies there, and what is in it."""
         partition = self._partition(k)
-        changes = changed_rows(k, v) if name == CHANGES else ()
-        if changes is None or not is_whole(name, k, v):
+        if not is_whole(name, k, v):
             yield Finding(name, partition, k, "fails its checksum")
         elif name == "log":
             log, position = PartitionId.unpack(k[:6]), position_of_row(k)
@@ -491,7 +484,7 @@ class Reader:
         elif check_row is not None and name != "meta":
             table, rows = name, [(k, v)]
             if name == CHANGES:  # as they will be in their tree
-                table, (rows, _) = LATE, stored_rows(LATE, k[:6], dict(changes).items())
+                table, (rows, _) = LATE, stored_rows(LATE, k[:6], dict(changed_rows(k, v) or ()).items())
             for key, value in rows:
                 if (problem := check_row(table, key, value[:-4])) is not None:
                     yield Finding(table, partition, key, problem)

@@ -115,7 +115,7 @@ def change_row(packed: bytes, number: int, rows: Rows) -> tuple[bytes, bytes]:
     return key, sealed(BASE[CHANGES], key, _encode(rows))
 
 
-def changed_rows(key: bytes, value: bytes) -> Rows | None:
+def changed_rows(key: bytes, value: bytes | memoryview) -> Rows | None:
     """What a row of ``changes`` holds; None: it is damaged."""
     if len(key) != 14 or not is_intact(BASE[CHANGES], key, value):
         return None
@@ -131,6 +131,8 @@ def batch_seal(key: bytes, events: int, size: int) -> bytes:
 
 def is_whole(database: str, key: bytes, value: bytes | memoryview) -> bool:
     """Whether a row, as it lies there, is what was written."""
+    if database == CHANGES:
+        return changed_rows(key, value) is not None
     if database != "log":
         least = {"head": 20, "logs": 20}.get(database, 4)
         return len(value) >= least and is_intact(BASE[database], key, value)

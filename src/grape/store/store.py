@@ -33,7 +33,7 @@ from grape.store.files import (
 from grape.store.late import LATE_BYTES, Change, Late
 from grape.store.pace import LIGHT_BYTES, Pace
 from grape.store.reader import MAP_SIZE, Reader, open_error
-from grape.store.rows import BASE, CHANGES, KEY_BYTES, is_intact, position_of_row
+from grape.store.rows import BASE, CHANGES, KEY_BYTES, changed_rows, is_intact, position_of_row
 from grape.store.writing import Known, Writing
 
 MAX_SIZE: Final = 64 << 30
@@ -176,8 +176,9 @@ class Store(Reader):
         """Changes that are in no tree yet."""
         with self._reading() as txn:
             for key, value in txn.cursor(self.databases[CHANGES]).iternext():
-                change = Change(key[:6], position_of_row(key), self._changed_in(key, value), len(value))
-                self._known.late.add(change)
+                self._check_numbered(CHANGES, key, value)
+                rows = changed_rows(key, value) or ()
+                self._known.late.add(Change(key[:6], position_of_row(key), rows, len(value)))
 
     def _changes(self, txn: lmdb.Transaction[bytes], packed: bytes) -> Sequence[Mapping[bytes, bytes | None]]:
         # Those that are in the tree of this transaction have perhaps left memory, but not while the gate is held.
