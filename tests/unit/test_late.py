@@ -23,7 +23,7 @@ from grape.errors import Corrupt, UsageError
 from grape.model.address import PartitionId
 from grape.store import late as lateness
 from grape.store import writing as write_module
-from grape.store.late import LATE_BYTES, Change, Late, overlaid
+from grape.store.late import LATE_BYTES, SLICE_BYTES, Change, Late, overlaid
 from grape.store.mending import Changes, Mending
 from grape.store.pace import Pace
 from grape.store.reader import Reader
@@ -100,16 +100,16 @@ steps = st.lists(
 
 
 @settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow])
-@given(steps, st.sampled_from([0, 600, 2500, LATE_BYTES]), st.sampled_from([1, 2, 500]))
+@given(steps, st.sampled_from([0, 600, 2500, LATE_BYTES]), st.sampled_from([1, 800, SLICE_BYTES]))
 def test_it_reads_as_a_dictionary_does(walk: list[tuple[Any, ...]], late_bytes: int, at_once: int) -> None:
-    """Puts, merges of ``at_once`` rows, ends, crashes (the directory as it is at that moment), repairs."""
+    """Puts, merges of ``at_once`` bytes, ends, crashes (the directory as it is at that moment), repairs."""
     root = Path(tempfile.mkdtemp(prefix="grape-late-"))
     places = (root / str(n) for n in range(1000))
     place = next(places)
     model: Model = {}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(lateness, "SLICE", at_once)
-        patch.setattr(write_module, "SLICE", at_once)
+        patch.setattr(lateness, "SLICE_BYTES", at_once)
+        patch.setattr(write_module, "SLICE_BYTES", at_once)
         store = opened(place, late_bytes)
         try:
             for step, *arguments in walk:
@@ -145,8 +145,8 @@ def test_it_reads_as_a_dictionary_does(walk: list[tuple[Any, ...]], late_bytes: 
 
 def test_a_merge_that_is_cut_off_anywhere_is_done_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """After every transaction of it, what lies there is all that was committed."""
-    monkeypatch.setattr(lateness, "SLICE", 7)
-    monkeypatch.setattr(write_module, "SLICE", 1)
+    monkeypatch.setattr(lateness, "SLICE_BYTES", 1_500)
+    monkeypatch.setattr(write_module, "SLICE_BYTES", 1)
     model: Model = {}
     store = opened(tmp_path / "whole", 40_000)
     for n in range(40):

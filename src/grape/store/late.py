@@ -21,10 +21,10 @@ from grape.abc.transport import Rows
 
 LATE_BYTES: Final = 64 << 20
 """Changes in memory, about, with what Python needs for them."""
-SLICE: Final = 500
-"""Rows that are merged at once, at least: in small steps they would share no pages."""
-_ROW: Final = 200
+ROW: Final = 200
 """Bytes that a row takes beside what it holds."""
+SLICE_BYTES: Final = 128 << 10
+"""What is merged at once, at least: in smaller steps no rows would share pages, and each holds up a light commit."""
 
 
 class Change(NamedTuple):
@@ -37,7 +37,7 @@ class Change(NamedTuple):
 
     @property
     def weight(self) -> int:
-        return self.size + _ROW * len(self.rows)
+        return self.size + ROW * len(self.rows)
 
 
 class _Gathered:
@@ -138,7 +138,7 @@ class Late:
         excess = self.weight - self._limit
         begun = list(self._merging.values())
         while excess > 0 and most > 0 and (merge := begun.pop(0) if begun else self._begin()) is not None:
-            count = min(len(merge), most, max(SLICE, merge.count(excess)))
+            count = min(len(merge), most, merge.count(max(SLICE_BYTES, excess)))
             yield Done(merge, count)
             excess -= merge.weigh(count)
             most -= count

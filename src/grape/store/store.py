@@ -98,7 +98,7 @@ class Store(Reader):
         self.error: BaseException | None = None
         self._post = post
         self._on_failed: list[Callable[[BaseException], None]] = []
-        self._known = Known(Late(late_bytes))
+        self._known = Known(Late(min(late_bytes, max_size // 16)))  # merging needs room
         self._soon = soon
         self._pace = Pace()
         self._readers_checked = time.monotonic()
@@ -280,7 +280,7 @@ class Store(Reader):
             reusable = max(0, used // page - 2 - taken) * page // 2
             bound = min(self.max_size - used, disk.f_bavail * disk.f_frsize) + reusable
             self._room = (now, bound, used_then)
-        return max(0, bound - max(0, used - used_then) - self._known.late.weight)
+        return max(0, bound - max(0, used - used_then))
 
     def close(self) -> None:
         """Write what is queued, stop the writer, release the directory. Idempotent. No reply comes afterwards."""

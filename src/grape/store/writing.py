@@ -9,7 +9,7 @@ import lmdb
 
 from grape.abc.transport import CommittedHead, Rows, Table
 from grape.model.address import PartitionId
-from grape.store.late import SLICE, Change, Done, Late
+from grape.store.late import ROW, SLICE_BYTES, Change, Done, Late
 from grape.store.reader import LogEnds, Reader
 from grape.store.rows import (
     BASE,
@@ -176,7 +176,7 @@ class Writing:
     def clear(self) -> None:
         """Remove what has been merged from ``changes``: somewhat more than this transaction and what was written beside
         merges bring about. From the front: what is left at a crash has to be the newest."""
-        left = 2 * (SLICE + len(self.changes))
+        left = 1 + 2 * (SLICE_BYTES // ROW + len(self.changes))
         cursor = self._cursor(CHANGES)
         for packed, last in self._known.late.merged:
             more = cursor.set_range(POSITION.pack(packed, 0))
