@@ -111,6 +111,7 @@ def main() -> None:
     rows: dict[str, Callable[[], tuple[float, int]]] = {
         "keyed-1k": lambda: keyed(size, directory, 1_000),
         "keyed-1m": lambda: keyed(size, directory, size // 2),
+        "keyed-20m": lambda: keyed(size, directory, size // 2),
         "chain-functions": lambda: chain("chain_functions", size, directory),
         "chain-nodes": lambda: chain("chain_nodes", size, directory),
         "wordcount": lambda: wordcount(size, directory),

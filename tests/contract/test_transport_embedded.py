@@ -15,7 +15,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from grape.abc.transport import TABLES, Callbacks, Transport
+from grape.store.late import LATE_BYTES
 from grape.store.pace import Pace
+from grape.store.store import Store
 from grape.testing.contracts.client import Subject
 from grape.testing.contracts.transport import Operation, TransportContract, follow
 from grape.transports.embedded import EmbeddedTransport
@@ -36,19 +38,20 @@ class Moody:
 
 
 class EmbeddedSubject(Subject):
-    """``writes_itself``: now the engine's thread writes, and now the store's."""
+    """``writes_itself``: now the engine's thread writes, and now the store's. ``late_bytes``: as of `Store`."""
 
-    def __init__(self, *, writes_itself: bool = False) -> None:
+    def __init__(self, *, writes_itself: bool = False, late_bytes: int = LATE_BYTES) -> None:
         self.writes_itself = writes_itself
+        self.late_bytes = late_bytes
         self.root = Path(tempfile.mkdtemp(prefix="grape-contract-"))
         self.posted: SimpleQueue[Callable[[], None]] = SimpleQueue()
 
     def open(self, callbacks: Callbacks) -> EmbeddedTransport:
         soon = self.posted.put if self.writes_itself else None
-        opened = EmbeddedTransport.open(self.root / "data", callbacks, self.posted.put, soon=soon)
+        store = Store(self.root / "data", self.posted.put, soon=soon, late_bytes=self.late_bytes)
         if self.writes_itself:
-            opened.store._pace = cast(Pace, Moody())
-        return opened
+            store._pace = cast(Pace, Moody())
+        return EmbeddedTransport(store, callbacks)
 
     def drive(self, transport: Transport, until: Callable[[], bool]) -> None:
         while not until():
@@ -71,6 +74,11 @@ class TestEmbeddedWhereTheEngineWrites(TransportContract):
         return EmbeddedSubject(writes_itself=True)
 
 
+class TestEmbeddedWhereStateIsMergedAtOnce(TransportContract):
+    def subject(self) -> Subject:
+        return EmbeddedSubject(late_bytes=0)
+
+
 keys = st.sampled_from([b"", b"a", b"b", b"k" * 489, b"k" * 490, b"k" * 600, b"k" * 599 + b"z"])
 operations = st.lists(
     st.builds(
@@ -87,7 +95,7 @@ operations = st.lists(
 
 
 @settings(deadline=None, max_examples=50, suppress_health_check=[HealthCheck.too_slow])
-@given(operations, st.booleans())
-def test_agrees_with_a_model(walk: list[Operation], writes_itself: bool) -> None:
-    with closing(EmbeddedSubject(writes_itself=writes_itself)) as subject:
+@given(operations, st.booleans(), st.sampled_from([0, 500, LATE_BYTES]))
+def test_agrees_with_a_model(walk: list[Operation], writes_itself: bool, late_bytes: int) -> None:
+    with closing(EmbeddedSubject(writes_itself=writes_itself, late_bytes=late_bytes)) as subject:
         follow(subject, walk)

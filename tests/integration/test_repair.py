@@ -23,12 +23,13 @@ from grape.errors import Corrupt, UsageError
 from grape.model import batch as codec
 from grape.model.address import CATALOG, PartitionId
 from grape.model.stored import Head, decode_head, encode
+from grape.store.mending import Mending
 from grape.store.rows import BASE, sealed
 from grape.tools.directory import Checkup, Directory
 from grape.tools.mending import DirectoryRepair, start_over
 from grape.transports.embedded import EmbeddedTransport
 
-TABLES = ("head", "logs", "log", "state", "hold", "timer", "dead", "text", "expiry")
+TABLES = ("head", "logs", "log", "changes", "state", "hold", "timer", "dead", "text", "expiry")
 
 
 def topology() -> grape.Topology:
@@ -75,10 +76,15 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     source = data.parent / "in.jsonl"
     source.write_text("".join(f"{n}\n" for n in range(9)))
     with grape.open(topology(), data=data, inline=True, partitions=2, outputs=("out",)) as engine:
-        for n in range(9):
+        for n in range(8):
             engine.emit("in", n, key=f"k{n % 4}", id=f"id-{n}")
         for n in range(4):
             engine.emit("dies", n, key=f"k{n}")
+        assert list(engine.outputs("out", timeout=0.5))
+    with Mending(data) as mending:
+        mending.write(lambda changes: None)  # what has changed goes into its tree
+    with grape.open(topology(), data=data, inline=True, partitions=2, outputs=("out",)) as engine:
+        engine.emit("in", 8, key="k0", id="id-8")
         assert list(engine.outputs("out", timeout=0.5))
     once(data, {"next": str(source)})
     assert run_grape("dead", "retry", "main.1-0", "main.1-1", "--data", data).returncode == 0
@@ -183,7 +189,7 @@ BYTES = st.one_of(
     garbage=BYTES,
     at=st.integers(0, 10_000),
 )
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_garbage_in_any_table_is_named_and_mended(
     made: Path, tmp_path: Path, table: str, row: int, how: str, garbage: bytes, at: int
 ) -> None:
@@ -327,7 +333,7 @@ def test_data_of_another_format_are_refused_with_the_remedy(data: Path) -> None:
     for command in (["doctor"], ["repair"], ["dead", "list"]):
         done = run_grape(*command, "--data", data)
         assert (done.returncode, "use the version of Grape that wrote it" in done.stderr) == (2, True)
-    (data / "format").write_text("grape-data 1\n")
+    (data / "format").write_text("grape-data 2\n")
     with writing(data) as (txn, dbs):
         txn.put(b"format", sealed(BASE["meta"], b"format", b"7"), db=dbs["meta"])
     done = run_grape("repair", "--data", data)

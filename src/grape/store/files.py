@@ -2,7 +2,7 @@
 
 Layout of a data directory::
 
-    DIR/format    "grape-data 1": readable without LMDB; written last, so its presence means the directory is complete
+    DIR/format    "grape-data 2": readable without LMDB; written last, so its presence means the directory is complete
     DIR/lock      held with flock by the one engine; its pid and host are inside
     DIR/data.mdb  the environment (lock.mdb beside it is LMDB's table of readers)
     DIR/verify    left behind by an I/O error: the next open verifies every row before it serves
@@ -20,7 +20,10 @@ from msgspec import Struct
 
 from grape.errors import Corrupt, InUse, UsageError
 
-FORMAT: Final = 1
+FORMAT: Final = 2
+READABLE: Final = frozenset({1, FORMAT})
+"""What lies in a directory of format 1 lies so in one of format 2, in which there is more: an open for writing makes it
+one, so that no older Grape overlooks what is only there."""
 OURS: Final = frozenset({"lock", "data.mdb", "lock.mdb", "format", "format.new", "verify", "crashes", "damaged"})
 EMPTY_BYTES: Final = 2 * 4096
 """The first two pages of LMDB, in which nothing is stored yet."""
@@ -126,8 +129,8 @@ def lock(directory: Path) -> int:
     return fd
 
 
-def is_complete(directory: Path) -> bool:
-    """Whether ``directory`` holds complete data of this format; False if it is yet to be made.
+def stored_format(directory: Path) -> int:
+    """The format of the complete data that ``directory`` holds; 0 if it is yet to be made.
 
     Raises:
         UsageError: another format, or not a data directory at all.
@@ -141,16 +144,21 @@ def is_complete(directory: Path) -> bool:
                 f"{directory} is no data directory of Grape: it has no file 'format', but {', '.join(strangers[:3])!s};"
                 " name an empty or a new directory"
             ) from None
-        return False
+        return 0
     word, _, version = text.strip().partition(" ")
     if word != "grape-data" or not version.isascii() or not version.isdecimal():
         raise Corrupt(
             f"{directory}/format says {text.strip()[:40]!r}, which no Grape wrote; if the rest is whole,"
             f" this mends it: grape repair --data {directory}"
         )
-    if version != str(FORMAT):
+    if int(version) not in READABLE:
         raise unknown_format(directory, text.strip())
-    return True
+    return int(version)
+
+
+def say_format(directory: Path) -> None:
+    """Durably: the directory is complete, and of this format."""
+    write_durably(directory / "format", f"grape-data {FORMAT}\n")
 
 
 def unknown_format(path: Path, found: str) -> UsageError:

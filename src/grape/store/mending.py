@@ -20,9 +20,25 @@ import msgspec
 from grape.abc.transport import TABLES, Table
 from grape.errors import Corrupt, StorageFailed, UsageError
 from grape.model.address import PartitionId
-from grape.store.files import FORMAT, fsync_directory, lock, unknown_format, write_durably
+from grape.store.files import FORMAT, READABLE, fsync_directory, lock, say_format, unknown_format, write_durably
 from grape.store.reader import MIB, open_error
-from grape.store.rows import BASE, HEAD, KEY_BYTES, LOG, LONG, META_FORMAT, POSITION, batch_seal, sealed
+from grape.store.rows import (
+    BASE,
+    CHANGES,
+    HEAD,
+    KEY_BYTES,
+    LATE,
+    LOG,
+    LONG,
+    META_FORMAT,
+    POSITION,
+    batch_seal,
+    changed_rows,
+    format_of,
+    sealed,
+    sealed_format,
+    stored_rows,
+)
 
 FOLDER: Final = "damaged"
 
@@ -38,11 +54,13 @@ class RawRow(NamedTuple):
 class Changes:
     """The one write of a repair. Functions put whole rows, with their seals."""
 
-    def __init__(self, env: lmdb.Environment, txn: lmdb.Transaction[bytes], dbs: dict[str, Any]) -> None:
+    def __init__(self, txn: lmdb.Transaction[bytes], dbs: dict[str, Any]) -> None:
         self._txn = txn
         self._dbs = dbs
+        self.removed: set[RawRow] = set()
 
     def remove(self, row: RawRow) -> None:
+        self.removed.add(row)
         self._txn.delete(row.key, db=self._dbs[row.database])
 
     def set_head(self, partition: PartitionId, term: int, head: bytes) -> None:
@@ -115,15 +133,13 @@ class Mending:
         """
         with self._env.begin() as txn:
             stored = txn.get(META_FORMAT, db=self._dbs["meta"])
-        for other in range(1, 100):
-            if stored == sealed(BASE["meta"], META_FORMAT, str(other).encode()):
-                if other != FORMAT:
-                    raise unknown_format(self.directory / "data.mdb", str(other))
-                return True
-        return False
+        found = format_of(stored)
+        if found and found not in READABLE:
+            raise unknown_format(self.directory / "data.mdb", str(found))
+        return found > 0
 
     def rows(self, database: str) -> Iterator[RawRow]:
-        """All of a database, in order.
+        """All of a database, in order; of `LATE` then those that its changes make, and changes that are damaged.
 
         Raises:
             Corrupt: LMDB cannot walk it.
@@ -131,9 +147,37 @@ class Mending:
         try:
             with self._env.begin() as txn:
                 for key, value in txn.cursor(self._dbs[database]).iternext():
-                    yield RawRow(database, bytes(key), bytes(value))
+                    yield RawRow(database, key, value)
+                if database == LATE:
+                    changes, damaged = self._changes(txn)
+                    for packed, changed in changes.items():
+                        puts, _ = stored_rows(LATE, packed, changed.items())
+                        yield from [RawRow(LATE, key, value) for key, value in puts]
+                    yield from damaged
         except lmdb.Error as e:
             raise Corrupt(f"the table {database} in {self.directory} cannot be walked: {e}") from e
+
+    def _changes(self, txn: lmdb.Transaction[bytes]) -> tuple[dict[bytes, dict[bytes, bytes | None]], list[RawRow]]:
+        """What is to be changed in the tree of `LATE`, by packed partition, and rows that do not say so any more."""
+        changes: dict[bytes, dict[bytes, bytes | None]] = {}
+        damaged: list[RawRow] = []
+        for key, value in txn.cursor(self._dbs[CHANGES]).iternext():
+            rows = changed_rows(key, value)
+            if rows is None:
+                damaged.append(RawRow(CHANGES, key, value))
+            else:
+                changes.setdefault(key[:6], {}).update(rows)
+        return changes, damaged
+
+    def _merge(self, txn: lmdb.Transaction[bytes], removed: set[RawRow]) -> None:
+        """All that has changed, into the tree, but rows that are to go."""
+        db = self._dbs[LATE]
+        for packed, changes in self._changes(txn)[0].items():
+            puts, gone = stored_rows(LATE, packed, changes.items())
+            txn.cursor(db).putmulti([(key, value) for key, value in puts if RawRow(LATE, key, value) not in removed])
+            for key in gone:
+                txn.delete(key, db=db)
+        txn.drop(self._dbs[CHANGES], delete=False)
 
     def put_aside(self, rows: Iterable[tuple[RawRow, str]]) -> Path:
         """Write rows, and what is wrong with each, to a file below ``DIR/damaged``: a JSON object a line."""
@@ -164,12 +208,13 @@ class Mending:
         """
         try:
             with self._env.begin(write=True) as txn:
-                value = sealed(BASE["meta"], META_FORMAT, str(FORMAT).encode())
                 if not self.meta_is_whole:
-                    txn.put(META_FORMAT, value, db=self._dbs["meta"])
-                change(Changes(self._env, txn, self._dbs))
+                    txn.put(META_FORMAT, sealed_format(FORMAT), db=self._dbs["meta"])
+                changes = Changes(txn, self._dbs)
+                change(changes)
+                self._merge(txn, changes.removed)
             if self.format_missing:
-                write_durably(self.directory / "format", f"grape-data {FORMAT}\n")
+                say_format(self.directory)
         except lmdb.Error as e:
             raise open_error(self.directory, e) from e
         except OSError as e:
@@ -191,9 +236,11 @@ def _mended_format(directory: Path) -> bool:
     except OSError as e:
         raise UsageError(f"the data directory {directory} cannot be read: {e}") from None
     word, _, version = text.partition(" ")
-    if word == "grape-data" and version.isascii() and version.isdecimal() and version != str(FORMAT):
+    if word != "grape-data" or not version.isascii() or not version.isdecimal():
+        return True
+    if int(version) not in READABLE:
         raise unknown_format(directory, text)
-    return text != f"grape-data {FORMAT}"
+    return False
 
 
 def put_all_aside(directory: Path) -> Path:

@@ -7,9 +7,9 @@ import heapq
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from itertools import takewhile
+from itertools import islice, takewhile
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -19,25 +19,30 @@ from zlib_ng.zlib_ng import crc32
 from grape.abc.transport import Arrival, CommittedHead, Stored, Table
 from grape.errors import Corrupt, StorageFailed, UsageError
 from grape.model.address import PartitionId
-from grape.store.files import FORMAT, check_file, is_complete
+from grape.store.files import FORMAT, READABLE, check_file, stored_format
+from grape.store.late import overlaid
 from grape.store.rows import (
     BASE,
     BATCH,
+    CHANGES,
     HASH,
     HEAD,
     KEY_BYTES,
+    LATE,
     LOG,
     LONG,
     META_FORMAT,
     POSITION,
     RESIDUE,
     Finding,
-    batch_seal,
+    changed_rows,
+    format_of,
     is_intact,
     is_whole,
     long_key,
     position_of_row,
-    sealed,
+    sealed_format,
+    stored_rows,
     unsealed_long,
 )
 
@@ -88,7 +93,7 @@ class Reader:
 
     def __init__(self, directory: str | os.PathLike[str]) -> None:
         self.directory = Path(directory)
-        if not is_complete(self.directory):
+        if not stored_format(self.directory):
             raise UsageError(f"there is no data of Grape in {self.directory}")
         check_file(self.directory)
         try:
@@ -105,9 +110,9 @@ class Reader:
             with self._env.begin(write=True) as txn:
                 for name in BASE:
                     self.databases[name] = self._env.open_db(name.encode(), txn=txn)
-                if txn.get(META_FORMAT, db=self.databases["meta"]) is None:
-                    value = sealed(BASE["meta"], META_FORMAT, str(FORMAT).encode())
-                    txn.put(META_FORMAT, value, db=self.databases["meta"])
+                stored = txn.get(META_FORMAT, db=self.databases["meta"])
+                if stored is None or format_of(stored) in READABLE - {FORMAT}:
+                    txn.put(META_FORMAT, sealed_format(FORMAT), db=self.databases["meta"])
         else:
             for name in BASE:
                 try:
@@ -116,7 +121,7 @@ class Reader:
                     continue  # made by an engine that does not know this table yet
         with self._reading() as txn:
             stored = txn.get(META_FORMAT, db=self.databases["meta"]) if "meta" in self.databases else None
-        if stored != sealed(BASE["meta"], META_FORMAT, str(FORMAT).encode()):
+        if format_of(stored) not in READABLE:
             raise UsageError(
                 f"{self.directory}/format says {FORMAT}, but its data.mdb says {(stored or b'nothing')[:-4]!r}:"
                 " the files do not belong together"
@@ -198,15 +203,15 @@ class Reader:
         # The stored tail is of the last trim or drop; what was appended since stands in the log itself.
         cursor = txn.cursor(self.databases["log"])
         if cursor.set_range(POSITION.pack(packed, (1 << 64) - 1)):
-            self._position(bytes(cursor.key()), cursor.value())
+            self._check_numbered("log", bytes(cursor.key()), cursor.value())
             found = cursor.prev()
         else:
             found = cursor.last()
         if found:
             key = bytes(cursor.key())
-            position = self._position(key, cursor.value())
+            self._check_numbered("log", key, cursor.value())
             if key[:6] == packed:
-                tail = max(tail, position + 1)
+                tail = max(tail, position_of_row(key) + 1)
         return LogEnds(trim, tail)
 
     def logs(self) -> list[PartitionId]:
@@ -227,65 +232,73 @@ class Reader:
         batches: list[Stored] = []
         size = 0
         with self._reading(buffers=True) as txn:
-            for position, value in self._walk(txn, log, after):
+            for key, value in self._walk(txn, "log", log.packed(), after):
                 size += len(value) - 8
                 if batches and size > max_bytes:
                     break
-                batches.append(Stored(position, bytes(value[8:])))
+                batches.append(Stored(position_of_row(key), bytes(value[8:])))
         return batches
 
     def waiting(self, log: PartitionId, after: int, before: int | None = None) -> Arrival:
         """As `grape.abc.transport.Transport.waiting`."""
         batches = events = size = 0
         with self._reading(buffers=True) as txn:
-            for position, value in self._walk(txn, log, after):
-                if before is not None and position >= before:
+            for key, value in self._walk(txn, "log", log.packed(), after):
+                if before is not None and position_of_row(key) >= before:
                     break
                 batches, events, size = batches + 1, events + BATCH.unpack_from(value)[1], size + len(value) - 8
         return Arrival(log, batches, events, size)
 
     def _walk(
-        self, txn: lmdb.Transaction[memoryview], log: PartitionId, after: int
-    ) -> Iterator[tuple[int, memoryview]]:
-        """The rows of ``log`` from ``after`` on. Also looks at the neighbours at both ends: a batch whose key was
-        damaged still lies where its key belongs."""
-        packed = log.packed()
-        cursor = txn.cursor(self.databases["log"])
+        self, txn: lmdb.Transaction[Any], database: str, packed: bytes, after: int
+    ) -> Iterator[tuple[bytes, memoryview | bytes]]:
+        """The rows of a partition from number ``after`` on, in ``log`` or `CHANGES`. Also looks at the neighbours at
+        both ends: a row whose key was damaged still lies where its key belongs."""
+        cursor = txn.cursor(self.databases[database])
         first = POSITION.pack(packed, after)
         if cursor.prev() if cursor.set_range(first) else cursor.last():
             below = bytes(cursor.key())
-            self._position(below, cursor.value())
+            self._check_numbered(database, below, cursor.value())
             if below >= first:
-                raise self._damage("log", below)
+                raise self._damage(database, below)
         more = cursor.set_range(first)
         while more:
             key, value = bytes(cursor.key()), cursor.value()
-            position = self._position(key, value)
+            self._check_numbered(database, key, value)
             if key[:6] != packed:
                 if key < first:
-                    raise self._damage("log", key)
+                    raise self._damage(database, key)
                 break
-            yield position, value
+            yield key, value
             more = cursor.next()
 
-    def _position(self, key: bytes, value: memoryview | bytes) -> int:
-        if len(key) != 14 or len(value) < 8:
-            raise self._damage("log", key)
-        if batch_seal(key, BATCH.unpack_from(value)[1], len(value) - 8) != bytes(value[:8]):
-            raise self._damage("log", key)
-        return position_of_row(key)
+    def _check_numbered(self, database: str, key: bytes, value: memoryview | bytes) -> None:
+        if not is_whole(database, key, value):
+            raise self._damage(database, key)
 
     def get(self, partition: PartitionId, table: Table, keys: Sequence[bytes]) -> list[bytes | None]:
         """As `grape.abc.transport.Transport.get`."""
         if table not in self.databases:
             return [None] * len(keys)
         packed = partition.packed()
-        stored = [packed + k if len(k) <= LONG else long_key(packed, k) for k in keys]
         with self._reading() as txn:
-            cursor = txn.cursor(self.databases[table])
-            rows = dict(cursor.getmulti(stored))
-            if len(rows) < len(stored):
-                self._check_missing(table, cursor, sorted({k for k in stored if k not in rows}))
+            changed: dict[bytes, bytes | None] = {}
+            for layer in reversed(self._changes(txn, packed)) if table == LATE else ():
+                changed.update([(key, layer[key]) for key in keys if key in layer])
+            if not changed:
+                return self._get_in(txn, table, packed, keys)
+            rest = [key for key in keys if key not in changed]
+            return [*map((changed | dict(zip(rest, self._get_in(txn, table, packed, rest), strict=True))).get, keys)]
+
+    def _get_in(
+        self, txn: lmdb.Transaction[bytes], table: Table, packed: bytes, keys: Sequence[bytes]
+    ) -> list[bytes | None]:
+        """What is in the tree."""
+        stored = [packed + k if len(k) <= LONG else long_key(packed, k) for k in keys]
+        cursor = txn.cursor(self.databases[table])
+        rows = dict(cursor.getmulti(stored))
+        if len(rows) < len(stored):
+            self._check_missing(table, cursor, sorted({k for k in stored if k not in rows}))
         base = BASE[table]
         for k, v in rows.items():
             if crc32(v, crc32(k, base)) != RESIDUE or len(v) < 4:
@@ -302,6 +315,15 @@ class Reader:
                         raise self._damage(table, k)
             values.append(value)
         return values
+
+    def _changes(self, txn: lmdb.Transaction[bytes], packed: bytes) -> Sequence[Mapping[bytes, bytes | None]]:
+        """Changes of a partition that are in no tree yet, the newest first."""
+        if CHANGES not in self.databases:
+            return ()  # an older Grape's
+        changes: dict[bytes, bytes | None] = {}
+        for key, value in self._walk(txn, CHANGES, packed, 0):
+            changes.update(changed_rows(key, value) or ())
+        return (changes,) if changes else ()
 
     def _check_missing(self, table: Table, cursor: lmdb.Cursor[bytes], missing: list[bytes]) -> None:
         """A row whose own key was damaged is not found, but it still lies where its key belongs: both neighbours of
@@ -329,36 +351,48 @@ class Reader:
     ) -> list[tuple[bytes, bytes]]:
         """As `grape.abc.transport.Transport.scan`. Keys longer than `LONG` bytes that share their first `LONG` bytes
         are stored in no order, so that a page that meets such a group reads the whole group."""
-        rows: list[tuple[bytes, bytes]] = []
         if table not in self.databases or limit <= 0:
-            return rows
+            return []
         packed = partition.packed()
-        base = BASE[table]
         with self._reading() as txn:
-            cursor = txn.cursor(self.databases[table])
-            more = cursor.set_range(packed + after[:LONG])
-            while more and len(rows) < limit:
-                k, v = cursor.item()
-                if k[:6] != packed:
-                    if k < packed or not is_intact(base, k, v):
-                        raise self._damage(table, k)  # a damaged key looks like another partition's
+            changed: dict[bytes, bytes | None] = {}
+            for layer in reversed(self._changes(txn, packed)) if table == LATE else ():
+                changed.update([item for item in layer.items() if item[0] >= after])
+            most = limit + sum([value is None for value in changed.values()])
+            rows = self._walk_rows(txn, table, packed, after, before, most)
+            if not changed:
+                return list(islice(rows, limit))
+            changes = heapq.nsmallest(most, [item for item in changed.items() if before is None or item[0] < before])
+            return list(islice(overlaid(rows, changes), limit))
+
+    def _walk_rows(
+        self, txn: lmdb.Transaction[bytes], table: Table, packed: bytes, after: bytes, before: bytes | None, most: int
+    ) -> Iterator[tuple[bytes, bytes]]:
+        """What is in the tree, in order; of a group of long keys ``most`` rows."""
+        base = BASE[table]
+        cursor = txn.cursor(self.databases[table])
+        more = cursor.set_range(packed + after[:LONG])
+        while more:
+            k, v = cursor.item()
+            if k[:6] != packed:
+                if k < packed or not is_intact(base, k, v):
+                    raise self._damage(table, k)  # a damaged key looks like another partition's
+                break
+            if before is not None and k[6 : 6 + LONG] > before:
+                break
+            if len(k) < KEY_BYTES:
+                if not is_intact(base, k, v):
+                    raise self._damage(table, k)
+                key = k[6:]
+                if before is not None and key >= before:
                     break
-                if before is not None and k[6 : 6 + LONG] > before:
-                    break
-                if len(k) < KEY_BYTES:
-                    if not is_intact(base, k, v):
-                        raise self._damage(table, k)
-                    key = k[6:]
-                    if before is not None and key >= before:
-                        break
-                    if key >= after:
-                        rows.append((key, v[:-4]))
-                    more = cursor.next()
-                else:
-                    group = k[: 6 + LONG]
-                    rows += heapq.nsmallest(limit - len(rows), self._group(table, cursor, group, after, before))
-                    more = cursor.set_range(group + b"\xff" * (HASH + 1))
-        return rows
+                if key >= after:
+                    yield key, v[:-4]
+                more = cursor.next()
+            else:
+                group = k[: 6 + LONG]
+                yield from heapq.nsmallest(most, self._group(table, cursor, group, after, before))
+                more = cursor.set_range(group + b"\xff" * (HASH + 1))
 
     def _group(
         self, table: Table, cursor: lmdb.Cursor[bytes], group: bytes, after: bytes, before: bytes | None
@@ -416,13 +450,10 @@ class Reader:
                             if count >= SLICE_ROWS or time.monotonic() > deadline:
                                 after = k
                                 break
-                            problem = self._problem(name, k, v, check_batch)
-                            if problem is None and check_row is not None and name not in ("log", "meta"):
-                                problem = check_row(name, k, v[:-4])
                             if previous is not None and k <= previous:
-                                problem = "out of order"
-                            if problem is not None:
-                                findings.append(Finding(name, self._partition(k), k, problem))
+                                findings.append(Finding(name, self._partition(k), k, "out of order"))
+                            else:
+                                findings += self._problems(name, k, v, check_batch, check_row)
                             previous = k
                             count += 1
                             more = cursor.next()
@@ -434,13 +465,26 @@ class Reader:
                 if progress is not None:
                     progress(rows)
 
-    def _problem(
-        self, name: str, k: bytes, v: bytes, check_batch: Callable[[PartitionId, int, bytes], str | None] | None
-    ) -> str | None:
-        if name == "log":
-            try:
-                position = self._position(k, v)
-            except Corrupt:
-                return "fails its checksum"
-            return None if check_batch is None else check_batch(PartitionId.unpack(k[:6]), position, v[8:])
-        return None if is_whole(name, k, v) else "fails its checksum"
+    def _problems(
+        self,
+        name: str,
+        k: bytes,
+        v: bytes,
+        check_batch: Callable[[PartitionId, int, bytes], str | None] | None,
+        check_row: Callable[[str, bytes, bytes], str | None] | None,
+    ) -> Iterator[Finding]:
+        """Of a row: as it lies there, and what is in it."""
+        partition = self._partition(k)
+        if not is_whole(name, k, v):
+            yield Finding(name, partition, k, "fails its checksum")
+        elif name == "log":
+            log, position = PartitionId.unpack(k[:6]), position_of_row(k)
+            if check_batch is not None and (problem := check_batch(log, position, v[8:])) is not None:
+                yield Finding(name, log, k, problem)
+        elif check_row is not None and name != "meta":
+            table, rows = name, [(k, v)]
+            if name == CHANGES:  # as they will be in their tree
+                table, (rows, _) = LATE, stored_rows(LATE, k[:6], dict(changed_rows(k, v) or ()).items())
+            for key, value in rows:
+                if (problem := check_row(table, key, value[:-4])) is not None:
+                    yield Finding(table, partition, key, problem)

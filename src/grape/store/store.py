@@ -7,7 +7,7 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from queue import Empty, SimpleQueue
@@ -24,14 +24,16 @@ from grape.store.files import (
     check_file,
     close_to_others,
     fsync_directory,
-    is_complete,
     lock,
     make_directory,
+    say_format,
+    stored_format,
     write_durably,
 )
+from grape.store.late import LATE_BYTES, Change, Late
 from grape.store.pace import LIGHT_BYTES, Pace
-from grape.store.reader import MAP_SIZE, MIB, Reader, open_error
-from grape.store.rows import BASE, KEY_BYTES, is_intact
+from grape.store.reader import MAP_SIZE, Reader, open_error
+from grape.store.rows import BASE, CHANGES, KEY_BYTES, changed_rows, is_intact, position_of_row
 from grape.store.writing import Known, Writing
 
 MAX_SIZE: Final = 64 << 30
@@ -39,8 +41,8 @@ _MANY: Final = 64
 """Of what could wait, in a transaction for which the engine's thread waits."""
 LAZY_SECONDS: Final = 0.5
 """So long what can wait waits for a transaction in which it costs no fsync."""
-GROUP_BYTES: Final = 32 * MIB
-"""A transaction takes no further commit beyond this, so that its dirty pages (held in memory) stay bounded."""
+GROUP_PAGES: Final = 24 << 10
+"""A transaction takes no further commit beyond so many dirty pages (96 MiB), which LMDB holds in memory."""
 
 R = TypeVar("R")
 A = TypeVar("A")
@@ -70,6 +72,7 @@ class Store(Reader):
         soon: runs a function on the engine's thread, called there, when its turn is over. None: it never writes.
         max_size: bytes the map may grow to.
         map_size: bytes it starts with.
+        late_bytes: what changes of state take in memory before they are merged (`grape.store.late`).
         check_batch: for the verification after an I/O error (`Reader.verify`).
 
     Raises:
@@ -87,6 +90,7 @@ class Store(Reader):
         soon: Post | None = None,
         max_size: int = MAX_SIZE,
         map_size: int = MAP_SIZE,
+        late_bytes: int = LATE_BYTES,
         check_batch: Callable[[PartitionId, int, bytes], str | None] | None = None,
     ) -> None:
         self.directory = Path(directory)
@@ -94,7 +98,7 @@ class Store(Reader):
         self.error: BaseException | None = None
         self._post = post
         self._on_failed: list[Callable[[BaseException], None]] = []
-        self._known = Known()
+        self._known = Known(Late(min(late_bytes, max_size // 16)))  # merging needs room
         self._soon = soon
         self._pace = Pace()
         self._readers_checked = time.monotonic()
@@ -111,7 +115,7 @@ class Store(Reader):
         self._room = (0.0, 0, 0)
         try:
             make_directory(self.directory)
-            is_complete(self.directory)
+            stored_format(self.directory)
             close_to_others(self.directory)
             self._lock_fd = lock(self.directory)
         except OSError as e:
@@ -127,7 +131,7 @@ class Store(Reader):
         self._thread.start()
 
     def _open(self, map_size: int, check_batch: Callable[[PartitionId, int, bytes], str | None] | None) -> None:
-        complete = is_complete(self.directory)
+        complete = stored_format(self.directory)
         data = self.directory / "data.mdb"
         doubtful = (self.directory / "verify").exists()
         try:
@@ -151,7 +155,8 @@ class Store(Reader):
             if not complete:
                 fsync_directory(self.directory)
                 close_to_others(self.directory)  # an odd umask takes the owner's rights as well
-                write_durably(self.directory / "format", f"grape-data {FORMAT}\n")
+            if complete != FORMAT:
+                say_format(self.directory)
         except lmdb.Error as e:
             raise open_error(self.directory, e) from e
         except OSError as e:
@@ -165,6 +170,19 @@ class Store(Reader):
             (self.directory / "verify").unlink()
             fsync_directory(self.directory)
         self._check_small()
+        self._remember()
+
+    def _remember(self) -> None:
+        """Changes that are in no tree yet."""
+        with self._reading() as txn:
+            for key, value in txn.cursor(self.databases[CHANGES]).iternext():
+                self._check_numbered(CHANGES, key, value)
+                rows = changed_rows(key, value) or ()
+                self._known.late.add(Change(key[:6], position_of_row(key), rows, len(value)))
+
+    def _changes(self, txn: lmdb.Transaction[bytes], packed: bytes) -> Sequence[Mapping[bytes, bytes | None]]:
+        # Those that are in the tree of this transaction have perhaps left memory, but not while the gate is held.
+        return self._known.late.layers(packed)
 
     def _check_small(self) -> None:
         # A damaged key of these would look as if the partition had never existed.
@@ -220,7 +238,7 @@ class Store(Reader):
     def _may_write(self) -> bool:
         """The engine's thread may: what its own has done has been answered, so nobody hears of things in the wrong
         order."""
-        return not self._unanswered and self.error is None and self._pace.is_light
+        return not self._unanswered and self.error is None and self._pace.is_light and not self._known.late.is_due
 
     def _write_light(self) -> None:
         if not self._light:
@@ -347,19 +365,24 @@ class Store(Reader):
                 txn = self._env.begin(write=True)
                 try:
                     writing = Writing(self, self._known, txn)
+                    if take is not None:
+                        writing.merge(GROUP_PAGES)
                     for job in jobs:  # grows while it runs
                         results.append(job.apply(writing, job.argument))
-                        if take is not None and len(results) == len(jobs) and writing.size < GROUP_BYTES:
+                        if take is not None and len(results) == len(jobs) and writing.pages < GROUP_PAGES:
                             take(jobs)
                     while self._lazy and (take is not None or len(lazy) < _MANY):
                         lazy.append(self._lazy.popleft())
                     for apply, argument in lazy:
                         apply(writing, argument)
+                    if take is not None:
+                        writing.clear()
                     writing.finish()
                 except BaseException:
                     txn.abort()
                     raise
-                self._known.learn(writing)
+                with self._gate:
+                    self._known.learn(writing)
                 return results
             except lmdb.MapFullError:
                 self._grow()

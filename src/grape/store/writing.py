@@ -2,22 +2,37 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Collection
+from typing import Final
 
 import lmdb
-from zlib_ng.zlib_ng import crc32
 
 from grape.abc.transport import CommittedHead, Rows, Table
 from grape.model.address import PartitionId
+from grape.store.late import ROW, SLICE_BYTES, Change, Done, Late
 from grape.store.reader import LogEnds, Reader
-from grape.store.rows import BASE, HEAD, LENGTH, LOG, LONG, POSITION, batch_seal, long_key, sealed
+from grape.store.rows import (
+    BASE,
+    CHANGES,
+    HEAD,
+    LATE,
+    LOG,
+    POSITION,
+    batch_seal,
+    change_row,
+    sealed,
+    stored_rows,
+)
+
+PAGE: Final = 4096
 
 
 class Known:
     """What committed transactions have left, so that it need not be read again: (term, number) of the last commit of
-    each partition, and the ends of logs."""
+    each partition, the ends of logs, and changes that are in no tree yet."""
 
-    def __init__(self) -> None:
+    def __init__(self, late: Late) -> None:
+        self.late = late
         self.heads: dict[PartitionId, tuple[int, int]] = {}
         self.ends: dict[PartitionId, LogEnds] = {}
 
@@ -25,6 +40,13 @@ class Known:
         """Its transaction is committed."""
         self.heads.update(writing.heads)
         self.ends.update(writing.ends)
+        late = self.late
+        for _ in range(writing.cleared):
+            late.merged.popleft()
+        for done in writing.merges:
+            late.finish(done)
+        for change in writing.changes:
+            late.add(change)
 
 
 class Writing:
@@ -43,7 +65,21 @@ class Writing:
         self._trimmed: set[PartitionId] = set()
         self.heads: dict[PartitionId, tuple[int, int]] = {}
         self.ends: dict[PartitionId, LogEnds] = {}
-        self.size = 0
+        self._size = 0
+        self._touched: dict[Table, int] = {}
+        """Of each table, how many rows were written or removed."""
+        self._numbers: dict[bytes, int] = {}
+        self.changes: list[Change] = []
+        self.merges: list[Done] = []
+        self.cleared = 0
+
+    @property
+    def pages(self) -> int:
+        """How many pages the transaction holds in memory, at most and about: a row that lies alone costs a whole one,
+        and a tree has no more than it has. What it changes late counts as well: another one will merge as much."""
+        stat = self._txn.stat
+        rows = sum([min(count, stat(self._dbs[table])["leaf_pages"]) for table, count in self._touched.items()])
+        return rows + sum([len(change.rows) for change in self.changes]) + self._size // PAGE
 
     def _cursor(self, name: str) -> lmdb.Cursor[bytes]:
         cursor = self._cursors.get(name)
@@ -71,7 +107,7 @@ class Writing:
         packed = partition.packed()
         self._txn.put(packed, sealed(BASE["head"], packed, HEAD.pack(term, number) + head), db=self._dbs["head"])
         self.heads[partition] = (term, number)
-        self.size += len(head)
+        self._size += len(head)
 
     def log_ends(self, log: PartitionId) -> LogEnds:
         ends = self.ends.get(log) or self._known.ends.get(log)
@@ -85,7 +121,7 @@ class Writing:
         key = POSITION.pack(log.packed(), tail)
         self._txn.put(key, batch_seal(key, events, len(batch)) + batch, db=self._dbs["log"])
         self.ends[log] = LogEnds(trim, tail + 1)
-        self.size += len(batch)
+        self._size += len(batch)
         return tail
 
     def trim(self, log: PartitionId, position: int) -> None:
@@ -112,30 +148,45 @@ class Writing:
     def put(self, partition: PartitionId, table: Table, rows: Rows) -> None:
         """Write or (value None) remove rows; the last one of a key counts."""
         packed = partition.packed()
-        base = BASE[table]
-        changes: dict[bytes, Any] = dict(rows)
-        puts: list[tuple[bytes, bytes]] = []
-        gone: list[bytes] = []
-        if None in changes.values() or max(map(len, changes), default=0) > LONG:
-            plain = {}
-            for key, value in changes.items():
-                k = packed + key if len(key) <= LONG else long_key(packed, key)
-                if value is None:
-                    gone.append(k)
-                elif len(key) <= LONG:
-                    plain[key] = value
-                else:
-                    puts.append((k, sealed(base, k, LENGTH.pack(len(key)) + key + value)))
-            changes = plain
-        # Every change of state passes here: `sealed` is written out, a call costs as much as the rest.
-        puts += [(k := packed + key, v + crc32(v, crc32(k, base)).to_bytes(4, "little")) for key, v in changes.items()]
+        if table != LATE:
+            self._into_tree(table, packed, dict(rows).items())
+        elif rows:
+            number = self._numbers.get(packed, self._known.late.next_number(packed))
+            key, value = change_row(packed, number, rows)
+            self._txn.put(key, value, db=self._dbs[CHANGES])
+            self._numbers[packed] = number + 1
+            self._size += len(value)
+            self.changes.append(Change(packed, number, rows, len(value)))
+
+    def _into_tree(self, table: Table, packed: bytes, changes: Collection[tuple[bytes, bytes | None]]) -> None:
+        puts, gone = stored_rows(table, packed, changes)
         if puts:
-            puts.sort()  # neighbours come one after the other, which LMDB finds without a search
             self._cursor(table).putmulti(puts)
-            self.size += sum([len(v) for _, v in puts])
         db = self._dbs[table]
         for k in gone:
             self._txn.delete(k, db=db)
+        self._touched[table] = self._touched.get(table, 0) + len(changes)
+
+    def merge(self, most: int) -> None:
+        """Take what is too much in memory over into the tree, ``most`` rows of it. Comes before all that is put."""
+        for done in self._known.late.due(most):
+            self._into_tree(LATE, done.merge.packed, done.merge.left(done.taken))
+            self.merges.append(done)
+
+    def clear(self) -> None:
+        """Remove what has been merged from ``changes``: somewhat more than this transaction and what was written beside
+        merges bring about. From the front: what is left at a crash has to be the newest."""
+        left = 1 + 2 * (SLICE_BYTES // ROW + len(self.changes))
+        cursor = self._cursor(CHANGES)
+        for packed, last in self._known.late.merged:
+            more = cursor.set_range(POSITION.pack(packed, 0))
+            end = POSITION.pack(packed, last)
+            while more and b"" < cursor.key() <= end:
+                if not left:
+                    return
+                more = cursor.delete()
+                left -= 1
+            self.cleared += 1
 
     def finish(self) -> None:
         # The tail is stored with every deletion: without its last batches a log does not show how far it reached.
