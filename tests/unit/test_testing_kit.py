@@ -117,6 +117,33 @@ def test_ids_are_unique_across_partitions() -> None:
     assert len(set(ids)) == len(ids) == 8 + 160
 
 
+def test_ids_are_unique_where_several_nodes_hear_one_event() -> None:
+    """Each of them chains into the same third one."""
+    ids: list[str] = []
+
+    class Note(Node):
+        def process(self, event: Event) -> None:
+            ids.append(event.id)
+            if event.attempt == 1:
+                raise ValueError("again")
+
+    class Say(Node):
+        def process(self, event: Event) -> None:
+            self.emit("word", 1)
+            self.emit("word", 2)
+
+    t = Topology("t")
+    for name in ("first", "second", "third"):
+        t.add_slot("line", Say(name=name), emits="word")
+    t.add_slot("word", Note(), retries=1, backoff=0.1)
+    with Harness(t) as run:
+        fed = run.feed("line", "a", key="k")
+        run.settle()
+        run.advance(10)
+    assert set(ids) == {f"{fed}.{own}" for own in ("0", "1", "1-0", "1-1", "2-0", "2-1")}
+    assert len(ids) == 12  # each ran twice, under the same id
+
+
 def test_equal_runs_are_equal() -> None:
     def once() -> list[str]:
         with Harness(wordcount) as run:

@@ -53,6 +53,8 @@ void chain(Worker& worker) {
   worker.slot("b2", Slot("B").state("n").emits("c").retries(1), obey);
   worker.slot("c", Slot("C").state("n").emits("out").retries(1).timeout(300ms), obey);
   worker.slot("b", Slot("Logged").chain(false), [](Event&) {});
+  worker.slot("both", Slot("One").emits("c"), [](Event& event) { event.emit("c", Value()); });
+  worker.slot("both", Slot("Two").emits("c"), [](Event& event) { event.emit("c", Value()); });
   worker.slot("x", Slot("X").emits("y"), [](Event& event) { event.emit("y", event.data()); });
   worker.slot("y", Slot("Y").emits("x"), [](Event&) {});
 }
@@ -89,6 +91,16 @@ TEST_CASE("chained events run at once, in the order of the emits") {
     }
     if (event.target == "cpp") CHECK(event.only == std::vector<std::string>{"Logged"});
   }
+}
+
+TEST_CASE("what two nodes emit for one event has ids of its own") {
+  Engine engine(&chain);
+  engine.partitions = 1;
+  engine.join();
+  engine.assign(0);
+  auto ids = ids_of(engine.run({{"both", "k", Value()}}));
+  std::sort(ids.begin(), ids.end());
+  CHECK(ids == std::vector<std::string>{"id-1-0.0", "id-1-0.1-0"});
 }
 
 TEST_CASE("what does not chain goes by the log") {

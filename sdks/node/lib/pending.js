@@ -16,6 +16,7 @@ const {
 } = require("./errors");
 const { Reader } = require("./msgpack/reader");
 const { Writer } = require("./msgpack/writer");
+const { branchOf } = require("./routing");
 const { didYouMean } = require("./similar");
 
 /**
@@ -310,6 +311,7 @@ class Pending {
     const buffer = this.writer.buffer;
     const hops = source.hopsOf(index) + 1;
     const context = source.contextOf(index);
+    const branch = chains === null ? "" : branchOf(this.routing, source.nameOf(index), this.node);
     let start = 0;
     for (let i = 0; i < this.count; i++) {
       const route = what[i];
@@ -333,7 +335,7 @@ class Pending {
             if (chain !== null) {
               for (const unit of chain.units) {
                 const chained = effects.chainedInto(unit, source);
-                effects.size += chained.add(route, keys[i], hops, context, index, i, buffer, start, end);
+                effects.size += chained.add(route, keys[i], hops, context, index, branch + i, buffer, start, end);
               }
             }
             for (const target of chain === null ? route.targets : chain.targets) {

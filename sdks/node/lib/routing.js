@@ -63,6 +63,15 @@ class Routing {
   }
 }
 
+/**
+ * What tells the ids of events that `node` has chained from those of other nodes of this pool that heard the same event:
+ * its number among them, if it is not the first.
+ */
+function branchOf(routing, event, node) {
+  const number = routing.here.get(event)?.indexOf(node) ?? 0;
+  return number > 0 ? `${number}-` : "";
+}
+
 /** pool -> event -> names of the nodes that listen to it, all in the order of their declaration. */
 function listenersOf(topology) {
   const poolOf = new Map((topology.nodes ?? []).map((node) => [node.name, node.pool ?? "main"]));
@@ -174,4 +183,4 @@ function components(graph) {
   return component;
 }
 
-module.exports = { Routing, chainedPairs, pairOf };
+module.exports = { branchOf, Routing, chainedPairs, pairOf };

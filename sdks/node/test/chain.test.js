@@ -65,6 +65,13 @@ for (const config of [{ async: false }, { async: true }]) {
       assert.equal(result.counts["c>C"], undefined);
     });
 
+    test("what two nodes emit for one event has ids of its own", async () => {
+      await engine.welcome(OUT);
+      const result = await engine.run([["both", "k", null]]);
+      const seen = out(result).map(([id, data]) => [id.replace(/^.*?-/, ""), data]);
+      assert.deepEqual(seen.sort(), [["0.0", "One"], ["0.1-0", "Two"]]);
+    });
+
     test("contexts and hops are handed on", async () => {
       await engine.welcome(OUT);
       const inner = say("b", { say: [say("c", 1)] });

@@ -102,6 +102,7 @@ class Delivery:
         self._partitions = partitions
         self._run_stage = run_stage
         self._routes: dict[tuple[str, bool], dict[str, _Route]] = {}
+        self._branches: dict[tuple[str, str], str] = {}
         self._part: Assigned
         self._effects: Effects
 
@@ -218,28 +219,31 @@ class Delivery:
         # An output is taken from the partition that emits it.
         stays = stays or flow.keys is None or flow.name in self._routing.outputs
         if route.chained:
-            self._chain_near(stage, route, flow, marks, stays=stays)
+            self._chain_near(unit, stage, route, flow, marks, stays=stays)
         elif stays:
             self._collect(route.far, own, flow.name, flow.keys, flow.data, flow.hops, flow.contexts)
         else:
             self._scatter(route.far, flow)
 
-    def _chain_near(self, stage: Stage, route: _Route, flow: _Flow, marks: list[int] | None, *, stays: bool) -> None:
+    def _chain_near(
+        self, unit: Unit, stage: Stage, route: _Route, flow: _Flow, marks: list[int] | None, *, stays: bool
+    ) -> None:
         """Chain what stays in the partition; the rest goes far."""
         numbers = None if stays else self._numbers(flow.keys or [])
         own = self._part.number
         if numbers is None or numbers.count(own) == len(numbers):
             if flow.data:
-                self._chain(stage, route, flow, marks)
+                self._chain(unit, stage, route, flow, marks)
             return
         near = flow.pick([i for i, number in enumerate(numbers) if number == own])
         if near.data:
-            self._chain(stage, route, near, marks)
+            self._chain(unit, stage, route, near, marks)
         self._scatter(route.far, flow.pick([i for i, number in enumerate(numbers) if number != own]))
 
-    def _chain(self, stage: Stage, route: _Route, flow: _Flow, marks: list[int] | None) -> None:
+    def _chain(self, unit: Unit, stage: Stage, route: _Route, flow: _Flow, marks: list[int] | None) -> None:
         if route.near:
             self._collect(route.near, self._part.number, flow.name, flow.keys, flow.data, flow.hops, flow.contexts)
+        branch = self._branch(unit.node, stage.name_of(0))
         for target in route.chained:
             child = ChildStage(
                 stage,
@@ -252,8 +256,20 @@ class Delivery:
                 flow.flat,
                 marks,
                 flow.kinds,
+                branch,
             )
             self._run_stage(target, child)
+
+    def _branch(self, node: str, event: str) -> str:
+        """What tells the ids of events that ``node`` has chained from those of other nodes that heard the same event:
+        its number among them, if it is not the first."""
+        branch = self._branches.get((node, event))
+        if branch is None:
+            listeners = self._routing.listeners.get(event, ())
+            nodes = [name for listener in listeners if listener.pool == self._pool for name in listener.nodes]
+            number = nodes.index(node) if node in nodes else 0
+            branch = self._branches[node, event] = f"{number}-" if number else ""
+        return branch
 
     def _collect(
         self,

@@ -239,9 +239,9 @@ class RetryStage(Stage):
 class ChildStage(Stage):
     """Chained events. ``flat[i]`` is the place of event i among all that the parent stage emitted; ``marks[j]`` is how
     many the parent's events up to j emitted. Both None: event i is what event i of the parent emitted. ``kinds``: the
-    types of ``data``, if known."""
+    types of ``data``, if known. ``branch``: stands before the ordinal in ids."""
 
-    __slots__ = ("data", "flat", "kinds", "marks", "parent")
+    __slots__ = ("branch", "data", "flat", "kinds", "marks", "parent")
 
     def __init__(
         self,
@@ -255,8 +255,10 @@ class ChildStage(Stage):
         flat: list[int] | None,
         marks: list[int] | None,
         kinds: set[type] | None = None,
+        branch: str = "",
     ) -> None:
         super().__init__(count, names, keys, hops, contexts)
+        self.branch = branch
         self.data = data
         self.kinds = kinds
         self.parent = parent
@@ -270,10 +272,10 @@ class ChildStage(Stage):
     def id_of(self, index: int) -> str:
         at = index if self.flat is None else self.flat[index]
         if self.marks is None:
-            return f"{self.parent.id_of(at)}.0"
+            return f"{self.parent.id_of(at)}.{self.branch}0"
         origin = bisect_right(self.marks, at)
         ordinal = at - (self.marks[origin - 1] if origin else 0)
-        return f"{self.parent.id_of(origin)}.{ordinal}"
+        return f"{self.parent.id_of(origin)}.{self.branch}{ordinal}"
 
     def data_of(self, index: int) -> Any:
         return self.data[index]

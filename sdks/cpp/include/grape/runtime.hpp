@@ -110,6 +110,7 @@ class Runtime {
     TopologySpec topology = welcome.topology ? *welcome.topology : own_topology(welcome.pool);
     routes_ = std::make_unique<Routes>(topology, welcome.pool, welcome.taken);
     find_chains(welcome);
+    find_branches(topology, welcome.pool);
     outbox_ = std::make_unique<Outbox>(*routes_, limits_, partitions_);
     emit_counts_.assign(routes_->size(), 0);
     parts_.resize(partitions_);
@@ -207,7 +208,7 @@ class Runtime {
     std::int64_t hops = 0;
     std::int64_t context = -1;
     std::int64_t created = 0;
-    std::size_t id = 0;  ///< its parent's, and a point; then comes `ordinal`
+    std::size_t id = 0;  ///< its parent's, a point, and the branch; then comes `ordinal`
     std::size_t id_size = 0;
     std::int64_t ordinal = 0;
   };
@@ -259,6 +260,7 @@ class Runtime {
 
   Channel& channel_;
   const std::deque<Declared>& slots_;
+  std::vector<std::string> branches_;  ///< by the number of a slot
   std::deque<Unit> units_;
   Limits limits_;
   std::size_t partitions_ = 1;
@@ -317,6 +319,21 @@ class Runtime {
     for (const auto& unit : units_) out.nodes.push_back({unit.node->name, std::string(pool), {}, false});
     for (const auto& slot : slots_) out.slots.push_back(slot.spec);
     return out;
+  }
+
+  /// What tells the ids of events that a node has chained from those of other nodes that heard the same event: its number
+  /// among them, if it is not the first.
+  void find_branches(const TopologySpec& topology, std::string_view pool) {
+    branches_.assign(slots_.size(), {});
+    for (const auto& slot : slots_) {
+      std::size_t number = 0;
+      for (const auto& other : topology.slots) {
+        if (other.event != slot.spec.event) continue;
+        if (other.node == slot.spec.node) break;
+        for (const auto& node : topology.nodes) number += node.name == other.node && node.pool == pool ? 1 : 0;
+      }
+      if (number > 0) branches_[slot.number] = std::to_string(number) + "-";
+    }
   }
 
   [[nodiscard]] const Unit* unit_of(std::string_view node) const {
@@ -668,7 +685,7 @@ class Runtime {
     return stage;
   }
 
-  void chain(const Next& next, const Incoming& in, std::int64_t ordinal, Key key, std::string_view data) {
+  void chain(const Next& next, const Declared& slot, const Incoming& in, std::int64_t ordinal, Key key, std::string_view data) {
     Stage& stage = stage_of(*next.unit);
     Child child;
     if (stage.parent == parent_) {
@@ -679,6 +696,7 @@ class Runtime {
       child.id = stage.texts.size();
       in.append_id(stage.texts);
       stage.texts.push_back('.');
+      stage.texts.append(branches_[slot.number]);
       child.id_size = stage.texts.size() - child.id;
     }
     child.slot = next.slot;
@@ -917,7 +935,7 @@ class Runtime {
       fail(unit, slot, in, retry, blamed, nullptr, false);
       return false;
     }
-    take_effects(unit, in, table, time);
+    take_effects(unit, slot, in, table, time);
     event_.end();
     ++processed_[slot.number];
     return true;
@@ -956,7 +974,7 @@ class Runtime {
     root_size_ += size;
   }
 
-  void take_effects(const Unit& unit, const Incoming& in, Table& table, std::int64_t time) {
+  void take_effects(const Unit& unit, const Declared& slot, const Incoming& in, Table& table, std::int64_t time) {
     ++parent_;
     if (!event_.stored_.empty()) size_ = static_cast<std::size_t>(static_cast<std::ptrdiff_t>(size_) + table.store(in.key.text, time));
     const std::string_view texts = event_.texts_;
@@ -976,7 +994,7 @@ class Runtime {
       const std::string_view data = texts.substr(emitted.data, emitted.size);
       const Chain* chained = emitted.delay >= 0 || partition != own ? nullptr : chain_of(unit, emitted.name);
       if (chained != nullptr) {
-        for (const auto& next : chained->next) chain(next, in, static_cast<std::int64_t>(ordinal), key, data);
+        for (const auto& next : chained->next) chain(next, slot, in, static_cast<std::int64_t>(ordinal), key, data);
       }
       const std::vector<Lead>& leads = chained == nullptr ? name.leads : chained->leads;
       size_ += leads.size() * (emitted.size + key.text.size() + 16);
