@@ -8,7 +8,7 @@ DEMO := .venv/.ready-demo
 N ?= 2
 PYTEST := $(BIN)/pytest -q -n $(N) --dist worksteal
 
-.PHONY: help demo test test-pure test-all test-sim test-fuzz test-hot test-crash test-cgroup2 test-sdks mutants bench bench-languages profile check lock clean
+.PHONY: help demo test test-pure test-pythons test-all test-sim test-fuzz test-hot test-crash test-cgroup2 test-sdks mutants bench bench-languages profile check lock clean
 
 help:  ## show this
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -29,6 +29,9 @@ test: $(READY)  ## the default suite, in N=2 processes: some minutes
 test-pure: $(READY)  ## the default suite with the loops in Python
 	@scripts/sdks > /dev/null
 	GRAPE_PURE=1 $(PYTEST) -m "not slow"
+
+test-pythons: $(READY)  ## the unit tests under Python 3.11 to 3.14 (PYTHONS="3.12" TESTS=tests/contract)
+	@scripts/test-pythons $(TESTS)
 
 test-all: $(READY)  ## everything, also what takes long
 	@scripts/sdks > /dev/null

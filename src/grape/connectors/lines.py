@@ -182,12 +182,13 @@ def _split(block: bytes) -> list[bytes]:
     return lines
 
 
-def _not_utf8(line: bytes, e: UnicodeDecodeError) -> BadLine:
+def _not_utf8(line: bytes) -> BadLine | None:
+    """What to say of a line that is no text; None: it is."""
     try:
         line.decode()
-    except UnicodeDecodeError as whole:  # ``e`` may be about a part of it
-        e = whole
-    return BadLine("not-utf8", f"not UTF-8: {e.reason} at byte {e.start} of the line")
+    except UnicodeDecodeError as e:
+        return BadLine("not-utf8", f"not UTF-8: {e.reason} at byte {e.start} of the line")
+    return None
 
 
 class TextLines(Parser):
@@ -206,10 +207,10 @@ class TextLines(Parser):
         return data
 
     def _single(self, line: bytes) -> tuple[Any, Any] | None:
-        try:
-            text = line.decode()
-        except UnicodeDecodeError as e:
-            raise _not_utf8(line, e) from None
+        wrong = _not_utf8(line)
+        if wrong is not None:
+            raise wrong
+        text = line.decode()
         return text, text
 
     def is_whole(self, line: bytes) -> bool:
@@ -266,10 +267,8 @@ class JsonLines(Parser):
             return None
         try:
             value = self._decode(line)
-        except UnicodeDecodeError as e:
-            raise _not_utf8(line, e) from None
-        except msgspec.DecodeError as e:
-            raise BadLine("bad-json", _lone_surrogate(line) or f"not JSON: {e}") from None
+        except (msgspec.DecodeError, UnicodeDecodeError) as e:  # which of them it is for bad UTF-8 depends on msgspec
+            raise _not_utf8(line) or BadLine("bad-json", _lone_surrogate(line) or f"not JSON: {e}") from None
         except RecursionError:
             raise BadLine("bad-json", "nested too deeply") from None
         try:

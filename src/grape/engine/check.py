@@ -14,6 +14,7 @@ from grape.errors import ProtocolError, TopologyError
 from grape.model import batch as codec
 from grape.model.address import MAX_KEY_BYTES, check_timer_name
 from grape.model.cursor import Progress
+from grape.model.depth import MAX_DEPTH, is_too_deep
 from grape.model.near import did_you_mean
 from grape.model.stored import OUTPUT, REPLIES, SOURCE, TAKER
 from grape.model.topology import TopologySpec
@@ -293,6 +294,8 @@ class Checker:
             _decode_value(reply.data)
         except (msgspec.MsgspecError, RecursionError):
             raise ProtocolError("a reply that is not one msgpack value") from None
+        if is_too_deep(reply.data):
+            raise ProtocolError(f"a reply that is not one msgpack value of at most {MAX_DEPTH} levels")
 
     def counts(self, processed: dict[str, int], emitted: dict[str, int]) -> None:
         strange = (processed.keys() - self._counted) | (emitted.keys() - self._names)
