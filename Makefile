@@ -26,9 +26,9 @@ test: $(READY)  ## the default suite, in N=2 processes: some minutes
 	@scripts/sdks > /dev/null
 	$(PYTEST) -m "not slow"
 
-test-pure: $(READY)  ## the default suite with the loops in Python
+test-pure: $(READY)  ## with the loops in Python: the default suite, or TESTS="tests/unit tests/sim"
 	@scripts/sdks > /dev/null
-	GRAPE_PURE=1 $(PYTEST) -m "not slow"
+	GRAPE_PURE=1 $(PYTEST) -m "not slow" $(TESTS)
 
 test-pythons: $(READY)  ## the unit tests under Python 3.11 to 3.14 (PYTHONS="3.12" TESTS=tests/contract)
 	@scripts/test-pythons $(TESTS)

@@ -243,12 +243,15 @@ def _run(options: Options, sources: list[Source], takers: list[Taker], as_json: 
     session.launch()
     got: list[int] = []
 
+    def stop(is_first: bool) -> None:
+        session.stop()
+        if is_first:
+            say("stopping: what runs is finished and committed (again: stop at once, nothing is lost)")
+
     def on_signal(number: int, _: object) -> None:
         got.append(number)
-        if len(got) == 1:
-            say("stopping: what runs is finished and committed (again: stop at once, nothing is lost)")
-        # In a handler nothing may wait for what this thread was just doing.
-        threading.Thread(target=session.stop, daemon=True).start()
+        # In a handler nothing may wait for what this thread was just doing, nor write to where it was just writing.
+        threading.Thread(target=stop, args=(len(got) == 1,), daemon=True).start()
 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, on_signal)
