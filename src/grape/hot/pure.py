@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from itertools import repeat
 from typing import Any, Final, Protocol
-from zlib import crc32
 
 import msgspec
 from msgspec import Struct
 
+from grape.model.address import check_key, partition_of
 from grape.model.plain import MAX_INT, MIN_INT, PLAIN
 
 MEASURE_EMITS: Final = 32_768
@@ -55,16 +55,18 @@ def map_texts(function: Callable[[Any], Any], column: list[Any], out: list[Any],
     if len(out) - before < len(column):  # a StopIteration is the end of a map, and gone
         raise StopIteration("raised by the function")
     texts = out if not before else out[before:]
-    if not set(map(type, texts)) <= {str}:
-        return -1
-    together = "".join(texts)  # looking at it costs a tenth of looking at each
+    return _text_size(texts, largest) if set(map(type, texts)) <= {str} else -1
+
+
+def _text_size(texts: list[str], largest: int) -> int:
+    """Bytes of UTF-8 of all, or -1: one has none, or over ``largest``. Looked at as one text, which costs a tenth of
+    looking at each."""
+    together = "".join(texts)
     try:
         size = len(together) if together.isascii() else len(together.encode())
     except UnicodeEncodeError:
         return -1
-    if size > largest and max(len(text.encode()) for text in texts) > largest:
-        return -1
-    return size
+    return -1 if size > largest and max(len(text.encode()) for text in texts) > largest else size
 
 
 class Stage(Protocol):
@@ -96,6 +98,13 @@ class Cells(Struct, frozen=True):
     checked: Callable[[Any], Any]
 
 
+def _events(make: Callable[..., Any], stage: Stage, data: list[Any] | None, indexes: list[int]) -> list[Any]:
+    """All at once, which costs less than one by one."""
+    names = repeat(stage.names) if isinstance(stage.names, str) else stage.names
+    keys = repeat(None) if stage.keys is None else stage.keys
+    return list(map(make, names, keys, repeat(None) if data is None else data, repeat(stage), indexes))
+
+
 def run_events(
     process: Callable[[Any], Any],
     make: Callable[..., Any],
@@ -112,11 +121,8 @@ def run_events(
     the next. ``data`` None: all None.
     """
     names = stage.names
-    name_of = repeat(names) if isinstance(names, str) else names
-    key_of = repeat(None) if stage.keys is None else stage.keys
-    data_of = repeat(None) if data is None else data
     mark = marks.append
-    events = list(map(make, name_of, key_of, data_of, repeat(stage), indexes))  # costs less than one by one
+    events = _events(make, stage, data, indexes)
     for at in indexes:
         result = process(events[at])
         if result is not None:
@@ -140,12 +146,10 @@ def count_events(
     """
     names, keys = stage.names, stage.keys
     assert keys is not None
-    name_of = repeat(names) if isinstance(names, str) else names
-    data_of = repeat(None) if data is None else data
     attributes, name, values, dirty = cells.attributes, cells.name, cells.values, cells.dirty
     missing, default, packed = cells.missing, cells.default, cells.packed
     mark = marks.append
-    events = list(map(make, name_of, keys, data_of, repeat(stage), indexes))
+    events = _events(make, stage, data, indexes)
     for at in indexes:
         key: str = keys[at]  # type: ignore[assignment]
         old = values[key]
@@ -222,7 +226,6 @@ def scatter(
     return [(number, column, by_data[number]) for number, column in by_key.items()]
 
 
-MAX_KEY_BYTES: Final = 4096
 _CACHED_KEYS: Final = 65_536
 _SLICE: Final = 2_048
 
@@ -244,15 +247,9 @@ class _Lanes(dict[str, tuple[_Put, _Put]]):
         self._put = [(keys.append, values.append) for keys, values in self.rows]
 
     def __missing__(self, key: str) -> tuple[_Put, _Put]:
-        try:
-            packed = key.encode() if type(key) is str else b""
-        except UnicodeEncodeError:
-            packed = b""
-        if not 1 <= len(packed) <= MAX_KEY_BYTES:
-            raise _Unusual
         if len(self) >= _CACHED_KEYS:
             self.clear()
-        put = self[key] = self._put[crc32(packed) % len(self.rows)]
+        put = self[key] = self._put[partition_of(check_key(key), len(self.rows))]
         return put
 
     def add(self, pairs: list[tuple[str, Any]]) -> None:
@@ -349,12 +346,7 @@ def _check_plain(values: list[Any], largest: int) -> None:
         raise _Unusual
     if str in kinds:
         texts = values if len(kinds) == 1 else [value for value in values if type(value) is str]
-        together = "".join(texts)
-        try:
-            size = len(together) if together.isascii() else len(together.encode())
-        except UnicodeEncodeError:
-            raise _Unusual from None
-        if size > largest and max(len(text.encode()) for text in texts) > largest:
+        if _text_size(texts, largest) < 0:
             raise _Unusual
     if bytes in kinds and max(len(value) for value in values if type(value) is bytes) > largest:
         raise _Unusual
