@@ -76,13 +76,13 @@ def plain_twice(row: str, size: int) -> tuple[float, int]:
     return max(seconds for seconds, _ in halves), sum(events for _, events in halves)
 
 
-def lmdb_latency(count: int, directory: Path) -> dict[str, float]:
-    """Two durable commits of one small row each, which one event needs: accepted, and processed."""
+def lmdb_latency(commits: int, count: int, directory: Path) -> dict[str, float]:
+    """Durable commits of one small row each. One event needs two: accepted, and processed."""
     environment = lmdb.open(str(directory / "limit"), map_size=1 << 28)
     times: list[float] = []
     for i in range(count):
         began = time.perf_counter()
-        for part in range(2):
+        for part in range(commits):
             with environment.begin(write=True) as txn:
                 txn.put(b"%d-%d" % (i, part), data.PAYLOAD.encode())
         times.append(time.perf_counter() - began)
@@ -111,7 +111,7 @@ def main() -> None:
     name, size, directory = sys.argv[1], int(sys.argv[2]), Path(sys.argv[3])
     peer, _, row = name.partition(":")
     if peer == "lmdb":
-        print(json.dumps(lmdb_latency(size, directory)))
+        print(json.dumps(lmdb_latency(int(row), size, directory)))
         return
     if peer == "plain":
         seconds, events = plain(row, size)

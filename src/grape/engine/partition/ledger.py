@@ -111,6 +111,20 @@ class Ledger:
         """Nothing is being committed or waiting to be, nor in doubt."""
         return self.committing is None and not self.draft.changed and self.error is None
 
+    def is_committed(self, table: Table) -> bool:
+        """What is stored in it is all there is: no commit is under way, and the next one does not change it."""
+        return self.committing is None and self.error is None and not self.draft.rows.get(table)
+
+    @property
+    def term(self) -> int:
+        """Of the claim by which the partition is owned."""
+        return self._committer.term
+
+    @property
+    def origin(self) -> str:
+        """What the ids of its own begin with."""
+        return f"{self.app.record.incarnation:08x}-{self.id.pool}.{self.id.number}"
+
     def has_room(self, size: int) -> bool:
         """So much may still go into the draft; into an empty one anything may."""
         return not self.draft.size or self.draft.size + size <= self.most
