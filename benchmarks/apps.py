@@ -92,15 +92,18 @@ def chain_nodes() -> Topology:
     return t
 
 
-def echo(eager: bool = False) -> Topology:
+def echo() -> Topology:
     t = Topology("echo")
-    t.add_slot("in", Echo(), eager=eager)
+    t.add_slot("in", Echo())
     t.add_output("out")
     return t
 
 
 def echo_eager() -> Topology:
-    return echo(eager=True)
+    t = Topology("echo", eager=True)
+    t.add_slot("in", Echo())
+    t.add_output("out")
+    return t
 
 
 def echo_beside() -> Topology:
