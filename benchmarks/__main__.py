@@ -36,8 +36,8 @@ LIMITS = ("plain", "plain2")
 
 # row -> (size, the peers' name of it, who else runs, (what to beat, floor, aim))
 ROWS: dict[str, tuple[int, str, tuple[str, ...], tuple[str, float, float]]] = {
-    "keyed-1k": (4_000_000, "keyed-1k", (*BYTEWAX, *RECOVERING, *LIMITS), ("recovery", 3.5, 4.2)),
-    "keyed-1m": (2_000_000, "keyed-1m", (*BYTEWAX, *RECOVERING, *LIMITS), ("recovery", 8.0, 12.0)),
+    "keyed-1k": (4_000_000, "keyed-1k", (*BYTEWAX, *RECOVERING, *LIMITS, "lmdb"), ("recovery", 3.5, 4.2)),
+    "keyed-1m": (2_000_000, "keyed-1m", (*BYTEWAX, *RECOVERING, *LIMITS, "lmdb"), ("recovery", 8.0, 12.0)),
     "chain-functions": (4_000_000, "chain", (*BYTEWAX, *LIMITS), ("memory", 0.72, 0.85)),
     "chain-nodes": (2_000_000, "chain", (*BYTEWAX, *LIMITS), ("memory", 0.42, 0.55)),
     "wordcount": (50, "wordcount", (*BYTEWAX, *RECOVERING, *LIMITS), ("memory", 3.5, 4.5)),

@@ -24,6 +24,8 @@ from grape.protocol.door import Emit
 
 _BESIDE: Final = 1_000
 """Bytes of an event in a commit beside its data and key, about, with the row of its id."""
+_MOST_EAGER: Final = 1 << 16
+"""Bytes of an event, which is kept for each of its nodes until it has run; to write a larger one takes longer."""
 _LONGEST_WAIT: Final = 1 << 62
 _skip: Final = msgspec.msgpack.Decoder(msgspec.Raw).decode
 
@@ -88,7 +90,12 @@ class Clients:
         if known not in (None, content):
             raise Conflict(f"the id {event.id!r:.300} was used for another event")
         if known is None:
-            is_eager = event.name in app.eager and home.number == number and engine.may_be_eager(home)
+            is_eager = (
+                event.name in app.eager
+                and len(event.data) <= _MOST_EAGER
+                and home.number == number
+                and engine.may_be_eager(home)
+            )
             if event.id:
                 home.memory.remember(event.id, content, now)
             due = 0 if event.wait is None else now + event.wait

@@ -490,7 +490,7 @@ class Engine:
         return max(min(wakes), now) if wakes else None
 
     def _fire(self, partition: Partition, now: int) -> None:
-        if (due := partition.eager.due()) is not None and due <= now:
+        if (due := partition.ledger.draft.waits_until) is not None and due <= now:
             partition.flush()
         while partition.timers.fire(now):
             pass
@@ -570,7 +570,7 @@ def _due(partition: Partition, after: int) -> int | None:
     """When something of it is due that no other call will find. While a commit is under way nothing is; a retry that
     was due then waits for a worker that can take it."""
     if not partition.settled:
-        due = partition.eager.due()
+        due = partition.ledger.draft.waits_until
         return due if due is not None and due > after else None
     dues = (partition.timers.next_due(), partition.expiries.next_due(), partition.holds.next_due())
     return min((due for due in dues if due is not None and due > after), default=None)

@@ -15,7 +15,7 @@ from typing import Final
 import msgspec
 
 from grape.engine.partition.failures import Failures
-from grape.engine.partition.ledger import Draft, Ledger
+from grape.engine.partition.ledger import Ledger
 from grape.model import batch as codec
 from grape.model.batch import Context
 from grape.model.policy import locks_key
@@ -34,8 +34,6 @@ class Eager:
         self._ledger = ledger
         self._failures = failures
         self._stats = ledger.app.stats.pools[ledger.pool]
-        self._draft: Draft | None = None
-        self._until = 0
         self._created: dict[int, int] = {}
 
     def take_in(self, event: Emit, nodes: Iterable[str], context: Context, now: int) -> None:
@@ -53,11 +51,7 @@ class Eager:
             entry.kind, entry.text = KIND, "a worker has it"
             self._created[ledger.head.next_hold] = now
             self._failures.hold(entry)
-        self._draft, self._until = ledger.draft, now + PATIENCE
-
-    def due(self) -> int | None:
-        """When the draft is to be committed without what comes of the events in it; None: it does not wait for that."""
-        return self._until if self._draft is self._ledger.draft else None
+        ledger.draft.waits_until = now + PATIENCE
 
     def tried(self, number: int, now: int) -> None:
         """A worker has handed in a held entry for the first time, if it was one of these: done, or failed."""

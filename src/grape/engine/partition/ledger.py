@@ -35,7 +35,8 @@ _PAGE: Final = 1_000
 
 class Draft:
     """What the next commit will hold. ``timers``: new ones, as (due, key of the row). ``size``: at least how many bytes
-    it is, the head not counted."""
+    it is, the head not counted. ``waits_until``: it is committed then if nothing else has it committed before; None:
+    it waits for nothing."""
 
     def __init__(self) -> None:
         self.sends: list[Send] = []
@@ -43,6 +44,7 @@ class Draft:
         self.timers: list[tuple[int, bytes]] = []
         self.then: list[Callable[[], None]] = []
         self.changed = False
+        self.waits_until: int | None = None
         self.rows_size = 0
         self.sends_size = 0
 
