@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from itertools import pairwise
 from typing import Any
 
@@ -23,6 +24,18 @@ class Split(Node):
 class Echo(Node):
     def process(self, event: Event) -> None:
         self.emit("out", event.data)
+
+
+class Spin(Node):
+    """Has something to do for ever."""
+
+    emits = ("spin",)
+
+    def process(self, event: Event) -> None:
+        until = time.perf_counter() + 0.001
+        while time.perf_counter() < until:
+            pass
+        self.emit("spin", event.data)
 
 
 class Rotate(Node):
@@ -83,4 +96,18 @@ def echo() -> Topology:
     t = Topology("echo")
     t.add_slot("in", Echo())
     t.add_output("out")
+    return t
+
+
+def echo_eager() -> Topology:
+    t = Topology("echo", eager=True)
+    t.add_slot("in", Echo())
+    t.add_output("out")
+    return t
+
+
+def echo_beside() -> Topology:
+    """Another pool never has nothing to do."""
+    t = echo()
+    t.add_slot("spin", Spin(), pool="other")
     return t

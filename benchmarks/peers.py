@@ -2,7 +2,8 @@
 {"seconds", "events"}.
 
 Bytewax gets the same events from a source of one partition a worker, in batches; with recovery it writes its snapshots
-to DIR. Plain Python in two processes is the limit: the same work in plain loops, nothing durable.
+to DIR. Plain Python in two processes is the limit: the same work in plain loops, nothing durable. So is LMDB without
+anything above it: state that survives, no log.
 """
 
 from __future__ import annotations
@@ -76,13 +77,32 @@ def plain_twice(row: str, size: int) -> tuple[float, int]:
     return max(seconds for seconds, _ in halves), sum(events for _, events in halves)
 
 
-def lmdb_latency(count: int, directory: Path) -> dict[str, float]:
-    """Two durable commits of one small row each, which one event needs: accepted, and processed."""
+def lmdb_keyed(size: int, keys: int, directory: Path) -> tuple[float, int]:
+    """Counts that survive, in plain LMDB: a durable commit for what one read of the source gives, with its position."""
+    environment = lmdb.open(str(directory / "limit"), map_size=1 << 33)
+    began = time.perf_counter()
+    source = data.KeyedEvents(size, keys)
+    position: int | None = None
+    while (got := source(position)) is not None:
+        events, position = got
+        counts = collections.Counter(key.encode() for key, _ in events)
+        with environment.begin(write=True) as txn:
+            for key, more in counts.items():
+                before = txn.get(key)
+                txn.put(key, (more + (int.from_bytes(before, "big") if before else 0)).to_bytes(8, "big"))
+            txn.put(b"\0position", b"%d" % position)
+    seconds = time.perf_counter() - began
+    environment.close()
+    return seconds, size
+
+
+def lmdb_latency(commits: int, count: int, directory: Path) -> dict[str, float]:
+    """Durable commits of one small row each. One event needs two: accepted, and processed."""
     environment = lmdb.open(str(directory / "limit"), map_size=1 << 28)
     times: list[float] = []
     for i in range(count):
         began = time.perf_counter()
-        for part in range(2):
+        for part in range(commits):
             with environment.begin(write=True) as txn:
                 txn.put(b"%d-%d" % (i, part), data.PAYLOAD.encode())
         times.append(time.perf_counter() - began)
@@ -110,11 +130,13 @@ def bytewax(flow: str, size: int, directory: Path, processes: int, recovery: boo
 def main() -> None:
     name, size, directory = sys.argv[1], int(sys.argv[2]), Path(sys.argv[3])
     peer, _, row = name.partition(":")
-    if peer == "lmdb":
-        print(json.dumps(lmdb_latency(size, directory)))
+    if peer == "lmdb" and row.isdecimal():
+        print(json.dumps(lmdb_latency(int(row), size, directory)))
         return
     if peer == "plain":
         seconds, events = plain(row, size)
+    elif peer == "lmdb":
+        seconds, events = lmdb_keyed(size, {"keyed-1k": 1_000, "keyed-1m": size // 2}[row], directory)
     elif peer == "plain2":
         seconds, events = plain_twice(row, size)
     else:

@@ -72,11 +72,15 @@ def wordcount(size: int, directory: Path) -> tuple[float, int]:
     return summary.seconds, summary.slots["word>Count"]
 
 
-def latency(count: int, directory: Path) -> dict[str, float]:
-    """Milliseconds from ``emit`` until the output event is in the caller's hands. Nothing else is under way."""
+def latency(app: str, count: int, directory: Path) -> dict[str, float]:
+    """Milliseconds from ``emit`` until the output event is in the caller's hands. Nothing else is under way, but for
+    what the app does by itself."""
     times: list[float] = []
-    with grape.open("benchmarks.apps:echo", data=directory, outputs=("out",), workers=WORKERS) as engine:
+    with grape.open(f"benchmarks.apps:{app}", data=directory, outputs=("out",), workers=WORKERS) as engine:
         outputs = engine.outputs("out", timeout=10)
+        if app == "echo_beside":
+            for i in range(64):
+                engine.emit("spin", i, key=f"k{i}")
         for i in range(count + 100):
             began = time.perf_counter()
             engine.emit("in", data.PAYLOAD, key=f"k{i % 50}")
@@ -120,7 +124,8 @@ def main() -> None:
         seconds, events = rows[name]()
         found = {"seconds": seconds, "events": events}
     else:
-        found = latency(size, directory) if name == "latency" else memory(size, directory)
+        app = {"latency": "echo", "latency-eager": "echo_eager", "latency-beside": "echo_beside"}.get(name)
+        found = latency(app, size, directory) if app else memory(size, directory)
     print(json.dumps(found))
 
 

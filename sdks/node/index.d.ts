@@ -93,8 +93,10 @@ export interface SlotOptions {
   onFail?: "dead" | "stop";
   /** Whether later events of a key wait for a failed one (true). */
   ordered?: boolean;
-  /** Accepted for the topology; this worker hands everything through the log. */
+  /** What another node of this file emits to it runs at once, if it names the event in its `emits` (true). */
   chain?: boolean;
+  /** A client's event runs before it is accepted, and is answered sooner; every slot of the event has to say so (false). */
+  eager?: boolean;
   /** Async nodes: how many of its events run at once (100). */
   concurrency?: number;
   /** Whether the handler returns a promise. Without it: whether it is an `async function`. */

@@ -62,7 +62,8 @@ TEST_CASE("hello describes the pool, and nothing more") {
                     .backoff_max(3s)
                     .timeout(4s)
                     .on_fail(grape::OnFail::stop)
-                    .ordered(false),
+                    .ordered(false)
+                    .eager(true),
                 [](Event&) {});
     worker.slot("b", Slot("N").state("y"), [](Event&) {});
   });
@@ -82,6 +83,8 @@ TEST_CASE("hello describes the pool, and nothing more") {
   CHECK(slot["timeout"] == Value(4.0));
   CHECK(slot["on_fail"] == Value("stop"));
   CHECK(slot["ordered"] == Value(false));
+  CHECK(slot["eager"] == Value(true));
+  CHECK(at(topology["slots"], 1)["eager"] == Value(false));
   CHECK(text(slot["where"]).find("worker_test.cpp:") != std::string::npos);
   engine.drain();
   CHECK(engine.wait() == 0);

@@ -21,6 +21,7 @@ const OPTIONS = {
   onFail: ["on_fail", (value) => value === "dead" || value === "stop", '"dead" or "stop"'],
   ordered: ["ordered", isBoolean, "true or false"],
   chain: ["chain", isBoolean, "true or false"],
+  eager: ["eager", isBoolean, "true or false"],
   concurrency: ["concurrency", isCount(1), "a whole number from 1 on"],
 };
 const OTHERS = ["node", "states", "emits", "async"];

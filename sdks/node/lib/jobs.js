@@ -16,8 +16,8 @@ const { steadyMs } = require("./watch");
 /**
  * Pools with async nodes: up to `concurrency` events at once, one per (node, key), each with effects of its own. When
  * an event has succeeded at all of its nodes, its effects are merged into those of its partition; they are handed in
- * after 20 ms at the latest. Synchronous nodes of the same pool run in between, with what chains from them: meanwhile
- * nothing of the partition is handed in, as it has to be all of an event, or nothing.
+ * when nothing runs any more, and after 20 ms at the latest. Synchronous nodes of the same pool run in between, with
+ * what chains from them: meanwhile nothing of the partition is handed in, as it has to be all of an event, or nothing.
  */
 
 const FLUSH_MS = 20;
@@ -653,7 +653,9 @@ class JobPool {
   #end(work, part) {
     part.works--;
     this.#effectsOf(part).ended.push(work.message.seq);
-    this.#flushSoon(part);
+    const hasMore = [...this.#core.parts.values()].some((one) => one.works > 0);
+    if (hasMore) this.#flushSoon(part);
+    else setImmediate(() => this.#flush()); // there is nothing to wait for
   }
 
   #flushSoon(part) {

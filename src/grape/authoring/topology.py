@@ -17,6 +17,7 @@ from grape.authoring.options import refuse_unknown
 from grape.authoring.places import caller, place
 from grape.errors import TopologyError
 from grape.model.near import did_you_mean
+from grape.model.routing import eager_events
 from grape.model.topology import (
     DEFAULT_POOL,
     NodeSpec,
@@ -51,13 +52,15 @@ class SlotOptions(TypedDict, total=False):
     chain: bool
     concurrency: int
     batch: int
+    eager: bool | None
     long: bool
     pool: str | None
     name: str | None
 
 
 class _Slot(Struct, frozen=True):
-    """One ``add_slot``: its spec and what is needed to compile and to blame it. ``pool`` None: not said."""
+    """One ``add_slot``: its spec and what is needed to compile and to blame it. ``pool`` None: not said. ``is_eager``:
+    said of this slot, not of all."""
 
     spec: SlotSpec
     target: Any
@@ -65,6 +68,7 @@ class _Slot(Struct, frozen=True):
     declared_at: str
     scope: dict[str, Any]
     is_long: bool
+    is_eager: bool
     key: KeyOf | None = None
 
 
@@ -87,12 +91,17 @@ class Topology:
     name what is declared later.
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, *, eager: bool = False) -> None:
         """
+        Args:
+            eager: of all slots that do not say it themselves, where it is possible.
+
         Raises:
             TopologyError: the name is empty, too long or has an "@".
         """
-        self.name = _checked_name(name, "a topology", _Site().where)
+        where = _Site().where
+        self.name = _checked_name(name, "a topology", where)
+        self._eager = _one_of(eager, "eager", (True, False), where)
         self._slots: list[_Slot] = []
         self._outputs: dict[str, str] = {}
         self._pools: dict[str, _Pool] = {}
@@ -117,6 +126,7 @@ class Topology:
         chain: bool = True,
         concurrency: int = 100,
         batch: int = 1,
+        eager: bool | None = None,
         long: bool = False,
         pool: str | None = None,
         name: str | None = None,
@@ -141,6 +151,11 @@ class Topology:
             chain: may run at once after the emitting node, in its worker; False: its input is committed before.
             concurrency: events that an async handler works on at once.
             batch: above 1, the handler gets lists of up to that many payloads and returns a list of that length.
+            eager: an event that a program sends or calls runs at once, while it is being accepted, so that it is
+                answered sooner: the event, and all that came of it, are confirmed by one write to the disk instead of
+                two. A handler may then have run for an event that was never accepted, as the machine failed before; so
+                what it does outside of Grape must bear that. Every slot of the event has to say so, in one pool. By
+                default as the topology.
             long: its handler may run for minutes or hours: the node gets a pool of its own, named as the node unless
                 ``pool`` is given, whose workers take one event at a time, without a timeout unless one is given.
             pool: worker processes to run in; "main" unless given here or at another slot of the node.
@@ -176,13 +191,15 @@ class Topology:
             concurrency=_whole(concurrency, "concurrency", 1, MAX_COUNT, where),
             batch=_whole(batch, "batch", 1, MAX_BATCH, where),
             where=node.where if isinstance(node, External) else where_of(node),
+            eager=self._eager if eager is None else _one_of(eager, "eager", (True, False), where),
         )
         if spec.backoff_max < spec.backoff:
             raise TopologyError(f"{where}: backoff_max ({spec.backoff_max:g} s) is below backoff ({spec.backoff:g} s)")
         if pool is not None:
             _checked_name(pool, "a pool", where)
         self._check_node(spec, node, pool, where)
-        self._slots.append(_Slot(spec, node, pool, where, site.scope, long, _checked_key(key, spec, node, where)))
+        checked = _checked_key(key, spec, node, where)
+        self._slots.append(_Slot(spec, node, pool, where, site.scope, long, bool(eager), checked))
         self._built = None
 
     def slot(self, event: str, **options: Unpack[SlotOptions]) -> Callable[[Function], Function]:
@@ -311,7 +328,9 @@ class Topology:
             self._check_emits()
             self._check_runtimes()
             handlers = self._compile()
-            self._built = _Built(self._specify(handlers), handlers)
+            spec = self._specify(handlers)
+            self._check_eager(spec)
+            self._built = _Built(spec, handlers)
         return self._built
 
     @property
@@ -365,6 +384,18 @@ class Topology:
                         f"which is neither a slot nor an output of {self.name!r}. {_hint(event, known)}"
                         f"Declare it with add_slot({event!r}, ...) or add_output({event!r})"
                     )
+
+    def _check_eager(self, spec: TopologySpec) -> None:
+        can_be = eager_events(spec)
+        for slot in self._slots:
+            event, node = slot.spec.event, slot.spec.node
+            if slot.is_eager and event not in can_be:
+                other = next(o for o in self._slots if o.spec.event == event and _differs(o, slot, spec))
+                raise TopologyError(
+                    f"{slot.declared_at}: slot {event!r} ({node}) has eager=True, and so must all that listen to "
+                    f"{event!r}, in one pool; see {other.spec.node!r} at {other.declared_at}. Say it there too, or let "
+                    f"{node!r} emit another event for it"
+                )
 
     def _compile(self) -> dict[str, Handler]:
         handlers: dict[str, Handler] = {}
@@ -422,6 +453,11 @@ class _Site:
         frame = caller()
         self.where = place(frame.f_code.co_filename, frame.f_lineno)
         self.scope = {} if frame.f_locals is frame.f_globals else dict(frame.f_locals)
+
+
+def _differs(one: _Slot, other: _Slot, spec: TopologySpec) -> bool:
+    """They hear the same event, and cannot both be eager."""
+    return not one.spec.eager or spec.node(one.spec.node).pool != spec.node(other.spec.node).pool
 
 
 def _states_of(handler: Handler) -> tuple[StateSpec, ...]:

@@ -43,6 +43,10 @@ def _root(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
     ] = False,
 ) -> None:
+    # A run ends at once (`grape_command`) until it takes Ctrl-C into its own hands: nothing is open before. What is
+    # raised instead may be raised where nobody hears it, in the middle of an import, and it would run on.
+    if context.invoked_subcommand != "run" and signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+        signal.signal(signal.SIGINT, _interrupted)
     if context.invoked_subcommand not in _TALKING:
         # `grape dead list | head` ends as `cat` does, without a word.
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)
@@ -62,12 +66,10 @@ app.command()(repair)
 
 
 def _interrupted(number: int, frame: object) -> None:
-    """Ctrl-C: whatever was opened is closed, and nothing is said. A run takes it into its own hands once it runs."""
+    """Ctrl-C: whatever was opened is closed, and nothing is said."""
     raise SystemExit(EXIT_INT)
 
 
 def main() -> None:
     """Entry point."""
-    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
-        signal.signal(signal.SIGINT, _interrupted)
     app()

@@ -9,6 +9,7 @@ import signal
 import threading
 import time
 import tomllib
+from _thread import start_new_thread
 from collections.abc import Iterable
 from concurrent.futures import Future
 from pathlib import Path
@@ -240,21 +241,31 @@ def make_taker(text: str) -> Taker:
 
 def _run(options: Options, sources: list[Source], takers: list[Taker], as_json: bool) -> int:
     session = Session(options, sources, takers, show_line, launcher(options, fork_engine))
-    session.launch()
     got: list[int] = []
+    told: list[int] = []
+    telling = threading.Lock()
+    is_launched = False
 
-    def stop(is_first: bool) -> None:
-        session.stop()
-        if is_first:
-            say("stopping: what runs is finished and committed (again: stop at once, nothing is lost)")
+    def stop() -> None:
+        with telling:
+            for number in got[len(told) :]:
+                told.append(number)
+                session.stop()
+                if len(told) == 1:
+                    say("stopping: what runs is finished and committed (again: stop at once, nothing is lost)")
 
     def on_signal(number: int, _: object) -> None:
         got.append(number)
         # In a handler nothing may wait for what this thread was just doing, nor write to where it was just writing.
-        threading.Thread(target=stop, args=(len(got) == 1,), daemon=True).start()
+        if is_launched:  # an engine is forked while no thread runs
+            start_new_thread(stop, ())  # `threading` may be in the middle of starting one, with its lock
 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, on_signal)
+    session.launch()
+    is_launched = True
+    if got:
+        stop()
     with rarely_collected(), Meter(session, quiet=False) as meter:
         try:
             outcomes = _until_over(session, meter)

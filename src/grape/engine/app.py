@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 from grape.engine.telemetry import PoolStats
 from grape.model.address import PartitionId
-from grape.model.routing import Routing, route
+from grape.model.routing import Routing, eager_events, route
 from grape.model.stored import OUTPUT, REPLIES, AppRecord
 from grape.model.topology import Limits, NodeSpec, SlotSpec, TopologySpec
 
@@ -39,7 +39,7 @@ class Stats:
 
 class App:
     """``backlog_*``: what waits in the logs of its pools. ``taken``: outputs that have a taker. ``parts``: what workers
-    of a pool describe, where that is not the whole of it."""
+    of a pool describe, where that is not the whole of it. ``eager``: events that may run before they are accepted."""
 
     def __init__(
         self,
@@ -52,6 +52,7 @@ class App:
         self.topology = topology
         self.limits = limits
         self.routing: Routing = route(topology)
+        self.eager = eager_events(topology)
         self.stats = Stats()
         self.taken: frozenset[str] = frozenset()
         self.backlog_events = 0

@@ -2,6 +2,7 @@
 
 A client's event has no number of its own, as those of streams have. It is accepted by one commit, of its partition in
 the first pool that listens, which sends it to all of them; with an ``id`` it is remembered there for the dedup-horizon.
+An eager one is accepted by the commit of what comes of it, if its worker has nothing else to do.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ from grape.protocol.door import Emit
 
 _BESIDE: Final = 1_000
 """Bytes of an event in a commit beside its data and key, about, with the row of its id."""
+_MOST_EAGER: Final = 1 << 16
+"""Bytes of an event, which is kept for each of its nodes until it has run; to write a larger one takes longer."""
 _LONGEST_WAIT: Final = 1 << 62
 _skip: Final = msgspec.msgpack.Decoder(msgspec.Raw).decode
 
@@ -87,13 +90,24 @@ class Clients:
         if known not in (None, content):
             raise Conflict(f"the id {event.id!r:.300} was used for another event")
         if known is None:
+            is_eager = (
+                event.name in app.eager
+                and len(event.data) <= _MOST_EAGER
+                and home.number == number
+                and engine.pools[home.pool].may_be_eager(home)
+            )
             if event.id:
                 home.memory.remember(event.id, content, now)
             due = 0 if event.wait is None else now + event.wait
             context = Context(event.request, number if event.request else 0, "", due)
+            app.stats.fed[event.name] += 1
+            if is_eager:
+                home.eager.take_in(event, listeners[0].nodes, context, now)
+                home.ledger.then(durable)
+                engine.hand_out_eagerly(home, now)
+                return
             for pool in pools:
                 home.memory.take_in(pool, number, event.name, event.key, event.data, event.id, context, now)
-            app.stats.fed[event.name] += 1
         home.ledger.then(durable)
         home.flush()
 

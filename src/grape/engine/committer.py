@@ -53,6 +53,11 @@ class Committer:
         """As it was committed last."""
         return self._head
 
+    @property
+    def term(self) -> int:
+        """Of the claim: no two have the same."""
+        return self._term
+
     def when_free(self, act: Callable[[], None]) -> None:
         """Act now, or when no commit is under way any more, after whoever has come before."""
         self._waiting.append(act)

@@ -118,6 +118,8 @@ class Engine:
     def drain(self) -> None:
         """Hand out nothing more; what is running is still committed."""
         self.draining = True
+        for partition in self._owners.values():
+            partition.flush()  # what waits in a draft for its handler does so no longer
         for pool in self.pools.values():
             pool.freeze()
 
@@ -311,6 +313,11 @@ class Engine:
             if work is not None:
                 worker.hand_out(work)
 
+    def hand_out_eagerly(self, partition: Partition, now: int) -> None:
+        """What was just taken in; only where it may be."""
+        self.pools[partition.pool].hand_out_eagerly(partition, now)
+        self._dues.touch(partition)
+
     # ------------------------------------------------------------------ workers
 
     def received(self, pool: str, index: int, link: object, message: FromWorker) -> None:
@@ -438,6 +445,7 @@ class Engine:
             lost = hopeless(worker)
         for partition in worker.partitions.values():
             self.questions.forget(partition)
+            partition.flush()  # what it had of a draft is done again once that is committed
             self._dues.touch(partition)
         self.pools[pool].ended(worker, why, not is_expected and not was_named)
         if lost is not None:
@@ -470,6 +478,8 @@ class Engine:
         return max(min(wakes), now) if wakes else None
 
     def _fire(self, partition: Partition, now: int) -> None:
+        if (due := partition.ledger.draft.waits_until) is not None and due <= now:
+            partition.flush()
         while partition.timers.fire(now):
             pass
         partition.expiries.expire(now)
@@ -548,6 +558,7 @@ def _due(partition: Partition, after: int) -> int | None:
     """When something of it is due that no other call will find. While a commit is under way nothing is; a retry that
     was due then waits for a worker that can take it."""
     if not partition.settled:
-        return None
+        due = partition.ledger.draft.waits_until
+        return due if due is not None and due > after else None
     dues = (partition.timers.next_due(), partition.expiries.next_due(), partition.holds.next_due())
     return min((due for due in dues if due is not None and due > after), default=None)

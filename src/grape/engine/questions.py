@@ -18,7 +18,7 @@ UNREAD_BYTES: Final = 2 * ANSWER_BYTES
 
 
 class Questions:
-    """What is asked while a commit is under way is answered after it: only what is committed is state."""
+    """What is asked while state is being committed is answered after it: only what is committed is state."""
 
     def __init__(self, app: App) -> None:
         self._app = app
@@ -34,7 +34,7 @@ class Questions:
             worker.link.send(Values([None] * len(ask.keys)))
             return
         self._check(worker, partition, ask)
-        if partition.settled:
+        if partition.ledger.is_committed("state"):
             self._answer(worker, partition, ask)
         else:
             self._deferred.setdefault(partition.id, []).append((worker, ask))

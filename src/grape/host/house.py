@@ -420,6 +420,7 @@ class Visitor:
             inside = house.inside
             event = check_emit(message, inside.app.limits.max_event)
             inside.clients.accept(event, house.clock.now(), lambda: say(Emitted(number)))
+            house.host.stir()
         except ProtocolError:
             raise
         except GrapeError as e:

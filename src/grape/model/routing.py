@@ -37,6 +37,20 @@ def route(topology: TopologySpec) -> Routing:
     return Routing(listeners, frozenset(topology.outputs), chained_pairs(topology))
 
 
+def eager_events(topology: TopologySpec) -> frozenset[str]:
+    """Events that may run before they are accepted: all who listen say so, and are in one pool, so that one commit
+    accepts both the event and what came of it."""
+    pool_of = {node.name: node.pool for node in topology.nodes}
+    slots: dict[str, list[SlotSpec]] = {}
+    for slot in topology.slots:
+        slots.setdefault(slot.event, []).append(slot)
+    return frozenset(
+        event
+        for event, listeners in slots.items()
+        if all(slot.eager for slot in listeners) and len({pool_of[slot.node] for slot in listeners}) == 1
+    )
+
+
 def long_events(topology: TopologySpec) -> frozenset[str]:
     """Events whose handlers may run for long: keyless ones are spread one by one."""
     long = {pool.name for pool in topology.pools if pool.long}

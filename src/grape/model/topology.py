@@ -42,7 +42,8 @@ class SlotSpec(Struct, frozen=True, omit_defaults=True):
 
     ``retries``: attempts after the first one. ``backoff`` doubles up to ``backoff_max``, with full jitter.
     ``timeout`` 0: none. ``emits``: declared names; they allow chaining and early checks.
-    ``batch`` above 1: the handler gets lists of up to that many payloads. ``where``: file:line of the handler.
+    ``batch`` above 1: the handler gets lists of up to that many payloads. ``eager``: a client's event runs while it is
+    not accepted yet, and what it does is accepted with it. ``where``: file:line of the handler.
     """
 
     event: str
@@ -58,6 +59,7 @@ class SlotSpec(Struct, frozen=True, omit_defaults=True):
     concurrency: int = 100
     batch: int = 1
     where: str = ""
+    eager: bool = False
 
 
 class PoolSpec(Struct, frozen=True, omit_defaults=True):

@@ -2,7 +2,8 @@
 
 An async event is a *job*: it runs as a task with columns and a view of the state of its own. When it has succeeded its
 effects are merged into those of its partition, and its root event is finished once all its jobs are. What is finished
-is handed in after 20 ms at the latest. Synchronous nodes of the same pool run between the tasks, stage by stage.
+is handed in when nothing else runs, after 20 ms at the latest. Synchronous nodes of the same pool run between the
+tasks, stage by stage.
 """
 
 from __future__ import annotations
@@ -186,6 +187,7 @@ class AsyncPool:
 
     def _start(self, message: Work, part: Assigned) -> None:
         work = _Work(message)
+        self.hand_in.begun(part)
         self.hand_in.enter(part)
         part.begin(message)
         runtime = self.runtime
@@ -504,6 +506,7 @@ class AsyncPool:
         while self._tasks:
             await asyncio.wait(list(self._tasks))
         self.hand_in.flush()  # whatever is handed in from here on is of the event that was announced
+        self.hand_in.begun(part)
         self.hand_in.enter(part)
         part.begin(message)
         runtime = self.runtime

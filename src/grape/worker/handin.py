@@ -1,9 +1,11 @@
-"""What the jobs of an async pool have done, by partition, until it is handed in: by the clock, or when it is much."""
+"""What the jobs of an async pool have done, by partition, until it is handed in: when nothing runs any more, by the
+clock, or when it is much."""
 
 from __future__ import annotations
 
 import asyncio
 import sys
+from collections import Counter
 from collections.abc import Callable
 from typing import Final
 
@@ -34,6 +36,8 @@ class HandIn:
         self._broken = broken
         self._effects: dict[int, Effects] = {}
         self._ended: dict[int, list[int]] = {}
+        self._open: Counter[int] = Counter()
+        """Works that have not ended, by partition."""
         self._is_due = False
         self.by_hand = False
         self.is_over = False
@@ -49,16 +53,25 @@ class HandIn:
         """What happens now belongs to ``part``."""
         self._runtime.ground.enter(part, self.effects_of(part))
 
+    def begun(self, part: Assigned) -> None:
+        """Something will come of a work."""
+        self._open[part.number] += 1
+
     def ended(self, part: Assigned, seq: int) -> None:
         """Nothing more comes of a work."""
         self.effects_of(part)
         self._ended.setdefault(part.number, []).append(seq)
-        self.soon()
+        self._open[part.number] -= 1
+        if any(self._open.values()):
+            self.soon()
+        else:  # there is nothing to wait for
+            asyncio.get_running_loop().call_soon(self._now)
 
     def forget(self, partition: int) -> None:
         """It is no longer the worker's."""
         self._effects.pop(partition, None)
         self._ended.pop(partition, None)
+        self._open.pop(partition, None)
 
     def if_much(self, part: Assigned) -> None:
         """Hand in if it is more than should lie here."""

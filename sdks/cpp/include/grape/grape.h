@@ -36,6 +36,7 @@ typedef struct {
   double timeout; /* 0: none */
   int stop;       /* after the last attempt the key waits for an operator */
   int ordered;    /* later events of a key wait while one is retried */
+  int eager;      /* a client's event runs before it is accepted */
 } grape_slot_options;
 
 typedef struct {

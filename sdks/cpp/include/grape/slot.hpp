@@ -56,6 +56,8 @@ class Slot {
   Slot& ordered(bool is_ordered) { return set(spec_.ordered, is_ordered); }
   /// Whether what other nodes of this program emit to it runs at once, if they say that they emit it; false: by the log.
   Slot& chain(bool may_chain) { return set(spec_.chain, may_chain); }
+  /// Whether a client's event runs before it is accepted, which answers it sooner; every slot of the event has to say so.
+  Slot& eager(bool is_eager) { return set(spec_.eager, is_eager); }
   /// Of async nodes, which this SDK does not have: it is told to the engine, and has no effect.
   Slot& concurrency(std::int64_t events) { return set(spec_.concurrency, events); }
   /// Of handlers that get lists, which this SDK does not have: it is told to the engine, and has no effect.

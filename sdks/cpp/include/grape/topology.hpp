@@ -36,6 +36,7 @@ struct SlotSpec {
   bool chain = true;
   std::int64_t concurrency = 100;
   std::int64_t batch = 1;
+  bool eager = false;
   std::string where;
 };
 
@@ -157,7 +158,7 @@ void pack_topology(Buffer& out, const Nodes& nodes, const Slots& slots) {
   pack_str(out, "slots");
   pack_array(out, slots.size());
   for (const auto& [slot, handler, number] : slots) {
-    pack_map(out, 13);
+    pack_map(out, 14);
     pack_str(out, "event");
     pack_str(out, slot.event);
     pack_str(out, "node");
@@ -182,6 +183,8 @@ void pack_topology(Buffer& out, const Nodes& nodes, const Slots& slots) {
     pack_int(out, slot.concurrency);
     pack_str(out, "batch");
     pack_int(out, slot.batch);
+    pack_str(out, "eager");
+    pack_bool(out, slot.eager);
     pack_str(out, "where");
     pack_str(out, slot.where);
   }

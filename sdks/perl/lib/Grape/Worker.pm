@@ -26,7 +26,8 @@ my $HAND_IN_BYTES = 4 << 20;
 my ($MAX_KIND, $MAX_SAID) = (255, 16_000);
 
 my %NUMBERS = map { $_ => 1 } qw(retries backoff backoff_max timeout);
-my %OPTIONS = (%NUMBERS, map { $_ => 1 } qw(node states emits on_fail ordered));
+my @FLAGS = qw(ordered eager);
+my %OPTIONS = (%NUMBERS, map { $_ => 1 } qw(node states emits on_fail), @FLAGS);
 
 sub new {
     my ($class) = @_;
@@ -104,7 +105,9 @@ sub slot {
         $spec{$option} = $option eq 'retries' ? int $number : 0 + $number;
     }
     $spec{on_fail} = "$options->{on_fail}" if defined $options->{on_fail};
-    $spec{ordered} = $options->{ordered} ? Data::MessagePack::true() : Data::MessagePack::false() if exists $options->{ordered};
+    for my $flag (grep { exists $options->{$_} } @FLAGS) {
+        $spec{$flag} = $options->{$flag} ? Data::MessagePack::true() : Data::MessagePack::false();
+    }
     $node->{handlers}{$event} = $handler;
     push @{ $self->{slots} }, \%spec;
     return $self;
@@ -448,6 +451,10 @@ What becomes of an event after its last attempt: C<dead> is a dead letter, C<sto
 =item ordered
 
 Whether later events of the key wait for one that failed. True.
+
+=item eager
+
+Whether a client's event runs before it is accepted, which answers it sooner; every slot of the event has to say so. False.
 
 =back
 

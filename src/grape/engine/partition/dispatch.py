@@ -92,8 +92,21 @@ class Dispatch:
     def _in_work(self) -> int:
         return sum(work.events for work in self.works.values())
 
-    def make(self, epoch: int, now: int) -> Work | None:
-        """What the worker should do next; None: nothing (all that waits is in work already, or parked).
+    @property
+    def may_be_eager(self) -> bool:
+        """Whether nothing is before an event that comes now, nor keeps it from being handed out."""
+        return not (
+            self.works
+            or self._backlog.events
+            or len(self._failures.list)
+            or self._careful.is_needed
+            or self.is_moving
+            or self.is_resting
+        )
+
+    def make(self, epoch: int, now: int, *, eager: bool = False) -> Work | None:
+        """What the worker should do next; None: nothing (all that waits is in work already, or parked). ``eager``: of
+        the draft, which stays one.
 
         Raises:
             Corrupt: a stored batch or entry is not what was written.
@@ -107,9 +120,10 @@ class Dispatch:
         careful = is_needed or any(r.named_deaths for r in retries)
         batches = _Batches([], {}, 0)
         alone = retries and (self.is_long or (careful and not is_needed))
-        if not self._failures.is_full and not alone:
+        if not self._failures.is_full and not alone and not eager:
             batches = self._batches(careful)
-        self._ledger.flush()
+        if not eager:
+            self._ledger.flush()
         if not batches.items and not retries:
             return None
         holds = {r.hold: (codec.name_of(r.body), r.node) for r in retries}
@@ -132,8 +146,10 @@ class Dispatch:
         if not taken:
             return []
         ledger = self._ledger
-        rows = ledger.transport.get(ledger.id, "hold", [row_key(held.number) for held, _ in taken])
-        return [self._retry(held, rest, row) for (held, rest), row in zip(taken, rows, strict=True)]
+        keys = [row_key(held.number) for held, _ in taken]
+        rows = zip(keys, ledger.transport.get(ledger.id, "hold", keys), strict=True)
+        found = [ledger.pending("hold", key, row) for key, row in rows]
+        return [self._retry(held, rest, row) for (held, rest), row in zip(taken, found, strict=True)]
 
     def _retry(self, held: Held, rest: bool, row: bytes | None) -> RetryItem:
         if row is None:

@@ -35,7 +35,8 @@ _PAGE: Final = 1_000
 
 class Draft:
     """What the next commit will hold. ``timers``: new ones, as (due, key of the row). ``size``: at least how many bytes
-    it is, the head not counted."""
+    it is, the head not counted. ``waits_until``: it is committed then if nothing else has it committed before; None:
+    it waits for nothing."""
 
     def __init__(self) -> None:
         self.sends: list[Send] = []
@@ -43,6 +44,7 @@ class Draft:
         self.timers: list[tuple[int, bytes]] = []
         self.then: list[Callable[[], None]] = []
         self.changed = False
+        self.waits_until: int | None = None
         self.rows_size = 0
         self.sends_size = 0
 
@@ -110,6 +112,20 @@ class Ledger:
     def settled(self) -> bool:
         """Nothing is being committed or waiting to be, nor in doubt."""
         return self.committing is None and not self.draft.changed and self.error is None
+
+    def is_committed(self, table: Table) -> bool:
+        """What is stored in it is all there is: no commit is under way, and the next one does not change it."""
+        return self.committing is None and self.error is None and not self.draft.rows.get(table)
+
+    @property
+    def term(self) -> int:
+        """Of the claim by which the partition is owned."""
+        return self._committer.term
+
+    @property
+    def origin(self) -> str:
+        """What the ids of its own begin with."""
+        return f"{self.app.record.incarnation:08x}-{self.id.pool}.{self.id.number}"
 
     def has_room(self, size: int) -> bool:
         """So much may still go into the draft; into an empty one anything may."""

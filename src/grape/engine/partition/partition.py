@@ -21,6 +21,7 @@ from grape.engine.partition.answers import Answers
 from grape.engine.partition.backlog import Backlog
 from grape.engine.partition.careful import Careful, Root
 from grape.engine.partition.dispatch import Dispatch, Dispatched
+from grape.engine.partition.eager import Eager
 from grape.engine.partition.expiry import Expiries
 from grape.engine.partition.failures import Failures
 from grape.engine.partition.ledger import Ledger
@@ -55,6 +56,7 @@ class Partition:
         self.failures = Failures(ledger, rng)
         self.holds = self.failures.list
         self.answers = Answers(ledger, self.failures)
+        self.eager = Eager(ledger, self.failures)
         self.timers = Timers(ledger)
         self.expiries = Expiries(ledger)
         self.memory = Memory(ledger, self.expiries)
@@ -62,7 +64,7 @@ class Partition:
         top_up = any(node.is_async for node in app.topology.nodes if node.pool == pool)
         self.dispatch = Dispatch(ledger, self.backlog, self.failures, self.careful, top_up)
         self._results = Results(
-            ledger, self.backlog, self.dispatch, self.careful, self.failures, self.timers, self.expiries
+            ledger, self.backlog, self.dispatch, self.careful, self.failures, self.eager, self.timers, self.expiries
         )
         self.works = self.dispatch.works
         self._later: deque[Result] = deque()
@@ -129,13 +131,19 @@ class Partition:
         """Whether `make_work` would find something."""
         return self.dispatch.has_work(now)
 
-    def make_work(self, now: int) -> Work | None:
-        """What the worker should do next; None: nothing (all that waits is in work already, or parked).
+    def make_work(self, now: int, *, eager: bool = False) -> Work | None:
+        """What the worker should do next; None: nothing (all that waits is in work already, or parked). ``eager``: what
+        was just taken in.
 
         Raises:
             Corrupt: a stored batch or entry is not what was written.
         """
-        return self.dispatch.make(self.epoch, now)
+        return self.dispatch.make(self.epoch, now, eager=eager)
+
+    @property
+    def may_be_eager(self) -> bool:
+        """Whether an event that comes now may run before it is accepted: nothing is before it, nor on its way."""
+        return self.chains and self.settled and self.dispatch.may_be_eager and self._has_caught_up()
 
     def defers(self, result: Result) -> bool:
         """Whether it has to wait, as the next commit has no room for it; `next_result` gives it after that."""

@@ -9,6 +9,7 @@ from grape.engine.first import Failed
 from grape.engine.partition.backlog import Backlog
 from grape.engine.partition.careful import Careful
 from grape.engine.partition.dispatch import Dispatch
+from grape.engine.partition.eager import Eager
 from grape.engine.partition.expiry import Expiries
 from grape.engine.partition.failures import Failures
 from grape.engine.partition.ledger import Ledger
@@ -52,6 +53,7 @@ class Results:
         dispatch: Dispatch,
         careful: Careful,
         failures: Failures,
+        eager: Eager,
         timers: Timers,
         expiries: Expiries,
     ) -> None:
@@ -60,6 +62,7 @@ class Results:
         self._dispatch = dispatch
         self._careful = careful
         self._failures = failures
+        self._eager = eager
         self._timers = timers
         self._expiries = expiries
         self._checker = Checker(ledger.app, ledger.pool)
@@ -85,6 +88,7 @@ class Results:
             self._progress(position, progress, now)
         for number in result.retried:
             dispatch.tried(number)
+            self._eager.tried(number, now)
             self._failures.release(number, now)
         for emitted in result.emitted:
             of_batch = [contexts[i] for i in emitted.contexts]
@@ -103,6 +107,7 @@ class Results:
         for failure in result.failures:
             if failure.hold >= 0:
                 dispatch.tried(failure.hold)
+                self._eager.tried(failure.hold, now)
             self._careful.handed_in(failure.id, failure.node)
             context = contexts[failure.context] if failure.context >= 0 else None
             if (what := self._failures.fail(failure, context, now)) is not None:
