@@ -54,7 +54,7 @@ HOT = "runs for every event: one function of closures, or a record without keywo
 SUITE = "a contract suite is read from top to bottom"
 ALLOWED: dict[tuple[str, str], tuple[int, str]] = {
     ("file", "grape.testing.contracts.isolate"): (800, SUITE),
-    ("function", "grape.authoring.topology:Topology.add_slot"): (90, FACE),
+    ("function", "grape.authoring.topology:Topology.add_slot"): (91, FACE),
     ("function", "grape.cli.run:run"): (130, CLI),
     ("function", "grape.worker.emits:_closures"): (120, HOT),
     ("parameters", "grape.authoring.topology:Topology.add_slot"): (18, FACE),

@@ -44,7 +44,7 @@ t.add_slot("later", Later(), pool="later")
 
 def family(name: str) -> list[psutil.Process]:
     """Engines that this process has started, or their workers."""
-    engines = [child for child in psutil.Process().children() if child.is_running()]
+    engines = [child for child in psutil.Process().children() if "grape.host.process" in " ".join(child.cmdline())]
     return engines if name == "engine" else [worker for engine in engines for worker in engine.children()]
 
 

@@ -369,8 +369,8 @@ def test_events_with_their_answers_go_out_by_their_size(monkeypatch: pytest.Monk
     works: list[int] = []
     make = Dispatch.make
 
-    def measured(self: Dispatch, epoch: int, now: int) -> Work | None:
-        work = make(self, epoch, now)
+    def measured(self: Dispatch, epoch: int, now: int, *, eager: bool) -> Work | None:
+        work = make(self, epoch, now, eager=eager)
         if work is not None:
             works.append(sum(len(item.body) + sum(len(a.data) for a in item.answers) for item in work.retries))
         return work

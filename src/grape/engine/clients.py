@@ -94,7 +94,7 @@ class Clients:
                 event.name in app.eager
                 and len(event.data) <= _MOST_EAGER
                 and home.number == number
-                and engine.may_be_eager(home)
+                and engine.pools[home.pool].may_be_eager(home)
             )
             if event.id:
                 home.memory.remember(event.id, content, now)

@@ -313,21 +313,9 @@ class Engine:
             if work is not None:
                 worker.hand_out(work)
 
-    def may_be_eager(self, partition: Partition) -> bool:
-        """Whether an event that comes now may run before it is accepted: its worker would begin with it at once."""
-        worker = self.pools[partition.pool].owner(partition.number)
-        if worker is None or not worker.serves or worker.link.unread > UNREAD_BYTES:
-            return False
-        is_free = not worker.outstanding or partition.dispatch.top_up
-        return is_free and not self.draining and partition.may_be_eager
-
     def hand_out_eagerly(self, partition: Partition, now: int) -> None:
         """What was just taken in; only where it may be."""
-        worker = self.pools[partition.pool].owner(partition.number)
-        work = partition.make_work(now, eager=True)
-        assert worker is not None
-        assert work is not None
-        worker.hand_out(work)
+        self.pools[partition.pool].hand_out_eagerly(partition, now)
         self._dues.touch(partition)
 
     # ------------------------------------------------------------------ workers

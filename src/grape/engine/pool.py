@@ -14,6 +14,7 @@ from typing import Final
 from grape.engine.app import App
 from grape.engine.balance import balance
 from grape.engine.partition.partition import Partition
+from grape.engine.questions import UNREAD_BYTES
 from grape.engine.scaling import Backoff, Load, Scaler
 from grape.engine.surroundings import Surroundings
 from grape.engine.worker import Worker
@@ -120,6 +121,19 @@ class Pool:
         size = self.alive
         waiting = sum(p.has_work(now) for p in self.partitions.values())
         return Load(size, self.starting, waiting, self.oldest(now) if 0 < size < self.scaler.most else 0)
+
+    def may_be_eager(self, partition: Partition) -> bool:
+        """Whether an event that comes now may run before it is accepted: its worker would begin with it at once."""
+        worker = self._owners.get(partition.number)
+        if worker is None or not worker.serves or worker.link.unread > UNREAD_BYTES:
+            return False
+        return (not worker.outstanding or partition.dispatch.top_up) and partition.may_be_eager
+
+    def hand_out_eagerly(self, partition: Partition, now: int) -> None:
+        """What was just taken in; only where it may be."""
+        work = partition.make_work(now, eager=True)
+        if work is not None:
+            self._owners[partition.number].hand_out(work)
 
     # ------------------------------------------------------------------ coming
 
