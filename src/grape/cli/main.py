@@ -9,6 +9,7 @@ from typing import Annotated, Final
 
 import typer
 
+from grape.cli import app as apps
 from grape.cli import conformance, crashes, dead, held, log, state
 from grape.cli.console import put
 from grape.cli.doctor import doctor
@@ -55,6 +56,7 @@ def _root(
 app.command()(run)
 for live in (status, emit, call, stop):
     app.command()(live)
+app.add_typer(apps.app, name="app")
 app.add_typer(dead.app, name="dead")
 app.add_typer(held.app, name="held")
 app.add_typer(log.app, name="log")

@@ -86,6 +86,23 @@ class Session:
             self._launched = launched
             self.connection.send(*[Stop()] * self._stops)
 
+    def describe(self) -> TopologySpec:
+        """What the app is; nothing of it runs.
+
+        Raises:
+            UserError: it cannot be loaded.
+        """
+        self.launch()
+        try:
+            return self.connection.described.result().topology
+        finally:
+            self.stop()
+            with contextlib.suppress(GrapeError):
+                self.connection.ended.result()
+            self.connection.close()
+            if self._launched is not None:
+                self._launched.join()
+
     # ------------------------------------------------------------------ from other threads
 
     def stop(self) -> None:

@@ -1,0 +1,1 @@
+"""Apps as directories: what a `grape.toml` says."""

@@ -1,0 +1,269 @@
+"""The manifest of an app: `grape.toml` in its directory. What is wrong in it is told with its line."""
+
+from __future__ import annotations
+
+import os
+import re
+import tomllib
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+import msgspec
+from msgspec import Struct
+
+from grape.authoring.loading import parse_target
+from grape.errors import TopologyError, UsageError
+from grape.model.address import MAX_PARTITIONS
+from grape.model.profile import read_profiles
+from grape.model.section import Size, read_section
+
+T = TypeVar("T")
+
+NAME: Final = "grape.toml"
+MAX_BYTES: Final = 1 << 20
+_APP: Final = re.compile(r"[a-z0-9]([a-z0-9_.-]{0,62}[a-z0-9])?")
+_VERSION: Final = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._+-]{0,62}[A-Za-z0-9])?")
+_VARIABLE: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+
+
+class Secret(Struct, frozen=True, rename="kebab"):
+    """Where the value of an environment variable is found when workers start; one of these, never the value itself.
+
+    ``file``: all that is in it, without the line end. ``env``: a variable of the engine's own environment.
+    ``credential``: of systemd, in ``$CREDENTIALS_DIRECTORY``.
+    """
+
+    file: str | None = None
+    env: str | None = None
+    credential: str | None = None
+
+
+class Manifest(Struct, frozen=True, kw_only=True, rename="kebab"):
+    """An app, as its directory says.
+
+    Args:
+        name: of the app, as others write it in ``app@event``; small letters, digits, ``_``, ``-`` and ``.``.
+        version: text that names this state of the code.
+        app: what to run, relative to the directory: as the argument of ``grape run``.
+        state_version: of the layout of its state; grows when what is stored has to be adapted.
+        workers: of a pool whose profile does not say; 0: one a core.
+        partitions: of a new app.
+        max_size: how large its data may grow.
+        config: reaches the topology as it is.
+        env: variables of its workers. secrets: the same, by reference.
+        pool: profiles, by pool.
+    """
+
+    name: str
+    app: str
+    version: str = "0"
+    state_version: int = 1
+    workers: int = 0
+    partitions: int | None = None
+    max_size: Size | None = None
+    config: dict[str, Any] = {}
+    env: dict[str, str] = {}
+    secrets: dict[str, Secret] = {}
+    pool: dict[str, dict[str, Any]] = {}
+
+
+class Misfit(ValueError):
+    """Something in a manifest cannot be. ``way``: the keys that lead to it."""
+
+    def __init__(self, way: tuple[str, ...], text: str) -> None:
+        super().__init__(text)
+        self.way = way
+
+
+def manifest_of(directory: str | os.PathLike[str]) -> Manifest:
+    """What the ``grape.toml`` in ``directory`` says.
+
+    Raises:
+        UsageError: there is none, or something in it cannot be; the text names file, line and remedy.
+    """
+    path = Path(directory) / NAME
+    text = _text_of(path)
+    try:
+        found = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as e:
+        what, _, where = str(e).partition(" (at ")
+        found_line = re.match(r"line (\d+)", where)
+        line = found_line[1] if found_line is not None else len(text.splitlines())
+        raise UsageError(f"{path}:{line}: {what[:1].lower()}{what[1:]}") from None
+    except RecursionError:
+        raise UsageError(f"{path}: it is nested too deep") from None
+    try:
+        return _read(found, path.parent)
+    except Misfit as e:
+        raise UsageError(f"{path}:{_line_of(text, e.way)}: {e}") from None
+
+
+def _text_of(path: Path) -> str:
+    try:
+        if path.stat().st_size > MAX_BYTES:
+            raise UsageError(f"{path}: a manifest has at most {MAX_BYTES} bytes")
+        return path.read_text()
+    except FileNotFoundError:
+        what = "there is no such directory" if not path.parent.exists() else f"there is no {NAME} in it"
+        raise UsageError(f"{path.parent}: {what}; the directory of an app has one, with name= and app=") from None
+    except OSError as e:
+        raise UsageError(f"{path}: {e.strerror}") from None
+    except UnicodeDecodeError as e:
+        raise UsageError(f"{path}: it is not UTF-8 at byte {e.start}") from None
+
+
+def _read(found: dict[str, Any], directory: Path) -> Manifest:
+    """
+    Raises:
+        Misfit: something in it cannot be.
+    """
+    for key, example in (("name", "orders"), ("app", "orders.py")):
+        if key not in found:
+            raise Misfit((), f'{key} is missing; say it as in {key} = "{example}"')
+    tables = {key: _table(found, key) for key in ("env", "secrets", "pool", "config")}
+    for name, value in (*tables["env"].items(), *tables["secrets"].items()):
+        table = "env" if name in tables["env"] else "secrets"
+        if not _VARIABLE.fullmatch(name):
+            raise Misfit((table, name), f"{name!r:.80} cannot be the name of an environment variable")
+        if table == "env" and not isinstance(value, str):
+            raise Misfit((table, name), f'the value of {name} is text, as in {name} = "{value}"')
+        if name in tables["env"] and name in tables["secrets"]:
+            raise Misfit(("secrets", name), f"{name} stands in [env] and in [secrets]; one of them says what it is")
+    secrets = {name: _secret(name, value) for name, value in tables["secrets"].items()}
+    for pool, keys in tables["pool"].items():
+        _guarded(("pool", pool), keys, partial(read_profiles, {pool: keys}, "grape.toml"))
+    rest = {key: value for key, value in found.items() if key not in tables}
+    manifest = _guarded((), rest, lambda: read_section(Manifest, rest, ""))
+    _check(manifest)
+    _guarded(("app",), {}, lambda: target_of(manifest, directory))
+    return msgspec.structs.replace(
+        manifest, config=tables["config"], env=tables["env"], secrets=secrets, pool=tables["pool"]
+    )
+
+
+def _table(found: dict[str, Any], key: str) -> dict[str, Any]:
+    value = found.get(key, {})
+    if not isinstance(value, dict):
+        raise Misfit((key,), f"{key} is a table, [{key}], not {value!r:.60}")
+    return value
+
+
+def _secret(name: str, value: Any) -> Secret:
+    way = ("secrets", name)
+    if not isinstance(value, dict):
+        raise Misfit(
+            way,
+            f'{name}: a secret is where its value is found: {{file = "..."}}, {{env = "..."}} or '
+            f'{{credential = "..."}}; the value itself does not stand in a manifest',
+        )
+    secret = _guarded(way, value, lambda: read_section(Secret, value, name))
+    if len(value) != 1:
+        raise Misfit(way, f'{name}: a secret is one of {{file = "..."}}, {{env = "..."}}, {{credential = "..."}}')
+    return secret
+
+
+def _guarded(way: tuple[str, ...], keys: Any, read: Callable[[], T]) -> T:
+    """What ``read`` gives; what it complains of is found below ``way``.
+
+    Raises:
+        Misfit: it complains.
+    """
+    try:
+        return read()
+    except ValueError as e:
+        said = str(e).removeprefix(": ").removeprefix("grape.toml ")
+        at = {str(key): re.search(rf"(?<![\w-]){re.escape(str(key))}(?![\w-])", said) for key in keys}
+        named = sorted((found.start(), key) for key, found in at.items() if found is not None)
+        raise Misfit((*way, *(key for _, key in named[:1])), said) from None
+
+
+def _check(manifest: Manifest) -> None:
+    """
+    Raises:
+        Misfit: a value that fits its type and cannot be.
+    """
+    if not _APP.fullmatch(manifest.name):
+        raise Misfit(
+            ("name",), f"name: {manifest.name!r:.80} cannot be one: small letters, digits, '-', '_' and '.', up to 64"
+        )
+    if not _VERSION.fullmatch(manifest.version):
+        raise Misfit(
+            ("version",),
+            f"version: {manifest.version!r:.80} cannot be one: letters, digits, '.', '+', '-' and '_', up to 64",
+        )
+    if manifest.state_version < 1:
+        raise Misfit(("state-version",), f"state-version: it counts from 1, not {manifest.state_version}")
+    if not 0 <= manifest.workers <= 1000:
+        raise Misfit(("workers",), f"workers: a number from 0 (one a core) to 1000, not {manifest.workers}")
+    if manifest.partitions is not None and not 1 <= manifest.partitions <= MAX_PARTITIONS:
+        raise Misfit(("partitions",), f"partitions: a number from 1 to {MAX_PARTITIONS}, not {manifest.partitions}")
+
+
+def target_of(manifest: Manifest, directory: Path) -> str:
+    """What to run, as `grape.authoring.loading.load` takes it, from wherever.
+
+    Raises:
+        ValueError: it is no file or module in the directory.
+    """
+    head = manifest.app.partition(":")[0]
+    if os.path.isabs(head) or ".." in Path(head).parts:
+        raise ValueError(f"app: {manifest.app!r:.200} leads out of the app's directory")
+    is_file = head.endswith(".py") or "/" in head
+    target = str(directory.absolute() / manifest.app) if is_file else manifest.app
+    try:
+        parse_target(target)
+    except TopologyError as e:
+        raise ValueError(f"app: {e}") from None
+    return target
+
+
+def secrets_of(manifest: Manifest, directory: Path, environment: Mapping[str, str]) -> dict[str, str]:
+    """The values of its secrets, now.
+
+    Raises:
+        UsageError: one is not there; the text never holds a value.
+    """
+    found: dict[str, str] = {}
+    for name, secret in manifest.secrets.items():
+        if secret.env is not None:
+            if secret.env not in environment:
+                raise UsageError(f"{directory / NAME}: secret {name}: there is no variable {secret.env} here")
+            found[name] = environment[secret.env]
+            continue
+        path = Path(secret.file or "")
+        if secret.credential is not None:
+            place = environment.get("CREDENTIALS_DIRECTORY")
+            if place is None:
+                raise UsageError(
+                    f"{directory / NAME}: secret {name} is a credential of systemd (LoadCredential=), which has not "
+                    f"started this: there is no $CREDENTIALS_DIRECTORY"
+                )
+            path = Path(place) / Path(secret.credential).name
+        try:
+            found[name] = (directory / path).read_text().rstrip("\r\n")
+        except (OSError, UnicodeDecodeError) as e:
+            why = e.strerror if isinstance(e, OSError) else "it is not UTF-8"
+            raise UsageError(f"{directory / NAME}: secret {name}: {path}: {why}") from None
+    return found
+
+
+def _line_of(text: str, way: tuple[str, ...]) -> int:
+    """The line of a key of a TOML text: of the last step of the way that is found, else 1."""
+    best, reached = 1, 0
+    table: tuple[str, ...] = ()
+    for at, line in enumerate(text.splitlines(), 1):
+        head = re.match(r"\s*\[\[?([^\]#]+)\]", line)
+        if head is not None:
+            table = _steps(head[1])
+        key = None if head is not None else re.match(r"""\s*([\w.\-"' ]+?)\s*=""", line)
+        here = table if head is not None else (*table, *_steps(key[1])) if key is not None else ()
+        depth = len(here) if here and here == way[: len(here)] else 0
+        if depth > reached:
+            best, reached = at, depth
+    return best
+
+
+def _steps(dotted: str) -> tuple[str, ...]:
+    return tuple(step.strip().strip("\"'") for step in dotted.split("."))
