@@ -110,6 +110,30 @@ def test_ctrl_c_at_any_moment_shows_no_frames(tmp_path: Path, command: list[str]
     assert process.returncode in (130, -signal.SIGINT, *(() if command[0] == "run" else (0, 2)))
 
 
+def test_ctrl_c_where_nothing_can_be_raised(tmp_path: Path) -> None:
+    """While a run starts: what is raised in a finalizer, or in a callback of the import system, is heard by nobody."""
+    write_app(tmp_path)
+    (tmp_path / "keys.py").write_text(
+        "import os, signal\n\n\nclass Interrupted:\n    def __del__(self):\n        os.kill(os.getpid(), signal.SIGINT)\n\n\n"
+        "Interrupted()\n\n\ndef key(line):\n    return line\n"
+    )
+    process = subprocess.Popen(
+        [GRAPE, "run", "app.py", "--feed", "line=-,key=keys:key"],
+        cwd=tmp_path,
+        stdin=subprocess.PIPE,  # which does not end
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert process.wait(30) == 130
+        assert process.stderr is not None
+        assert "ignored" not in process.stderr.read()
+    finally:
+        process.kill()
+        process.communicate()
+
+
 def test_ctrl_c_with_nothing_queued_keeps_no_directory(tmp_path: Path) -> None:
     app = write_app(tmp_path)
     temporary = tmp_path / "tmp"
