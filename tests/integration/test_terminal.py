@@ -114,8 +114,8 @@ def test_ctrl_c_where_nothing_can_be_raised(tmp_path: Path) -> None:
     """While a run starts: what is raised in a finalizer, or in a callback of the import system, is heard by nobody."""
     write_app(tmp_path)
     (tmp_path / "keys.py").write_text(
-        "import os, signal\n\n\nclass Interrupted:\n    def __del__(self):\n        os.kill(os.getpid(), signal.SIGINT)\n\n\n"
-        "Interrupted()\n\n\ndef key(line):\n    return line\n"
+        "import os, signal\nclass Interrupted:\n    def __del__(self):\n        os.kill(os.getpid(), signal.SIGINT)\n"
+        "Interrupted()\ndef key(line):\n    return line\n"
     )
     process = subprocess.Popen(
         [GRAPE, "run", "app.py", "--feed", "line=-,key=keys:key"],
