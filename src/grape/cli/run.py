@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import re
 import select
@@ -10,15 +11,17 @@ import threading
 import time
 import tomllib
 from _thread import start_new_thread
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Annotated, Any, Final
 
 import msgspec
 import typer
+from msgspec import structs
 
 from grape.abc.source import Source
+from grape.apps.running import is_app, options_of
 from grape.authoring.loading import parse_target
 from grape.cli.console import Meter, complain, flushed, put, say, show_line
 from grape.cli.reload import reload as again_and_again
@@ -34,7 +37,6 @@ from grape.model.plural import counted
 from grape.model.topology import Limits
 from grape.processes.profile_file import load_profiles
 from grape.protocol.outcomes import Outcomes
-from grape.store.store import MAX_SIZE
 
 EXIT_OK, EXIT_DEAD, EXIT_USE, EXIT_ENGINE, EXIT_INT, EXIT_TERM, EXIT_PIPE = 0, 1, 2, 3, 130, 143, 141
 _LOOK: Final = 0.2
@@ -42,7 +44,11 @@ _LOOK: Final = 0.2
 
 def run(
     target: Annotated[
-        str, typer.Argument(metavar="APP", help="A module or file, and what in it: app.py, app.py:topology, pkg.app:t")
+        str,
+        typer.Argument(
+            metavar="APP",
+            help="A module or file, and what in it: app.py, app.py:topology, pkg.app:t; or a folder with a grape.toml.",
+        ),
     ],
     feed: Annotated[
         list[str] | None,
@@ -123,26 +129,24 @@ def run(
     if summary not in (None, "json"):
         fail(UsageError(f"--summary {summary}: only json is known"))
     try:
-        parse_target(target)
-        if reload:
-            raise typer.Exit(again_and_again(target, data))
         limits = Limits()
-        settings = read_config(config, set_ or ())
-        options = Options(
-            target=target,
+        base, settings = _base(target, profile, lambda given: read_config(config, set_ or (), given))
+        if reload:
+            raise typer.Exit(again_and_again(base.target, data))
+        options = structs.replace(
+            base,
             config=settings,
             data=data,
-            workers=parse_workers(workers),
-            profiles=load_profiles(profile, settings),
-            partitions=partitions,
-            env=dict(parse_env(env or ())),
+            workers=parse_workers(workers) or base.workers,
+            partitions=base.partitions if partitions is None else partitions,
+            env={**base.env, **dict(parse_env(env or ()))},
             max_dead=max_dead,
             wait=not no_wait,
             inline=inline,
             limits=limits,
             drop_slots=frozenset(drop_slot or ()),
             drop_nodes=frozenset(drop_node or ()),
-            max_size=MAX_SIZE if max_size is None else parse_size(max_size),
+            max_size=base.max_size if max_size is None else parse_size(max_size),
             discard_slots=frozenset(discard_slot or ()),
         )
         sources: list[Source] = [parse_feed(text, limits.max_event) for text in feed or ()]
@@ -159,6 +163,22 @@ def run(
         fail(e)
     code = _run(options, sources, takers, summary == "json")
     raise typer.Exit(code if flushed() else EXIT_PIPE)
+
+
+def _base(
+    target: str, profile: str | None, configured: Callable[[dict[str, Any]], dict[str, Any]]
+) -> tuple[Options, dict[str, Any]]:
+    """What is to run, as far as it says so itself, and its config.
+
+    Raises:
+        UserError: it is none.
+    """
+    if is_app(target):
+        _, base = options_of(target, os.environ, profile)
+        return base, configured(base.config)
+    parse_target(target)
+    settings = configured({})
+    return Options(target=target, profiles=load_profiles(profile, settings)), settings
 
 
 def fail(error: GrapeError) -> Any:
@@ -203,9 +223,9 @@ def parse_env(items: Iterable[str]) -> Iterable[tuple[str, str]]:
         yield name, value
 
 
-def read_config(path: str | None, settings: Iterable[str]) -> dict[str, Any]:
-    """The config section: a file, and single values over it."""
-    config: dict[str, Any] = {}
+def read_config(path: str | None, settings: Iterable[str], base: Mapping[str, Any]) -> dict[str, Any]:
+    """The config section: what the app says itself, or a file in its place, and single values over it."""
+    config: dict[str, Any] = copy.deepcopy(dict(base))
     if path is not None:
         try:
             text = Path(path).read_bytes()
