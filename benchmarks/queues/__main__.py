@@ -7,8 +7,10 @@
 Rows: keyed (a count of 1,000 keys, durable, by two workers: events a second, from the first that is sent until all are
 counted) and latency (one event at a time, from sending it until its result is in the caller's hands). In each round
 every peer runs once, and Grape beside them; figures are medians, and only ratios mean something: the machine's noise
-is larger than most differences. Peers: {peers}. What each was set to stands at the top of its file in
-benchmarks/queues, and in docs/performance.md.
+is larger than most differences. What each was set to stands at the top of its file in benchmarks/queues, and in
+docs/performance.md. Peers:
+
+  {peers}
 """
 
 from __future__ import annotations
@@ -50,8 +52,8 @@ SIZES: Final = {
     "dramatiq": Size(10_000, 500),
     "dramatiq-everysec": Size(15_000, 500),
     "celery": Size(1_000, 300),
-    "celery-everysec": Size(3_000, 500),
-    "faststream": Size(10_000, 500),
+    "celery-everysec": Size(2_000, 500),
+    "faststream": Size(6_000, 500),
     "huey": Size(1_000, 200),
     "pathway": Size(500_000, 500),
     "dbos": Size(200, 50),
@@ -164,7 +166,7 @@ def versions() -> dict[str, str]:
 def main() -> None:
     about = (__doc__ or "").format(peers=", ".join(list(SIZES)[1:]))
     parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--scale", type=float, default=1.0, help="of all sizes; results are written for 1.0 only")
     parser.add_argument("--only", default="", help="peers, with commas; results are written for all only")
     options = parser.parse_args()
