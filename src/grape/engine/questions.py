@@ -34,7 +34,7 @@ class Questions:
             worker.link.send(Values([None] * len(ask.keys)))
             return
         self._check(worker, partition, ask)
-        if partition.ledger.is_committed("state"):
+        if partition.has_all_state:
             self._answer(worker, partition, ask)
         else:
             self._deferred.setdefault(partition.id, []).append((worker, ask))

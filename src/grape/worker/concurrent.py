@@ -166,12 +166,7 @@ class AsyncPool:
     def work(self, message: Work) -> None:
         """Start a work; its results come through ``send``."""
         self._works.append(message)
-        if self._careful is None:
-            try:
-                self._next()
-            except BaseException:
-                self.hand_in.is_over = True  # in the middle of an event: what there is of its effects never counts
-                raise
+        self._next()
 
     def _next(self) -> None:
         while self._works and self._careful is None:
@@ -182,8 +177,12 @@ class AsyncPool:
             if message.careful:
                 self._careful = asyncio.ensure_future(self._run_carefully(message, part))
                 self._careful.add_done_callback(self._over_carefully)
-            else:
+                continue
+            try:
                 self._start(message, part)
+            except BaseException:
+                self.hand_in.is_over = True  # in the middle of an event: what there is of its effects never counts
+                raise
 
     def _start(self, message: Work, part: Assigned) -> None:
         work = _Work(message)

@@ -81,6 +81,11 @@ class Partition:
         return self.ledger.settled
 
     @property
+    def has_all_state(self) -> bool:
+        """What is stored of state is all there is: nothing that changes it is being committed or waiting to be."""
+        return not self._later and self.ledger.is_committed("state")
+
+    @property
     def quiet(self) -> bool:
         """Nothing is in work, being committed, or waiting to be."""
         return not self.works and self.settled
