@@ -9,7 +9,7 @@ SEEDS: dict[int, str] = {
     245: "a retry unlocked its key although an event behind it was still on its way to the engine",
     269: "the end of a work gave back held events that another work had got meanwhile",
     469: "a root over which workers died was given up, although each of them had named another event of it",
-    475: "an async worker that was ended in the middle of a held event handed in what it had done of it, as nothing else ran",
+    475: "an async worker that was ended in the middle of a held event handed in what it had done of it",
     1052: "an async worker that was ended in the middle of an event handed in what it had done of it",
     1404: "a node that listens to two names, each also heard by others, got their events out of order",
     5278: "a held event went out with its line while an earlier work still had it",
