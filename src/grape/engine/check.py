@@ -14,7 +14,7 @@ from grape.errors import ProtocolError, TopologyError
 from grape.model import batch as codec
 from grape.model.address import MAX_KEY_BYTES, check_timer_name
 from grape.model.cursor import Progress
-from grape.model.depth import MAX_DEPTH, is_too_deep
+from grape.model.depth import LET_IN, is_too_deep
 from grape.model.near import did_you_mean
 from grape.model.stored import OUTPUT, REPLIES, SOURCE, TAKER
 from grape.model.topology import TopologySpec
@@ -233,6 +233,8 @@ class Checker:
             _decode_value(b"".join((b"\xdd", len(values).to_bytes(4, "big"), *values)))
         except (msgspec.MsgspecError, RecursionError):
             raise ProtocolError(f"a state of {node!r} that cannot be read") from None
+        if largest > LET_IN and any(is_too_deep(value, LET_IN) for value in values):
+            raise ProtocolError(f"a state of {node!r} that cannot be read: it has over {LET_IN} levels")
 
     def _expiring(self, node: str, values: list[bytes | None], expires: list[int]) -> None:
         """The engine reads expiry times itself, so these records have to be readable."""
@@ -294,8 +296,8 @@ class Checker:
             _decode_value(reply.data)
         except (msgspec.MsgspecError, RecursionError):
             raise ProtocolError("a reply that is not one msgpack value") from None
-        if is_too_deep(reply.data):
-            raise ProtocolError(f"a reply that is not one msgpack value of at most {MAX_DEPTH} levels")
+        if is_too_deep(reply.data, LET_IN):
+            raise ProtocolError(f"a reply of over {LET_IN} levels")
 
     def counts(self, processed: dict[str, int], emitted: dict[str, int]) -> None:
         strange = (processed.keys() - self._counted) | (emitted.keys() - self._names)

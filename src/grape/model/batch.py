@@ -21,6 +21,7 @@ from zlib_ng.zlib_ng import crc32  # twenty times as fast as zlib's on what a ba
 
 from grape.errors import Corrupt, ProtocolError
 from grape.model.address import MAX_KEY_BYTES, PartitionId
+from grape.model.depth import LET_IN, MAX_DEPTH, is_column_too_deep, is_too_deep
 
 VERSION: Final = 1
 MAX_EVENTS: Final = (1 << 31) - 1
@@ -251,6 +252,8 @@ def runs_of(body: bytes | memoryview) -> Iterator[Run]:
             meta = _decode_meta(view[at : at + m])
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as e:
             raise ProtocolError(f"a run's meta cannot be read: {e}") from None
+        if m > MAX_DEPTH and is_too_deep(bytes(view[at : at + m])):
+            raise ProtocolError(f"a run's meta cannot be read: it has over {MAX_DEPTH} levels")
         at += m
         yield Run(count, meta, bytes(view[at : at + k]), bytes(view[at + k : at + k + d]))
         at += k + d
@@ -340,6 +343,8 @@ def check_columns(run: Run) -> None:
             _skip(run.data)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as e:
         raise ProtocolError(f"a column of keys or values that cannot be read: {e}") from None
+    if is_column_too_deep(run.data, run.count):
+        raise ProtocolError(f"a column of values that cannot be read: it has over {LET_IN} levels")
 
 
 def _check_keys(packed: bytes) -> None:
