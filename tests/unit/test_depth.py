@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from grape.model.depth import LET_IN, MAX_DEPTH, is_column_too_deep, is_too_deep
+from grape import hot
+from grape.model.depth import LET_IN, MAX_DEPTH, is_too_deep
 from grape.model.values import BadValue, to_value
 
 
@@ -42,10 +43,10 @@ WIDE: list[Any] = [[], {}, [0] * 20, [[]] * 700, dict.fromkeys(range(20)), dict.
 def test_the_depth_of_any_value_is_told(depth: int, shapes: list[int], inner: Any, beside: list[Any]) -> None:
     value = nested(depth, [*beside, inner, *beside], shapes)
     deepest = depth_of(value)
-    assert is_too_deep(msgspec.msgpack.encode(value)) == (deepest > MAX_DEPTH)
-    for levels in (LET_IN - 1, LET_IN):
-        column = [nested(levels - deepest, value, [0]), 1]
-        assert is_column_too_deep(msgspec.msgpack.encode(column), 2) == (levels == LET_IN)
+    packed = msgspec.msgpack.encode(value)
+    assert is_too_deep(packed) == (deepest > MAX_DEPTH)
+    for most in (0, 1, deepest - 1, deepest, deepest + 1, LET_IN):
+        assert is_too_deep(packed, most) == hot.is_deeper(packed, most) == (deepest > most)
 
 
 @pytest.mark.parametrize(

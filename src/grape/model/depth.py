@@ -5,10 +5,7 @@ another one in 3.12, and as much as the stack holds in 3.14.
 
 from __future__ import annotations
 
-from itertools import accumulate
 from typing import Final
-
-import msgspec
 
 MAX_DEPTH: Final = 256
 """Lists and maps in one another, of what Python sends."""
@@ -30,67 +27,16 @@ _FIXED: Final = {
     **{mark: mark & 0x1F for mark in range(0xA0, 0xC0)},
 }
 """Bytes after all other marks that have some."""
-_PEELED: Final = 8
-"""Levels that are taken off one by one, whose small parts are not looked at any more; few values have more."""
-_LONG: Final = 64
-"""Of longer values it costs less to find where they end than to look at their bytes."""
-
-_decode_items: Final = msgspec.msgpack.Decoder(list[msgspec.Raw]).decode
 
 
 def is_too_deep(packed: bytes, most: int = MAX_DEPTH) -> bool:
     """Whether an encoded value is nested deeper than ``most``. Nearly all are told by their size, or by how many bytes
-    of them may begin a container. What is no value is not: its reader will say so."""
-    return _may_be(packed, most) and _is(packed, most)
-
-
-def is_column_too_deep(packed: bytes, count: int) -> bool:
-    """Whether an array of ``count`` values is nested deeper than an engine lets in."""
-    if len(packed) <= LET_IN or (len(packed) <= _LONG * count and not _may_be(packed, LET_IN)):
-        return False
-    return _is(packed, LET_IN)
-
-
-def _may_be(packed: bytes, most: int) -> bool:
+    of them may begin a container; the others mark by mark, which takes no memory, whatever they are. What is no value
+    is as deep as it goes: its reader will say so."""
     if len(packed) <= most or packed[0] not in _CONTAINERS:
         return False
-    return len(packed) - len(packed.translate(None, _CONTAINERS)) > most
-
-
-def _is(packed: bytes, most: int) -> bool:
-    level = [packed]
-    try:
-        for below in range(most - 1, most - 1 - _PEELED, -1):
-            level = [item for each in level for item in _inside(each, below) if _may_be(item, below)]
-            if not level:
-                return False
-    except RecursionError:
-        return True
-    except msgspec.DecodeError:
+    if len(packed) - len(packed.translate(None, _CONTAINERS)) <= most:
         return False
-    return any(_is_by_marks(each, most - _PEELED) for each in level)
-
-
-def _inside(container: bytes, below: int) -> list[bytes]:
-    """Arrays and maps of more than ``below`` bytes in an array, or among the keys and values of a map."""
-    mark = container[0]
-    if mark in _MAPS:
-        head = 1 if mark < 0x90 else 3 if mark == 0xDE else 5
-        pairs = mark & 0x0F if head == 1 else int.from_bytes(container[1:head], "big")
-        container = b"\xdd" + (2 * pairs).to_bytes(4, "big") + container[head:]
-    sizes = list(map(len, _decode_items(container)))
-    if max(sizes, default=0) <= below:
-        return []
-    starts = accumulate(sizes, initial=len(container) - sum(sizes))
-    return [
-        container[start : start + size]
-        for start, size in zip(starts, sizes, strict=False)
-        if size > below and container[start] in _CONTAINERS
-    ]
-
-
-def _is_by_marks(packed: bytes, most: int) -> bool:
-    """Mark by mark, so that its cost does not grow with the depth."""
     at, size = 0, len(packed)
     left, around = 1, list[int]()  # values still to come: in this container, and in those around it
     while at < size:
@@ -98,7 +44,7 @@ def _is_by_marks(packed: bytes, most: int) -> bool:
         at += 1
         left -= 1
         if mark in _CONTAINERS:
-            if len(around) == most:
+            if len(around) >= most:
                 return True
             around.append(left)
             if mark < 0xA0:
