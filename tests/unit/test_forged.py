@@ -202,7 +202,7 @@ IN_A_RESULT: Final[dict[str, tuple[str, dict[str, Any]]]] = {
     "a reply to context -1": ("a reply to a context", reply(-1, b"\xc0")),
     "a reply of garbage": ("not one msgpack value", reply(0, b"\xc1")),
     "a reply of two values": ("not one msgpack value", reply(0, b"\1\2")),
-    "a reply nested too deep": ("over 600 levels", reply(0, b"\x91" * 601 + b"\xc0")),
+    "a reply nested too deep": ("of at most 600 levels", reply(0, b"\x91" * 601 + b"\xc0")),
     "a reply too long": ("a reply of", reply(0, codec.encode("x" * 200_001))),
     "counts of no slot": ("counts of ['a>b']", {"counts": {"a>b": 1}}),
     "counts of no event": ("counts of ['x']", {"emits": {"x": 1}}),

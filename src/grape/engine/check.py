@@ -298,7 +298,7 @@ class Checker:
         except (msgspec.MsgspecError, RecursionError):
             raise ProtocolError("a reply that is not one msgpack value") from None
         if is_deeper(reply.data, LET_IN):
-            raise ProtocolError(f"a reply of over {LET_IN} levels")
+            raise ProtocolError(f"a reply that is not one msgpack value of at most {LET_IN} levels")
 
     def counts(self, processed: dict[str, int], emitted: dict[str, int]) -> None:
         strange = (processed.keys() - self._counted) | (emitted.keys() - self._names)
