@@ -30,7 +30,7 @@ BELOW: dict[str, set[str]] = {
     "_hot": set(),
     "hot": {"model", "_hot"},
     "worker": {"errors", "model", "hot", "authoring", "protocol"},
-    "engine": {"errors", "model", "abc", "protocol"},
+    "engine": {"errors", "model", "hot", "abc", "protocol"},
     "builtins": {"errors", "model", "abc"},
     "processes": {"errors", "model", "abc", "authoring", "protocol", "engine", "builtins"},
     "inline": {"authoring", "protocol", "worker"},

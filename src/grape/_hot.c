@@ -1338,6 +1338,101 @@ slice_values(PyObject *module, PyObject *const *args, Py_ssize_t nargs)
     return out;
 }
 
+/* ---------------------------------------------------------------- how deep a value is nested */
+
+/* The number in so many bytes; 0 if they are cut off. */
+static uint64_t
+number_at(const unsigned char *at, const unsigned char *end, int bytes)
+{
+    uint64_t number = 0;
+    for (int i = 0; end - at >= bytes && i < bytes; i++) {
+        number = number << 8 | at[i];
+    }
+    return number;
+}
+
+/* Bytes after the mark of what is no container, that of its length among them. */
+static uint64_t
+size_after(unsigned char mark, const unsigned char *at, const unsigned char *end)
+{
+    static const unsigned char fixed[] = {4, 8, 1, 2, 4, 8, 1, 2, 4, 8, 2, 3, 5, 9, 17}; /* from 0xCA on */
+    if (mark >= 0xA0 && mark <= 0xBF) {
+        return mark & 0x1F;
+    }
+    if (mark >= 0xCA && mark <= 0xD8) {
+        return fixed[mark - 0xCA];
+    }
+    if (mark >= 0xC4 && mark <= 0xC9) {
+        int head = 1 << (mark - 0xC4) % 3;
+        return head + (mark >= 0xC7) + number_at(at, end, head);
+    }
+    if (mark >= 0xD9 && mark <= 0xDB) {
+        int head = 1 << (mark - 0xD9);
+        return head + number_at(at, end, head);
+    }
+    return 0;
+}
+
+static PyObject *
+is_deeper(PyObject *module, PyObject *const *args, Py_ssize_t nargs)
+{
+    if (!check_count("is_deeper", nargs, 2)) {
+        return NULL;
+    }
+    if (!PyBytes_Check(args[0])) {
+        PyErr_SetString(PyExc_TypeError, "packed has to be bytes");
+        return NULL;
+    }
+    Py_ssize_t most = PyLong_AsSsize_t(args[1]);
+    if (most == -1 && PyErr_Occurred()) {
+        return NULL;
+    }
+    if (PyBytes_GET_SIZE(args[0]) <= most) {
+        Py_RETURN_FALSE;
+    }
+    const unsigned char *at = (const unsigned char *)PyBytes_AS_STRING(args[0]);
+    const unsigned char *end = at + PyBytes_GET_SIZE(args[0]);
+    uint64_t *around = PyMem_New(uint64_t, most > 0 ? most : 1); /* values still to come in those around this one */
+    if (around == NULL) {
+        return PyErr_NoMemory();
+    }
+    uint64_t left = 1;
+    Py_ssize_t depth = 0;
+    int found = 0;
+    while (at < end) {
+        unsigned char mark = *at++;
+        uint64_t size;
+        left--;
+        if ((mark >= 0x80 && mark <= 0x9F) || (mark >= 0xDC && mark <= 0xDF)) {
+            if (depth >= most) {
+                found = 1;
+                break;
+            }
+            around[depth++] = left;
+            size = mark <= 0x9F ? 0 : mark & 1 ? 4 : 2;
+            left = mark <= 0x9F ? mark & 0x0F : number_at(at, end, (int)size);
+            if (mark <= 0x8F || mark >= 0xDE) { /* a map */
+                left *= 2;
+            }
+        }
+        else {
+            size = size_after(mark, at, end);
+        }
+        if (size > (uint64_t)(end - at)) {
+            break;
+        }
+        at += size;
+        while (!left && depth) {
+            left = around[--depth];
+        }
+        if (!left) {
+            break;
+        }
+    }
+    PyMem_Free(around);
+    return PyBool_FromLong(found);
+}
+
 /* ---------------------------------------------------------------- the module */
 
 static PyMethodDef functions[] = {
@@ -1347,6 +1442,7 @@ static PyMethodDef functions[] = {
     {"make_emit_many", (PyCFunction)(void (*)(void))make_emit_many, METH_FASTCALL, "See grape.hot.pure."},
     {"scatter", (PyCFunction)(void (*)(void))scatter, METH_FASTCALL, "See grape.hot.pure."},
     {"slice_values", (PyCFunction)(void (*)(void))slice_values, METH_FASTCALL, "See grape.hot.pure."},
+    {"is_deeper", (PyCFunction)(void (*)(void))is_deeper, METH_FASTCALL, "See grape.hot.pure."},
     {"make_emit", (PyCFunction)(void (*)(void))make_emit, METH_FASTCALL, "See grape.hot.pure."},
     {NULL},
 };

@@ -77,7 +77,7 @@ fi
         code = """
 import asyncio, ctypes, hashlib, mmap, multiprocessing, sqlite3, ssl, subprocess, tempfile, threading
 import concurrent.futures as futures
-with multiprocessing.Pool(2) as pool:
+with multiprocessing.get_context("fork").Pool(2) as pool:
     assert pool.map(abs, [-1, -2]) == [1, 2]
 with futures.ThreadPoolExecutor(2) as pool:
     assert list(pool.map(abs, [-1])) == [1]

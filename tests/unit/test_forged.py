@@ -60,6 +60,9 @@ def fails(**fields: Any) -> dict[str, Any]:
     return {"failures": [failure(**fields)]}
 
 
+DEEPEST: Final = b"\x91" * 512 + b"\xc0"
+
+
 def reply(context: int, data: bytes) -> dict[str, Any]:
     return {"replies": [Reply(context, data, True)]}
 
@@ -100,6 +103,11 @@ IN_A_RESULT: Final[dict[str, tuple[str, dict[str, Any]]]] = {
     "values cut off": ("that cannot be read", emits(body=run(1, b"", b"\x91\xa5k"))),
     "a value that is none": ("that cannot be read", emits(body=run(1, b"", b"\x91\xc1"))),
     "a value nested too deep": ("that cannot be read", emits(body=run(1, b"", b"\x91" * 90_000 + b"\xc0"))),
+    "a value nested a level too deep": ("over 600 levels", emits(body=run(1, b"", b"\x91" * 601 + b"\xc0"))),
+    "a failed event nested too deep": (
+        "over 600 levels",
+        fails(body=run(1, b"", b"\x91" * 601 + b"\xc0", names=["word"])),
+    ),
     "a value in an output cut off": (
         "that cannot be read",
         emits(target=">total", body=run(1, b"", b"\x91\xa5k", names=["total"])),
@@ -109,6 +117,7 @@ IN_A_RESULT: Final[dict[str, tuple[str, dict[str, Any]]]] = {
     "a state of nothing": ("no map of states", state(values=[b""])),
     "a state cut off": ("that cannot be read", state(values=[b"\x81\xa4seen\xa5k"])),
     "a state nested too deep": ("that cannot be read", state(values=[b"\x81\xa4seen" + b"\x91" * 90_000 + b"\xc0"])),
+    "a state nested a level too deep": ("over 600 levels", state(values=[b"\x81\xa4seen" + b"\x91" * 600 + b"\xc0"])),
     "endless counts": ("a count over", {"counts": {"word>Count": 1 << 63}}),
     "endless negative counts": ("a count over", {"emits": {"total": -(1 << 40)}}),
     "a body too long": (
@@ -193,6 +202,7 @@ IN_A_RESULT: Final[dict[str, tuple[str, dict[str, Any]]]] = {
     "a reply to context -1": ("a reply to a context", reply(-1, b"\xc0")),
     "a reply of garbage": ("not one msgpack value", reply(0, b"\xc1")),
     "a reply of two values": ("not one msgpack value", reply(0, b"\1\2")),
+    "a reply nested too deep": ("of at most 600 levels", reply(0, b"\x91" * 601 + b"\xc0")),
     "a reply too long": ("a reply of", reply(0, codec.encode("x" * 200_001))),
     "counts of no slot": ("counts of ['a>b']", {"counts": {"a>b": 1}}),
     "counts of no event": ("counts of ['x']", {"emits": {"x": 1}}),
@@ -251,6 +261,20 @@ def test_a_forged_field_is_refused(name: str) -> None:
     else:
         why, fields = IN_A_RESULT[name]
         refused(rig, result(rig, **fields), why)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        emits(body=run(1, b"", b"\x91" + DEEPEST)),
+        state(values=[b"\x81\xa4seen" + DEEPEST]),
+        reply(0, DEEPEST),
+    ],
+)
+def test_what_an_sdk_sends_is_not_too_deep(fields: dict[str, Any]) -> None:
+    rig = Rig()
+    rig.say(result(rig, **fields))
+    assert not rig.worker.killed
 
 
 def test_a_worker_that_broke_the_protocol_is_listened_to_no_more() -> None:

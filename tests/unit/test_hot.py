@@ -355,6 +355,39 @@ def test_keys_by_partition(items: list[tuple[Any, Any]], has_data: bool, own: in
     assert found[0] == found[1] or repr(found[0]) == repr(found[1])
 
 
+opens = st.sampled_from(
+    [b"\x91", b"\x92\1", b"\x81\xc0", b"\x81", b"\xdc\0\1", b"\xdd\0\0\0\1", b"\xde\0\1\xa1k", b"\xdf\0\0\0\1"]
+)
+fits = st.sampled_from(
+    [None, 1, -(2**40), 2**40, 1.5, "", "k" * 9, "k" * 300, b"", b"\x91" * 300, [1, [2]], {"k": {1: []}}]
+).map(msgspec.msgpack.encode) | st.binary(max_size=9).map(
+    lambda data: msgspec.msgpack.encode(msgspec.msgpack.Ext(5, data))
+)
+
+
+@thorough
+@given(
+    st.lists(st.tuples(opens, st.integers(0, 20)), max_size=6),
+    fits | st.binary(max_size=30),
+    st.binary(max_size=6),
+    st.integers(-1, 60),
+)
+def test_how_deep_a_value_is(around: list[tuple[bytes, int]], inner: bytes, after: bytes, most: int) -> None:
+    packed = b"".join(mark * times for mark, times in around) + inner + after
+    for end in range(max(0, len(packed) - 12), len(packed) + 1):
+        assert C.is_deeper(packed[:end], most) == pure.is_deeper(packed[:end], most)
+
+
+def test_every_mark_is_as_long_as_it_is() -> None:
+    """Behind what it says is a list, which counts if it is seen as one."""
+    for mark in range(256):
+        for said in (b"", b"\0", b"\5", b"\0\5", b"\0\0\0\5"):
+            for size in (0, 1, 2, 4, 5, 6, 8, 9, 16, 17, mark & 0x1F):
+                packed = b"\x92" + bytes([mark]) + said + bytes(size) + b"\x91" * 40
+                for most in (1, 39, 40, 41, 42):
+                    assert C.is_deeper(packed, most) == pure.is_deeper(packed, most)
+
+
 @pytest.mark.parametrize("count", [15, 16, 65_535, 65_536])
 def test_long_columns(count: int) -> None:
     items = [("k", None)] * count
@@ -402,6 +435,7 @@ def uses() -> dict[str, Callable[[], Any]]:
         "sort": lambda: C.Sorter(3).sort([(text, text) for text in texts], 100, 20),
         "slice": lambda: C.slice_values([*texts, 1, 2.5, None, b"x"], 100, 30, 5),
         "scatter": lambda: C.scatter(texts, texts, Partitions(3), 0),
+        "depth": lambda: C.is_deeper(b"\x91" * 100, 99),
     }
 
 
@@ -447,12 +481,14 @@ def one_call(name: str) -> Callable[[], object]:
             return partial(C.Sorter(3).sort, [(text, text) for text in texts], 100, 20)
         case "slice":
             return partial(C.slice_values, [*texts, 1, 2.5, None, b"x"], 100, 30, 5)
+        case "depth":
+            return partial(C.is_deeper, b"\x91" * 100, 99)
         case _:
             return partial(C.scatter, texts, texts, dict.fromkeys(texts, 3), 0)
 
 
 @pytest.mark.parametrize(
-    "name", ["map", "run", "count", "emit", "many", "make", "tip", "sorter", "sort", "slice", "scatter"]
+    "name", ["map", "run", "count", "emit", "many", "make", "tip", "sorter", "sort", "slice", "scatter", "depth"]
 )
 def test_when_there_is_no_memory(name: str) -> None:
     testcapi = pytest.importorskip("_testcapi")
@@ -479,7 +515,8 @@ def test_when_there_is_no_memory(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["map_texts", "run_events", "count_events", "make_emit", "make_emit_many", "scatter", "slice_values"]
+    "name",
+    ["map_texts", "run_events", "count_events", "make_emit", "make_emit_many", "scatter", "slice_values", "is_deeper"],
 )
 def test_wrong_arguments_are_errors(name: str) -> None:
     function = getattr(C, name)

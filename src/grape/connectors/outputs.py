@@ -149,7 +149,7 @@ def _keys(run: codec.Run, wrong: dict[int, str]) -> list[str | None] | None:
     return keys
 
 
-_UNREADABLE: Final = (msgspec.DecodeError, RecursionError, TypeError, UnicodeDecodeError)
+_UNREADABLE: Final = (msgspec.DecodeError, TypeError, UnicodeDecodeError)
 
 
 def _data(run: codec.Run) -> list[Any] | None:

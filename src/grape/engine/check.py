@@ -11,10 +11,11 @@ import msgspec
 
 from grape.engine.app import App
 from grape.errors import ProtocolError, TopologyError
+from grape.hot import is_deeper
 from grape.model import batch as codec
 from grape.model.address import MAX_KEY_BYTES, check_timer_name
 from grape.model.cursor import Progress
-from grape.model.depth import MAX_DEPTH, is_too_deep
+from grape.model.depth import LET_IN
 from grape.model.near import did_you_mean
 from grape.model.stored import OUTPUT, REPLIES, SOURCE, TAKER
 from grape.model.topology import TopologySpec
@@ -156,7 +157,7 @@ class Checker:
         largest = self._largest if emitted.events == 1 else self._app.limits.batch_max
         if len(emitted.body) > largest:
             raise ProtocolError(f"an emit of {emitted.events} events in {len(emitted.body)} bytes, over {largest}")
-        for meta in codec.check_body(emitted.body, emitted.events, len(own)):
+        for meta in codec.check_body(emitted.body, emitted.events, len(own), is_deeper=is_deeper):
             strange = set(meta.names) - names
             if strange:
                 raise ProtocolError(f"an emit of {sorted(strange)!r:.300} to {target!r}, where nothing listens to it")
@@ -233,6 +234,8 @@ class Checker:
             _decode_value(b"".join((b"\xdd", len(values).to_bytes(4, "big"), *values)))
         except (msgspec.MsgspecError, RecursionError):
             raise ProtocolError(f"a state of {node!r} that cannot be read") from None
+        if largest > LET_IN and any(is_deeper(value, LET_IN) for value in values):
+            raise ProtocolError(f"a state of {node!r} that cannot be read: it has over {LET_IN} levels")
 
     def _expiring(self, node: str, values: list[bytes | None], expires: list[int]) -> None:
         """The engine reads expiry times itself, so these records have to be readable."""
@@ -267,7 +270,7 @@ class Checker:
             raise ProtocolError(f"a failure of an event created at {failure.created}")
         if len(failure.body) > self._largest:
             raise ProtocolError(f"a failed event of {len(failure.body)} bytes, over {self._largest}")
-        (meta,) = codec.check_body(failure.body, 1)
+        (meta,) = codec.check_body(failure.body, 1, is_deeper=is_deeper)
         if meta.names != [failure.event]:
             raise ProtocolError(f"a failure of {failure.event!r} whose body is {meta.names!r:.300}")
         if meta.ids is not None or meta.only is not None or not 0 <= codec.hops_of(meta, 0) <= MAX_HOPS:
@@ -294,8 +297,8 @@ class Checker:
             _decode_value(reply.data)
         except (msgspec.MsgspecError, RecursionError):
             raise ProtocolError("a reply that is not one msgpack value") from None
-        if is_too_deep(reply.data):
-            raise ProtocolError(f"a reply that is not one msgpack value of at most {MAX_DEPTH} levels")
+        if is_deeper(reply.data, LET_IN):
+            raise ProtocolError(f"a reply that is not one msgpack value of at most {LET_IN} levels")
 
     def counts(self, processed: dict[str, int], emitted: dict[str, int]) -> None:
         strange = (processed.keys() - self._counted) | (emitted.keys() - self._names)

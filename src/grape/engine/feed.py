@@ -14,6 +14,7 @@ from grape.engine.check import BESIDE_DATA
 from grape.engine.committer import Committer
 from grape.engine.ids import Ids
 from grape.errors import ProtocolError, TooLarge
+from grape.hot import is_deeper
 from grape.model import batch as codec
 from grape.model.address import MAX_ID_BYTES, check_key, check_text, partition_of
 from grape.model.stored import SOURCE, DeadLetter, SourceHead, decode_source, encode, row_key
@@ -217,7 +218,7 @@ class Feed:
         largest = max(largest, self._app.limits.max_event + BESIDE_DATA)
         if len(part.body) > largest:
             raise ProtocolError(f"{what} of {len(part.body)} bytes; the limit is {largest}")
-        for meta in codec.check_body(part.body, part.events):
+        for meta in codec.check_body(part.body, part.events, is_deeper=is_deeper):
             if meta.names != [part.name] or meta.hops or meta.only is not None or meta.contexts is not None:
                 raise ProtocolError(f"{what} with a run of {meta.names!r:.300}, or with what only an engine adds")
 

@@ -9,7 +9,6 @@ import pickle
 import signal
 import socket
 import struct
-import sys
 from contextlib import suppress
 from typing import Final
 
@@ -18,7 +17,6 @@ import uvloop
 from grape.host.options import Options
 from grape.host.run import Run
 from grape.isolates.parent import become_subreaper_and_undumpable
-from grape.model.depth import SHALLOW
 
 LENGTH: Final = struct.Struct("<I")
 """Before the packed `Options`, which come before everything else."""
@@ -52,7 +50,6 @@ def serve(options: Options, owner: socket.socket) -> None:
     with suppress(OSError):
         os.setsid()
     become_subreaper_and_undumpable()
-    sys.setrecursionlimit(SHALLOW)
     # This process is the engine's alone: what is loaded stays, and batches are no garbage cycles.
     gc.freeze()
     gc.set_threshold(20_000)

@@ -19,6 +19,7 @@ NAMES: Final = (
     "Sorter",
     "Tip",
     "count_events",
+    "is_deeper",
     "make_emit",
     "make_emit_many",
     "map_texts",
@@ -51,6 +52,7 @@ if TYPE_CHECKING:
     from grape.hot.pure import Sorter as Sorter
     from grape.hot.pure import Tip as Tip
     from grape.hot.pure import count_events as count_events
+    from grape.hot.pure import is_deeper as is_deeper
     from grape.hot.pure import make_emit as make_emit
     from grape.hot.pure import make_emit_many as make_emit_many
     from grape.hot.pure import map_texts as map_texts

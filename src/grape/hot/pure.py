@@ -10,6 +10,7 @@ import msgspec
 from msgspec import Struct
 
 from grape.model.address import check_key, partition_of
+from grape.model.depth import is_too_deep
 from grape.model.plain import MAX_INT, MIN_INT, PLAIN
 
 MEASURE_EMITS: Final = 32_768
@@ -354,3 +355,8 @@ def _check_plain(values: list[Any], largest: int) -> None:
         numbers = values if len(kinds) == 1 else [value for value in values if type(value) is int]
         if not MIN_INT <= min(numbers) <= max(numbers) <= MAX_INT:
             raise _Unusual
+
+
+def is_deeper(packed: bytes, most: int) -> bool:
+    """Whether an encoded value is nested deeper than ``most``, as `grape.model.depth` says it."""
+    return is_too_deep(packed, most)

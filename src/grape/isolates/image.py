@@ -167,20 +167,20 @@ def _bounded(refuse: Callable[[str], NoReturn], kept: int) -> type[tarfile.TarIn
     in_a_row = total = 0
 
     class Header(tarfile.TarInfo):
-        @classmethod
-        def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Header:
+        def _proc_member(self, archive: tarfile.TarFile) -> tarfile.TarInfo:
+            """What `tarfile` does with every header before it reads on, and means to be overridden: who calls `frombuf`
+            differs from version to version."""
             nonlocal in_a_row, total
-            header = super().frombuf(buf, encoding, errors)
-            if header.type == tarfile.GNUTYPE_SPARSE:
+            if self.type == tarfile.GNUTYPE_SPARSE:
                 refuse("has a file with holes, which no image needs")
-            in_a_row = in_a_row + 1 if header.type in extensions else 0
+            in_a_row = in_a_row + 1 if self.type in extensions else 0
             if in_a_row:
-                total += header.size if kept < _MOST_BYTES or header.type == tarfile.XGLTYPE else 0
-                if not 0 <= header.size <= _EXTENSION or total > min(kept, _EXTENSIONS) or in_a_row > _IN_A_ROW:
+                total += self.size if kept < _MOST_BYTES or self.type == tarfile.XGLTYPE else 0
+                if not 0 <= self.size <= _EXTENSION or total > min(kept, _EXTENSIONS) or in_a_row > _IN_A_ROW:
                     refuse("has names or attributes that are too long, or too many")
-            elif header.size < 0:
+            elif self.size < 0:
                 refuse("is damaged: a file has a negative size")
-            return header
+            return super()._proc_member(archive)  # type: ignore[misc, no-any-return]
 
         def _no_holes(self, *_: object) -> NoReturn:
             refuse("has a file with holes, which no image needs")

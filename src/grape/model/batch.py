@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Iterator, Sequence
+from itertools import starmap
 from typing import Annotated, Any, Final, NamedTuple, TypeVar
 
 import msgspec
@@ -21,6 +22,7 @@ from zlib_ng.zlib_ng import crc32  # twenty times as fast as zlib's on what a ba
 
 from grape.errors import Corrupt, ProtocolError
 from grape.model.address import MAX_KEY_BYTES, PartitionId
+from grape.model.depth import LET_IN, MAX_DEPTH, is_too_deep
 
 VERSION: Final = 1
 MAX_EVENTS: Final = (1 << 31) - 1
@@ -238,6 +240,10 @@ def runs_of(body: bytes | memoryview) -> Iterator[Run]:
     Raises:
         ProtocolError: the lengths do not fit.
     """
+    return starmap(_read, _packed_runs(body))
+
+
+def _packed_runs(body: bytes | memoryview) -> Iterator[tuple[int, memoryview, memoryview, memoryview]]:
     view = memoryview(body)
     at, end = 0, len(view)
     while at < end:
@@ -247,13 +253,18 @@ def runs_of(body: bytes | memoryview) -> Iterator[Run]:
         at += _RUN.size
         if at + m + k + d > end:
             raise ProtocolError("a run is longer than its batch")
-        try:
-            meta = _decode_meta(view[at : at + m])
-        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as e:
-            raise ProtocolError(f"a run's meta cannot be read: {e}") from None
-        at += m
-        yield Run(count, meta, bytes(view[at : at + k]), bytes(view[at + k : at + k + d]))
-        at += k + d
+        keys = at + m
+        data = keys + k
+        yield count, view[at:keys], view[keys:data], view[data : data + d]
+        at = data + d
+
+
+def _read(count: int, packed: memoryview, keys: memoryview, data: memoryview) -> Run:
+    try:
+        meta = _decode_meta(packed)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as e:
+        raise ProtocolError(f"a run's meta cannot be read: {e}") from None
+    return Run(count, meta, bytes(keys), bytes(data))
 
 
 def split_run(run: Run, leads_to: Callable[[str], object]) -> list[Run]:
@@ -328,7 +339,7 @@ def _array_length(packed: bytes) -> int:
     return -1
 
 
-def check_columns(run: Run) -> None:
+def check_columns(run: Run, is_deeper: Callable[[bytes, int], bool] = is_too_deep) -> None:
     """
     Raises:
         ProtocolError: a key cannot be one, or the data is no column of values.
@@ -340,6 +351,8 @@ def check_columns(run: Run) -> None:
             _skip(run.data)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as e:
         raise ProtocolError(f"a column of keys or values that cannot be read: {e}") from None
+    if is_deeper(run.data, LET_IN):
+        raise ProtocolError(f"a column of values that cannot be read: it has over {LET_IN} levels")
 
 
 def _check_keys(packed: bytes) -> None:
@@ -355,12 +368,19 @@ _MOST_NILS: Final = 1 << 20
 """Events without keys and data that older code put into a body, which took hardly a byte."""
 
 
-def check_body(body: bytes | memoryview, events: int, contexts: int = 0, *, stored: bool = False) -> list[RunMeta]:
+def check_body(
+    body: bytes | memoryview,
+    events: int,
+    contexts: int = 0,
+    *,
+    stored: bool = False,
+    is_deeper: Callable[[bytes, int], bool] = is_too_deep,
+) -> list[RunMeta]:
     """Check a body that came from a worker; returns the metas of its runs. Keys have to be keys and values values, as
     whoever reads them later cannot refuse them any more; what the values are is not looked at.
 
     ``contexts``: how many its table has. ``stored``: it lies in a log already, and older code may have let in what is
-    not any more: only its structure is looked at.
+    not any more: only its structure is looked at. ``is_deeper``: `grape.hot.is_deeper`, for who may import it.
 
     Raises:
         ProtocolError: lengths, counts or columns do not fit together, a key or value cannot be one, or it says more
@@ -372,7 +392,8 @@ def check_body(body: bytes | memoryview, events: int, contexts: int = 0, *, stor
         len(body), _MOST_NILS if stored else 0
     ):  # else some bytes would cost whoever decodes them any amount of memory
         raise ProtocolError(f"a batch said to hold {events} events in {len(body)} bytes")
-    for run in runs_of(body):
+    for packed in _packed_runs(body):
+        run = _read(*packed)
         count, meta = run.count, run.meta
         if not count or not meta.names:
             raise ProtocolError("a run without events or names")
@@ -381,7 +402,9 @@ def check_body(body: bytes | memoryview, events: int, contexts: int = 0, *, stor
         if run.data and _array_length(run.data) != count:
             raise ProtocolError(f"a run of {count} events with another number of values")
         if not stored:
-            check_columns(run)
+            check_columns(run, is_deeper)
+            if is_deeper(bytes(packed[1]), MAX_DEPTH):
+                raise ProtocolError(f"a run's meta cannot be read: it has over {MAX_DEPTH} levels")
         if isinstance(meta.hops, list) and len(meta.hops) != count:
             raise ProtocolError(f"a run of {count} events with another number of hops")
         if meta.contexts is not None:

@@ -115,14 +115,20 @@ class FakeLoop(asyncio.SelectorEventLoop):
         self.close()
 
     def _run_once_alone(self) -> None:
-        """One round without waiting; a loop that runs further up in this thread does not count."""
+        """One round without waiting; a loop that runs further up in this thread does not count, nor its task (which is
+        the loop's own until Python 3.13, and the thread's from 3.14 on)."""
         outer = asyncio._get_running_loop()
+        task = None if outer is None else asyncio.current_task(outer)
+        if outer is not None and task is not None:
+            asyncio.tasks._leave_task(outer, task)
         asyncio._set_running_loop(None)
         try:
             self.stop()  # asyncio: stopped before it runs, a loop does one round
             self.run_forever()
         finally:
             asyncio._set_running_loop(outer)
+            if outer is not None and task is not None:
+                asyncio.tasks._enter_task(outer, task)
 
     def _note(self, _: object, context: dict[str, Any]) -> None:
         self.fail(context.get("exception") or RuntimeError(context.get("message")))
