@@ -27,15 +27,17 @@ class Echo(Node):
 
 
 class Spin(Node):
-    """Has something to do for ever."""
-
-    emits = ("spin",)
+    """A millisecond of work for each event."""
 
     def process(self, event: Event) -> None:
         until = time.perf_counter() + 0.001
         while time.perf_counter() < until:
             pass
-        self.emit("spin", event.data)
+
+
+class Fill(Node):
+    def process(self, event: Event) -> None:
+        self.emit_many("spin", keys=[f"k{i % 1000}" for i in range(event.data)])
 
 
 class Rotate(Node):
@@ -107,7 +109,8 @@ def echo_eager() -> Topology:
 
 
 def echo_beside() -> Topology:
-    """Another pool never has nothing to do."""
+    """Another pool has more to do than it can."""
     t = echo()
+    t.add_slot("fill", Fill())
     t.add_slot("spin", Spin(), pool="other")
     return t

@@ -79,8 +79,8 @@ def latency(app: str, count: int, directory: Path) -> dict[str, float]:
     with grape.open(f"benchmarks.apps:{app}", data=directory, outputs=("out",), workers=WORKERS) as engine:
         outputs = engine.outputs("out", timeout=10)
         if app == "echo_beside":
-            for i in range(64):
-                engine.emit("spin", i, key=f"k{i}")
+            engine.emit("fill", 200_000)
+            time.sleep(1)
         for i in range(count + 100):
             began = time.perf_counter()
             engine.emit("in", data.PAYLOAD, key=f"k{i % 50}")
