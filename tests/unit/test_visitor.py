@@ -392,7 +392,7 @@ class Hostile:
         match message:
             case Lookup():
                 self.looked_up = message.ids
-            case OpenStream():
+            case OpenStream() if message.name not in self._names.values():  # else it is refused, as it is in use
                 self._names.setdefault(message.stream, message.name)
             case Append():
                 events = self._events.setdefault(self._names[message.stream], {})
