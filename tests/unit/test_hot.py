@@ -378,6 +378,11 @@ def test_how_deep_a_value_is(around: list[tuple[bytes, int]], inner: bytes, afte
         assert C.is_deeper(packed[:end], most) == pure.is_deeper(packed[:end], most)
 
 
+def test_nothing_is_not_deep() -> None:
+    for most in (-1, 0, 1):
+        assert C.is_deeper(b"", most) is pure.is_deeper(b"", most) is False
+
+
 def test_every_mark_is_as_long_as_it_is() -> None:
     """Behind what it says is a list, which counts if it is seen as one."""
     for mark in range(256):

@@ -33,7 +33,7 @@ def is_too_deep(packed: bytes, most: int = MAX_DEPTH) -> bool:
     """Whether an encoded value is nested deeper than ``most``. Nearly all are told by their size, or by how many bytes
     of them may begin a container; the others mark by mark, which takes no memory, whatever they are. What is no value
     is as deep as it goes: its reader will say so."""
-    if len(packed) <= most or packed[0] not in _CONTAINERS:
+    if not packed or len(packed) <= most or packed[0] not in _CONTAINERS:
         return False
     if len(packed) - len(packed.translate(None, _CONTAINERS)) <= most:
         return False
