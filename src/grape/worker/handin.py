@@ -55,13 +55,15 @@ class HandIn:
 
     def begun(self, part: Assigned) -> None:
         """Something will come of a work."""
-        self._open[part.number] += 1
+        if self._runtime.assigned(part.number) is part:  # else `forget` has been, and would not be again
+            self._open[part.number] += 1
 
     def ended(self, part: Assigned, seq: int) -> None:
         """Nothing more comes of a work."""
         self.effects_of(part)
         self._ended.setdefault(part.number, []).append(seq)
-        self._open[part.number] -= 1
+        if self._runtime.assigned(part.number) is part:
+            self._open[part.number] -= 1
         if any(self._open.values()):
             self.soon()
         else:  # there is nothing to wait for
