@@ -23,7 +23,7 @@ T = TypeVar("T")
 
 NAME: Final = "grape.toml"
 MAX_BYTES: Final = 1 << 20
-_APP: Final = re.compile(r"[a-z0-9]([a-z0-9_.-]{0,62}[a-z0-9])?")
+APP: Final = re.compile(r"[a-z0-9]([a-z0-9_.-]{0,62}[a-z0-9])?")
 _VERSION: Final = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._+-]{0,62}[A-Za-z0-9])?")
 _VARIABLE: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
@@ -184,7 +184,7 @@ def _check(manifest: Manifest) -> None:
     Raises:
         Misfit: a value that fits its type and cannot be.
     """
-    if not _APP.fullmatch(manifest.name):
+    if not APP.fullmatch(manifest.name):
         raise Misfit(
             ("name",), f"name: {manifest.name!r:.80} cannot be one: small letters, digits, '-', '_' and '.', up to 64"
         )

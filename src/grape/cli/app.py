@@ -1,21 +1,38 @@
-"""``grape app``: apps as directories with a manifest."""
+"""``grape app``: apps as directories with a manifest, and as what a server hosts."""
 
 from __future__ import annotations
 
 import os
-from typing import Annotated
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Annotated
 
+import msgspec
 import typer
+from rich.table import Table
 
+from grape.apps.manifest import manifest_of
+from grape.apps.package import pack as pack_app
 from grape.apps.running import options_of
-from grape.cli.console import put, show_line
+from grape.cli.console import put, put_table, say, show_line
+from grape.cli.home import HomeOption, home_of, or_exit, told
 from grape.cli.run import fail
 from grape.client.launching import fork_engine, launcher
 from grape.client.session import Session
-from grape.errors import GrapeError
+from grape.errors import GrapeError, UsageError
 from grape.model.plural import counted
+from grape.server.home import Home, check_name
+from grape.server.hosted import AppInfo
+from grape.server.supervisor import Change, Named, Remove, Upload, Uploaded
 
-app = typer.Typer(help="Apps as directories with a grape.toml.", no_args_is_help=True, rich_markup_mode=None)
+app = typer.Typer(
+    help="Apps as directories with a grape.toml; and those that a server hosts.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
 
 APP_HELP = """Check the app in DIR: what its grape.toml says, its secrets, its code as its workers load it, its pools.
 
@@ -32,10 +49,13 @@ pool-limit = 4
 
 Exit codes: 0 it can run; 2 it cannot, and why; 3 the engine had to stop."""
 
-
-@app.callback()
-def _group() -> None:
-    """More commands will come."""
+Name = Annotated[str, typer.Argument(metavar="APP", help="Its name.")]
+Source = Annotated[str, typer.Argument(metavar="DIR|FILE", help="The app's directory, or a package made of it.")]
+Json = Annotated[bool, typer.Option("--json", help="As JSON.")]
+DropSlot = Annotated[
+    list[str] | None,
+    typer.Option("--drop-slot", metavar="EVENT>NODE", help="Drop what waits for a slot that is no more. Repeatable."),
+]
 
 
 @app.command("check", help=APP_HELP)
@@ -58,3 +78,232 @@ def check(
         counted(len(topology.pools), "pool"),
     ]
     put(f"{manifest.name} {manifest.version} can run: {', '.join(parts)}")
+
+
+@app.command("pack")
+def pack(
+    directory: Annotated[str, typer.Argument(metavar="DIR", help="The directory that has the grape.toml.")] = ".",
+    out: Annotated[str | None, typer.Option("--out", "-o", metavar="FILE", help="Else NAME-VERSION.tar.gz.")] = None,
+) -> None:
+    """Make a package of the app in DIR: one file that any server takes. The same app gives the same bytes."""
+
+    def make() -> tuple[Path, str]:
+        manifest = manifest_of(directory)
+        target = Path(out or f"{manifest.name}-{manifest.version}.tar.gz")
+        return target, pack_app(Path(directory), target)
+
+    target, digest = or_exit(make)
+    put(f"{target} {digest}")
+
+
+@app.command("upload")
+def upload(source: Source, home: HomeOption = None) -> None:
+    """Give a server the package of an app; nothing that runs changes."""
+    found = _uploaded(source, home)
+    put(f"{found.name} {found.version} {found.digest[:12]}{' (known already)' if found.is_known else ''}")
+
+
+@app.command("deploy")
+def deploy(source: Source, home: HomeOption = None, drop_slot: DropSlot = None) -> None:
+    """Upload an app and run it: the first time it starts, later it is upgraded.
+
+    \b
+    grape app deploy ./orders
+    """
+    found = _uploaded(source, home)
+    info = told(home, "app", Named(found.name), AppInfo)
+    if info.digest != found.digest or drop_slot:
+        info = _change(found.name, found.digest, drop_slot, home)
+    if info.state != "running":
+        info = told(home, "start", Named(found.name), AppInfo)
+    put(_line(info))
+
+
+@app.command("list")
+def list_apps(home: HomeOption = None, as_json: Json = False) -> None:
+    """Show the apps of a server."""
+    found = told(home, "apps", None, list[AppInfo])
+    if as_json:
+        put(msgspec.json.encode(found).decode())
+        return
+    if not found:
+        say("no app yet; grape app deploy DIR brings one")
+        return
+    if not sys.stdout.isatty():
+        for info in found:
+            put("\t".join((info.name, info.state, info.version, info.digest[:12])))
+        return
+    table = Table("app", "state", "version", "since", "waits", "held", "dead", "events/s", box=None, pad_edge=False)
+    for info in found:
+        table.add_row(info.name, info.state, info.version, _ago(info.since), *_numbers(info))
+    put_table(table)
+    for info in found:
+        if info.why:
+            say(f"{info.name}: {info.why}")
+
+
+@app.command("info")
+def info(name: Name, home: HomeOption = None, as_json: Json = False) -> None:
+    """Show all that is known of an app: versions, state, where its data and its log are, what is measured."""
+    found = told(home, "app", Named(name), AppInfo)
+    if as_json:
+        put(msgspec.json.encode(found).decode())
+        return
+    put(_line(found))
+    if found.why:
+        put(f"why: {found.why}")
+    put(f"data: {found.data}\nlog: {found.log}\ndeaths of its engine: {found.deaths}")
+    for version in reversed(found.versions):
+        what = "runs" if version.digest == found.digest else "before" if version.digest == found.previous else ""
+        at = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(version.at))
+        put(f"  {version.version:12} {version.digest[:12]} {at} {what}".rstrip())
+    if found.numbers is not None:
+        put(msgspec.json.format(msgspec.json.encode(found.numbers)).decode())
+
+
+@app.command("start")
+def start(name: Name, home: HomeOption = None) -> None:
+    """Run an app, now and after every start of the server."""
+    put(_line(told(home, "start", Named(name), AppInfo)))
+
+
+@app.command("stop")
+def stop(name: Name, home: HomeOption = None) -> None:
+    """Stop an app: what runs is committed, the rest waits. It stays stopped until it is started."""
+    put(_line(told(home, "stop", Named(name), AppInfo)))
+
+
+@app.command("restart")
+def restart(name: Name, home: HomeOption = None) -> None:
+    """Stop an app and start it: as after a change of its secrets or its profile."""
+    put(_line(told(home, "restart", Named(name), AppInfo)))
+
+
+@app.command("upgrade")
+def upgrade(
+    name: Name,
+    version: Annotated[
+        str, typer.Argument(metavar="[VERSION]", help="Its name, or how its digest begins; else the newest.")
+    ] = "",
+    home: HomeOption = None,
+    drop_slot: DropSlot = None,
+) -> None:
+    """Change to another version that is uploaded. It is loaded and its workers are started beside the one that runs,
+    which then stops at a batch; if the new one cannot run the old one goes on."""
+    put(_line(_change(name, version, drop_slot, home)))
+
+
+@app.command("rollback")
+def rollback(name: Name, home: HomeOption = None, drop_slot: DropSlot = None) -> None:
+    """Change back to the version that ran before."""
+    put(_line(told(home, "rollback", Change(name, "", tuple(drop_slot or ())), AppInfo)))
+
+
+@app.command("remove")
+def remove(
+    name: Name,
+    home: HomeOption = None,
+    data: Annotated[bool, typer.Option("--data", help="Also all that it has stored, for ever.")] = False,
+) -> None:
+    """Take an app that is stopped off the server."""
+    told(home, "remove", Remove(name, data), type(None))
+    put(f"{name} is removed")
+
+
+@app.command("logs")
+def logs(
+    name: Name,
+    home: HomeOption = None,
+    lines: Annotated[int, typer.Option("--lines", "-n", metavar="N", min=0, help="How many of the last.")] = 100,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on as more come.")] = False,
+) -> None:
+    """Show what an app printed, and what the server has to say of it."""
+
+    def read() -> Path:
+        check_name(name)
+        path = Home(home_of(home)).log(name)
+        if not path.exists():
+            raise UsageError(f"{path}: there is no such log; grape app list shows the apps")
+        return path
+
+    path = or_exit(read)
+    for line in _last(path, lines):
+        put(line)
+    if follow:
+        sys.stdout.flush()
+        for line in _followed(path):
+            put(line)
+            sys.stdout.flush()
+
+
+# ------------------------------------------------------------------ common to them
+
+
+def _uploaded(source: str, home: str | None) -> Uploaded:
+    path = Path(source)
+    if not path.is_dir():
+        return told(home, "upload", Upload(str(path.absolute())), Uploaded)
+    with tempfile.TemporaryDirectory(prefix="grape-") as folder:
+        file = Path(folder) / f"{path.absolute().name}.tar.gz"
+        or_exit(lambda: pack_app(path, file))
+        return told(home, "upload", Upload(str(file)), Uploaded)
+
+
+def _change(name: str, version: str, drop_slots: list[str] | None, home: str | None) -> AppInfo:
+    return told(home, "change", Change(name, version, tuple(drop_slots or ())), AppInfo)
+
+
+def _line(info: AppInfo) -> str:
+    return f"{info.name} {info.version} {info.digest[:12]} {info.state}"
+
+
+def _numbers(info: AppInfo) -> list[str]:
+    numbers = info.numbers
+    if numbers is None:
+        return ["", "", "", ""]
+    pools = numbers.pools.values()
+    rate = sum(next(iter(pool.rate.values()), 0.0) for pool in pools)
+    waits, held = sum(pool.queue_events for pool in pools), sum(pool.held for pool in pools)
+    return [f"{waits:,}", f"{held:,}", f"{numbers.dead:,}", f"{rate:,.0f}"]
+
+
+def _ago(since: float) -> str:
+    seconds = max(0.0, time.time() - since)
+    for unit, size in (("d", 86_400), ("h", 3600), ("min", 60)):
+        if seconds >= size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds:.0f} s"
+
+
+def _last(path: Path, count: int) -> list[str]:
+    """Of the newest parts, as far as they are needed."""
+    found: list[str] = []
+    for part in (path, path.with_name(f"{path.name}.1")):
+        if len(found) < count and part.exists():
+            found = part.read_text(errors="replace").splitlines() + found
+    return found[-count:] if count else []
+
+
+def _followed(path: Path) -> Iterator[str]:
+    """What comes from now on, also when the file is turned over."""
+    is_first = True
+    while True:
+        with open(path, errors="replace") as file:
+            file.seek(0, os.SEEK_END if is_first else os.SEEK_SET)
+            is_first = False
+            yield from _lines_of(file, path)
+
+
+def _lines_of(file: IO[str], path: Path) -> Iterator[str]:
+    """Until another file has its name."""
+    rest = ""
+    while True:
+        text = file.readline()
+        rest += text
+        if rest.endswith("\n"):
+            yield rest[:-1]
+            rest = ""
+        elif not text:
+            time.sleep(0.2)
+            if path.exists() and os.stat(path).st_ino != os.fstat(file.fileno()).st_ino:
+                return

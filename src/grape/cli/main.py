@@ -16,6 +16,7 @@ from grape.cli.doctor import doctor
 from grape.cli.live import call, emit, status, stop
 from grape.cli.repair import repair
 from grape.cli.run import EXIT_INT, run
+from grape.cli.serve import SERVE_HELP, serve
 from grape.hot import describe
 
 _TALKING: Final = ("run", "conformance")
@@ -54,6 +55,7 @@ def _root(
 
 
 app.command()(run)
+app.command(help=SERVE_HELP)(serve)
 for live in (status, emit, call, stop):
     app.command()(live)
 app.add_typer(apps.app, name="app")

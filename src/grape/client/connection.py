@@ -42,7 +42,7 @@ from grape.protocol.door import (
 )
 from grape.protocol.framing import SEND_BUFFER, Piece, append_frame, door_frames, frame
 from grape.protocol.outcomes import Outcomes
-from grape.protocol.place import door_of
+from grape.protocol.place import CONTROL, DOOR, door_of
 
 T = TypeVar("T")
 
@@ -132,8 +132,9 @@ class Connection:
             self._give_up(number, asked)
         return asked
 
-    def ask_verb(self, verb: str) -> Future[Any]:
-        return self.ask(lambda number: Ask(number, verb))
+    def ask_verb(self, verb: str, argument: Any = None) -> Future[Any]:
+        packed = msgspec.Raw(msgspec.msgpack.encode(argument))
+        return self.ask(lambda number: Ask(number, verb, packed))
 
     @property
     def is_over(self) -> bool:
@@ -293,17 +294,32 @@ def dial(directory: str) -> Connection:
     Raises:
         UsageError: none runs there, or it belongs to somebody else.
     """
+    missing = "no engine runs on it (grape run ... --data, or grape.open, starts one)"
+    return _dial(directory, DOOR, missing, "its door is for the user that has started the engine alone", "the engine")
+
+
+def dial_server(home: str) -> Connection:
+    """To the server whose home that is; not started yet.
+
+    Raises:
+        UsageError: there is none, or it belongs to somebody else.
+    """
+    missing = f"no server runs there; start it with: grape serve {home}"
+    return _dial(home, CONTROL, missing, "its server is for the user that has started it alone", "the server")
+
+
+def _dial(directory: str, name: str, missing: str, foreign: str, who: str) -> Connection:
     end = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
-        with door_of(directory) as path:
+        with door_of(directory, name) as path:
             end.connect(path)
     except OSError as e:
         end.close()
         if isinstance(e, PermissionError):
-            what = "its door is for the user that has started the engine alone"
+            what = foreign
         elif not os.path.isdir(directory):
             what = "there is no such directory"
         else:
-            what = "no engine runs on it (grape run ... --data, or grape.open, starts one)"
+            what = missing
         raise errors.UsageError(f"{directory}: {what}") from None
-    return Connection(end, lambda: "the engine has gone without a word")
+    return Connection(end, lambda: f"{who} has gone without a word")

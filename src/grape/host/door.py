@@ -172,12 +172,12 @@ class Door:
             connection.abort()
 
 
-def listening(directory: str) -> socket.socket:
-    """A socket in ``directory`` for its owner alone, in place of what an engine that was killed has left. By a
-    descriptor, as the path of a socket has to be short."""
+def listening(directory: str, name: str = DOOR) -> socket.socket:
+    """A socket in ``directory`` for its owner alone, in place of what one that was killed has left. By a descriptor, as
+    the path of a socket has to be short."""
     made = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     made.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)  # those that it accepts have the same
-    with door_of(directory) as path:
+    with door_of(directory, name) as path:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(path)
         made.bind(path)

@@ -24,28 +24,20 @@ from typing import IO, Any, Final, NoReturn
 from msgspec import Struct
 
 from grape.errors import Unsupported
+from grape.isolates.tars import EXTENSIONS, GZIP, MOST_BYTES, open_tar
 
-_MOST_BYTES: Final = 16 << 30
 _MOST_ENTRIES: Final = 1_000_000
 _MOST_MEMBERS: Final = 10_000
 """Of the archive itself, which has a few for each layer; each is kept in mind."""
 _MOST_LAYERS: Final = 256
 _DOCUMENT: Final = 2 << 20
-_EXTENSION: Final = 256 << 10
-_EXTENSIONS: Final = 4 << 20
-"""Bytes of what stands before a header, long names and attributes: of one, and of all that are kept together."""
-_IN_A_ROW: Final = 8
 _DEEPEST: Final = 200
 _LONGEST: Final = 4096
 """Directories above one another, which whoever removes them goes down into; and PATH_MAX."""
-_GZIP: Final = b"\x1f\x8b"
-_OTHERS: Final = {b"\x28\xb5\x2f\xfd": "zstd", b"\xfd7zXZ\x00": "xz", b"BZh": "bzip2"}
-"""Compressions that are not taken; those of xz may ask for gigabytes of memory."""
 _NO_TREE: Final = frozenset(
     (errno.EEXIST, errno.EINVAL, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.ENOTDIR, errno.ENOTEMPTY)
 )
 """Errors that speak of names in the image, not of the host."""
-_PAX: Final = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE)
 _MACHINES: Final = {"x86_64": "amd64", "aarch64": "arm64"}
 _DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
@@ -82,7 +74,7 @@ def unpack(path: str, target: str, pinned: str = "") -> Image:
     if pinned and not re.fullmatch(r"sha256:[0-9a-f]{64}", pinned):
         raise Unsupported(f'digest = {pinned!r} is none: "sha256:" and 64 hexadecimal digits')
     try:
-        with open(path, "rb") as file, _open_tar(file, refuse, _EXTENSIONS) as archive:
+        with open(path, "rb") as file, open_tar(file, refuse, EXTENSIONS) as archive:
             blobs = _Blobs(archive, refuse)
             image, layers = _described(blobs, refuse)
             if pinned and pinned not in image.digests:
@@ -145,52 +137,6 @@ def _described(blobs: _Blobs, refuse: Callable[[str], NoReturn]) -> tuple[Image,
     refuse("is neither of `docker save` nor an OCI layout in a tar")
 
 
-def _open_tar(file: IO[bytes], refuse: Callable[[str], NoReturn], kept: int) -> tarfile.TarFile:
-    """A tar, compressed or not.
-
-    Args:
-        kept: so many bytes of long names and attributes may be kept while it is open.
-    """
-    head = file.read(6)
-    file.seek(0)
-    for magic, name in _OTHERS.items():
-        if head.startswith(magic):
-            refuse(f"is compressed with {name}, which is not understood here; export it with gzip")
-    plain = gzip.GzipFile(fileobj=file) if head.startswith(_GZIP) else file
-    return tarfile.open(fileobj=plain, mode="r:", tarinfo=_bounded(refuse, kept))
-
-
-def _bounded(refuse: Callable[[str], NoReturn], kept: int) -> type[tarfile.TarInfo]:
-    """Headers of one archive. What stands before a header is read into memory as a whole, so its size is looked at as
-    soon as it is known."""
-    extensions = (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, *_PAX)
-    in_a_row = total = 0
-
-    class Header(tarfile.TarInfo):
-        def _proc_member(self, archive: tarfile.TarFile) -> tarfile.TarInfo:
-            """What `tarfile` does with every header before it reads on, and means to be overridden: who calls `frombuf`
-            differs from version to version."""
-            nonlocal in_a_row, total
-            if self.type == tarfile.GNUTYPE_SPARSE:
-                refuse("has a file with holes, which no image needs")
-            in_a_row = in_a_row + 1 if self.type in extensions else 0
-            if in_a_row:
-                total += self.size if kept < _MOST_BYTES or self.type == tarfile.XGLTYPE else 0
-                if not 0 <= self.size <= _EXTENSION or total > min(kept, _EXTENSIONS) or in_a_row > _IN_A_ROW:
-                    refuse("has names or attributes that are too long, or too many")
-            elif self.size < 0:
-                refuse("is damaged: a file has a negative size")
-            return super()._proc_member(archive)  # type: ignore[misc, no-any-return]
-
-        def _no_holes(self, *_: object) -> NoReturn:
-            refuse("has a file with holes, which no image needs")
-
-        # How `tarfile` reads the maps of files with holes, which may be of any size.
-        _proc_sparse = _proc_gnusparse_00 = _proc_gnusparse_01 = _proc_gnusparse_10 = _no_holes
-
-    return Header
-
-
 def _members(archive: tarfile.TarFile, refuse: Callable[[str], NoReturn]) -> dict[str, tarfile.TarInfo]:
     """The files of the archive itself, by name."""
     found: dict[str, tarfile.TarInfo] = {}
@@ -199,8 +145,8 @@ def _members(archive: tarfile.TarFile, refuse: Callable[[str], NoReturn]) -> dic
         archive.members.clear()  # type: ignore[attr-defined]
         entries += 1
         size += max(0, member.size)
-        if entries > _MOST_MEMBERS or size > _MOST_BYTES:
-            refuse(f"is too large: over {_MOST_MEMBERS} files, or {_MOST_BYTES >> 30} GiB")
+        if entries > _MOST_MEMBERS or size > MOST_BYTES:
+            refuse(f"is too large: over {_MOST_MEMBERS} files, or {MOST_BYTES >> 30} GiB")
         if member.isfile():
             found[_plain(member.name)] = member
     return found
@@ -275,8 +221,8 @@ def _digest(file: IO[bytes] | gzip.GzipFile) -> str:
     size = 0
     while data := file.read(1 << 20):
         size += len(data)
-        if size > _MOST_BYTES:
-            raise ValueError(f"over {_MOST_BYTES >> 30} GiB in one file")
+        if size > MOST_BYTES:
+            raise ValueError(f"over {MOST_BYTES >> 30} GiB in one file")
         found.update(data)
     return f"sha256:{found.hexdigest()}"
 
@@ -304,18 +250,18 @@ class _Tree:
             plain: the digest that its tar has to have, or "".
         """
         if plain:
-            compressed = blob.read(2) == _GZIP
+            compressed = blob.read(2) == GZIP
             blob.seek(0)
             if _digest(gzip.GzipFile(fileobj=blob) if compressed else blob) != plain:
                 self._refuse(f"is damaged: a layer does not have the digest {plain}")
             blob.seek(0)
-        with _open_tar(blob, self._refuse, _MOST_BYTES) as layer:
+        with open_tar(blob, self._refuse, MOST_BYTES) as layer:
             while (member := layer.next()) is not None:
                 layer.members.clear()  # type: ignore[attr-defined]
                 self._entries += 1
                 self._bytes += max(0, member.size)
-                if self._entries > _MOST_ENTRIES or self._bytes > _MOST_BYTES:
-                    self._refuse(f"is too large: over {_MOST_ENTRIES} files, or {_MOST_BYTES >> 30} GiB")
+                if self._entries > _MOST_ENTRIES or self._bytes > MOST_BYTES:
+                    self._refuse(f"is too large: over {_MOST_ENTRIES} files, or {MOST_BYTES >> 30} GiB")
                 self._add(layer, member)
 
     def _add(self, layer: tarfile.TarFile, member: tarfile.TarInfo) -> None:

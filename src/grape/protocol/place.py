@@ -1,4 +1,4 @@
-"""Where the door of an engine is."""
+"""Where the sockets are that engines and servers are spoken to by."""
 
 from __future__ import annotations
 
@@ -9,18 +9,20 @@ from typing import Final
 
 DOOR: Final = "door"
 """Name of the socket in a data directory."""
+CONTROL: Final = "control"
+"""Name of the socket in the home of a server."""
 
 
 @contextmanager
-def door_of(directory: str) -> Iterator[str]:
-    """A path of it for `bind` and `connect`, which take 107 bytes: by a descriptor of the directory, however long its
-    own is.
+def door_of(directory: str, name: str = DOOR) -> Iterator[str]:
+    """A path of the socket in ``directory`` for `bind` and `connect`, which take 107 bytes: by a descriptor of the
+    directory, however long its own is.
 
     Raises:
         OSError: the directory cannot be used.
     """
     fd = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        yield f"/proc/self/fd/{fd}/{DOOR}"
+        yield f"/proc/self/fd/{fd}/{name}"
     finally:
         os.close(fd)

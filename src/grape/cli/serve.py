@@ -1,0 +1,39 @@
+"""``grape serve``: many applications in one server."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Annotated
+
+import typer
+
+from grape.cli.console import say
+from grape.cli.home import home_of, or_exit
+from grape.server.home import Home
+from grape.server.supervisor import serve as run_server
+
+SERVE_HELP = """Host as many apps as one wishes, each in an engine process of its own, until Ctrl-C or SIGTERM.
+
+HOME holds what is deployed and what the apps have stored; it is made if it is not there.
+
+\b
+grape serve ./home
+grape app deploy ./orders --home ./home        # in another terminal
+grape app list --home ./home
+grape emit orders@order '{"item": "nails"}' --home ./home"""
+
+
+def serve(
+    home: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="HOME",
+            envvar="GRAPE_HOME",
+            help="Else ~/.local/share/grape, of root /var/lib/grape.",
+            show_default=False,
+        ),
+    ] = None,
+) -> None:
+    place = Home(home_of(home))
+    say(f"serving {place.path}; stop with Ctrl-C")
+    or_exit(lambda: asyncio.run(run_server(place, say)))

@@ -1,0 +1,90 @@
+"""The socket by which a server is told what to do: verbs, asked as at the door of an engine (`grape.protocol.door`).
+
+Who may connect has the rights of the server's user: the socket is that user's alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any, Final, cast
+
+import msgspec
+
+from grape.errors import GrapeError, ProtocolError
+from grape.protocol.door import VERSION, Answer, Ask, Failed, FromClient, FromEngine, Greeting, Refused
+from grape.protocol.framing import FrameBuffer, client_frames, frame
+
+Verb = Callable[[msgspec.Raw], Awaitable[Any]]
+
+MAX_ASKED: Final = 100
+"""Questions of one client that have no answer yet."""
+
+
+class ControlConnection(asyncio.BufferedProtocol):
+    """One client's."""
+
+    def __init__(self, verbs: dict[str, Verb]) -> None:
+        self._verbs = verbs
+        self._frames: FrameBuffer[FromClient] = client_frames()
+        self._transport: asyncio.Transport | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._is_greeted = False
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        return self._frames.buffer()
+
+    def buffer_updated(self, count: int) -> None:
+        try:
+            for message in self._frames.filled(count):
+                self._received(message)
+            self._frames.check()
+        except ProtocolError as e:
+            self._say(Failed(e.code, str(e)))
+            self.close()
+
+    def _received(self, message: FromClient) -> None:
+        match message:
+            case Greeting():
+                if message.version != VERSION:
+                    raise ProtocolError(f"a client of version {message.version}; this server speaks version {VERSION}")
+                self._is_greeted = True
+            case Ask() if self._is_greeted:
+                if len(self._tasks) >= MAX_ASKED:
+                    raise ProtocolError(f"over {MAX_ASKED} questions at once")
+                task = asyncio.ensure_future(self._answer(message))
+                self._tasks.add(task)
+                task.add_done_callback(self._tasks.discard)
+            case _:
+                raise ProtocolError("a server is greeted, then asked")
+
+    async def _answer(self, ask: Ask) -> None:
+        verb = self._verbs.get(ask.verb)
+        try:
+            if verb is None:
+                self._say(Refused(ask.number, "unsupported", f"no verb {ask.verb!r:.100}"))
+                return
+            value = await verb(ask.argument)
+            self._say(Answer(ask.number, msgspec.Raw(msgspec.msgpack.encode(value))))
+        except GrapeError as e:
+            self._say(Refused(ask.number, e.code, str(e)))
+        except msgspec.MsgspecError as e:
+            self._say(Refused(ask.number, "bad-argument", f"{ask.verb}: {e}"))
+
+    def _say(self, message: FromEngine) -> None:
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.write(frame(message))
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._transport = None
+
+    @property
+    def is_open(self) -> bool:
+        return self._transport is not None
+
+    def close(self) -> None:
+        if self._transport is not None:
+            self._transport.close()

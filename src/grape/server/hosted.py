@@ -1,0 +1,352 @@
+"""One app of a server: what is installed of it, and its engine process."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import time
+from collections.abc import Callable
+from typing import Final
+
+import msgspec
+from msgspec import Struct, structs
+
+from grape.apps.running import options_of
+from grape.errors import EngineError, Full, GrapeError, InUse, UsageError, UserError
+from grape.host.options import MAX_DEAD, Options, check_options
+from grape.model.numbers import AppNumbers
+from grape.server.home import Home, Installed, Version
+from grape.server.keeper import Keeper
+from grape.server.log import AppLog
+from grape.server.process import EngineProcess
+
+_PATIENCE: Final = 30.0
+"""Seconds that an engine may take to end when it is asked to; then it is killed, which loses nothing."""
+
+
+class AppInfo(Struct, frozen=True):
+    """What a server tells of an app. ``state``: of `Keeper`, or "upgrading". ``since``: seconds of wall time.
+    ``digest``, ``version``: of what runs, or would."""
+
+    name: str
+    state: str
+    since: float
+    why: str
+    wanted: str
+    version: str
+    digest: str
+    previous: str
+    versions: tuple[Version, ...]
+    deaths: int
+    data: str
+    log: str
+    numbers: AppNumbers | None = None
+
+
+class Hosted:
+    """Everything belongs to the server's loop.
+
+    Args:
+        changed: called when there may be something to do.
+    """
+
+    def __init__(self, home: Home, installed: Installed, changed: Callable[[], None]) -> None:
+        self.installed = installed
+        self.keeper = Keeper(time.monotonic())
+        self.log = AppLog(home.log(installed.name))
+        self._home = home
+        self._changed = changed
+        self._process: EngineProcess | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._is_upgrading = False
+        self._died: GrapeError | None = None
+        self._waiters: list[asyncio.Future[None]] = []
+
+    @property
+    def name(self) -> str:
+        return self.installed.name
+
+    def note(self, installed: Installed) -> None:
+        """It is so from now on, also after the next start."""
+        self._home.note(installed)
+        self.installed = installed
+
+    # ------------------------------------------------------------------ as the keeper says
+
+    def step(self) -> None:
+        """Do what is to be done now."""
+        if self._is_upgrading:
+            return
+        match self.keeper.step(time.monotonic()):
+            case "start":
+                self._task = asyncio.ensure_future(self._run())
+            case "stop":
+                self._task_of_stop = asyncio.ensure_future(self._stop())
+
+    async def _run(self) -> None:
+        """One life of its engine."""
+        try:
+            await self._start()
+            assert self._process is not None
+            await self._process.ended()
+        except GrapeError as e:
+            self._ended(e)
+        except OSError as e:
+            self._ended(EngineError(f"its engine could not be started: {e.strerror or e}"))
+        else:
+            self._ended(None)
+
+    async def _start(self) -> None:
+        """
+        Raises:
+            GrapeError: it cannot.
+        """
+        installed = self.installed
+        if installed.trying:
+            # The server ended in the middle of a change, and the directory may be of the new version already.
+            try:
+                await self._begin(installed.trying)
+            except UserError as e:
+                self.log.note(f"the change to {installed.trying[:12]} is taken back: {e}")
+            else:
+                self._changed_to(installed.trying)
+                return
+            self.note(structs.replace(installed, trying=""))
+        await self._begin(installed.current)
+
+    async def _begin(self, digest: str) -> None:
+        process = self._process = EngineProcess(await self._options(digest), self.log.said)
+        try:
+            await process.described()
+            await process.begin()
+        except GrapeError:
+            await _buried(process)
+            raise
+        self._begun()
+
+    def _begun(self) -> None:
+        self.keeper.begun(time.monotonic())
+        self._tell()
+        version = self.installed.version(self.installed.current)
+        self.log.note(f"{self.name} {version.version if version else ''} runs")
+
+    def _ended(self, error: GrapeError | None) -> None:
+        self._process = None
+        if self._is_upgrading:  # what that means is seen at the end of it
+            self._died = error
+            return
+        hopeless = isinstance(error, UserError) and not isinstance(error, InUse)
+        self.keeper.ended(time.monotonic(), "" if error is None else str(error), is_hopeless=hopeless)
+        self.log.note(f"{self.name} has stopped" if error is None else f"{self.name} has ended: {error}")
+        self._tell()
+        self._changed()
+
+    async def _stop(self) -> None:
+        process = self._process
+        if process is None:
+            return
+        process.stop()
+        for _ in range(2):
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self._gone(), _PATIENCE)
+                return
+            process.kill()
+
+    async def _gone(self) -> None:
+        """Whatever came of it."""
+        if self._task is not None:
+            await asyncio.wait([self._task])
+
+    async def _options(self, digest: str, drop_slots: frozenset[str] = frozenset()) -> Options:
+        """What its engine is started with.
+
+        Raises:
+            UsageError: its manifest, its profile or a secret cannot be.
+            Corrupt: its package is not what it was.
+        """
+        name, home = self.name, self._home
+
+        def read() -> Options:
+            place = home.checked(name, digest)
+            _, options = options_of(place, os.environ, home.profile(name))
+            options.data = str(home.data(name))
+            options.directory = str(place)
+            options.keep_open = True
+            options.max_dead = MAX_DEAD
+            options.drop_slots = drop_slots
+            return check_options(options)
+
+        return await asyncio.to_thread(read)
+
+    # ------------------------------------------------------------------ what its operator wants
+
+    async def want(self, *, runs: bool, again: bool = False) -> None:
+        """Run, stop, or stop and run; waits until it is so.
+
+        Raises:
+            GrapeError: it cannot, and why.
+        """
+        self._check_free()
+        if runs and not self.installed.current:
+            raise UsageError(f"{self.name}: nothing of it is uploaded")
+        self.note(structs.replace(self.installed, wanted="running" if runs else "stopped"))
+        self.keeper.want(time.monotonic(), runs=runs, again=again)
+        self._changed()
+        while not self._is_as_wanted(runs):
+            await self._told()
+
+    def _is_as_wanted(self, runs: bool) -> bool:
+        """
+        Raises:
+            GrapeError: it will not be.
+        """
+        state = self.keeper.state
+        if not runs:
+            return state in ("stopped", "broken", "waiting")
+        if state in ("broken", "waiting"):
+            raise UsageError(f"{self.name} does not run: {self.keeper.why}")
+        if not self.keeper.is_wanted:
+            raise UsageError(f"{self.name}: somebody has stopped it meanwhile")
+        return state == "running"
+
+    def _check_free(self) -> None:
+        """
+        Raises:
+            Full: it is in the middle of a change.
+        """
+        if self._is_upgrading:
+            raise Full(f"{self.name} is being upgraded; ask again when that is done")
+
+    def _tell(self) -> None:
+        for waiter in self._waiters:
+            if not waiter.done():
+                waiter.set_result(None)
+        self._waiters.clear()
+
+    async def _told(self) -> None:
+        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiters.append(waiter)
+        await waiter
+
+    # ------------------------------------------------------------------ another version
+
+    async def change_to(self, digest: str, drop_slots: frozenset[str] = frozenset()) -> None:
+        """Run this version instead: it is loaded and its workers are warm before the other one stops. If it cannot be,
+        the other one goes on.
+
+        Raises:
+            GrapeError: it cannot be, and why.
+        """
+        self._check_free()
+        if self.keeper.state in ("starting", "stopping"):
+            raise Full(f"{self.name} is {self.keeper.state}; ask again when that is done")
+        if self.keeper.state != "running" and not drop_slots:
+            await self._options(digest)  # what can be seen without running it
+            self._changed_to(digest)
+            if self.installed.wanted == "running":
+                await self.want(runs=True)
+            return
+        self._is_upgrading = True
+        try:
+            await self._change_to(digest, drop_slots)
+        finally:
+            self._is_upgrading = False
+            if self._process is None and self.keeper.state == "running":  # it died meanwhile
+                self._ended(self._died or EngineError("its engine has ended"))
+            self._tell()
+            self._changed()
+
+    async def _change_to(self, digest: str, drop_slots: frozenset[str]) -> None:
+        candidate = EngineProcess(await self._options(digest, drop_slots), self.log.said)
+        try:
+            await candidate.described()
+        except GrapeError:
+            await _buried(candidate)
+            raise
+        self.note(structs.replace(self.installed, trying=digest))
+        await self._stop()
+        try:
+            await candidate.begin()
+        except GrapeError as e:
+            await _buried(candidate)
+            self.log.note(f"the change to {digest[:12]} is taken back: {e}")
+            self.note(structs.replace(self.installed, trying=""))
+            self._again()
+            raise
+        self._changed_to(digest)
+        self._process = candidate
+        now = time.monotonic()
+        self.keeper = Keeper(now)
+        self.keeper.want(now, runs=True)
+        self.keeper.step(now)
+        self._begun()
+        self.keeper.want(now, runs=self.installed.wanted == "running")
+        self._task = asyncio.ensure_future(self._watch(candidate))
+
+    def _again(self) -> None:
+        """The version before goes on, as if it had just been asked to."""
+        runs = self.installed.wanted == "running"
+        self.keeper = Keeper(time.monotonic())
+        self.keeper.want(time.monotonic(), runs=runs)
+
+    async def _watch(self, process: EngineProcess) -> None:
+        try:
+            await process.ended()
+        except GrapeError as e:
+            self._ended(e)
+        else:
+            self._ended(None)
+
+    def _changed_to(self, digest: str) -> None:
+        installed = self.installed
+        previous = installed.current if installed.current != digest else installed.previous
+        self.note(structs.replace(installed, current=digest, previous=previous, trying=""))
+
+    # ------------------------------------------------------------------ what is told of it
+
+    async def info(self) -> AppInfo:
+        """With what its engine measures, if it runs."""
+        installed, keeper = self.installed, self.keeper
+        version = installed.version(installed.current)
+        return AppInfo(
+            name=self.name,
+            state="upgrading" if self._is_upgrading else keeper.state,
+            since=time.time() - (time.monotonic() - keeper.since),
+            why=keeper.why,
+            wanted=installed.wanted,
+            version="" if version is None else version.version,
+            digest=installed.current,
+            previous=installed.previous,
+            versions=installed.versions,
+            deaths=keeper.deaths,
+            data=str(self._home.data(self.name)),
+            log=str(self._home.log(self.name)),
+            numbers=await self._numbers(),
+        )
+
+    async def _numbers(self) -> AppNumbers | None:
+        if self._process is None or self.keeper.state != "running":
+            return None
+        try:
+            packed = await asyncio.wait_for(self._process.ask("numbers"), 5.0)
+        except (TimeoutError, GrapeError):
+            return None
+        return msgspec.msgpack.decode(packed, type=AppNumbers)
+
+    async def close(self) -> None:
+        """Its engine ends in order, and whoever waits hears of it."""
+        while self._is_upgrading:
+            await self._told()
+        self.keeper.want(time.monotonic(), runs=False)
+        self.step()
+        await self._gone()
+        self._tell()
+        self.log.close()
+
+
+async def _buried(process: EngineProcess) -> None:
+    """One that could not begin."""
+    process.stop()
+    with contextlib.suppress(GrapeError):
+        await process.ended()

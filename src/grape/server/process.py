@@ -1,0 +1,104 @@
+"""The engine process of one app, as the server sees it: asked to describe itself, to open, to begin, to stop.
+
+Its connection has a thread of its own; everything here belongs to the loop of the server.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Any, TypeVar
+
+from grape.client.connection import Connection
+from grape.client.launching import spawn_engine
+from grape.host.options import Options
+from grape.model.topology import TopologySpec
+from grape.protocol.door import Begin, Open, Said, Stop
+from grape.protocol.outcomes import Outcomes
+
+T = TypeVar("T")
+
+_PATIENT_STOPS = 2
+
+
+class EngineProcess:
+    """Started when it is made.
+
+    Args:
+        said: gets lines for people, on the connection's thread.
+    """
+
+    def __init__(self, options: Options, said: Callable[[Said], None]) -> None:
+        self._launched = spawn_engine(options)
+        self._connection = Connection(self._launched.end, self._launched.how_it_ended)
+        self._connection.said = said
+        self._stops = 0
+        self._connection.start()
+
+    async def described(self) -> TopologySpec:
+        """
+        Raises:
+            UserError: the app cannot be loaded.
+            EngineError: it died.
+        """
+        return (await here(self._connection.described)).topology
+
+    async def begin(self) -> None:
+        """Open the directory, and serve.
+
+        Raises:
+            GrapeError: it cannot.
+        """
+        self._connection.send(Open())
+        await here(self._connection.opened)
+        self._connection.send(Begin())
+        await here(self._connection.begun)
+
+    async def ask(self, verb: str) -> Any:
+        """The answer as it is packed.
+
+        Raises:
+            GrapeError: there is none.
+        """
+        return await here(self._connection.ask_verb(verb))
+
+    def stop(self) -> None:
+        """What runs is committed, the rest stays. Again: at once. Once more: it is killed."""
+        self._stops += 1
+        self._connection.send(Stop())
+        if self._stops > _PATIENT_STOPS:
+            self._launched.kill()
+
+    def kill(self) -> None:
+        self._launched.kill()
+
+    async def ended(self) -> Outcomes:
+        """When nothing is left of it.
+
+        Raises:
+            GrapeError: it could not begin, or not go on.
+        """
+        try:
+            return await here(self._connection.ended)
+        finally:
+            await asyncio.get_running_loop().run_in_executor(None, self._bury)
+
+    def _bury(self) -> None:
+        self._connection.close()
+        self._launched.join()
+
+
+async def here(future: Future[T]) -> T:
+    """What a future of another thread gives. Whoever waits may be cancelled; the future is not."""
+    loop = asyncio.get_running_loop()
+    done = asyncio.Event()
+
+    def wake(_: Future[T]) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop has ended: nobody waits
+            loop.call_soon_threadsafe(done.set)
+
+    future.add_done_callback(wake)
+    await done.wait()
+    return future.result()

@@ -1,0 +1,287 @@
+"""The server: it keeps the engines of its apps as their operator wants them, and does what it is told.
+
+It holds no event and no state of an app. When it is killed its engines end with it, and the next server starts what is
+to run; nothing confirmed is lost.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final, TypeVar
+
+import msgspec
+from msgspec import Struct, structs
+
+from grape.apps.manifest import Manifest
+from grape.errors import Corrupt, Full, UsageError
+from grape.host.door import listening
+from grape.model.near import did_you_mean
+from grape.protocol.place import CONTROL
+from grape.server.control import ControlConnection, Verb
+from grape.server.home import Home, Installed, check_name, with_version
+from grape.server.hosted import AppInfo, Hosted
+
+T = TypeVar("T", bound=Struct)
+
+_IDLE: Final = 3600.0
+
+
+class Named(Struct, frozen=True, forbid_unknown_fields=True):
+    """Of an app."""
+
+    name: str
+
+
+class Upload(Struct, frozen=True, forbid_unknown_fields=True):
+    """``path``: of a package, which the server can read."""
+
+    path: str
+
+
+class Uploaded(Struct, frozen=True):
+    """``is_known``: the same package had been uploaded before."""
+
+    name: str
+    version: str
+    digest: str
+    is_known: bool
+
+
+class Change(Struct, frozen=True, forbid_unknown_fields=True):
+    """``version``: its name or the beginning of its digest; "": the newest. ``drop_slots``: see `grape run`."""
+
+    name: str
+    version: str = ""
+    drop_slots: tuple[str, ...] = ()
+
+
+class Remove(Struct, frozen=True, forbid_unknown_fields=True):
+    """``data``: what it has stored goes as well."""
+
+    name: str
+    data: bool = False
+
+
+class Supervisor:
+    """One server. Everything happens on the loop that runs ``serve``.
+
+    Args:
+        say: a line for people.
+    """
+
+    def __init__(self, home: Home, say: Callable[[str], None]) -> None:
+        self.home = home
+        self.apps: dict[str, Hosted] = {}
+        self.is_stopping = False
+        self._say = say
+        self._happened = asyncio.Event()
+        self._store = asyncio.Lock()
+        self._connections: list[ControlConnection] = []
+        self.verbs: dict[str, Verb] = {
+            "apps": self._apps,
+            "app": self._app,
+            "upload": self._upload,
+            "start": self._start,
+            "stop": self._stop_app,
+            "restart": self._restart,
+            "change": self._change,
+            "rollback": self._rollback,
+            "remove": self._remove,
+            "shutdown": self._shutdown,
+        }
+
+    async def serve(self) -> None:
+        """Until it is told to stop.
+
+        Raises:
+            GrapeError: it cannot begin.
+        """
+        self.home.open()
+        try:
+            self._host_all()
+            loop = asyncio.get_running_loop()
+            server = await loop.create_unix_server(self._come, sock=listening(str(self.home.path), CONTROL))
+            try:
+                for number in (signal.SIGINT, signal.SIGTERM):
+                    loop.add_signal_handler(number, self.stop)
+                await self._until_stopped()
+            finally:
+                server.close()
+                (self.home.path / CONTROL).unlink(missing_ok=True)
+                await asyncio.gather(*(app.close() for app in self.apps.values()))
+                for connection in self._connections:
+                    connection.close()
+        finally:
+            self.home.close()
+
+    def stop(self) -> None:
+        """Engines commit what runs, and end."""
+        if self.is_stopping:
+            return
+        self.is_stopping = True
+        self._say("stopping: what runs is finished and committed")
+        self._happened.set()
+
+    async def _until_stopped(self) -> None:
+        while not self.is_stopping:
+            self._happened.clear()
+            for app in tuple(self.apps.values()):
+                app.step()
+            dues = [due for app in self.apps.values() if (due := app.keeper.due()) is not None]
+            wait = min(dues, default=time.monotonic() + _IDLE) - time.monotonic()
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self._happened.wait(), max(0.001, wait))
+
+    def _come(self) -> ControlConnection:
+        connection = ControlConnection(self.verbs)
+        self._connections = [each for each in self._connections if each.is_open]
+        self._connections.append(connection)
+        return connection
+
+    def _host_all(self) -> None:
+        for name in self.home.names():
+            try:
+                installed = self.home.installed(name)
+                app = self._host(installed)
+            except (Corrupt, OSError) as e:  # the others have nothing to do with it
+                self._say(f"{name} is left alone: {e}")
+            else:
+                app.keeper.want(time.monotonic(), runs=installed.wanted == "running")
+
+    def _host(self, installed: Installed) -> Hosted:
+        app = self.apps[installed.name] = Hosted(self.home, installed, self._happened.set)
+        return app
+
+    # ------------------------------------------------------------------ verbs
+
+    def _named(self, packed: msgspec.Raw) -> Hosted:
+        return self._find(_read(packed, Named).name)
+
+    def _find(self, name: str) -> Hosted:
+        """
+        Raises:
+            UsageError: there is none.
+        """
+        app = self.apps.get(name)
+        if app is None:
+            hint = did_you_mean(name, self.apps, f"there are {', '.join(self.apps) or 'none'}")
+            raise UsageError(f"there is no app {name!r:.100}; {hint}")
+        return app
+
+    async def _apps(self, packed: msgspec.Raw) -> list[AppInfo]:
+        return list(await asyncio.gather(*(app.info() for app in self.apps.values())))
+
+    async def _app(self, packed: msgspec.Raw) -> AppInfo:
+        return await self._named(packed).info()
+
+    async def _upload(self, packed: msgspec.Raw) -> Uploaded:
+        self._check_serving()
+        path = Path(_read(packed, Upload).path)
+        async with self._store:
+            digest, manifest = await asyncio.to_thread(self.home.take_in, path)
+            app = self._with(digest, manifest)
+            await self._drop_unused()
+        return app
+
+    async def _drop_unused(self) -> None:
+        used = [app.installed for app in self.apps.values()]
+        await asyncio.to_thread(self.home.drop_unused, used)
+
+    def _with(self, digest: str, manifest: Manifest) -> Uploaded:
+        name = manifest.name
+        check_name(name)
+        known = self.apps.get(name)
+        installed = Installed(name) if known is None else known.installed
+        is_known = installed.version(digest) is not None
+        installed = with_version(installed, digest, manifest.version)
+        if not installed.current:
+            installed = structs.replace(installed, current=digest)
+        if known is None:
+            self.home.note(installed)
+            self._host(installed)
+        else:
+            known.note(installed)
+        return Uploaded(name, manifest.version, digest, is_known)
+
+    async def _start(self, packed: msgspec.Raw) -> AppInfo:
+        return await self._wanted(self._named(packed), runs=True)
+
+    async def _stop_app(self, packed: msgspec.Raw) -> AppInfo:
+        return await self._wanted(self._named(packed), runs=False)
+
+    async def _restart(self, packed: msgspec.Raw) -> AppInfo:
+        return await self._wanted(self._named(packed), runs=True, again=True)
+
+    async def _wanted(self, app: Hosted, *, runs: bool, again: bool = False) -> AppInfo:
+        self._check_serving()
+        await app.want(runs=runs, again=again)
+        return await app.info()
+
+    async def _change(self, packed: msgspec.Raw) -> AppInfo:
+        self._check_serving()
+        change = _read(packed, Change)
+        app = self._find(change.name)
+        if not app.installed.versions:
+            raise UsageError(f"{app.name}: nothing of it is uploaded")
+        version = app.installed.find(change.version) if change.version else app.installed.versions[-1]
+        await app.change_to(version.digest, frozenset(change.drop_slots))
+        return await app.info()
+
+    async def _rollback(self, packed: msgspec.Raw) -> AppInfo:
+        self._check_serving()
+        change = _read(packed, Change)
+        app = self._find(change.name)
+        if not app.installed.previous:
+            raise UsageError(f"{app.name}: no version ran before this one")
+        await app.change_to(app.installed.previous, frozenset(change.drop_slots))
+        return await app.info()
+
+    async def _remove(self, packed: msgspec.Raw) -> None:
+        remove = _read(packed, Remove)
+        app = self._find(remove.name)
+        if app.keeper.state in ("starting", "running", "stopping"):
+            raise UsageError(f"{app.name} runs; stop it first: grape app stop {app.name}")
+        data = self.home.data(app.name)
+        if data.exists() and not remove.data:
+            raise UsageError(f"{app.name} has stored something, in {data}; with --data that goes as well")
+        del self.apps[app.name]
+        await app.close()
+        async with self._store:
+            await asyncio.to_thread(self.home.forget, app.name)
+            await self._drop_unused()
+
+    async def _shutdown(self, packed: msgspec.Raw) -> None:
+        self.stop()
+
+    def _check_serving(self) -> None:
+        """
+        Raises:
+            Full: it is about to end.
+        """
+        if self.is_stopping:
+            raise Full("the server is stopping")
+
+
+def _read(packed: msgspec.Raw, kind: type[T]) -> T:
+    """
+    Raises:
+        MsgspecError: that is not what the verb is asked with.
+    """
+    return msgspec.msgpack.decode(packed, type=kind)
+
+
+async def serve(home: Home, say: Callable[[str], None]) -> None:
+    """Be a server, until SIGTERM or SIGINT.
+
+    Raises:
+        GrapeError: it cannot begin.
+    """
+    try:
+        await Supervisor(home, say).serve()
+    except OSError as e:
+        raise UsageError(f"{e.filename or home.path}: {e.strerror or e}") from None
