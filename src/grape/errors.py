@@ -16,6 +16,7 @@
     │       └── EventOver      emit, reply or state used after the handler returned
     ├── Refused              the engine says no for now: full, or a feature that a backend lacks
     │   ├── Full
+    │   │   └── Stopping     the engine is about to end: what was handed in was not accepted
     │   ├── Conflict         same id, other content
     │   ├── NoAnswer         nothing is known in time; also a TimeoutError
     │   └── Unsupported
@@ -108,6 +109,10 @@ class Refused(GrapeError):
 
 class Full(Refused):
     code = "full"
+
+
+class Stopping(Full):
+    code = "stopping"
 
 
 class Conflict(Refused):

@@ -10,7 +10,7 @@ from typing import Annotated, Final
 import typer
 
 from grape.cli import app as apps
-from grape.cli import conformance, crashes, dead, held, log, state
+from grape.cli import conformance, crashes, dead, held, log, state, token
 from grape.cli.console import put
 from grape.cli.doctor import doctor
 from grape.cli.live import call, emit, status, stop
@@ -59,6 +59,7 @@ app.command(help=SERVE_HELP)(serve)
 for live in (status, emit, call, stop):
     app.command()(live)
 app.add_typer(apps.app, name="app")
+app.add_typer(token.app, name="token")
 app.add_typer(dead.app, name="dead")
 app.add_typer(held.app, name="held")
 app.add_typer(log.app, name="log")

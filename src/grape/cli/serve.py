@@ -9,6 +9,7 @@ import typer
 
 from grape.cli.console import say
 from grape.cli.home import home_of, or_exit
+from grape.server.gateways import Http
 from grape.server.home import Home
 from grape.server.supervisor import serve as run_server
 
@@ -33,7 +34,17 @@ def serve(
             show_default=False,
         ),
     ] = None,
+    listen: Annotated[
+        str, typer.Option(metavar="HOST:PORT", help="Where HTTP is served; port 0: any that is free.")
+    ] = Http().listen,
+    has_http: Annotated[bool, typer.Option("--http/--no-http", help="Whether it is.")] = True,
+    gateways: Annotated[int, typer.Option(metavar="N", min=1, max=64, help="Processes that serve it.")] = 1,
+    origin: Annotated[
+        list[str] | None,
+        typer.Option(metavar="URL", help="Pages of this origin may ask from browsers. Repeatable."),
+    ] = None,
 ) -> None:
     place = Home(home_of(home))
     say(f"serving {place.path}; stop with Ctrl-C")
-    or_exit(lambda: asyncio.run(run_server(place, say)))
+    http = Http(listen, gateways, tuple(origin or ())) if has_http else None
+    or_exit(lambda: asyncio.run(run_server(place, say, http)))

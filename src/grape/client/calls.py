@@ -59,8 +59,8 @@ class Call:
                 raise self.error
             return None
         packed, final = reply
-        data = _decoded(packed)
-        failed = _failure(data) if final else None
+        data = decoded_reply(packed)
+        failed = failure_in(data) if final else None
         if failed is not None:
             raise failed
         return Reply(data, final)
@@ -120,7 +120,7 @@ class Calls:
         """Batches of replies, some of which may be for somebody here."""
         if self._waiting:
             for batch in replies.batches:
-                for request, packed, final in _replies(batch):
+                for request, packed, final in replies_in(batch):
                     self._replied(request, packed, final)
 
     def _replied(self, request: str, packed: bytes, final: bool) -> None:
@@ -231,7 +231,7 @@ class CallStream:
         self.close()
 
 
-def _replies(batch: bytes) -> Iterator[tuple[str, bytes, bool]]:
+def replies_in(batch: bytes) -> Iterator[tuple[str, bytes, bool]]:
     """(request, data, final) of each; what cannot be read is left out: its call will have no answer in time."""
     try:
         for run in codec.runs_of(codec.body_of(batch, codec.header_of(batch))):
@@ -251,14 +251,15 @@ def answer_as(data: Any, kind: Any) -> Any:
     return data if kind is Any else own.convert(data, kind, "answer")
 
 
-def _decoded(packed: bytes) -> Any:
+def decoded_reply(packed: bytes) -> Any:
+    """Its data; what is no value of ours stays as it is."""
     try:
         return decode(packed)
     except (MsgspecError, RecursionError, TypeError, ValueError):  # such as a map with a map as a key
         return packed
 
 
-def _failure(data: Any) -> CallFailed | None:
+def failure_in(data: Any) -> CallFailed | None:
     """What is raised for the answer that the engine gives if an event has become a dead letter."""
     if type(data) is dict and data.keys() == {"error"} and type(data["error"]) is dict:
         error = data["error"]

@@ -14,7 +14,7 @@ import msgspec
 
 from grape.engine.engine import Engine
 from grape.engine.partition.partition import Partition
-from grape.errors import Conflict, Full, ProtocolError, TooLarge, UnknownEvent
+from grape.errors import Conflict, Full, ProtocolError, Stopping, TooLarge, UnknownEvent
 from grape.model.address import MAX_ID_BYTES, check_key, check_text, partition_of
 from grape.model.batch import Context
 from grape.model.ids import content_of
@@ -66,7 +66,7 @@ class Clients:
 
         Raises:
             UnknownEvent: nothing listens to it.
-            Full: nothing can be taken in now, or not here.
+            Full: nothing can be taken in now, or not here. Stopping: nor later.
             Conflict: its id was used for another event.
             EngineError: the engine had to stop.
         """
@@ -78,9 +78,10 @@ class Clients:
             hint = did_you_mean(event.name, app.topology.events, f"it has {', '.join(map(repr, app.topology.events))}")
             raise UnknownEvent(f"app {app.record.name!r} has no slot {event.name!r:.300}; {hint}")
         pools = [listener.pool for listener in listeners]
+        if engine.draining:
+            raise Stopping("the engine is stopping")
         if not engine.intake_is_open(pools):
-            why = engine.gate.over_limit(pools)
-            raise Full(why or "the disk is full but for the reserve, or the engine is stopping")
+            raise Full(engine.gate.over_limit(pools) or "the disk is full but for the reserve")
         number = self._partition_of(event, pools[0])
         home = self._home(event, pools[0], number)
         if not home.ledger.has_room((len(event.data) + len(event.key or "") + _BESIDE) * len(pools)):

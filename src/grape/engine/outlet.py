@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from hashlib import blake2b
 from typing import Final
 
 from msgspec import Struct, structs
@@ -16,6 +17,7 @@ from grape.engine.letting import LetGo
 from grape.model import batch as codec
 from grape.model.cursor import Progress
 from grape.model.stored import (
+    KEPT,
     SOURCE,
     TAKER,
     DeadLetter,
@@ -34,7 +36,9 @@ from grape.model.stored import (
 UNREADABLE: Final = "=@unreadable"
 """How the names of logs of dead letters end."""
 _FINAL = b"final:"
+_ANSWER = b"answer:"
 _EXPIRIES_AT_ONCE = 10_000
+_MOST_REPLIES: Final = 100_000
 
 
 def _calls(batch: bytes) -> Iterator[tuple[str, bool]]:
@@ -42,6 +46,20 @@ def _calls(batch: bytes) -> Iterator[tuple[str, bool]]:
     for run in codec.runs_of(codec.body_of(batch, codec.header_of(batch))):
         for name, key in zip(codec.names_of(run), codec.keys_of(run) or [], strict=True):
             yield key or "", name == "final"
+
+
+def _data(batch: bytes) -> list[bytes]:
+    """The data of every reply in a batch."""
+    return [
+        bytes(raw)
+        for run in codec.runs_of(codec.body_of(batch, codec.header_of(batch)))
+        for raw in codec.raw_data_of(run) or []
+    ]
+
+
+def _answer(request: str) -> bytes:
+    """How the rows of the replies that are kept for a call begin."""
+    return _ANSWER + blake2b(request.encode(), digest_size=16).digest()
 
 
 class TakenBatch(Struct, frozen=True):
@@ -186,7 +204,7 @@ class Take:
 
     def after_final(self, batches: list[bytes]) -> tuple[list[set[int]], list[tuple[Table, Rows]]]:
         """For batches of the reply home: which replies come after the final one of their call (per batch, indexes), and
-        the rows that remember the finals among the others for the reply-ttl."""
+        the rows that remember, for the reply-ttl, the finals among the others, and the replies that are to be kept."""
         calls = [list(_calls(batch)) for batch in batches]
         keys = list(dict.fromkeys(_FINAL + request.encode() for batch in calls for request, _ in batch))
         ended = {
@@ -196,25 +214,38 @@ class Take:
         }
         late: list[set[int]] = []
         texts: dict[bytes, bytes | None] = {}
-        for batch in calls:
+        number = self.head.taken + self._count << 16
+        for batch, packed in zip(calls, batches, strict=True):
             late.append(set())
+            data = _data(packed) if any(request.startswith(KEPT) for request, _ in batch) else []
             for i, (request, final) in enumerate(batch):
                 key = _FINAL + request.encode()
                 if key in ended:
                     late[-1].add(i)
-                elif final:
+                    continue
+                if final:
                     ended.add(key)
                     texts[key] = b""
+                if request.startswith(KEPT):
+                    place = _answer(request) + (number | len(texts)).to_bytes(8, "big")
+                    texts[place] = (b"\1" if final else b"\0") + data[i]
         self._app.stats.late_replies += sum(map(len, late))
         now = self._clock.now()
         due = now + int(self._app.limits.reply_ttl * 1e6)
         expiries: dict[bytes, bytes | None] = {}
         for i, key in enumerate(texts):
-            expiries[timer_key(due, self.head.taken + self._count << 16 | i)] = encode(Expiry("text", key))
+            expiries[timer_key(due, number | i)] = encode(Expiry("text", key))
         for place, value in self._transport.scan(self.id, "expiry", b"", _EXPIRIES_AT_ONCE, timer_key(now, 0)):
             expiries[place] = None
             texts.setdefault(decode_expiry(value).key, None)
         return late, [("text", list(texts.items())), ("expiry", list(expiries.items()))]
+
+    def kept(self, request: str) -> list[tuple[bytes, bool]]:
+        """The replies to a call that are kept, in order: (packed data, final). Those that were read and are not
+        committed yet are not among them."""
+        begin = _answer(request)
+        rows = self._transport.scan(self.id, "text", begin, _MOST_REPLIES, begin + b"\xff" * 9)
+        return [(value[1:], value[:1] == b"\1") for _, value in rows]
 
     def give_back(self, taken: Taken) -> None:
         """Nothing of it was taken: the next read gives it again."""

@@ -53,6 +53,7 @@ Verb = Callable[[Ask, Say], None]
 
 _API_REPLIES: Final = TakenBy(None, "reply=@api")
 _MAX_NAME: Final = 16_384
+_PATIENCE: Final = 5.0
 
 
 class House:
@@ -197,9 +198,16 @@ class House:
         attaching = self.inside.attaching
         if say not in self.fan.listeners:
             self.fan.listeners.append(say)
+            self.fan.wake()
         if not self._has_asked_for_replies:
             self._has_asked_for_replies = True
             attaching.take(_API_REPLIES, lambda take, _: self.fan.begin(take))
+
+    def keep_replies(self) -> None:
+        """Also if nobody asks: some are kept. Those who were there before have some seconds to come back."""
+        if not self._has_asked_for_replies:
+            self._has_asked_for_replies = True
+            self.inside.attaching.take(_API_REPLIES, lambda take, _: self.fan.begin(take, _PATIENCE))
 
 
 class Inside:

@@ -217,7 +217,8 @@ def _is_in(one: Unread, taken: Taken) -> bool:
 
 
 class ReplyFan:
-    """Hands replies to all who wait for some. Nothing is kept for anybody: a reply that nobody asked for is dropped.
+    """Hands replies to all who wait for some. Of calls whose id says so they are kept for whoever asks; all others
+    are dropped if nobody is there.
 
     Attributes:
         listeners: who gets them. wake: replies have come.
@@ -226,14 +227,39 @@ class ReplyFan:
     def __init__(self, soon: Schedule, later: Callable[[float, Callable[[], None]], object]) -> None:
         self.wake = Once(soon, self._give)
         self._commit_soon = Once(partial(later, _LAZY), self.flush)
+        self._later = later
         self._rows: list[tuple[Table, Rows]] = []
+        self._asking: list[Callable[[], None]] = []
+        self._is_patient = False
         self.listeners: list[Callable[[FromEngine], None]] = []
         self.take: Take | None = None
 
-    def begin(self, take: Take) -> None:
+    def begin(self, take: Take, patience: float = 0.0) -> None:
+        """``patience``: so many seconds nothing is handed out while nobody is there, who may be about to come back."""
         self.take = take
         take.changed = self.wake
+        self._is_patient = patience > 0
+        if patience:
+            self._later(patience, self._wait_no_longer)
         self.wake()
+
+    def _wait_no_longer(self) -> None:
+        self._is_patient = False
+        self.wake()
+
+    def kept(self, request: str, then: Callable[[list[tuple[bytes, bool]]], None]) -> None:
+        """``then`` gets all replies to a call that were handed out, if they are kept."""
+        take = self.take
+        if take is None:
+            then([])
+            return
+        self._asking.append(lambda: then(take.kept(request)))
+        self.flush()
+
+    def _answer(self) -> None:
+        asking, self._asking = self._asking, []
+        for answer in asking:
+            answer()
 
     @property
     def is_idle(self) -> bool:
@@ -241,6 +267,8 @@ class ReplyFan:
 
     def _give(self) -> None:
         take = self.take
+        if self._is_patient and not self.listeners:
+            return
         taken = None if take is None else take.read(_TAKE_BYTES)
         if take is None or taken is None:
             return
@@ -256,9 +284,13 @@ class ReplyFan:
     def flush(self) -> None:
         """Commit what is not."""
         take = self.take
-        if take is not None and take.is_settled and not take.is_busy:
+        if take is None or take.is_busy:
+            return
+        if take.is_settled:
             rows, self._rows = self._rows, []
             take.submit(0, b"", self.flush, rows)
+        else:
+            self._answer()
 
 
 def _nothing() -> None:

@@ -35,7 +35,7 @@ from grape.host.serving import Serving
 from grape.host.spawning import Spawning
 from grape.host.streams import Streams
 from grape.host.telling import Teller
-from grape.host.verbs import counts_of, telemetry
+from grape.host.verbs import answers, counts_of, telemetry
 from grape.model.near import no_such
 from grape.model.topology import DEFAULT_POOL, TopologySpec
 from grape.processes.crashes import CrashLog
@@ -199,6 +199,7 @@ class Run:
         dead = count_dead(app, engine.transport, failed=True)
         self._streams = Streams(app, engine, self._host, self.options.max_dead, dead)
         self._house.verbs.update(telemetry(engine, self._streams, self._workers.pids))
+        self._house.verbs.update(answers(engine, self._house.fan))
         self._house.verbs.update(ordering(engine, assembled.attaching, self._streams, self._host))
         self._house.opened(assembled, self._streams)
         return Serving(assembled, self._streams, self._house, self._host, self._clock, self.options)
@@ -208,6 +209,8 @@ class Run:
         engine.start()
         self._workers.end_unused()
         self._house.begun()
+        if self.options.keep_open:
+            self._house.keep_replies()
         stopped = await serving.until_over()
         numbers = engine.numbers()
         await self._end_workers(engine)

@@ -9,10 +9,14 @@ import msgspec
 
 from grape.engine.app import App
 from grape.engine.engine import Engine
+from grape.errors import BadArgument, ProtocolError
 from grape.host.house import Verb
+from grape.host.readers import ReplyFan
 from grape.host.streams import Say, Streams
+from grape.model.address import MAX_ID_BYTES
+from grape.model.stored import KEPT, NO_POOLS
 from grape.protocol.door import Answer, Ask
-from grape.protocol.outcomes import Counts, Progress
+from grape.protocol.outcomes import Counts, Kept, Progress
 
 _encode = msgspec.msgpack.Encoder().encode
 
@@ -27,6 +31,37 @@ def telemetry(engine: Engine, streams: Streams, pids: Callable[[], list[tuple[st
         say(Answer(ask.number, msgspec.Raw(_encode(progress_of(engine, streams, pids())))))
 
     return {"numbers": numbers, "progress": progress}
+
+
+def answers(engine: Engine, fan: ReplyFan) -> dict[str, Verb]:
+    """ "answer": `Kept`, of the call whose id is the argument."""
+
+    def answer(ask: Ask, say: Say) -> None:
+        try:
+            request = msgspec.msgpack.decode(ask.argument, type=str)
+        except msgspec.MsgspecError as e:
+            raise ProtocolError(f"verb {ask.verb!r}: {e}") from None
+        if not request.startswith(KEPT) or len(request.encode()) > MAX_ID_BYTES:
+            raise BadArgument(
+                f"the replies to {request!r:.100} are not kept: the id of such a call begins with {KEPT!r}"
+            )
+
+        def found(replies: list[tuple[bytes, bool]]) -> None:
+            known = bool(replies) or _is_known(engine, request.removeprefix(KEPT))
+            say(Answer(ask.number, msgspec.Raw(_encode(Kept(known, replies)))))
+
+        fan.kept(request, found)
+
+    return {"answer": answer}
+
+
+def _is_known(engine: Engine, event_id: str) -> bool:
+    """Whether an event with this id was accepted, whatever its key."""
+    app = engine.app
+    pools = [name for name in app.record.logs if not name.startswith(NO_POOLS)]
+    return any(
+        engine.remembered(pool, number, event_id) is not None for pool in pools for number in range(app.partitions)
+    )
 
 
 def progress_of(engine: Engine, streams: Streams, pids: list[tuple[str, int]]) -> Progress:

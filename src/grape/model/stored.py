@@ -23,6 +23,8 @@ REPLIES: Final = "?"
 taker's position, ``?`` the home of replies."""
 NO_POOLS: Final = (OUTPUT, SOURCE, TAKER, REPLIES)
 
+KEPT: Final = "="
+"""What the ids of calls begin with whose replies are kept, for the reply-ttl, for whoever asks for them."""
 REPLY_DEAD: Final = "the event that should have answered became a dead letter"
 """The note in a final reply that the engine itself gives."""
 CLIENT_ID: Final = b"id:"

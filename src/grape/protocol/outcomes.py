@@ -55,3 +55,11 @@ class Progress(Struct, frozen=True):
     streams: int
     fed_bytes: int
     pids: list[tuple[str, int]]
+
+
+class Kept(Struct, frozen=True):
+    """What is known of a call whose replies are kept. ``is_known``: an event with its id was accepted, within the
+    dedup-horizon. ``replies``: (packed data, final), in order."""
+
+    is_known: bool
+    replies: list[tuple[bytes, bool]]

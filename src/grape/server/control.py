@@ -17,7 +17,7 @@ from grape.protocol.framing import FrameBuffer, client_frames, frame
 
 Verb = Callable[[msgspec.Raw], Awaitable[Any]]
 
-MAX_ASKED: Final = 100
+MAX_ASKED: Final = 1_000
 """Questions of one client that have no answer yet."""
 
 
@@ -54,7 +54,8 @@ class ControlConnection(asyncio.BufferedProtocol):
                 self._is_greeted = True
             case Ask() if self._is_greeted:
                 if len(self._tasks) >= MAX_ASKED:
-                    raise ProtocolError(f"over {MAX_ASKED} questions at once")
+                    self._say(Refused(message.number, "full", f"over {MAX_ASKED} questions at once"))
+                    return
                 task = asyncio.ensure_future(self._answer(message))
                 self._tasks.add(task)
                 task.add_done_callback(self._tasks.discard)

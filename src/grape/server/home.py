@@ -141,6 +141,9 @@ class Home:
         """Of all apps."""
         return sorted(place.parent.name for place in self.apps.glob("*/app.json"))
 
+    def is_installed(self, name: str) -> bool:
+        return APP.fullmatch(name) is not None and (self.apps / name / "app.json").exists()
+
     def installed(self, name: str) -> Installed:
         """
         Raises:

@@ -305,8 +305,8 @@ class Hosted:
 
     # ------------------------------------------------------------------ what is told of it
 
-    async def info(self) -> AppInfo:
-        """With what its engine measures, if it runs."""
+    def look(self) -> AppInfo:
+        """How it is."""
         installed, keeper = self.installed, self.keeper
         version = installed.version(installed.current)
         return AppInfo(
@@ -322,8 +322,11 @@ class Hosted:
             deaths=keeper.deaths,
             data=str(self._home.data(self.name)),
             log=str(self._home.log(self.name)),
-            numbers=await self._numbers(),
         )
+
+    async def info(self) -> AppInfo:
+        """How it is, with what its engine measures, if it runs."""
+        return structs.replace(self.look(), numbers=await self._numbers())
 
     async def _numbers(self) -> AppNumbers | None:
         if self._process is None or self.keeper.state != "running":

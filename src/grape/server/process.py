@@ -6,21 +6,18 @@ Its connection has a thread of its own; everything here belongs to the loop of t
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import Callable
-from concurrent.futures import Future
-from typing import Any, TypeVar
+from typing import Any, Final
 
 from grape.client.connection import Connection
 from grape.client.launching import spawn_engine
+from grape.client.waiting import here
 from grape.host.options import Options
 from grape.model.topology import TopologySpec
 from grape.protocol.door import Begin, Open, Said, Stop
 from grape.protocol.outcomes import Outcomes
 
-T = TypeVar("T")
-
-_PATIENT_STOPS = 2
+_PATIENT_STOPS: Final = 2
 
 
 class EngineProcess:
@@ -88,17 +85,3 @@ class EngineProcess:
     def _bury(self) -> None:
         self._connection.close()
         self._launched.join()
-
-
-async def here(future: Future[T]) -> T:
-    """What a future of another thread gives. Whoever waits may be cancelled; the future is not."""
-    loop = asyncio.get_running_loop()
-    done = asyncio.Event()
-
-    def wake(_: Future[T]) -> None:
-        with contextlib.suppress(RuntimeError):  # the loop has ended: nobody waits
-            loop.call_soon_threadsafe(done.set)
-
-    future.add_done_callback(wake)
-    await done.wait()
-    return future.result()

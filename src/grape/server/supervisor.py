@@ -23,6 +23,7 @@ from grape.host.door import listening
 from grape.model.near import did_you_mean
 from grape.protocol.place import CONTROL
 from grape.server.control import ControlConnection, Verb
+from grape.server.gateways import Gateways, Http
 from grape.server.home import Home, Installed, check_name, with_version
 from grape.server.hosted import AppInfo, Hosted
 
@@ -72,19 +73,23 @@ class Supervisor:
 
     Args:
         say: a line for people.
+        http: where it is reached over HTTP; None: nowhere.
     """
 
-    def __init__(self, home: Home, say: Callable[[str], None]) -> None:
+    def __init__(self, home: Home, say: Callable[[str], None], http: Http | None = None) -> None:
         self.home = home
         self.apps: dict[str, Hosted] = {}
         self.is_stopping = False
         self._say = say
         self._happened = asyncio.Event()
         self._store = asyncio.Lock()
+        self._gateways = None if http is None else Gateways(home, http, say, self._happened.set)
         self._connections: list[ControlConnection] = []
         self.verbs: dict[str, Verb] = {
+            "names": self._names,
             "apps": self._apps,
             "app": self._app,
+            "look": self._look,
             "upload": self._upload,
             "start": self._start,
             "stop": self._stop_app,
@@ -105,6 +110,9 @@ class Supervisor:
         try:
             self._host_all()
             loop = asyncio.get_running_loop()
+            if self._gateways is not None:
+                self._gateways.listen()
+                self._say(f"listening at {self._gateways.address}")
             server = await loop.create_unix_server(self._come, sock=listening(str(self.home.path), CONTROL))
             try:
                 for number in (signal.SIGINT, signal.SIGTERM):
@@ -113,6 +121,8 @@ class Supervisor:
             finally:
                 server.close()
                 (self.home.path / CONTROL).unlink(missing_ok=True)
+                if self._gateways is not None:
+                    await self._gateways.close()
                 await asyncio.gather(*(app.close() for app in self.apps.values()))
                 for connection in self._connections:
                     connection.close()
@@ -133,6 +143,9 @@ class Supervisor:
             for app in tuple(self.apps.values()):
                 app.step()
             dues = [due for app in self.apps.values() if (due := app.keeper.due()) is not None]
+            if self._gateways is not None:
+                self._gateways.step()
+                dues += self._gateways.dues()
             wait = min(dues, default=time.monotonic() + _IDLE) - time.monotonic()
             with contextlib.suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(self._happened.wait(), max(0.001, wait))
@@ -173,11 +186,17 @@ class Supervisor:
             raise UsageError(f"there is no app {name!r:.100}; {hint}")
         return app
 
+    async def _names(self, packed: msgspec.Raw) -> list[str]:
+        return list(self.apps)
+
     async def _apps(self, packed: msgspec.Raw) -> list[AppInfo]:
         return list(await asyncio.gather(*(app.info() for app in self.apps.values())))
 
     async def _app(self, packed: msgspec.Raw) -> AppInfo:
         return await self._named(packed).info()
+
+    async def _look(self, packed: msgspec.Raw) -> AppInfo:
+        return self._named(packed).look()
 
     async def _upload(self, packed: msgspec.Raw) -> Uploaded:
         self._check_serving()
@@ -275,13 +294,13 @@ def _read(packed: msgspec.Raw, kind: type[T]) -> T:
     return msgspec.msgpack.decode(packed, type=kind)
 
 
-async def serve(home: Home, say: Callable[[str], None]) -> None:
+async def serve(home: Home, say: Callable[[str], None], http: Http | None = None) -> None:
     """Be a server, until SIGTERM or SIGINT.
 
     Raises:
         GrapeError: it cannot begin.
     """
     try:
-        await Supervisor(home, say).serve()
+        await Supervisor(home, say, http).serve()
     except OSError as e:
         raise UsageError(f"{e.filename or home.path}: {e.strerror or e}") from None

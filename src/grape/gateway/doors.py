@@ -1,0 +1,171 @@
+"""The apps of a server as its gateway reaches them: by their doors, each as long as it is there.
+
+While an engine is away, because it is started, upgraded or brought back, what is handed in waits; it is not refused.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from typing import Any, Final, TypeVar
+
+import msgspec
+
+from grape.client.connection import Connection, dial_server
+from grape.client.events import ClientEvent
+from grape.client.waiting import here
+from grape.errors import EngineError, GrapeError, NoAnswer, Stopping, UsageError
+from grape.gateway.door import Door, knock
+from grape.gateway.problems import Problem
+from grape.gateway.waiting import Waiter, Waiting
+from grape.protocol.outcomes import Kept
+from grape.server.home import Home
+from grape.server.hosted import AppInfo
+
+T = TypeVar("T")
+
+HOLD: Final = 30.0
+"""Seconds that a request waits at most for an engine that is to come."""
+_LOOK: Final = 0.02
+_COMING: Final = frozenset({"starting", "running", "upgrading", "waiting"})
+
+
+class AppDoor:
+    """One app."""
+
+    def __init__(self, name: str, directory: str, look: Callable[[str], Any]) -> None:
+        self.name = name
+        self.waiting = Waiting()
+        self._directory = directory
+        self._look = look
+        self._door: Door | None = None
+        self._knocking: asyncio.Task[Door] | None = None
+
+    async def door(self, patience: float = HOLD) -> Door:
+        """One that takes events.
+
+        Raises:
+            Problem: there is none, nor comes one in time.
+        """
+        if self._door is not None and self._door.is_open:
+            return self._door
+        if self._knocking is None:
+            self._knocking = asyncio.ensure_future(self._knock())
+            self._knocking.add_done_callback(self._knocked)
+        try:
+            async with asyncio.timeout(patience):
+                return await asyncio.shield(self._knocking)
+        except TimeoutError:
+            raise self._away("it is not back yet") from None
+
+    def _knocked(self, task: asyncio.Task[Door]) -> None:
+        self._knocking = None
+        if not task.cancelled() and task.exception() is None:
+            self._door = task.result()
+
+    async def _knock(self) -> Door:
+        deadline = time.monotonic() + HOLD
+        while True:
+            try:
+                return await knock(self._directory, self.waiting.replied)
+            except (OSError, GrapeError):
+                pass
+            info: AppInfo | None = await self._look(self.name)
+            if info is None:
+                raise Problem(404, "no-app", f"there is no app {self.name!r:.100} here")
+            if info.state not in _COMING or time.monotonic() > deadline:
+                raise self._away(
+                    f"it is {info.state}{': ' if info.why else ''}{info.why.splitlines()[0] if info.why else ''}"
+                )
+            await asyncio.sleep(_LOOK)
+
+    def _away(self, why: str) -> Problem:
+        return Problem(503, "away", f"app {self.name!r}: {why}", {"retriable": True}, {"retry-after": "1"})
+
+    async def hand_in(self, event: ClientEvent, request: str = "") -> None:
+        """Returns when it is durable. One that has an id is handed in again if an engine dies with it; what was not
+        accepted by one that ends goes to the next.
+
+        Raises:
+            Problem: the app is not there.
+            GrapeError: it was refused, or it is not known what became of it.
+        """
+        deadline = time.monotonic() + HOLD
+        while True:
+            door = await self.door(max(0.1, deadline - time.monotonic()))
+            try:
+                await door.hand_in(event, request)
+                return
+            except (Stopping, NoAnswer) as e:
+                if isinstance(e, NoAnswer) and not event.id:
+                    raise
+                if time.monotonic() > deadline:
+                    raise
+                await asyncio.sleep(_LOOK)
+
+    async def kept(self, waiter: Waiter) -> Kept:
+        """The replies to the waiter's call that have been kept up to now; the waiter has those that come after them.
+
+        Raises:
+            Problem: the app is not there.
+            GrapeError: it does not answer.
+        """
+        door = await self.door()
+        return msgspec.msgpack.decode(await door.ask("answer", waiter.request, waiter.clear), type=Kept)
+
+    def close(self) -> None:
+        if self._door is not None:
+            self._door.close()
+        if self._knocking is not None:
+            self._knocking.cancel()
+
+
+class Doors:
+    """All apps, each once somebody asks for it."""
+
+    def __init__(self, home: Home) -> None:
+        self._home = home
+        self._apps: dict[str, AppDoor] = {}
+        self._server: Connection | None = None
+
+    def app(self, name: str) -> AppDoor:
+        found = self._apps.get(name)
+        if found is None:
+            found = AppDoor(name, str(self._home.data(name)), self.look)
+            if self._home.is_installed(name):
+                self._apps[name] = found  # what is not there is not kept in mind
+        return found
+
+    async def look(self, name: str) -> AppInfo | None:
+        """What the server knows of an app; None: there is none.
+
+        Raises:
+            Problem: the server does not answer.
+        """
+        if not self._home.is_installed(name):
+            self._apps.pop(name, None)
+            return None
+        return await self.ask("look", {"name": name}, AppInfo)
+
+    async def ask(self, verb: str, argument: Any, kind: type[T]) -> T:
+        """Ask the server.
+
+        Raises:
+            Problem: it does not answer.
+            GrapeError: it refuses.
+        """
+        try:
+            if self._server is None or self._server.is_over:
+                self._server = await asyncio.to_thread(lambda: dial_server(str(self._home.path)).start())
+            return msgspec.msgpack.decode(await here(self._server.ask_verb(verb, argument)), type=kind)
+        except (UsageError, EngineError) as e:
+            if self._server is not None and not self._server.is_over:
+                raise
+            raise Problem(503, "no-server", f"the server does not answer: {e}", None, {"retry-after": "1"}) from None
+
+    def close(self) -> None:
+        for app in self._apps.values():
+            app.close()
+        if self._server is not None:
+            self._server.close()

@@ -1,0 +1,364 @@
+"""What can be asked over HTTP. Every answer that is an error is `application/problem+json`; what was handed in is
+durable when the answer comes."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any, Final
+
+import msgspec
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response, StreamingResponse
+from starlette.routing import Route
+
+from grape.client.calls import decoded_reply, failure_in
+from grape.client.events import ClientEvent, client_event
+from grape.errors import BadArgument, CallFailed, GrapeError, NoAnswer
+from grape.gateway.access import Access, Verb
+from grape.gateway.bodies import JSON, LINES, MSGPACK, events_of, items_of, media_of, named_events, value_of
+from grape.gateway.doors import AppDoor, Doors
+from grape.gateway.problems import MEDIA, Problem, problem_of
+from grape.gateway.waiting import Waiter
+from grape.model.stored import KEPT
+from grape.server.hosted import AppInfo
+from grape.server.supervisor import Change, Named
+
+Handler = Callable[[Request], Awaitable[Response]]
+
+MAX_BODY: Final = 64 << 20
+MAX_WAIT: Final = 300.0
+_WAIT: Final = 30.0
+_MAX_KEY: Final = 255
+_SLOW: Final = 30.0
+"""Seconds between two pieces of a body."""
+_WINDOW: Final = 1_000
+"""Events of one request that are under way at a time."""
+_STREAM: Final = "text/event-stream"
+_encode_json: Final = msgspec.json.Encoder(enc_hook=repr).encode
+_encode_msgpack: Final = msgspec.msgpack.Encoder().encode
+
+
+class Gateway:
+    """
+    Args:
+        doors: of the apps. access: who may do what.
+    """
+
+    def __init__(self, doors: Doors, access: Access) -> None:
+        self.doors = doors
+        self._access = access
+
+    def app(self) -> Starlette:
+        """It as an ASGI application."""
+        routes = [
+            Route("/healthz", self._healthy, methods=["GET"]),
+            Route("/readyz", self._ready, methods=["GET"]),
+            Route("/apps", self._apps, methods=["GET"]),
+            Route("/apps/{app}", self._app, methods=["GET"]),
+            Route("/apps/{app}/readyz", self._app_ready, methods=["GET"]),
+            Route("/apps/{app}/events", self._emit_several, methods=["POST"]),
+            Route("/apps/{app}/events/{event:path}", self._emit, methods=["POST"]),
+            Route("/apps/{app}/answers/{id}", self._answer, methods=["GET"]),
+            *(
+                Route(f"/apps/{{app}}/{verb}", self._order(verb), methods=["POST"])
+                for verb in ("start", "stop", "restart", "upgrade", "rollback")
+            ),
+        ]
+        handlers: dict[Any, Any] = {
+            Problem: _say,
+            GrapeError: lambda request, error: _say(request, problem_of(error)),
+            HTTPException: _say_http,
+            ClientDisconnect: lambda request, error: Response(status_code=400),
+            Exception: _say_bug,
+        }
+        return Starlette(routes=routes, exception_handlers=handlers)
+
+    def _may(self, request: Request, app: str, verb: Verb) -> None:
+        self._access.check(dict(request.scope["headers"]), app, verb)
+
+    # ------------------------------------------------------------------ events
+
+    async def _emit(self, request: Request) -> Response:
+        """One event, or several of one name; with ``wait`` or by ``Prefer: respond-async`` it is a call."""
+        name, event_name = request.path_params["app"], request.path_params["event"]
+        self._may(request, name, "emit")
+        app = self.doors.app(name)
+        door = await app.door()
+        media = media_of(request.headers.get("content-type", ""))
+        body = await _body(request)
+        if media in LINES:
+            key_field = request.query_params.get("key-field", "")
+            return await self._several(
+                app, events_of(items_of(body, media), event_name, key_field, door.limits.max_event)
+            )
+        own_id = _own_id(request)
+        wait, is_async = _wait(request), "respond-async" in request.headers.get("prefer", "")
+        if is_async and own_id is None:
+            own_id = uuid.uuid4().hex
+        event = client_event(
+            event_name,
+            value_of(body, media),
+            request.query_params.get("key"),
+            own_id,
+            _seconds(request, "deadline"),
+            door.limits.max_event,
+        )
+        if is_async:
+            assert own_id is not None
+            await app.hand_in(event, KEPT + own_id)
+            place = f"/apps/{name}/answers/{own_id}"
+            return _json({"accepted": 1, "id": own_id, "answer": place}, 202, {"location": place})
+        if wait is None:
+            await app.hand_in(event)
+            return _json({"accepted": 1}, 202)
+        return await self._call(request, app, event, wait)
+
+    async def _emit_several(self, request: Request) -> Response:
+        """Events that name themselves: {"event", "data", "key", "id"}, as an array or lines."""
+        name = request.path_params["app"]
+        self._may(request, name, "emit")
+        app = self.doors.app(name)
+        door = await app.door()
+        body = await _body(request)
+        found = items_of(body, media_of(request.headers.get("content-type", "")))
+        return await self._several(app, named_events(found, door.limits.max_event))
+
+    async def _several(self, app: AppDoor, events: list[ClientEvent]) -> Response:
+        """All of them were checked before the first one is handed in."""
+        refused: list[dict[str, Any]] = []
+        worst: GrapeError | None = None
+        for start in range(0, len(events), _WINDOW):
+            part = events[start : start + _WINDOW]
+            for at, came in enumerate(
+                await asyncio.gather(*(app.hand_in(event) for event in part), return_exceptions=True), start
+            ):
+                if isinstance(came, GrapeError):
+                    worst = worst or came
+                    refused.append({"item": at, "code": came.code, "detail": str(came)})
+                elif came is not None:
+                    raise came
+            if worst is not None:
+                break  # what comes behind it may depend on it
+        if worst is None:
+            return _json({"accepted": len(events)}, 202)
+        tried = min(len(events), start + _WINDOW)
+        problem = problem_of(worst)
+        problem.document |= {"accepted": tried - len(refused), "refused": refused, "untried": len(events) - tried}
+        raise problem
+
+    # ------------------------------------------------------------------ calls
+
+    async def _call(self, request: Request, app: AppDoor, event: ClientEvent, wait: float) -> Response:
+        accepts = request.headers.get("accept", "")
+        waits_for = KEPT + event.id if event.id else f"call-{uuid.uuid4().hex}"
+        if _STREAM in accepts:
+            return StreamingResponse(
+                _server_sent(app, event, waits_for, wait), media_type=_STREAM, headers={"cache-control": "no-store"}
+            )
+        with app.waiting.open(waits_for) as waiter:
+            await app.hand_in(event, waits_for)
+            packed = await self._final(app, waiter, wait, is_kept=bool(event.id))
+        return _reply(packed, accepts)
+
+    async def _final(self, app: AppDoor, waiter: Waiter, wait: float, *, is_kept: bool) -> bytes:
+        """
+        Raises:
+            NoAnswer: none came in time.
+        """
+        if is_kept:  # it may have been answered long ago
+            for packed, final in (await app.kept(waiter)).replies:
+                if final:
+                    return packed
+        try:
+            return (await waiter.next(wait))[0]
+        except TimeoutError:
+            how = "ask again with the same Idempotency-Key" if is_kept else "what answers later is dropped"
+            raise NoAnswer(f"no answer after {wait:g} s; the event was accepted: {how}") from None
+
+    async def _answer(self, request: Request) -> Response:
+        """The answer to a call that has an id: it is kept for the app's reply-ttl."""
+        name, own_id = request.path_params["app"], request.path_params["id"]
+        self._may(request, name, "emit")
+        app = self.doors.app(name)
+        wait = _wait(request) or 0.0
+        with app.waiting.open(KEPT + own_id) as waiter:
+            kept = await app.kept(waiter)
+            parts = [decoded_reply(packed) for packed, final in kept.replies if not final]
+            final = next((packed for packed, final in kept.replies if final), None)
+            if final is None and wait and kept.is_known:
+                with contextlib.suppress(TimeoutError):
+                    final = (await waiter.next(wait))[0]
+        if final is not None:
+            return _reply(final, request.headers.get("accept", ""))
+        if not kept.is_known:
+            raise Problem(404, "no-call", f"nothing is known of a call {own_id!r:.100}, or not any more")
+        return _json({"id": own_id, "parts": parts}, 202, {"retry-after": "1"})
+
+    # ------------------------------------------------------------------ apps
+
+    async def _healthy(self, request: Request) -> Response:
+        return _json({"status": "ok"})
+
+    async def _ready(self, request: Request) -> Response:
+        await self.doors.ask("names", None, list[str])
+        return _json({"status": "ok"})
+
+    async def _app_ready(self, request: Request) -> Response:
+        app = self.doors.app(request.path_params["app"])
+        await app.door(0.5)
+        return _json({"status": "ok"})
+
+    async def _apps(self, request: Request) -> Response:
+        self._may(request, "", "read")
+        return _json(await self.doors.ask("apps", None, list[AppInfo]))
+
+    async def _app(self, request: Request) -> Response:
+        name = request.path_params["app"]
+        self._may(request, name, "read")
+        if await self.doors.look(name) is None:
+            raise Problem(404, "no-app", f"there is no app {name!r:.100} here")
+        return _json(await self.doors.ask("app", Named(name), AppInfo))
+
+    def _order(self, verb: str) -> Handler:
+        async def order(request: Request) -> Response:
+            name = request.path_params["app"]
+            self._may(request, name, "admin")
+            if await self.doors.look(name) is None:
+                raise Problem(404, "no-app", f"there is no app {name!r:.100} here")
+            asked: object = Named(name)
+            if verb in ("upgrade", "rollback"):
+                query = request.query_params
+                asked = Change(name, query.get("version", ""), tuple(query.getlist("drop-slot")))
+            asked_verb = "change" if verb == "upgrade" else verb
+            return _json(await self.doors.ask(asked_verb, asked, AppInfo))
+
+        return order
+
+
+async def _server_sent(app: AppDoor, event: ClientEvent, waits_for: str, wait: float) -> AsyncIterator[str]:
+    """The replies to a call as server-sent events: "part", then "final", or "error"."""
+    with app.waiting.open(waits_for, takes_parts=True) as waiter:
+        try:
+            await app.hand_in(event, waits_for)
+            final = False
+            for packed, final in (await app.kept(waiter)).replies if event.id else ():
+                yield _sent(packed, final)
+            while not final:
+                packed, final = await waiter.next(wait)
+                yield _sent(packed, final)
+        except TimeoutError:
+            yield _sent_problem(problem_of(NoAnswer(f"no reply after {wait:g} s; the event was accepted")))
+        except Problem as problem:
+            yield _sent_problem(problem)
+        except GrapeError as e:
+            yield _sent_problem(problem_of(e))
+
+
+def _sent(packed: bytes, final: bool) -> str:
+    data = decoded_reply(packed)
+    failed = failure_in(data) if final else None
+    if failed is not None:
+        return _sent_problem(problem_of(failed))
+    return f"event: {'final' if final else 'part'}\ndata: {_encode_json(data).decode()}\n\n"
+
+
+def _sent_problem(problem: Problem) -> str:
+    return f"event: error\ndata: {_encode_json(problem.document).decode()}\n\n"
+
+
+# ---------------------------------------------------------------------- what is asked
+
+
+async def _body(request: Request) -> bytes:
+    """
+    Raises:
+        Problem: it is too large, or comes too slowly.
+    """
+    pieces: list[bytes] = []
+    size = 0
+    stream = request.stream()
+    while True:
+        try:
+            async with asyncio.timeout(_SLOW):
+                piece = await anext(stream, None)
+        except TimeoutError:
+            text = f"nothing of the body came for {_SLOW:g} s"
+            raise Problem(408, "slow", text, None, {"connection": "close"}) from None
+        if piece is None:
+            return b"".join(pieces)
+        size += len(piece)
+        if size > MAX_BODY:
+            text = f"a body of over {MAX_BODY >> 20} MiB; send several"
+            raise Problem(413, "too-large", text, None, {"connection": "close"})
+        pieces.append(piece)
+
+
+def _own_id(request: Request) -> str | None:
+    found = request.headers.get("idempotency-key")
+    if found is not None and not 1 <= len(found) <= _MAX_KEY:
+        raise BadArgument(f"Idempotency-Key: text of 1 to {_MAX_KEY} characters, not {len(found)}")
+    return found
+
+
+def _wait(request: Request) -> float | None:
+    """Seconds; None: nobody waits."""
+    if "wait" not in request.query_params:
+        return None
+    if request.query_params["wait"] == "":
+        return _WAIT
+    found = _seconds(request, "wait")
+    if found is None or not 0 < found <= MAX_WAIT:
+        raise BadArgument(f"wait: a number of seconds up to {MAX_WAIT:g}, not {request.query_params['wait']!r:.60}")
+    return found
+
+
+def _seconds(request: Request, name: str) -> float | None:
+    text = request.query_params.get(name)
+    if text is None:
+        return None
+    try:
+        return float(text)
+    except ValueError:
+        raise BadArgument(f"{name}: a number of seconds, not {text!r:.60}") from None
+
+
+# ---------------------------------------------------------------------- what is answered
+
+
+def _json(value: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    return Response(_encode_json(value), status, headers, JSON)
+
+
+def _reply(packed: bytes, accepts: str) -> Response:
+    """The answer to a call, in the form that is asked for.
+
+    Raises:
+        CallFailed: what should have answered failed.
+    """
+    data = decoded_reply(packed)
+    failed: CallFailed | None = failure_in(data)
+    if failed is not None:
+        raise failed
+    if any(media in accepts for media in MSGPACK):
+        return Response(packed, 200, None, "application/msgpack")
+    return _json(data)
+
+
+def _say(request: Request, problem: Problem) -> Response:
+    return Response(_encode_json(problem.document), problem.status, problem.headers, MEDIA)
+
+
+def _say_http(request: Request, error: HTTPException) -> Response:
+    codes = {404: "no-page", 405: "method"}
+    text = f"there is no {request.url.path[:200]!r} here" if error.status_code == 404 else error.detail
+    problem = Problem(error.status_code, codes.get(error.status_code, "http"), text, None, dict(error.headers or {}))
+    return _say(request, problem)
+
+
+def _say_bug(request: Request, error: Exception) -> Response:
+    return _say(request, Problem(500, "bug", f"the gateway failed, which is a bug in it: {type(error).__name__}"))

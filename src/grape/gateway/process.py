@@ -1,0 +1,88 @@
+"""A gateway as a process of its own: it serves sockets that the server has opened, until the server asks it to end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import socket
+import sys
+from collections.abc import Iterator
+from typing import Final
+
+import msgspec
+import uvicorn
+import uvloop
+from msgspec import Struct
+
+from grape.gateway.access import FILE, Access
+from grape.gateway.doors import Doors
+from grape.gateway.http import Gateway
+from grape.gateway.limits import BoundedProtocol
+from grape.server.home import Home
+
+GRACE: Final = 20
+"""Seconds for what is under way when it is to end."""
+_KEEP_ALIVE: Final = 75
+
+
+class GatewayOptions(Struct, frozen=True):
+    """``sockets``: descriptors. ``is_open``, ``origins``: as of `Access`."""
+
+    home: str
+    sockets: tuple[int, ...]
+    is_open: bool
+    origins: tuple[str, ...] = ()
+
+
+def main() -> None:
+    """What the process does: its options are its argument."""
+    options = msgspec.json.decode(sys.argv[1], type=GatewayOptions)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # it is the server that is asked to stop
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    asyncio.Runner(loop_factory=uvloop.new_event_loop).run(_serve(options, os.getppid()))
+
+
+async def _serve(options: GatewayOptions, server_pid: int) -> None:
+    loop = asyncio.get_running_loop()
+    home = Home(options.home)
+    doors = Doors(home)
+    access = Access(home.path / FILE, is_open=options.is_open, origins=frozenset(options.origins))
+    config = uvicorn.Config(
+        Gateway(doors, access).app(),
+        http=BoundedProtocol,
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        timeout_keep_alive=_KEEP_ALIVE,
+        timeout_graceful_shutdown=GRACE,
+    )
+    server = _Server(config)
+    owner = os.pidfd_open(server_pid)
+    loop.add_reader(owner, os._exit, 71)  # nobody would restart it, nor end it
+    loop.add_signal_handler(signal.SIGTERM, server.end)
+    try:
+        await server.serve([socket.socket(fileno=fd) for fd in options.sockets])
+    finally:
+        doors.close()
+
+
+class _Server(uvicorn.Server):
+    """It takes no signals into its own hands."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+    def end(self) -> None:
+        """What is under way is answered, then it ends."""
+        self.should_exit = True
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,167 @@
+"""The gateway processes of a server: they share the sockets that it listens at, and are started again when they die."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import importlib.util
+import ipaddress
+import os
+import socket
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+import msgspec
+from msgspec import Struct
+
+from grape.errors import UsageError
+from grape.server.home import Home
+from grape.server.keeper import Keeper
+
+_CODE: Final = (
+    "import sys; sys.path[:0] = [sys.argv.pop(1)]; sys.path += sys.argv[2:]; "
+    "from grape.gateway.process import main; main()"
+)
+_KEPT: Final = ("PATH", "LANG", "LC_ALL", "TZ")
+"""Of the server's environment, in which there may be secrets of apps."""
+_NEEDED: Final = ("uvicorn", "starlette", "httptools")
+_BACKLOG: Final = 4096
+_GRACE: Final = 30.0
+
+
+class Http(Struct, frozen=True):
+    """Where a server is reached. ``listen``: "HOST:PORT", port 0: any that is free. ``processes``: gateways.
+    ``origins``: of pages that may ask from browsers."""
+
+    listen: str = "127.0.0.1:8080"
+    processes: int = 1
+    origins: tuple[str, ...] = ()
+
+
+class Gateways:
+    """All of one server. Everything belongs to its loop.
+
+    Args:
+        say: a line for people. changed: called when there may be something to do.
+
+    Attributes:
+        address: "http://HOST:PORT", once they listen.
+    """
+
+    def __init__(self, home: Home, http: Http, say: Callable[[str], None], changed: Callable[[], None]) -> None:
+        self.address = ""
+        self._home = home
+        self._http = http
+        self._say = say
+        self._changed = changed
+        self._socket: socket.socket | None = None
+        self._is_open = False
+        self._keepers = [Keeper(time.monotonic()) for _ in range(http.processes)]
+        self._processes: dict[int, asyncio.subprocess.Process] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def listen(self) -> None:
+        """Take the address; what comes before a gateway is there waits.
+
+        Raises:
+            UsageError: it cannot be, is taken, or is not for this machine alone and there are no tokens.
+        """
+        missing = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
+        if missing:
+            raise UsageError(
+                f"HTTP needs {', '.join(missing)}: pip install 'grape-engine[server]'; or serve without it: --no-http"
+            )
+        host, port = _address(self._http.listen)
+        self._is_open = _is_loopback(host)
+        if not self._is_open and not (self._home.path / "tokens.json").exists():
+            raise UsageError(
+                f"--listen {self._http.listen}: others could reach it, so it needs tokens; make one first: "
+                f"grape token create NAME --scope '*:*' --home {self._home.path}"
+            )
+        try:
+            family = socket.AF_INET6 if ":" in host else socket.AF_INET
+            self._socket = socket.create_server((host, port), family=family, backlog=_BACKLOG)
+        except OSError as e:
+            raise UsageError(f"--listen {self._http.listen}: {e.strerror or e}; choose another address") from None
+        shown = f"[{host}]" if ":" in host else host
+        self.address = f"http://{shown}:{self._socket.getsockname()[1]}"
+        for keeper in self._keepers:
+            keeper.want(time.monotonic(), runs=True)
+
+    def step(self) -> None:
+        """Do what is to be done now."""
+        for number, keeper in enumerate(self._keepers):
+            if keeper.step(time.monotonic()) == "start":
+                task = asyncio.ensure_future(self._run(number))
+                self._tasks.add(task)
+                task.add_done_callback(self._tasks.discard)
+
+    def dues(self) -> list[float]:
+        return [due for keeper in self._keepers if (due := keeper.due()) is not None]
+
+    async def _run(self, number: int) -> None:
+        keeper = self._keepers[number]
+        assert self._socket is not None
+        fd = self._socket.fileno()
+        options = {
+            "home": str(self._home.path),
+            "sockets": [fd],
+            "is_open": self._is_open,
+            "origins": self._http.origins,
+        }
+        own = str(Path(__file__).parents[2])
+        others = [path for path in sys.path if path and path != own]
+        command = [sys.executable, "-I", "-c", _CODE, own, msgspec.json.encode(options).decode(), *others]
+        process = await asyncio.create_subprocess_exec(
+            *command,
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.DEVNULL,
+            pass_fds=[fd],
+            env={name: os.environ[name] for name in _KEPT if name in os.environ},
+            start_new_session=True,
+        )
+        self._processes[number] = process
+        keeper.begun(time.monotonic())
+        code = await process.wait()
+        del self._processes[number]
+        why = f"gateway {number} has ended with code {code}"
+        if keeper.is_wanted:
+            self._say(f"{why}; it is started again")
+        keeper.ended(time.monotonic(), why)
+        self._changed()
+
+    async def close(self) -> None:
+        """They answer what is under way, and end."""
+        for keeper in self._keepers:
+            keeper.want(time.monotonic(), runs=False)
+        for process in self._processes.values():
+            with contextlib.suppress(ProcessLookupError):
+                process.terminate()
+        if self._tasks:
+            _, late = await asyncio.wait(self._tasks, timeout=_GRACE)
+            for process in tuple(self._processes.values()) if late else ():
+                with contextlib.suppress(ProcessLookupError):
+                    process.kill()
+        if self._socket is not None:
+            self._socket.close()
+
+
+def _address(listen: str) -> tuple[str, int]:
+    """
+    Raises:
+        UsageError: that is none.
+    """
+    host, colon, port = listen.rpartition(":")
+    if not colon or not port.isdecimal() or int(port) > 65_535:
+        raise UsageError(f"--listen {listen!r:.100}: an address is HOST:PORT, as in 127.0.0.1:8080")
+    return host.strip("[]") or "0.0.0.0", int(port)
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
