@@ -129,7 +129,7 @@ class Connection:
         self._asked[number] = asked
         self.send(question(number))
         if self.is_over:
-            self._give_up(number, asked)
+            self._give_up(number, asked, errors.Stopping("the engine has ended"))
         return asked
 
     def ask_verb(self, verb: str, argument: Any = None) -> Future[Any]:
@@ -227,9 +227,9 @@ class Connection:
         if asked is not None:
             settle(asked, value, error)
 
-    def _give_up(self, number: int, asked: Future[Any]) -> None:
+    def _give_up(self, number: int, asked: Future[Any], error: GrapeError) -> None:
         self._asked.pop(number, None)
-        settle(asked, None, errors.Full("the engine has ended"))
+        settle(asked, None, error)
 
     def _end(self, outcomes: Outcomes | None, error: GrapeError | None) -> None:
         for told in (self.described, self.opened, self.begun):
@@ -237,8 +237,11 @@ class Connection:
         settle(self.ended, outcomes, error)
         for listener in (*self.streams.values(), *self.readers.values()):
             listener.over()
+        unanswered: GrapeError = errors.Stopping("the engine has ended: it was not accepted")
+        if error is not None:
+            unanswered = errors.NoAnswer(f"{error}\nit is not known whether what was handed in was accepted")
         for number, asked in tuple(self._asked.items()):
-            self._give_up(number, asked)
+            self._give_up(number, asked, unanswered)
 
 
 def settle(asked: Future[Any], value: Any = None, error: BaseException | None = None) -> None:

@@ -41,6 +41,7 @@ MAX_ASKED: Final = 20_000
 """Events and questions of one gateway that an engine has not answered."""
 MAX_BYTES: Final = 64 << 20
 _PATIENCE: Final = 30.0
+_UNKNOWN: Final = NoAnswer("the engine died before it answered: it is not known whether the event was accepted")
 
 
 class Door(asyncio.BufferedProtocol):
@@ -155,7 +156,7 @@ class Door(asyncio.BufferedProtocol):
                 if not self._begun.done():
                     self._begun.set_result(None)
             case Ended():
-                self._over(Stopping("the engine has ended"))
+                self._over(Stopping("the engine has ended"), Stopping("the engine has ended: it was not accepted"))
             case Failed():
                 self._over(error_of(message.code, message.text))
 
@@ -177,14 +178,14 @@ class Door(asyncio.BufferedProtocol):
         self._transport = None
         self._over(EngineError("the engine has gone without a word"))
 
-    def _over(self, error: GrapeError) -> None:
+    def _over(self, error: GrapeError, unanswered: GrapeError = _UNKNOWN) -> None:
+        """``unanswered``: what those get that have no answer."""
         self.is_open = False
         if not self._begun.done():
             self._begun.set_exception(error)
             self._begun.exception()  # it may be that nobody waits for it
-        unknown = NoAnswer("the engine ended before it answered: it is not known whether the event was accepted")
         for number in tuple(self._asked):
-            self._refused(number, unknown)
+            self._refused(number, unanswered)
         self.close()
 
     async def begun(self) -> None:

@@ -28,7 +28,6 @@ T = TypeVar("T")
 HOLD: Final = 30.0
 """Seconds that a request waits at most for an engine that is to come."""
 _LOOK: Final = 0.02
-_COMING: Final = frozenset({"starting", "running", "upgrading", "waiting"})
 
 
 class AppDoor:
@@ -74,7 +73,8 @@ class AppDoor:
             info: AppInfo | None = await self._look(self.name)
             if info is None:
                 raise Problem(404, "no-app", f"there is no app {self.name!r:.100} here")
-            if info.state not in _COMING or time.monotonic() > deadline:
+            is_coming = info.state == "upgrading" or (info.wanted == "running" and info.state != "broken")
+            if not is_coming or time.monotonic() > deadline:
                 raise self._away(
                     f"it is {info.state}{': ' if info.why else ''}{info.why.splitlines()[0] if info.why else ''}"
                 )

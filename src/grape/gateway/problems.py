@@ -92,4 +92,7 @@ def problem_of(error: GrapeError, status: int | None = None) -> Problem:
     if isinstance(error, CallFailed):
         more["node"] = error.node
     headers = {"retry-after": "1"} if found in (429, 503) else {}
-    return Problem(found, error.code, str(error), more, headers)
+    problem = Problem(found, error.code, str(error), more, headers)
+    if isinstance(error, CallFailed):  # its code is the handler's own
+        problem.document["type"] = f"urn:grape:{CallFailed.code}"
+    return problem

@@ -12,7 +12,7 @@ from grape.engine.clients import Clients, check_emit
 from grape.engine.clock import Clock
 from grape.engine.feed import Feed
 from grape.engine.outlet import UNREADABLE, DeadOutputs, Take
-from grape.errors import Full, GrapeError, InUse, ProtocolError, UsageError
+from grape.errors import Full, GrapeError, InUse, NoAnswer, ProtocolError, UsageError
 from grape.host.assembly import Assembled
 from grape.host.attaching import Attaching, TakenBy
 from grape.host.host import Host
@@ -54,6 +54,7 @@ Verb = Callable[[Ask, Say], None]
 _API_REPLIES: Final = TakenBy(None, "reply=@api")
 _MAX_NAME: Final = 16_384
 _PATIENCE: Final = 5.0
+_UNKNOWN: Final = "the engine ended before the event was durable: it is not known whether it is"
 
 
 class House:
@@ -128,7 +129,7 @@ class House:
         """It has ended, or could not go on."""
         self._end = message
         for visitor in tuple(self.visitors):
-            visitor.say(message)
+            visitor.over(message)
 
     @property
     def is_over(self) -> bool:
@@ -237,6 +238,7 @@ class Visitor:
         self._streams: dict[int, Stream | None] = {}
         self._readers: dict[int, Reader | None] = {}
         self._is_gone = False
+        self._accepted: set[int] = set()
         house.visitors.append(self)
 
     def received(self, message: FromClient) -> None:
@@ -292,6 +294,13 @@ class Visitor:
                 house.is_wanted = True
                 house.is_begun = house.is_begun or isinstance(message, Begin)
                 house.host.wake()
+
+    def over(self, message: FromEngine) -> None:
+        """The last word. What of its events was taken in and has not become durable by now it is told of; whatever else
+        it has no answer to was not taken in."""
+        for number in self._accepted:
+            self.say(Refused(number, NoAnswer.code, _UNKNOWN))
+        self.say(message)
 
     def gone(self) -> None:
         """It hears nothing more."""
@@ -427,7 +436,13 @@ class Visitor:
                 raise Full("the engine has not begun")
             inside = house.inside
             event = check_emit(message, inside.app.limits.max_event)
-            inside.clients.accept(event, house.clock.now(), lambda: say(Emitted(number)))
+
+            def durable() -> None:
+                self._accepted.discard(number)
+                say(Emitted(number))
+
+            inside.clients.accept(event, house.clock.now(), durable)
+            self._accepted.add(number)
             house.host.stir()
         except ProtocolError:
             raise

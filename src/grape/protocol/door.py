@@ -339,7 +339,8 @@ class Halt(Struct, frozen=True, array_like=True, tag=46):
 
 
 class Ended(Struct, frozen=True, array_like=True, tag=47):
-    """The run is over. ``outcomes``: see `grape.client.outcomes`."""
+    """The run is over. An event or a question that has no answer by then was not taken in. ``outcomes``: see
+    `grape.client.outcomes`."""
 
     outcomes: Raw
 

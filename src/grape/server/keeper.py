@@ -85,7 +85,6 @@ class Keeper:
         self._until = now + (0.0 if self.crashes == 1 else min(LONGEST, 2.0 ** min(self.crashes - 2, 10)))
 
     def _be(self, state: State, now: float, why: str = "") -> None:
-        if state not in ("starting", "stopping") or why:
-            self.why = why if state != "running" else ""
+        self.why = why
         self.state = state
         self.since = now

@@ -1,0 +1,284 @@
+"""`grape serve`: apps are deployed, started, upgraded and brought back, each in an engine of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from command import GRAPE, grape
+from serving import COUNT, Server, count_app, is_alive, serving, until, write_app
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[Server]:
+    with serving(tmp_path / "home") as server:
+        yield server
+
+
+def test_an_app_is_deployed_called_upgraded_and_rolled_back(server: Server, tmp_path: Path) -> None:
+    app = count_app(tmp_path / "count")
+    assert server.grape("app", "deploy", app).split()[::3] == ["count", "running"]
+    assert server.call("count", "add", params={"key": "a"}) == ["1", 1]
+    count_app(app, "2")
+    server.grape("app", "deploy", app)
+    assert server.call("count", "add", params={"key": "a"}) == ["2", 2]
+    server.grape("app", "rollback", "count")
+    assert server.call("count", "add", params={"key": "a"}) == ["1", 3]
+    server.grape("app", "upgrade", "count")  # the newest
+    assert server.call("count", "add", params={"key": "a"}) == ["2", 4]
+    server.grape("app", "upgrade", "count", "1")
+    info = server.info("count")
+    assert [version["version"] for version in info["versions"]] == ["1", "2"]
+    assert info["version"] == "1"
+    assert info["numbers"]["pools"]["main"]["state"]
+
+
+def test_what_is_installed_and_stored_is_there_after_a_stop_and_after_a_kill(tmp_path: Path) -> None:
+    with serving(tmp_path / "home") as server:
+        for name in ("one", "other", "third"):
+            write_app(tmp_path / name, f"VERSION = '1'\n{COUNT}", name=name)
+            server.grape("app", "deploy", tmp_path / name)
+            server.call(name, "add", params={"key": "a"})
+        server.grape("app", "stop", "third")
+        assert server.stop() == 0
+    with serving(tmp_path / "home") as server:
+        until(lambda: [server.info(name)["state"] for name in ("one", "other")] == ["running"] * 2)
+        assert server.info("third")["state"] == "stopped"
+        assert server.call("one", "add", params={"key": "a"}) == ["1", 2]
+        server.kill()
+    with serving(tmp_path / "home") as server:
+        assert server.call("one", "add", params={"key": "a"}) == ["1", 3]
+        assert server.call("other", "add", params={"key": "a"}) == ["1", 2]
+
+
+# F1 F2
+def test_an_engine_that_is_killed_is_brought_back_and_the_others_do_not_notice(server: Server, tmp_path: Path) -> None:
+    for name in ("one", "other"):
+        write_app(tmp_path / name, f"VERSION = '1'\n{COUNT}", name=name)
+        server.grape("app", "deploy", tmp_path / name)
+        assert server.call(name, "add", params={"key": "a"}) == ["1", 1]
+    other = server.engine("other")
+    for count in (2, 3):
+        engine = server.engine("one")
+        os.kill(engine, signal.SIGKILL)
+        assert server.call("one", "add", params={"key": "a"}, headers={"idempotency-key": f"i{count}"}) == ["1", count]
+        assert server.engine("one") != engine
+    assert server.engine("other") == other
+    assert server.info("one")["deaths"] == 2
+    assert server.info("other")["deaths"] == 0
+
+
+def test_an_app_that_cannot_run_is_broken_and_says_why(server: Server, tmp_path: Path) -> None:
+    app = write_app(tmp_path / "bad", "import nothing_of_that_name\n")
+    said = server.grape("app", "deploy", app, code=2)
+    assert "nothing_of_that_name" in said
+    assert server.info("bad")["state"] == "broken"
+    answer = server.post("/apps/bad/events/add")
+    assert answer.status_code == 503
+    assert "nothing_of_that_name" in answer.json()["detail"]
+    write_app(app, f"VERSION = '1'\n{COUNT}", version="2")
+    server.grape("app", "deploy", app)
+    assert server.call("bad", "add", params={"key": "a"}) == ["1", 1]
+
+
+# F92
+def test_an_upgrade_that_cannot_run_changes_nothing(server: Server, tmp_path: Path) -> None:
+    app = count_app(tmp_path / "count")
+    server.grape("app", "deploy", app)
+    engine = server.engine("count")
+    for code in (
+        "import nothing_of_that_name\n",
+        "topology = 3\n",
+        "def topology(config):\n    raise ValueError('x')\n",
+    ):
+        write_app(app, code, version="2")
+        server.grape("app", "deploy", app, code=2)
+        assert server.engine("count") == engine
+        assert server.call("count", "add", params={"key": code[:9]}) == ["1", 1]
+    assert server.info("count")["version"] == "1"
+
+
+# F93
+def test_events_of_a_removed_slot_hold_an_upgrade_until_it_is_said_what_becomes_of_them(
+    server: Server, tmp_path: Path
+) -> None:
+    slow = "import time\n" + COUNT.replace(
+        "    return t", "    t.add_slot('late', lambda data: time.sleep(60), name='late', pool='late')\n    return t"
+    )
+    app = write_app(tmp_path / "count", f"VERSION = '1'\n{slow}")
+    server.grape("app", "deploy", app)
+    for i in range(5):
+        assert server.post("/apps/count/events/late", i).status_code == 202
+    write_app(app, f"VERSION = '2'\n{COUNT}", version="2")
+    said = server.grape("app", "deploy", app, code=2)
+    assert "late" in said
+    assert "--drop-slot" in said
+    assert server.call("count", "add", params={"key": "a"}) == ["1", 1]  # the old one goes on
+    assert server.info("count")["version"] == "1"
+    server.grape("app", "deploy", app, "--drop-slot", "late>late")
+    assert server.call("count", "add", params={"key": "a"}) == ["2", 2]
+
+
+def test_under_load_an_upgrade_loses_nothing_and_refuses_nothing(server: Server, tmp_path: Path) -> None:
+    app = count_app(tmp_path / "count")
+    server.grape("app", "deploy", app)
+    count_app(app, "2")
+    answers: list[list[object]] = []
+    wrong: list[str] = []
+    is_over = threading.Event()
+
+    def load(key: str) -> None:
+        while not is_over.is_set():
+            answer = server.post("/apps/count/events/add", 1, params={"key": key, "wait": "30"})
+            if answer.status_code == 200:
+                answers.append([key, *answer.json()])
+            else:
+                wrong.append(answer.text)
+
+    threads = [threading.Thread(target=load, args=(f"k{i}",)) for i in range(8)]
+    for thread in threads:
+        thread.start()
+    try:
+        for words in (["deploy", app], ["rollback", "count"], ["restart", "count"], ["upgrade", "count"]):
+            seen = len(answers)
+            until(lambda seen=seen: len(answers) > seen + 20)  # type: ignore[misc]
+            server.grape("app", *words)
+    finally:
+        is_over.set()
+        for thread in threads:
+            thread.join()
+    assert not wrong
+    assert {version for _, version, _ in answers} == {"1", "2"}
+    for i in range(8):  # each once, in order, over all changes
+        counts = [count for key, _, count in answers if key == f"k{i}"]
+        assert counts == list(range(1, len(counts) + 1))
+
+
+# F104
+def test_a_package_that_was_changed_in_the_store_does_not_run(server: Server, tmp_path: Path) -> None:
+    server.grape("app", "deploy", count_app(tmp_path / "count"))
+    server.grape("app", "stop", "count")
+    code = server.home / "packages" / server.info("count")["digest"] / "app.py"
+    code.chmod(0o600)
+    code.write_text(code.read_text().replace("VERSION = '1'", "VERSION = 'evil'"))
+    assert "has been changed" in server.grape("app", "start", "count", code=2)
+    assert server.info("count")["state"] in ("broken", "waiting")
+    server.grape("app", "remove", "count", "--data")
+    server.grape("app", "deploy", tmp_path / "count")
+    assert server.call("count", "add", params={"key": "a"}) == ["1", 1]
+
+
+# F102
+def test_an_archive_that_leads_out_is_refused_and_leaves_nothing(server: Server, tmp_path: Path) -> None:
+    outside = tmp_path / "outside"
+    app = count_app(tmp_path / "count")
+    evil = tmp_path / "evil.tar.gz"
+    subprocess.run(
+        ["tar", "-czf", evil, "--transform", f"s,app.py,../../../{outside.name},", "-C", app, "grape.toml", "app.py"],
+        check=True,
+    )
+    assert "leads out" in server.grape("app", "upload", evil, code=2)
+    assert not outside.exists()
+    assert list((server.home / "packages").iterdir()) == []
+    assert server.grape("app", "list") == ""
+
+
+def test_mistakes_of_an_operator_are_told(server: Server, tmp_path: Path) -> None:
+    assert "there is no app 'cuont'" in server.grape("app", "start", "cuont", code=2)
+    server.grape("app", "deploy", count_app(tmp_path / "count"))
+    assert "did you mean 'count'" in server.grape("app", "start", "cuont", code=2)
+    assert "no version '7'" in server.grape("app", "upgrade", "count", "7", code=2)
+    assert "no version ran before" in server.grape("app", "rollback", "count", code=2)
+    assert "stop it first" in server.grape("app", "remove", "count", code=2)
+    server.grape("app", "stop", "count")
+    assert "--data" in server.grape("app", "remove", "count", code=2)
+    assert "no such" in server.grape("app", "upload", tmp_path / "nothing", code=2).lower()
+    assert "grape.toml" in server.grape("app", "upload", tmp_path, code=2)
+    assert "another server has it" in grape("serve", server.home, "--no-http").stderr
+    assert "needs tokens" in grape("serve", tmp_path / "other", "--listen", "0.0.0.0:0").stderr  # F99
+    assert "grape serve" in grape("app", "list", "--home", tmp_path / "other").stderr
+
+
+def test_the_log_has_what_the_app_printed_and_how_it_went(server: Server, tmp_path: Path) -> None:
+    code = COUNT.replace("self.n += 1", "self.n += 1; print('got', repr(event.data), '\\x1b[31m')")
+    server.grape("app", "deploy", write_app(tmp_path / "count", f"VERSION = '1'\n{code}"))
+    server.call("count", "add", "hello\n2026-01-01 [server] INFO a lie", params={"key": "a"})
+    until(lambda: "got" in server.grape("app", "logs", "count"))
+    lines = server.grape("app", "logs", "count").splitlines()
+    assert any("[server] INFO count 1 runs" in line for line in lines)
+    (said,) = [line for line in lines if "got" in line]  # F107
+    assert "\x1b" not in said
+    assert oct((server.home / "apps" / "count" / "log" / "app.log").stat().st_mode)[-3:] == "600"
+
+
+def test_a_secret_is_in_no_file_and_no_answer(tmp_path: Path) -> None:
+    canary = "canary-0815-4711"
+    code = COUNT.replace("self.n += 1", "import os; assert os.environ['API_KEY']; self.n += 1")
+    app = write_app(tmp_path / "count", f"VERSION = '1'\n{code}")
+    with open(app / "grape.toml", "a") as file:
+        file.write('[secrets]\nAPI_KEY = { env = "CANARY" }\n')
+    with serving(tmp_path / "home", env={"CANARY": canary}) as server:  # F108
+        server.grape("app", "deploy", app)
+        assert server.call("count", "add", params={"key": "a"}) == ["1", 1]
+        answers = [server.get(path).text for path in ("/apps", "/apps/count")]
+        answers += [server.grape("app", "info", "count"), server.grape("app", "logs", "count")]
+        gateways = [pid for pid in server.pids() if "grape.gateway.process" in Path(f"/proc/{pid}/cmdline").read_text()]
+        assert gateways
+        assert not any(canary.encode() in Path(f"/proc/{pid}/environ").read_bytes() for pid in gateways)
+    assert not any(canary in answer for answer in answers)
+    for place in (tmp_path / "home").rglob("*"):
+        if place.is_file():
+            assert canary.encode() not in place.read_bytes(), place
+
+
+def test_a_gateway_that_dies_is_started_again(server: Server, tmp_path: Path) -> None:
+    server.grape("app", "deploy", count_app(tmp_path / "count"))
+    (gateway,) = [pid for pid in server.pids() if "grape.gateway.process" in Path(f"/proc/{pid}/cmdline").read_text()]
+    os.kill(gateway, signal.SIGKILL)
+    until(lambda: server.get("/readyz").status_code == 200)
+    assert server.call("count", "add", params={"key": "a"}) == ["1", 1]
+
+
+def test_ctrl_c_ends_it_in_order(tmp_path: Path) -> None:
+    with serving(tmp_path / "home") as server:
+        server.grape("app", "deploy", count_app(tmp_path / "count"))
+        pids = server.pids()
+        os.kill(server.process.pid, signal.SIGINT)
+        assert server.process.wait(30) == 0
+        assert not any(map(is_alive, pids))
+        assert not (server.home / "control").exists()
+
+
+def test_a_damaged_app_is_left_alone_and_the_others_run(tmp_path: Path) -> None:
+    with serving(tmp_path / "home") as server:
+        server.grape("app", "deploy", count_app(tmp_path / "count"))
+    damaged = tmp_path / "home" / "apps" / "damaged"
+    damaged.mkdir()
+    (damaged / "app.json").write_text('{"name": "da')
+    with serving(tmp_path / "home") as server:
+        assert server.call("count", "add", params={"key": "a"}) == ["1", 1]
+        assert "damaged is left alone" in server.said.read_text()
+
+
+def test_an_app_is_packed_once_and_taken_by_any_server(server: Server, tmp_path: Path) -> None:
+    app = count_app(tmp_path / "count")
+    said = [grape("app", "pack", app, "-o", tmp_path / name).stdout.split() for name in ("a.tar.gz", "b.tar.gz")]
+    assert said[0][1] == said[1][1]
+    server.grape("app", "upload", tmp_path / "a.tar.gz")
+    assert "known already" in server.grape("app", "upload", tmp_path / "b.tar.gz")
+    assert server.info("count")["state"] == "stopped"
+    server.grape("app", "start", "count")
+    assert json.loads(server.grape("app", "list", "--json"))[0]["digest"] == said[0][1]
+
+
+def test_help_teaches() -> None:
+    said = subprocess.run([GRAPE, "app", "--help"], capture_output=True, text=True, check=True).stdout
+    for word in ("deploy", "upload", "upgrade", "rollback", "logs", "remove"):
+        assert word in said
