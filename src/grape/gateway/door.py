@@ -48,14 +48,15 @@ class Door(asyncio.BufferedProtocol):
     """A connection. Made by `knock`.
 
     Args:
-        replied: gets batches of replies.
+        replied: gets batches of replies. gone: called when nothing more comes.
 
     Attributes:
         topology, limits: once it is open.
     """
 
-    def __init__(self, replied: Callable[[list[bytes]], None]) -> None:
+    def __init__(self, replied: Callable[[list[bytes]], None], gone: Callable[[], None]) -> None:
         self._replied = replied
+        self._gone = gone
         self.topology: TopologySpec
         self.limits: Limits
         self.is_open = False
@@ -180,6 +181,8 @@ class Door(asyncio.BufferedProtocol):
 
     def _over(self, error: GrapeError, unanswered: GrapeError = _UNKNOWN) -> None:
         """``unanswered``: what those get that have no answer."""
+        if self.is_open:
+            asyncio.get_running_loop().call_soon(self._gone)
         self.is_open = False
         if not self._begun.done():
             self._begun.set_exception(error)
@@ -202,15 +205,15 @@ class Door(asyncio.BufferedProtocol):
             self._transport.close()
 
 
-async def knock(directory: str, replied: Callable[[list[bytes]], None]) -> Door:
-    """A connection to the engine that runs on ``directory``, which takes events. ``replied``: as of `Door`.
+async def knock(directory: str, replied: Callable[[list[bytes]], None], gone: Callable[[], None]) -> Door:
+    """A connection to the engine that runs on ``directory``, which takes events. ``replied``, ``gone``: as of `Door`.
 
     Raises:
         OSError: none runs there.
         GrapeError: it does not take events.
     """
     with door_of(directory) as path:
-        transport, door = await asyncio.get_running_loop().create_unix_connection(lambda: Door(replied), path)
+        transport, door = await asyncio.get_running_loop().create_unix_connection(lambda: Door(replied, gone), path)
     transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
     try:
         await door.begun()

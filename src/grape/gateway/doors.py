@@ -6,6 +6,7 @@ While an engine is away, because it is started, upgraded or brought back, what i
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Callable
 from typing import Any, Final, TypeVar
@@ -40,6 +41,7 @@ class AppDoor:
         self._look = look
         self._door: Door | None = None
         self._knocking: asyncio.Task[Door] | None = None
+        self._returning: asyncio.Task[None] | None = None
 
     async def door(self, patience: float = HOLD) -> Door:
         """One that takes events.
@@ -67,7 +69,7 @@ class AppDoor:
         deadline = time.monotonic() + HOLD
         while True:
             try:
-                return await knock(self._directory, self.waiting.replied)
+                return await knock(self._directory, self.waiting.replied, self._gone)
             except (OSError, GrapeError):
                 pass
             info: AppInfo | None = await self._look(self.name)
@@ -79,6 +81,21 @@ class AppDoor:
                     f"it is {info.state}{': ' if info.why else ''}{info.why.splitlines()[0] if info.why else ''}"
                 )
             await asyncio.sleep(_LOOK)
+
+    def _gone(self) -> None:
+        """Whoever waits for a reply gets it from the engine that comes next."""
+        if self.waiting and self._returning is None:
+            self._returning = asyncio.ensure_future(self._return())
+
+    async def _return(self) -> None:
+        try:
+            while self.waiting:
+                with contextlib.suppress(Problem):
+                    await self.door()
+                    return
+                await asyncio.sleep(1.0)
+        finally:
+            self._returning = None
 
     def _away(self, why: str) -> Problem:
         return Problem(503, "away", f"app {self.name!r}: {why}", {"retriable": True}, {"retry-after": "1"})
@@ -111,14 +128,22 @@ class AppDoor:
             Problem: the app is not there.
             GrapeError: it does not answer.
         """
-        door = await self.door()
-        return msgspec.msgpack.decode(await door.ask("answer", waiter.request, waiter.clear), type=Kept)
+        deadline = time.monotonic() + HOLD
+        while True:
+            door = await self.door()
+            try:
+                return msgspec.msgpack.decode(await door.ask("answer", waiter.request, waiter.clear), type=Kept)
+            except (Stopping, NoAnswer):
+                if time.monotonic() > deadline:
+                    raise
+                await asyncio.sleep(_LOOK)
 
     def close(self) -> None:
         if self._door is not None:
             self._door.close()
-        if self._knocking is not None:
-            self._knocking.cancel()
+        for task in (self._knocking, self._returning):
+            if task is not None:
+                task.cancel()
 
 
 class Doors:

@@ -12,6 +12,7 @@ MAX_HEAD: Final = 64 << 10
 """Bytes of a request before its body."""
 HEAD_TIME: Final = 10.0
 """Seconds that it may take."""
+_FAREWELL: Final = 2.0
 _TOO_LARGE: Final = b"HTTP/1.1 431 Request Header Fields Too Large\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
 _TOO_SLOW: Final = b"HTTP/1.1 408 Request Timeout\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
 
@@ -24,6 +25,7 @@ class BoundedProtocol(HttpToolsProtocol):
         self._head = 0
         """Bytes since the last request was whole, while the next one's head is not."""
         self._in_head = True
+        self._is_refused = False
         self._timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -35,6 +37,8 @@ class BoundedProtocol(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
+        if self._is_refused:
+            return
         if self._in_head:
             self._head += len(data)
             if self._timer is None:
@@ -64,5 +68,8 @@ class BoundedProtocol(HttpToolsProtocol):
             self._refuse(_TOO_SLOW)
 
     def _refuse(self, answer: bytes) -> None:
+        """It hears why, and has some time to go: what it still sends would else, unread, destroy that on its way."""
+        self._is_refused = True
         self.transport.write(answer)
-        self.transport.close()
+        self.transport.write_eof()
+        self.loop.call_later(_FAREWELL, self.transport.close)

@@ -87,6 +87,9 @@ class Waiting:
         self._count += 1
         return waiter
 
+    def __len__(self) -> int:
+        return self._count
+
     def leave(self, waiter: Waiter) -> None:
         waiters = self._waiters.get(waiter.request, [])
         if waiter in waiters:

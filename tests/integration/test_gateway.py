@@ -1,0 +1,384 @@
+"""HTTP: what is handed in is durable when it is confirmed, answers come back whatever dies, and whoever asks wrongly is
+told."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import msgspec
+import pytest
+
+from command import grape
+from serving import COUNT, Server, count_app, serving, until, write_app
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """With an app "count"."""
+    base = tmp_path_factory.mktemp("gateway")
+    with serving(base / "home") as server:
+        server.grape("app", "deploy", count_app(base / "count"))
+        yield server
+
+
+def problem(answer: httpx.Response, status: int, code: str) -> str:
+    assert answer.status_code == status, answer.text
+    assert answer.headers["content-type"] == "application/problem+json"
+    found = answer.json()
+    assert (found["status"], found["code"]) == (status, code)
+    assert found["type"].startswith("urn:grape:")
+    return str(found["detail"])
+
+
+# ---------------------------------------------------------------------- events
+
+
+@pytest.mark.parametrize(
+    ("media", "body"),
+    [
+        ("application/json", b'{"a": [1, 2.5, null, "\xc3\xa4"]}'),
+        ("application/json; charset=utf-8", b'{"a": [1, 2.5, null, "\xc3\xa4"]}'),
+        ("application/msgpack", msgspec.msgpack.encode({"a": [1, 2.5, None, "ä"]})),
+        ("text/plain", b"some text"),
+        ("application/octet-stream", b"\x00\xff"),
+        ("application/json", b""),
+    ],
+)
+def test_one_event_in_every_form(server: Server, media: str, body: bytes) -> None:
+    answer = server.http.post("/apps/count/events/add?key=forms", content=body, headers={"content-type": media})
+    assert (answer.status_code, answer.json()) == (202, {"accepted": 1})
+
+
+def test_what_is_confirmed_is_durable(tmp_path: Path) -> None:
+    with serving(tmp_path / "home") as server:
+        server.grape("app", "deploy", count_app(tmp_path / "count"))
+        for _ in range(20):
+            assert server.post("/apps/count/events/add", 1, params={"key": "a"}).status_code == 202
+        server.kill()
+    with serving(tmp_path / "home") as server:
+        assert server.call("count", "add", params={"key": "a"}) == ["1", 21]
+
+
+def test_several_events(server: Server) -> None:
+    def count() -> int:
+        found: list[int] = server.call("count", "add", params={"key": "several"})
+        return found[1]
+
+    named = [{"event": "add", "key": "several", "data": i} for i in range(2_500)]
+    assert server.post("/apps/count/events", named).json() == {"accepted": 2_500}
+    lines = b"".join(b'{"k": "several", "i": %d}\n' % i for i in range(1_000))
+    answer = server.http.post(
+        "/apps/count/events/add?key-field=k", content=lines, headers={"content-type": "application/x-ndjson"}
+    )
+    assert answer.json() == {"accepted": 1_000}
+    packed = msgspec.msgpack.encode(named[:10])
+    answer = server.http.post("/apps/count/events", content=packed, headers={"content-type": "application/msgpack"})
+    assert answer.json() == {"accepted": 10}
+    assert count() == 3_511
+
+
+def test_of_several_with_one_that_cannot_be_none_is_taken(server: Server) -> None:
+    for bad, says in (
+        ({"evnt": "add"}, "unknown field `evnt`"),
+        ({"event": "add", "key": ""}, "key"),
+        ({"event": "add", "data": 1 << 70}, "cannot travel"),
+        (3, "object"),
+    ):
+        found = [{"event": "add", "key": "none"}, {"event": "add", "key": "none"}, bad]
+        answer = server.post("/apps/count/events", found)
+        assert answer.status_code in (400, 422), answer.text
+        assert "item 2" in answer.json()["detail"]
+        assert says in answer.json()["detail"]
+    assert server.call("count", "add", params={"key": "none"}) == ["1", 1]
+
+
+def test_of_several_with_one_that_nobody_hears_it_is_said_how_many_were_taken(server: Server) -> None:
+    found = [{"event": "add", "key": "some"}, {"event": "nobody"}, {"event": "add", "key": "some"}]
+    answer = server.post("/apps/count/events", found)
+    problem(answer, 404, "unknown-event")
+    assert answer.json()["accepted"] == 2
+    assert [refused["item"] for refused in answer.json()["refused"]] == [1]
+    assert server.call("count", "add", params={"key": "some"}) == ["1", 3]
+
+
+def test_the_same_id_is_once_and_another_content_is_a_conflict(server: Server) -> None:
+    for _ in range(3):
+        answer = server.post("/apps/count/events/add", 1, params={"key": "id"}, headers={"idempotency-key": "same"})
+        assert answer.status_code == 202
+    answer = server.post("/apps/count/events/add", 2, params={"key": "id"}, headers={"idempotency-key": "same"})
+    problem(answer, 409, "conflict")
+    assert server.call("count", "add", params={"key": "id"}) == ["1", 2]
+
+
+# ---------------------------------------------------------------------- calls
+
+
+def test_a_call_is_answered(server: Server) -> None:
+    assert server.call("count", "add", params={"key": "call"}) == ["1", 1]
+    answer = server.post("/apps/count/events/add?wait=5&key=call", headers={"accept": "application/msgpack"})
+    assert msgspec.msgpack.decode(answer.content) == ["1", 2]
+
+
+def test_a_call_whose_handler_fails_says_so(server: Server) -> None:
+    detail = problem(server.post("/apps/count/events/add?wait=5&key=f", "fail"), 502, "ValueError")
+    assert detail == "node 'Count' failed: ValueError: no"
+
+
+def test_parts_come_in_order_as_server_sent_events(server: Server) -> None:
+    with server.http.stream(
+        "POST", "/apps/count/events/add?wait=9&key=sse", json="parts", headers={"accept": "text/event-stream"}
+    ) as answer:
+        assert answer.headers["content-type"].startswith("text/event-stream")
+        lines = [line for line in answer.iter_lines() if line]
+    assert lines == [
+        *(line for i in range(3) for line in ("event: part", f"data: {i}")),
+        "event: final",
+        'data: ["1",1]',
+    ]
+
+
+def test_an_answer_is_kept_for_whoever_asks_again(server: Server) -> None:
+    options = {"params": {"key": "kept"}, "headers": {"idempotency-key": "k-1", "prefer": "respond-async"}}
+    answer = server.http.post("/apps/count/events/add", json="parts", **options)  # type: ignore[arg-type]
+    assert answer.status_code == 202
+    place = answer.headers["location"]
+    assert server.get(place, params={"wait": "10"}).json() == ["1", 1]
+    for _ in range(2):  # asked again, by the answer's place and by the same call
+        assert server.get(place).json() == ["1", 1]
+        assert server.call("count", "add", "parts", params={"key": "kept"}, headers={"idempotency-key": "k-1"}) == [
+            "1",
+            1,
+        ]
+    with server.http.stream(
+        "POST",
+        "/apps/count/events/add?wait=9&key=kept",
+        json="parts",
+        headers={"accept": "text/event-stream", "idempotency-key": "k-1"},
+    ) as again:
+        assert [line for line in again.iter_lines() if line.startswith("data")] == [
+            *(f"data: {i}" for i in range(3)),
+            'data: ["1",1]',
+        ]
+    problem(server.get("/apps/count/answers/nobody"), 404, "no-call")
+
+
+def test_an_answer_survives_the_death_of_engine_gateway_and_server(tmp_path: Path) -> None:
+    slow = COUNT.replace(
+        "self.n += 1", "self.n += 1\n        if event.data == 'slow':\n            import time; time.sleep(1)"
+    )
+    home = tmp_path / "home"
+    with serving(home) as server:
+        server.grape("app", "deploy", write_app(tmp_path / "count", f"VERSION = '1'\n{slow}"))
+        place = server.post(
+            "/apps/count/events/add?key=a", "slow", headers={"idempotency-key": "i", "prefer": "respond-async"}
+        ).headers["location"]
+        assert server.get(place).status_code == 202  # not yet
+        os.kill(server.engine("count"), signal.SIGKILL)
+        assert server.get(place, params={"wait": "30"}).json() == ["1", 1]
+        server.kill()
+    with serving(home) as server:
+        until(lambda: server.get(place).status_code == 200)
+        assert server.get(place).json() == ["1", 1]
+        assert server.call("count", "add", params={"key": "a"}) == ["1", 2]
+
+
+@pytest.mark.parametrize("how", ["restart", "kill"])
+def test_a_call_without_an_id_goes_on_with_the_next_engine(tmp_path: Path, how: str) -> None:
+    """Its event is accepted; the engine that comes back answers to the same request."""
+    slow = COUNT.replace("self.n += 1", "self.n += 1\n        import time; time.sleep(0.5)")
+    with serving(tmp_path / "home") as server:
+        server.grape("app", "deploy", write_app(tmp_path / "count", f"VERSION = '1'\n{slow}"))
+        answers: list[object] = []
+        thread = threading.Thread(
+            target=lambda: answers.append(server.call("count", "add", params={"key": "a"})), daemon=True
+        )
+        thread.start()
+        until(lambda: server.info("count")["numbers"]["fed"].get("add") == 1)
+        if how == "restart":
+            server.grape("app", "restart", "count")
+        else:
+            os.kill(server.engine("count"), signal.SIGKILL)
+        thread.join(30)
+        assert answers == [["1", 1]]
+
+
+def test_no_answer_in_time(server: Server, tmp_path: Path) -> None:
+    code = COUNT.replace("self.reply([VERSION, self.n])", "pass")
+    server.grape("app", "deploy", write_app(tmp_path / "silent", f"VERSION = '1'\n{code}", name="silent"))
+    detail = problem(server.post("/apps/silent/events/add?key=a&wait=0.3"), 504, "no-answer")
+    assert "the event was accepted" in detail
+
+
+# ---------------------------------------------------------------------- mistakes, and attacks
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "headers", "status", "says"),
+    [
+        ("/apps/cuont/events/add", b"1", {}, 404, "no app 'cuont'"),
+        ("/apps/..%2F..%2Fetc/events/add", b"1", {}, 404, ""),
+        ("/apps/Count/events/add", b"1", {}, 404, "no app"),
+        ("/apps/count/events/ad", b"1", {}, 404, "did you mean 'add'"),
+        ("/apps/count/events/add", b'{"a', {}, 400, "no JSON"),
+        ("/apps/count/events/add", b"[" * 100_000, {}, 400, "JSON"),
+        ("/apps/count/events/add", b"\xff", {"content-type": "text/plain"}, 400, "UTF-8"),
+        ("/apps/count/events/add", b"\xc1", {"content-type": "application/msgpack"}, 400, "msgpack"),
+        ("/apps/count/events/add", b"a=b", {"content-type": "application/x-www-form-urlencoded"}, 415, "known are"),
+        ("/apps/count/events/add?wait=x", b"1", {}, 400, "wait"),
+        ("/apps/count/events/add?wait=-1", b"1", {}, 400, "wait"),
+        ("/apps/count/events/add?wait=nan", b"1", {}, 400, "wait"),
+        ("/apps/count/events/add?wait=1e9", b"1", {}, 400, "wait"),
+        ("/apps/count/events/add?deadline=x", b"1", {}, 400, "deadline"),
+        ("/apps/count/events/add?key=", b"1", {}, 400, "key"),
+        ("/apps/count/events/add?key=" + "k" * 5000, b"1", {}, 400, "key"),
+        ("/apps/count/events/add", b"1", {"idempotency-key": "x" * 300}, 400, "Idempotency-Key"),
+        ("/apps/count/events", b"{}", {}, 400, "array"),
+        ("/apps/count/events", b'{"a":1}\n{"b', {"content-type": "application/x-ndjson"}, 400, "line 2"),
+        ("/nowhere", b"1", {}, 404, "nowhere"),
+    ],
+)
+def test_what_is_asked_wrongly_is_told(
+    server: Server, path: str, body: bytes, headers: dict[str, str], status: int, says: str
+) -> None:
+    answer = server.http.post(path, content=body, headers={"content-type": "application/json", **headers})
+    assert answer.status_code == status, answer.text
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert says in answer.json()["detail"]
+
+
+def test_an_event_that_is_too_large(server: Server) -> None:
+    detail = problem(server.post("/apps/count/events/add", "x" * (9 << 20)), 413, "too-large")
+    assert "8388608" in detail
+    answer = server.http.post(
+        "/apps/count/events/add", content=b"x" * (65 << 20), headers={"content-type": "application/octet-stream"}
+    )
+    problem(answer, 413, "too-large")
+    assert server.get("/healthz").status_code == 200
+
+
+# F99 and what a page in a browser could do to whoever runs a server on his own machine
+def test_pages_of_others_may_not_ask(server: Server) -> None:
+    for headers in ({"origin": "http://evil.example"}, {"host": "evil.example"}, {"origin": "null"}):
+        problem(server.post("/apps/count/events/add?key=page", 1, headers=headers), 403, "forbidden")
+    assert server.post("/apps/count/events/add?key=page", 1, headers={"origin": server.url}).status_code == 202
+    assert server.call("count", "add", params={"key": "page"}) == ["1", 2]
+
+
+# F98
+def test_tokens(tmp_path: Path) -> None:
+    with serving(tmp_path / "home") as server:
+        server.grape("app", "deploy", count_app(tmp_path / "count"))
+        write_app(tmp_path / "other", f"VERSION = '1'\n{COUNT}", name="other")
+        server.grape("app", "deploy", tmp_path / "other")
+        emit = server.grape("token", "create", "web", "--scope", "count:emit").strip()
+        admin = server.grape("token", "create", "ops", "-s", "count:admin", "-s", "*:read").strip()
+        old = server.grape("token", "create", "old", "-s", "*:*", "--days", "0").strip()
+
+        def ask(token: str | None, path: str, method: str = "POST") -> int:
+            headers = {} if token is None else {"authorization": f"Bearer {token}"}
+            return server.http.request(method, path, headers=headers).status_code
+
+        add = "/apps/count/events/add?key=a"
+        assert [ask(token, add) for token in (emit, None, "grape_x", old, admin)] == [202, 401, 401, 401, 403]
+        assert ask(emit, "/apps/other/events/add?key=a") == 403
+        assert [ask(token, "/apps", "GET") for token in (emit, admin)] == [403, 200]
+        assert [ask(token, "/apps/count/restart") for token in (emit, admin)] == [403, 200]
+        assert ask(admin, "/apps/other/stop") == 403
+        assert ask(None, "/healthz", "GET") == 200
+        for place in (tmp_path / "home").rglob("*"):
+            if place.is_file():
+                data = place.read_bytes()
+                assert not any(token.encode() in data for token in (emit, admin, old)), place
+        server.grape("token", "revoke", "web")
+        assert ask(emit, add) == 401
+        assert "web" not in server.grape("token", "list")
+        assert "no scope" in grape("token", "create", "x", "-s", "a:b", "--home", server.home).stderr
+
+
+def raw(server: Server, data: bytes, wait: float = 10) -> bytes:
+    """What comes back until the other side closes, or nothing more comes."""
+    host, port = server.url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=wait) as client:
+        client.sendall(data)
+        found = b""
+        try:
+            while got := client.recv(65536):
+                found += got
+        except TimeoutError:
+            pass
+        return found
+
+
+_ADD = b"POST /apps/count/events/add?key=smuggled HTTP/1.1\r\nhost: 127.0.0.1\r\n"
+
+
+# F101
+@pytest.mark.parametrize(
+    "head",
+    [
+        _ADD + b"content-length: 1\r\ntransfer-encoding: chunked\r\n\r\n1",
+        _ADD + b"content-length: 1\r\ncontent-length: 2\r\n\r\n11",
+        _ADD + b"transfer-encoding: x\r\n\r\n1",
+        b"GET /healthz HTTP/1.1\r\nhost : 127.0.0.1\r\n\r\n",
+        b"GET /healthz HTTP/1.1\r\nhost: 127.0.0.1\r\nx: a\rb\r\n\r\n",
+        b"GET /healthz HTTP/1.1\r\nhost: 127.0.0.1\r\nx: a\x00b\r\n\r\n",
+        b"\x16\x03\x01\x02\x00",
+        b"GET / HTTP/9.9\r\n\r\n",
+    ],
+)
+def test_what_proxies_could_read_otherwise_is_refused(server: Server, head: bytes) -> None:
+    assert b" 200 " not in (found := raw(server, head, 2)), found
+    assert b" 202 " not in found
+    assert server.get("/healthz").status_code == 200
+
+
+# F100
+def test_a_head_that_is_too_long_is_refused(server: Server) -> None:
+    found = raw(server, b"GET /healthz HTTP/1.1\r\n" + b"x: %s\r\n" % (b"y" * 1000) * 200)
+    assert b" 431 " in found
+    assert server.get("/healthz").status_code == 200
+
+
+# F100
+@pytest.mark.slow
+def test_who_is_slow_or_says_nothing_is_let_go_and_the_others_are_served(server: Server) -> None:
+    host, port = server.url.removeprefix("http://").split(":")
+    clients = [socket.create_connection((host, int(port))) for _ in range(2_000)]
+    for client in clients[:1_000]:
+        client.sendall(b"GET /healthz HTTP/1.1\r\nx: ")
+    try:
+        began = time.monotonic()
+        assert server.call("count", "add", params={"key": "slow"}) == ["1", 1]
+        assert time.monotonic() - began < 10
+        for client in clients:
+            client.settimeout(30)
+            try:
+                while client.recv(4096):
+                    pass
+            except ConnectionResetError:
+                pass
+    finally:
+        for client in clients:
+            client.close()
+
+
+# F43
+def test_what_is_full_is_told_with_when_to_come_again(tmp_path: Path) -> None:
+    code = COUNT.replace("self.n += 1", "import time; time.sleep(600)")
+    app = write_app(tmp_path / "count", f"VERSION = '1'\n{code}")
+    with open(app / "grape.toml", "a") as file:
+        file.write("[pool.main]\nqueue-limit = 50\n")
+    with serving(tmp_path / "home") as server:
+        server.grape("app", "deploy", app)
+        codes = [server.post("/apps/count/events/add", 1, params={"key": "a"}).status_code for _ in range(60)]
+        assert codes.count(202) >= 50
+        answer = server.post("/apps/count/events/add", 1, params={"key": "a"})
+        problem(answer, 429, "full")
+        assert int(answer.headers["retry-after"]) >= 1
