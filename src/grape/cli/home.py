@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -11,7 +12,7 @@ from typing import Annotated, Any, TypeVar
 import msgspec
 import typer
 
-from grape.cli.console import complain
+from grape.cli.console import complain, say
 from grape.client.connection import dial_server
 from grape.errors import EngineError, GrapeError, NoAnswer
 
@@ -62,3 +63,20 @@ def or_exit(ask: Callable[[], T]) -> T:
         complain(str(e))
         failed = isinstance(e, EngineError | NoAnswer)
         raise typer.Exit(EXIT_ENGINE if failed else EXIT_USE) from None
+
+
+def stop_server(home: str | None) -> None:
+    """Have a server stop, and wait until it has."""
+
+    def stop() -> None:
+        connection = dial_server(home_of(home)).start()
+        try:
+            asked: Future[msgspec.Raw] = connection.ask_verb("shutdown")
+            asked.result()
+            with contextlib.suppress(GrapeError):
+                connection.ended.result()
+        finally:
+            connection.close()
+
+    or_exit(stop)
+    say("the server has stopped")

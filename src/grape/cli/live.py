@@ -1,4 +1,5 @@
-"""``grape status``, ``emit``, ``call`` and ``stop``: an engine that runs, spoken to by its directory."""
+"""``grape status``, ``emit``, ``call`` and ``stop``: an engine that runs, spoken to by its directory, or by the name
+that its app has on a server."""
 
 from __future__ import annotations
 
@@ -10,11 +11,16 @@ import msgspec
 import typer
 from rich.table import Table
 
+from grape.apps.manifest import APP
 from grape.cli.console import complain, put, put_table, say
+from grape.cli.home import HomeOption, home_of, stop_server, told
 from grape.errors import CallFailed, EngineError, GrapeError, NoAnswer, UsageError
 from grape.model.numbers import AppNumbers, PoolNumbers
 from grape.model.plural import counted
 from grape.running import ConnectedEngine, connect
+from grape.server.home import Home
+from grape.server.hosted import AppInfo
+from grape.server.supervisor import Named
 
 T = TypeVar("T")
 
@@ -22,7 +28,10 @@ EXIT_FAILED: Final = 1
 EXIT_USE: Final = 2
 EXIT_ENGINE: Final = 3
 
-Data = Annotated[str, typer.Option(metavar="DIR", help="The data directory on which the engine runs.")]
+Data = Annotated[str | None, typer.Option(metavar="DIR", help="The data directory on which the engine runs.")]
+Event = Annotated[
+    str, typer.Argument(metavar="[APP@]EVENT", help="Its name: of a slot of the app; with that of an app on a server.")
+]
 Key = Annotated[str | None, typer.Option(metavar="KEY", help="The event's key.")]
 Value = Annotated[
     str | None, typer.Argument(metavar="JSON", help="Its data: JSON, or - to read it from standard input. Else none.")
@@ -31,7 +40,9 @@ Timeout = Annotated[float, typer.Option(metavar="SECONDS", min=0, help="How long
 
 
 def status(
-    data: Data,
+    app: Annotated[str, typer.Argument(metavar="[APP]", help="Of a server.")] = "",
+    data: Data = None,
+    home: HomeOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="All that is measured, as one JSON object.")] = False,
 ) -> None:
     """Show what an engine that runs is doing: queues, workers, rates, latencies, by pool.
@@ -39,8 +50,9 @@ def status(
     \b
     grape status --data ./d
     grape status --data ./d --json | jq .pools.main.rate
+    grape status orders
     """
-    with _connected(data) as engine:
+    with _connected(app, data, home) as engine:
         numbers = _said(engine.numbers)
     if as_json or not sys.stdout.isatty():
         put(msgspec.json.encode(numbers).decode())
@@ -49,10 +61,11 @@ def status(
 
 
 def emit(
-    event: Annotated[str, typer.Argument(metavar="EVENT", help="Its name: of a slot of the app.")],
+    event: Event,
     value: Value = None,
     *,
-    data: Data,
+    data: Data = None,
+    home: HomeOption = None,
     key: Key = None,
     own_id: Annotated[
         str | None, typer.Option("--id", metavar="ID", help="Its own id: the same one again is accepted once.")
@@ -63,16 +76,19 @@ def emit(
 
     \b
     grape emit order '{"item": "nails", "count": 3}' --data ./d --key ann
+    grape emit orders@order '{"item": "nails", "count": 3}' --key ann
     """
-    with _connected(data) as engine:
-        _said(lambda: engine.emit(event, _value(value), key=key, id=own_id, timeout=timeout))
+    app, name = _split(event)
+    with _connected(app, data, home) as engine:
+        _said(lambda: engine.emit(name, _value(value), key=key, id=own_id, timeout=timeout))
 
 
 def call(
-    event: Annotated[str, typer.Argument(metavar="EVENT", help="Its name: of a slot of the app.")],
+    event: Event,
     value: Value = None,
     *,
-    data: Data,
+    data: Data = None,
+    home: HomeOption = None,
     key: Key = None,
     timeout: Timeout = 30.0,
 ) -> None:
@@ -80,16 +96,22 @@ def call(
 
     \b
     grape call question '"1+2"' --data ./d
+    grape call orders@question '"1+2"'
     """
-    with _connected(data) as engine:
-        replies = _said(lambda: engine.call_stream(event, _value(value), key=key, timeout=timeout))
+    app, name = _split(event)
+    with _connected(app, data, home) as engine:
+        replies = _said(lambda: engine.call_stream(name, _value(value), key=key, timeout=timeout))
         while (reply := _said(lambda: next(replies, None))) is not None:
             put(msgspec.json.encode(reply.data, enc_hook=repr).decode())
 
 
-def stop(data: Data) -> None:
-    """Have an engine that runs stop as Ctrl-C does, and wait until it has: what runs is committed, the rest waits."""
-    with _connected(data) as engine:
+def stop(data: Data = None, home: HomeOption = None) -> None:
+    """Have an engine that runs stop as Ctrl-C does, and wait until it has: what runs is committed, the rest waits. With
+    --home: a server, and all its apps. (One app of it: grape app stop APP.)"""
+    if data is None:
+        stop_server(home)
+        return
+    with _connected("", data, home) as engine:
         outcomes = _said(engine.stop)
     left = f"; {counted(outcomes.backlog, 'event')} left for the next run" if outcomes.backlog else ""
     say(f"{outcomes.app} has stopped{left}")
@@ -98,8 +120,30 @@ def stop(data: Data) -> None:
 # ------------------------------------------------------------------ common to them
 
 
-def _connected(data: str) -> ConnectedEngine:
-    return _said(lambda: connect(data))
+def _split(event: str) -> tuple[str, str]:
+    """The app, "" if none is said, and the event of it."""
+    app, at, name = event.partition("@")
+    return (app, name) if at and APP.fullmatch(app) else ("", event)
+
+
+def _connected(app: str, data: str | None, home: str | None) -> ConnectedEngine:
+    """To the engine on ``data``, else to that of an app on a server."""
+
+    def found() -> ConnectedEngine:
+        if data is not None:
+            return connect(data)
+        if not app:
+            raise UsageError(
+                "which engine? --data DIR says on which directory it runs, APP@EVENT which app of a server"
+            )
+        try:
+            return connect(str(Home(home_of(home)).data(app)))
+        except UsageError:
+            info = told(home, "look", Named(app), AppInfo)  # which knows better why
+            why = f": {info.why}" if info.why else ""
+            raise UsageError(f"{app} does not run: it is {info.state}{why}") from None
+
+    return _said(found)
 
 
 def _said(ask: Callable[[], T]) -> T:
