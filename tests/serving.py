@@ -68,6 +68,12 @@ class Server:
         assert done.returncode == code, f"{done.stdout}\n{done.stderr}"
         return done.stdout if code == 0 else done.stderr
 
+    def grape_data(self, *words: object) -> str:
+        """Of a command that looks into the directory of an app, whose name is the last word."""
+        done = grape(*words[:-1], "--data", self.home / "apps" / str(words[-1]) / "data")
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
     def info(self, app: str) -> dict[str, Any]:
         found: dict[str, Any] = json.loads(self.grape("app", "info", app, "--json"))
         return found

@@ -17,6 +17,7 @@ from grape.authoring.loading import parse_target
 from grape.errors import TopologyError, UsageError
 from grape.model.address import MAX_PARTITIONS
 from grape.model.profile import read_profiles
+from grape.model.retention import Keeping
 from grape.model.section import Size, read_section
 
 T = TypeVar("T")
@@ -54,6 +55,7 @@ class Manifest(Struct, frozen=True, kw_only=True, rename="kebab"):
         config: reaches the topology as it is.
         env: variables of its workers. secrets: the same, by reference.
         pool: profiles, by pool.
+        output: how much of it a server keeps, by output.
     """
 
     name: str
@@ -67,6 +69,7 @@ class Manifest(Struct, frozen=True, kw_only=True, rename="kebab"):
     env: dict[str, str] = {}
     secrets: dict[str, Secret] = {}
     pool: dict[str, dict[str, Any]] = {}
+    output: dict[str, Keeping] = {}
 
 
 class Misfit(ValueError):
@@ -122,7 +125,7 @@ def _read(found: dict[str, Any], directory: Path) -> Manifest:
     for key, example in (("name", "orders"), ("app", "orders.py")):
         if key not in found:
             raise Misfit((), f'{key} is missing; say it as in {key} = "{example}"')
-    tables = {key: _table(found, key) for key in ("env", "secrets", "pool", "config")}
+    tables = {key: _table(found, key) for key in ("env", "secrets", "pool", "config", "output")}
     for name, value in (*tables["env"].items(), *tables["secrets"].items()):
         table = "env" if name in tables["env"] else "secrets"
         if not _VARIABLE.fullmatch(name):
@@ -134,13 +137,27 @@ def _read(found: dict[str, Any], directory: Path) -> Manifest:
     secrets = {name: _secret(name, value) for name, value in tables["secrets"].items()}
     for pool, keys in tables["pool"].items():
         _guarded(("pool", pool), keys, partial(read_profiles, {pool: keys}, "grape.toml"))
+    outputs = {
+        name: _guarded(("output", name), keys, partial(read_section, Keeping, _keys(name, keys), ""))
+        for name, keys in tables["output"].items()
+    }
     rest = {key: value for key, value in found.items() if key not in tables}
     manifest = _guarded((), rest, lambda: read_section(Manifest, rest, ""))
     _check(manifest)
     _guarded(("app",), {}, lambda: target_of(manifest, directory))
     return msgspec.structs.replace(
-        manifest, config=tables["config"], env=tables["env"], secrets=secrets, pool=tables["pool"]
+        manifest, config=tables["config"], env=tables["env"], secrets=secrets, pool=tables["pool"], output=outputs
     )
+
+
+def _keys(name: str, keys: Any) -> dict[str, Any]:
+    """
+    Raises:
+        Misfit: it is no table.
+    """
+    if not isinstance(keys, dict):
+        raise Misfit(("output", name), f'output.{name} is a table, as in [output.{name}] age = "7 d"')
+    return keys
 
 
 def _table(found: dict[str, Any], key: str) -> dict[str, Any]:

@@ -52,7 +52,7 @@ def status(
     grape status --data ./d --json | jq .pools.main.rate
     grape status orders
     """
-    with _connected(app, data, home) as engine:
+    with connected(app, data, home) as engine:
         numbers = _said(engine.numbers)
     if as_json or not sys.stdout.isatty():
         put(msgspec.json.encode(numbers).decode())
@@ -78,8 +78,8 @@ def emit(
     grape emit order '{"item": "nails", "count": 3}' --data ./d --key ann
     grape emit orders@order '{"item": "nails", "count": 3}' --key ann
     """
-    app, name = _split(event)
-    with _connected(app, data, home) as engine:
+    app, name = split(event)
+    with connected(app, data, home) as engine:
         _said(lambda: engine.emit(name, _value(value), key=key, id=own_id, timeout=timeout))
 
 
@@ -98,8 +98,8 @@ def call(
     grape call question '"1+2"' --data ./d
     grape call orders@question '"1+2"'
     """
-    app, name = _split(event)
-    with _connected(app, data, home) as engine:
+    app, name = split(event)
+    with connected(app, data, home) as engine:
         replies = _said(lambda: engine.call_stream(name, _value(value), key=key, timeout=timeout))
         while (reply := _said(lambda: next(replies, None))) is not None:
             put(msgspec.json.encode(reply.data, enc_hook=repr).decode())
@@ -111,7 +111,7 @@ def stop(data: Data = None, home: HomeOption = None) -> None:
     if data is None:
         stop_server(home)
         return
-    with _connected("", data, home) as engine:
+    with connected("", data, home) as engine:
         outcomes = _said(engine.stop)
     left = f"; {counted(outcomes.backlog, 'event')} left for the next run" if outcomes.backlog else ""
     say(f"{outcomes.app} has stopped{left}")
@@ -120,13 +120,13 @@ def stop(data: Data = None, home: HomeOption = None) -> None:
 # ------------------------------------------------------------------ common to them
 
 
-def _split(event: str) -> tuple[str, str]:
+def split(event: str) -> tuple[str, str]:
     """The app, "" if none is said, and the event of it."""
     app, at, name = event.partition("@")
     return (app, name) if at and APP.fullmatch(app) else ("", event)
 
 
-def _connected(app: str, data: str | None, home: str | None) -> ConnectedEngine:
+def connected(app: str, data: str | None, home: str | None) -> ConnectedEngine:
     """To the engine on ``data``, else to that of an app on a server."""
 
     def found() -> ConnectedEngine:

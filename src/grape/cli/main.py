@@ -14,6 +14,7 @@ from grape.cli import conformance, crashes, dead, held, log, state, token
 from grape.cli.console import put
 from grape.cli.doctor import doctor
 from grape.cli.live import call, emit, status, stop
+from grape.cli.queue import pull, pump, push, tail
 from grape.cli.repair import repair
 from grape.cli.run import EXIT_INT, run
 from grape.cli.serve import SERVE_HELP, serve
@@ -56,7 +57,7 @@ def _root(
 
 app.command()(run)
 app.command(help=SERVE_HELP)(serve)
-for live in (status, emit, call, stop):
+for live in (status, emit, call, stop, tail, pull, push, pump):
     app.command()(live)
 app.add_typer(apps.app, name="app")
 app.add_typer(token.app, name="token")

@@ -14,6 +14,7 @@ from grape.engine.clock import Clock
 from grape.engine.committer import Committer
 from grape.engine.inbox import Inbox
 from grape.engine.letting import LetGo
+from grape.engine.retention import Retention
 from grape.model import batch as codec
 from grape.model.cursor import Progress
 from grape.model.stored import (
@@ -114,6 +115,8 @@ class Take:
         self._inboxes = {number: Inbox(reading) for number, reading in self._readings.items()}
         self.peers: list[Take] = [self]
         """All takers of this output in this run: what all of them have is let go of."""
+        self.retention: Retention | None = None
+        """What is let go of whoever has not had it."""
         self._durable: dict[int, tuple[int, set[int]]] = {
             number: (reading.cursor.position, set(reading.cursor.finished))
             for number, reading in self._readings.items()
@@ -146,7 +149,19 @@ class Take:
         numbers, self._untold = self._untold, set()
         for number in numbers:
             above = self._durable[number][1] if len(self.peers) == 1 else ()
-            self._let_go[number](min(peer.committed(number) for peer in self.peers), above)
+            floor = 0 if self.retention is None else self.retention.floor[number]
+            taken = min((peer.committed(number) for peer in self.peers), default=0)
+            self._let_go[number](max(floor, taken), above)
+
+    def leave(self) -> None:
+        """It takes nothing any more: what the others have may go."""
+        if self in self.peers:
+            self.peers.remove(self)
+
+    def come_back(self) -> None:
+        """After `leave`."""
+        if self not in self.peers:
+            self.peers.append(self)
 
     def arrived(self, partition: int) -> None:
         self._fresh.add(partition)
@@ -166,16 +181,17 @@ class Take:
         """Everything there is has been taken and committed."""
         return not (self._fresh or self._rest or self._settled or self._committer.is_busy)
 
-    def read(self, max_bytes: int) -> Taken | None:
+    def read(self, max_bytes: int, begin: int = 0) -> Taken | None:
         """What can be taken now, each batch once and those of one origin in order; None: nothing. What was read must be
-        settled before the next read."""
+        settled before the next read, or later, batch by batch, by `progress`. ``begin``: the partition to begin
+        with."""
         if self._rest:
             rest, self._rest = self._rest, []
             return Taken(rest, frozenset(item.number for item in rest))
         items: list[TakenBatch] = []
         logs: set[int] = set()
         size = 0
-        for number in sorted(self._fresh):
+        for number in sorted(self._fresh, key=lambda number: (number < begin, number)):
             inbox = self._inboxes[number]
             while size < max_bytes:
                 found = self._transport.read(self._app.log(self._log, number), inbox.read_to, max_bytes - size)
@@ -246,6 +262,19 @@ class Take:
         begin = _answer(request)
         rows = self._transport.scan(self.id, "text", begin, _MOST_REPLIES, begin + b"\xff" * 9)
         return [(value[1:], value[:1] == b"\1") for _, value in rows]
+
+    def progress_of(self, number: int, position: int) -> Progress:
+        """How far a batch that was read has been taken."""
+        return self._inboxes[number].cursor.progress(position)
+
+    def progress(self, number: int, position: int, progress: Progress) -> None:
+        """A batch that was read has been taken so far: to be committed."""
+        self._count += self._inboxes[number].progress(position, progress)
+        self._settled.add(number)
+
+    def touched(self, number: int) -> None:
+        """That a partition was read on is to be committed, with whatever comes next."""
+        self._settled.add(number)
 
     def give_back(self, taken: Taken) -> None:
         """Nothing of it was taken: the next read gives it again."""

@@ -121,6 +121,23 @@ class AppDoor:
                     raise
                 await asyncio.sleep(_LOOK)
 
+    async def ask(self, verb: str, argument: Any, kind: type[T]) -> T:
+        """Ask the engine, or the one that comes next if this one ends.
+
+        Raises:
+            Problem: the app is not there.
+            GrapeError: it refuses, or it died and it is not known what became of it.
+        """
+        deadline = time.monotonic() + HOLD
+        while True:
+            door = await self.door()
+            try:
+                return msgspec.msgpack.decode(await door.ask(verb, argument), type=kind)
+            except Stopping:
+                if time.monotonic() > deadline:
+                    raise
+                await asyncio.sleep(_LOOK)
+
     async def kept(self, waiter: Waiter) -> Kept:
         """The replies to the waiter's call that have been kept up to now; the waiter has those that come after them.
 

@@ -9,20 +9,21 @@ import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, Final
 
-import msgspec
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
-from grape.client.calls import decoded_reply, failure_in
+from grape.client.calls import decoded_reply
 from grape.client.events import ClientEvent, client_event
-from grape.errors import BadArgument, CallFailed, GrapeError, NoAnswer
+from grape.errors import BadArgument, GrapeError, NoAnswer
 from grape.gateway.access import Access, Verb
-from grape.gateway.bodies import JSON, LINES, MSGPACK, events_of, items_of, media_of, named_events, value_of
+from grape.gateway.answers import STREAM, as_json, as_problem, as_reply, sent_problem, sent_reply
+from grape.gateway.bodies import LINES, events_of, items_of, media_of, named_events, value_of
 from grape.gateway.doors import AppDoor, Doors
-from grape.gateway.problems import MEDIA, Problem, problem_of
+from grape.gateway.outputs import Outputs
+from grape.gateway.problems import Problem, problem_of
 from grape.gateway.waiting import Waiter
 from grape.model.stored import KEPT
 from grape.server.hosted import AppInfo
@@ -38,9 +39,6 @@ _SLOW: Final = 30.0
 """Seconds between two pieces of a body."""
 _WINDOW: Final = 1_000
 """Events of one request that are under way at a time."""
-_STREAM: Final = "text/event-stream"
-_encode_json: Final = msgspec.json.Encoder(enc_hook=repr).encode
-_encode_msgpack: Final = msgspec.msgpack.Encoder().encode
 
 
 class Gateway:
@@ -64,6 +62,7 @@ class Gateway:
             Route("/apps/{app}/events", self._emit_several, methods=["POST"]),
             Route("/apps/{app}/events/{event:path}", self._emit, methods=["POST"]),
             Route("/apps/{app}/answers/{id}", self._answer, methods=["GET"]),
+            *Outputs(self.doors, self._may, _body).routes(),
             *(
                 Route(f"/apps/{{app}}/{verb}", self._order(verb), methods=["POST"])
                 for verb in ("start", "stop", "restart", "upgrade", "rollback")
@@ -112,10 +111,10 @@ class Gateway:
             assert own_id is not None
             await app.hand_in(event, KEPT + own_id)
             place = f"/apps/{name}/answers/{own_id}"
-            return _json({"accepted": 1, "id": own_id, "answer": place}, 202, {"location": place})
+            return as_json({"accepted": 1, "id": own_id, "answer": place}, 202, {"location": place})
         if wait is None:
             await app.hand_in(event)
-            return _json({"accepted": 1}, 202)
+            return as_json({"accepted": 1}, 202)
         return await self._call(request, app, event, wait)
 
     async def _emit_several(self, request: Request) -> Response:
@@ -145,7 +144,7 @@ class Gateway:
             if worst is not None:
                 break  # what comes behind it may depend on it
         if worst is None:
-            return _json({"accepted": len(events)}, 202)
+            return as_json({"accepted": len(events)}, 202)
         tried = min(len(events), start + _WINDOW)
         problem = problem_of(worst)
         problem.document |= {"accepted": tried - len(refused), "refused": refused, "untried": len(events) - tried}
@@ -156,14 +155,14 @@ class Gateway:
     async def _call(self, request: Request, app: AppDoor, event: ClientEvent, wait: float) -> Response:
         accepts = request.headers.get("accept", "")
         waits_for = KEPT + event.id if event.id else f"call-{uuid.uuid4().hex}"
-        if _STREAM in accepts:
+        if STREAM in accepts:
             return StreamingResponse(
-                _server_sent(app, event, waits_for, wait), media_type=_STREAM, headers={"cache-control": "no-store"}
+                _serversent_reply(app, event, waits_for, wait), media_type=STREAM, headers={"cache-control": "no-store"}
             )
         with app.waiting.open(waits_for) as waiter:
             await app.hand_in(event, waits_for)
             packed = await self._final(app, waiter, wait, is_kept=bool(event.id))
-        return _reply(packed, accepts)
+        return as_reply(packed, accepts)
 
     async def _final(self, app: AppDoor, waiter: Waiter, wait: float, *, is_kept: bool) -> bytes:
         """
@@ -194,35 +193,35 @@ class Gateway:
                 with contextlib.suppress(TimeoutError):
                     final = (await waiter.next(wait))[0]
         if final is not None:
-            return _reply(final, request.headers.get("accept", ""))
+            return as_reply(final, request.headers.get("accept", ""))
         if not kept.is_known:
             raise Problem(404, "no-call", f"nothing is known of a call {own_id!r:.100}, or not any more")
-        return _json({"id": own_id, "parts": parts}, 202, {"retry-after": "1"})
+        return as_json({"id": own_id, "parts": parts}, 202, {"retry-after": "1"})
 
     # ------------------------------------------------------------------ apps
 
     async def _healthy(self, request: Request) -> Response:
-        return _json({"status": "ok"})
+        return as_json({"status": "ok"})
 
     async def _ready(self, request: Request) -> Response:
         await self.doors.ask("names", None, list[str])
-        return _json({"status": "ok"})
+        return as_json({"status": "ok"})
 
     async def _app_ready(self, request: Request) -> Response:
         app = self.doors.app(request.path_params["app"])
         await app.door(0.5)
-        return _json({"status": "ok"})
+        return as_json({"status": "ok"})
 
     async def _apps(self, request: Request) -> Response:
         self._may(request, "", "read")
-        return _json(await self.doors.ask("apps", None, list[AppInfo]))
+        return as_json(await self.doors.ask("apps", None, list[AppInfo]))
 
     async def _app(self, request: Request) -> Response:
         name = request.path_params["app"]
         self._may(request, name, "read")
         if await self.doors.look(name) is None:
             raise Problem(404, "no-app", f"there is no app {name!r:.100} here")
-        return _json(await self.doors.ask("app", Named(name), AppInfo))
+        return as_json(await self.doors.ask("app", Named(name), AppInfo))
 
     def _order(self, verb: str) -> Handler:
         async def order(request: Request) -> Response:
@@ -235,40 +234,28 @@ class Gateway:
                 query = request.query_params
                 asked = Change(name, query.get("version", ""), tuple(query.getlist("drop-slot")))
             asked_verb = "change" if verb == "upgrade" else verb
-            return _json(await self.doors.ask(asked_verb, asked, AppInfo))
+            return as_json(await self.doors.ask(asked_verb, asked, AppInfo))
 
         return order
 
 
-async def _server_sent(app: AppDoor, event: ClientEvent, waits_for: str, wait: float) -> AsyncIterator[str]:
+async def _serversent_reply(app: AppDoor, event: ClientEvent, waits_for: str, wait: float) -> AsyncIterator[bytes]:
     """The replies to a call as server-sent events: "part", then "final", or "error"."""
     with app.waiting.open(waits_for, takes_parts=True) as waiter:
         try:
             await app.hand_in(event, waits_for)
             final = False
             for packed, final in (await app.kept(waiter)).replies if event.id else ():
-                yield _sent(packed, final)
+                yield sent_reply(packed, final)
             while not final:
                 packed, final = await waiter.next(wait)
-                yield _sent(packed, final)
+                yield sent_reply(packed, final)
         except TimeoutError:
-            yield _sent_problem(problem_of(NoAnswer(f"no reply after {wait:g} s; the event was accepted")))
+            yield sent_problem(problem_of(NoAnswer(f"no reply after {wait:g} s; the event was accepted")))
         except Problem as problem:
-            yield _sent_problem(problem)
+            yield sent_problem(problem)
         except GrapeError as e:
-            yield _sent_problem(problem_of(e))
-
-
-def _sent(packed: bytes, final: bool) -> str:
-    data = decoded_reply(packed)
-    failed = failure_in(data) if final else None
-    if failed is not None:
-        return _sent_problem(problem_of(failed))
-    return f"event: {'final' if final else 'part'}\ndata: {_encode_json(data).decode()}\n\n"
-
-
-def _sent_problem(problem: Problem) -> str:
-    return f"event: error\ndata: {_encode_json(problem.document).decode()}\n\n"
+            yield sent_problem(problem_of(e))
 
 
 # ---------------------------------------------------------------------- what is asked
@@ -327,38 +314,20 @@ def _seconds(request: Request, name: str) -> float | None:
         raise BadArgument(f"{name}: a number of seconds, not {text!r:.60}") from None
 
 
-# ---------------------------------------------------------------------- what is answered
-
-
-def _json(value: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
-    return Response(_encode_json(value), status, headers, JSON)
-
-
-def _reply(packed: bytes, accepts: str) -> Response:
-    """The answer to a call, in the form that is asked for.
-
-    Raises:
-        CallFailed: what should have answered failed.
-    """
-    data = decoded_reply(packed)
-    failed: CallFailed | None = failure_in(data)
-    if failed is not None:
-        raise failed
-    if any(media in accepts for media in MSGPACK):
-        return Response(packed, 200, None, "application/msgpack")
-    return _json(data)
+# ---------------------------------------------------------------------- errors
 
 
 def _say(request: Request, problem: Problem) -> Response:
-    return Response(_encode_json(problem.document), problem.status, problem.headers, MEDIA)
+    return as_problem(problem)
 
 
 def _say_http(request: Request, error: HTTPException) -> Response:
     codes = {404: "no-page", 405: "method"}
     text = f"there is no {request.url.path[:200]!r} here" if error.status_code == 404 else error.detail
-    problem = Problem(error.status_code, codes.get(error.status_code, "http"), text, None, dict(error.headers or {}))
-    return _say(request, problem)
+    return as_problem(
+        Problem(error.status_code, codes.get(error.status_code, "http"), text, None, dict(error.headers or {}))
+    )
 
 
 def _say_bug(request: Request, error: Exception) -> Response:
-    return _say(request, Problem(500, "bug", f"the gateway failed, which is a bug in it: {type(error).__name__}"))
+    return as_problem(Problem(500, "bug", f"the gateway failed, which is a bug in it: {type(error).__name__}"))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Final, NamedTuple
 
@@ -13,8 +13,10 @@ from grape.engine.engine import Engine
 from grape.engine.feed import Feed
 from grape.engine.ids import Ids
 from grape.engine.outlet import DeadOutputs, Take, dead_log
+from grape.engine.retention import Retention
 from grape.errors import Full, UsageError
 from grape.model.address import MAX_LOGS, PartitionId
+from grape.model.retention import Keeping
 from grape.model.stored import OUTPUT, REPLIES, SOURCE, TAKER
 
 _SPARED: Final = 1_024
@@ -54,6 +56,8 @@ class Attaching:
         self._takes: dict[TakenBy, Take] = {}
         self._committers: dict[str, Committer] = {}
         self._dead: dict[str, DeadOutputs] = {}
+        self._peers: dict[str, list[Take]] = {}
+        self._retained: dict[str, Retention] = {}
         self._wanted: list[tuple[dict[str, str], Callable[[dict[str, Committer]], None]]] = []
         self._is_busy = False
 
@@ -112,13 +116,33 @@ class Attaching:
     def _make_take(self, taken: TakenBy, committer: Committer) -> Take:
         app, engine = self._app, self._engine
         take = Take(app, taken.name, taken.log, engine.transport, committer, engine.clock)
-        peers = [other for by, other in self._takes.items() if by.log == taken.log]
-        if peers:
-            peers[0].peers.append(take)
-            take.peers = peers[0].peers
+        take.peers = self._peers.setdefault(taken.log, [])
+        take.peers.append(take)
+        take.retention = self._retained.get(taken.log)
         for number in take.logs:
             engine.on_arrival(app.log(taken.log, number), partial(take.arrived, number))
         return take
+
+    def keep(self, event: str, keeping: Keeping) -> Retention:
+        """An output is kept, from now on, also if nobody takes it. Before it has any taker."""
+        app, engine, log = self._app, self._engine, OUTPUT + event
+        retention = self._retained[log] = Retention(app, event, engine.transport, keeping)
+        for number in range(app.partitions):
+            engine.on_arrival(app.log(log, number), partial(retention.arrived, number))
+        app.taken |= {event}
+        return retention
+
+    def let_go(self, event: str, numbers: set[int]) -> None:
+        """Of what nobody keeps of these partitions of an output."""
+        log = OUTPUT + event
+        peers = self._peers.get(log, [])
+        taken = {number: min(peer.committed(number) for peer in peers) for number in numbers} if peers else {}
+        self._retained[log].let_go(numbers, taken)
+
+    @property
+    def logs(self) -> Iterable[str]:
+        """Names of all that there ever were."""
+        return self._app.record.logs
 
     def own(self, log: str, then: Callable[[Committer], None]) -> None:
         """``then`` gets the committer of a source's log that there is, which may be in use."""

@@ -16,6 +16,7 @@ from grape.errors import BadArgument, GrapeError
 from grape.model.address import MAX_PARTITIONS
 from grape.model.near import did_you_mean
 from grape.model.profile import Profile
+from grape.model.retention import Keeping
 from grape.model.topology import Limits
 from grape.model.values import shown
 from grape.store.store import MAX_SIZE
@@ -61,6 +62,8 @@ class Options(Struct, kw_only=True):
     drop_nodes: frozenset[str] = frozenset()
     discard_slots: frozenset[str] = frozenset()
     keep_open: bool = False
+    keeps: dict[str, Keeping] | None = None
+    """How much of which output; of one that is not named as much as usual. None: outputs are not kept."""
     limits: Limits = Limits()
     max_size: int = MAX_SIZE
     reserve: int | None = None

@@ -31,9 +31,11 @@ from grape.host.house import House
 from grape.host.opening import Removals
 from grape.host.options import Options
 from grape.host.ordering import ordering
+from grape.host.queues import Queues
 from grape.host.serving import Serving
 from grape.host.spawning import Spawning
 from grape.host.streams import Streams
+from grape.host.tails import Tails
 from grape.host.telling import Teller
 from grape.host.verbs import answers, counts_of, telemetry
 from grape.model.near import no_such
@@ -200,6 +202,11 @@ class Run:
         self._streams = Streams(app, engine, self._host, self.options.max_dead, dead)
         self._house.verbs.update(telemetry(engine, self._streams, self._workers.pids))
         self._house.verbs.update(answers(engine, self._house.fan))
+        tails = Tails(app, engine.transport, engine.on_arrival, self._host, self._clock)
+        queues = Queues(app.topology, assembled.attaching, tails, self._host, self._clock)
+        self._house.verbs.update(queues.verbs())
+        if self.options.keeps is not None:
+            queues.begin(self.options.keeps)
         self._house.verbs.update(ordering(engine, assembled.attaching, self._streams, self._host))
         self._house.opened(assembled, self._streams)
         return Serving(assembled, self._streams, self._house, self._host, self._clock, self.options)

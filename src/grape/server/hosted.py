@@ -169,10 +169,11 @@ class Hosted:
 
         def read() -> Options:
             place = home.checked(name, digest)
-            _, options = options_of(place, os.environ, home.profile(name))
+            manifest, options = options_of(place, os.environ, home.profile(name))
             options.data = str(home.data(name))
             options.directory = str(place)
             options.keep_open = True
+            options.keeps = manifest.output
             options.max_dead = MAX_DEAD
             options.drop_slots = drop_slots
             return check_options(options)

@@ -1,0 +1,150 @@
+"""Outputs over HTTP: as queues, and to look on at."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any, Final, TypeVar
+
+import msgspec
+from msgspec import Struct
+from starlette.requests import Request
+from starlette.responses import Response, StreamingResponse
+from starlette.routing import Route
+
+from grape.client.calls import decoded_reply
+from grape.errors import BadArgument, GrapeError, NoAnswer, Stopping
+from grape.gateway.access import Verb
+from grape.gateway.answers import STREAM, as_json, json_of, sent_problem
+from grape.gateway.bodies import LINES, MSGPACK
+from grape.gateway.doors import AppDoor, Doors
+from grape.gateway.problems import Problem, problem_of
+from grape.protocol import queues
+from grape.protocol.queues import Delivery, OutputNumbers, Peek, Tail, Tailed, Tokens, Which
+
+T = TypeVar("T", bound=Struct)
+May = Callable[[Request, str, Verb], None]
+
+_BEAT: Final = 15.0
+"""Seconds after which a line is sent to whoever looks on, so that everybody between knows that it is alive."""
+_AGAIN: Final = 0.2
+
+
+class Outputs:
+    """
+    Args:
+        may: raises if whoever asks may not.
+    """
+
+    def __init__(self, doors: Doors, may: May, body: Callable[[Request], Awaitable[bytes]]) -> None:
+        self._doors = doors
+        self._may = may
+        self._body = body
+
+    def routes(self) -> list[Route]:
+        place = "/apps/{app}/outputs/{event}"
+        return [
+            Route(place, self._consumers, methods=["GET"]),
+            Route(f"{place}/tail", self._tail, methods=["GET"]),
+            Route(f"{place}/peek", self._lend(queues.PEEK), methods=["POST"]),
+            Route(f"{place}/pop", self._lend(queues.POP), methods=["POST"]),
+            Route(f"{place}/ack", self._order(queues.ACK, Tokens), methods=["POST"]),
+            Route(f"{place}/nack", self._order(queues.NACK, Tokens), methods=["POST"]),
+            Route(f"{place}/clear", self._order(queues.CLEAR, Which), methods=["POST"]),
+            Route(f"{place}/forget", self._order(queues.FORGET, Which), methods=["POST"]),
+        ]
+
+    def _app(self, request: Request) -> tuple[AppDoor, str]:
+        name = request.path_params["app"]
+        self._may(request, name, "read")
+        return self._doors.app(name), request.path_params["event"]
+
+    async def _asked(self, request: Request, event: str, kind: type[T]) -> T:
+        body = await self._body(request)
+        try:
+            found = msgspec.json.decode(body or b"{}", type=dict[str, Any])
+            return msgspec.convert({**found, "event": event}, kind)
+        except msgspec.MsgspecError as e:
+            raise BadArgument(str(e)) from None
+
+    async def _consumers(self, request: Request) -> Response:
+        app, event = self._app(request)
+        return as_json(await app.ask(queues.CONSUMERS, {"event": event}, OutputNumbers))
+
+    def _lend(self, verb: str) -> Callable[[Request], Awaitable[Response]]:
+        async def lend(request: Request) -> Response:
+            app, event = self._app(request)
+            asked = await self._asked(request, event, Peek)
+            found = await app.ask(verb, asked, list[Delivery])
+            if any(media in request.headers.get("accept", "") for media in MSGPACK):
+                return Response(msgspec.msgpack.encode(found), 200, None, "application/msgpack")
+            return as_json({"events": [_shown(delivery) for delivery in found]})
+
+        return lend
+
+    def _order(self, verb: str, kind: type[T]) -> Callable[[Request], Awaitable[Response]]:
+        async def order(request: Request) -> Response:
+            app, event = self._app(request)
+            asked = await self._asked(request, event, kind)
+            return as_json(await app.ask(verb, asked, dict[str, Any]))
+
+        return order
+
+    async def _tail(self, request: Request) -> Response:
+        """Server-sent events from now on, or from where ``Last-Event-ID`` says; JSON lines for whoever wants those."""
+        app, event = self._app(request)
+        places = _places(request.headers.get("last-event-id", ""))
+        first = await app.ask(queues.TAIL, Tail(event, places), Tailed)
+        as_lines = any(media in request.headers.get("accept", "") for media in LINES)
+        media = "application/x-ndjson" if as_lines else STREAM
+        followed = _followed(app, event, first, as_lines=as_lines)
+        return StreamingResponse(followed, media_type=media, headers={"cache-control": "no-store"})
+
+
+async def _followed(app: AppDoor, event: str, tailed: Tailed, *, as_lines: bool) -> AsyncIterator[bytes]:
+    """What comes, for ever; over the restarts of the engine."""
+    yield b"" if as_lines else b": looking on\n\n"
+    while True:
+        if tailed.events:
+            lines = [json_of(_shown(delivery)) for delivery in tailed.events]
+            if as_lines:
+                yield b"".join(line + b"\n" for line in lines)
+            else:
+                where = _packed(tailed.places)
+                sent = [b"event: event\ndata: " + line + b"\n\n" for line in lines]
+                sent[-1] = b"id: " + where + b"\n" + sent[-1]
+                yield b"".join(sent)
+        elif not as_lines:
+            yield b": alive\n\n"
+        try:
+            tailed = await app.ask(queues.TAIL, Tail(event, tailed.places, wait=_BEAT), Tailed)
+        except (Stopping, NoAnswer):
+            tailed = Tailed(tailed.places, [])
+            await asyncio.sleep(_AGAIN)
+        except Problem as problem:
+            yield b"" if as_lines else sent_problem(problem)
+            return
+        except GrapeError as e:
+            yield b"" if as_lines else sent_problem(problem_of(e))
+            return
+
+
+def _shown(delivery: Delivery) -> dict[str, Any]:
+    found: dict[str, Any] = msgspec.structs.asdict(delivery)
+    found["data"] = decoded_reply(delivery.data)
+    return found
+
+
+def _packed(places: list[int]) -> bytes:
+    return base64.urlsafe_b64encode(msgspec.msgpack.encode(places)).rstrip(b"=")
+
+
+def _places(text: str) -> list[int] | None:
+    if not text:
+        return None
+    try:
+        return msgspec.msgpack.decode(base64.urlsafe_b64decode(text + "=" * (-len(text) % 4)), type=list[int])
+    except (binascii.Error, ValueError, msgspec.MsgspecError):
+        raise BadArgument(f"Last-Event-ID: {text[:60]!r} is none that was given here") from None

@@ -1,0 +1,106 @@
+"""Looking on at outputs: whoever asks says where it is, and gets what came since, or waits for it. Nothing is kept for
+it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Final, NamedTuple
+
+import msgspec
+
+from grape.abc.transport import Transport
+from grape.engine.app import App
+from grape.engine.clock import Clock
+from grape.engine.queue import UNREADABLE_BATCH, OutputBatch
+from grape.errors import Full
+from grape.host.host import Host
+from grape.host.once import Once
+from grape.host.streams import Say
+from grape.model.address import PartitionId
+from grape.model.stored import OUTPUT
+from grape.protocol.door import Answer
+from grape.protocol.queues import Delivery, Tail, Tailed
+
+_READ: Final = 1 << 20
+_MOST: Final = 1_000
+_encode: Final = msgspec.msgpack.Encoder().encode
+
+
+class _Waiting(NamedTuple):
+    number: int
+    tail: Tail
+    places: list[int]
+    until: int
+    say: Say
+
+
+class Tails:
+    """All who look on.
+
+    Args:
+        on_arrival: has a function called when something came into a log.
+    """
+
+    def __init__(
+        self,
+        app: App,
+        transport: Transport,
+        on_arrival: Callable[[PartitionId, Callable[[], None]], None],
+        host: Host,
+        clock: Clock,
+    ) -> None:
+        self._app = app
+        self._transport = transport
+        self._on_arrival = on_arrival
+        self._host = host
+        self._clock = clock
+        self._waiting: list[_Waiting] = []
+        self._heard: set[str] = set()
+        self._wake = Once(partial(host.later, 0.002), self._look)
+
+    def ask(self, number: int, tail: Tail, places: list[int], say: Say) -> None:
+        """``places``: where to begin, by partition.
+
+        Raises:
+            Full: too many wait.
+        """
+        if tail.event not in self._heard:
+            self._heard.add(tail.event)
+            for one in range(self._app.partitions):
+                self._on_arrival(self._app.log(OUTPUT + tail.event, one), self._wake)
+        waiting = _Waiting(number, tail, places, self._clock.now() + int(tail.wait * 1e6), say)
+        if self._serve(waiting):
+            return
+        if len(self._waiting) >= _MOST:
+            raise Full(f"{_MOST:,} look on at outputs of this app already")
+        self._waiting.append(waiting)
+        self._host.later(tail.wait, self._wake)
+
+    def _look(self) -> None:
+        self._waiting = [waiting for waiting in self._waiting if not self._serve(waiting)]
+
+    def _serve(self, waiting: _Waiting) -> bool:
+        events = self._read(waiting)
+        if not events and self._clock.now() < waiting.until:
+            return False
+        waiting.say(Answer(waiting.number, msgspec.Raw(_encode(Tailed(waiting.places, events)))))
+        return True
+
+    def _read(self, waiting: _Waiting) -> list[Delivery]:
+        """Whole batches; ``places`` moves over them."""
+        found: list[Delivery] = []
+        for number, place in enumerate(waiting.places):
+            if len(found) >= waiting.tail.count:
+                break
+            log = self._app.log(OUTPUT + waiting.tail.event, number)
+            for stored in self._transport.read(log, place, _READ):
+                waiting.places[number] = stored.position + 1
+                try:
+                    batch = OutputBatch(number, stored.position, stored.batch)
+                    found += [batch.delivery(i) for i in range(batch.header.events)]
+                except UNREADABLE_BATCH:
+                    continue  # whoever takes it is told
+                if len(found) >= waiting.tail.count:
+                    break
+        return found
