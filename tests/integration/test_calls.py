@@ -125,10 +125,10 @@ def test_an_error_is_raised_with_what_it_says(engine: RunningEngine) -> None:
 
 def test_nothing_comes_in_time(engine: RunningEngine) -> None:
     begin = time.monotonic()
-    with pytest.raises(NoAnswer, match=r"no answer after 0\.3 s; its event was accepted") as caught:
-        engine.call("ask", "silent", timeout=0.3)
+    with pytest.raises(NoAnswer, match=r"no answer after 2 s; its event was accepted") as caught:
+        engine.call("ask", "silent", timeout=2)
     assert isinstance(caught.value, TimeoutError)
-    assert 0.3 <= time.monotonic() - begin < 5
+    assert 2 <= time.monotonic() - begin < 20
     with pytest.raises(NoAnswer):
         engine.call("ask", {"late": 1}, timeout=0.3)
     assert engine.call("ask", {"late": 1}) == 1  # its own, not the one of before

@@ -109,11 +109,15 @@ def execute(block: Block, where: Path) -> None:
 def test_the_code_in_it_does_what_it_says(document: Path, tmp_path: Path) -> None:
     for name, text in GIVEN.get(document.name, {}).items():
         (tmp_path / name).write_text(text)
-    for block in blocks_of(document):
-        try:
-            execute(block, tmp_path)
-        except AssertionError as e:
-            raise AssertionError(f"{document.name}:{block.line}: {e}") from None
+    try:
+        for block in blocks_of(document):
+            try:
+                execute(block, tmp_path)
+            except AssertionError as e:
+                raise AssertionError(f"{document.name}:{block.line}: {e}") from None
+    finally:
+        for control in tmp_path.rglob("control"):  # of a server that the document would have stopped
+            run(f"grape stop --home {control.parent}", tmp_path)
 
 
 def test_a_wrong_document_is_found(tmp_path: Path) -> None:
