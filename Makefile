@@ -48,8 +48,9 @@ test-fuzz: $(READY)  ## lies of workers and broken frames, for two hours: by cha
 test-hot: $(READY)  ## the module in C with sanitizers, beside its twin in Python: some minutes
 	@scripts/test-hot
 
-test-crash: $(READY)  ## SIGKILL at random moments, at least 50 times, on 20 MB of text
+test-crash: $(READY)  ## SIGKILL at random moments, at least 50 times: of runs on 20 MB of text, and of a server
 	$(BIN)/python -m tests.crash.run
+	$(BIN)/python -m tests.crash.server
 
 test-cgroup2: $(READY)  ## control groups of version 2, in a virtual machine (it says how long that takes)
 	@scripts/cgroup2-vm

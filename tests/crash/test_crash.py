@@ -11,9 +11,9 @@ import pytest
 ROOT = Path(__file__).parents[2]
 
 
-def crash(*arguments: object) -> str:
+def crash(*arguments: object, what: str = "run") -> str:
     done = subprocess.run(
-        [sys.executable, "-m", "tests.crash.run", *map(str, arguments)],
+        [sys.executable, "-m", f"tests.crash.{what}", *map(str, arguments)],
         cwd=ROOT,
         check=False,
         capture_output=True,
@@ -33,3 +33,14 @@ def test_every_count_is_exact_after_some_kills(app: str) -> None:
 @pytest.mark.timeout(3600)
 def test_every_count_is_exact_after_fifty_kills() -> None:
     assert "kills survived" in crash()
+
+
+def test_every_call_to_a_server_is_answered_once_after_some_kills() -> None:
+    """F4, F16: SIGKILL of engine, gateway, workers and the server itself, with calls in flight."""
+    assert "8 kills survived" in crash("--kills", 8, "--calls", 300, what="server")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_every_call_to_a_server_is_answered_once_after_fifty_kills() -> None:
+    assert "50 kills survived" in crash(what="server")

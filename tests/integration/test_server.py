@@ -282,3 +282,28 @@ def test_help_teaches() -> None:
     said = subprocess.run([GRAPE, "app", "--help"], capture_output=True, text=True, check=True).stdout
     for word in ("deploy", "upload", "upgrade", "rollback", "logs", "remove"):
         assert word in said
+
+
+def test_an_app_with_nothing_to_do_needs_no_process_until_somebody_wants_something(tmp_path: Path) -> None:
+    late = "self.n += 1\n        if event.data == 'late':\n            self.emit('add', 1, delay=4)"
+    app = write_app(tmp_path / "count", "VERSION = '1'\n" + COUNT.replace("self.n += 1", late, 1))
+    with serving(tmp_path / "home", "--park-after", "1") as server:
+        server.grape("app", "deploy", app)
+        assert server.call("count", "add", params={"key": "a"}) == ["1", 1]
+        engine = server.engine("count")
+        until(lambda: server.info("count")["state"] == "parked")
+        assert not is_alive(engine)
+        assert server.get("/apps/count/readyz").status_code == 200
+        assert server.info("count")["state"] == "parked"  # to look at it does not wake it
+        assert server.call("count", "add", params={"key": "a"}) == ["1", 2]
+        until(lambda: server.info("count")["state"] == "parked")
+        server.grape("emit", "count@add", '"late"', "--key", "a")
+        assert server.info("count")["state"] == "running"
+        until(lambda: server.info("count")["state"] == "parked")
+        server.kill()
+    with serving(tmp_path / "home", "--park-after", "1") as server:
+        log = server.home / "apps" / "count" / "log" / "app.log"
+        until(lambda: log.read_text().count("is parked") >= 4)  # what was due woke it
+        assert server.call("count", "add", params={"key": "a"}) == ["1", 5]
+        server.grape("app", "stop", "count")
+        assert server.post("/apps/count/events/add").status_code == 503

@@ -81,6 +81,31 @@ def test_one_that_waits_is_started_at_once_by_its_operator() -> None:
     assert keeper.step(1) == "start"
 
 
+def test_one_with_nothing_to_do_is_parked_until_it_is_wanted_or_due() -> None:
+    keeper = running()
+    keeper.park(1)
+    assert keeper.step(1) == "stop"
+    assert keeper.is_parking
+    keeper.parked(2, due=100)
+    assert keeper.step(99) is None
+    assert keeper.due() == 100
+    assert keeper.step(100) == "start"
+    keeper.begun(101)
+    keeper.park(102)
+    keeper.step(102)
+    keeper.wake(103)  # before it has ended
+    assert not keeper.is_parking
+    keeper.ended(104)
+    assert keeper.step(104) == "start"
+    keeper.begun(105)
+    keeper.park(106)
+    keeper.step(106)
+    keeper.ended(107)  # with something left to do
+    assert keeper.step(107) == "start"
+    keeper.begun(108)
+    assert keeper.step(108) is None
+
+
 class Machine(RuleBasedStateMachine):
     """Whatever happens in whatever order: never two engines, and what is wanted comes about."""
 
@@ -109,6 +134,20 @@ class Machine(RuleBasedStateMachine):
                 assert self.engines == 1
                 assert not self.is_asked_to_stop
                 self.is_asked_to_stop = True
+
+    @rule()
+    def park(self) -> None:
+        self.keeper.park(self.now)
+
+    @rule()
+    def wake(self) -> None:
+        self.keeper.wake(self.now)
+
+    @rule(due=st.none() | st.floats(0, 1_000))
+    def is_parked(self, due: float | None) -> None:
+        if self.engines and self.keeper.is_parking:
+            self.engines -= 1
+            self.keeper.parked(self.now, due)
 
     @rule()
     def begin(self) -> None:

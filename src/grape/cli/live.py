@@ -4,6 +4,7 @@ that its app has on a server."""
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable
 from typing import Annotated, Any, Final, TypeVar
 
@@ -25,6 +26,7 @@ from grape.server.supervisor import Named
 T = TypeVar("T")
 
 EXIT_FAILED: Final = 1
+_PATIENCE: Final = 30.0
 EXIT_USE: Final = 2
 EXIT_ENGINE: Final = 3
 
@@ -136,12 +138,16 @@ def connected(app: str, data: str | None, home: str | None) -> ConnectedEngine:
             raise UsageError(
                 "which engine? --data DIR says on which directory it runs, APP@EVENT which app of a server"
             )
-        try:
-            return connect(str(Home(home_of(home)).data(app)))
-        except UsageError:
-            info = told(home, "look", Named(app), AppInfo)  # which knows better why
-            why = f": {info.why}" if info.why else ""
-            raise UsageError(f"{app} does not run: it is {info.state}{why}") from None
+        deadline = time.monotonic() + _PATIENCE
+        while True:
+            try:
+                return connect(str(Home(home_of(home)).data(app)))
+            except UsageError:
+                info = told(home, "wake", Named(app), AppInfo)  # which knows better why
+            if info.wanted != "running" or info.state == "broken" or time.monotonic() > deadline:
+                why = f": {info.why}" if info.why else ""
+                raise UsageError(f"{app} does not run: it is {info.state}{why}")
+            time.sleep(0.02)
 
     return _said(found)
 

@@ -11,6 +11,7 @@ from grape.cli.console import say
 from grape.cli.home import home_of, or_exit
 from grape.server.gateways import Http
 from grape.server.home import Home
+from grape.server.supervisor import PARK_AFTER
 from grape.server.supervisor import serve as run_server
 
 SERVE_HELP = """Host as many apps as one wishes, each in an engine process of its own, until Ctrl-C or SIGTERM.
@@ -39,6 +40,12 @@ def serve(
     ] = Http().listen,
     has_http: Annotated[bool, typer.Option("--http/--no-http", help="Whether it is.")] = True,
     gateways: Annotated[int, typer.Option(metavar="N", min=1, max=64, help="Processes that serve it.")] = 1,
+    park_after: Annotated[
+        float,
+        typer.Option(
+            metavar="SECONDS", min=0, help="An app with nothing to do for so long needs no process; 0: never."
+        ),
+    ] = PARK_AFTER,
     origin: Annotated[
         list[str] | None,
         typer.Option(metavar="URL", help="Pages of this origin may ask from browsers. Repeatable."),
@@ -47,4 +54,4 @@ def serve(
     place = Home(home_of(home))
     say(f"serving {place.path}; stop with Ctrl-C")
     http = Http(listen, gateways, tuple(origin or ())) if has_http else None
-    or_exit(lambda: asyncio.run(run_server(place, say, http)))
+    or_exit(lambda: asyncio.run(run_server(place, say, http, park_after)))

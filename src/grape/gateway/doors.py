@@ -34,11 +34,11 @@ _LOOK: Final = 0.02
 class AppDoor:
     """One app."""
 
-    def __init__(self, name: str, directory: str, look: Callable[[str], Any]) -> None:
+    def __init__(self, name: str, directory: str, wake: Callable[[str], Any]) -> None:
         self.name = name
         self.waiting = Waiting()
         self._directory = directory
-        self._look = look
+        self._wake = wake
         self._door: Door | None = None
         self._knocking: asyncio.Task[Door] | None = None
         self._returning: asyncio.Task[None] | None = None
@@ -72,7 +72,7 @@ class AppDoor:
                 return await knock(self._directory, self.waiting.replied, self._gone)
             except (OSError, GrapeError):
                 pass
-            info: AppInfo | None = await self._look(self.name)
+            info: AppInfo | None = await self._wake(self.name)
             if info is None:
                 raise Problem(404, "no-app", f"there is no app {self.name!r:.100} here")
             is_coming = info.state == "upgrading" or (info.wanted == "running" and info.state != "broken")
@@ -174,7 +174,7 @@ class Doors:
     def app(self, name: str) -> AppDoor:
         found = self._apps.get(name)
         if found is None:
-            found = AppDoor(name, str(self._home.data(name)), self.look)
+            found = AppDoor(name, str(self._home.data(name)), self.wake)
             if self._home.is_installed(name):
                 self._apps[name] = found  # what is not there is not kept in mind
         return found
@@ -185,10 +185,17 @@ class Doors:
         Raises:
             Problem: the server does not answer.
         """
+        return await self._known("look", name)
+
+    async def wake(self, name: str) -> AppInfo | None:
+        """As `look`, by somebody who wants something of it: it is parked no longer."""
+        return await self._known("wake", name)
+
+    async def _known(self, verb: str, name: str) -> AppInfo | None:
         if not self._home.is_installed(name):
             self._apps.pop(name, None)
             return None
-        return await self.ask("look", {"name": name}, AppInfo)
+        return await self.ask(verb, {"name": name}, AppInfo)
 
     async def ask(self, verb: str, argument: Any, kind: type[T]) -> T:
         """Ask the server.

@@ -208,8 +208,10 @@ class Gateway:
         return as_json({"status": "ok"})
 
     async def _app_ready(self, request: Request) -> Response:
-        app = self.doors.app(request.path_params["app"])
-        await app.door(0.5)
+        name = request.path_params["app"]
+        info = await self.doors.look(name)
+        if info is None or info.state != "parked":  # whoever asks just that does not wake it
+            await self.doors.app(name).door(0.5)
         return as_json({"status": "ok"})
 
     async def _apps(self, request: Request) -> Response:

@@ -55,6 +55,7 @@ class Installed(Struct, frozen=True):
         current: digest of the one that runs, or would. previous: of the one before.
         trying: one that is being changed to: whether it has begun is not known yet.
         wanted: what its operator wants, also after the next start of the server.
+        is_parked: it had nothing to do. due: until then; seconds of wall time, None: for ever.
     """
 
     name: str
@@ -63,6 +64,8 @@ class Installed(Struct, frozen=True):
     previous: str = ""
     trying: str = ""
     wanted: Wanted = "stopped"
+    is_parked: bool = False
+    due: float | None = None
 
     def version(self, digest: str) -> Version | None:
         return next((version for version in self.versions if version.digest == digest), None)

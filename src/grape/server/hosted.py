@@ -16,6 +16,7 @@ from grape.apps.running import options_of
 from grape.errors import EngineError, Full, GrapeError, InUse, UsageError, UserError
 from grape.host.options import MAX_DEAD, Options, check_options
 from grape.model.numbers import AppNumbers
+from grape.protocol.outcomes import Outcomes, Progress
 from grape.server.home import Home, Installed, Version
 from grape.server.keeper import Keeper
 from grape.server.log import AppLog
@@ -61,6 +62,8 @@ class Hosted:
         self._task: asyncio.Task[None] | None = None
         self._is_upgrading = False
         self._died: GrapeError | None = None
+        self._rested = (-1, 0.0)
+        self._asked_at = 0.0
         self._waiters: list[asyncio.Future[None]] = []
 
     @property
@@ -89,13 +92,13 @@ class Hosted:
         try:
             await self._start()
             assert self._process is not None
-            await self._process.ended()
+            outcomes = await self._process.ended()
         except GrapeError as e:
             self._ended(e)
         except OSError as e:
             self._ended(EngineError(f"its engine could not be started: {e.strerror or e}"))
         else:
-            self._ended(None)
+            self._ended(outcomes)
 
     async def _start(self) -> None:
         """
@@ -127,20 +130,70 @@ class Hosted:
 
     def _begun(self) -> None:
         self.keeper.begun(time.monotonic())
+        if self.installed.is_parked:
+            self.note(structs.replace(self.installed, is_parked=False, due=None))
         self._tell()
         version = self.installed.version(self.installed.current)
         self.log.note(f"{self.name} {version.version if version else ''} runs")
 
-    def _ended(self, error: GrapeError | None) -> None:
+    def _ended(self, how: Outcomes | GrapeError) -> None:
         self._process = None
+        error = how if isinstance(how, GrapeError) else None
         if self._is_upgrading:  # what that means is seen at the end of it
             self._died = error
+            return
+        if not isinstance(how, GrapeError) and self.keeper.is_parking and self._may_be_parked(how):
+            self._park(how.due)
             return
         hopeless = isinstance(error, UserError) and not isinstance(error, InUse)
         self.keeper.ended(time.monotonic(), "" if error is None else str(error), is_hopeless=hopeless)
         self.log.note(f"{self.name} has stopped" if error is None else f"{self.name} has ended: {error}")
         self._tell()
         self._changed()
+
+    # ------------------------------------------------------------------ nothing to do
+
+    async def rest(self, after: float) -> None:
+        """Looked at now and then: once nothing has happened for ``after`` seconds it is parked."""
+        process, now = self._process, time.monotonic()
+        if process is None or self.keeper.state != "running" or self._is_upgrading:
+            self._rested = (-1, now)
+            return
+        try:
+            progress = msgspec.msgpack.decode(await process.ask("progress"), type=Progress)
+        except GrapeError:
+            return
+        done, since = self._rested
+        if progress.backlog or progress.held or progress.streams or progress.finished != done:
+            self._rested = (progress.finished, now)
+        elif now - since >= after and now - self._asked_at >= after:
+            self.keeper.park(now)
+            self._changed()
+
+    def _may_be_parked(self, outcomes: Outcomes) -> bool:
+        return not outcomes.backlog or outcomes.due is not None
+
+    def _park(self, due: float | None) -> None:
+        now = time.monotonic()
+        self.note(structs.replace(self.installed, is_parked=True, due=due))
+        self.keeper.parked(now, None if due is None else now + max(0.0, due - time.time()))
+        self.log.note(f"{self.name} is parked: it has nothing to do")
+        self._tell()
+        self._changed()
+
+    def begin(self) -> None:
+        """With the server: as it was."""
+        now, installed = time.monotonic(), self.installed
+        self.keeper.want(now, runs=installed.wanted == "running")
+        if installed.is_parked and installed.wanted == "running":
+            self.keeper.parked(now, None if installed.due is None else now + max(0.0, installed.due - time.time()))
+
+    def wake(self) -> None:
+        """Somebody wants something of it."""
+        self._asked_at = time.monotonic()
+        if self.keeper.state == "parked" or self.keeper.is_parking:
+            self.keeper.wake(time.monotonic())
+            self._changed()
 
     async def _stop(self) -> None:
         process = self._process
@@ -204,7 +257,7 @@ class Hosted:
         """
         state = self.keeper.state
         if not runs:
-            return state in ("stopped", "broken", "waiting")
+            return state in ("stopped", "broken", "waiting", "parked")
         if state in ("broken", "waiting"):
             raise UsageError(f"{self.name} does not run: {self.keeper.why}")
         if not self.keeper.is_wanted:
@@ -293,11 +346,11 @@ class Hosted:
 
     async def _watch(self, process: EngineProcess) -> None:
         try:
-            await process.ended()
+            outcomes = await process.ended()
         except GrapeError as e:
             self._ended(e)
         else:
-            self._ended(None)
+            self._ended(outcomes)
 
     def _changed_to(self, digest: str) -> None:
         installed = self.installed

@@ -30,6 +30,9 @@ from grape.server.hosted import AppInfo, Hosted
 T = TypeVar("T", bound=Struct)
 
 _IDLE: Final = 3600.0
+_LOOK: Final = 15.0
+PARK_AFTER: Final = 600.0
+"""Seconds after which an app that has nothing to do needs no process."""
 
 
 class Named(Struct, frozen=True, forbid_unknown_fields=True):
@@ -74,13 +77,17 @@ class Supervisor:
     Args:
         say: a line for people.
         http: where it is reached over HTTP; None: nowhere.
+        park_after: see `PARK_AFTER`; 0: never.
     """
 
-    def __init__(self, home: Home, say: Callable[[str], None], http: Http | None = None) -> None:
+    def __init__(
+        self, home: Home, say: Callable[[str], None], http: Http | None = None, park_after: float = PARK_AFTER
+    ) -> None:
         self.home = home
         self.apps: dict[str, Hosted] = {}
         self.is_stopping = False
         self._say = say
+        self._park_after = park_after
         self._happened = asyncio.Event()
         self._store = asyncio.Lock()
         self._gateways = None if http is None else Gateways(home, http, say, self._happened.set)
@@ -90,6 +97,7 @@ class Supervisor:
             "apps": self._apps,
             "app": self._app,
             "look": self._look,
+            "wake": self._wake,
             "upload": self._upload,
             "start": self._start,
             "stop": self._stop_app,
@@ -117,7 +125,10 @@ class Supervisor:
             try:
                 for number in (signal.SIGINT, signal.SIGTERM):
                     loop.add_signal_handler(number, self.stop)
+                resting = asyncio.ensure_future(self._rest()) if self._park_after else None
                 await self._until_stopped()
+                if resting is not None:
+                    resting.cancel()
             finally:
                 server.close()
                 (self.home.path / CONTROL).unlink(missing_ok=True)
@@ -164,7 +175,7 @@ class Supervisor:
             except (Corrupt, OSError) as e:  # the others have nothing to do with it
                 self._say(f"{name} is left alone: {e}")
             else:
-                app.keeper.want(time.monotonic(), runs=installed.wanted == "running")
+                app.begin()
 
     def _host(self, installed: Installed) -> Hosted:
         app = self.apps[installed.name] = Hosted(self.home, installed, self._happened.set)
@@ -197,6 +208,18 @@ class Supervisor:
 
     async def _look(self, packed: msgspec.Raw) -> AppInfo:
         return self._named(packed).look()
+
+    async def _wake(self, packed: msgspec.Raw) -> AppInfo:
+        """As "look", by somebody who wants something of it."""
+        app = self._named(packed)
+        app.wake()
+        return app.look()
+
+    async def _rest(self) -> None:
+        while True:
+            await asyncio.sleep(max(0.1, min(_LOOK, self._park_after / 4)))
+            for app in tuple(self.apps.values()):
+                await app.rest(self._park_after)
 
     async def _upload(self, packed: msgspec.Raw) -> Uploaded:
         self._check_serving()
@@ -294,13 +317,15 @@ def _read(packed: msgspec.Raw, kind: type[T]) -> T:
     return msgspec.msgpack.decode(packed, type=kind)
 
 
-async def serve(home: Home, say: Callable[[str], None], http: Http | None = None) -> None:
+async def serve(
+    home: Home, say: Callable[[str], None], http: Http | None = None, park_after: float = PARK_AFTER
+) -> None:
     """Be a server, until SIGTERM or SIGINT.
 
     Raises:
         GrapeError: it cannot begin.
     """
     try:
-        await Supervisor(home, say, http).serve()
+        await Supervisor(home, say, http, park_after).serve()
     except OSError as e:
         raise UsageError(f"{e.filename or home.path}: {e.strerror or e}") from None

@@ -1,0 +1,234 @@
+"""Kill whatever a server is made of with SIGKILL at random moments, while calls are in flight; count at the end.
+
+    python -m tests.crash.server [--kills 50] [--calls 3000] [--seed N]
+
+Every call has to be answered, once and always the same; every count has to be exact; and each event has to stand in its
+output's queue exactly once, though the consumer dies with the engine, too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import json
+import os
+import random
+import shutil
+import signal
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from serving import Server, until, write_app  # type: ignore[import-not-found]
+
+KEYS = 40
+CODE = """
+from grape import Node, State, Topology
+
+
+class Check(Node):
+    def process(self, event):
+        self.emit("checked", event.data, key=event.key)
+
+
+class Count(Node):
+    n: int = State(int, default=0)
+
+    def process(self, event):
+        self.n += 1
+        self.emit("counted", [event.data, event.key, self.n])
+        self.emit("rest", [event.data, 3], key=event.key)
+
+
+class Round(Node):
+    # a cycle, before the answer
+    def process(self, event):
+        number, left = event.data
+        if left:
+            self.emit("rest", [number, left - 1])
+        else:
+            self.reply([number, event.key])
+
+
+def topology(config):
+    t = Topology("orders")
+    t.add_output("counted")
+    t.add_slot("order", Check(), emits="checked")
+    t.add_slot("checked", Count(), emits=("counted", "rest"), chain=False)
+    t.add_slot("rest", Round(), emits="rest")
+    return t
+"""
+
+
+class Calls:
+    """All of them, each until it is answered."""
+
+    def __init__(self, count: int) -> None:
+        self.answers: dict[int, Any] = {}
+        self.retries = 0
+        self.url = ""
+        self._numbers = iter(range(count))
+        self._lock = threading.Lock()
+        self._threads = [threading.Thread(target=self._work, daemon=True) for _ in range(8)]
+
+    def start(self) -> None:
+        for thread in self._threads:
+            thread.start()
+
+    @property
+    def are_over(self) -> bool:
+        return not any(thread.is_alive() for thread in self._threads)
+
+    def _work(self) -> None:
+        while True:
+            with self._lock:
+                number = next(self._numbers, None)
+            if number is None:
+                return
+            self.answers[number] = self.call(number)
+
+    def call(self, number: int) -> Any:
+        while True:
+            try:
+                answer = httpx.post(
+                    f"{self.url}/apps/orders/events/order",
+                    json=number,
+                    params={"key": f"k{number % KEYS}", "wait": "5"},
+                    headers={"idempotency-key": f"call-{number}"},
+                    timeout=20,
+                )
+                if answer.status_code == 200:
+                    return answer.json()
+                if answer.status_code < 429:
+                    raise SystemExit(f"call {number}: {answer.text}")
+            except httpx.TransportError:
+                pass
+            self.retries += 1
+            time.sleep(0.05)
+
+
+class Consumer:
+    """Takes the output event by event, and notes what it is done with before it says so."""
+
+    def __init__(self) -> None:
+        self.url = ""
+        self.seen: collections.Counter[int] = collections.Counter()
+        self.confirmed: set[int] = set()
+        self.again_after_confirmed = 0
+        self._is_over = threading.Event()
+        self._thread = threading.Thread(target=self._work, daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._is_over.set()
+        self._thread.join()
+
+    def _work(self) -> None:
+        while not self._is_over.is_set():
+            try:
+                place = f"{self.url}/apps/orders/outputs/counted"
+                answer = httpx.post(f"{place}/peek", json={"count": 50, "wait": 1, "lease": 5}, timeout=20)
+                if answer.status_code != 200:
+                    time.sleep(0.05)
+                    continue
+                events = answer.json()["events"]
+                numbers = [event["data"][0] for event in events]
+                self.seen.update(numbers)
+                self.again_after_confirmed += len(self.confirmed.intersection(numbers))
+                if not events:
+                    continue
+                tokens = [event["token"] for event in events]
+                done = httpx.post(f"{place}/ack", json={"tokens": tokens}, timeout=20)
+                if done.status_code == 200 and done.json()["unknown"] == 0:
+                    self.confirmed.update(numbers)
+            except httpx.TransportError:
+                time.sleep(0.05)
+
+
+def victim(server: Server, rng: random.Random) -> tuple[str, int]:
+    """What is killed next: its kind, and its pid."""
+    engine = server.engine("orders")
+    gateways = [pid for pid in server.pids() if "grape.gateway.process" in _command(pid)]
+    workers = [pid for pid in server.pids() if pid not in (engine, *gateways)]
+    kinds = {"engine": [engine], "gateway": gateways, "worker": workers, "server": [server.process.pid]}
+    kind = rng.choice([name for name, pids in kinds.items() if pids])
+    return kind, rng.choice(kinds[kind])
+
+
+def _command(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text()
+    except OSError:
+        return ""
+
+
+def run(base: Path, kills: int, calls: int, seed: int) -> dict[str, Any]:
+    """
+    Raises:
+        AssertionError: something was lost, or done twice.
+    """
+    rng = random.Random(seed)
+    home = base / "home"
+    server = Server(home)
+    server.grape("app", "deploy", write_app(base / "orders", CODE, workers=2))
+    asked, consumer = Calls(calls), Consumer()
+    asked.url = consumer.url = server.url
+    httpx.post(f"{server.url}/apps/orders/outputs/counted/peek", json={}).raise_for_status()
+    asked.start()
+    consumer.start()
+    killed: collections.Counter[str] = collections.Counter()
+    while not asked.are_over or killed.total() < kills:
+        time.sleep(rng.uniform(0.05, 1.0))
+        if killed.total() < kills:
+            try:
+                kind, pid = victim(server, rng)
+                os.kill(pid, signal.SIGKILL)
+            except (OSError, ValueError, IndexError):
+                continue  # it is just being started
+            killed[kind] += 1
+            if kind == "server":
+                server.process.wait()
+                server = Server(home)
+                asked.url = consumer.url = server.url
+    until(lambda: len(consumer.seen) == calls, 120)
+    consumer.stop()
+    check(server, asked, consumer, calls, rng)
+    assert server.stop() == 0
+    return {"killed": dict(killed), "calls": calls, "retries": asked.retries}
+
+
+def check(server: Server, asked: Calls, consumer: Consumer, calls: int, rng: random.Random) -> None:
+    assert asked.answers == {number: [number, f"k{number % KEYS}"] for number in range(calls)}
+    for number in rng.sample(range(calls), min(calls, 50)):  # whoever asks again gets the same
+        assert asked.call(number) == asked.answers[number]
+    counts = {f"k{i}": len(range(i, calls, KEYS)) for i in range(KEYS)}
+    rows = map(json.loads, server.grape_data("state", "list", "--node", "Count", "orders").splitlines())
+    assert {row["key"]: row["state"]["n"] for row in rows} == {key: count for key, count in counts.items() if count}
+    assert set(consumer.seen) == set(range(calls)), "an event is missing in the queue"
+    assert consumer.again_after_confirmed == 0, "what was done with came again"
+    assert not server.grape_data("dead", "list", "orders").strip()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=50)
+    parser.add_argument("--calls", type=int, default=3_000)
+    parser.add_argument("--seed", type=int, default=random.randrange(1 << 30))
+    options = parser.parse_args()
+    print(f"seed {options.seed}", flush=True)
+    base = Path(tempfile.mkdtemp(prefix="grape-crash-"))
+    found = run(base, options.kills, options.calls, options.seed)
+    print(f"{sum(found['killed'].values())} kills survived: {found}")
+    shutil.rmtree(base)
+
+
+if __name__ == "__main__":
+    main()
