@@ -14,6 +14,7 @@ from pathlib import Path
 import httpx
 import msgspec
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from command import grape
 from serving import COUNT, Server, count_app, serving, until, write_app
@@ -214,6 +215,29 @@ def test_no_answer_in_time(server: Server, tmp_path: Path) -> None:
     server.grape("app", "deploy", write_app(tmp_path / "silent", f"VERSION = '1'\n{code}", name="silent"))
     detail = problem(server.post("/apps/silent/events/add?key=a&wait=0.3"), 504, "no-answer")
     assert "the event was accepted" in detail
+
+
+# ---------------------------------------------------------------------- what is measured
+
+
+def test_metrics_are_those_of_prometheus_and_count(server: Server) -> None:
+    def measured() -> dict[str, float]:
+        text = server.get("/metrics").text
+        return {
+            f"{sample.name}{sorted(sample.labels.items())}": sample.value
+            for family in text_string_to_metric_families(text)
+            for sample in family.samples
+        }
+
+    before = measured()
+    for _ in range(3):
+        server.call("count", "add", params={"key": "measured"})
+    fed = "grape_fed_total[('app', 'count'), ('event', 'add')]"
+    assert measured()[fed] == before[fed] + 3
+    assert before["grape_app_up[('app', 'count')]"] == 1
+    assert before["grape_app_state[('app', 'count'), ('state', 'running')]"] == 1
+    assert "grape_pool_workers_limit[('app', 'count'), ('pool', 'main')]" in before
+    assert not any("measured" in name for name in measured())  # F109: no key is a label
 
 
 # ---------------------------------------------------------------------- mistakes, and attacks

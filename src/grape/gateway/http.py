@@ -18,6 +18,7 @@ from starlette.routing import Route
 from grape.client.calls import decoded_reply
 from grape.client.events import ClientEvent, client_event
 from grape.errors import BadArgument, GrapeError, NoAnswer
+from grape.gateway import metrics
 from grape.gateway.access import Access, Verb
 from grape.gateway.answers import STREAM, as_json, as_problem, as_reply, sent_problem, sent_reply
 from grape.gateway.bodies import LINES, events_of, items_of, media_of, named_events, value_of
@@ -56,6 +57,7 @@ class Gateway:
         routes = [
             Route("/healthz", self._healthy, methods=["GET"]),
             Route("/readyz", self._ready, methods=["GET"]),
+            Route("/metrics", self._metrics, methods=["GET"]),
             Route("/apps", self._apps, methods=["GET"]),
             Route("/apps/{app}", self._app, methods=["GET"]),
             Route("/apps/{app}/readyz", self._app_ready, methods=["GET"]),
@@ -213,6 +215,11 @@ class Gateway:
         if info is None or info.state != "parked":  # whoever asks just that does not wake it
             await self.doors.app(name).door(0.5)
         return as_json({"status": "ok"})
+
+    async def _metrics(self, request: Request) -> Response:
+        self._may(request, "", "read")
+        found = metrics.shown(await self.doors.ask("apps", None, list[AppInfo]))
+        return Response(found, media_type="text/plain; version=0.0.4; charset=utf-8")
 
     async def _apps(self, request: Request) -> Response:
         self._may(request, "", "read")

@@ -27,7 +27,7 @@ _CODE: Final = (
 )
 _KEPT: Final = ("PATH", "LANG", "LC_ALL", "TZ")
 """Of the server's environment, in which there may be secrets of apps."""
-_NEEDED: Final = ("uvicorn", "starlette", "httptools")
+_NEEDED: Final = ("uvicorn", "starlette", "httptools", "prometheus_client")
 _BACKLOG: Final = 4096
 _GRACE: Final = 30.0
 
