@@ -30,7 +30,7 @@ from grape.errors import (
     Unreachable,
     UsageError,
 )
-from grape.model.values import shown
+from grape.model.values import BadValue, shown
 from grape.remote.asked import Asked, Batch, Call, Emit, Heard, Order
 from grape.server.hosted import AppInfo
 
@@ -253,6 +253,8 @@ def _error_of(problem: _Problem, url: str) -> GrapeError:
     if problem.type == f"urn:grape:{CallFailed.code}":
         text = problem.detail.removeprefix(f"node {problem.node!r} failed: ")
         return CallFailed(problem.code, text, problem.node)
+    if problem.code == BadValue.code:
+        return BadValue(problem.detail)
     kind = _BY_CODE.get(problem.code)
     if kind is None:
         return error_of(problem.code, problem.detail)
