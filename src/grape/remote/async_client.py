@@ -11,11 +11,11 @@ from typing import Any, Generic, TypeVar
 from grape.authoring.emitter import Reply
 from grape.client.calls import answer_as
 from grape.client.events import ClientEvent
-from grape.errors import GrapeError, UsageError
+from grape.errors import UsageError
 from grape.remote.asked import AsyncWire, Call, Heard, Timeout, address_of
 from grape.remote.door import AsyncDoorWire
 from grape.remote.ground import Ground, at_the_await, check_concurrency
-from grape.remote.items import Items, Pick, check_iterable
+from grape.remote.items import Items, Pick, check_iterable, note_accepted
 from grape.remote.talks import Pause, StreamTalk, Talk, batch_talk, talk
 from grape.remote.web import AsyncWeb
 from grape.running import at_the_call
@@ -94,8 +94,8 @@ class AsyncClient:
             batch = made.rest()
             if batch is not None:
                 count = await self._run(batch_talk(batch, self._ground.patience(timeout), count))
-        except GrapeError as e:
-            e.accepted = max(e.accepted, count)
+        except BaseException as e:
+            note_accepted(e, count)
             raise
         return count
 

@@ -14,11 +14,11 @@ from typing import Any, Final, Generic, TypeVar
 from grape.authoring.emitter import Reply
 from grape.client.calls import answer_as
 from grape.client.events import ClientEvent
-from grape.errors import GrapeError, UsageError
+from grape.errors import UsageError
 from grape.remote.asked import Call, Heard, Timeout, Wire, address_of
 from grape.remote.door import DoorWire
 from grape.remote.ground import Ground, check_concurrency
-from grape.remote.items import Items, Pick, check_iterable
+from grape.remote.items import Items, Pick, check_iterable, note_accepted
 from grape.remote.talks import Pause, StreamTalk, Talk, batch_talk, talk
 from grape.remote.web import Web
 from grape.running import at_the_call
@@ -117,8 +117,11 @@ class Client:
             timeout: of each batch, for as long as nothing of it is accepted.
 
         Raises:
-            GrapeError: as of `emit`; its ``accepted`` says how many are known to be, from the first one on. Whoever
-                goes on behind those hands in none twice if they have ids of their own.
+            GrapeError: as of `emit`.
+            Exception: what ``items`` raises.
+
+        The ``accepted`` of whatever is raised says how many are known to be, from the first one on. Whoever goes on
+        behind those hands in none twice if they have ids of their own.
         """
         check_iterable(items, (Iterable,))
         made = Items(*address_of(app_event), key, id)
@@ -131,8 +134,8 @@ class Client:
             batch = made.rest()
             if batch is not None:
                 count = self._run(batch_talk(batch, self._ground.patience(timeout), count))
-        except GrapeError as e:
-            e.accepted = max(e.accepted, count)
+        except BaseException as e:
+            note_accepted(e, count)
             raise
         return count
 

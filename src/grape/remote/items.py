@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -76,6 +77,12 @@ class Items:
         """What no batch has yet."""
         events, self._events, self._size = self._events, [], 0
         return Batch(self._app, tuple(events)) if events else None
+
+
+def note_accepted(error: BaseException, count: int) -> None:
+    """Let an error, whosever it is, say how many events were accepted before it."""
+    with contextlib.suppress(AttributeError, TypeError):
+        setattr(error, "accepted", max(count, getattr(error, "accepted", 0)))  # noqa: B010 - it is any error
 
 
 def check_iterable(items: object, kinds: tuple[type, ...]) -> None:
