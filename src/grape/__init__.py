@@ -59,12 +59,22 @@ __all__ = [
     "register",
 ]
 
-_RUNNING = {"aopen": "aio", "connect": "running", "feed": "running", "open": "running", "run": "running"}
+_RUNNING = {
+    "AsyncClient": "remote.async_client",
+    "Client": "remote.client",
+    "aopen": "aio",
+    "connect": "running",
+    "feed": "running",
+    "open": "running",
+    "run": "running",
+}
 """Resolved on first use: they bring the engine along, which a worker must not import."""
 
 if TYPE_CHECKING:
     from grape.aio import aopen as aopen
     from grape.connectors.feeds import feed as feed
+    from grape.remote.async_client import AsyncClient as AsyncClient
+    from grape.remote.client import Client as Client
     from grape.running import connect as connect
     from grape.running import open as open
     from grape.running import run as run

@@ -6,7 +6,10 @@
     │   ├── Interrupted      stopped before the app was there
     │   ├── UsageError       an option, a file or a directory that does not fit
     │   │   ├── InUse        another process holds the data directory
-    │   │   └── BadArgument  an argument of a call; also a TypeError and a ValueError
+    │   │   ├── BadArgument  an argument of a call; also a TypeError and a ValueError
+    │   │   ├── NoApp        the server has no such app
+    │   │   ├── Unauthorized the server wants a token, or does not know this one
+    │   │   └── Forbidden    the token is not for that
     │   ├── CallFailed       the answer to a call is an error: what should have answered failed for good
     │   └── HandlerError     raised inside a handler; fails that event alone
     │       ├── UnknownEvent   emit to a name that is neither slot nor output
@@ -19,6 +22,8 @@
     │   │   └── Stopping     the engine is about to end: what was handed in was not accepted
     │   ├── Conflict         same id, other content
     │   ├── NoAnswer         nothing is known in time; also a TimeoutError
+    │   ├── Away             the server, or the app on it, is not there now: stopped, broken, not back yet
+    │   ├── Unreachable      no server answers at that address; also a ConnectionError
     │   └── Unsupported
     └── EngineError          ours, or the machine's: the engine has to stop
         ├── Corrupt          stored bytes fail their checksum or format
@@ -33,8 +38,14 @@ from __future__ import annotations
 
 
 class GrapeError(Exception):
+    """
+    Attributes:
+        accepted: of an `emit_many` that ends with it: how many events, from the first on, are known to be accepted.
+    """
+
     code = "grape"
     retriable = False
+    accepted = 0
 
 
 class UserError(GrapeError):
@@ -59,6 +70,18 @@ class InUse(UsageError):
 
 class BadArgument(UsageError, TypeError, ValueError):
     code = "bad-argument"
+
+
+class NoApp(UsageError):
+    code = "no-app"
+
+
+class Unauthorized(UsageError):
+    code = "unauthorized"
+
+
+class Forbidden(UsageError):
+    code = "forbidden"
 
 
 class CallFailed(UserError):
@@ -122,6 +145,14 @@ class Conflict(Refused):
 
 class NoAnswer(Refused, TimeoutError):
     code = "no-answer"
+
+
+class Away(Refused):
+    code = "away"
+
+
+class Unreachable(Refused, ConnectionError):
+    code = "unreachable"
 
 
 class Unsupported(Refused):

@@ -75,6 +75,13 @@ def test_an_engine_that_is_killed_is_brought_back_and_the_others_do_not_notice(s
     assert server.info("other")["deaths"] == 0
 
 
+# F1
+def test_who_ends_while_he_is_written_to_does_not_end_the_server(server: Server) -> None:
+    status = Path(f"/proc/{server.process.pid}/status").read_text()
+    ignored = next(int(line.split()[1], 16) for line in status.splitlines() if line.startswith("SigIgn"))
+    assert ignored & 1 << signal.SIGPIPE - 1
+
+
 def test_an_app_that_cannot_run_is_broken_and_says_why(server: Server, tmp_path: Path) -> None:
     app = write_app(tmp_path / "bad", "import nothing_of_that_name\n")
     said = server.grape("app", "deploy", app, code=2)

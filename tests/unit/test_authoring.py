@@ -750,7 +750,8 @@ class TestEvent:
 class TestPackage:
     def test_exports(self) -> None:
         assert all(hasattr(grape, name) for name in grape.__all__)
-        assert {"run", "open"} <= set(dir(grape))
+        assert {"run", "open", "Client", "AsyncClient"} <= set(dir(grape))
+        assert all(hasattr(grape, name) for name in dir(grape))
         assert grape.__version__
 
     def test_an_unknown_name(self) -> None:

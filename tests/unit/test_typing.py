@@ -70,6 +70,20 @@ async def use(t: Topology) -> None:
             event.idd  # wrong
         async for reply in engine.call_stream("x"):
             reply.final.upper()  # wrong
+    async with grape.AsyncClient("http://h", timeout=None) as remote:
+        await remote.emit("a@x", 1, key="a", timeout=5)
+        await remote.emit("a@x", 1, key=5)  # wrong
+        async for reply in remote.call_stream("a@x"):
+            reply.final.upper()  # wrong
+        (await remote.app("a")).stat  # wrong
+    with grape.Client() as client:
+        client.emit("a@x", {"any": 1}, id="1")
+        client.emit("a@x", timeout="1")  # wrong
+        client.emit_many("a@x", [1, 2], key=str, timeout=None).upper()  # wrong
+        for reply in client.call_stream("a@x", timeout=None):
+            reply.dat  # wrong
+    grape.Client(url=5)  # wrong
+    grape.Client(tokn="x")  # wrong
     grape.aopen(t, worker=2)  # wrong
     grape.aopen(t, workers="2")  # wrong
     with grape.open(t) as running:

@@ -20,8 +20,8 @@ from grape.cli.run import EXIT_INT, run
 from grape.cli.serve import SERVE_HELP, serve
 from grape.hot import describe
 
-_TALKING: Final = ("run", "conformance")
-"""Commands that write to workers, which may end: no signal must end them for that."""
+_TALKING: Final = ("run", "serve", "conformance")
+"""Commands that write to workers or engines, which may end: no signal must end them for that."""
 
 app = typer.Typer(
     name="grape",

@@ -73,6 +73,10 @@ class Call:
         """There will be no (further) reply."""
         self._calls.fail(self, error)
 
+    def clear(self) -> None:
+        """What came up to now is had from where it is kept."""
+        self._calls.clear(self)
+
     def close(self) -> None:
         """Nobody waits for it any more."""
         self._calls.close(self)
@@ -98,10 +102,11 @@ class Calls:
         self._part_bytes = 0
         self._ended: Callable[[], GrapeError] | None = None
 
-    def open(self, keeps_parts: bool, heard: Heard) -> Call:
-        """
+    def open(self, keeps_parts: bool, heard: Heard, request: str = "") -> Call:
+        """``request``: under which it waits; "": one of its own.
+
         Raises:
-            Full: too many wait.
+            Full: too many wait, or one waits under that already.
             GrapeError: the engine has ended.
         """
         with self._lock:
@@ -109,7 +114,9 @@ class Calls:
                 raise self._ended()
             if len(self._waiting) >= MAX_CALLS:
                 raise Full(f"{MAX_CALLS:,} calls wait for their answers already")
-            call = Call(self, f"{self._prefix}{next(self._numbers)}", keeps_parts, heard)
+            if request in self._waiting:
+                raise Full("a call with the same id waits already")
+            call = Call(self, request or f"{self._prefix}{next(self._numbers)}", keeps_parts, heard)
             self._waiting[call.request] = call
             return call
 
@@ -160,6 +167,11 @@ class Calls:
         """Nobody waits for it any more."""
         with self._lock:
             self._end(call)
+            self.clear(call)
+
+    def clear(self, call: Call) -> None:
+        """What it has got and not taken is let go of."""
+        with self._lock:
             self._part_bytes -= sum(len(packed) for packed, final in call.replies if not final)
             call.replies.clear()
 
@@ -173,7 +185,8 @@ class Calls:
 
     def _end(self, call: Call) -> None:
         call.has_ended = True
-        self._waiting.pop(call.request, None)
+        if self._waiting.get(call.request) is call:
+            del self._waiting[call.request]
 
 
 class CallStream:
