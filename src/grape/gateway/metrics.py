@@ -6,7 +6,7 @@ Labels are names of apps, pools, slots and events of a topology, which an event 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -57,12 +57,12 @@ class _Collector:
         unit = f", {number.unit}" if number.unit else ""
         kind = CounterMetricFamily if number.kind == "counter" else GaugeMetricFamily
         prefix = "grape_pool" if number.scope == "pool" else "grape"
-        family: Metric = kind(f"{prefix}_{number.name}", f"{number.help}{unit}", labels=labels)
+        family: Any = kind(f"{prefix}_{number.name}", f"{number.help}{unit}", labels=labels)
         for app in self._apps:
             if app.numbers is not None:
                 for labels_of, value in list(_values(app.name, app.numbers, number))[:_MOST]:
                     family.add_metric(labels_of, value)
-        return family
+        return cast(Metric, family)
 
 
 def _values(app: str, numbers: AppNumbers, number: Number) -> Iterator[tuple[tuple[str, ...], float]]:
