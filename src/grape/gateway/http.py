@@ -22,6 +22,7 @@ from grape.errors import BadArgument, CallFailed, GrapeError, NoAnswer
 from grape.gateway.access import Access, Verb
 from grape.gateway.bodies import JSON, LINES, MSGPACK, events_of, items_of, media_of, named_events, value_of
 from grape.gateway.doors import AppDoor, Doors
+from grape.gateway.operating import Operating
 from grape.gateway.problems import MEDIA, Problem, problem_of
 from grape.gateway.waiting import Waiter
 from grape.model.stored import KEPT
@@ -60,6 +61,7 @@ class Gateway:
             Route("/readyz", self._ready, methods=["GET"]),
             Route("/apps", self._apps, methods=["GET"]),
             Route("/apps/{app}", self._app, methods=["GET"]),
+            *Operating(self.doors, self._access).routes(),
             Route("/apps/{app}/readyz", self._app_ready, methods=["GET"]),
             Route("/apps/{app}/events", self._emit_several, methods=["POST"]),
             Route("/apps/{app}/events/{event:path}", self._emit, methods=["POST"]),
