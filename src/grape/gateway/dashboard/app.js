@@ -88,7 +88,7 @@ export class AppView {
   show(tab, query) {
     const found = TABS.find(([id]) => id === tab) ?? TABS[0];
     for (const link of this.tabs.children) attribute(link, "aria-current", link.dataset.tab === found[0] ? "page" : null);
-    this.tabs.querySelector("[aria-current]").scrollIntoView({ block: "nearest", inline: "nearest" });
+    this.tabs.querySelector("[aria-current]").scrollIntoView({ block: "nearest", inline: "center" });
     if (this.shown !== found[0] || !this.tab) {
       this.tab?.close?.();
       this.shown = found[0];

@@ -7,7 +7,8 @@ import { layout } from "./layout.js";
 const PAD = 28;
 const SMALLEST = 0.2;
 const LARGEST = 2.5;
-const READABLE = 0.62;
+const READABLE = 0.56;
+const TALLEST = 6000;
 const NAME = 26;
 
 const brush = document.createElement("canvas").getContext("2d");
@@ -81,10 +82,10 @@ export class Graph {
     const font = getComputedStyle(document.body).fontFamily;
     const vertices = [];
     for (const event of model.events.values()) {
-      vertices.push({ id: `event:${event.name}`, width: Math.max(64, wide(short(event.name), `600 12px ${font}`) + 34), height: 40 });
+      vertices.push({ id: `event:${event.name}`, width: Math.max(58, wide(short(event.name), `600 12px ${font}`) + 30), height: 38 });
     }
     for (const node of model.nodes.values()) {
-      vertices.push({ id: `node:${node.name}`, width: Math.max(128, wide(short(node.name), `600 14px ${font}`) + 36), height: 60 });
+      vertices.push({ id: `node:${node.name}`, width: Math.max(116, wide(short(node.name), `600 14px ${font}`) + 32), height: 56 });
     }
     const edges = [
       ...model.slots.map((slot) => ({ id: `slot:${slot.name}`, from: `event:${slot.event}`, to: `node:${slot.node}` })),
@@ -123,14 +124,14 @@ export class Graph {
     const flow = s("path", { d: path, class: "flow" });
     const waits = this.#pill("waits");
     const fails = this.#pill("fails");
-    const [x, y] = this.isDown ? [end[0], end[1] - 14] : [end[0] - 12, end[1]];
+    const [x, y] = this.isDown ? [end[0], end[1] - 16] : [end[0] - 9, end[1]];
     const element = s(
       "g",
       { class: `edge slot${isBack ? " back" : ""}`, "data-slot": slot.name, on: { click: (e) => this.#choose(e, "slot", slot.name) } },
       s("path", { d: path, class: "hit" }),
       s("path", { d: path, class: "line", "marker-end": `url(#${isBack ? "tip-back" : "tip"})` }),
       flow,
-      s("title", {}, `slot ${slot.name}`),
+      s("title", {}, `slot ${slot.name}: what waits, and what fails a second`),
       waits.element,
       fails.element,
     );
@@ -143,7 +144,7 @@ export class Graph {
       let right = x;
       const text = queued ? `${this.numbers.waiting.is_all ? "" : "≥"}${brief(queued)}` : "";
       right -= waits.show(text, right, y - (at ? 6 : 11)) + 4;
-      fails.show(failures > 0.05 ? `${rate(failures)}/s ✕` : "", right, y - (at ? 6 : 11));
+      fails.show(failures > 0.05 ? `${rate(failures)}/s` : "", right, y - (at ? 6 : 11));
     };
     const part = { element, update };
     this.parts.set(id, part);
@@ -284,7 +285,9 @@ export class Graph {
     const { width, height } = this.drawing;
     const all = (this.box.clientWidth - 2 * PAD) / width;
     const scale = Math.min(1.1, Math.max(all, READABLE));
-    const wished = Math.min(Math.max(height * scale + 2 * PAD, 300), Math.max(360, innerHeight * 0.72));
+    // down, the page is scrolled to see the rest: a finger that moves across a graph means the page
+    const most = this.isDown ? TALLEST : Math.max(360, innerHeight * 0.72);
+    const wished = Math.min(Math.max(height * scale + 2 * PAD, 300), most);
     this.svg.style.height = `${Math.round(wished)}px`;
     const [w, hgt] = this.#size();
     const room = (space, size) => (size * scale + 2 * PAD <= space + 1 ? (space - size * scale) / 2 : PAD);

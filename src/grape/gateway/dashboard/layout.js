@@ -1,10 +1,10 @@
 // A layered drawing of a directed graph (after Sugiyama): cycles are opened, vertices get layers, layers an order with
 // few crossings, and what belongs together is drawn near to each other. Pure: sizes in, places out.
 
-const BETWEEN_LAYERS = 56;
+const BETWEEN_LAYERS = 66;
 const BETWEEN = 18;
 const LANE = 14;
-const ROUNDS = 16;
+const ROUNDS = 24;
 
 /**
  * vertices: [{id, width, height}], edges: [{id, from, to}]. Flows to the right, or down if `isDown`.
@@ -22,63 +22,83 @@ export function layout(vertices, edges, isDown = false) {
   rank(nodes, links);
   const layers = fillLayers(nodes, links);
   order(layers);
+  beside(layers, links);
   const height = spread(layers);
   const width = along(layers);
   return drawn(nodes, links, layers, width, height, isDown);
 }
 
-/** What leads back to where a walk from the beginnings came from is turned round. */
+/** As few as possible lead back: those that lead farthest back, seen from the beginnings. */
 function open(nodes, links) {
   const outs = new Map([...nodes.keys()].map((id) => [id, []]));
-  const incoming = new Map([...nodes.keys()].map((id) => [id, 0]));
+  const incoming = new Set();
   for (const link of links) {
-    outs.get(link.from).push(link);
-    incoming.set(link.to, incoming.get(link.to) + 1);
+    outs.get(link.from).push(link.to);
+    if (link.from !== link.to) incoming.add(link.to);
   }
-  const state = new Map();
-  const walk = (start) => {
-    const stack = [[start, 0]];
-    state.set(start, "open");
-    while (stack.length) {
-      const top = stack[stack.length - 1];
-      const link = outs.get(top[0])[top[1]++];
-      if (link === undefined) {
-        state.set(top[0], "done");
-        stack.pop();
-      } else if (state.get(link.to) === "open") {
-        link.isBack = true;
-      } else if (!state.has(link.to)) {
-        state.set(link.to, "open");
-        stack.push([link.to, 0]);
+  const depth = new Map();
+  const reach = (starts) => {
+    const queue = starts.filter((id) => !depth.has(id));
+    for (const id of queue) depth.set(id, 0);
+    for (let id = queue.shift(); id !== undefined; id = queue.shift()) {
+      for (const to of outs.get(id)) {
+        if (!depth.has(to)) {
+          depth.set(to, depth.get(id) + 1);
+          queue.push(to);
+        }
       }
     }
   };
-  for (const id of nodes.keys()) if (incoming.get(id) === 0) walk(id);
-  for (const id of nodes.keys()) if (!state.has(id)) walk(id);
+  reach([...nodes.keys()].filter((id) => !incoming.has(id)));
+  for (const id of nodes.keys()) reach([id]); // cycles that nothing leads into
+  const forth = new Map([...nodes.keys()].map((id) => [id, []]));
+  const drop = (link) => depth.get(link.from) - depth.get(link.to);
+  for (const link of [...links].sort((a, b) => drop(a) - drop(b))) {
+    link.isBack = drop(link) >= 0 && leads(forth, link.to, link.from);
+    if (!link.isBack) forth.get(link.from).push(link.to);
+  }
 }
 
-/** Longest ways from the beginnings; beginnings stand right before what they lead to. */
+function leads(outs, from, to) {
+  const seen = new Set([from]);
+  const stack = [from];
+  for (let id = stack.pop(); id !== undefined; id = stack.pop()) {
+    if (id === to) return true;
+    for (const next of outs.get(id)) {
+      if (!seen.has(next)) {
+        seen.add(next);
+        stack.push(next);
+      }
+    }
+  }
+  return false;
+}
+
+/** Longest ways from the beginnings; then each as near to what it leads to as can be, if that is no detour. */
 function rank(nodes, links) {
   const outs = new Map([...nodes.keys()].map((id) => [id, []]));
   const left = new Map([...nodes.keys()].map((id) => [id, 0]));
+  const ins = new Map();
   for (const link of links) {
     const [a, b] = link.isBack ? [link.to, link.from] : [link.from, link.to];
     if (a === b) continue;
     outs.get(a).push(b);
     left.set(b, left.get(b) + 1);
+    ins.set(b, left.get(b));
   }
   const ready = [...nodes.keys()].filter((id) => left.get(id) === 0);
-  const begins = [...ready];
+  const sorted = [];
   for (let id = ready.shift(); id !== undefined; id = ready.shift()) {
+    sorted.push(id);
     for (const to of outs.get(id)) {
       nodes.get(to).layer = Math.max(nodes.get(to).layer, nodes.get(id).layer + 1);
       left.set(to, left.get(to) - 1);
       if (left.get(to) === 0) ready.push(to);
     }
   }
-  for (const id of begins) {
+  for (const id of sorted.reverse()) {
     const next = outs.get(id).map((to) => nodes.get(to).layer);
-    if (next.length) nodes.get(id).layer = Math.min(...next) - 1;
+    if (next.length && next.length >= (ins.get(id) ?? 0)) nodes.get(id).layer = Math.min(...next) - 1;
   }
 }
 
@@ -142,6 +162,24 @@ function crossings(layers) {
   return count;
 }
 
+/** What leads back goes round its two boxes in lanes of their own, on the side where it comes from. */
+function beside(layers, links) {
+  for (const link of links.filter((each) => each.isBack)) {
+    const inner = link.chain.slice(1, -1);
+    const lane = (node, next) => {
+      const share = (each) => (each.rank + 0.5) / layers[each.layer].length;
+      const isBelow = !next || share(next) >= share(node);
+      const found = { id: null, along: 0, across: LANE, ins: [], outs: [], layer: node.layer, isBack: true };
+      if (next) found.outs.push(next);
+      layers[node.layer].splice(layers[node.layer].indexOf(node) + (isBelow ? 1 : 0), 0, found);
+      layers[node.layer].forEach((each, rank) => (each.rank = rank));
+      return found;
+    };
+    const [a, b] = [link.chain[0], link.chain[link.chain.length - 1]];
+    link.lanes = a === b ? [lane(a)] : [lane(a, inner[0]), ...inner, lane(b, inner[inner.length - 1])];
+  }
+}
+
 /** Where in its layer each stands: as near to its neighbours as the order and the room allow. */
 function spread(layers) {
   for (const layer of layers) {
@@ -156,15 +194,26 @@ function spread(layers) {
     const sequence = round % 2 === 0 ? layers : [...layers].reverse();
     for (const layer of sequence) {
       place(layer, (node) => {
-        const near = round < ROUNDS - 2 ? node[side] : [...node.ins, ...node.outs];
+        const near = round < ROUNDS - 6 ? node[side] : [...node.ins, ...node.outs];
         return near.length ? near.reduce((sum, each) => sum + each.at, 0) / near.length : node.at;
       });
     }
   }
-  const tops = layers.flat().map((node) => node.at - node.across / 2);
-  const top = Math.min(0, ...tops) === 0 ? Math.min(...tops, Infinity) : Math.min(...tops);
-  for (const node of layers.flat()) node.at -= top;
-  return Math.max(0, ...layers.flat().map((node) => node.at + node.across / 2));
+  return closed(layers.flat());
+}
+
+/** Bands in which nothing stands are no wider than they need to be; returns how high all is. */
+function closed(all) {
+  let end = 0;
+  let shift = 0;
+  for (const node of [...all].sort((a, b) => a.at - a.across / 2 - (b.at - b.across / 2))) {
+    const top = node.at - node.across / 2;
+    if (end === 0) shift = -top;
+    else if (top + shift > end + 2 * BETWEEN) shift = end + 2 * BETWEEN - top;
+    node.at += shift;
+    end = Math.max(end, node.at + node.across / 2);
+  }
+  return end;
 }
 
 /** The nearest places to those wished for, in the given order and without touching (pooled adjacent violators). */
@@ -222,21 +271,17 @@ function forth(link) {
   return [[[a.middle + a.along / 2, a.at], ...inner, [b.middle - b.along / 2, b.at]], 0];
 }
 
-/** It leaves at its box's far side, goes round it in a lane beside, and comes in as all others do. */
+/** It leaves where all do, goes round its box and back in its lanes, and comes in where all do. */
 function back(link) {
-  const chain = [...link.chain].reverse();
-  const [a, b] = [chain[0], chain[chain.length - 1]];
-  let lanes = chain.slice(1, -1).map((lane) => [lane.middle, lane.at]);
-  if (!lanes.length) lanes = [[(a.middle + b.middle) / 2, Math.max(a.at + a.across / 2, b.at + b.across / 2) + BETWEEN]];
-  const round = (node, side, at) => {
-    const out = at > node.at ? 1 : -1;
-    const beyond = out > 0 ? Math.max(at, node.at + node.across / 2 + 10) : Math.min(at, node.at - node.across / 2 - 10);
-    return [[node.middle + side * (node.along / 2 + 20), (node.at + beyond) / 2, "turn"], [node.middle, beyond]];
-  };
-  const [turnA, pastA] = round(a, 1, lanes[0][1]);
-  const [turnB, pastB] = round(b, -1, lanes[lanes.length - 1][1]);
+  const [b, a] = [link.chain[0], link.chain[link.chain.length - 1]];
+  const lanes = link.lanes.map((lane) => [lane.middle, lane.at]).reverse();
+  const turn = (node, side, at) => [node.middle + side * (node.along / 2 + 20), (node.at + at) / 2, "turn"];
   const points = [
-    [a.middle + a.along / 2, a.at], turnA, pastA, ...lanes, pastB, turnB, [b.middle - b.along / 2, b.at],
+    [a.middle + a.along / 2, a.at],
+    turn(a, 1, lanes[0][1]),
+    ...lanes,
+    turn(b, -1, lanes[lanes.length - 1][1]),
+    [b.middle - b.along / 2, b.at],
   ];
   return [points, Math.max(...points.map((each) => each[1]))];
 }

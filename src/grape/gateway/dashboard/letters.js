@@ -5,6 +5,9 @@ import { button, confirmed, empty, h, say, toast } from "./dom.js";
 import { ago, count, moment, plural } from "./format.js";
 
 const PAGE = 50;
+
+/** An error's text without the kind that stands before it. */
+const plain = (kind, text) => (kind && text.startsWith(`${kind}: `) ? text.slice(kind.length + 2) : text);
 const WORDS = {
   dead: { one: "dead letter", none: "No dead letters", good: "Nothing was given up.", retry: "put back", again: "Retry" },
   held: { one: "held event", none: "Nothing is held", good: "No event waits to be tried again.", retry: "due at once", again: "Try now" },
@@ -46,7 +49,7 @@ export class LettersTab {
     if (!found) return;
     const told = JSON.stringify([found.kinds.map((kind) => ({ ...kind, text: "", last: 0 })), this.filter]);
     if (told === this.told) return;
-    const isNew = this.known !== undefined && this.known !== found.count && !this.after && !this.list.querySelector("[aria-expanded=true]");
+    const isNew = this.known !== undefined && this.known !== found.count && !this.after && !this.list.querySelector("[aria-expanded=true]") && !this.list.contains(document.activeElement);
     this.told = told;
     this.known = found.count;
     if (isNew) this.#load();
@@ -59,7 +62,7 @@ export class LettersTab {
       const isShown = this.#isFilter(alike);
       return h("tr", { "data-chosen": isShown },
         h("td", { "data-label": "slot" }, h("a", { href: this.view.link(this.kind, isShown ? {} : alike), "aria-current": isShown ? "true" : null }, `${kind.event} → ${kind.node || "nobody"}`)),
-        h("td", { "data-label": "error" }, h("code", {}, kind.kind || "–"), h("span", { class: "said" }, kind.text)),
+        h("td", { "data-label": "error" }, h("code", {}, kind.kind || "–"), h("span", { class: "said" }, plain(kind.kind, kind.text))),
         h("td", { "data-label": "how many", class: "number" }, count(kind.count)),
         h("td", { "data-label": "last" }, ago(kind.last)),
         h("td", { class: "actions" }, ...this.#actions(`all ${plural(kind.count, this.words.one)} of ${kind.event} → ${kind.node} with ${kind.kind}`, alike, "all")));
@@ -151,7 +154,7 @@ export class LettersTab {
       h("span", { class: "what" }, `${letter.event} → ${letter.node || "nobody"}`),
       letter.key === null ? null : h("span", { class: "key-of" }, letter.key),
       letter.status === "dead" ? null : h("span", { class: "state", "data-state": letter.status }, letter.status),
-      h("span", { class: "error" }, letter.kind ? h("code", {}, letter.kind) : null, letter.text),
+      h("span", { class: "error" }, letter.kind ? h("code", {}, letter.kind) : null, plain(letter.kind, letter.text)),
       h("time", {}, letter.failed ? ago(letter.failed) : letter.due ? `next ${moment(letter.due).slice(11)}` : ""),
     );
     head.addEventListener("click", async () => {

@@ -92,8 +92,9 @@ class Card {
       const finished = Object.values(numbers.pools).reduce((sum, pool) => sum + pool.finished, 0);
       this.rates.take({ finished });
     }
-    const now = numbers ? this.rates.of("finished") ?? 0 : 0;
-    this.history.add(now);
+    const known = numbers ? this.rates.of("finished") : 0;
+    const now = known ?? 0;
+    if (known !== null) this.history.add(now);
     say(this.figures["events/s"], numbers ? rate(now) : "–");
     say(this.figures.waiting, numbers ? brief(numbers.backlog_events) : "–");
     say(this.figures.dead, numbers ? brief(numbers.dead) : "–");
@@ -103,6 +104,7 @@ class Card {
       const x = 240 - (all.length - 1 - i) * (240 / 59);
       return `${x.toFixed(1)},${(42 - (value / most) * 38).toFixed(1)}`;
     });
+    if (!points.length) return;
     this.line.setAttribute("d", `M${points.join("L")}`);
     const first = points[0].split(",")[0];
     this.area.setAttribute("d", `M${first},44L${points.join("L")}L240,44Z`);

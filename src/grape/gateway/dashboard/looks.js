@@ -161,11 +161,12 @@ export class StateTab {
     try {
       const told = await get(this.view.place("state", query));
       const rows = told.rows.map((row) =>
-        h("article", { class: "card state-row" },
-          h("h3", {}, row.key),
-          h("pre", { tabindex: "0" }, row.problem || row.state + (row.state_cut ? `\n… ${count(row.state_cut)} characters more` : ""))));
+        h("tr", {},
+          h("td", { "data-label": "key" }, row.key),
+          h("td", {}, h("pre", {}, row.problem || row.state + (row.state_cut ? `\n… ${count(row.state_cut)} characters more` : "")))));
+      const head = h("thead", {}, h("tr", {}, h("th", { scope: "col" }, "key"), h("th", { scope: "col" }, "state")));
       this.found.replaceChildren(
-        ...(rows.length ? [h("div", { class: "cards" }, ...rows)] : [empty("Nothing", nothing)]),
+        rows.length ? h("table", { class: "states" }, head, h("tbody", {}, ...rows)) : empty("Nothing", nothing),
         told.more ? h("p", { class: "muted" }, "There are more: say how the key begins.") : "",
       );
     } catch (error) {
