@@ -3,6 +3,7 @@
 export class Poll {
   #timer = 0;
   #isAsking = false;
+  #isAskedAgain = false;
   #isOver = false;
   #abort = new AbortController();
 
@@ -22,6 +23,7 @@ export class Poll {
   /** Ask at once. */
   async now() {
     clearTimeout(this.#timer);
+    this.#isAskedAgain = this.#isAsking;
     if (this.#isOver || this.#isAsking || document.visibilityState !== "visible") return;
     this.#isAsking = true;
     try {
@@ -32,7 +34,7 @@ export class Poll {
       this.#isAsking = false;
     }
     if (!this.#isOver && document.visibilityState === "visible") {
-      this.#timer = setTimeout(() => this.now(), this.milliseconds);
+      this.#timer = setTimeout(() => this.now(), this.#isAskedAgain ? 0 : this.milliseconds);
     }
   }
 
@@ -45,11 +47,13 @@ export class Poll {
 }
 
 const CALM = 3; // seconds over which a rate is smoothed
+const STILL = 5; // after which what does not grow has no rate
 
 /** Rates of counters, from how they grow. An engine that begins anew begins at 0. */
 export class Rates {
   #last = new Map();
   #rates = new Map();
+  #grew = new Map();
   #at = 0;
 
   take(counters, now = performance.now() / 1000) {
@@ -62,8 +66,9 @@ export class Rates {
       const fresh = (value - before) / passed;
       const known = this.#rates.get(name);
       const weight = known === undefined ? 1 : 1 - Math.exp(-passed / CALM);
-      const smooth = (known ?? 0) + weight * (fresh - (known ?? 0));
-      this.#rates.set(name, fresh === 0 && smooth < 0.05 ? 0 : smooth);
+      if (fresh > 0) this.#grew.set(name, now);
+      const isStill = now - (this.#grew.get(name) ?? -Infinity) > STILL;
+      this.#rates.set(name, isStill ? 0 : (known ?? 0) + weight * (fresh - (known ?? 0)));
     }
   }
 
