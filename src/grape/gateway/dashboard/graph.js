@@ -113,7 +113,11 @@ export class Graph {
     const kind = `edge emit${emit.isDeclared ? "" : " seen"}${isBack ? " back" : ""}`;
     const element = s("g", { class: kind }, line, flow);
     element.append(s("title", {}, `${emit.node} emits ${emit.event}${emit.isDeclared ? "" : " (as its code says; it is not declared)"}`));
-    const part = { element, flow, update: () => this.#flows(flow, this.numbers.rate("emitted", emit.event)) };
+    const slots = this.model.slots.filter((slot) => slot.node === emit.node);
+    const isBusy = () => slots.some((slot) => this.numbers.rate("processed", slot.name) > 0);
+    // who of several emits it is not counted: one that does nothing does not
+    const update = () => this.#flows(flow, isBusy() ? this.numbers.rate("emitted", emit.event) : 0);
+    const part = { element, update };
     this.parts.set(emit.id, part);
     return part;
   }

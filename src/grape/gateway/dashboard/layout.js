@@ -167,8 +167,7 @@ function beside(layers, links) {
   for (const link of links.filter((each) => each.isBack)) {
     const inner = link.chain.slice(1, -1);
     const lane = (node, next) => {
-      const share = (each) => (each.rank + 0.5) / layers[each.layer].length;
-      const isBelow = !next || share(next) >= share(node);
+      const isBelow = !next || next.rank >= level(node, next.layer, layers);
       const found = { id: null, along: 0, across: LANE, ins: [], outs: [], layer: node.layer, isBack: true };
       if (next) found.outs.push(next);
       layers[node.layer].splice(layers[node.layer].indexOf(node) + (isBelow ? 1 : 0), 0, found);
@@ -178,6 +177,13 @@ function beside(layers, links) {
     const [a, b] = [link.chain[0], link.chain[link.chain.length - 1]];
     link.lanes = a === b ? [lane(a)] : [lane(a, inner[0]), ...inner, lane(b, inner[inner.length - 1])];
   }
+}
+
+/** Which rank in a layer beside it is level with a node: that of its neighbours there, else at the same share. */
+function level(node, layer, layers) {
+  const near = [...node.ins, ...node.outs].filter((each) => each.layer === layer && !each.isBack);
+  if (!near.length) return ((node.rank + 0.5) * layers[layer].length) / layers[node.layer].length - 0.5;
+  return near.reduce((sum, each) => sum + each.rank, 0) / near.length;
 }
 
 /** Where in its layer each stands: as near to its neighbours as the order and the room allow. */
