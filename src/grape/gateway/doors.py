@@ -167,15 +167,15 @@ class Doors:
     """All apps, each once somebody asks for it."""
 
     def __init__(self, home: Home) -> None:
-        self._home = home
+        self.home = home
         self._apps: dict[str, AppDoor] = {}
         self._server: Connection | None = None
 
     def app(self, name: str) -> AppDoor:
         found = self._apps.get(name)
         if found is None:
-            found = AppDoor(name, str(self._home.data(name)), self.wake)
-            if self._home.is_installed(name):
+            found = AppDoor(name, str(self.home.data(name)), self.wake)
+            if self.home.is_installed(name):
                 self._apps[name] = found  # what is not there is not kept in mind
         return found
 
@@ -192,7 +192,7 @@ class Doors:
         return await self._known("wake", name)
 
     async def _known(self, verb: str, name: str) -> AppInfo | None:
-        if not self._home.is_installed(name):
+        if not self.home.is_installed(name):
             self._apps.pop(name, None)
             return None
         return await self.ask(verb, {"name": name}, AppInfo)
@@ -206,7 +206,7 @@ class Doors:
         """
         try:
             if self._server is None or self._server.is_over:
-                self._server = await asyncio.to_thread(lambda: dial_server(str(self._home.path)).start())
+                self._server = await asyncio.to_thread(lambda: dial_server(str(self.home.path)).start())
             return msgspec.msgpack.decode(await here(self._server.ask_verb(verb, argument)), type=kind)
         except (UsageError, EngineError) as e:
             if self._server is not None and not self._server.is_over:

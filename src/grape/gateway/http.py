@@ -23,6 +23,7 @@ from grape.gateway.access import Access, Verb
 from grape.gateway.answers import STREAM, as_json, as_problem, as_reply, sent_problem, sent_reply
 from grape.gateway.bodies import LINES, events_of, items_of, media_of, named_events, value_of
 from grape.gateway.doors import AppDoor, Doors
+from grape.gateway.operating import Operating
 from grape.gateway.outputs import Outputs
 from grape.gateway.problems import Problem, problem_of
 from grape.gateway.waiting import Waiter
@@ -60,6 +61,7 @@ class Gateway:
             Route("/metrics", self._metrics, methods=["GET"]),
             Route("/apps", self._apps, methods=["GET"]),
             Route("/apps/{app}", self._app, methods=["GET"]),
+            *Operating(self.doors, self._access).routes(),
             Route("/apps/{app}/readyz", self._app_ready, methods=["GET"]),
             Route("/apps/{app}/events", self._emit_several, methods=["POST"]),
             Route("/apps/{app}/events/{event:path}", self._emit, methods=["POST"]),
