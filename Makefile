@@ -8,7 +8,7 @@ DEMO := .venv/.ready-demo
 N ?= 2
 PYTEST := $(BIN)/pytest -q -n $(N) --dist worksteal
 
-.PHONY: help demo test test-pure test-pythons test-all test-sim test-fuzz test-hot test-crash test-cgroup2 test-sdks mutants bench bench-languages bench-peers profile check lock clean
+.PHONY: help demo test test-pure test-pythons test-all test-sim test-fuzz test-hot test-crash test-cgroup2 test-sdks mutants bench bench-languages bench-peers bench-http profile check lock clean
 
 help:  ## show this
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -66,6 +66,10 @@ bench: $(READY)  ## our rows beside limits and peers; writes benchmarks/results.
 bench-peers: $(READY)  ## beside Dramatiq, Celery, FastStream, Huey, Pathway and DBOS, which it installs: ten minutes
 	@scripts/peers
 	$(BIN)/python -m benchmarks.queues $(ARGS)
+
+bench-http: $(READY)  ## a server over HTTP, beside its limits: events, calls, batches (wrk); writes benchmarks/results-http.json
+	@scripts/setup bench
+	$(BIN)/python -m benchmarks.http $(ARGS)
 
 profile: $(READY)  ## where the time goes: ROW=keyed-1k, keyed-1m, chain-functions, chain-nodes or wordcount
 	@test -n "$(ROW)" || { echo "which ROW=? as in: make profile ROW=chain-nodes" >&2; exit 2; }

@@ -100,13 +100,55 @@ def test_of_several_with_one_that_cannot_be_none_is_taken(server: Server) -> Non
     assert server.call("count", "add", params={"key": "none"}) == ["1", 1]
 
 
-def test_of_several_with_one_that_nobody_hears_it_is_said_how_many_were_taken(server: Server) -> None:
-    found = [{"event": "add", "key": "some"}, {"event": "nobody"}, {"event": "add", "key": "some"}]
+@pytest.mark.parametrize("ids", [False, True])
+def test_of_several_with_one_that_nobody_hears_none_is_taken(server: Server, ids: bool) -> None:
+    key = f"some-{ids}"
+    found = [{"event": "add", "key": key}, {"event": "nobody"}, {"event": "add", "key": key}]
+    if ids:
+        found = [{**event, "id": f"none-{i}"} for i, event in enumerate(found)]
+    detail = problem(server.post("/apps/count/events", found), 404, "unknown-event")
+    assert "item 1" in detail
+    assert server.call("count", "add", params={"key": key}) == ["1", 1]
+
+
+def test_of_several_with_a_conflict_it_is_said_how_many_were_taken(server: Server) -> None:
+    found = [{"event": "add", "key": "part", "data": i, "id": f"part-{min(i, 1)}"} for i in range(3)]
     answer = server.post("/apps/count/events", found)
-    problem(answer, 404, "unknown-event")
+    problem(answer, 409, "conflict")
     assert answer.json()["accepted"] == 2
-    assert [refused["item"] for refused in answer.json()["refused"]] == [1]
-    assert server.call("count", "add", params={"key": "some"}) == ["1", 3]
+    assert [refused["item"] for refused in answer.json()["refused"]] == [2]
+    assert server.call("count", "add", params={"key": "part"}) == ["1", 3]
+
+
+def test_a_batch_is_taken_once_over_restarts_and_kills(tmp_path: Path) -> None:
+    with serving(tmp_path / "home") as server:
+        server.grape("app", "deploy", count_app(tmp_path / "count"))
+        codes: list[int] = []
+        is_over = threading.Event()
+
+        def load() -> None:
+            while not is_over.is_set():
+                events = [{"event": "add", "key": f"k{i % 7}", "data": "x" * 200} for i in range(500)]
+                codes.append(server.post("/apps/count/events", events).status_code)
+
+        threads = [threading.Thread(target=load) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        try:
+            for kill in (False, True, True, False, True):
+                seen = len(codes)
+                until(lambda seen=seen: len(codes) > seen + 5)  # type: ignore[misc]
+                if kill:
+                    os.kill(server.engine("count"), signal.SIGKILL)
+                else:
+                    server.grape("app", "restart", "count")
+        finally:
+            is_over.set()
+            for thread in threads:
+                thread.join()
+        assert set(codes) == {202}
+        total = sum(server.call("count", "add", params={"key": f"k{i}"})[1] - 1 for i in range(7))
+        assert total == 500 * len(codes)
 
 
 def test_the_same_id_is_once_and_another_content_is_a_conflict(server: Server) -> None:

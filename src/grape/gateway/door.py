@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Final, cast
 
 import msgspec
@@ -18,7 +18,9 @@ from grape.errors import EngineError, Full, GrapeError, NoAnswer, ProtocolError,
 from grape.model.topology import Limits, TopologySpec
 from grape.protocol.door import (
     VERSION,
+    Accepted,
     Answer,
+    Append,
     Ask,
     Begun,
     Described,
@@ -32,9 +34,10 @@ from grape.protocol.door import (
     Opened,
     Refused,
     Replies,
+    StreamOpened,
     TakeReplies,
 )
-from grape.protocol.framing import SEND_BUFFER, FrameBuffer, door_frames, frame
+from grape.protocol.framing import SEND_BUFFER, FrameBuffer, Piece, append_frame, door_frames, frame
 from grape.protocol.place import door_of
 
 MAX_ASKED: Final = 20_000
@@ -48,13 +51,20 @@ class Door(asyncio.BufferedProtocol):
     """A connection. Made by `knock`.
 
     Args:
-        replied: gets batches of replies. gone: called when nothing more comes.
+        replied: gets batches of replies. gone: called when nothing more comes. heard: gets what is said of streams.
 
     Attributes:
         topology, limits: once it is open.
     """
 
-    def __init__(self, replied: Callable[[list[bytes]], None], gone: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        replied: Callable[[list[bytes]], None],
+        gone: Callable[[], None],
+        heard: Callable[[FromEngine], None] | None = None,
+    ) -> None:
+        self._heard_of_stream = heard
+        self.partitions = 0
         self._replied = replied
         self._gone = gone
         self.topology: TopologySpec
@@ -67,7 +77,7 @@ class Door(asyncio.BufferedProtocol):
         self._asked: dict[int, asyncio.Future[Any]] = {}
         self._heard_answer: dict[int, Callable[[], None]] = {}
         self._number = 0
-        self._unsent: list[bytearray] = []
+        self._unsent: list[Piece] = []
         self._unsent_bytes = 0
 
     # ------------------------------------------------------------------ what is asked
@@ -108,12 +118,24 @@ class Door(asyncio.BufferedProtocol):
     def _waiting_bytes(self) -> int:
         return 0 if self._transport is None else self._transport.get_write_buffer_size()
 
+    def send(self, message: FromClient) -> None:
+        """What has no answer of its own."""
+        if self.is_open:
+            self._send(message)
+
+    def send_append(self, append: Append) -> None:
+        """A step of a stream, whose bodies are not copied."""
+        if self.is_open:
+            self._add(append_frame(append))
+
     def _send(self, message: FromClient) -> None:
+        self._add([frame(message)])
+
+    def _add(self, pieces: Sequence[Piece]) -> None:
         if not self._unsent:
             self._loop.call_soon(self._flush)
-        packed = frame(message)
-        self._unsent.append(packed)
-        self._unsent_bytes += len(packed)
+        self._unsent += pieces
+        self._unsent_bytes += sum(map(len, pieces))
 
     def _flush(self) -> None:
         unsent, self._unsent, self._unsent_bytes = self._unsent, [], 0
@@ -151,11 +173,15 @@ class Door(asyncio.BufferedProtocol):
                 self.topology = message.topology
             case Opened():
                 self.limits = message.limits
+                self.partitions = message.partitions
             case Begun():
                 self.is_open = True
-                self._send(TakeReplies())
+                if self._heard_of_stream is None:
+                    self._send(TakeReplies())
                 if not self._begun.done():
                     self._begun.set_result(None)
+            case StreamOpened() | Accepted() if self._heard_of_stream is not None:
+                self._heard_of_stream(message)
             case Ended():
                 self._over(Stopping("the engine has ended"), Stopping("the engine has ended: it was not accepted"))
             case Failed():
@@ -205,15 +231,22 @@ class Door(asyncio.BufferedProtocol):
             self._transport.close()
 
 
-async def knock(directory: str, replied: Callable[[list[bytes]], None], gone: Callable[[], None]) -> Door:
-    """A connection to the engine that runs on ``directory``, which takes events. ``replied``, ``gone``: as of `Door`.
+async def knock(
+    directory: str,
+    replied: Callable[[list[bytes]], None],
+    gone: Callable[[], None],
+    heard: Callable[[FromEngine], None] | None = None,
+) -> Door:
+    """A connection to the engine that runs on ``directory``, which takes events; see `Door`.
 
     Raises:
         OSError: none runs there.
         GrapeError: it does not take events.
     """
     with door_of(directory) as path:
-        transport, door = await asyncio.get_running_loop().create_unix_connection(lambda: Door(replied, gone), path)
+        transport, door = await asyncio.get_running_loop().create_unix_connection(
+            lambda: Door(replied, gone, heard), path
+        )
     transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
     try:
         await door.begun()

@@ -17,6 +17,7 @@ from grape.client.connection import Connection, dial_server
 from grape.client.events import ClientEvent
 from grape.client.waiting import here
 from grape.errors import EngineError, GrapeError, NoAnswer, Stopping, UsageError
+from grape.gateway.batches import BatchStream
 from grape.gateway.door import Door, knock
 from grape.gateway.problems import Problem
 from grape.gateway.waiting import Waiter, Waiting
@@ -34,8 +35,9 @@ _LOOK: Final = 0.02
 class AppDoor:
     """One app."""
 
-    def __init__(self, name: str, directory: str, wake: Callable[[str], Any]) -> None:
+    def __init__(self, name: str, directory: str, wake: Callable[[str], Any], number: int) -> None:
         self.name = name
+        self._batches = BatchStream(f"http={number}", directory, self.door)
         self.waiting = Waiting()
         self._directory = directory
         self._wake = wake
@@ -121,6 +123,10 @@ class AppDoor:
                     raise
                 await asyncio.sleep(_LOOK)
 
+    async def hand_in_all(self, events: list[ClientEvent]) -> None:
+        """Events without ids of their own, as a batch; returns when all are durable. Errors: `BatchStream.hand_in`."""
+        await self._batches.hand_in(events, await self.door())
+
     async def ask(self, verb: str, argument: Any, kind: type[T]) -> T:
         """Ask the engine, or the one that comes next if this one ends.
 
@@ -156,6 +162,7 @@ class AppDoor:
                 await asyncio.sleep(_LOOK)
 
     def close(self) -> None:
+        self._batches.close()
         if self._door is not None:
             self._door.close()
         for task in (self._knocking, self._returning):
@@ -164,17 +171,18 @@ class AppDoor:
 
 
 class Doors:
-    """All apps, each once somebody asks for it."""
+    """All apps, each once somebody asks for it. ``number``: of the gateway, among those of its server."""
 
-    def __init__(self, home: Home) -> None:
+    def __init__(self, home: Home, number: int = 0) -> None:
         self.home = home
+        self._number = number
         self._apps: dict[str, AppDoor] = {}
         self._server: Connection | None = None
 
     def app(self, name: str) -> AppDoor:
         found = self._apps.get(name)
         if found is None:
-            found = AppDoor(name, str(self.home.data(name)), self.wake)
+            found = AppDoor(name, str(self.home.data(name)), self.wake, self._number)
             if self.home.is_installed(name):
                 self._apps[name] = found  # what is not there is not kept in mind
         return found

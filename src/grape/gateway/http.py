@@ -21,6 +21,7 @@ from grape.errors import BadArgument, GrapeError, NoAnswer
 from grape.gateway import metrics
 from grape.gateway.access import Access, Verb
 from grape.gateway.answers import STREAM, as_json, as_problem, as_reply, sent_problem, sent_reply
+from grape.gateway.batches import check_names
 from grape.gateway.bodies import LINES, events_of, items_of, media_of, named_events, value_of
 from grape.gateway.doors import AppDoor, Doors
 from grape.gateway.operating import Operating
@@ -132,7 +133,12 @@ class Gateway:
         return await self._several(app, named_events(found, door.limits.max_event))
 
     async def _several(self, app: AppDoor, events: list[ClientEvent]) -> Response:
-        """All of them were checked before the first one is handed in."""
+        """All of them were checked before the first one is handed in. Without ids they go as a batch."""
+        check_names(events, await app.door())
+        if not any(event.id for event in events):
+            if events:
+                await app.hand_in_all(events)
+            return as_json({"accepted": len(events)}, 202)
         refused: list[dict[str, Any]] = []
         worst: GrapeError | None = None
         for start in range(0, len(events), _WINDOW):

@@ -29,11 +29,12 @@ _KEEP_ALIVE: Final = 75
 
 
 class GatewayOptions(Struct, frozen=True):
-    """``sockets``: descriptors. ``is_open``, ``origins``: as of `Access`."""
+    """``sockets``: descriptors. ``number``: among the gateways. ``is_open``, ``origins``: as of `Access`."""
 
     home: str
     sockets: tuple[int, ...]
     is_open: bool
+    number: int = 0
     origins: tuple[str, ...] = ()
 
 
@@ -48,7 +49,7 @@ def main() -> None:
 async def _serve(options: GatewayOptions, server_pid: int) -> None:
     loop = asyncio.get_running_loop()
     home = Home(options.home)
-    doors = Doors(home)
+    doors = Doors(home, options.number)
     access = Access(home.path / FILE, is_open=options.is_open, origins=frozenset(options.origins))
     config = uvicorn.Config(
         Gateway(doors, access).app(),

@@ -110,6 +110,7 @@ class Gateways:
             "home": str(self._home.path),
             "sockets": [fd],
             "is_open": self._is_open,
+            "number": number,
             "origins": self._http.origins,
         }
         own = str(Path(__file__).parents[2])
