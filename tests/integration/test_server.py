@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import configparser
 import json
 import os
+import shutil
 import signal
+import socket
 import subprocess
 import threading
 from collections.abc import Iterator
@@ -314,3 +317,30 @@ def test_an_app_with_nothing_to_do_needs_no_process_until_somebody_wants_somethi
         assert server.call("count", "add", params={"key": "a"}) == ["1", 5]
         server.grape("app", "stop", "count")
         assert server.post("/apps/count/events/add").status_code == 503
+
+
+def test_systemd_hears_when_it_is_ready_lives_and_stops(tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as told:
+        told.bind(str(tmp_path / "notify"))
+        told.settimeout(30)
+        env = {"NOTIFY_SOCKET": str(tmp_path / "notify"), "WATCHDOG_USEC": "200000"}
+        with serving(tmp_path / "home", env=env) as server:
+            heard = [told.recv(100) for _ in range(3)]
+            assert heard == [b"READY=1", b"WATCHDOG=1", b"WATCHDOG=1"]
+            server.stop()
+        while (said := told.recv(100)) == b"WATCHDOG=1":
+            pass
+        assert said == b"STOPPING=1"
+
+
+def test_the_unit_is_one_that_systemd_takes(tmp_path: Path) -> None:
+    unit = (Path(__file__).parents[2] / "deploy" / "grape.service").read_text()
+    assert "Type=notify" in unit
+    verify = shutil.which("systemd-analyze")
+    if verify is None:  # not on every machine: then at least its sections and keys can be read
+        assert configparser.ConfigParser(strict=False, interpolation=None).read_string(unit) is None
+        return
+    place = tmp_path / "grape.service"
+    place.write_text(unit.replace("/usr/local/bin/grape", GRAPE))
+    done = subprocess.run([verify, "verify", place], check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

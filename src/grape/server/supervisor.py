@@ -26,6 +26,7 @@ from grape.server.control import ControlConnection, Verb
 from grape.server.gateways import Gateways, Http
 from grape.server.home import Home, Installed, check_name, with_version
 from grape.server.hosted import AppInfo, Hosted
+from grape.server.notify import notify, watchdog_seconds
 
 T = TypeVar("T", bound=Struct)
 
@@ -125,8 +126,12 @@ class Supervisor:
             try:
                 for number in (signal.SIGINT, signal.SIGTERM):
                     loop.add_signal_handler(number, self.stop)
+                notify("READY=1")
+                beating = asyncio.ensure_future(_beat())
                 resting = asyncio.ensure_future(self._rest()) if self._park_after else None
                 await self._until_stopped()
+                notify("STOPPING=1")
+                beating.cancel()
                 if resting is not None:
                     resting.cancel()
             finally:
@@ -307,6 +312,14 @@ class Supervisor:
         """
         if self.is_stopping:
             raise Full("the server is stopping")
+
+
+async def _beat() -> None:
+    """As long as the loop turns systemd hears of it."""
+    seconds = watchdog_seconds()
+    while seconds is not None:
+        notify("WATCHDOG=1")
+        await asyncio.sleep(seconds)
 
 
 def _read(packed: msgspec.Raw, kind: type[T]) -> T:
