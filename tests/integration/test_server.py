@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import threading
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -344,3 +345,36 @@ def test_the_unit_is_one_that_systemd_takes(tmp_path: Path) -> None:
     place.write_text(unit.replace("/usr/local/bin/grape", GRAPE))
     done = subprocess.run([verify, "verify", place], check=False, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def wheel(folder: Path, name: str, version: str, code: str) -> None:
+    """The smallest wheel there can be."""
+    folder.mkdir(parents=True, exist_ok=True)
+    about = f"{name}-{version}.dist-info"
+    with zipfile.ZipFile(folder / f"{name}-{version}-py3-none-any.whl", "w") as file:
+        file.writestr(f"{name}.py", code)
+        file.writestr(f"{about}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+        file.writestr(f"{about}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        file.writestr(f"{about}/RECORD", "")
+
+
+def test_each_version_of_an_app_has_what_it_requires(server: Server, tmp_path: Path) -> None:
+    app = write_app(tmp_path / "count", f"import ripe\nVERSION = ripe.TASTE\n{COUNT}")
+    wheel(app / "wheels", "ripe", "1.0", "TASTE = 'sour'")
+    (app / "requirements.txt").write_text("--no-index\nripe==1.0\n")
+    server.grape("app", "deploy", app)
+    assert server.call("count", "add", params={"key": "a"}) == ["sour", 1]
+    write_app(app, f"import ripe\nVERSION = ripe.TASTE\n{COUNT}", version="2")
+    wheel(app / "wheels", "ripe", "2.0", "TASTE = 'sweet'")
+    (app / "requirements.txt").write_text("--no-index\nripe==2.0\n")
+    server.grape("app", "deploy", app)
+    assert server.call("count", "add", params={"key": "a"}) == ["sweet", 2]
+    assert len(list((server.home / "environments").iterdir())) == 2
+    server.grape("app", "rollback", "count")
+    assert server.call("count", "add", params={"key": "a"}) == ["sour", 3]
+    (app / "requirements.txt").write_text("--no-index\nunripe==1\n")
+    assert "unripe" in server.grape("app", "deploy", app, code=2)
+    assert server.call("count", "add", params={"key": "a"}) == ["sour", 4]
+    server.grape("app", "stop", "count")
+    server.grape("app", "remove", "count", "--data")
+    assert list((server.home / "environments").iterdir()) == []

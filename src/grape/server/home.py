@@ -6,6 +6,7 @@
     HOME/apps/NAME/app.json   what is installed of an app, and whether it is to run
     HOME/apps/NAME/data/      its engine's directory
     HOME/apps/NAME/log/       what it printed
+    HOME/environments/KEY/    what the Python code of apps needs beside it
     HOME/profiles/NAME.toml   how its operator keeps and confines it
 
 Everything that says something is replaced as a whole and durable before anybody is told.
@@ -26,7 +27,7 @@ from typing import Final, Literal
 import msgspec
 from msgspec import Struct, structs
 
-from grape.apps import package
+from grape.apps import environment, package
 from grape.apps.manifest import APP, Manifest, manifest_of
 from grape.errors import Corrupt, InUse, UsageError
 from grape.model.near import did_you_mean
@@ -95,6 +96,7 @@ class Home:
         self.packages = self.path / "packages"
         self.apps = self.path / "apps"
         self.profiles = self.path / "profiles"
+        self.environments = self.path / "environments"
         self._lock = -1
 
     def data(self, name: str) -> Path:
@@ -213,12 +215,32 @@ class Home:
         package.check(place, digest)
         return place
 
+    def environment(self, package: Path) -> Path | None:
+        """What the Python code in a package needs beside it, made if it is not there; None: it needs nothing. Blocking,
+        perhaps minutes.
+
+        Raises:
+            UsageError: it cannot be had.
+        """
+        key = environment.key_of(package)
+        if key is None:
+            return None
+        place = self.environments / key
+        if not place.is_dir():
+            environment.build(package, place)
+        return place
+
     def drop_unused(self, apps: list[Installed]) -> None:
         """Packages of none of these."""
         used = {version.digest for app in apps for version in app.versions}
         for place in self.packages.iterdir():
             if _DIGEST.fullmatch(place.name) and place.name not in used:
                 _remove(place)
+        if self.environments.is_dir():
+            kept = {environment.key_of(self.package(digest)) for digest in used}
+            for place in self.environments.iterdir():
+                if place.name not in kept:
+                    _remove(place)
 
 
 def with_version(app: Installed, digest: str, version: str) -> Installed:

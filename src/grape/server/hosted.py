@@ -224,6 +224,10 @@ class Hosted:
             place = home.checked(name, digest)
             manifest, options = options_of(place, os.environ, home.profile(name))
             options.data = str(home.data(name))
+            beside = home.environment(place)
+            if beside is not None:
+                own = options.env.get("PYTHONPATH")
+                options.env = {**options.env, "PYTHONPATH": f"{beside}{os.pathsep}{own}" if own else str(beside)}
             options.directory = str(place)
             options.keep_open = True
             options.keeps = manifest.output

@@ -230,10 +230,16 @@ class Supervisor:
         self._check_serving()
         path = Path(_read(packed, Upload).path)
         async with self._store:
-            digest, manifest = await asyncio.to_thread(self.home.take_in, path)
+            digest, manifest = await asyncio.to_thread(self._take_in, path)
             app = self._with(digest, manifest)
             await self._drop_unused()
         return app
+
+    def _take_in(self, path: Path) -> tuple[str, Manifest]:
+        """With what it needs beside it: whoever uploads hears of it if that cannot be had."""
+        digest, manifest = self.home.take_in(path)
+        self.home.environment(self.home.package(digest))
+        return digest, manifest
 
     async def _drop_unused(self) -> None:
         used = [app.installed for app in self.apps.values()]
