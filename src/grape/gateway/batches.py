@@ -26,17 +26,24 @@ _STEP: Final = 4 << 20
 _MOST: Final = 64 << 20
 """Bytes of steps that are not accepted."""
 _PATIENCE: Final = 30.0
+_STALL: Final = 5.0
+"""Seconds after which what is not accepted is taken back."""
+_FULL_FOR: Final = 1.0
+"""Seconds in which others are then refused at once, before it is tried again."""
+_FULL: Final = "the app takes nothing in now: its backlog is at its limit, or the disk is full"
+_TOGETHER: Final = 1_000
+"""Requests that do not wait for the step before them."""
 _QUIET: Final = 2.0
 """Seconds after which a stream that nothing goes by is closed: an app with one open is not at rest."""
 _NUMBER: Final = 1
 
 
 class _Step(Struct):
-    """``number``: 0 until it has one."""
+    """``number``: 0 until it has one. ``waiting``: those whose last events are in it."""
 
     parts: list[Part]
     size: int
-    accepted: asyncio.Future[None]
+    waiting: list[asyncio.Future[None]] = []
     number: int = 0
     is_sent: bool = False
 
@@ -55,7 +62,12 @@ class BatchStream:
         self._is_there = door
         self._door: Door | None = None
         self._opened: asyncio.Future[StreamOpened] | None = None
+        self._fresh: list[tuple[list[ClientEvent], asyncio.Future[None]]] = []
+        self._door_of_app: Door | None = None
         self._steps: list[_Step] = []
+        self._stall: asyncio.TimerHandle | None = None
+        self._full_until = 0.0
+        self._is_stalled = False
         self._bytes = 0
         self._next = 0
         self._spread = 0
@@ -66,27 +78,37 @@ class BatchStream:
         """All of them; returns when they are durable. ``door``: of the app, which says what there is.
 
         Raises:
-            Full: too much waits already.
-            NoAnswer: it is not known whether they were accepted.
+            Full: too much waits already, or the app takes nothing in now; none of them was accepted.
             Problem: the app is not there.
         """
         if self._bytes > _MOST:
             raise Full("too many batches wait for the engine")
-        loop = asyncio.get_running_loop()
-        steps = [
-            _Step(parts, size, loop.create_future())
-            for parts, size in _packed(events, door.partitions, door.limits, self._spread)
-        ]
+        if asyncio.get_running_loop().time() < self._full_until:
+            raise Full(_FULL)
+        accepted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        if not self._fresh:
+            asyncio.get_running_loop().call_soon(self._pack, door)
+        self._fresh.append((events, accepted))
+        await accepted
+
+    def _pack_rest(self) -> None:
+        if self._door_of_app is not None:
+            self._pack(self._door_of_app)
+
+    def _pack(self, door: Door) -> None:
+        """What has come in one turn of the loop goes together, and with what comes while a step is under way."""
+        if not self._fresh or (self._steps and len(self._fresh) < _TOGETHER):
+            return
+        fresh, self._fresh = self._fresh, []
+        self._door_of_app = door
+        events = [event for some, _ in fresh for event in some]
+        waiting = [accepted for _, accepted in fresh]
+        steps = [_Step(parts, size) for parts, size in _packed(events, door.partitions, door.limits, self._spread)]
+        steps[-1].waiting = waiting
         self._spread += sum(len(step.parts) for step in steps)
         self._steps += steps
         self._bytes += sum(step.size for step in steps)
         self._go_on()
-        try:
-            async with asyncio.timeout(_PATIENCE):
-                for step in steps:
-                    await asyncio.shield(step.accepted)
-        except TimeoutError:
-            raise NoAnswer("the batch is not accepted yet; it is not known whether it will be") from None
 
     # ------------------------------------------------------------------ the stream
 
@@ -104,12 +126,18 @@ class BatchStream:
         self._coming = None
         error = None if task.cancelled() else task.exception()
         if error is not None:
-            for step in self._steps:
-                if not step.accepted.done():
-                    step.accepted.set_exception(error)
-                    step.accepted.exception()
-            self._steps.clear()
-            self._bytes = 0
+            self._fail(error)
+
+    def _fail(self, error: BaseException) -> None:
+        """Nothing of what waits was accepted."""
+        steps, self._steps, self._bytes = self._steps, [], 0
+        for waiting in [waiting for step in steps for waiting in step.waiting]:
+            if not waiting.done():
+                waiting.set_exception(error)
+        fresh, self._fresh = self._fresh, []
+        for _, waiting in fresh:
+            if not waiting.done():
+                waiting.set_exception(error)
 
     async def _come(self) -> None:
         """Open the stream at the engine that is there, or comes.
@@ -122,7 +150,7 @@ class BatchStream:
             self._opened = asyncio.get_running_loop().create_future()
             try:
                 door = self._door = await knock(self._directory, _nothing, self._gone, self._heard)
-                door.send(OpenStream(_NUMBER, self._name, is_repeatable=False))
+                door.send(OpenStream(_NUMBER, self._name))
                 async with asyncio.timeout(_PATIENCE):
                     opened = await asyncio.shield(self._opened)
             except (OSError, GrapeError, TimeoutError):  # it has just ended, or the stream is not free yet
@@ -138,10 +166,16 @@ class BatchStream:
         for step in [step for step in self._steps if step.number and step.number <= last]:
             self._accept(step)
         self._next = last
+        if self._is_stalled:  # what it had not accepted by then it never will
+            self._is_stalled = False
+            self._full_until = asyncio.get_running_loop().time() + _FULL_FOR
+            self._fail(Full(_FULL))
         for step in self._steps:
             step.number = 0
             step.is_sent = False
+        self._watch()
         self._send()
+        self._pack_rest()
 
     def _heard(self, message: FromEngine) -> None:
         match message:
@@ -150,14 +184,17 @@ class BatchStream:
             case Accepted():
                 for step in [step for step in self._steps if 0 < step.number <= message.number]:
                     self._accept(step)
+                self._watch()
                 self._send()
+                self._pack_rest()
 
     def _accept(self, step: _Step) -> None:
         self._steps.remove(step)
         self._bytes -= step.size
-        if not step.accepted.done():
-            step.accepted.set_result(None)
-        if not self._steps:
+        for waiting in step.waiting:
+            if not waiting.done():
+                waiting.set_result(None)
+        if not self._steps and not self._fresh:
             self._quiet = asyncio.get_running_loop().call_later(_QUIET, self._close_quietly)
 
     def _send(self) -> None:
@@ -175,9 +212,30 @@ class BatchStream:
             step.number, step.is_sent = self._next, True
             under_way += step.size
             door.send_append(Append(_NUMBER, step.number, b"", step.parts, size=step.size))
+            if self._stall is None:
+                self._watch()
+
+    def _watch(self) -> None:
+        """The oldest step is to be accepted in time."""
+        if self._stall is not None:
+            self._stall.cancel()
+            self._stall = None
+        if any(step.is_sent for step in self._steps):
+            self._stall = asyncio.get_running_loop().call_later(_STALL, self._stalled)
+
+    def _stalled(self) -> None:
+        """It is not. The stream is closed, which has the engine drop what it has not accepted, and opened again, which
+        says what that was."""
+        self._stall = None
+        self._is_stalled = True
+        if self._door is not None:
+            self._door.close()
 
     def _gone(self) -> None:
         self._door = None
+        if self._stall is not None:  # the engine that comes next has as long again
+            self._stall.cancel()
+            self._stall = None
         if self._opened is not None and not self._opened.done():
             self._opened.set_exception(NoAnswer("the engine has gone"))
             self._opened.exception()
@@ -187,12 +245,12 @@ class BatchStream:
     def _close_quietly(self) -> None:
         self._quiet = None
         if self._door is not None and not self._steps:
-            self._door.send(CloseStream(_NUMBER, at_end=False))
+            self._door.send(CloseStream(_NUMBER, at_end=True))
             self._door.close()
             self._door = None
 
     def close(self) -> None:
-        for task in (self._coming, self._quiet):
+        for task in (self._coming, self._quiet, self._stall):
             if task is not None:
                 task.cancel()
         if self._door is not None:

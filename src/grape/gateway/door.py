@@ -15,6 +15,7 @@ import msgspec
 from grape.client.connection import error_of
 from grape.client.events import ClientEvent
 from grape.errors import EngineError, Full, GrapeError, NoAnswer, ProtocolError, Stopping
+from grape.model.routing import eager_events
 from grape.model.topology import Limits, TopologySpec
 from grape.protocol.door import (
     VERSION,
@@ -68,6 +69,7 @@ class Door(asyncio.BufferedProtocol):
         self._replied = replied
         self._gone = gone
         self.topology: TopologySpec
+        self.eager: frozenset[str]
         self.limits: Limits
         self.is_open = False
         self._loop = asyncio.get_running_loop()
@@ -171,6 +173,7 @@ class Door(asyncio.BufferedProtocol):
                 self._refused(message.number, error_of(message.code, message.text))
             case Described():
                 self.topology = message.topology
+                self.eager = eager_events(message.topology)
             case Opened():
                 self.limits = message.limits
                 self.partitions = message.partitions

@@ -118,7 +118,11 @@ class Gateway:
             place = f"/apps/{name}/answers/{own_id}"
             return as_json({"accepted": 1, "id": own_id, "answer": place}, 202, {"location": place})
         if wait is None:
-            await app.hand_in(event)
+            if event.id or event.wait is not None or event_name in door.eager:
+                await app.hand_in(event)
+            else:  # with all others that come at the same time
+                check_names([event], door)
+                await app.hand_in_all([event])
             return as_json({"accepted": 1}, 202)
         return await self._call(request, app, event, wait)
 

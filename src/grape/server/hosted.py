@@ -164,7 +164,7 @@ class Hosted:
         except GrapeError:
             return
         done, since = self._rested
-        if progress.backlog or progress.held or progress.streams or progress.finished != done:
+        if progress.backlog or progress.held or progress.finished != done:
             self._rested = (progress.finished, now)
         elif now - since >= after and now - self._asked_at >= after:
             self.keeper.park(now)
