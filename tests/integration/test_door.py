@@ -210,7 +210,10 @@ def test_questions(owner: Owner, client: Client) -> None:
     assert client.engine_pid == os.getpid()
     refused = client.ask(Ask(4, "dance"), for_=Refused)
     assert (refused.number, refused.code) == (4, "unsupported")
-    assert "no verb 'dance' here; there are bury-events, delete-state, drop, drop-events, numbers, " in refused.text
+    assert (
+        "no verb 'dance' here; there are answer, bury-events, delete-state, drop, drop-events, numbers, "
+        in refused.text
+    )
 
 
 def test_each_finds_its_own_replies(owner: Owner, client: Client) -> None:

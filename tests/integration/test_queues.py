@@ -156,19 +156,22 @@ def test_each_consumer_has_all_and_competing_ones_share(server: Server) -> None:
 
 
 # D45 D55
-def test_nothing_is_lost_and_what_is_done_with_never_comes_again_over_kills(server: Server) -> None:
-    push(server, range(3_000))
+@pytest.mark.parametrize(("count", "kills"), [(600, 2), pytest.param(3_000, 5, marks=pytest.mark.slow)])
+def test_nothing_is_lost_and_what_is_done_with_never_comes_again_over_kills(
+    server: Server, count: int, kills: int
+) -> None:
+    push(server, range(count))
     done: set[int] = set()
     rng = random.Random(7)
     deaths = 0
-    while len(done) < 3_000:
+    while len(done) < count:
         try:
             events = peek(server, count=rng.randint(1, 400), lease=rng.choice([0.3, 30]), wait=1)
         except AssertionError:
             continue
         assert not done.intersection(data(events)), "what was done with came again"
         some = [event for event in events if rng.random() < 0.8]
-        if deaths < 5 and rng.random() < 0.3:
+        if deaths < kills and rng.random() < 0.3:
             os.kill(server.engine("queue"), signal.SIGKILL)
             deaths += 1
         answer = server.post("/apps/queue/outputs/out/ack", {"tokens": tokens(some)})
@@ -177,7 +180,7 @@ def test_nothing_is_lost_and_what_is_done_with_never_comes_again_over_kills(serv
         elif answer.status_code != 200 or answer.json()["acked"]:  # some of it may be
             for event in some:
                 done.add(event["data"]) if not comes_again(server, event) else None
-    assert deaths == 5
+    assert deaths == kills
     server.kill()
 
 
@@ -313,8 +316,13 @@ def test_the_commands(server: Server, tmp_path: Path) -> None:
     done = grape("push", "queue@in", "--key", "k", "--home", server.home, stdin=lines[:200])
     assert done.returncode == 2
     until(lambda: server.info("queue")["numbers"]["emitted"].get("out", 0) > 1_000)
-    took = server.grape("pull", "queue@out", "-n", "100000").splitlines()
-    assert [json.loads(line)["data"] for line in took[:3]] == [0, 1, 2]
+    took: list[str] = []
+
+    def take() -> bool:  # what was kept comes again in a second
+        took.extend(server.grape("pull", "queue@out", "-n", "100000").splitlines())
+        return {"0", "1", "2"} <= {str(json.loads(line)["data"]) for line in took}
+
+    until(take)
     assert server.grape("pull", "queue@out") == ""
     push(server, range(10))
     out = tmp_path / "out"

@@ -10,7 +10,7 @@ from typing import Final, Protocol, Self, TypeVar
 import msgspec
 
 from grape.client.connection import Connection, dial
-from grape.errors import EngineError, GrapeError, NoAnswer, UsageError
+from grape.errors import EngineError, GrapeError, UsageError
 from grape.model.spots import Place, Spot
 from grape.model.stored import AppRecord
 from grape.protocol.door import Ask, FromClient
@@ -143,8 +143,8 @@ class Asked:
         again = f"give the order again: what is done is left out{far}"
         try:
             answer: bytes = self._connection.ask(question).result(_PATIENCE)
-        except GrapeError as e:
-            if self._connection.is_over and not isinstance(e, NoAnswer):
+        except GrapeError:
+            if self._connection.is_over:
                 raise EngineError(f"the engine has ended meanwhile; {again}") from None
             raise
         except TimeoutError:
