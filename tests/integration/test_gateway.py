@@ -282,6 +282,22 @@ def test_metrics_are_those_of_prometheus_and_count(server: Server) -> None:
     assert not any("measured" in name for name in measured())  # F109: no key is a label
 
 
+def test_what_can_be_asked_is_told_as_openapi_and_is_so(server: Server) -> None:
+    found = server.get("/openapi.json").json()
+    assert found["openapi"].startswith("3.1")
+    post = found["paths"]["/apps/count/events/add"]["post"]
+    assert set(post["responses"]) == {"200", "202", "default"}
+    for path, operations in found["paths"].items():
+        place = path.replace("{app}", "count").replace("{id}", "nobody")
+        for method in operations.keys() & {"get", "post"}:
+            if method == "post" and "/events" not in path:
+                continue  # it would stop the app
+            answer = server.http.request(method, place, json=[] if path.endswith("/events") else None)
+            said = operations[method]["responses"]
+            assert str(answer.status_code) in said or answer.headers["content-type"] == "application/problem+json"
+            assert answer.status_code not in (405, 500), (method, path)
+
+
 # ---------------------------------------------------------------------- mistakes, and attacks
 
 

@@ -103,7 +103,12 @@ class BatchStream:
         self._door_of_app = door
         events = [event for some, _ in fresh for event in some]
         waiting = [accepted for _, accepted in fresh]
-        steps = [_Step(parts, size) for parts, size in _packed(events, door.partitions, door.limits, self._spread)]
+        try:
+            packed = list(_packed(events, door.partitions, door.limits, self._spread))
+        except Exception as e:  # whoever waits would never hear of it
+            _tell(waiting, e)
+            return
+        steps = [_Step(parts, size) for parts, size in packed]
         steps[-1].waiting = waiting
         self._spread += sum(len(step.parts) for step in steps)
         self._steps += steps
@@ -131,13 +136,8 @@ class BatchStream:
     def _fail(self, error: BaseException) -> None:
         """Nothing of what waits was accepted."""
         steps, self._steps, self._bytes = self._steps, [], 0
-        for waiting in [waiting for step in steps for waiting in step.waiting]:
-            if not waiting.done():
-                waiting.set_exception(error)
         fresh, self._fresh = self._fresh, []
-        for _, waiting in fresh:
-            if not waiting.done():
-                waiting.set_exception(error)
+        _tell([waiting for step in steps for waiting in step.waiting] + [waiting for _, waiting in fresh], error)
 
     async def _come(self) -> None:
         """Open the stream at the engine that is there, or comes.
@@ -255,6 +255,12 @@ class BatchStream:
                 task.cancel()
         if self._door is not None:
             self._door.close()
+
+
+def _tell(waiting: list[asyncio.Future[None]], error: BaseException) -> None:
+    for each in waiting:
+        if not each.done():
+            each.set_exception(error)
 
 
 def check_names(events: list[ClientEvent], door: Door) -> None:

@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
+from importlib.metadata import version as package_version
 from typing import Any, Final
 
 from starlette.applications import Starlette
@@ -18,7 +19,7 @@ from starlette.routing import Route
 from grape.client.calls import decoded_reply
 from grape.client.events import ClientEvent, client_event
 from grape.errors import BadArgument, GrapeError, NoAnswer
-from grape.gateway import metrics
+from grape.gateway import metrics, openapi
 from grape.gateway.access import Access, Verb
 from grape.gateway.answers import STREAM, as_json, as_problem, as_reply, sent_problem, sent_reply
 from grape.gateway.batches import check_names
@@ -29,6 +30,7 @@ from grape.gateway.outputs import Outputs
 from grape.gateway.problems import Problem, problem_of
 from grape.gateway.waiting import Waiter
 from grape.model.stored import KEPT
+from grape.model.topology import TopologySpec
 from grape.server.hosted import AppInfo
 from grape.server.supervisor import Change, Named
 
@@ -60,6 +62,7 @@ class Gateway:
             Route("/healthz", self._healthy, methods=["GET"]),
             Route("/readyz", self._ready, methods=["GET"]),
             Route("/metrics", self._metrics, methods=["GET"]),
+            Route("/openapi.json", self._openapi, methods=["GET"]),
             Route("/apps", self._apps, methods=["GET"]),
             Route("/apps/{app}", self._app, methods=["GET"]),
             *Operating(self.doors, self._access).routes(),
@@ -232,6 +235,23 @@ class Gateway:
         self._may(request, "", "read")
         found = metrics.shown(await self.doors.ask("apps", None, list[AppInfo]))
         return Response(found, media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    async def _openapi(self, request: Request) -> Response:
+        """Of the apps that run, and that whoever asks may hand events to."""
+        found: dict[str, TopologySpec] = {}
+        refused: Problem | None = None
+        for name in await self.doors.ask("names", None, list[str]):
+            try:
+                self._may(request, name, "emit")
+            except Problem as problem:
+                refused = problem
+                continue
+            info = await self.doors.look(name)
+            if info is not None and info.state == "running":
+                found[name] = (await self.doors.app(name).door()).topology
+        if refused is not None and not found:
+            raise refused
+        return as_json(openapi.document(found, package_version("grape-engine")))
 
     async def _apps(self, request: Request) -> Response:
         self._may(request, "", "read")
