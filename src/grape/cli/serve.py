@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import resource
 from typing import Annotated
 
 import typer
@@ -51,6 +52,8 @@ def serve(
         typer.Option(metavar="URL", help="Pages of this origin may ask from browsers. Repeatable."),
     ] = None,
 ) -> None:
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # a connection or an app each takes some
     place = Home(home_of(home))
     say(f"serving {place.path}; stop with Ctrl-C")
     http = Http(listen, gateways, tuple(origin or ())) if has_http else None

@@ -178,6 +178,7 @@ class Hosted:
         self.note(structs.replace(self.installed, is_parked=True, due=due))
         self.keeper.parked(now, None if due is None else now + max(0.0, due - time.time()))
         self.log.note(f"{self.name} is parked: it has nothing to do")
+        self.log.close()
         self._tell()
         self._changed()
 

@@ -23,7 +23,9 @@ class AppLog:
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._file = _Private(path, maxBytes=MAX_BYTES, backupCount=OLDER, encoding="utf-8", errors="backslashreplace")
+        self._file = _Private(
+            path, maxBytes=MAX_BYTES, backupCount=OLDER, delay=True, encoding="utf-8", errors="backslashreplace"
+        )
         self._file.setFormatter(logging.Formatter("%(message)s"))
 
     def said(self, said: Said) -> None:
@@ -46,6 +48,7 @@ class AppLog:
         self._file.handle(logging.makeLogRecord({"msg": f"{at} [{where}] {text}"}))
 
     def close(self) -> None:
+        """It holds no file open; whoever adds something opens it again."""
         self._file.close()
 
 
