@@ -232,6 +232,33 @@ def test_an_answer_survives_the_death_of_engine_gateway_and_server(tmp_path: Pat
         assert server.call("count", "add", params={"key": "a"}) == ["1", 2]
 
 
+def test_two_gateways_share_the_work_and_each_answers_its_own(tmp_path: Path) -> None:
+    with serving(tmp_path / "home", "--gateways", "2") as server:
+        server.grape("app", "deploy", count_app(tmp_path / "count"))
+        gateways = [pid for pid in server.pids() if "grape.gateway.process" in Path(f"/proc/{pid}/cmdline").read_text()]
+        assert len(gateways) == 2
+        answers: list[int] = []
+
+        def ask(key: str) -> None:
+            for _ in range(15):  # each by a connection of its own, so that both gateways have some
+                options = {"params": {"key": key, "wait": "30"}, "headers": {"connection": "close"}}
+                answers.append(httpx.post(f"{server.url}/apps/count/events/add", json=1, **options).json()[1])  # type: ignore[arg-type]
+                events = [{"event": "add", "key": key}] * 10
+                headers = {"connection": "close"}
+                assert httpx.post(f"{server.url}/apps/count/events", json=events, headers=headers).status_code == 202
+
+        threads = [threading.Thread(target=ask, args=(f"two-{i}",)) for i in range(4)]
+        for thread in threads:
+            thread.start()
+        os.kill(gateways[0], 0)
+        server.grape("app", "restart", "count")
+        for thread in threads:
+            thread.join()
+        assert len(answers) == 60
+        for i in range(4):
+            assert server.call("count", "add", params={"key": f"two-{i}"}) == ["1", 15 * 11 + 1]
+
+
 @pytest.mark.parametrize("how", ["restart", "kill"])
 def test_a_call_without_an_id_goes_on_with_the_next_engine(tmp_path: Path, how: str) -> None:
     """Its event is accepted; the engine that comes back answers to the same request."""
