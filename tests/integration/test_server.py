@@ -378,3 +378,20 @@ def test_each_version_of_an_app_has_what_it_requires(server: Server, tmp_path: P
     server.grape("app", "stop", "count")
     server.grape("app", "remove", "count", "--data")
     assert list((server.home / "environments").iterdir()) == []
+
+
+def test_the_operator_says_how_an_app_is_kept(server: Server, tmp_path: Path) -> None:
+    server.grape("app", "deploy", count_app(tmp_path / "count"))
+    strict = tmp_path / "strict.toml"
+    strict.write_text("[pool.main]\npool-limit = 3\n")
+    server.grape("profile", "set", "count", strict)
+    assert "pool-limit = 3" in server.grape("profile", "show", "count")
+    assert server.grape("profile", "list").split() == ["count"]
+    server.grape("app", "restart", "count")
+    assert server.info("count")["numbers"]["pools"]["main"]["workers_limit"] == 3
+    strict.write_text("[pool.main]\npool-limt = 3\n")
+    assert "pool-limit" in server.grape("profile", "set", "count", strict, code=2)
+    assert "3" in server.grape("profile", "show", "count")
+    server.grape("profile", "remove", "count")
+    assert "no profile" in server.grape("profile", "show", "count", code=2)
+    assert "cannot be the name" in server.grape("profile", "set", "../x", strict, code=2)

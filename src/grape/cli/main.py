@@ -10,7 +10,7 @@ from typing import Annotated, Final
 import typer
 
 from grape.cli import app as apps
-from grape.cli import conformance, crashes, dead, held, log, state, token
+from grape.cli import conformance, crashes, dead, held, log, profile, state, token
 from grape.cli.console import put
 from grape.cli.doctor import doctor
 from grape.cli.live import call, emit, status, stop
@@ -61,6 +61,7 @@ for live in (status, emit, call, stop, tail, pull, push, pump):
     app.command()(live)
 app.add_typer(apps.app, name="app")
 app.add_typer(token.app, name="token")
+app.add_typer(profile.app, name="profile")
 app.add_typer(dead.app, name="dead")
 app.add_typer(held.app, name="held")
 app.add_typer(log.app, name="log")

@@ -267,7 +267,7 @@ class Hosted:
             raise UsageError(f"{self.name} does not run: {self.keeper.why}")
         if not self.keeper.is_wanted:
             raise UsageError(f"{self.name}: somebody has stopped it meanwhile")
-        return state == "running"
+        return state == "running" and not self.keeper.is_to_stop_first
 
     def _check_free(self) -> None:
         """

@@ -72,6 +72,11 @@ class Keeper:
         if self.state == "parked":
             self._be("stopped", now)
 
+    @property
+    def is_to_stop_first(self) -> bool:
+        """It runs, and is asked to stop and start."""
+        return self._again
+
     def step(self, now: float) -> Step | None:
         """What is to be done now; it counts as begun."""
         if self.state in ("waiting", "parked"):
