@@ -25,7 +25,7 @@ class Server:
         url: where it listens. http: a client of it.
     """
 
-    def __init__(self, home: Path, *options: str, env: dict[str, str] | None = None) -> None:
+    def __init__(self, home: Path, *options: str, env: dict[str, str] | None = None, verify: Any = True) -> None:
         self.home = home
         self.said = home.parent / f"{home.name}.said"
         with open(self.said, "ab") as said:
@@ -40,7 +40,7 @@ class Server:
         self.url = ""
         until(lambda: self._has_said(seen) or self.process.poll() is not None)
         assert self.process.poll() is None, self.said.read_text()
-        self.http = httpx.Client(base_url=self.url, timeout=60)
+        self.http = httpx.Client(base_url=self.url, timeout=60, verify=verify)
         until(lambda: self.get("/readyz").status_code == 200)
 
     def _has_said(self, seen: int) -> bool:

@@ -6,6 +6,8 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import ssl
+import subprocess
 import threading
 import time
 from collections.abc import Iterator
@@ -491,3 +493,20 @@ def test_what_is_full_is_told_with_when_to_come_again(tmp_path: Path) -> None:
         answer = server.post("/apps/count/events/add", 1, params={"key": "a"})
         problem(answer, 429, "full")
         assert int(answer.headers["retry-after"]) >= 1
+
+
+def test_tls(tmp_path: Path) -> None:
+    key, certificate = tmp_path / "key.pem", tmp_path / "cert.pem"
+    subject = ["-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1"]
+    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", *subject]
+    subprocess.run([*command, "-keyout", key, "-out", certificate], check=True, capture_output=True)
+    trust = ssl.create_default_context(cafile=str(certificate))
+    with serving(
+        tmp_path / "home", "--tls-certificate", str(certificate), "--tls-key", str(key), verify=trust
+    ) as server:
+        assert server.url.startswith("https://")
+        server.grape("app", "deploy", count_app(tmp_path / "count"))
+        assert server.call("count", "add", params={"key": "a"}) == ["1", 1]
+        with pytest.raises(httpx.TransportError):
+            httpx.get(server.url.replace("https", "http") + "/healthz")
+    assert "cannot be read" in grape("serve", tmp_path / "home", "--tls-certificate", tmp_path / "none").stderr

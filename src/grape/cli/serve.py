@@ -47,6 +47,10 @@ def serve(
             metavar="SECONDS", min=0, help="An app with nothing to do for so long needs no process; 0: never."
         ),
     ] = PARK_AFTER,
+    certificate: Annotated[
+        str, typer.Option("--tls-certificate", metavar="FILE", help="Serve HTTPS, with this chain (PEM).")
+    ] = "",
+    key: Annotated[str, typer.Option("--tls-key", metavar="FILE", help="The key of its certificate (PEM).")] = "",
     origin: Annotated[
         list[str] | None,
         typer.Option(metavar="URL", help="Pages of this origin may ask from browsers. Repeatable."),
@@ -56,5 +60,5 @@ def serve(
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # a connection or an app each takes some
     place = Home(home_of(home))
     say(f"serving {place.path}; stop with Ctrl-C")
-    http = Http(listen, gateways, tuple(origin or ())) if has_http else None
+    http = Http(listen, gateways, tuple(origin or ()), certificate, key) if has_http else None
     or_exit(lambda: asyncio.run(run_server(place, say, http, park_after)))

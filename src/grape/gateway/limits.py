@@ -71,5 +71,6 @@ class BoundedProtocol(HttpToolsProtocol):
         """It hears why, and has some time to go: what it still sends would else, unread, destroy that on its way."""
         self._is_refused = True
         self.transport.write(answer)
-        self.transport.write_eof()
+        if self.transport.can_write_eof():  # not with TLS
+            self.transport.write_eof()
         self.loop.call_later(_FAREWELL, self.transport.close)

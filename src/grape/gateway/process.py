@@ -29,13 +29,16 @@ _KEEP_ALIVE: Final = 75
 
 
 class GatewayOptions(Struct, frozen=True):
-    """``sockets``: descriptors. ``number``: among the gateways. ``is_open``, ``origins``: as of `Access`."""
+    """``sockets``: descriptors. ``number``: among the gateways. ``is_open``, ``origins``: as of `Access`.
+    ``certificate``, ``key``: of `Http`."""
 
     home: str
     sockets: tuple[int, ...]
     is_open: bool
     number: int = 0
     origins: tuple[str, ...] = ()
+    certificate: str = ""
+    key: str = ""
 
 
 def main() -> None:
@@ -62,6 +65,8 @@ async def _serve(options: GatewayOptions, server_pid: int) -> None:
         proxy_headers=False,
         timeout_keep_alive=_KEEP_ALIVE,
         timeout_graceful_shutdown=GRACE,
+        ssl_certfile=options.certificate or None,
+        ssl_keyfile=options.key or None,
     )
     server = _Server(config)
     owner = os.pidfd_open(server_pid)

@@ -34,11 +34,13 @@ _GRACE: Final = 30.0
 
 class Http(Struct, frozen=True):
     """Where a server is reached. ``listen``: "HOST:PORT", port 0: any that is free. ``processes``: gateways.
-    ``origins``: of pages that may ask from browsers."""
+    ``origins``: of pages that may ask from browsers. ``certificate``, ``key``: PEM files, for TLS."""
 
     listen: str = "127.0.0.1:8080"
     processes: int = 1
     origins: tuple[str, ...] = ()
+    certificate: str = ""
+    key: str = ""
 
 
 class Gateways:
@@ -74,6 +76,9 @@ class Gateways:
             raise UsageError(
                 f"HTTP needs {', '.join(missing)}: pip install 'grape-engine[server]'; or serve without it: --no-http"
             )
+        for file in filter(None, (self._http.certificate, self._http.key)):
+            if not os.access(file, os.R_OK):
+                raise UsageError(f"{file}: it cannot be read; TLS needs a certificate and its key, as PEM files")
         host, port = _address(self._http.listen)
         self._is_open = _is_loopback(host)
         if not self._is_open and not (self._home.path / "tokens.json").exists():
@@ -87,7 +92,7 @@ class Gateways:
         except OSError as e:
             raise UsageError(f"--listen {self._http.listen}: {e.strerror or e}; choose another address") from None
         shown = f"[{host}]" if ":" in host else host
-        self.address = f"http://{shown}:{self._socket.getsockname()[1]}"
+        self.address = f"http{'s' if self._http.certificate else ''}://{shown}:{self._socket.getsockname()[1]}"
         for keeper in self._keepers:
             keeper.want(time.monotonic(), runs=True)
 
@@ -112,6 +117,8 @@ class Gateways:
             "is_open": self._is_open,
             "number": number,
             "origins": self._http.origins,
+            "certificate": self._http.certificate and os.path.abspath(self._http.certificate),
+            "key": self._http.key and os.path.abspath(self._http.key),
         }
         own = str(Path(__file__).parents[2])
         others = [path for path in sys.path if path and path != own]
