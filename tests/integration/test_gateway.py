@@ -510,3 +510,18 @@ def test_tls(tmp_path: Path) -> None:
         with pytest.raises(httpx.TransportError):
             httpx.get(server.url.replace("https", "http") + "/healthz")
     assert "cannot be read" in grape("serve", tmp_path / "home", "--tls-certificate", tmp_path / "none").stderr
+
+
+def test_pages_of_an_origin_that_was_named_may_ask(tmp_path: Path) -> None:
+    with serving(tmp_path / "home", "--origin", "https://shop.example") as server:
+        server.grape("app", "deploy", count_app(tmp_path / "count"))
+        place, origin = "/apps/count/events/add?key=a", {"origin": "https://shop.example"}
+        asked = {"access-control-request-method": "POST", "access-control-request-headers": "content-type"}
+        answer = server.http.request("OPTIONS", place, headers={**origin, **asked})
+        assert answer.status_code == 200
+        assert answer.headers["access-control-allow-origin"] == origin["origin"]
+        answer = server.post(place, 1, headers=origin)
+        assert (answer.status_code, answer.headers["access-control-allow-origin"]) == (202, origin["origin"])
+        answer = server.http.request("OPTIONS", place, headers={"origin": "https://evil.example", **asked})
+        assert "access-control-allow-origin" not in answer.headers
+        assert server.post(place, 1, headers={"origin": "https://evil.example"}).status_code == 403

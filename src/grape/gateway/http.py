@@ -6,12 +6,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from importlib.metadata import version as package_version
 from typing import Any, Final
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
@@ -56,8 +58,8 @@ class Gateway:
         self.doors = doors
         self._access = access
 
-    def app(self) -> Starlette:
-        """It as an ASGI application."""
+    def app(self, origins: Sequence[str] = ()) -> Starlette:
+        """It as an ASGI application. ``origins``: of pages that browsers may let ask, and read the answers."""
         routes = [
             Route("/healthz", self._healthy, methods=["GET"]),
             Route("/readyz", self._ready, methods=["GET"]),
@@ -83,7 +85,20 @@ class Gateway:
             ClientDisconnect: lambda request, error: Response(status_code=400),
             Exception: _say_bug,
         }
-        return Starlette(routes=routes, exception_handlers=handlers)
+        middleware: list[Middleware] = []
+        if origins:
+            headers = ["authorization", "content-type", "idempotency-key", "last-event-id", "prefer"]
+            shown = ["location", "retry-after"]
+            middleware.append(
+                Middleware(
+                    CORSMiddleware,
+                    allow_origins=list(origins),
+                    allow_methods=["GET", "POST"],
+                    allow_headers=headers,
+                    expose_headers=shown,
+                )
+            )
+        return Starlette(routes=routes, exception_handlers=handlers, middleware=middleware)
 
     def _may(self, request: Request, app: str, verb: Verb) -> None:
         self._access.check(dict(request.scope["headers"]), app, verb)

@@ -55,7 +55,7 @@ async def _serve(options: GatewayOptions, server_pid: int) -> None:
     doors = Doors(home, options.number)
     access = Access(home.path / FILE, is_open=options.is_open, origins=frozenset(options.origins))
     config = uvicorn.Config(
-        Gateway(doors, access).app(),
+        Gateway(doors, access).app(options.origins),
         http=BoundedProtocol,
         ws="none",
         lifespan="off",
