@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
 import subprocess
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from command import GRAPE, grape
+from grape.apps.package import pack
+from grape.server.home import Home, Installed, with_version
+from grape.server.hosted import Hosted
 from serving import COUNT, Server, count_app, is_alive, serving, until, write_app
 
 
@@ -314,3 +319,34 @@ def test_an_app_with_nothing_to_do_needs_no_process_until_somebody_wants_somethi
         assert server.call("count", "add", params={"key": "a"}) == ["1", 5]
         server.grape("app", "stop", "count")
         assert server.post("/apps/count/events/add").status_code == 503
+
+
+# F1
+def test_an_app_that_is_stopped_before_it_has_a_process_gets_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = Home(tmp_path / "home")
+    home.open()
+    pack(count_app(tmp_path / "count"), tmp_path / "packed")
+    digest, _ = home.take_in(tmp_path / "packed")
+    look = home.checked
+    has_begun = threading.Event()
+
+    def look_long(name: str, digest: str) -> Path:
+        has_begun.set()
+        time.sleep(0.3)
+        return look(name, digest)
+
+    monkeypatch.setattr(home, "checked", look_long)
+
+    async def begin_and_close() -> None:
+        app = Hosted(home, with_version(Installed("count", (), digest, wanted="running"), digest, "1"), lambda: None)
+        app.begin()
+        app.step()
+        await asyncio.to_thread(has_begun.wait)
+        await asyncio.wait_for(app.close(), 10)
+        assert app.keeper.state == "stopped"
+
+    asyncio.run(begin_and_close())
+    assert not home.data("count").exists()
+    home.close()

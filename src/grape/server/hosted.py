@@ -13,7 +13,7 @@ import msgspec
 from msgspec import Struct, structs
 
 from grape.apps.running import options_of
-from grape.errors import EngineError, Full, GrapeError, InUse, UsageError, UserError
+from grape.errors import EngineError, Full, GrapeError, InUse, Stopping, UsageError, UserError
 from grape.host.options import MAX_DEAD, Options, check_options
 from grape.model.numbers import AppNumbers
 from grape.protocol.outcomes import Outcomes, Progress
@@ -119,7 +119,10 @@ class Hosted:
         await self._begin(installed.current)
 
     async def _begin(self, digest: str) -> None:
-        process = self._process = EngineProcess(await self._options(digest), self.log.said)
+        options = await self._options(digest)
+        if self.keeper.state == "stopping":  # as there was no process yet, there was none to be stopped
+            raise Stopping(f"{self.name} was stopped before its engine was started")
+        process = self._process = EngineProcess(options, self.log.said)
         try:
             await process.described()
             await process.begin()
