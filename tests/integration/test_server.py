@@ -350,3 +350,32 @@ def test_an_app_that_is_stopped_before_it_has_a_process_gets_none(
     asyncio.run(begin_and_close())
     assert not home.data("count").exists()
     home.close()
+
+
+# F4
+def test_a_home_that_cannot_be_written_is_told_of_and_nothing_hangs(server: Server, tmp_path: Path) -> None:
+    app = count_app(tmp_path / "count")
+    server.grape("app", "deploy", app)
+    server.grape("app", "upload", count_app(app, "2"))
+    processes = len(server.pids())
+    in_the_way = server.home / "apps" / "count" / "app.json.new"
+    in_the_way.mkdir()
+    for words in (("stop", "count"), ("restart", "count"), ("upgrade", "count"), ("deploy", app)):
+        assert "app.json.new" in server.grape("app", *words, code=3)
+    assert server.call("count", "add", params={"key": "a"}) == ["1", 1]
+    assert len(server.pids()) == processes  # no engine is left of what could not be
+    in_the_way.rmdir()
+    server.grape("app", "upgrade", "count")
+    assert server.call("count", "add", params={"key": "a"}) == ["2", 2]
+    assert server.stop() == 0
+
+
+def test_an_app_is_parked_and_woken_though_that_cannot_be_noted(tmp_path: Path) -> None:
+    with serving(tmp_path / "home", "--park-after", "1") as server:
+        server.grape("app", "deploy", count_app(tmp_path / "count"))
+        in_the_way = server.home / "apps" / "count" / "app.json.new"
+        in_the_way.mkdir()
+        until(lambda: server.info("count")["state"] == "parked")
+        assert server.call("count", "add", params={"key": "a"}) == ["1", 1]
+        in_the_way.rmdir()
+        assert server.stop() == 0

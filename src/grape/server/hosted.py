@@ -96,7 +96,9 @@ class Hosted:
         except GrapeError as e:
             self._ended(e)
         except OSError as e:
-            self._ended(EngineError(f"its engine could not be started: {e.strerror or e}"))
+            if self._process is not None:
+                await _killed(self._process)
+            self._ended(EngineError(f"its engine could not be started: {e.filename or self.name}: {e.strerror or e}"))
         else:
             self._ended(outcomes)
 
@@ -178,7 +180,8 @@ class Hosted:
 
     def _park(self, due: float | None) -> None:
         now = time.monotonic()
-        self.note(structs.replace(self.installed, is_parked=True, due=due))
+        with contextlib.suppress(OSError):  # then the next server starts it, and parks it
+            self.note(structs.replace(self.installed, is_parked=True, due=due))
         self.keeper.parked(now, None if due is None else now + max(0.0, due - time.time()))
         self.log.note(f"{self.name} is parked: it has nothing to do")
         self._tell()
@@ -318,10 +321,10 @@ class Hosted:
         candidate = EngineProcess(await self._options(digest, drop_slots), self.log.said)
         try:
             await candidate.described()
-        except GrapeError:
+            self.note(structs.replace(self.installed, trying=digest))
+        except (GrapeError, OSError):
             await _buried(candidate)
             raise
-        self.note(structs.replace(self.installed, trying=digest))
         await self._stop()
         try:
             await candidate.begin()
@@ -331,7 +334,12 @@ class Hosted:
             self.note(structs.replace(self.installed, trying=""))
             self._again()
             raise
-        self._changed_to(digest)
+        try:
+            self._changed_to(digest)
+        except OSError:  # it is still being tried, and is begun as after a death of the server
+            await _killed(candidate)
+            self._again()
+            raise
         self._process = candidate
         now = time.monotonic()
         self.keeper = Keeper(now)
@@ -403,6 +411,13 @@ class Hosted:
         await self._gone()
         self._tell()
         self.log.close()
+
+
+async def _killed(process: EngineProcess) -> None:
+    """Which loses nothing."""
+    process.kill()
+    with contextlib.suppress(GrapeError):
+        await process.ended()
 
 
 async def _buried(process: EngineProcess) -> None:
