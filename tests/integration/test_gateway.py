@@ -277,6 +277,25 @@ def test_what_is_asked_wrongly_is_told(
     assert says in answer.json()["detail"]
 
 
+@pytest.mark.parametrize("body", [b"9223372036854775808", b"[" * 300 + b"]" * 300])
+def test_data_that_cannot_travel_is_no_fault_of_the_gateway(server: Server, body: bytes) -> None:
+    answer = server.http.post("/apps/count/events/add", content=body, headers={"content-type": "application/json"})
+    assert "cannot travel" in problem(answer, 422, "bad-value")
+
+
+def test_a_name_that_no_file_can_have_is_that_of_no_app(server: Server) -> None:
+    for path in ("/apps/%00/readyz", "/apps/%00", f"/apps/{'x' * 300}/readyz"):
+        problem(server.get(path), 404, "no-app")
+
+
+def test_an_id_of_any_characters_has_a_place_where_its_answer_is(server: Server) -> None:
+    for own_id in (b"a/b", b"a?b#c", b"a%2Fb", b"a b", b"\xff\xe9", b"=x"):
+        headers = {b"idempotency-key": own_id, b"prefer": b"respond-async"}
+        came = server.http.post("/apps/count/events/add", params={"key": own_id.hex()}, headers=headers)
+        assert came.status_code == 202
+        assert server.get(came.headers["location"], params={"wait": "10"}).json() == ["1", 1]
+
+
 def test_an_event_that_is_too_large(server: Server) -> None:
     detail = problem(server.post("/apps/count/events/add", "x" * (9 << 20)), 413, "too-large")
     assert "8388608" in detail

@@ -325,3 +325,8 @@ def test_the_commands(server: Server, tmp_path: Path) -> None:
     assert done.returncode == 1, done.stderr
     assert "failed 20 times" in done.stderr
     assert sorted(json.loads(line)["data"] for line in out.read_text().splitlines()) == [0, 1, 2, 3, 4, 5, 6, 8, 9]
+
+
+def test_a_question_that_is_nested_too_deep_is_no_fault_of_the_gateway(server: Server) -> None:
+    answer = server.http.post("/apps/queue/outputs/out/peek", content=b'{"a":' * 100_000)
+    assert answer.status_code == 400, answer.text

@@ -18,7 +18,7 @@ from grape.client.events import ClientEvent
 from grape.client.waiting import here
 from grape.errors import EngineError, GrapeError, NoAnswer, Stopping, UsageError
 from grape.gateway.door import Door, knock
-from grape.gateway.problems import Problem
+from grape.gateway.problems import Problem, no_app
 from grape.gateway.waiting import Waiter, Waiting
 from grape.protocol.outcomes import Kept
 from grape.server.home import Home
@@ -74,7 +74,7 @@ class AppDoor:
                 pass
             info: AppInfo | None = await self._wake(self.name)
             if info is None:
-                raise Problem(404, "no-app", f"there is no app {self.name!r:.100} here")
+                raise no_app(self.name)
             is_coming = info.state == "upgrading" or (info.wanted == "running" and info.state != "broken")
             if not is_coming or time.monotonic() > deadline:
                 raise self._away(
@@ -172,11 +172,15 @@ class Doors:
         self._server: Connection | None = None
 
     def app(self, name: str) -> AppDoor:
+        """
+        Raises:
+            Problem: there is none of this name.
+        """
         found = self._apps.get(name)
         if found is None:
-            found = AppDoor(name, str(self._home.data(name)), self.wake)
-            if self._home.is_installed(name):
-                self._apps[name] = found  # what is not there is not kept in mind
+            if not self._home.is_installed(name):
+                raise no_app(name)
+            found = self._apps[name] = AppDoor(name, str(self._home.data(name)), self.wake)
         return found
 
     async def look(self, name: str) -> AppInfo | None:

@@ -8,6 +8,7 @@ import contextlib
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, Final
+from urllib.parse import quote
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -24,7 +25,7 @@ from grape.gateway.answers import STREAM, as_json, as_problem, as_reply, sent_pr
 from grape.gateway.bodies import LINES, events_of, items_of, media_of, named_events, value_of
 from grape.gateway.doors import AppDoor, Doors
 from grape.gateway.outputs import Outputs
-from grape.gateway.problems import Problem, problem_of
+from grape.gateway.problems import Problem, no_app, problem_of
 from grape.gateway.waiting import Waiter
 from grape.model.stored import KEPT
 from grape.server.hosted import AppInfo
@@ -63,7 +64,7 @@ class Gateway:
             Route("/apps/{app}/readyz", self._app_ready, methods=["GET"]),
             Route("/apps/{app}/events", self._emit_several, methods=["POST"]),
             Route("/apps/{app}/events/{event:path}", self._emit, methods=["POST"]),
-            Route("/apps/{app}/answers/{id}", self._answer, methods=["GET"]),
+            Route("/apps/{app}/answers/{id:path}", self._answer, methods=["GET"]),
             *Outputs(self.doors, self._may, _body).routes(),
             *(
                 Route(f"/apps/{{app}}/{verb}", self._order(verb), methods=["POST"])
@@ -112,7 +113,7 @@ class Gateway:
         if is_async:
             assert own_id is not None
             await app.hand_in(event, KEPT + own_id)
-            place = f"/apps/{name}/answers/{own_id}"
+            place = f"/apps/{name}/answers/{quote(own_id, safe='')}"
             return as_json({"accepted": 1, "id": own_id, "answer": place}, 202, {"location": place})
         if wait is None:
             await app.hand_in(event)
@@ -229,7 +230,7 @@ class Gateway:
         name = request.path_params["app"]
         self._may(request, name, "read")
         if await self.doors.look(name) is None:
-            raise Problem(404, "no-app", f"there is no app {name!r:.100} here")
+            raise no_app(name)
         return as_json(await self.doors.ask("app", Named(name), AppInfo))
 
     def _order(self, verb: str) -> Handler:
@@ -237,7 +238,7 @@ class Gateway:
             name = request.path_params["app"]
             self._may(request, name, "admin")
             if await self.doors.look(name) is None:
-                raise Problem(404, "no-app", f"there is no app {name!r:.100} here")
+                raise no_app(name)
             asked: object = Named(name)
             if verb in ("upgrade", "rollback"):
                 query = request.query_params

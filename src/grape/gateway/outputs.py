@@ -66,7 +66,7 @@ class Outputs:
         try:
             found = msgspec.json.decode(body or b"{}", type=dict[str, Any])
             return msgspec.convert({**found, "event": event}, kind)
-        except msgspec.MsgspecError as e:
+        except (msgspec.MsgspecError, RecursionError) as e:
             raise BadArgument(str(e)) from None
 
     async def _consumers(self, request: Request) -> Response:
