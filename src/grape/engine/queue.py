@@ -23,6 +23,7 @@ from grape.protocol.queues import Delivery, QueueNumbers
 _READ: Final = 256 << 10
 _MOST_BYTES: Final = 32 << 20
 """Bytes of batches of which something is lent or waits to be; no more are read before some are done with."""
+_FEW: Final = 1_000
 _UNDELIVERED: Final = "undelivered"
 _UNREADABLE: Final = "unreadable-output"
 
@@ -119,6 +120,7 @@ class Queue:
             lent.attempts += 1
             lent.until = now + for_us
             heapq.heappush(self._due, (lent.until, place))
+            self._tidy()
             number, position, i = place
             delivery = self._batches[number, position].delivery(i, lent.attempts)
             size -= len(delivery.data)
@@ -191,6 +193,12 @@ class Queue:
         if batch.progress.first >= batch.header.events:
             del self._batches[number, position]
             self._bytes -= batch.size
+
+    def _tidy(self) -> None:
+        """What is done with is not kept in mind until it would have come again."""
+        if len(self._due) > _FEW + 2 * len(self._lent):
+            self._due = [(lent.until, place) for place, lent in self._lent.items() if lent.until]
+            heapq.heapify(self._due)
 
     def _take_back(self, now: int) -> None:
         while self._due and self._due[0][0] <= now:

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, Final, TypeVar
 
 import msgspec
-from msgspec import Struct
+from msgspec import Struct, structs
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
@@ -29,6 +29,8 @@ May = Callable[[Request, str, Verb], None]
 
 _BEAT: Final = 15.0
 """Seconds after which a line is sent to whoever looks on, so that everybody between knows that it is alive."""
+_GLANCE: Final = 1.0
+"""Seconds after which is looked whether whoever waits is still there."""
 _AGAIN: Final = 0.2
 
 
@@ -77,12 +79,22 @@ class Outputs:
         async def lend(request: Request) -> Response:
             app, event = self._app(request)
             asked = await self._asked(request, event, Peek)
-            found = await app.ask(verb, asked, list[Delivery])
+            found = await self._lent(request, app, verb, asked)
             if any(media in request.headers.get("accept", "") for media in MSGPACK):
                 return Response(msgspec.msgpack.encode(found), 200, None, "application/msgpack")
             return as_json({"events": [_shown(delivery) for delivery in found]})
 
         return lend
+
+    async def _lent(self, request: Request, app: AppDoor, verb: str, asked: Peek) -> list[Delivery]:
+        """Asked for in pieces of time: what comes when whoever asked is gone is not for him."""
+        left = asked.wait
+        while True:
+            wait = min(left, _GLANCE)
+            found = await app.ask(verb, structs.replace(asked, wait=wait), list[Delivery])
+            left -= wait
+            if found or left <= 0 or await request.is_disconnected():
+                return found
 
     def _order(self, verb: str, kind: type[T]) -> Callable[[Request], Awaitable[Response]]:
         async def order(request: Request) -> Response:
