@@ -314,6 +314,7 @@ def test_the_commands(server: Server, tmp_path: Path) -> None:
     done = grape("push", "queue@in", "--key", "k", "--home", server.home, stdin=lines[:200])
     assert done.returncode == 2
     until(lambda: server.info("queue")["numbers"]["emitted"].get("out", 0) > 1_000)
+    time.sleep(1.1)  # what was pulled and kept is lent for a second
     took = server.grape("pull", "queue@out", "-n", "100000").splitlines()
     assert [json.loads(line)["data"] for line in took[:3]] == [0, 1, 2]
     assert server.grape("pull", "queue@out") == ""

@@ -134,18 +134,18 @@ class Queue:
                 self._redelivered += 1
                 return waiting
         place = next(self._fresh, None)
-        if place is None and self._bytes < _MOST_BYTES:
-            self._read()
+        while place is None and self._bytes < _MOST_BYTES and self._read():
             place = next(self._fresh, None)
         if place is not None:
             self._order += 1
             self._lent[place] = _Lent(self._order)
         return place
 
-    def _read(self) -> None:
+    def _read(self) -> bool:
+        """False: there is nothing more. What was read may all be unreadable, or done with."""
         taken = self.take.read(_READ, self._next)
         if taken is None:
-            return
+            return False
         self._next = max(taken.logs) + 1
         places: list[Place] = []
         for item in taken.items:
@@ -161,6 +161,7 @@ class Queue:
         for number in taken.logs:
             self.take.touched(number)
         self._fresh = iter(places)
+        return True
 
     # ------------------------------------------------------------------ what becomes of it
 
@@ -244,8 +245,7 @@ class Queue:
         """Some of what is there is done with, in whatever state; how many events: 0 when nothing is left."""
         for place in self._fresh:
             self._lent[place] = _Lent(0)
-        if not self._lent:
-            self._read()
+        while not self._lent and self._read():
             for place in self._fresh:
                 self._lent[place] = _Lent(0)
         places = list(self._lent)
