@@ -367,3 +367,25 @@ def test_who_waits_for_a_queue_that_is_forgotten_brings_it_back_and_has_all(serv
     assert [event["data"] for event in found] == [0]
     assert [event["data"] for event in peek(server)] == [1]
     assert ask(server, "ack", tokens=[found[0]["token"]]) == {"acked": 1, "unknown": 0}
+
+
+def test_a_server_ends_at_once_though_somebody_looks_on_or_waits(server: Server) -> None:
+    has_ended: list[int] = []
+
+    def look_on() -> None:
+        with httpx.stream("GET", f"{server.url}/apps/queue/outputs/out/tail", timeout=60) as stream:
+            has_ended.append(stream.status_code)
+            for _ in stream.iter_raw():
+                pass
+
+    threads = [threading.Thread(target=look_on), threading.Thread(target=lambda: peek(server, wait=60))]
+    for thread in threads:
+        thread.start()
+    until(lambda: has_ended)
+    time.sleep(0.3)
+    began = time.monotonic()
+    assert server.stop() == 0
+    assert time.monotonic() - began < 10
+    for thread in threads:
+        thread.join(10)
+        assert not thread.is_alive()

@@ -164,10 +164,15 @@ class AppDoor:
 
 
 class Doors:
-    """All apps, each once somebody asks for it."""
+    """All apps, each once somebody asks for it.
+
+    Attributes:
+        ending: set when the gateway is to end: nobody is made to wait, or looks on, any longer.
+    """
 
     def __init__(self, home: Home) -> None:
         self._home = home
+        self.ending = asyncio.Event()
         self._apps: dict[str, AppDoor] = {}
         self._server: Connection | None = None
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from typing import Any, Final, TypeVar
 
 import msgspec
@@ -25,6 +25,7 @@ from grape.protocol import queues
 from grape.protocol.queues import Delivery, OutputNumbers, Peek, Tail, Tailed, Tokens, Which
 
 T = TypeVar("T", bound=Struct)
+A = TypeVar("A")
 May = Callable[[Request, str, Verb], None]
 
 _BEAT: Final = 15.0
@@ -93,7 +94,7 @@ class Outputs:
             wait = min(left, _GLANCE)
             found = await app.ask(verb, structs.replace(asked, wait=wait), list[Delivery])
             left -= wait
-            if found or left <= 0 or await request.is_disconnected():
+            if found or left <= 0 or self._doors.ending.is_set() or await request.is_disconnected():
                 return found
 
     def _order(self, verb: str, kind: type[T]) -> Callable[[Request], Awaitable[Response]]:
@@ -111,12 +112,14 @@ class Outputs:
         first = await app.ask(queues.TAIL, Tail(event, places), Tailed)
         as_lines = any(media in request.headers.get("accept", "") for media in LINES)
         media = "application/x-ndjson" if as_lines else STREAM
-        followed = _followed(app, event, first, as_lines=as_lines)
+        followed = _followed(app, event, first, self._doors.ending, as_lines=as_lines)
         return StreamingResponse(followed, media_type=media, headers={"cache-control": "no-store"})
 
 
-async def _followed(app: AppDoor, event: str, tailed: Tailed, *, as_lines: bool) -> AsyncIterator[bytes]:
-    """What comes, for ever; over the restarts of the engine."""
+async def _followed(
+    app: AppDoor, event: str, tailed: Tailed, ending: asyncio.Event, *, as_lines: bool
+) -> AsyncIterator[bytes]:
+    """What comes, until the gateway ends; over the restarts of the engine."""
     yield b"" if as_lines else b": looking on\n\n"
     while True:
         if tailed.events:
@@ -131,7 +134,11 @@ async def _followed(app: AppDoor, event: str, tailed: Tailed, *, as_lines: bool)
         elif not as_lines:
             yield b": alive\n\n"
         try:
-            tailed = await app.ask(queues.TAIL, Tail(event, tailed.places, wait=_BEAT), Tailed)
+            ask = app.ask(queues.TAIL, Tail(event, tailed.places, wait=_BEAT), Tailed)
+            came = await _until(ending, ask)
+            if came is None:
+                return
+            tailed = came
         except (Stopping, NoAnswer):
             tailed = Tailed(tailed.places, [])
             await asyncio.sleep(_AGAIN)
@@ -141,6 +148,17 @@ async def _followed(app: AppDoor, event: str, tailed: Tailed, *, as_lines: bool)
         except GrapeError as e:
             yield b"" if as_lines else sent_problem(problem_of(e))
             return
+
+
+async def _until(ending: asyncio.Event, ask: Coroutine[Any, Any, A]) -> A | None:
+    """What is answered; None: it ends before."""
+    asked, ends = asyncio.ensure_future(ask), asyncio.ensure_future(ending.wait())
+    try:
+        await asyncio.wait((asked, ends), return_when=asyncio.FIRST_COMPLETED)
+        return asked.result() if asked.done() else None
+    finally:
+        asked.cancel()
+        ends.cancel()
 
 
 def _shown(delivery: Delivery) -> dict[str, Any]:
