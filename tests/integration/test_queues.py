@@ -314,7 +314,6 @@ def test_the_commands(server: Server, tmp_path: Path) -> None:
     done = grape("push", "queue@in", "--key", "k", "--home", server.home, stdin=lines[:200])
     assert done.returncode == 2
     until(lambda: server.info("queue")["numbers"]["emitted"].get("out", 0) > 1_000)
-    time.sleep(1.1)  # what was pulled and kept is lent for a second
     took = server.grape("pull", "queue@out", "-n", "100000").splitlines()
     assert [json.loads(line)["data"] for line in took[:3]] == [0, 1, 2]
     assert server.grape("pull", "queue@out") == ""
@@ -327,6 +326,16 @@ def test_the_commands(server: Server, tmp_path: Path) -> None:
     assert done.returncode == 1, done.stderr
     assert "failed 20 times" in done.stderr
     assert sorted(json.loads(line)["data"] for line in out.read_text().splitlines()) == [0, 1, 2, 3, 4, 5, 6, 8, 9]
+
+
+def test_who_only_looks_changes_nothing_however_often(server: Server) -> None:
+    push(server, range(3))
+    for _ in range(25):
+        assert [event["data"] for event in peek(server, looks=True, count=2)] == [0, 1]
+    assert server.grape("pull", "queue@out", "-n", "5", "--keep").count("\n") == 3
+    found = peek(server, count=3)
+    assert [(event["data"], event["attempt"]) for event in found] == [(0, 1), (1, 1), (2, 1)]
+    assert peek(server, looks=True, count=3, wait=0) == []  # they are lent
 
 
 def test_a_question_that_is_nested_too_deep_is_no_fault_of_the_gateway(server: Server) -> None:

@@ -127,6 +127,18 @@ class Queue:
             found.append(delivery)
         return found
 
+    def look(self, count: int, size: int, now: int) -> list[Delivery]:
+        """What would be lent: it stays, and nobody has tried it."""
+        redelivered = self._redelivered
+        found = self.lend(count, size, 0, now)
+        self._redelivered = redelivered
+        for place in filter(None, (_place_of(delivery.token) for delivery in found)):
+            lent = self._lent[place]
+            lent.attempts -= 1
+            lent.until = 0
+            heapq.heappush(self._again, (lent.order, place))
+        return found
+
     def _pick(self) -> Place | None:
         while self._again:
             _, waiting = heapq.heappop(self._again)

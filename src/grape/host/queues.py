@@ -101,7 +101,10 @@ class _Consumer:
 
     def _serve(self, asked: _Waiting, now: int) -> bool:
         peek = asked.peek
-        found = self.queue.lend(peek.count, _ANSWER, int(peek.lease * 1e6), now)
+        if peek.looks and not asked.pops:
+            found = self.queue.look(peek.count, _ANSWER, now)
+        else:
+            found = self.queue.lend(peek.count, _ANSWER, int(peek.lease * 1e6), now)
         if not found and now < asked.until:
             return False
         answer = partial(asked.say, Answer(asked.number, msgspec.Raw(_encode(found))))
