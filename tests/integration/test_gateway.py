@@ -3,6 +3,7 @@ told."""
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import socket
@@ -10,13 +11,17 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import msgspec
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
+from starlette.requests import Request
 
 from command import grape
+from grape.gateway import http
+from grape.gateway.problems import Problem
 from serving import COUNT, Server, count_app, serving, until, write_app
 
 
@@ -294,6 +299,33 @@ def test_an_id_of_any_characters_has_a_place_where_its_answer_is(server: Server)
         came = server.http.post("/apps/count/events/add", params={"key": own_id.hex()}, headers=headers)
         assert came.status_code == 202
         assert server.get(came.headers["location"], params={"wait": "10"}).json() == ["1", 1]
+
+
+def test_bodies_that_never_end_are_bounded_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http, "MAX_BODIES", 100)
+
+    def coming(*pieces: bytes, more: bool) -> Request:
+        left = [{"type": "http.request", "body": piece, "more_body": True} for piece in pieces]
+        left += [] if more else [{"type": "http.request", "body": b"", "more_body": False}]
+
+        async def receive() -> Any:
+            return left.pop(0) if left else await asyncio.Event().wait()
+
+        return Request({"type": "http", "method": "POST", "headers": []}, receive)
+
+    async def ask() -> None:
+        slow = [asyncio.ensure_future(http._body(coming(bytes(45), more=True))) for _ in range(2)]
+        await asyncio.sleep(0)
+        assert await http._body(coming(bytes(5), bytes(5), more=False)) == bytes(10)
+        with pytest.raises(Problem, match="on their way") as refused:
+            await http._body(coming(bytes(5), bytes(6), more=False))
+        assert refused.value.status == 429
+        for one in slow:
+            one.cancel()
+        await asyncio.wait(slow)
+        assert await http._body(coming(bytes(100), more=False)) == bytes(100)
+
+    asyncio.run(ask())
 
 
 def test_an_event_that_is_too_large(server: Server) -> None:

@@ -34,6 +34,8 @@ from grape.server.supervisor import Change, Named
 Handler = Callable[[Request], Awaitable[Response]]
 
 MAX_BODY: Final = 64 << 20
+MAX_BODIES: Final = 512 << 20
+"""Bytes of all bodies that have not come as a whole."""
 MAX_WAIT: Final = 300.0
 _WAIT: Final = 30.0
 _MAX_KEY: Final = 255
@@ -270,14 +272,35 @@ async def _serversent_reply(app: AppDoor, event: ClientEvent, waits_for: str, wa
 
 # ---------------------------------------------------------------------- what is asked
 
+_held = 0
+"""Bytes of bodies that have not come as a whole."""
+
 
 async def _body(request: Request) -> bytes:
     """
     Raises:
         Problem: it is too large, or comes too slowly.
     """
-    pieces: list[bytes] = []
+    global _held
     size = 0
+    try:
+        pieces: list[bytes] = []
+        async for piece in _pieces(request):
+            size += len(piece)
+            _held += len(piece)
+            if size > MAX_BODY:
+                text = f"a body of over {MAX_BODY >> 20} MiB; send several"
+                raise Problem(413, "too-large", text, None, {"connection": "close"})
+            if _held > MAX_BODIES:
+                text = f"bodies of over {MAX_BODIES >> 20} MiB are on their way; ask again"
+                raise Problem(429, "full", text, {"retriable": True}, {"connection": "close", "retry-after": "1"})
+            pieces.append(piece)
+        return b"".join(pieces)
+    finally:
+        _held -= size
+
+
+async def _pieces(request: Request) -> AsyncIterator[bytes]:
     stream = request.stream()
     while True:
         try:
@@ -287,12 +310,8 @@ async def _body(request: Request) -> bytes:
             text = f"nothing of the body came for {_SLOW:g} s"
             raise Problem(408, "slow", text, None, {"connection": "close"}) from None
         if piece is None:
-            return b"".join(pieces)
-        size += len(piece)
-        if size > MAX_BODY:
-            text = f"a body of over {MAX_BODY >> 20} MiB; send several"
-            raise Problem(413, "too-large", text, None, {"connection": "close"})
-        pieces.append(piece)
+            return
+        yield piece
 
 
 def _own_id(request: Request) -> str | None:
