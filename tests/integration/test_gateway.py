@@ -374,6 +374,9 @@ def test_tokens(tmp_path: Path) -> None:
         server.grape("token", "revoke", "web")
         assert ask(emit, add) == 401
         assert "web" not in server.grape("token", "list")
+        for name in ("ops", "old"):
+            server.grape("token", "revoke", name)
+        assert [ask(token, add) for token in (None, emit)] == [401, 401]  # not: everybody may
         assert "no scope" in grape("token", "create", "x", "-s", "a:b", "--home", server.home).stderr
 
 
