@@ -3,6 +3,7 @@ told."""
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import socket
@@ -12,13 +13,17 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import msgspec
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
+from starlette.requests import Request
 
 from command import grape
+from grape.gateway import http
+from grape.gateway.problems import Problem
 from serving import COUNT, Server, count_app, serving, until, write_app
 
 
@@ -364,6 +369,52 @@ def test_what_is_asked_wrongly_is_told(
     assert says in answer.json()["detail"]
 
 
+@pytest.mark.parametrize("body", [b"9223372036854775808", b"[" * 300 + b"]" * 300])
+def test_data_that_cannot_travel_is_no_fault_of_the_gateway(server: Server, body: bytes) -> None:
+    answer = server.http.post("/apps/count/events/add", content=body, headers={"content-type": "application/json"})
+    assert "cannot travel" in problem(answer, 422, "bad-value")
+
+
+def test_a_name_that_no_file_can_have_is_that_of_no_app(server: Server) -> None:
+    for path in ("/apps/%00/readyz", "/apps/%00", f"/apps/{'x' * 300}/readyz"):
+        problem(server.get(path), 404, "no-app")
+
+
+def test_an_id_of_any_characters_has_a_place_where_its_answer_is(server: Server) -> None:
+    for own_id in (b"a/b", b"a?b#c", b"a%2Fb", b"a b", b"\xff\xe9", b"=x"):
+        headers = {b"idempotency-key": own_id, b"prefer": b"respond-async"}
+        came = server.http.post("/apps/count/events/add", params={"key": own_id.hex()}, headers=headers)
+        assert came.status_code == 202
+        assert server.get(came.headers["location"], params={"wait": "10"}).json() == ["1", 1]
+
+
+def test_bodies_that_never_end_are_bounded_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http, "MAX_BODIES", 100)
+
+    def coming(*pieces: bytes, more: bool) -> Request:
+        left = [{"type": "http.request", "body": piece, "more_body": True} for piece in pieces]
+        left += [] if more else [{"type": "http.request", "body": b"", "more_body": False}]
+
+        async def receive() -> Any:
+            return left.pop(0) if left else await asyncio.Event().wait()
+
+        return Request({"type": "http", "method": "POST", "headers": []}, receive)
+
+    async def ask() -> None:
+        slow = [asyncio.ensure_future(http._body(coming(bytes(45), more=True))) for _ in range(2)]
+        await asyncio.sleep(0)
+        assert await http._body(coming(bytes(5), bytes(5), more=False)) == bytes(10)
+        with pytest.raises(Problem, match="on their way") as refused:
+            await http._body(coming(bytes(5), bytes(6), more=False))
+        assert refused.value.status == 429
+        for one in slow:
+            one.cancel()
+        await asyncio.wait(slow)
+        assert await http._body(coming(bytes(100), more=False)) == bytes(100)
+
+    asyncio.run(ask())
+
+
 def test_an_event_that_is_too_large(server: Server) -> None:
     detail = problem(server.post("/apps/count/events/add", "x" * (9 << 20)), 413, "too-large")
     assert "8388608" in detail
@@ -410,6 +461,9 @@ def test_tokens(tmp_path: Path) -> None:
         server.grape("token", "revoke", "web")
         assert ask(emit, add) == 401
         assert "web" not in server.grape("token", "list")
+        for name in ("ops", "old"):
+            server.grape("token", "revoke", name)
+        assert [ask(token, add) for token in (None, emit)] == [401, 401]  # not: everybody may
         assert "no scope" in grape("token", "create", "x", "-s", "a:b", "--home", server.home).stderr
 
 

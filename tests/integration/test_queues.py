@@ -8,6 +8,7 @@ import os
 import random
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -333,3 +334,75 @@ def test_the_commands(server: Server, tmp_path: Path) -> None:
     assert done.returncode == 1, done.stderr
     assert "failed 20 times" in done.stderr
     assert sorted(json.loads(line)["data"] for line in out.read_text().splitlines()) == [0, 1, 2, 3, 4, 5, 6, 8, 9]
+
+
+def test_who_only_looks_changes_nothing_however_often(server: Server) -> None:
+    push(server, range(3))
+    for _ in range(25):
+        assert [event["data"] for event in peek(server, looks=True, count=2)] == [0, 1]
+    assert server.grape("pull", "queue@out", "-n", "5", "--keep").count("\n") == 3
+    found = peek(server, count=3)
+    assert [(event["data"], event["attempt"]) for event in found] == [(0, 1), (1, 1), (2, 1)]
+    assert peek(server, looks=True, count=3, wait=0) == []  # they are lent
+
+
+def test_a_question_that_is_nested_too_deep_is_no_fault_of_the_gateway(server: Server) -> None:
+    answer = server.http.post("/apps/queue/outputs/out/peek", content=b'{"a":' * 100_000)
+    assert answer.status_code == 400, answer.text
+
+
+# F3 F5
+def test_nothing_is_popped_for_who_waited_and_is_gone(server: Server) -> None:
+    with pytest.raises(httpx.ReadTimeout):
+        server.post("/apps/queue/outputs/out/pop", {"wait": 60}, timeout=0.3)
+    time.sleep(1.5)
+    push(server, range(1))
+    assert [event["data"] for event in peek(server, "pop")] == [0]
+
+    def wait() -> None:
+        with pytest.raises(httpx.TransportError):
+            ask(server, "pop", wait=60)
+
+    waiting = threading.Thread(target=wait)
+    waiting.start()
+    time.sleep(0.3)
+    gateway = next(pid for pid in server.pids() if b"grape.gateway" in Path(f"/proc/{pid}/cmdline").read_bytes())
+    os.kill(gateway, signal.SIGKILL)
+    waiting.join()
+    push(server, range(1, 2))
+    assert [event["data"] for event in peek(server, "pop")] == [1]
+
+
+def test_who_waits_for_a_queue_that_is_forgotten_brings_it_back_and_has_all(server: Server) -> None:
+    found: list[Any] = []
+    waiting = threading.Thread(target=lambda: found.extend(peek(server, wait=20)))
+    waiting.start()
+    time.sleep(0.5)
+    ask(server, "forget")
+    push(server, range(2))
+    waiting.join()
+    assert [event["data"] for event in found] == [0]
+    assert [event["data"] for event in peek(server)] == [1]
+    assert ask(server, "ack", tokens=[found[0]["token"]]) == {"acked": 1, "unknown": 0}
+
+
+def test_a_server_ends_at_once_though_somebody_looks_on_or_waits(server: Server) -> None:
+    has_ended: list[int] = []
+
+    def look_on() -> None:
+        with httpx.stream("GET", f"{server.url}/apps/queue/outputs/out/tail", timeout=60) as stream:
+            has_ended.append(stream.status_code)
+            for _ in stream.iter_raw():
+                pass
+
+    threads = [threading.Thread(target=look_on), threading.Thread(target=lambda: peek(server, wait=60))]
+    for thread in threads:
+        thread.start()
+    until(lambda: has_ended)
+    time.sleep(0.3)
+    began = time.monotonic()
+    assert server.stop() == 0
+    assert time.monotonic() - began < 10
+    for thread in threads:
+        thread.join(10)
+        assert not thread.is_alive()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import configparser
 import json
 import os
@@ -10,6 +11,7 @@ import signal
 import socket
 import subprocess
 import threading
+import time
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +19,9 @@ from pathlib import Path
 import pytest
 
 from command import GRAPE, grape
+from grape.apps.package import pack
+from grape.server.home import Home, Installed, with_version
+from grape.server.hosted import Hosted
 from serving import COUNT, Server, count_app, is_alive, serving, until, write_app
 
 
@@ -395,3 +400,63 @@ def test_the_operator_says_how_an_app_is_kept(server: Server, tmp_path: Path) ->
     server.grape("profile", "remove", "count")
     assert "no profile" in server.grape("profile", "show", "count", code=2)
     assert "cannot be the name" in server.grape("profile", "set", "../x", strict, code=2)
+
+
+# F1
+def test_an_app_that_is_stopped_before_it_has_a_process_gets_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = Home(tmp_path / "home")
+    home.open()
+    pack(count_app(tmp_path / "count"), tmp_path / "packed")
+    digest, _ = home.take_in(tmp_path / "packed")
+    look = home.checked
+    has_begun = threading.Event()
+
+    def look_long(name: str, digest: str) -> Path:
+        has_begun.set()
+        time.sleep(0.3)
+        return look(name, digest)
+
+    monkeypatch.setattr(home, "checked", look_long)
+
+    async def begin_and_close() -> None:
+        app = Hosted(home, with_version(Installed("count", (), digest, wanted="running"), digest, "1"), lambda: None)
+        app.begin()
+        app.step()
+        await asyncio.to_thread(has_begun.wait)
+        await asyncio.wait_for(app.close(), 10)
+        assert app.keeper.state == "stopped"
+
+    asyncio.run(begin_and_close())
+    assert not home.data("count").exists()
+    home.close()
+
+
+# F4
+def test_a_home_that_cannot_be_written_is_told_of_and_nothing_hangs(server: Server, tmp_path: Path) -> None:
+    app = count_app(tmp_path / "count")
+    server.grape("app", "deploy", app)
+    server.grape("app", "upload", count_app(app, "2"))
+    processes = len(server.pids())
+    in_the_way = server.home / "apps" / "count" / "app.json.new"
+    in_the_way.mkdir()
+    for words in (("stop", "count"), ("restart", "count"), ("upgrade", "count"), ("deploy", app)):
+        assert "app.json.new" in server.grape("app", *words, code=3)
+    assert server.call("count", "add", params={"key": "a"}) == ["1", 1]
+    assert len(server.pids()) == processes  # no engine is left of what could not be
+    in_the_way.rmdir()
+    server.grape("app", "upgrade", "count")
+    assert server.call("count", "add", params={"key": "a"}) == ["2", 2]
+    assert server.stop() == 0
+
+
+def test_an_app_is_parked_and_woken_though_that_cannot_be_noted(tmp_path: Path) -> None:
+    with serving(tmp_path / "home", "--park-after", "1") as server:
+        server.grape("app", "deploy", count_app(tmp_path / "count"))
+        in_the_way = server.home / "apps" / "count" / "app.json.new"
+        in_the_way.mkdir()
+        until(lambda: server.info("count")["state"] == "parked")
+        assert server.call("count", "add", params={"key": "a"}) == ["1", 1]
+        in_the_way.rmdir()
+        assert server.stop() == 0

@@ -226,3 +226,16 @@ def test_what_interpreters_left_beside_the_code_is_not_trusted(tmp_path: Path) -
     (place / "lib" / "__pycache__" / "more.cpython-311.pyc").write_bytes(b"evil")
     check(place, name)
     assert not (place / "lib" / "__pycache__").exists()
+
+
+def test_one_that_was_damaged_on_its_way_is_refused(tmp_path: Path) -> None:
+    """Also if what came out of it could be: it would be another version, which nobody has made."""
+    (tmp_path / "app").mkdir()
+    (tmp_path / "app" / "grape.toml").write_text('name = "a"\napp = "app.py"\n')
+    (tmp_path / "app" / "app.py").write_bytes(bytes(range(256)) * 40)
+    pack(tmp_path / "app", tmp_path / "packed")
+    packed = (tmp_path / "packed").read_bytes()
+    damaged = packed[:-8] + bytes([packed[-8] ^ 1]) + packed[-7:]  # the checksum
+    (tmp_path / "new").mkdir()
+    with pytest.raises(UsageError, match="cannot be read"):
+        unpack(io.BytesIO(damaged), "packed", tmp_path / "new")

@@ -22,7 +22,7 @@ from grape.model.address import PartitionId
 from grape.store import reader as reading
 from grape.store import rows as row_format
 from grape.store import store as storing
-from grape.store.files import Holder, holder
+from grape.store.files import Holder, holder, write_durably
 from grape.store.pace import LIGHT_BYTES, Pace
 from grape.store.reader import LogEnds, Reader
 from grape.store.store import Store
@@ -914,3 +914,13 @@ def test_f4_kill_9_in_full_flight(tmp_path: Path) -> None:
         assert int(engine.claimed.head or b"0") in (confirmed, confirmed + 1)
         assert list(engine.store.verify()) == []
         engine.close()
+
+
+# F4
+def test_a_file_is_whole_though_the_disk_takes_it_piece_by_piece(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = os.write
+    monkeypatch.setattr(os, "write", lambda fd, data: write(fd, data[:3]))
+    write_durably(tmp_path / "file", "as it was said")
+    assert (tmp_path / "file").read_text() == "as it was said"

@@ -30,6 +30,7 @@ MAX_FILES: Final = 20_000
 _MAX_DEPTH: Final = 40
 _MAX_PATH: Final = 1024
 _MAX_STEP: Final = 255
+_MAX_PADDING: Final = 1 << 20
 _LEFT_OUT: Final = frozenset({"__pycache__", "node_modules"})
 _CACHE: Final = "__pycache__"
 
@@ -186,6 +187,9 @@ def unpack(file: IO[bytes], name: str, target: Path) -> None:
                     (target / path).mkdir(parents=True, exist_ok=True)
                 else:
                     _write(archive, member, target / path)
+            assert archive.fileobj is not None
+            if len(archive.fileobj.read(_MAX_PADDING)) == _MAX_PADDING:  # at its end gzip finds what is damaged
+                refuse("has something behind its end")
     except (tarfile.TarError, EOFError, ValueError, gzip.BadGzipFile, UnicodeError) as e:
         refuse(f"cannot be read: {str(e)[:200] or type(e).__name__}")
     except OSError as e:

@@ -55,7 +55,7 @@ def pull(
     count: Annotated[int, typer.Option("--count", "-n", min=1, metavar="N", help="How many at most.")] = 1,
     consumer: Consumer = "default",
     seconds: Annotated[float, typer.Option("--wait", metavar="SECONDS", min=0, help="For the first one.")] = 0.0,
-    keep: Annotated[bool, typer.Option("--keep", help="Look only: they come again in a second.")] = False,
+    keep: Annotated[bool, typer.Option("--keep", help="Look only, at 10,000 at most: all stay.")] = False,
 ) -> None:
     """Take events out of an output and print them as JSON lines. They are done with once they are printed.
 
@@ -65,14 +65,15 @@ def pull(
     app, event = split(output)
     with connected(app, data, home) as engine:
         while count > 0:
-            peek = Peek(event, consumer, min(count, queues.MOST), 1.0 if keep else 30.0, seconds)
+            peek = Peek(event, consumer, min(count, queues.MOST), wait=seconds, looks=keep)
             found = or_exit(lambda peek=peek: _ask(engine, queues.PEEK, peek, list[Delivery]))  # type: ignore[misc]
             if not found:
                 return
             _show(found)
-            if not keep:
-                tokens = Tokens(event, [delivery.token for delivery in found], consumer)
-                or_exit(lambda tokens=tokens: _ask(engine, queues.ACK, tokens, dict[str, int]))  # type: ignore[misc]
+            if keep:
+                return  # the next question would find the same
+            tokens = Tokens(event, [delivery.token for delivery in found], consumer)
+            or_exit(lambda tokens=tokens: _ask(engine, queues.ACK, tokens, dict[str, int]))  # type: ignore[misc]
             count -= len(found)
             seconds = 0.0
 

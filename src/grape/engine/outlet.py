@@ -256,12 +256,15 @@ class Take:
             texts.setdefault(decode_expiry(value).key, None)
         return late, [("text", list(texts.items())), ("expiry", list(expiries.items()))]
 
-    def kept(self, request: str) -> list[tuple[bytes, bool]]:
-        """The replies to a call that are kept, in order: (packed data, final). Those that were read and are not
-        committed yet are not among them."""
+    def kept(self, request: str, coming: list[tuple[Table, Rows]]) -> list[tuple[bytes, bool]]:
+        """The replies to a call that are kept, in order: (packed data, final). ``coming``: rows that are not durable
+        yet."""
         begin = _answer(request)
-        rows = self._transport.scan(self.id, "text", begin, _MOST_REPLIES, begin + b"\xff" * 9)
-        return [(value[1:], value[:1] == b"\1") for _, value in rows]
+        rows = dict(self._transport.scan(self.id, "text", begin, _MOST_REPLIES, begin + b"\xff" * 9))
+        for table, more in coming:
+            if table == "text":
+                rows |= {key: value for key, value in more if value is not None and key.startswith(begin)}
+        return [(value[1:], value[:1] == b"\1") for _, value in sorted(rows.items())]
 
     def progress_of(self, number: int, position: int) -> Progress:
         """How far a batch that was read has been taken."""

@@ -23,6 +23,7 @@ from grape.protocol.queues import Delivery, QueueNumbers
 _READ: Final = 256 << 10
 _MOST_BYTES: Final = 32 << 20
 """Bytes of batches of which something is lent or waits to be; no more are read before some are done with."""
+_FEW: Final = 1_000
 _UNDELIVERED: Final = "undelivered"
 _UNREADABLE: Final = "unreadable-output"
 
@@ -119,10 +120,23 @@ class Queue:
             lent.attempts += 1
             lent.until = now + for_us
             heapq.heappush(self._due, (lent.until, place))
+            self._tidy()
             number, position, i = place
             delivery = self._batches[number, position].delivery(i, lent.attempts)
             size -= len(delivery.data)
             found.append(delivery)
+        return found
+
+    def look(self, count: int, size: int, now: int) -> list[Delivery]:
+        """What would be lent: it stays, and nobody has tried it."""
+        redelivered = self._redelivered
+        found = self.lend(count, size, 0, now)
+        self._redelivered = redelivered
+        for place in filter(None, (_place_of(delivery.token) for delivery in found)):
+            lent = self._lent[place]
+            lent.attempts -= 1
+            lent.until = 0
+            heapq.heappush(self._again, (lent.order, place))
         return found
 
     def _pick(self) -> Place | None:
@@ -132,18 +146,18 @@ class Queue:
                 self._redelivered += 1
                 return waiting
         place = next(self._fresh, None)
-        if place is None and self._bytes < _MOST_BYTES:
-            self._read()
+        while place is None and self._bytes < _MOST_BYTES and self._read():
             place = next(self._fresh, None)
         if place is not None:
             self._order += 1
             self._lent[place] = _Lent(self._order)
         return place
 
-    def _read(self) -> None:
+    def _read(self) -> bool:
+        """False: there is nothing more. What was read may all be unreadable, or done with."""
         taken = self.take.read(_READ, self._next)
         if taken is None:
-            return
+            return False
         self._next = max(taken.logs) + 1
         places: list[Place] = []
         for item in taken.items:
@@ -159,6 +173,7 @@ class Queue:
         for number in taken.logs:
             self.take.touched(number)
         self._fresh = iter(places)
+        return True
 
     # ------------------------------------------------------------------ what becomes of it
 
@@ -191,6 +206,12 @@ class Queue:
         if batch.progress.first >= batch.header.events:
             del self._batches[number, position]
             self._bytes -= batch.size
+
+    def _tidy(self) -> None:
+        """What is done with is not kept in mind until it would have come again."""
+        if len(self._due) > _FEW + 2 * len(self._lent):
+            self._due = [(lent.until, place) for place, lent in self._lent.items() if lent.until]
+            heapq.heapify(self._due)
 
     def _take_back(self, now: int) -> None:
         while self._due and self._due[0][0] <= now:
@@ -236,8 +257,7 @@ class Queue:
         """Some of what is there is done with, in whatever state; how many events: 0 when nothing is left."""
         for place in self._fresh:
             self._lent[place] = _Lent(0)
-        if not self._lent:
-            self._read()
+        while not self._lent and self._read():
             for place in self._fresh:
                 self._lent[place] = _Lent(0)
         places = list(self._lent)

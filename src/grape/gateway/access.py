@@ -97,7 +97,7 @@ class Access:
     """
     Args:
         path: of the file with the tokens, which may change at any time.
-        is_open: without any token everybody may do everything; it is for whoever is on this machine.
+        is_open: without a file of tokens everybody may do everything; it is for whoever is on this machine.
         origins: of pages that browsers may ask from, beside those of the gateway itself.
     """
 
@@ -114,9 +114,9 @@ class Access:
         Raises:
             Problem: he may not.
         """
-        self._check_page(headers)
         self._load()
-        if self._is_open and not self._tokens:
+        self._check_page(headers)
+        if self._asks_nobody:
             return
         kind, _, text = headers.get(b"authorization", b"").decode("latin-1").partition(" ")
         if kind.lower() != "bearer" or not text:
@@ -128,6 +128,11 @@ class Access:
             raise _who("this token has expired")
         if not any(_covers(scope, app, verb) for scope in token.scopes):
             raise Problem(403, "forbidden", f"the token {token.name!r} is not for {app or '*'}:{verb}")
+
+    @property
+    def _asks_nobody(self) -> bool:
+        """There never was a token. Who takes the last one back does not mean that everybody may do everything."""
+        return self._is_open and self._stamp is None
 
     def _find(self, text: str) -> Token | None:
         wanted = _hash(text)
@@ -153,7 +158,7 @@ class Access:
         here."""
         origin = headers.get(b"origin")
         host = headers.get(b"host", b"").decode("latin-1")
-        if self._is_open and not self._tokens and host.rpartition(":")[0].strip() not in _LOCAL and host not in _LOCAL:
+        if self._asks_nobody and host.rpartition(":")[0].strip() not in _LOCAL and host not in _LOCAL:
             text = f"without tokens this is for {', '.join(sorted(_LOCAL))} only, not {host!r:.100}"
             raise Problem(403, "forbidden", text)
         if origin is None:

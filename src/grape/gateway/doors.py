@@ -19,7 +19,7 @@ from grape.client.waiting import here
 from grape.errors import EngineError, GrapeError, NoAnswer, Stopping, UsageError
 from grape.gateway.batches import BatchStream
 from grape.gateway.door import Door, knock
-from grape.gateway.problems import Problem
+from grape.gateway.problems import Problem, no_app
 from grape.gateway.waiting import Waiter, Waiting
 from grape.protocol.outcomes import Kept
 from grape.server.home import Home
@@ -76,7 +76,7 @@ class AppDoor:
                 pass
             info: AppInfo | None = await self._wake(self.name)
             if info is None:
-                raise Problem(404, "no-app", f"there is no app {self.name!r:.100} here")
+                raise no_app(self.name)
             is_coming = info.state == "upgrading" or (info.wanted == "running" and info.state != "broken")
             if not is_coming or time.monotonic() > deadline:
                 raise self._away(
@@ -171,20 +171,32 @@ class AppDoor:
 
 
 class Doors:
-    """All apps, each once somebody asks for it. ``number``: of the gateway, among those of its server."""
+    """All apps, each once somebody asks for it.
+
+    Args:
+        number: of the gateway, among those of its server.
+
+    Attributes:
+        ending: set when the gateway is to end: nobody is made to wait, or looks on, any longer.
+    """
 
     def __init__(self, home: Home, number: int = 0) -> None:
         self.home = home
         self._number = number
+        self.ending = asyncio.Event()
         self._apps: dict[str, AppDoor] = {}
         self._server: Connection | None = None
 
     def app(self, name: str) -> AppDoor:
+        """
+        Raises:
+            Problem: there is none of this name.
+        """
         found = self._apps.get(name)
         if found is None:
-            found = AppDoor(name, str(self.home.data(name)), self.wake, self._number)
-            if self.home.is_installed(name):
-                self._apps[name] = found  # what is not there is not kept in mind
+            if not self.home.is_installed(name):
+                raise no_app(name)
+            found = self._apps[name] = AppDoor(name, str(self.home.data(name)), self.wake, self._number)
         return found
 
     async def look(self, name: str) -> AppInfo | None:

@@ -9,6 +9,7 @@ import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from importlib.metadata import version as package_version
 from typing import Any, Final
+from urllib.parse import quote
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -29,7 +30,7 @@ from grape.gateway.bodies import LINES, events_of, items_of, media_of, named_eve
 from grape.gateway.doors import AppDoor, Doors
 from grape.gateway.operating import Operating
 from grape.gateway.outputs import Outputs
-from grape.gateway.problems import Problem, problem_of
+from grape.gateway.problems import Problem, no_app, problem_of
 from grape.gateway.waiting import Waiter
 from grape.model.stored import KEPT
 from grape.model.topology import TopologySpec
@@ -39,6 +40,8 @@ from grape.server.supervisor import Change, Named
 Handler = Callable[[Request], Awaitable[Response]]
 
 MAX_BODY: Final = 64 << 20
+MAX_BODIES: Final = 512 << 20
+"""Bytes of all bodies that have not come as a whole."""
 MAX_WAIT: Final = 300.0
 _WAIT: Final = 30.0
 _MAX_KEY: Final = 255
@@ -71,7 +74,7 @@ class Gateway:
             Route("/apps/{app}/readyz", self._app_ready, methods=["GET"]),
             Route("/apps/{app}/events", self._emit_several, methods=["POST"]),
             Route("/apps/{app}/events/{event:path}", self._emit, methods=["POST"]),
-            Route("/apps/{app}/answers/{id}", self._answer, methods=["GET"]),
+            Route("/apps/{app}/answers/{id:path}", self._answer, methods=["GET"]),
             *Outputs(self.doors, self._may, _body).routes(),
             *(
                 Route(f"/apps/{{app}}/{verb}", self._order(verb), methods=["POST"])
@@ -133,7 +136,7 @@ class Gateway:
         if is_async:
             assert own_id is not None
             await app.hand_in(event, KEPT + own_id)
-            place = f"/apps/{name}/answers/{own_id}"
+            place = f"/apps/{name}/answers/{quote(own_id, safe='')}"
             return as_json({"accepted": 1, "id": own_id, "answer": place}, 202, {"location": place})
         if wait is None:
             if event.id or event.wait is not None or event_name in door.eager:
@@ -276,7 +279,7 @@ class Gateway:
         name = request.path_params["app"]
         self._may(request, name, "read")
         if await self.doors.look(name) is None:
-            raise Problem(404, "no-app", f"there is no app {name!r:.100} here")
+            raise no_app(name)
         return as_json(await self.doors.ask("app", Named(name), AppInfo))
 
     def _order(self, verb: str) -> Handler:
@@ -284,7 +287,7 @@ class Gateway:
             name = request.path_params["app"]
             self._may(request, name, "admin")
             if await self.doors.look(name) is None:
-                raise Problem(404, "no-app", f"there is no app {name!r:.100} here")
+                raise no_app(name)
             asked: object = Named(name)
             if verb in ("upgrade", "rollback"):
                 query = request.query_params
@@ -316,14 +319,35 @@ async def _serversent_reply(app: AppDoor, event: ClientEvent, waits_for: str, wa
 
 # ---------------------------------------------------------------------- what is asked
 
+_held = 0
+"""Bytes of bodies that have not come as a whole."""
+
 
 async def _body(request: Request) -> bytes:
     """
     Raises:
         Problem: it is too large, or comes too slowly.
     """
-    pieces: list[bytes] = []
+    global _held
     size = 0
+    try:
+        pieces: list[bytes] = []
+        async for piece in _pieces(request):
+            size += len(piece)
+            _held += len(piece)
+            if size > MAX_BODY:
+                text = f"a body of over {MAX_BODY >> 20} MiB; send several"
+                raise Problem(413, "too-large", text, None, {"connection": "close"})
+            if _held > MAX_BODIES:
+                text = f"bodies of over {MAX_BODIES >> 20} MiB are on their way; ask again"
+                raise Problem(429, "full", text, {"retriable": True}, {"connection": "close", "retry-after": "1"})
+            pieces.append(piece)
+        return b"".join(pieces)
+    finally:
+        _held -= size
+
+
+async def _pieces(request: Request) -> AsyncIterator[bytes]:
     stream = request.stream()
     while True:
         try:
@@ -333,12 +357,8 @@ async def _body(request: Request) -> bytes:
             text = f"nothing of the body came for {_SLOW:g} s"
             raise Problem(408, "slow", text, None, {"connection": "close"}) from None
         if piece is None:
-            return b"".join(pieces)
-        size += len(piece)
-        if size > MAX_BODY:
-            text = f"a body of over {MAX_BODY >> 20} MiB; send several"
-            raise Problem(413, "too-large", text, None, {"connection": "close"})
-        pieces.append(piece)
+            return
+        yield piece
 
 
 def _own_id(request: Request) -> str | None:

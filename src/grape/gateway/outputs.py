@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from typing import Any, Final, TypeVar
 
 import msgspec
-from msgspec import Struct
+from msgspec import Struct, structs
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
@@ -25,10 +25,13 @@ from grape.protocol import queues
 from grape.protocol.queues import Delivery, OutputNumbers, Peek, Tail, Tailed, Tokens, Which
 
 T = TypeVar("T", bound=Struct)
+A = TypeVar("A")
 May = Callable[[Request, str, Verb], None]
 
 _BEAT: Final = 15.0
 """Seconds after which a line is sent to whoever looks on, so that everybody between knows that it is alive."""
+_GLANCE: Final = 1.0
+"""Seconds after which is looked whether whoever waits is still there."""
 _AGAIN: Final = 0.2
 
 
@@ -66,7 +69,7 @@ class Outputs:
         try:
             found = msgspec.json.decode(body or b"{}", type=dict[str, Any])
             return msgspec.convert({**found, "event": event}, kind)
-        except msgspec.MsgspecError as e:
+        except (msgspec.MsgspecError, RecursionError) as e:
             raise BadArgument(str(e)) from None
 
     async def _consumers(self, request: Request) -> Response:
@@ -77,12 +80,22 @@ class Outputs:
         async def lend(request: Request) -> Response:
             app, event = self._app(request)
             asked = await self._asked(request, event, Peek)
-            found = await app.ask(verb, asked, list[Delivery])
+            found = await self._lent(request, app, verb, asked)
             if any(media in request.headers.get("accept", "") for media in MSGPACK):
                 return Response(msgspec.msgpack.encode(found), 200, None, "application/msgpack")
             return as_json({"events": [_shown(delivery) for delivery in found]})
 
         return lend
+
+    async def _lent(self, request: Request, app: AppDoor, verb: str, asked: Peek) -> list[Delivery]:
+        """Asked for in pieces of time: what comes when whoever asked is gone is not for him."""
+        left = asked.wait
+        while True:
+            wait = min(left, _GLANCE)
+            found = await app.ask(verb, structs.replace(asked, wait=wait), list[Delivery])
+            left -= wait
+            if found or left <= 0 or self._doors.ending.is_set() or await request.is_disconnected():
+                return found
 
     def _order(self, verb: str, kind: type[T]) -> Callable[[Request], Awaitable[Response]]:
         async def order(request: Request) -> Response:
@@ -99,12 +112,14 @@ class Outputs:
         first = await app.ask(queues.TAIL, Tail(event, places), Tailed)
         as_lines = any(media in request.headers.get("accept", "") for media in LINES)
         media = "application/x-ndjson" if as_lines else STREAM
-        followed = _followed(app, event, first, as_lines=as_lines)
+        followed = _followed(app, event, first, self._doors.ending, as_lines=as_lines)
         return StreamingResponse(followed, media_type=media, headers={"cache-control": "no-store"})
 
 
-async def _followed(app: AppDoor, event: str, tailed: Tailed, *, as_lines: bool) -> AsyncIterator[bytes]:
-    """What comes, for ever; over the restarts of the engine."""
+async def _followed(
+    app: AppDoor, event: str, tailed: Tailed, ending: asyncio.Event, *, as_lines: bool
+) -> AsyncIterator[bytes]:
+    """What comes, until the gateway ends; over the restarts of the engine."""
     yield b"" if as_lines else b": looking on\n\n"
     while True:
         if tailed.events:
@@ -119,7 +134,11 @@ async def _followed(app: AppDoor, event: str, tailed: Tailed, *, as_lines: bool)
         elif not as_lines:
             yield b": alive\n\n"
         try:
-            tailed = await app.ask(queues.TAIL, Tail(event, tailed.places, wait=_BEAT), Tailed)
+            ask = app.ask(queues.TAIL, Tail(event, tailed.places, wait=_BEAT), Tailed)
+            came = await _until(ending, ask)
+            if came is None:
+                return
+            tailed = came
         except (Stopping, NoAnswer):
             tailed = Tailed(tailed.places, [])
             await asyncio.sleep(_AGAIN)
@@ -129,6 +148,17 @@ async def _followed(app: AppDoor, event: str, tailed: Tailed, *, as_lines: bool)
         except GrapeError as e:
             yield b"" if as_lines else sent_problem(problem_of(e))
             return
+
+
+async def _until(ending: asyncio.Event, ask: Coroutine[Any, Any, A]) -> A | None:
+    """What is answered; None: it ends before."""
+    asked, ends = asyncio.ensure_future(ask), asyncio.ensure_future(ending.wait())
+    try:
+        await asyncio.wait((asked, ends), return_when=asyncio.FIRST_COMPLETED)
+        return asked.result() if asked.done() else None
+    finally:
+        asked.cancel()
+        ends.cancel()
 
 
 def _shown(delivery: Delivery) -> dict[str, Any]:

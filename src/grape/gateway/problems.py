@@ -18,6 +18,7 @@ from grape.errors import (
     Unsupported,
     UsageError,
 )
+from grape.model.values import BadValue
 
 MEDIA: Final = "application/problem+json"
 _STATUS: Final[tuple[tuple[type[GrapeError], int], ...]] = (
@@ -25,6 +26,7 @@ _STATUS: Final[tuple[tuple[type[GrapeError], int], ...]] = (
     (UnknownEvent, 404),
     (TooLarge, 413),
     (BadPayload, 422),
+    (BadValue, 422),
     (BadArgument, 400),
     (CallFailed, 502),
     (Conflict, 409),
@@ -83,6 +85,10 @@ class Problem(Exception):
             "code": code,
             **(more or {}),
         }
+
+
+def no_app(name: str) -> Problem:
+    return Problem(404, "no-app", f"there is no app {name!r:.100} here")
 
 
 def problem_of(error: GrapeError, status: int | None = None) -> Problem:

@@ -69,6 +69,7 @@ async def _serve(options: GatewayOptions, server_pid: int) -> None:
         ssl_keyfile=options.key or None,
     )
     server = _Server(config)
+    server.doors = doors
     owner = os.pidfd_open(server_pid)
     loop.add_reader(owner, os._exit, 71)  # nobody would restart it, nor end it
     loop.add_signal_handler(signal.SIGTERM, server.end)
@@ -81,6 +82,8 @@ async def _serve(options: GatewayOptions, server_pid: int) -> None:
 class _Server(uvicorn.Server):
     """It takes no signals into its own hands."""
 
+    doors: Doors
+
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         yield
@@ -88,6 +91,7 @@ class _Server(uvicorn.Server):
     def end(self) -> None:
         """What is under way is answered, then it ends."""
         self.should_exit = True
+        self.doors.ending.set()
 
 
 if __name__ == "__main__":

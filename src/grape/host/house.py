@@ -67,6 +67,7 @@ class House:
 
     Attributes:
         verbs: what can be asked, by name.
+        leaving: called when a client is gone, with what it was answered by.
         is_wanted, is_begun: the owner has said `Open`, `Begin`.
         is_serving: events are taken. is_deserted: the owner is gone.
         coming_readers: names of those that are being opened.
@@ -78,6 +79,7 @@ class House:
         self.data = data
         self.notice = notice
         self.verbs: dict[str, Verb] = {}
+        self.leaving: list[Callable[[Say], None]] = []
         self.visitors: list[Visitor] = []
         self.readers: list[Reader] = []
         self.coming_readers: set[str] = set()
@@ -307,8 +309,10 @@ class Visitor:
         if self._is_gone:
             return
         self._is_gone = True
-        self.say = nobody
         house = self._house
+        for hear in house.leaving:
+            hear(self.say)
+        self.say = nobody
         for stream in self._streams.values():
             if stream is not None:
                 stream.cut()

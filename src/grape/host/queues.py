@@ -89,9 +89,22 @@ class _Consumer:
             self._waiting.append(waiting)
             self._set_timer()
 
+    def left(self, say: Say) -> None:
+        """Who was answered by this is gone: nothing is lent to him, nor lost with him, any more."""
+        self._waiting = [waiting for waiting in self._waiting if waiting.say != say]
+
+    def dismiss(self) -> None:
+        """Whoever waits gets nothing: the queue is forgotten."""
+        waiting, self._waiting = self._waiting, []
+        for each in waiting:
+            each.say(Answer(each.number, msgspec.Raw(_encode([]))))
+
     def _serve(self, asked: _Waiting, now: int) -> bool:
         peek = asked.peek
-        found = self.queue.lend(peek.count, _ANSWER, int(peek.lease * 1e6), now)
+        if peek.looks and not asked.pops:
+            found = self.queue.look(peek.count, _ANSWER, now)
+        else:
+            found = self.queue.lend(peek.count, _ANSWER, int(peek.lease * 1e6), now)
         if not found and now < asked.until:
             return False
         answer = partial(asked.say, Answer(asked.number, msgspec.Raw(_encode(found))))
@@ -175,6 +188,11 @@ class Queues:
             TAIL: self._on_tail,
         }
 
+    def left(self, say: Say) -> None:
+        """Who was answered by this is gone."""
+        for consumer in self._consumers.values():
+            consumer.left(say)
+
     def _on_peek(self, ask: Ask, say: Say, *, pops: bool) -> None:
         peek = _read(ask, Peek)
         self._with(peek.event, peek.consumer, ask, say, lambda found: found.ask(ask.number, peek, pops, say))
@@ -222,6 +240,7 @@ class Queues:
                 found.queue.take.when_free(lambda: forget(found))
                 return
             self._consumers.pop(TakenBy(which.event, f"{NAME}{which.event}/{which.consumer}"), None)
+            found.dismiss()
             found.queue.forget(partial(_answer, ask, say, {"forgotten": which.consumer}))
 
         self._with(which.event, which.consumer, ask, say, forget)

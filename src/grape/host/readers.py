@@ -229,7 +229,7 @@ class ReplyFan:
         self._commit_soon = Once(partial(later, _LAZY), self.flush)
         self._later = later
         self._rows: list[tuple[Table, Rows]] = []
-        self._asking: list[Callable[[], None]] = []
+        self._submitted: list[tuple[Table, Rows]] = []
         self._is_patient = False
         self.listeners: list[Callable[[FromEngine], None]] = []
         self.take: Take | None = None
@@ -249,17 +249,7 @@ class ReplyFan:
 
     def kept(self, request: str, then: Callable[[list[tuple[bytes, bool]]], None]) -> None:
         """``then`` gets all replies to a call that were handed out, if they are kept."""
-        take = self.take
-        if take is None:
-            then([])
-            return
-        self._asking.append(lambda: then(take.kept(request)))
-        self.flush()
-
-    def _answer(self) -> None:
-        asking, self._asking = self._asking, []
-        for answer in asking:
-            answer()
+        then([] if self.take is None else self.take.kept(request, [*self._submitted, *self._rows]))
 
     @property
     def is_idle(self) -> bool:
@@ -284,13 +274,13 @@ class ReplyFan:
     def flush(self) -> None:
         """Commit what is not."""
         take = self.take
-        if take is None or take.is_busy:
-            return
-        if take.is_settled:
-            rows, self._rows = self._rows, []
-            take.submit(0, b"", self.flush, rows)
-        else:
-            self._answer()
+        if take is not None and take.is_settled and not take.is_busy:
+            self._submitted, self._rows = self._rows, []
+            take.submit(0, b"", self._flushed, self._submitted)
+
+    def _flushed(self) -> None:
+        self._submitted = []
+        self.flush()
 
 
 def _nothing() -> None:

@@ -205,6 +205,7 @@ class Run:
         tails = Tails(app, engine.transport, engine.on_arrival, self._host, self._clock)
         queues = Queues(app.topology, assembled.attaching, tails, self._host, self._clock)
         self._house.verbs.update(queues.verbs())
+        self._house.leaving += [queues.left, tails.left]
         if self.options.keeps is not None:
             queues.begin(self.options.keeps)
         self._house.verbs.update(ordering(engine, assembled.attaching, self._streams, self._host))

@@ -77,6 +77,10 @@ class Tails:
         self._waiting.append(waiting)
         self._host.later(tail.wait, self._wake)
 
+    def left(self, say: Say) -> None:
+        """Who was answered by this is gone."""
+        self._waiting = [waiting for waiting in self._waiting if waiting.say != say]
+
     def _look(self) -> None:
         self._waiting = [waiting for waiting in self._waiting if not self._serve(waiting)]
 

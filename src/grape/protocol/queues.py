@@ -29,13 +29,15 @@ Wait = Annotated[float, Meta(ge=0, le=LONGEST)]
 
 class Peek(Struct, frozen=True, forbid_unknown_fields=True):
     """Up to ``count`` events of the output ``event``; of "queue-pop": done with, once they are told of. ``lease``:
-    seconds after which what is not done with comes again. ``wait``: seconds for the first one to come."""
+    seconds after which what is not done with comes again. ``wait``: seconds for the first one to come.
+    ``looks``: of "queue-peek": nothing is lent, and no attempt counted."""
 
     event: str
     consumer: Consumer = "default"
     count: Count = 1
     lease: Annotated[float, Meta(gt=0, le=86_400)] = 30.0
     wait: Wait = 0.0
+    looks: bool = False
 
 
 class Tokens(Struct, frozen=True, forbid_unknown_fields=True):

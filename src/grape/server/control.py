@@ -11,7 +11,7 @@ from typing import Any, Final, cast
 
 import msgspec
 
-from grape.errors import GrapeError, ProtocolError
+from grape.errors import EngineError, GrapeError, ProtocolError
 from grape.protocol.door import VERSION, Answer, Ask, Failed, FromClient, FromEngine, Greeting, Refused
 from grape.protocol.framing import FrameBuffer, client_frames, frame
 
@@ -72,6 +72,8 @@ class ControlConnection(asyncio.BufferedProtocol):
             self._say(Answer(ask.number, msgspec.Raw(msgspec.msgpack.encode(value))))
         except GrapeError as e:
             self._say(Refused(ask.number, e.code, str(e)))
+        except OSError as e:  # of the home: a disk that is full, say
+            self._say(Refused(ask.number, EngineError.code, f"{e.filename or ask.verb}: {e.strerror or e}"))
         except msgspec.MsgspecError as e:
             self._say(Refused(ask.number, "bad-argument", f"{ask.verb}: {e}"))
 

@@ -13,7 +13,7 @@ import msgspec
 from msgspec import Struct, structs
 
 from grape.apps.running import options_of
-from grape.errors import EngineError, Full, GrapeError, InUse, UsageError, UserError
+from grape.errors import EngineError, Full, GrapeError, InUse, Stopping, UsageError, UserError
 from grape.host.options import MAX_DEAD, Options, check_options
 from grape.model.numbers import AppNumbers
 from grape.protocol.outcomes import Outcomes, Progress
@@ -24,6 +24,10 @@ from grape.server.process import EngineProcess
 
 _PATIENCE: Final = 30.0
 """Seconds that an engine may take to end when it is asked to; then it is killed, which loses nothing."""
+
+
+_LOOK_TIME: Final = 5.0
+"""Seconds that an engine has to say how it is."""
 
 
 class AppInfo(Struct, frozen=True):
@@ -96,7 +100,9 @@ class Hosted:
         except GrapeError as e:
             self._ended(e)
         except OSError as e:
-            self._ended(EngineError(f"its engine could not be started: {e.strerror or e}"))
+            if self._process is not None:
+                await _killed(self._process)
+            self._ended(EngineError(f"its engine could not be started: {e.filename or self.name}: {e.strerror or e}"))
         else:
             self._ended(outcomes)
 
@@ -119,7 +125,10 @@ class Hosted:
         await self._begin(installed.current)
 
     async def _begin(self, digest: str) -> None:
-        process = self._process = EngineProcess(await self._options(digest), self.log.said)
+        options = await self._options(digest)
+        if self.keeper.state == "stopping":  # as there was no process yet, there was none to be stopped
+            raise Stopping(f"{self.name} was stopped before its engine was started")
+        process = self._process = EngineProcess(options, self.log.said)
         try:
             await process.described()
             await process.begin()
@@ -160,9 +169,10 @@ class Hosted:
             self._rested = (-1, now)
             return
         try:
-            progress = msgspec.msgpack.decode(await process.ask("progress"), type=Progress)
-        except GrapeError:
+            packed = await asyncio.wait_for(process.ask("progress"), _LOOK_TIME)
+        except (TimeoutError, GrapeError):
             return
+        progress = msgspec.msgpack.decode(packed, type=Progress)
         done, since = self._rested
         if progress.backlog or progress.held or progress.finished != done:
             self._rested = (progress.finished, now)
@@ -175,7 +185,8 @@ class Hosted:
 
     def _park(self, due: float | None) -> None:
         now = time.monotonic()
-        self.note(structs.replace(self.installed, is_parked=True, due=due))
+        with contextlib.suppress(OSError):  # then the next server starts it, and parks it
+            self.note(structs.replace(self.installed, is_parked=True, due=due))
         self.keeper.parked(now, None if due is None else now + max(0.0, due - time.time()))
         self.log.note(f"{self.name} is parked: it has nothing to do")
         self.log.close()
@@ -320,10 +331,10 @@ class Hosted:
         candidate = EngineProcess(await self._options(digest, drop_slots), self.log.said)
         try:
             await candidate.described()
-        except GrapeError:
+            self.note(structs.replace(self.installed, trying=digest))
+        except (GrapeError, OSError):
             await _buried(candidate)
             raise
-        self.note(structs.replace(self.installed, trying=digest))
         await self._stop()
         try:
             await candidate.begin()
@@ -333,10 +344,15 @@ class Hosted:
             self.note(structs.replace(self.installed, trying=""))
             self._again()
             raise
-        self._changed_to(digest)
+        try:
+            self._changed_to(digest)
+        except OSError:  # it is still being tried, and is begun as after a death of the server
+            await _killed(candidate)
+            self._again()
+            raise
         self._process = candidate
         now = time.monotonic()
-        self.keeper = Keeper(now)
+        self.keeper = Keeper(now, self.keeper.deaths)
         self.keeper.want(now, runs=True)
         self.keeper.step(now)
         self._begun()
@@ -346,7 +362,7 @@ class Hosted:
     def _again(self) -> None:
         """The version before goes on, as if it had just been asked to."""
         runs = self.installed.wanted == "running"
-        self.keeper = Keeper(time.monotonic())
+        self.keeper = Keeper(time.monotonic(), self.keeper.deaths)
         self.keeper.want(time.monotonic(), runs=runs)
 
     async def _watch(self, process: EngineProcess) -> None:
@@ -391,7 +407,7 @@ class Hosted:
         if self._process is None or self.keeper.state != "running":
             return None
         try:
-            packed = await asyncio.wait_for(self._process.ask("numbers"), 5.0)
+            packed = await asyncio.wait_for(self._process.ask("numbers"), _LOOK_TIME)
         except (TimeoutError, GrapeError):
             return None
         return msgspec.msgpack.decode(packed, type=AppNumbers)
@@ -405,6 +421,13 @@ class Hosted:
         await self._gone()
         self._tell()
         self.log.close()
+
+
+async def _killed(process: EngineProcess) -> None:
+    """Which loses nothing."""
+    process.kill()
+    with contextlib.suppress(GrapeError):
+        await process.ended()
 
 
 async def _buried(process: EngineProcess) -> None:

@@ -30,12 +30,12 @@ class Keeper:
         crashes: in a row. deaths: of all time.
     """
 
-    def __init__(self, now: float) -> None:
+    def __init__(self, now: float, deaths: int = 0) -> None:
         self.state: State = "stopped"
         self.since = now
         self.why = ""
         self.crashes = 0
-        self.deaths = 0
+        self.deaths = deaths
         self.is_wanted = False
         self._until: float | None = 0.0
         self._again = False

@@ -223,8 +223,7 @@ class Supervisor:
     async def _rest(self) -> None:
         while True:
             await asyncio.sleep(max(0.1, min(_LOOK, self._park_after / 4)))
-            for app in tuple(self.apps.values()):
-                await app.rest(self._park_after)
+            await asyncio.gather(*(app.rest(self._park_after) for app in tuple(self.apps.values())))
 
     async def _upload(self, packed: msgspec.Raw) -> Uploaded:
         self._check_serving()

@@ -49,7 +49,9 @@ def write_durably(path: Path, text: str) -> None:
     fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     try:
         os.fchmod(fd, 0o600)
-        os.write(fd, text.encode())
+        left = memoryview(text.encode())
+        while left:  # a disk that is nearly full takes a part of it
+            left = left[os.write(fd, left) :]
         os.fsync(fd)
     finally:
         os.close(fd)
