@@ -19,6 +19,7 @@ from grape.model import batch as codec
 from grape.model.cursor import Progress
 from grape.model.stored import (
     KEPT,
+    KEPT_BRIEFLY,
     SOURCE,
     TAKER,
     DeadLetter,
@@ -39,6 +40,8 @@ UNREADABLE: Final = "=@unreadable"
 _FINAL = b"final:"
 _ANSWER = b"answer:"
 _EXPIRIES_AT_ONCE = 10_000
+_KEEPING: Final = (KEPT, KEPT_BRIEFLY)
+_BRIEF: Final = 60_000_000
 _MOST_REPLIES: Final = 100_000
 
 
@@ -230,10 +233,11 @@ class Take:
         }
         late: list[set[int]] = []
         texts: dict[bytes, bytes | None] = {}
+        brief: set[bytes] = set()
         number = self.head.taken + self._count << 16
         for batch, packed in zip(calls, batches, strict=True):
             late.append(set())
-            data = _data(packed) if any(request.startswith(KEPT) for request, _ in batch) else []
+            data = _data(packed) if any(request.startswith(_KEEPING) for request, _ in batch) else []
             for i, (request, final) in enumerate(batch):
                 key = _FINAL + request.encode()
                 if key in ended:
@@ -242,15 +246,19 @@ class Take:
                 if final:
                     ended.add(key)
                     texts[key] = b""
-                if request.startswith(KEPT):
+                if request.startswith(_KEEPING):
                     place = _answer(request) + (number | len(texts)).to_bytes(8, "big")
                     texts[place] = (b"\1" if final else b"\0") + data[i]
+                    if request.startswith(KEPT_BRIEFLY):
+                        brief.add(place)
         self._app.stats.late_replies += sum(map(len, late))
         now = self._clock.now()
         due = now + int(self._app.limits.reply_ttl * 1e6)
         expiries: dict[bytes, bytes | None] = {}
         for i, key in enumerate(texts):
-            expiries[timer_key(due, number | i)] = encode(Expiry("text", key))
+            expiries[timer_key(min(due, now + _BRIEF) if key in brief else due, number | i)] = encode(
+                Expiry("text", key)
+            )
         for place, value in self._transport.scan(self.id, "expiry", b"", _EXPIRIES_AT_ONCE, timer_key(now, 0)):
             expiries[place] = None
             texts.setdefault(decode_expiry(value).key, None)

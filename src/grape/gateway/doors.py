@@ -65,7 +65,14 @@ class AppDoor:
     def _knocked(self, task: asyncio.Task[Door]) -> None:
         self._knocking = None
         if not task.cancelled() and task.exception() is None:
-            self._door = task.result()
+            door = self._door = task.result()
+            for waiter in self.waiting.all():
+                self._catch_up(door, waiter)
+
+    def _catch_up(self, door: Door, waiter: Waiter) -> None:
+        """What was replied while the gateway was not there, and perhaps given to another one."""
+        asked = self._asked_kept(door, waiter, lambda kept: waiter.catch_up(kept.replies))
+        asked.add_done_callback(_seen)
 
     async def _knock(self) -> Door:
         deadline = time.monotonic() + HOLD
@@ -155,11 +162,32 @@ class AppDoor:
         while True:
             door = await self.door()
             try:
-                return msgspec.msgpack.decode(await door.ask("answer", waiter.request, waiter.clear), type=Kept)
+                return await self._asked_kept(door, waiter, lambda kept: waiter.clear(len(kept.replies)))
             except (Stopping, NoAnswer):
                 if time.monotonic() > deadline:
                     raise
                 await asyncio.sleep(_LOOK)
+
+    @staticmethod
+    def _asked_kept(door: Door, waiter: Waiter, heard: Callable[[Kept], None]) -> asyncio.Future[Kept]:
+        """``heard`` is called before anything that the engine says after it."""
+        found: asyncio.Future[Kept] = asyncio.get_running_loop().create_future()
+        asked: asyncio.Future[bytes]
+
+        def answered() -> None:
+            kept = msgspec.msgpack.decode(asked.result(), type=Kept)
+            heard(kept)
+            if not found.done():
+                found.set_result(kept)
+
+        def failed(asked: asyncio.Future[bytes]) -> None:
+            error = None if asked.cancelled() else asked.exception()
+            if error is not None and not found.done():
+                found.set_exception(error)
+
+        asked = door.ask("answer", waiter.request, answered)
+        asked.add_done_callback(failed)
+        return found
 
     def close(self) -> None:
         self._batches.close()
@@ -168,6 +196,12 @@ class AppDoor:
         for task in (self._knocking, self._returning):
             if task is not None:
                 task.cancel()
+
+
+def _seen(asked: asyncio.Future[Kept]) -> None:
+    """If it fails the engine has gone: the next one is asked."""
+    if not asked.cancelled():
+        asked.exception()
 
 
 class Doors:

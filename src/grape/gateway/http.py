@@ -32,7 +32,7 @@ from grape.gateway.operating import Operating
 from grape.gateway.outputs import Outputs
 from grape.gateway.problems import Problem, no_app, problem_of
 from grape.gateway.waiting import Waiter
-from grape.model.stored import KEPT
+from grape.model.stored import KEPT, KEPT_BRIEFLY
 from grape.model.topology import TopologySpec
 from grape.server.hosted import AppInfo
 from grape.server.supervisor import Change, Named
@@ -189,7 +189,7 @@ class Gateway:
 
     async def _call(self, request: Request, app: AppDoor, event: ClientEvent, wait: float) -> Response:
         accepts = request.headers.get("accept", "")
-        waits_for = KEPT + event.id if event.id else f"call-{uuid.uuid4().hex}"
+        waits_for = KEPT + event.id if event.id else f"{KEPT_BRIEFLY}{uuid.uuid4().hex}"
         if STREAM in accepts:
             return StreamingResponse(
                 _serversent_reply(app, event, waits_for, wait), media_type=STREAM, headers={"cache-control": "no-store"}

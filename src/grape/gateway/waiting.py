@@ -24,9 +24,11 @@ class Waiter:
         self._takes_parts = takes_parts
         self._fresh = asyncio.Event()
         self._size = 0
+        self._given = 0
         self._is_over = False
 
     def give(self, packed: bytes, final: bool) -> None:
+        self._given += 1
         if self._is_over or not (final or self._takes_parts):
             return
         self._size += len(packed)
@@ -52,10 +54,16 @@ class Waiter:
         self._size -= len(packed)
         return packed, final
 
-    def clear(self) -> None:
-        """What came up to now is had from where it is kept."""
+    def clear(self, count: int) -> None:
+        """What came up to now, ``count`` replies, is had from where it is kept."""
         self.replies.clear()
         self._size = 0
+        self._given = count
+
+    def catch_up(self, kept: list[tuple[bytes, bool]]) -> None:
+        """All replies that there were up to now, of which some may have gone to somebody else."""
+        for packed, final in kept[self._given :]:
+            self.give(packed, final)
 
     def close(self) -> None:
         """Nobody waits any more."""
@@ -97,6 +105,9 @@ class Waiting:
             self._count -= 1
             if not waiters:
                 del self._waiters[waiter.request]
+
+    def all(self) -> list[Waiter]:
+        return [waiter for waiters in self._waiters.values() for waiter in waiters]
 
     def replied(self, batches: list[bytes]) -> None:
         """Batches of replies, some of which may be for somebody here."""

@@ -14,7 +14,7 @@ from grape.host.house import Verb
 from grape.host.readers import ReplyFan
 from grape.host.streams import Say, Streams
 from grape.model.address import MAX_ID_BYTES
-from grape.model.stored import KEPT, NO_POOLS
+from grape.model.stored import KEPT, KEPT_BRIEFLY, NO_POOLS
 from grape.protocol.door import Answer, Ask
 from grape.protocol.outcomes import Counts, Kept, Progress
 
@@ -41,7 +41,7 @@ def answers(engine: Engine, fan: ReplyFan) -> dict[str, Verb]:
             request = msgspec.msgpack.decode(ask.argument, type=str)
         except msgspec.MsgspecError as e:
             raise ProtocolError(f"verb {ask.verb!r}: {e}") from None
-        if not request.startswith(KEPT) or len(request.encode()) > MAX_ID_BYTES:
+        if not request.startswith((KEPT, KEPT_BRIEFLY)) or len(request.encode()) > MAX_ID_BYTES:
             raise BadArgument(
                 f"the replies to {request!r:.100} are not kept: the id of such a call begins with {KEPT!r}"
             )

@@ -25,6 +25,8 @@ NO_POOLS: Final = (OUTPUT, SOURCE, TAKER, REPLIES)
 
 KEPT: Final = "="
 """What the ids of calls begin with whose replies are kept, for the reply-ttl, for whoever asks for them."""
+KEPT_BRIEFLY: Final = "~"
+"""The same for a minute: until whoever waits is there again."""
 REPLY_DEAD: Final = "the event that should have answered became a dead letter"
 """The note in a final reply that the engine itself gives."""
 CLIENT_ID: Final = b"id:"
