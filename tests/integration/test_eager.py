@@ -7,7 +7,6 @@ import os
 import random
 import signal
 import threading
-from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -54,21 +53,19 @@ def test_kills(tmp_path: Path, event: str) -> None:
     app, data = tmp_path / "app.py", tmp_path / "d"
     app.write_text(APP)
     rng = random.Random(1)
-    left = deque((f"id{number}", f"k{number % 7}") for number in range(300))
-    deaths = 0
-    while left:
+    done = deaths = 0
+    while done < 300 or deaths < 4:
         with contextlib.suppress(GrapeError), grape.open(app, data=data, workers=1) as engine:
             victims = ["worker", "engine", "worker", "engine"] if deaths < 4 else []
             with killing(victims, rng):
-                while left:
-                    one, key = left[0]
-                    engine.emit(event, one, key=key, id=one)
-                    left.popleft()
-        deaths += bool(left)
+                while done < 300 or victims:  # until it dies
+                    engine.emit(event, f"id{done}", key=f"k{done % 7}", id=f"id{done}")
+                    done += 1
+        deaths += bool(victims)
     assert deaths == 4
     with grape.open(app, data=data, workers=1) as engine:
         totals = [engine.call(event, "last", key=f"k{n}") for n in range(7)]
-    assert totals == [sum(number % 7 == n for number in range(300)) + 1 for n in range(7)]
+    assert totals == [len(range(n, done, 7)) + 1 for n in range(7)]
 
 
 @contextlib.contextmanager

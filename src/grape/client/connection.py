@@ -122,19 +122,27 @@ class Connection:
         with self._sending:
             self._unsent.send(pieces)
 
-    def ask(self, question: Callable[[int], FromClient]) -> Future[Any]:
-        """Send what ``question`` makes with a number of its own; the answer, or what the engine refuses it with."""
+    def ask(
+        self, question: Callable[[int], FromClient], heard: Callable[[Future[Any]], object] | None = None
+    ) -> Future[Any]:
+        """Send what ``question`` makes with a number of its own; the answer, or what the engine refuses it with.
+        ``heard``: called with it as it comes, before anything that the engine said after it."""
         number = next(self._numbers)
         asked: Future[Any] = Future()
+        if heard is not None:
+            asked.add_done_callback(heard)
         self._asked[number] = asked
         self.send(question(number))
         if self.is_over:
             self._give_up(number, asked, errors.Stopping("the engine has ended"))
         return asked
 
-    def ask_verb(self, verb: str, argument: Any = None) -> Future[Any]:
+    def ask_verb(
+        self, verb: str, argument: Any = None, heard: Callable[[Future[Any]], object] | None = None
+    ) -> Future[Any]:
+        """As `ask`."""
         packed = msgspec.Raw(msgspec.msgpack.encode(argument))
-        return self.ask(lambda number: Ask(number, verb, packed))
+        return self.ask(lambda number: Ask(number, verb, packed), heard)
 
     @property
     def is_over(self) -> bool:

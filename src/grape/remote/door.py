@@ -206,8 +206,7 @@ def _call(engine: ConnectedEngine, event: ClientEvent, takes_parts: bool) -> Ste
     call = engine.calls.open(takes_parts, lambda: settle(fresh[0]), KEPT + event.id)
     try:
         yield engine.hand_in(_fitting(engine, event), call.request)
-        asked = engine.connected().ask_verb("answer", call.request)
-        asked.add_done_callback(lambda _: call.clear())  # before anything that was said after it
+        asked = engine.connected().ask_verb("answer", call.request, lambda _: call.clear())
         kept = msgspec.msgpack.decode((yield asked), type=Kept)
         for packed, final in kept.replies:
             data = decoded_reply(packed)
