@@ -303,3 +303,32 @@ t.add_slot("line", Quick(), pool="{pool}")
     app.write_text(code.format(pool="slow"))
     assert grape("run", app, "--data", data).returncode == 0
     assert states(data, "Quick") == {str(i): LINES // 5 for i in range(5)}
+
+
+TWO = """
+from grape import Node, State, Topology
+
+class Count(Node):
+    seen = State(int, default=0)
+    def process(self, event):
+        self.seen += 1
+
+t = Topology("app")
+t.add_slot("line", Count(), name="one"{options})
+t.add_slot("line", Count(), name="two"{options})
+"""
+
+
+def test_two_nodes_that_move_to_the_same_new_pool_keep_their_state(tmp_path: Path) -> None:
+    app, text, data = tmp_path / "app.py", tmp_path / "lines.jsonl", tmp_path / "d"
+    text.write_text("".join(json.dumps({"k": f"k{i % 9}"}) + "\n" for i in range(90)))
+    feed = ["run", app, "--feed", f"line={text},key=k", "--data", data]
+    for count, options in enumerate(("", ', pool="slow"', ""), 1):
+        app.write_text(TWO.format(options=options))
+        done = grape(*feed)
+        assert done.returncode == 0, done.stderr
+        with open(text, "a") as file:
+            file.write("".join(json.dumps({"k": f"k{i % 9}"}) + "\n" for i in range(90)))
+        for node in ("one", "two"):
+            found = rows(grape("state", "list", "--data", data, "--node", node).stdout)
+            assert {row["key"]: row["state"]["seen"] for row in found} == {f"k{i}": 10 * count for i in range(9)}

@@ -22,6 +22,7 @@ CYCLES: dict[int, str] = {
 """The same, of the generator of async nodes in cycles."""
 
 CHANGED: dict[int, str] = {
+    306: "the states of two nodes that move to the same new pool were committed as if each were alone there",
     233: "a result without anything in it took back what an async worker had announced, and nobody was named",
 }
 """The same, of the generator whose code changes."""

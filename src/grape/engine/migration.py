@@ -344,7 +344,9 @@ class Migration:
                     any(rows) for rows in (self._states_in(source, number), self._timer_names(source, number))
                 )
                 if has_any:
-                    target = old.get((pool, n)) or self._partition(pool, n)
+                    target = old.get((pool, n))
+                    if target is None:  # once for all nodes that move there: it goes on from its own commits
+                        target = old[pool, n] = self._partition(pool, n)
                     yield from self._move_state(source, target, number)
                     yield from self._move_timers(source, target, number)
 
