@@ -158,6 +158,7 @@ def test_a_batch_is_taken_once_over_restarts_and_kills(tmp_path: Path) -> None:
         assert total == 500 * len(codes)
 
 
+# F43
 def test_the_same_id_is_once_and_another_content_is_a_conflict(server: Server) -> None:
     for _ in range(3):
         answer = server.post("/apps/count/events/add", 1, params={"key": "id"}, headers={"idempotency-key": "same"})
@@ -534,7 +535,6 @@ def test_who_is_slow_or_says_nothing_is_let_go_and_the_others_are_served(server:
             client.close()
 
 
-# F43
 def test_what_is_full_is_told_with_when_to_come_again(tmp_path: Path) -> None:
     code = COUNT.replace("self.n += 1", "import time; time.sleep(600)")
     app = write_app(tmp_path / "count", f"VERSION = '1'\n{code}")

@@ -67,7 +67,7 @@ def test_what_is_installed_and_stored_is_there_after_a_stop_and_after_a_kill(tmp
         assert server.call("other", "add", params={"key": "a"}) == ["1", 2]
 
 
-# F1 F2
+# F6
 def test_an_engine_that_is_killed_is_brought_back_and_the_others_do_not_notice(server: Server, tmp_path: Path) -> None:
     for name in ("one", "other"):
         write_app(tmp_path / name, f"VERSION = '1'\n{COUNT}", name=name)

@@ -8,11 +8,12 @@ from typing import Final
 
 import msgspec
 import pytest
+from msgspec import Struct
 
 from grape.engine.orders.orders import REST
 from grape.host import verbs
 from grape.host.door import MAX_UNREAD
-from grape.protocol import door
+from grape.protocol import door, queues
 from grape.protocol.door import Accepted, Append, Ask, FromClient, FromEngine, Greeting, Named, OpenStream, Part, Stop
 from grape.protocol.framing import MAX_FRAME, append_frame, frame
 from grape.protocol.orders import (
@@ -78,9 +79,16 @@ def test_the_verbs() -> None:
     never = typing.cast(typing.Any, None)
     rows = re.findall(r"^\| (\w+) \| nil \| a map", TEXT, re.MULTILINE)
     assert rows == [*verbs.telemetry(never, never, never)]
-    orders = re.findall(r"^\| ([\w-]+) \| `\{([\w, ]+)\}` \|", TEXT, re.MULTILINE)
-    fields = [", ".join(kind.__struct_fields__) for kind in (Letters, Letters, Events, Events, States)]
-    assert orders == [*zip((RETRY, DROP, DROP_EVENTS, BURY_EVENTS, DELETE_STATE), fields, strict=True)]
+    asked: dict[str, type[Struct]] = {
+        **dict.fromkeys((queues.PEEK, queues.POP), queues.Peek),
+        **dict.fromkeys((queues.ACK, queues.NACK), queues.Tokens),
+        **dict.fromkeys((queues.CLEAR, queues.FORGET, queues.STATS), queues.Which),
+        **{queues.CONSUMERS: queues.Output, queues.TAIL: queues.Tail},
+        **{RETRY: Letters, DROP: Letters, DROP_EVENTS: Events, BURY_EVENTS: Events, DELETE_STATE: States},
+    }
+    found = re.findall(r"^\| ([\w-]+) \| `\{([\w, ]+)\}` \|", TEXT, re.MULTILINE)
+    assert found == [(verb, ", ".join(kind.__struct_fields__)) for verb, kind in asked.items()]
+    assert "| answer | text" in TEXT
     assert all(f"`{field}`" in TEXT for field in Changes.__struct_fields__)
     assert f"over {MOST:,} ids or keys, an id of over {MAX_ID:,}" in TEXT
     assert f"Over {MOST_ORDERS} orders under way" in TEXT

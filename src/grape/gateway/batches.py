@@ -19,7 +19,7 @@ from grape.model import batch as codec
 from grape.model.address import Partitions
 from grape.model.near import did_you_mean
 from grape.model.topology import Limits
-from grape.protocol.door import WINDOW, Accepted, Append, CloseStream, FromEngine, OpenStream, Part, StreamOpened
+from grape.protocol.door import WINDOW, Accepted, Append, FromEngine, OpenStream, Part, StreamOpened
 
 _STEP: Final = 4 << 20
 """Bytes of one step, about; a larger request is several."""
@@ -33,8 +33,6 @@ _FULL_FOR: Final = 1.0
 _FULL: Final = "the app takes nothing in now: its backlog is at its limit, or the disk is full"
 _TOGETHER: Final = 1_000
 """Requests that do not wait for the step before them."""
-_QUIET: Final = 2.0
-"""Seconds after which a stream that nothing goes by is closed: an app with one open is not at rest."""
 _NUMBER: Final = 1
 
 
@@ -72,7 +70,6 @@ class BatchStream:
         self._next = 0
         self._spread = 0
         self._coming: asyncio.Task[None] | None = None
-        self._quiet: asyncio.TimerHandle | None = None
 
     async def hand_in(self, events: list[ClientEvent], door: Door) -> None:
         """All of them; returns when they are durable. ``door``: of the app, which says what there is.
@@ -118,9 +115,6 @@ class BatchStream:
     # ------------------------------------------------------------------ the stream
 
     def _go_on(self) -> None:
-        if self._quiet is not None:
-            self._quiet.cancel()
-            self._quiet = None
         if self._opened is not None and self._opened.done() and self._door is not None and self._door.is_open:
             self._send()
         elif self._coming is None:
@@ -194,8 +188,6 @@ class BatchStream:
         for waiting in step.waiting:
             if not waiting.done():
                 waiting.set_result(None)
-        if not self._steps and not self._fresh:
-            self._quiet = asyncio.get_running_loop().call_later(_QUIET, self._close_quietly)
 
     def _send(self) -> None:
         """As much as may be under way."""
@@ -232,6 +224,8 @@ class BatchStream:
             self._door.close()
 
     def _gone(self) -> None:
+        if self._door is not None and self._door.is_open:
+            return  # it was one before
         self._door = None
         if self._stall is not None:  # the engine that comes next has as long again
             self._stall.cancel()
@@ -242,15 +236,8 @@ class BatchStream:
         if self._steps:
             self._go_on()
 
-    def _close_quietly(self) -> None:
-        self._quiet = None
-        if self._door is not None and not self._steps:
-            self._door.send(CloseStream(_NUMBER, at_end=True))
-            self._door.close()
-            self._door = None
-
     def close(self) -> None:
-        for task in (self._coming, self._quiet, self._stall):
+        for task in (self._coming, self._stall):
             if task is not None:
                 task.cancel()
         if self._door is not None:
@@ -272,8 +259,8 @@ def check_names(events: list[ClientEvent], door: Door) -> None:
     for at, name in enumerate(event.name for event in events):
         if name not in known:
             hint = did_you_mean(name, known, f"it has {', '.join(map(repr, known))}")
-            error = UnknownEvent(f"item {at}: app {door.topology.name!r} has no slot {name!r:.300}; {hint}")
-            raise error
+            which = f"item {at}: " if len(events) > 1 else ""
+            raise UnknownEvent(f"{which}app {door.topology.name!r} has no slot {name!r:.300}; {hint}")
 
 
 def _packed(

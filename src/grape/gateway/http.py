@@ -192,7 +192,7 @@ class Gateway:
         waits_for = KEPT + event.id if event.id else f"{KEPT_BRIEFLY}{uuid.uuid4().hex}"
         if STREAM in accepts:
             return StreamingResponse(
-                _serversent_reply(app, event, waits_for, wait), media_type=STREAM, headers={"cache-control": "no-store"}
+                _sent_replies(app, event, waits_for, wait), media_type=STREAM, headers={"cache-control": "no-store"}
             )
         with app.waiting.open(waits_for) as waiter:
             await app.hand_in(event, waits_for)
@@ -298,7 +298,7 @@ class Gateway:
         return order
 
 
-async def _serversent_reply(app: AppDoor, event: ClientEvent, waits_for: str, wait: float) -> AsyncIterator[bytes]:
+async def _sent_replies(app: AppDoor, event: ClientEvent, waits_for: str, wait: float) -> AsyncIterator[bytes]:
     """The replies to a call as server-sent events: "part", then "final", or "error"."""
     with app.waiting.open(waits_for, takes_parts=True) as waiter:
         try:

@@ -76,8 +76,9 @@ class Serving:
         return _IDLE if wake is None else min(_IDLE, max(0.0005, (wake - self._clock.now()) / 1e6))
 
     def _check_stall(self) -> None:
-        """Sources wait while the disk is full, for as long as working off what waits may make room."""
-        if not (self._streams.are_feeding and self._engine.gate.is_full and self._engine.finished):
+        """Sources wait while the disk is full, for as long as working off what waits may make room. One that stays open
+        goes on: whoever hands in is refused, and somebody may make room."""
+        if self._keeps_open or not (self._streams.are_feeding and self._engine.gate.is_full and self._engine.finished):
             self._full_since = 0.0
         elif not self._full_since:
             self._full_since = time.monotonic()

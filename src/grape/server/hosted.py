@@ -24,8 +24,6 @@ from grape.server.process import EngineProcess
 
 _PATIENCE: Final = 30.0
 """Seconds that an engine may take to end when it is asked to; then it is killed, which loses nothing."""
-
-
 _LOOK_TIME: Final = 5.0
 """Seconds that an engine has to say how it is."""
 
@@ -64,6 +62,7 @@ class Hosted:
         self._changed = changed
         self._process: EngineProcess | None = None
         self._task: asyncio.Task[None] | None = None
+        self._stopping: asyncio.Task[None] | None = None
         self._is_upgrading = False
         self._died: GrapeError | None = None
         self._rested = (-1, 0.0)
@@ -89,7 +88,7 @@ class Hosted:
             case "start":
                 self._task = asyncio.ensure_future(self._run())
             case "stop":
-                self._task_of_stop = asyncio.ensure_future(self._stop())
+                self._stopping = asyncio.ensure_future(self._stop())
 
     async def _run(self) -> None:
         """One life of its engine."""
