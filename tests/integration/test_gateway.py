@@ -22,7 +22,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from starlette.requests import Request
 
 from command import grape
-from grape.gateway import http
+from grape.gateway import reading
 from grape.gateway.problems import Problem
 from serving import COUNT, Server, count_app, serving, until, write_app
 
@@ -390,7 +390,7 @@ def test_an_id_of_any_characters_has_a_place_where_its_answer_is(server: Server)
 
 
 def test_bodies_that_never_end_are_bounded_together(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http, "MAX_BODIES", 100)
+    monkeypatch.setattr(reading, "MAX_BODIES", 100)
 
     def coming(*pieces: bytes, more: bool) -> Request:
         left = [{"type": "http.request", "body": piece, "more_body": True} for piece in pieces]
@@ -402,16 +402,16 @@ def test_bodies_that_never_end_are_bounded_together(monkeypatch: pytest.MonkeyPa
         return Request({"type": "http", "method": "POST", "headers": []}, receive)
 
     async def ask() -> None:
-        slow = [asyncio.ensure_future(http._body(coming(bytes(45), more=True))) for _ in range(2)]
+        slow = [asyncio.ensure_future(reading.read_body(coming(bytes(45), more=True))) for _ in range(2)]
         await asyncio.sleep(0)
-        assert await http._body(coming(bytes(5), bytes(5), more=False)) == bytes(10)
+        assert await reading.read_body(coming(bytes(5), bytes(5), more=False)) == bytes(10)
         with pytest.raises(Problem, match="on their way") as refused:
-            await http._body(coming(bytes(5), bytes(6), more=False))
+            await reading.read_body(coming(bytes(5), bytes(6), more=False))
         assert refused.value.status == 429
         for one in slow:
             one.cancel()
         await asyncio.wait(slow)
-        assert await http._body(coming(bytes(100), more=False)) == bytes(100)
+        assert await reading.read_body(coming(bytes(100), more=False)) == bytes(100)
 
     asyncio.run(ask())
 

@@ -31,6 +31,7 @@ from grape.gateway.doors import AppDoor, Doors
 from grape.gateway.operating import Operating
 from grape.gateway.outputs import Outputs
 from grape.gateway.problems import Problem, no_app, problem_of
+from grape.gateway.reading import read_body
 from grape.gateway.waiting import Waiter
 from grape.model.stored import KEPT, KEPT_BRIEFLY
 from grape.model.topology import TopologySpec
@@ -39,14 +40,9 @@ from grape.server.supervisor import Change, Named
 
 Handler = Callable[[Request], Awaitable[Response]]
 
-MAX_BODY: Final = 64 << 20
-MAX_BODIES: Final = 512 << 20
-"""Bytes of all bodies that have not come as a whole."""
 MAX_WAIT: Final = 300.0
 _WAIT: Final = 30.0
 _MAX_KEY: Final = 255
-_SLOW: Final = 30.0
-"""Seconds between two pieces of a body."""
 _WINDOW: Final = 1_000
 """Events of one request that are under way at a time."""
 
@@ -75,7 +71,7 @@ class Gateway:
             Route("/apps/{app}/events", self._emit_several, methods=["POST"]),
             Route("/apps/{app}/events/{event:path}", self._emit, methods=["POST"]),
             Route("/apps/{app}/answers/{id:path}", self._answer, methods=["GET"]),
-            *Outputs(self.doors, self._may, _body).routes(),
+            *Outputs(self.doors, self._may).routes(),
             *(
                 Route(f"/apps/{{app}}/{verb}", self._order(verb), methods=["POST"])
                 for verb in ("start", "stop", "restart", "upgrade", "rollback")
@@ -115,7 +111,7 @@ class Gateway:
         app = self.doors.app(name)
         door = await app.door()
         media = media_of(request.headers.get("content-type", ""))
-        body = await _body(request)
+        body = await read_body(request)
         if media in LINES:
             key_field = request.query_params.get("key-field", "")
             return await self._several(
@@ -153,7 +149,7 @@ class Gateway:
         self._may(request, name, "emit")
         app = self.doors.app(name)
         door = await app.door()
-        body = await _body(request)
+        body = await read_body(request)
         found = items_of(body, media_of(request.headers.get("content-type", "")))
         return await self._several(app, named_events(found, door.limits.max_event))
 
@@ -318,47 +314,6 @@ async def _sent_replies(app: AppDoor, event: ClientEvent, waits_for: str, wait: 
 
 
 # ---------------------------------------------------------------------- what is asked
-
-_held = 0
-"""Bytes of bodies that have not come as a whole."""
-
-
-async def _body(request: Request) -> bytes:
-    """
-    Raises:
-        Problem: it is too large, or comes too slowly.
-    """
-    global _held
-    size = 0
-    try:
-        pieces: list[bytes] = []
-        async for piece in _pieces(request):
-            size += len(piece)
-            _held += len(piece)
-            if size > MAX_BODY:
-                text = f"a body of over {MAX_BODY >> 20} MiB; send several"
-                raise Problem(413, "too-large", text, None, {"connection": "close"})
-            if _held > MAX_BODIES:
-                text = f"bodies of over {MAX_BODIES >> 20} MiB are on their way; ask again"
-                raise Problem(429, "full", text, {"retriable": True}, {"connection": "close", "retry-after": "1"})
-            pieces.append(piece)
-        return b"".join(pieces)
-    finally:
-        _held -= size
-
-
-async def _pieces(request: Request) -> AsyncIterator[bytes]:
-    stream = request.stream()
-    while True:
-        try:
-            async with asyncio.timeout(_SLOW):
-                piece = await anext(stream, None)
-        except TimeoutError:
-            text = f"nothing of the body came for {_SLOW:g} s"
-            raise Problem(408, "slow", text, None, {"connection": "close"}) from None
-        if piece is None:
-            return
-        yield piece
 
 
 def _own_id(request: Request) -> str | None:

@@ -27,10 +27,12 @@ from grape.apps.manifest import manifest_of
 from grape.errors import BadArgument, GrapeError
 from grape.gateway import looking, page
 from grape.gateway.access import Access, Verb
+from grape.gateway.answers import json_of
 from grape.gateway.bodies import JSON, media_of
 from grape.gateway.doors import Doors
 from grape.gateway.emitting import Code
-from grape.gateway.problems import Problem
+from grape.gateway.problems import Problem, no_app
+from grape.gateway.reading import read_body
 from grape.model.spots import Place, parse_place, parse_places
 from grape.model.stored import AppRecord
 from grape.model.topology import TopologySpec
@@ -47,7 +49,6 @@ T = TypeVar("T")
 Handler = Callable[[Request], Awaitable[Response]]
 
 _MAX_BODY: Final = 1 << 20
-_SLOW: Final = 30.0
 _PAGE: Final = 500
 """Ids of one order, all of one partition: its answer comes within seconds."""
 _REFUSED: Final = 100
@@ -56,7 +57,6 @@ _FRESH: Final = 2.0
 """Seconds for which what takes some time to find out is told again."""
 _SOON: Final = 0.5
 _HEADERS: Final = {"cache-control": "no-store", "x-content-type-options": "nosniff"}
-_encode: Final = msgspec.json.Encoder(enc_hook=repr).encode
 
 
 class Which(Struct, frozen=True, forbid_unknown_fields=True):
@@ -133,7 +133,7 @@ class Operating:
         self._may(request, name, verb)
         info = await self._doors.look(name)
         if info is None:
-            raise Problem(404, "no-app", f"there is no app {name!r:.100} here")
+            raise no_app(name)
         return info
 
     async def _thread(self, do: Callable[[], T]) -> T:
@@ -362,16 +362,7 @@ async def _asked(request: Request, kind: type[T]) -> T:
     """
     if media_of(request.headers.get("content-type", "")) != JSON:
         raise Problem(415, "media-type", f"a change is asked for by a body of {JSON}")
-    body = b""
-    try:
-        async with asyncio.timeout(_SLOW):
-            async for piece in request.stream():
-                body += piece
-                if len(body) > _MAX_BODY:
-                    text = f"a body of over {_MAX_BODY >> 20} MiB"
-                    raise Problem(413, "too-large", text, None, {"connection": "close"})
-    except TimeoutError:
-        raise Problem(408, "slow", f"the body took over {_SLOW:g} s", None, {"connection": "close"}) from None
+    body = await read_body(request, _MAX_BODY)
     try:
         return msgspec.json.decode(body, type=kind)
     except (msgspec.MsgspecError, RecursionError) as e:
@@ -379,4 +370,4 @@ async def _asked(request: Request, kind: type[T]) -> T:
 
 
 def _json(value: Any) -> Response:
-    return Response(_encode(value), 200, _HEADERS, JSON)
+    return Response(json_of(value), 200, _HEADERS, JSON)

@@ -21,6 +21,7 @@ from grape.gateway.answers import STREAM, as_json, json_of, sent_problem
 from grape.gateway.bodies import LINES, MSGPACK
 from grape.gateway.doors import AppDoor, Doors
 from grape.gateway.problems import Problem, problem_of
+from grape.gateway.reading import read_body
 from grape.protocol import queues
 from grape.protocol.queues import Delivery, OutputNumbers, Peek, Tail, Tailed, Tokens, Which
 
@@ -41,10 +42,9 @@ class Outputs:
         may: raises if whoever asks may not.
     """
 
-    def __init__(self, doors: Doors, may: May, body: Callable[[Request], Awaitable[bytes]]) -> None:
+    def __init__(self, doors: Doors, may: May) -> None:
         self._doors = doors
         self._may = may
-        self._body = body
 
     def routes(self) -> list[Route]:
         place = "/apps/{app}/outputs/{event}"
@@ -65,7 +65,7 @@ class Outputs:
         return self._doors.app(name), request.path_params["event"]
 
     async def _asked(self, request: Request, event: str, kind: type[T]) -> T:
-        body = await self._body(request)
+        body = await read_body(request)
         try:
             found = msgspec.json.decode(body or b"{}", type=dict[str, Any])
             return msgspec.convert({**found, "event": event}, kind)
