@@ -51,6 +51,7 @@ class Engine:
 
     Attributes:
         tell: told of every event that fails, with the name of its worker.
+        has_failed_enough: asked before anything is handed out; then nothing more is.
         gate: whether anything may come in. questions: what workers asked for.
     """
 
@@ -62,6 +63,7 @@ class Engine:
         self.clock = around.clock
         self._around = around
         self.tell: Callable[[str, Failed], None] | None = None
+        self.has_failed_enough: Callable[[], bool] = lambda: False
         self.failure: GrapeError | None = None
         self.draining = False
         self._catch_up_until = self.clock.now() + _CATCH_UP
@@ -297,6 +299,8 @@ class Engine:
             return
         now = self.clock.now()
         credit = 1 if self.pools[worker.pool].is_long else _CREDIT
+        if self.has_failed_enough():
+            return  # whoever serves ends the run; what was out until then may still fail
         while partition := worker.next_partition():
             has_enough = len(worker.outstanding) >= credit and not partition.dispatch.top_up
             if has_enough or worker.link.unread > UNREAD_BYTES:

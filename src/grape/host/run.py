@@ -199,7 +199,8 @@ class Run:
         self._workers.crash_log = CrashLog(self._directory.path)
         self._spawning.engine, self._spawning.inline = engine, described.inline
         dead = count_dead(app, engine.transport, failed=True)
-        self._streams = Streams(app, engine, self._host, self.options.max_dead, dead)
+        streams = self._streams = Streams(app, engine, self._host, self.options.max_dead, dead)
+        engine.has_failed_enough = lambda: streams.have_too_many_dead
         self._house.verbs.update(telemetry(engine, self._streams, self._workers.pids))
         self._house.verbs.update(answers(engine, self._house.fan))
         tails = Tails(app, engine.transport, engine.on_arrival, self._host, self._clock)
