@@ -22,6 +22,7 @@ from grape.errors import Corrupt, Full, UsageError
 from grape.host.door import listening
 from grape.model.near import did_you_mean
 from grape.protocol.place import CONTROL
+from grape.server.beside import Beside
 from grape.server.control import ControlConnection, Verb
 from grape.server.gateways import Gateways, Http
 from grape.server.home import Home, Installed, check_name, with_version
@@ -92,6 +93,7 @@ class Supervisor:
         self._happened = asyncio.Event()
         self._store = asyncio.Lock()
         self._gateways = None if http is None else Gateways(home, http, say, self._happened.set)
+        self._beside: list[Beside] = [] if self._gateways is None else [self._gateways]
         self._connections: list[ControlConnection] = []
         self.verbs: dict[str, Verb] = {
             "names": self._names,
@@ -137,8 +139,7 @@ class Supervisor:
             finally:
                 server.close()
                 (self.home.path / CONTROL).unlink(missing_ok=True)
-                if self._gateways is not None:
-                    await self._gateways.close()
+                await asyncio.gather(*(beside.close() for beside in self._beside))
                 await asyncio.gather(*(app.close() for app in self.apps.values()))
                 for connection in self._connections:
                     connection.close()
@@ -159,9 +160,9 @@ class Supervisor:
             for app in tuple(self.apps.values()):
                 app.step()
             dues = [due for app in self.apps.values() if (due := app.keeper.due()) is not None]
-            if self._gateways is not None:
-                self._gateways.step()
-                dues += self._gateways.dues()
+            for beside in self._beside:
+                beside.step()
+                dues += beside.dues()
             wait = min(dues, default=time.monotonic() + _IDLE) - time.monotonic()
             with contextlib.suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(self._happened.wait(), max(0.001, wait))
