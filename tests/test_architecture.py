@@ -43,7 +43,20 @@ BELOW: dict[str, set[str]] = {
         *("host", "processes"),
     },
 }
-TOP = {"apps", "server", "gateway", "remote", "running", "aio", "cli", "testing", "tools", "__main__", "grape"}
+TOP = {
+    "apps",
+    "bridge",
+    "server",
+    "gateway",
+    "remote",
+    "running",
+    "aio",
+    "cli",
+    "testing",
+    "tools",
+    "__main__",
+    "grape",
+}
 LAZY = {"__getattr__": "grape"}
 """Functions that may import: the public names that are resolved when they are asked for (PEP 562)."""
 
