@@ -29,7 +29,7 @@ class Gate:
         self._watch = RoomWatch(reserve)
 
     def is_open(self, pools: Iterable[str], *, is_of_other: bool = False) -> bool:
-        """Whether these pools take more. ``is_of_other``: of what comes from another app. For that it does not count what
+        """Whether these pools take more. ``is_of_other``: of what comes from another app. For that it counts not what
         waits for others: two apps that wait for one another would do so for ever, while what waits here is worked
         off."""
         return not self.is_full and (self._is_worked_off(pools) if is_of_other else self.over_limit(pools) is None)
