@@ -12,10 +12,13 @@ from typing import Final
 import msgspec
 from msgspec import Struct, structs
 
+from grape.apps.manifest import check_drivers, manifest_of
 from grape.apps.running import options_of
+from grape.drivers.told import DriverInfo
 from grape.errors import EngineError, Full, GrapeError, InUse, Stopping, UsageError, UserError
 from grape.host.options import MAX_DEAD, Options, check_options
 from grape.model.numbers import AppNumbers
+from grape.model.topology import TopologySpec
 from grape.protocol.outcomes import Outcomes, Progress
 from grape.server.home import Home, Installed, Version
 from grape.server.keeper import Keeper
@@ -45,6 +48,7 @@ class AppInfo(Struct, frozen=True):
     data: str
     log: str
     numbers: AppNumbers | None = None
+    drivers: tuple[DriverInfo, ...] = ()
 
 
 class Hosted:
@@ -77,6 +81,7 @@ class Hosted:
         """It is so from now on, also after the next start."""
         self._home.note(installed)
         self.installed = installed
+        self._changed()
 
     # ------------------------------------------------------------------ as the keeper says
 
@@ -129,7 +134,7 @@ class Hosted:
             raise Stopping(f"{self.name} was stopped before its engine was started")
         process = self._process = EngineProcess(options, self.log.said)
         try:
-            await process.described()
+            self._check(digest, await process.described())
             await process.begin()
         except GrapeError:
             await _buried(process)
@@ -248,6 +253,14 @@ class Hosted:
 
         return await asyncio.to_thread(read)
 
+    def _check(self, digest: str, topology: TopologySpec) -> None:
+        """
+        Raises:
+            UsageError: its drivers make what it does not listen to.
+        """
+        place = self._home.package(digest)
+        check_drivers(place, manifest_of(place), topology.events)
+
     # ------------------------------------------------------------------ what its operator wants
 
     async def want(self, *, runs: bool, again: bool = False) -> None:
@@ -329,7 +342,7 @@ class Hosted:
     async def _change_to(self, digest: str, drop_slots: frozenset[str]) -> None:
         candidate = EngineProcess(await self._options(digest, drop_slots), self.log.said)
         try:
-            await candidate.described()
+            self._check(digest, await candidate.described())
             self.note(structs.replace(self.installed, trying=digest))
         except (GrapeError, OSError):
             await _buried(candidate)
