@@ -21,6 +21,7 @@ T = TypeVar("T")
 NAME: Final = re.compile(r"[a-z0-9]([a-z0-9_.-]{0,62}[a-z0-9])?")
 _HEADER: Final = re.compile(r"[A-Za-z0-9-]{1,100}")
 _SHORTEST: Final = 0.1
+_LATE: Final = 1.0
 
 
 class CronDriver(Struct, frozen=True, kw_only=True, rename="kebab", tag_field="kind", tag="cron"):
@@ -53,6 +54,7 @@ class CronDriver(Struct, frozen=True, kw_only=True, rename="kebab", tag_field="k
             ValueError: something in it cannot be.
         """
         self.moments()
+        _check_grace(self.grace)
 
 
 class TimerDriver(Struct, frozen=True, kw_only=True, rename="kebab", tag_field="kind", tag="timer"):
@@ -73,6 +75,7 @@ class TimerDriver(Struct, frozen=True, kw_only=True, rename="kebab", tag_field="
         """As of `CronDriver`."""
         if self.every < _SHORTEST:
             raise ValueError(f"every: {self.every:g} s is too often; {_SHORTEST:g} s at least")
+        _check_grace(self.grace)
 
 
 class WatchDriver(Struct, frozen=True, kw_only=True, rename="kebab", tag_field="kind", tag="watch"):
@@ -176,6 +179,11 @@ Driver = CronDriver | TimerDriver | WatchDriver | HookDriver
 KINDS: Final[dict[str, type[Driver]]] = {
     str(kind.__struct_config__.tag): kind for kind in (CronDriver, TimerDriver, WatchDriver, HookDriver)
 }
+
+
+def _check_grace(grace: float) -> None:
+    if grace < _LATE:
+        raise ValueError(f"grace: {grace:g} s is too short, every moment comes a bit late; {_LATE:g} s at least")
 
 
 def kind_of(driver: Driver) -> str:
