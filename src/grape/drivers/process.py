@@ -4,6 +4,7 @@ server ends it so."""
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import signal
@@ -26,7 +27,7 @@ from grape.gateway.problems import Problem
 from grape.server.home import Home
 
 _TOLD: Final = 0.2
-"""Seconds for which what has changed is collected before the server hears of it."""
+"""Seconds between two words to the server about an app."""
 _AGAIN: Final = 1.0
 
 
@@ -81,18 +82,26 @@ async def _drive_app(name: str, digest: str, doors: Doors) -> None:
         for own, driver in found.driver.items()
         if (source := _source_of(own, driver, changed.set)) is not None
     ]
-    async with asyncio.TaskGroup() as tasks:
-        for each in driving:
-            tasks.create_task(each.run())
-        while True:
-            await changed.wait()
-            await asyncio.sleep(_TOLD)
-            changed.clear()
-            try:
-                await doors.ask("driven", Told(name, {each.name: each.state for each in driving}), type(None))
-            except (GrapeError, Problem):
-                await asyncio.sleep(_AGAIN)
-                changed.set()
+
+    async def tell() -> None:
+        await doors.ask("driven", Told(name, {each.name: each.state for each in driving}), type(None))
+
+    try:
+        async with asyncio.TaskGroup() as tasks:
+            for each in driving:
+                tasks.create_task(each.run())
+            while True:
+                await changed.wait()
+                changed.clear()
+                try:
+                    await tell()
+                    await asyncio.sleep(_TOLD)
+                except (GrapeError, Problem):
+                    changed.set()
+                    await asyncio.sleep(_AGAIN)
+    finally:
+        with contextlib.suppress(GrapeError, Problem):
+            await tell()
 
 
 def _source_of(name: str, driver: Driver, told: Callable[[], None]) -> Source | None:
