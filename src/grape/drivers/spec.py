@@ -22,6 +22,8 @@ NAME: Final = re.compile(r"[a-z0-9]([a-z0-9_.-]{0,62}[a-z0-9])?")
 _HEADER: Final = re.compile(r"[A-Za-z0-9-]{1,100}")
 _SHORTEST: Final = 0.1
 _LATE: Final = 1.0
+MAX_BODY: Final = 25 << 20
+"""Of a call of a hook, as far as GitHub goes."""
 
 
 class CronDriver(Struct, frozen=True, kw_only=True, rename="kebab", tag_field="kind", tag="cron"):
@@ -131,7 +133,7 @@ class HookDriver(Struct, frozen=True, kw_only=True, rename="kebab", tag_field="k
     id_header: str = ""
     key: str = ""
     headers: tuple[str, ...] = ()
-    max_body: Size = Size(25 << 20)
+    max_body: Size = Size(MAX_BODY)
 
     @property
     def secrets(self) -> tuple[Secret, ...]:
