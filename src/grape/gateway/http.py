@@ -28,6 +28,7 @@ from grape.gateway.answers import STREAM, as_json, as_problem, as_reply, sent_pr
 from grape.gateway.batches import check_names
 from grape.gateway.bodies import LINES, events_of, items_of, media_of, named_events, value_of
 from grape.gateway.doors import AppDoor, Doors
+from grape.gateway.hooks import Hooks
 from grape.gateway.operating import Operating
 from grape.gateway.outputs import Outputs
 from grape.gateway.problems import Problem, no_app, problem_of
@@ -72,6 +73,7 @@ class Gateway:
             Route("/apps/{app}/events/{event:path}", self._emit, methods=["POST"]),
             Route("/apps/{app}/answers/{id:path}", self._answer, methods=["GET"]),
             *Outputs(self.doors, self._may).routes(),
+            *Hooks(self.doors, self._may).routes(),
             *(
                 Route(f"/apps/{{app}}/{verb}", self._order(verb), methods=["POST"])
                 for verb in ("start", "stop", "restart", "upgrade", "rollback")

@@ -9,6 +9,7 @@ from typing import Final
 from starlette.requests import Request
 
 from grape.gateway.problems import Problem
+from grape.model.section import show_size
 
 MAX_BODY: Final = 64 << 20
 MAX_BODIES: Final = 512 << 20
@@ -34,7 +35,7 @@ async def read_body(request: Request, most: int = MAX_BODY) -> bytes:
             size += len(piece)
             _held += len(piece)
             if size > most:
-                text = f"a body of over {most >> 20} MiB; send several"
+                text = f"a body of over {show_size(most)}; send several"
                 raise Problem(413, "too-large", text, None, {"connection": "close"})
             if _held > MAX_BODIES:
                 text = f"bodies of over {MAX_BODIES >> 20} MiB are on their way; ask again"

@@ -12,7 +12,9 @@ from typing import Final, Protocol
 import msgspec
 from msgspec import Struct, structs
 
+from grape.apps.manifest import check_drivers, manifest_of
 from grape.apps.running import options_of
+from grape.drivers.told import DriverInfo
 from grape.errors import EngineError, Full, GrapeError, InUse, Stopping, UsageError, UserError
 from grape.host.options import MAX_DEAD, Options, check_options
 from grape.model.foreign import Peers
@@ -47,6 +49,7 @@ class AppInfo(Struct, frozen=True):
     data: str
     log: str
     numbers: AppNumbers | None = None
+    drivers: tuple[DriverInfo, ...] = ()
 
 
 class Neighbours(Protocol):
@@ -92,6 +95,7 @@ class Hosted:
         """It is so from now on, also after the next start."""
         self._home.note(installed)
         self.installed = installed
+        self._changed()
 
     # ------------------------------------------------------------------ as the keeper says
 
@@ -146,6 +150,7 @@ class Hosted:
         self._told_peers = options.peers
         try:
             topology = await process.described()
+            self._check(digest, topology)
             await process.begin()
         except GrapeError:
             await _buried(process)
@@ -279,6 +284,14 @@ class Hosted:
         with contextlib.suppress(GrapeError):  # one that ends hears it at its next start
             await self._process.ask("peers", peers)
 
+    def _check(self, digest: str, topology: TopologySpec) -> None:
+        """
+        Raises:
+            UsageError: its drivers make what it does not listen to.
+        """
+        place = self._home.package(digest)
+        check_drivers(place, manifest_of(place), topology.events)
+
     # ------------------------------------------------------------------ what its operator wants
 
     async def want(self, *, runs: bool, again: bool = False) -> None:
@@ -362,6 +375,7 @@ class Hosted:
         candidate = EngineProcess(options, self.log.said)
         try:
             topology = await candidate.described()
+            self._check(digest, topology)
             self.note(structs.replace(self.installed, trying=digest))
         except (GrapeError, OSError):
             await _buried(candidate)

@@ -24,6 +24,7 @@ from grape.model.near import did_you_mean
 from grape.protocol.place import CONTROL
 from grape.server.beside import Beside, SideProcess
 from grape.server.control import ControlConnection, Verb
+from grape.server.drivers import Drivers
 from grape.server.gateways import Gateways, Http
 from grape.server.home import Home, Installed, check_name, with_version
 from grape.server.hosted import AppInfo, Hosted
@@ -96,9 +97,10 @@ class Supervisor:
         self._gateways = None if http is None else Gateways(home, http, say, self._happened.set)
         bridge = SideProcess("the bridge", "bridge.process", {"home": str(home.path)}, say, self._happened.set)
         self._neighbours = Neighbours(self.apps, bridge)
-        self._beside: list[Beside] = (
-            [self._neighbours] if self._gateways is None else [self._gateways, self._neighbours]
-        )
+        self._drivers = Drivers(home, self.apps, say, self._happened.set)
+        self._beside: list[Beside] = [self._neighbours, self._drivers]
+        if self._gateways is not None:
+            self._beside.insert(0, self._gateways)
         self._connections: list[ControlConnection] = []
         self.verbs: dict[str, Verb] = {
             "names": self._names,
@@ -115,6 +117,7 @@ class Supervisor:
             "rollback": self._rollback,
             "remove": self._remove,
             "shutdown": self._shutdown,
+            **self._drivers.verbs,
         }
 
     async def serve(self) -> None:
@@ -217,7 +220,8 @@ class Supervisor:
         return list(await asyncio.gather(*(app.info() for app in self.apps.values())))
 
     async def _app(self, packed: msgspec.Raw) -> AppInfo:
-        return await self._named(packed).info()
+        app = self._named(packed)
+        return structs.replace(await app.info(), drivers=self._drivers.look(app))
 
     async def _look(self, packed: msgspec.Raw) -> AppInfo:
         return self._named(packed).look()
