@@ -127,6 +127,7 @@ def update_record(
         topology=topology,
         next_node=next_node,
         moving={},
+        emptied={},
         unchained=new & chained,
         dropped=old.dropped | dropped,
     )
