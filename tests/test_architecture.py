@@ -45,6 +45,7 @@ BELOW: dict[str, set[str]] = {
 }
 TOP = {
     "apps",
+    "bridge",
     "drivers",
     "server",
     "gateway",

@@ -118,8 +118,9 @@ class Opening:
 
     # ------------------------------------------------------------------ the record
 
-    async def record(self, topology: TopologySpec, partitions: int | None) -> AppRecord:
-        """The app's record in the catalog, after everything stored has been adapted to ``topology``.
+    async def record(self, topology: TopologySpec, partitions: int | None, others: Iterable[str] = ()) -> AppRecord:
+        """The app's record in the catalog, after everything stored has been adapted to ``topology``. ``others``: logs
+        for what goes to other apps.
 
         Raises:
             UsageError: another number of partitions, or something would be lost that nobody allowed to be dropped.
@@ -129,7 +130,9 @@ class Opening:
         self.catalog = CatalogStore(self._transport, claims[CATALOG])
         await self._migrate(topology)
         dropped = self._removals.all
-        record = update_record(self.catalog.catalog, topology, partitions, DEFAULT_PARTITIONS, dropped, self._rng)
+        record = update_record(
+            self.catalog.catalog, topology, partitions, DEFAULT_PARTITIONS, dropped, self._rng, others
+        )
         await self._save(record)
         return record
 
