@@ -2,8 +2,9 @@
 
     python -m tests.crash.server [--kills 50] [--calls 3000] [--seed N]
 
-Three apps emit to one another in a cycle. Every call has to be answered, once and always the same; every count has to
-be exact; and each event has to stand in its output's queue exactly once, though the consumer dies with the engine, too.
+Three apps emit to one another in a cycle, and a timer drives one of them. Every call has to be answered, once and
+always the same; every count has to be exact; each event has to stand in its output's queue exactly once, though the
+consumer dies with the engine, too; and each moment of the timer has to have come once, in its order.
 """
 
 from __future__ import annotations
@@ -54,6 +55,8 @@ def topology(config):
     return t
 """
 STOCK = """
+from datetime import datetime
+
 from grape import Node, State, Topology
 
 
@@ -66,11 +69,34 @@ class Count(Node):
         self.emit("bills@rest", [event.data, 3], key=event.key)
 
 
+class Pulse(Node):
+    first: float = State(float, default=0.0)
+    last: float = State(float, default=0.0)
+    n: int = State(int, default=0)
+    wrong: int = State(int, default=0)
+
+    def process(self, event):
+        due = datetime.fromisoformat(event.data["due"]).timestamp()
+        self.first = self.first or due
+        self.wrong += bool(self.last) and round(1000 * (due - self.last)) != 100
+        self.last = due
+        self.n += 1
+
+
 def topology(config):
     t = Topology("stock")
+    t.add_slot("pulse", Pulse())
     t.add_output("counted")
     t.add_slot("checked", Count(), emits=("counted", "bills@rest"))
     return t
+"""
+PULSE = """
+[driver.pulse]
+kind = "timer"
+event = "pulse"
+every = "100 ms"
+key = "one"
+catch-up = "all"
 """
 BILLS = """
 from grape import Node, State, Topology
@@ -181,7 +207,7 @@ class Consumer:
                 time.sleep(0.05)
 
 
-BESIDE = ("gateway", "bridge")
+BESIDE = ("gateway", "bridge", "drivers")
 
 
 def victim(server: Server, rng: random.Random) -> tuple[str, int]:
@@ -211,7 +237,11 @@ def run(base: Path, kills: int, calls: int, seed: int) -> dict[str, Any]:
     home = base / "home"
     server = Server(home)
     for name, code in APPS.items():
-        server.grape("app", "deploy", write_app(base / name, code, workers=1 + (name == "stock")))
+        app = write_app(base / name, code, workers=1 + (name == "stock"))
+        if name == "stock":
+            with open(app / "grape.toml", "a") as manifest:
+                manifest.write(PULSE)
+        server.grape("app", "deploy", app)
     asked, consumer = Calls(calls), Consumer()
     asked.url = consumer.url = server.url
     httpx.post(f"{server.url}/apps/stock/outputs/counted/peek", json={}).raise_for_status()
@@ -232,10 +262,19 @@ def run(base: Path, kills: int, calls: int, seed: int) -> dict[str, Any]:
                 server = Server(home)
                 asked.url = consumer.url = server.url
     until(lambda: len(consumer.seen) == calls, 120)
+    over = time.time()
+    until(lambda: pulse(server)["last"] > over, 120)  # who drives may be waiting, after so many deaths
     consumer.stop()
     check(server, asked, consumer, calls, rng)
     assert server.stop() == 0
     return {"killed": dict(killed), "calls": calls, "retries": asked.retries}
+
+
+def pulse(server: Server) -> dict[str, Any]:
+    """What the timer's node has seen."""
+    (row,) = map(json.loads, server.grape_data("state", "list", "--node", "Pulse", "stock").splitlines())
+    found: dict[str, Any] = row["state"]
+    return found
 
 
 def check(server: Server, asked: Calls, consumer: Consumer, calls: int, rng: random.Random) -> None:
@@ -247,6 +286,9 @@ def check(server: Server, asked: Calls, consumer: Consumer, calls: int, rng: ran
         rows = map(json.loads, server.grape_data("state", "list", "--node", node, app).splitlines())
         found = {row["key"]: row["state"][field] for row in rows}
         assert found == {key: count * times for key, count in counts.items() if count}, app
+    pulses = pulse(server)
+    assert not pulses.get("wrong"), pulses
+    assert pulses["n"] == round(10 * (pulses["last"] - pulses["first"])) + 1, pulses
     assert set(consumer.seen) == set(range(calls)), "an event is missing in the queue"
     assert consumer.again_after_confirmed == 0, "what was done with came again"
     for app in APPS:

@@ -212,10 +212,11 @@ key = "files"
         assert driver(server, "files")["error"] == ""
         (place / "0.csv").write_text("more")
         (place / "last.csv").write_text("")
-        until(lambda: len(seen(server, "files")) >= len(expected) + 2)
+        (place / "\udcff.csv").write_text("a name that is no UTF-8")
+        until(lambda: len(seen(server, "files")) >= len(expected) + 3)
         found = seen(server, "files")
         assert sorted(each["path"] for each in found if each["change"] == "created") == sorted(
-            f"{place}/{name}" for name in [*expected, "last.csv"]
+            f"{place}/{name}" for name in [*expected, "last.csv", "\ufffd.csv"]
         )
         (changed,) = [each for each in found if each["change"] == "changed"]
         assert changed["path"] == f"{place}/0.csv"

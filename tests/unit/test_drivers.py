@@ -437,6 +437,8 @@ HOOK = {"kind": "webhook", "event": "e"}
     [
         ({}, 'kind is missing; say it as in kind = "cron"'),
         ({"kind": "corn"}, "there is no driver 'corn'; did you mean 'cron'"),
+        ({"kind": "timer", "event": "e"}, 'driver d: every is missing; as in every = "10 s"'),
+        ({"kind": "timer", "event": "e", "evry": 1, "every": 1}, "there is no key 'evry'; did you mean 'every'"),
         ({**CRON, "schedule": "* * * *"}, "it has 4 fields, not 5: minute hour"),
         ({**CRON, "schedule": "0 24 * * *"}, "'24' cannot be its hour"),
         ({**CRON, "schedule": "0 0 31 2 *"}, "'31' cannot be its day-of-month"),
@@ -444,7 +446,7 @@ HOOK = {"kind": "webhook", "event": "e"}
         ({**CRON, "catch-up": "some"}, "catch-up: invalid enum value 'some'"),
         ({**CRON, "shedule": "x"}, "there is no key 'shedule'; did you mean 'schedule'"),
         ({"kind": "timer", "event": "e", "every": "1 ms"}, "every: 0.001 s is too often"),
-        ({"kind": "timer", "event": "e", "every": 1, "grace": "1 ms"}, "grace: 0.001 s is too short"),
+        ({"kind": "timer", "event": "e", "every": 1, "grace": "1 ms"}, "grace: 0.001 s cannot be"),
         ({"kind": "watch", "event": "e", "path": "in"}, "path: 'in' is relative"),
         ({"kind": "watch", "event": "e", "path": "/in", "pattern": "../*"}, "pattern: '../\\*' is none"),
         ({**HOOK, "scheme": "github"}, "secret is missing"),

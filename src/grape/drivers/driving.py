@@ -19,7 +19,7 @@ from grape.gateway.problems import Problem
 
 STREAM: Final = "driver="
 """Before the name of a driver: its stream."""
-_LOOK: Final = 0.05
+_LOOK: Final = 0.1
 _PATIENCE: Final = 10.0
 _PAUSES: Final = (0.1, 0.5, 1.0, 2.0, 5.0)
 
@@ -82,14 +82,18 @@ class Driving:
             if info is None or info.state in ("broken", "stopped", "waiting"):
                 raise UsageError(f"the app is {'gone' if info is None else info.state}")
             await asyncio.sleep(_LOOK)
-        self._stream = await open_stream(str(self._doors.home.data(self._app)), STREAM + self.name)
-        info = await self._doors.look(self._app)
-        if info is None or info.state != "running" or info.digest != self._digest:
-            self._stream.close()  # it may be the next version that has answered
-            raise UsageError("the app is being changed")
-        if self._event not in self._stream.door.topology.events:
-            raise UsageError(f"the app has no slot {self._event!r:.100}")
-        self._source.begin(self._stream.position)
+        stream = await open_stream(str(self._doors.home.data(self._app)), STREAM + self.name)
+        try:
+            info = await self._doors.look(self._app)
+            if info is None or info.state != "running" or info.digest != self._digest:
+                raise UsageError("the app is being changed")  # it may be the next version that has answered
+            if self._event not in stream.door.topology.events:
+                raise UsageError(f"the app has no slot {self._event!r:.100}")
+        except BaseException:
+            stream.close()
+            raise
+        self._stream = stream
+        self._source.begin(stream.position)
         return True
 
     async def _hand_in(self, step: Step) -> None:

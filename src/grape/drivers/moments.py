@@ -81,13 +81,13 @@ class Moments:
             self._at, self.is_new = now, True
             return []
         late = max(at, now - self._grace)
-        recent = self._between(at, late, now, MOST)
+        recent = self._between(at, late, now, None)
         if late == at or self._catch_up == "none" or (self._catch_up == "last" and recent):
             return recent
         return self._between(at, at, late, 1 if self._catch_up == "last" else MOST) + recent
 
-    def _between(self, at: int, low: int, high: int, most: int) -> list[int]:
-        """The newest of those behind ``low``, up to ``high``."""
+    def _between(self, at: int, low: int, high: int, most: int | None) -> list[int]:
+        """Those behind ``low``, up to ``high``; of many the newest."""
         found = list(takewhile(lambda moment: moment > low, islice(self.schedule.back(at, high), most)))
         return found[::-1]
 

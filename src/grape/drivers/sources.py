@@ -152,7 +152,8 @@ class WatchSource:
         self._watching.took(step.what, step.position)
 
     def _event(self, file: File) -> ClientEvent:
-        path = os.path.join(self._driver.path, file.path) if file.path else self._driver.path
+        place = os.path.join(self._driver.path, file.path) if file.path else self._driver.path
+        path = os.fsencode(place).decode(errors="replace")  # a name may be any bytes
         data = {"path": path, "size": file.size, "mtime": file.mtime / 1e9, "change": file.change}
         key = self._driver.key or (path if len(path.encode()) <= 4096 else None)
         return client_event(self._driver.event, data, key, None, None, _MAX_EVENT)

@@ -7,6 +7,7 @@ import re
 from typing import Any, Final, Literal, TypeVar
 
 from msgspec import UNSET, Struct
+from msgspec.structs import fields
 
 from grape.drivers.cron import Cron, Every
 from grape.drivers.moments import CatchUp, Moments
@@ -22,6 +23,8 @@ NAME: Final = re.compile(r"[a-z0-9]([a-z0-9_.-]{0,62}[a-z0-9])?")
 _HEADER: Final = re.compile(r"[A-Za-z0-9-]{1,100}")
 _SHORTEST: Final = 0.1
 _LATE: Final = 1.0
+_LATEST: Final = 3600.0
+_EXAMPLES: Final = {"event": "order", "schedule": "0 6 * * MON-FRI", "every": "10 s", "path": "/srv/in"}
 MAX_BODY: Final = 25 << 20
 """Of a call of a hook, as far as GitHub goes."""
 
@@ -159,8 +162,8 @@ class HookDriver(Struct, frozen=True, kw_only=True, rename="kebab", tag_field="k
         if self.scheme == "hmac" and not self.header:
             raise ValueError('header is missing: which one has the signature? as in header = "X-Signature"')
         own = {"hmac": ("header", "hash", "encoding", "prefix"), "stripe": ("tolerance",)}
-        for scheme, fields in own.items():
-            for field in fields:
+        for scheme, of_scheme in own.items():
+            for field in of_scheme:
                 if scheme != self.scheme and getattr(self, field) != getattr(_PLAIN, field):
                     raise ValueError(f'{field}: it is of scheme "{scheme}"; this one has {self.scheme or "none"}')
         if self.id and self.id_header:
@@ -184,8 +187,8 @@ KINDS: Final[dict[str, type[Driver]]] = {
 
 
 def _check_grace(grace: float) -> None:
-    if grace < _LATE:
-        raise ValueError(f"grace: {grace:g} s is too short, every moment comes a bit late; {_LATE:g} s at least")
+    if not _LATE <= grace <= _LATEST:
+        raise ValueError(f"grace: {grace:g} s cannot be: every moment comes a bit late; 1 s at least, 1 h at most")
 
 
 def kind_of(driver: Driver) -> str:
@@ -208,6 +211,12 @@ def read_driver(name: str, keys: dict[str, Any]) -> Driver:
         hint = did_you_mean(str(kind), KINDS, f"there are {known}")
         raise ValueError(f"kind: there is no driver {kind!r:.60}; {hint}")
     rest = {key: value for key, value in keys.items() if key != "kind"}
+    for field in fields(KINDS[kind]):
+        if field.required and field.encode_name not in rest:
+            example = _EXAMPLES[field.encode_name]
+            raise ValueError(f'driver {name}: {field.encode_name} is missing; as in {field.encode_name} = "{example}"')
+    if isinstance(rest.get("secret"), str):
+        raise ValueError('secret: where it is found, as in {file = "..."}; the value does not stand in a manifest')
     driver = read_section(KINDS[kind], rest, "")
     driver.check()
     return driver
