@@ -62,11 +62,11 @@ class Server:
         assert answer.status_code == 200, answer.text
         return answer.json()
 
-    def grape(self, *words: object, code: int = 0) -> str:
-        """What a command that speaks to it prints; what it says if it is to fail."""
+    def grape(self, *words: object, code: int = 0, said: bool = False) -> str:
+        """What a command that speaks to it prints; what it says if it is to fail, unless that is ``said`` as well."""
         done = grape(*words, "--home", self.home)
         assert done.returncode == code, f"{done.stdout}\n{done.stderr}"
-        return done.stdout if code == 0 else done.stderr
+        return done.stdout if code == 0 or said else done.stderr
 
     def grape_data(self, *words: object) -> str:
         """Of a command that looks into the directory of an app, whose name is the last word."""

@@ -464,3 +464,54 @@ def test_an_app_is_parked_and_woken_though_that_cannot_be_noted(tmp_path: Path) 
         assert server.call("count", "add", params={"key": "a"}) == ["1", 1]
         in_the_way.rmdir()
         assert server.stop() == 0
+
+
+VERSIONED = """
+import os
+from grape import Node, State, Topology
+
+def change(old, version):
+    if old == 3:
+        FATE
+    return old
+
+class Count(Node):
+    n: int = State(int, default=0OPTIONS)
+
+    def process(self, event):
+        self.n += 1
+        self.reply(self.n)
+
+def topology(config):
+    t = Topology("count")
+    t.add_slot("add", Count(), retries=0)
+    return t
+"""
+
+
+@pytest.mark.parametrize(
+    ("fate", "said"), [("raise ValueError('three')", "three"), ("os._exit(3)", "dies when it reads")]
+)
+def test_a_version_that_cannot_read_the_state_does_not_take_over(tmp_path: Path, fate: str, said: str) -> None:
+    app = tmp_path / "count"
+    with serving(tmp_path / "home") as server:
+        server.grape("app", "deploy", write_app(app, VERSIONED.replace("OPTIONS", "").replace("FATE", "pass")))
+        for i in range(60):
+            server.post(f"/apps/count/events/add?key=k{i % 8}&wait=10")
+        assert "state of Count: 8 records tried, all can be read" in server.grape(
+            "app", "upgrade", "count", "--dry-run"
+        )
+        code = VERSIONED.replace("OPTIONS", ", version=2, upgrade=change").replace("FATE", fate)
+        write_app(app, code.replace("old == 3", "old == 8"), version="2")  # four keys have 8, four 7
+        server.grape("app", "upload", app)
+        assert said in server.grape("app", "upgrade", "count", "2", code=2)
+        assert server.call("count", "add", params={"key": "k7"}) == 8
+        assert server.info("count")["version"] == "1"
+        if "exit" in fate:
+            return
+        report = server.grape("app", "upgrade", "count", "2", "--dry-run", code=1, said=True)
+        assert "state of Count: 8 records tried, 5 cannot be read" in report
+        server.grape("app", "upgrade", "count", "2", "--unread")
+        assert server.call("count", "add", params={"key": "k6"}) == 8
+        server.post("/apps/count/events/add?key=k0&wait=10")
+        assert "three" in server.grape_data("dead", "list", "count")

@@ -160,6 +160,14 @@ class PeersChanged(Struct, frozen=True, array_like=True, tag=7):
     peers: dict[str, list[str] | None]
 
 
+class Try(Struct, frozen=True, array_like=True, tag=8):
+    """Say which of these records of a node's state its code cannot read: `Tried`. Nothing changes. Only before
+    `Welcome`, to whoever can."""
+
+    node: str
+    records: list[bytes]
+
+
 # ------------------------------------------------------------------ worker -> engine
 
 
@@ -294,6 +302,12 @@ class Reply(Struct, frozen=True, array_like=True):
     final: bool
 
 
+class Tried(Struct, frozen=True, array_like=True, tag=39):
+    """The answer to `Try`: (index of the record, why it cannot be read)."""
+
+    problems: list[tuple[int, str]]
+
+
 class Result(Struct, frozen=True, array_like=True, tag=38):
     """Effects of finished events of one partition. ``ended``: works of which nothing more comes. ``done``: (position,
     progress) of every batch that moved. ``counts``: "event>node" -> processed; ``emits``: name -> emitted."""
@@ -317,5 +331,5 @@ class Result(Struct, frozen=True, array_like=True, tag=38):
         return bool(self.ended or self.done or self.retried or self.failures)
 
 
-ToWorker = Welcome | Assign | Revoke | Work | Values | Drain | PeersChanged
-FromWorker = Hello | Refusal | Ask | Announce | Beat | Stuck | Result
+ToWorker = Welcome | Assign | Revoke | Work | Values | Drain | PeersChanged | Try
+FromWorker = Hello | Refusal | Ask | Announce | Beat | Stuck | Result | Tried

@@ -22,6 +22,7 @@ from grape.protocol.messages import (
     Result,
     Revoke,
     ToWorker,
+    Try,
     Values,
     Welcome,
     Work,
@@ -161,6 +162,8 @@ class Dispatcher:
                 self._welcome(message)
             case Drain():
                 self.end()
+            case Try():
+                self.send(runtime.try_state(message))
             case PeersChanged():
                 runtime.names.change_peers(message.peers)
             case Values():

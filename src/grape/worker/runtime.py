@@ -17,7 +17,7 @@ from grape.model.address import Partitions
 from grape.model.batch import Run, runs_of, split_run
 from grape.model.cursor import Progress
 from grape.model.routing import Routing, route
-from grape.model.topology import SlotSpec, TopologySpec
+from grape.model.topology import Limits, SlotSpec, TopologySpec
 from grape.protocol.messages import (
     Announce,
     Ask,
@@ -29,6 +29,8 @@ from grape.protocol.messages import (
     RetryItem,
     Revoke,
     StateChanges,
+    Tried,
+    Try,
     Welcome,
     Work,
 )
@@ -41,12 +43,13 @@ from grape.worker.ground import Ground
 from grape.worker.mishaps import Complain
 from grape.worker.retries import Retries
 from grape.worker.stage import RetryStage, RootStage, RunColumns, Stage
+from grape.worker.state import StateTable
 from grape.worker.units.make import make_unit
 from grape.worker.units.unit import Emissions, Unit
 
 ADAPTED: Final = ["partition", "cache", "chain"]
 """What an adapter can do, whatever stands behind it."""
-CAPABILITIES: Final = [*ADAPTED, "timers", "calls", "peers"]
+CAPABILITIES: Final = [*ADAPTED, "timers", "calls", "peers", "try"]
 """What `Runtime` does, as it is said to the engine."""
 
 _MAX_CHUNK: Final = 1024
@@ -144,6 +147,14 @@ class Runtime:
         )
         self._careful = False
         self._named: dict[tuple[str, str], Named] = {}
+
+    def try_state(self, message: Try) -> Tried:
+        """Read these records as events would."""
+        handler = self._handlers.get(message.node)
+        if handler is None:
+            return Tried([])
+        table = StateTable(message.node, handler.states, Limits().max_event, complete=False)
+        return Tried(table.try_records(message.records))
 
     @property
     def place(self) -> tuple[int, int]:

@@ -183,6 +183,18 @@ class StateTable:
             return known.get(self.single.name, MISSING)
         return known or MISSING
 
+    def try_records(self, records: list[bytes]) -> list[tuple[int, str]]:
+        """(index, why) of those that no event could read."""
+        found = []
+        for i, record in enumerate(records):
+            try:
+                self.fill(["?"], [record])
+                for name, known in self.types.items():
+                    known.read(self.cached("?", name, 0))
+            except (BadState, msgspec.MsgspecError, ValueError) as e:
+                found.append((i, str(e)))
+        return found
+
     def cached(self, key: str, name: str, now_us: int) -> Any:
         """The cached form of one state of a key; MISSING if unset or expired."""
         record = self.values.get(key, MISSING)
