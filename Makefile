@@ -8,7 +8,7 @@ DEMO := .venv/.ready-demo
 N ?= 2
 PYTEST := $(BIN)/pytest -q -n $(N) --dist worksteal
 
-.PHONY: help demo test test-pure test-pythons test-all test-sim test-fuzz test-hot test-crash test-cgroup2 test-sdks mutants bench bench-languages bench-peers bench-http profile check lock clean
+.PHONY: help demo demo-server test test-pure test-pythons test-all test-sim test-fuzz test-hot test-crash test-cgroup2 test-sdks mutants bench bench-languages bench-peers bench-http profile check lock clean
 
 help:  ## show this
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -21,6 +21,9 @@ $(DEMO): pyproject.toml requirements.lock scripts/setup hatch_build.py src/grape
 
 demo: $(DEMO)  ## count the words of a real book, twice: the second run resumes
 	@scripts/demo
+
+demo-server: $(READY)  ## three apps on a server: calls through all of them, an upgrade in the middle, the dashboard's address
+	@scripts/demo-server
 
 test: $(READY)  ## the default suite, in N=2 processes: some minutes
 	@scripts/sdks > /dev/null
