@@ -91,9 +91,8 @@ def check(home: Path, traffic: Traffic) -> None:
         assert balance == BALANCE - traffic.paid[customer], (customer, balance)
     told = sum((Counter(row["told"]) for row in states(home, "notices", "Tell").values()), Counter[str]())
     assert told == Counter({status: n for status, n in traffic.ended.items() if status != "sold out"}), told
-    print(
-        f"  {traffic.ended.total():,} calls, {traffic.paid.total():,} paid by {len(CUSTOMERS)} customers: all books agree"
-    )
+    paid = f"{traffic.paid.total():,} paid by {len(CUSTOMERS)} customers"
+    print(f"  {traffic.ended.total():,} calls, {paid}: all books agree")
 
 
 def stored_stock(home: Path) -> dict[str, int]:
