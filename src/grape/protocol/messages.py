@@ -168,6 +168,14 @@ class Try(Struct, frozen=True, array_like=True, tag=8):
     records: list[bytes]
 
 
+class Leased(Struct, frozen=True, array_like=True, tag=9):
+    """The answer to `Lease`: so many events may be handed to the slot now, at least one."""
+
+    event: str
+    node: str
+    count: int
+
+
 # ------------------------------------------------------------------ worker -> engine
 
 
@@ -302,6 +310,14 @@ class Reply(Struct, frozen=True, array_like=True):
     final: bool
 
 
+class Lease(Struct, frozen=True, array_like=True, tag=40):
+    """It has ``count`` events for a slot with a rate. One question of each slot at a time."""
+
+    event: str
+    node: str
+    count: int
+
+
 class Tried(Struct, frozen=True, array_like=True, tag=39):
     """The answer to `Try`: (index of the record, why it cannot be read)."""
 
@@ -331,5 +347,5 @@ class Result(Struct, frozen=True, array_like=True, tag=38):
         return bool(self.ended or self.done or self.retried or self.failures)
 
 
-ToWorker = Welcome | Assign | Revoke | Work | Values | Drain | PeersChanged | Try
-FromWorker = Hello | Refusal | Ask | Announce | Beat | Stuck | Result | Tried
+ToWorker = Welcome | Assign | Revoke | Work | Values | Drain | PeersChanged | Try | Leased
+FromWorker = Hello | Refusal | Ask | Announce | Beat | Stuck | Result | Tried | Lease

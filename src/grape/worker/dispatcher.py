@@ -18,6 +18,7 @@ from grape.protocol.messages import (
     Beat,
     Drain,
     FromWorker,
+    Leased,
     PeersChanged,
     Result,
     Revoke,
@@ -93,6 +94,11 @@ class Dispatcher:
             if not self._asking or self._answers:
                 raise ProtocolError("an answer without a question")
             self._answers.append(message.values)
+            return
+        if isinstance(message, Leased):
+            if self.runtime.pacer is None:
+                raise ProtocolError("a lease that nobody has asked for")
+            self.runtime.pacer.leased(message)
             return
         self._inbox.append(message)
         self._schedule_step()
