@@ -515,3 +515,19 @@ def test_a_version_that_cannot_read_the_state_does_not_take_over(tmp_path: Path,
         assert server.call("count", "add", params={"key": "k6"}) == 8
         server.post("/apps/count/events/add?key=k0&wait=10")
         assert "three" in server.grape_data("dead", "list", "count")
+
+
+def test_top_shows_what_apps_do(tmp_path: Path) -> None:
+    with serving(tmp_path / "home") as server:
+        server.grape("app", "deploy", count_app(tmp_path / "count"))
+        server.call("count", "add", params={"key": "a"})
+        server.grape("app", "deploy", count_app(tmp_path / "other" / "count"))
+        (row,) = map(json.loads, server.grape("top", "--json", "--once", "--every", "0.2").splitlines())
+        assert (row["name"], row["state"], row["waiting"], row["dead"]) == ("count", "running", 0, 0)
+        assert row["done"] == 0.0
+        parts = [json.loads(line) for line in server.grape("top", "count", "--json", "--once").splitlines()]
+        assert [part["name"].strip() for part in parts] == ["count", "[main]", "add>Count"]
+        shown = server.grape("top", "--once", "--every", "0.1")
+        assert "WAITING" in shown
+        assert "count" in shown
+        assert "did you mean 'count'?" in server.grape("top", "cuont", "--once", code=2)

@@ -18,6 +18,7 @@ from grape.cli.queue import pull, pump, push, tail
 from grape.cli.repair import repair
 from grape.cli.run import EXIT_INT, run
 from grape.cli.serve import SERVE_HELP, serve
+from grape.cli.top import top
 from grape.hot import describe
 
 _TALKING: Final = ("run", "serve", "conformance")
@@ -57,7 +58,7 @@ def _root(
 
 app.command()(run)
 app.command(help=SERVE_HELP)(serve)
-for live in (status, emit, call, stop, tail, pull, push, pump):
+for live in (status, top, emit, call, stop, tail, pull, push, pump):
     app.command()(live)
 app.add_typer(apps.app, name="app")
 app.add_typer(token.app, name="token")
