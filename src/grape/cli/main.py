@@ -12,6 +12,7 @@ import typer
 from grape.cli import app as apps
 from grape.cli import conformance, crashes, dead, held, log, profile, state, token
 from grape.cli.console import put
+from grape.cli.dev import dev
 from grape.cli.doctor import doctor
 from grape.cli.live import call, emit, status, stop
 from grape.cli.queue import pull, pump, push, tail
@@ -60,6 +61,7 @@ app.command()(run)
 app.command(help=SERVE_HELP)(serve)
 for live in (status, top, emit, call, stop, tail, pull, push, pump):
     app.command()(live)
+apps.app.command("dev")(dev)
 app.add_typer(apps.app, name="app")
 app.add_typer(token.app, name="token")
 app.add_typer(profile.app, name="profile")
