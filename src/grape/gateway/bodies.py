@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import lru_cache
 from typing import Any, Final
 
 import msgspec
@@ -30,9 +31,10 @@ class Item(msgspec.Struct, forbid_unknown_fields=True):
     id: str | None = None
 
 
-def media_of(content_type: str) -> str:
+@lru_cache(256)
+def media_of(content_type: bytes) -> str:
     """Without its parameters; "" if none is said."""
-    return content_type.partition(";")[0].strip().lower()
+    return content_type.decode("latin-1").partition(";")[0].strip().lower()
 
 
 def value_of(body: bytes, media: str) -> Any:

@@ -1,20 +1,28 @@
 """HTTP/1.1 by uvicorn and httptools, with bounds that they leave to whoever stands in front of them: how long a head
-may be, and how long it may take to come."""
+may be, how long it may take to come, and how long the next piece of a body may."""
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
+from http import HTTPStatus
 from typing import Any, Final
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from grape.gateway.answers import json_of
+from grape.gateway.problems import MEDIA, Problem
 
 MAX_HEAD: Final = 64 << 10
 """Bytes of a request before its body."""
 HEAD_TIME: Final = 10.0
 """Seconds that it may take."""
+BODY_TIME: Final = 30.0
+"""Seconds between two pieces of a body."""
 _FAREWELL: Final = 2.0
-_TOO_LARGE: Final = b"HTTP/1.1 431 Request Header Fields Too Large\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
-_TOO_SLOW: Final = b"HTTP/1.1 408 Request Timeout\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
+_TOO_LARGE: Final = Problem(431, "too-large", f"a head of over {MAX_HEAD >> 10} KiB")
+_SLOW_HEAD: Final = Problem(408, "slow", f"the head took over {HEAD_TIME:g} s")
+_SLOW_BODY: Final = Problem(408, "slow", f"nothing of the body came for {BODY_TIME:g} s")
 
 
 class BoundedProtocol(HttpToolsProtocol):
@@ -30,7 +38,7 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self._timer = self.loop.call_later(HEAD_TIME, self._too_slow)
+        self._in_time(HEAD_TIME, self._slow_head)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_timer()
@@ -41,15 +49,21 @@ class BoundedProtocol(HttpToolsProtocol):
             return
         if self._in_head:
             self._head += len(data)
-            if self._timer is None:
-                self._timer = self.loop.call_later(HEAD_TIME, self._too_slow)
         super().data_received(data)
-        if self._in_head and self._head > MAX_HEAD and not self.transport.is_closing():
+        if self.transport.is_closing():
+            return
+        if not self._in_head:
+            self._stop_timer()
+            self._in_time(BODY_TIME, self._slow_body)
+        elif not self._head:  # a request is whole, as most are at once
+            self._stop_timer()
+        elif self._head > MAX_HEAD:
             self._refuse(_TOO_LARGE)
+        elif self._timer is None:
+            self._in_time(HEAD_TIME, self._slow_head)
 
     def on_headers_complete(self) -> None:
         self._in_head = False
-        self._stop_timer()
         super().on_headers_complete()
 
     def on_message_complete(self) -> None:
@@ -57,20 +71,45 @@ class BoundedProtocol(HttpToolsProtocol):
         self._head = 0
         super().on_message_complete()
 
+    def _in_time(self, seconds: float, late: Callable[[], None]) -> None:
+        self._timer = self.loop.call_later(seconds, late)
+
     def _stop_timer(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
 
-    def _too_slow(self) -> None:
+    def _slow_head(self) -> None:
         self._timer = None
-        if not self.transport.is_closing():
-            self._refuse(_TOO_SLOW)
+        self._refuse(_SLOW_HEAD)
 
-    def _refuse(self, answer: bytes) -> None:
+    def _slow_body(self) -> None:
+        self._timer = None
+        if self.flow.read_paused:  # it is not its sender who is slow
+            self._in_time(BODY_TIME, self._slow_body)
+        else:
+            self._refuse(_SLOW_BODY)
+
+    def _refuse(self, problem: Problem) -> None:
         """It hears why, and has some time to go: what it still sends would else, unread, destroy that on its way."""
+        cycle, transport = self.cycle, self.transport
         self._is_refused = True
-        self.transport.write(answer)
-        if self.transport.can_write_eof():  # not with TLS
-            self.transport.write_eof()
-        self.loop.call_later(_FAREWELL, self.transport.close)
+        if transport.is_closing():
+            return
+        if cycle is not None and not cycle.response_complete:
+            if self._in_head or cycle.response_started:  # an answer is on its way: nothing can be said in it
+                transport.close()
+                return
+            cycle.disconnected = True  # nobody hears what is answered to the half of a request
+            cycle.message_event.set()
+        transport.write(_said(problem))
+        if transport.can_write_eof():  # not with TLS
+            transport.write_eof()
+        self.loop.call_later(_FAREWELL, transport.close)
+
+
+def _said(problem: Problem) -> bytes:
+    body = json_of(problem.document)
+    status = HTTPStatus(problem.status)
+    head = f"HTTP/1.1 {status.value} {status.phrase}\r\nconnection: close\r\ncontent-type: {MEDIA}\r\n"
+    return f"{head}content-length: {len(body)}\r\n\r\n".encode() + body

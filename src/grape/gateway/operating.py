@@ -362,7 +362,7 @@ async def _asked(request: Request, kind: type[T]) -> T:
     """
     if media_of(request.headers.get("content-type", "")) != JSON:
         raise Problem(415, "media-type", f"a change is asked for by a body of {JSON}")
-    body = await read_body(request, _MAX_BODY)
+    body = await read_body(request.receive, _MAX_BODY)
     try:
         return msgspec.json.decode(body, type=kind)
     except (msgspec.MsgspecError, RecursionError) as e:

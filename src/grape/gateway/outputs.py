@@ -65,7 +65,7 @@ class Outputs:
         return self._doors.app(name), request.path_params["event"]
 
     async def _asked(self, request: Request, event: str, kind: type[T]) -> T:
-        body = await read_body(request)
+        body = await read_body(request.receive)
         try:
             found = msgspec.json.decode(body or b"{}", type=dict[str, Any])
             return msgspec.convert({**found, "event": event}, kind)

@@ -2,58 +2,55 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator
 from typing import Final
 
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect
+from starlette.types import Message, Receive
 
 from grape.gateway.problems import Problem
 
 MAX_BODY: Final = 64 << 20
 MAX_BODIES: Final = 512 << 20
 """Bytes of all bodies that have not come as a whole."""
-_SLOW: Final = 30.0
-"""Seconds between two pieces of a body."""
 
 _held = 0
 """Bytes of bodies that have not come as a whole."""
 
 
-async def read_body(request: Request, most: int = MAX_BODY) -> bytes:
-    """Of ``most`` bytes at most.
+async def read_body(receive: Receive, most: int = MAX_BODY) -> bytes:
+    """Of ``most`` bytes at most. That its pieces come in time the connection sees to (`limits`).
 
     Raises:
-        Problem: it is too large, or comes too slowly.
+        Problem: it is too large.
+        ClientDisconnect: whoever sent it has gone.
     """
     global _held
+    message = await receive()
+    if not message.get("more_body", False):  # most come as a whole
+        return _piece(message, 0, most)
+    pieces: list[bytes] = []
     size = 0
     try:
-        pieces: list[bytes] = []
-        async for piece in _pieces(request):
+        while True:
+            piece = _piece(message, size, most)
+            pieces.append(piece)
             size += len(piece)
             _held += len(piece)
-            if size > most:
-                text = f"a body of over {most >> 20} MiB; send several"
-                raise Problem(413, "too-large", text, None, {"connection": "close"})
             if _held > MAX_BODIES:
                 text = f"bodies of over {MAX_BODIES >> 20} MiB are on their way; ask again"
                 raise Problem(429, "full", text, {"retriable": True}, {"connection": "close", "retry-after": "1"})
-            pieces.append(piece)
-        return b"".join(pieces)
+            if not message.get("more_body", False):
+                return b"".join(pieces)
+            message = await receive()
     finally:
         _held -= size
 
 
-async def _pieces(request: Request) -> AsyncIterator[bytes]:
-    stream = request.stream()
-    while True:
-        try:
-            async with asyncio.timeout(_SLOW):
-                piece = await anext(stream, None)
-        except TimeoutError:
-            text = f"nothing of the body came for {_SLOW:g} s"
-            raise Problem(408, "slow", text, None, {"connection": "close"}) from None
-        if piece is None:
-            return
-        yield piece
+def _piece(message: Message, size: int, most: int) -> bytes:
+    if message["type"] == "http.disconnect":
+        raise ClientDisconnect
+    piece: bytes = message.get("body", b"")
+    if size + len(piece) > most:
+        text = f"a body of over {most >> 20} MiB; send several"
+        raise Problem(413, "too-large", text, None, {"connection": "close"})
+    return piece
