@@ -26,8 +26,9 @@ from grape.gateway.doors import Doors
 from grape.gateway.events import Events, bug, handed_in, wait_of
 from grape.gateway.operating import Operating
 from grape.gateway.outputs import Outputs
+from grape.gateway.packing import Packing
 from grape.gateway.problems import Problem, no_app, problem_of
-from grape.gateway.reading import read_body
+from grape.gateway.reading import body_of
 from grape.model.stored import KEPT
 from grape.model.topology import TopologySpec
 from grape.server.hosted import AppInfo
@@ -72,13 +73,21 @@ class Gateway:
             ClientDisconnect: lambda request, error: Response(status_code=400),
             Exception: _say_bug,
         }
-        app: ASGIApp = Events(self.doors, self._access, Starlette(routes=routes, exception_handlers=handlers))
+        routed = Starlette(routes=routes, exception_handlers=handlers)
+        app: ASGIApp = Packing(Events(self.doors, self._access, routed))
         if origins:
             app = CORSMiddleware(
                 app,
                 allow_origins=list(origins),
                 allow_methods=["GET", "POST"],
-                allow_headers=["authorization", "content-type", "idempotency-key", "last-event-id", "prefer"],
+                allow_headers=[
+                    "authorization",
+                    "content-encoding",
+                    "content-type",
+                    "idempotency-key",
+                    "last-event-id",
+                    "prefer",
+                ],
                 expose_headers=["location", "retry-after"],
             )
         return app
@@ -94,7 +103,7 @@ class Gateway:
         self._may(request, name, "emit")
         app = self.doors.app(name)
         door = await app.door()
-        body = await read_body(request.receive)
+        body = await body_of(request)
         found = items_of(body, media_of(dict(request.scope["headers"]).get(b"content-type", b"")))
         return await handed_in(app, named_events(found, door.limits.max_event))
 

@@ -32,7 +32,7 @@ from grape.gateway.bodies import JSON, media_of
 from grape.gateway.doors import Doors
 from grape.gateway.emitting import Code
 from grape.gateway.problems import Problem, no_app
-from grape.gateway.reading import read_body
+from grape.gateway.reading import body_of
 from grape.model.spots import Place, parse_place, parse_places
 from grape.model.stored import AppRecord
 from grape.model.topology import TopologySpec
@@ -362,7 +362,7 @@ async def _asked(request: Request, kind: type[T]) -> T:
     """
     if media_of(request.headers.get("content-type", "")) != JSON:
         raise Problem(415, "media-type", f"a change is asked for by a body of {JSON}")
-    body = await read_body(request.receive, _MAX_BODY)
+    body = await body_of(request, _MAX_BODY)
     try:
         return msgspec.json.decode(body, type=kind)
     except (msgspec.MsgspecError, RecursionError) as e:

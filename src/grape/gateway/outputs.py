@@ -21,7 +21,7 @@ from grape.gateway.answers import STREAM, as_json, json_of, sent_problem
 from grape.gateway.bodies import LINES, MSGPACK
 from grape.gateway.doors import AppDoor, Doors
 from grape.gateway.problems import Problem, problem_of
-from grape.gateway.reading import read_body
+from grape.gateway.reading import body_of
 from grape.protocol import queues
 from grape.protocol.queues import Delivery, OutputNumbers, Peek, Tail, Tailed, Tokens, Which
 
@@ -65,7 +65,7 @@ class Outputs:
         return self._doors.app(name), request.path_params["event"]
 
     async def _asked(self, request: Request, event: str, kind: type[T]) -> T:
-        body = await read_body(request.receive)
+        body = await body_of(request)
         try:
             found = msgspec.json.decode(body or b"{}", type=dict[str, Any])
             return msgspec.convert({**found, "event": event}, kind)

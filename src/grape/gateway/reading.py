@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Final
 
-from starlette.requests import ClientDisconnect
+from starlette.requests import ClientDisconnect, Request
 from starlette.types import Message, Receive
 
+from grape.gateway.packing import unpacked
 from grape.gateway.problems import Problem
 
 MAX_BODY: Final = 64 << 20
@@ -17,13 +18,28 @@ _held = 0
 """Bytes of bodies that have not come as a whole."""
 
 
-async def read_body(receive: Receive, most: int = MAX_BODY) -> bytes:
-    """Of ``most`` bytes at most. That its pieces come in time the connection sees to (`limits`).
+async def body_of(request: Request, most: int = MAX_BODY) -> bytes:
+    """`read_body` of a request that the router has made."""
+    headers = dict(request.scope["headers"])
+    return await read_body(request.receive, headers.get(b"content-encoding", b""), most)
+
+
+async def read_body(receive: Receive, encoding: bytes = b"", most: int = MAX_BODY) -> bytes:
+    """Of ``most`` bytes at most, also when it is unpacked. That its pieces come in time the connection sees to
+    (`limits`).
+
+    Args:
+        encoding: what Content-Encoding says.
 
     Raises:
-        Problem: it is too large.
+        Problem: it is too large, or cannot be unpacked.
         ClientDisconnect: whoever sent it has gone.
     """
+    body = await _read(receive, most)
+    return await unpacked(body, encoding, most) if encoding else body
+
+
+async def _read(receive: Receive, most: int) -> bytes:
     global _held
     message = await receive()
     if not message.get("more_body", False):  # most come as a whole
