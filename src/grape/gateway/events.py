@@ -7,8 +7,9 @@ of them once, without the objects that the router makes.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Any, Final
 from urllib.parse import parse_qsl, quote
 
@@ -22,6 +23,7 @@ from grape.gateway.access import Access
 from grape.gateway.answers import STREAM, as_json, as_problem, as_reply, sent_problem, sent_reply
 from grape.gateway.batches import check_names
 from grape.gateway.bodies import LINES, events_of, items_of, media_of, value_of
+from grape.gateway.door import Door
 from grape.gateway.doors import AppDoor, Doors
 from grape.gateway.problems import Problem, problem_of
 from grape.gateway.reading import read_body
@@ -29,7 +31,7 @@ from grape.gateway.waiting import Waiter
 from grape.model.stored import KEPT, KEPT_BRIEFLY
 
 MAX_WAIT: Final = 300.0
-_WAIT: Final = 30.0
+WAIT: Final = 30.0
 _MAX_KEY: Final = 255
 _WINDOW: Final = 1_000
 """Events of one request that are under way at a time."""
@@ -113,12 +115,22 @@ class Events:
             return as_json({"accepted": 1, "id": own_id, "answer": place}, 202, {"location": place})
         if wait is not None:
             return await _called(app, event, wait, headers.get(b"accept", b"").decode("latin-1"))
-        if event.id or event.wait is not None or event_name in door.eager:
-            await app.hand_in(event)
-        else:  # with all others that come at the same time
-            check_names([event], door)
-            await app.hand_in_all([event])
+        await hand_in_one(app, door, event)
         return None
+
+
+async def hand_in_one(app: AppDoor, door: Door, event: ClientEvent) -> None:
+    """Returns when it is durable. ``door``: of the app.
+
+    Raises:
+        Problem: the app is not there.
+        GrapeError: it was refused, or it is not known what became of it.
+    """
+    if event.id or event.wait is not None or event.name in door.eager:
+        await app.hand_in(event)
+    else:  # with all others that come at the same time
+        check_names([event], door)
+        await app.hand_in_all([event])
 
 
 async def handed_in(app: AppDoor, events: list[ClientEvent]) -> Response:
@@ -159,10 +171,10 @@ def request_of(event: ClientEvent) -> str:
 
 
 async def _called(app: AppDoor, event: ClientEvent, wait: float, accepts: str) -> Response:
-    request = request_of(event)
     if STREAM in accepts:
-        replies = _sent_replies(app, event, request, wait)
+        replies = _sent_replies(app, event, wait)
         return StreamingResponse(replies, media_type=STREAM, headers={"cache-control": "no-store"})
+    request = request_of(event)
     with app.waiting.open(request) as waiter:
         await app.hand_in(event, request)
         packed = await _final(app, waiter, wait, is_kept=bool(event.id))
@@ -185,23 +197,38 @@ async def _final(app: AppDoor, waiter: Waiter, wait: float, *, is_kept: bool) ->
         raise NoAnswer(f"no answer after {wait:g} s; the event was accepted: {how}") from None
 
 
-async def _sent_replies(app: AppDoor, event: ClientEvent, waits_for: str, wait: float) -> AsyncIterator[bytes]:
-    """The replies to a call as server-sent events: "part", then "final", or "error"."""
-    with app.waiting.open(waits_for, takes_parts=True) as waiter:
-        try:
-            await app.hand_in(event, waits_for)
-            final = False
-            for packed, final in (await app.kept(waiter)).replies if event.id else ():
-                yield sent_reply(packed, final)
-            while not final:
+async def replies_to(app: AppDoor, event: ClientEvent, wait: float) -> AsyncGenerator[tuple[bytes, bool], None]:
+    """The replies to a call, as they are made: packed, and whether it is the final one.
+
+    Raises:
+        NoAnswer: nothing came for ``wait`` seconds.
+        Problem: the app is not there.
+        GrapeError: the event was refused, or it is not known what became of it.
+    """
+    request = request_of(event)
+    with app.waiting.open(request, takes_parts=True) as waiter:
+        await app.hand_in(event, request)
+        final = False
+        for packed, final in (await app.kept(waiter)).replies if event.id else ():
+            yield packed, final
+        while not final:
+            try:
                 packed, final = await waiter.next(wait)
+            except TimeoutError:
+                raise NoAnswer(f"no reply after {wait:g} s; the event was accepted") from None
+            yield packed, final
+
+
+async def _sent_replies(app: AppDoor, event: ClientEvent, wait: float) -> AsyncIterator[bytes]:
+    """Them as server-sent events: "part", then "final", or "error"."""
+    try:
+        async with contextlib.aclosing(replies_to(app, event, wait)) as replies:
+            async for packed, final in replies:
                 yield sent_reply(packed, final)
-        except TimeoutError:
-            yield sent_problem(problem_of(NoAnswer(f"no reply after {wait:g} s; the event was accepted")))
-        except Problem as problem:
-            yield sent_problem(problem)
-        except GrapeError as e:
-            yield sent_problem(problem_of(e))
+    except Problem as problem:
+        yield sent_problem(problem)
+    except GrapeError as e:
+        yield sent_problem(problem_of(e))
 
 
 # ---------------------------------------------------------------------- what is asked
@@ -224,12 +251,17 @@ def wait_of(asked: dict[str, str]) -> float | None:
     """
     if "wait" not in asked:
         return None
-    if asked["wait"] == "":
-        return _WAIT
-    found = _seconds(asked, "wait")
-    if found is None or not 0 < found <= MAX_WAIT:
-        raise BadArgument(f"wait: a number of seconds up to {MAX_WAIT:g}, not {asked['wait']!r:.60}")
-    return found
+    return check_wait(_seconds(asked, "wait") if asked["wait"] else WAIT)
+
+
+def check_wait(seconds: float | None) -> float:
+    """
+    Raises:
+        BadArgument: it is no time that anybody may wait.
+    """
+    if seconds is None or not 0 < seconds <= MAX_WAIT:
+        raise BadArgument(f"wait: a number of seconds up to {MAX_WAIT:g}, not {seconds}")
+    return seconds
 
 
 def _own_id(headers: dict[bytes, bytes]) -> str | None:

@@ -13,7 +13,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
-from starlette.routing import Route
+from starlette.routing import BaseRoute, Route, WebSocketRoute
 from starlette.types import ASGIApp
 
 from grape.client.calls import decoded_reply
@@ -29,6 +29,7 @@ from grape.gateway.outputs import Outputs
 from grape.gateway.packing import Packing
 from grape.gateway.problems import Problem, no_app, problem_of
 from grape.gateway.reading import body_of
+from grape.gateway.talks import Talks
 from grape.model.stored import KEPT
 from grape.model.topology import TopologySpec
 from grape.server.hosted import AppInfo
@@ -49,7 +50,7 @@ class Gateway:
 
     def app(self, origins: Sequence[str] = ()) -> ASGIApp:
         """It as an ASGI application. ``origins``: of pages that browsers may let ask, and read the answers."""
-        routes = [
+        routes: list[BaseRoute] = [
             Route("/healthz", self._healthy, methods=["GET"]),
             Route("/readyz", self._ready, methods=["GET"]),
             Route("/metrics", self._metrics, methods=["GET"]),
@@ -61,6 +62,7 @@ class Gateway:
             Route("/apps/{app}/events", self._emit_several, methods=["POST"]),
             Route("/apps/{app}/answers/{id:path}", self._answer, methods=["GET"]),
             *Outputs(self.doors, self._may).routes(),
+            WebSocketRoute("/apps/{app}/ws", Talks(self.doors, self._access).talk),
             *(
                 Route(f"/apps/{{app}}/{verb}", self._order(verb), methods=["POST"])
                 for verb in ("start", "stop", "restart", "upgrade", "rollback")

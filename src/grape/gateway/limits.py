@@ -1,5 +1,5 @@
-"""HTTP/1.1 by uvicorn and httptools, with bounds that they leave to whoever stands in front of them: how long a head
-may be, how long it may take to come, and how long the next piece of a body may."""
+"""HTTP/1.1 and WebSocket by uvicorn, with bounds that it leaves to whoever stands in front of it: how long a head may
+be, how long it may take to come, and how long the next piece of a body may; and how long nobody may read."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from http import HTTPStatus
 from typing import Any, Final
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.utils import ClientDisconnected
+from uvicorn.protocols.websockets.wsproto_impl import WSProtocol
 
 from grape.gateway.answers import json_of
 from grape.gateway.problems import MEDIA, Problem
@@ -19,7 +21,10 @@ HEAD_TIME: Final = 10.0
 """Seconds that it may take."""
 BODY_TIME: Final = 30.0
 """Seconds between two pieces of a body."""
+UNREAD_TIME: Final = 30.0
+"""Seconds that whoever is at a WebSocket may take to read on."""
 _FAREWELL: Final = 2.0
+_UNREAD: Final = f"nothing was read for {UNREAD_TIME:g} s"
 _TOO_LARGE: Final = Problem(431, "too-large", f"a head of over {MAX_HEAD >> 10} KiB")
 _SLOW_HEAD: Final = Problem(408, "slow", f"the head took over {HEAD_TIME:g} s")
 _SLOW_BODY: Final = Problem(408, "slow", f"nothing of the body came for {BODY_TIME:g} s")
@@ -106,6 +111,36 @@ class BoundedProtocol(HttpToolsProtocol):
         if transport.can_write_eof():  # not with TLS
             transport.write_eof()
         self.loop.call_later(_FAREWELL, transport.close)
+
+
+class BoundedSocket(WSProtocol):
+    """One WebSocket. Whoever does not read is let go, and hears why if he does after all."""
+
+    async def send(self, message: Any) -> None:
+        if message["type"] == "websocket.close" and self.handshake_complete:
+            self.writable.set()  # it waits for nobody
+            self.loop.call_later(_FAREWELL, self.transport.abort)
+        elif not self.writable.is_set():
+            try:
+                async with asyncio.timeout(UNREAD_TIME):
+                    await self.writable.wait()
+            except TimeoutError:
+                await self.send({"type": "websocket.close", "code": 1008, "reason": _UNREAD})
+                raise ClientDisconnected from None
+        await super().send(message)
+
+    def handle_ping(self, event: Any) -> None:
+        if self.writable.is_set():  # else whoever only asks and never reads has all answers kept for him
+            super().handle_ping(event)
+
+    def keepalive_timeout(self) -> None:
+        super().keepalive_timeout()
+        self.loop.call_later(_FAREWELL, self.transport.abort)
+
+    def shutdown(self) -> None:
+        """The application is told, and closes it when what is under way is done."""
+        if not self.handshake_complete:
+            super().shutdown()
 
 
 def _said(problem: Problem) -> bytes:

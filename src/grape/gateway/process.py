@@ -20,7 +20,8 @@ from msgspec import Struct
 from grape.gateway.access import FILE, Access
 from grape.gateway.doors import Doors
 from grape.gateway.http import Gateway
-from grape.gateway.limits import BoundedProtocol
+from grape.gateway.limits import BoundedProtocol, BoundedSocket
+from grape.gateway.talks import MAX_MESSAGE
 from grape.server.home import Home
 
 GRACE: Final = 20
@@ -57,7 +58,9 @@ async def _serve(options: GatewayOptions, server_pid: int) -> None:
     config = uvicorn.Config(
         Gateway(doors, access).app(options.origins),
         http=BoundedProtocol,
-        ws="none",
+        ws=BoundedSocket,
+        ws_max_size=MAX_MESSAGE,
+        ws_per_message_deflate=False,  # a small frame could swell without bounds
         lifespan="off",
         log_config=None,
         access_log=False,
