@@ -4,6 +4,7 @@ be, how long it may take to come, and how long the next piece of a body may; and
 from __future__ import annotations
 
 import asyncio
+import resource
 from collections.abc import Callable
 from http import HTTPStatus
 from typing import Any, Final
@@ -23,6 +24,9 @@ BODY_TIME: Final = 30.0
 """Seconds between two pieces of a body."""
 UNREAD_TIME: Final = 30.0
 """Seconds that whoever is at a WebSocket may take to read on."""
+_MOST: Final = 100_000
+_OTHERS: Final = 500
+"""Files beside connections: doors of apps, directories that are looked into."""
 _FAREWELL: Final = 2.0
 _UNREAD: Final = f"nothing was read for {UNREAD_TIME:g} s"
 _TOO_LARGE: Final = Problem(431, "too-large", f"a head of over {MAX_HEAD >> 10} KiB")
@@ -31,7 +35,13 @@ _SLOW_BODY: Final = Problem(408, "slow", f"nothing of the body came for {BODY_TI
 
 
 class BoundedProtocol(HttpToolsProtocol):
-    """One connection."""
+    """One connection.
+
+    Attributes:
+        most: connections at a time. One more has an idle one let go.
+    """
+
+    most = 1_000
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -44,6 +54,9 @@ class BoundedProtocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         self._in_time(HEAD_TIME, self._slow_head)
+        if len(self.connections) > self.most:
+            idle = (one for one in self.connections if one is not self and isinstance(one, BoundedProtocol))
+            next((one for one in idle if one.is_idle), self).transport.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_timer()
@@ -66,6 +79,11 @@ class BoundedProtocol(HttpToolsProtocol):
             self._refuse(_TOO_LARGE)
         elif self._timer is None:
             self._in_time(HEAD_TIME, self._slow_head)
+
+    @property
+    def is_idle(self) -> bool:
+        """Nothing is being answered; perhaps the beginning of something has come."""
+        return self.cycle is None or bool(self.cycle.response_complete)
 
     def on_headers_complete(self) -> None:
         self._in_head = False
@@ -141,6 +159,14 @@ class BoundedSocket(WSProtocol):
         """The application is told, and closes it when what is under way is done."""
         if not self.handshake_complete:
             super().shutdown()
+
+
+def take_all_files() -> None:
+    """As many connections as this process may have, but for what else it needs."""
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    most = _MOST if hard == resource.RLIM_INFINITY else min(hard, _MOST)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+    BoundedProtocol.most = max(most - _OTHERS, most // 2)
 
 
 def _said(problem: Problem) -> bytes:

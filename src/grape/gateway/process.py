@@ -20,7 +20,7 @@ from msgspec import Struct
 from grape.gateway.access import FILE, Access
 from grape.gateway.doors import Doors
 from grape.gateway.http import Gateway
-from grape.gateway.limits import BoundedProtocol, BoundedSocket
+from grape.gateway.limits import BoundedProtocol, BoundedSocket, take_all_files
 from grape.gateway.talks import MAX_MESSAGE
 from grape.server.home import Home
 
@@ -46,6 +46,7 @@ def main() -> None:
     """What the process does: its options are its argument."""
     options = msgspec.json.decode(sys.argv[1], type=GatewayOptions)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # it is the server that is asked to stop
+    take_all_files()
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     asyncio.Runner(loop_factory=uvloop.new_event_loop).run(_serve(options, os.getppid()))
 
