@@ -383,6 +383,22 @@ def test_data_that_cannot_travel_is_no_fault_of_the_gateway(server: Server, body
     assert "cannot travel" in problem(answer, 422, "bad-value")
 
 
+@pytest.mark.parametrize(
+    ("path", "media"),
+    [
+        ("/apps/count/events/add", "application/x-ndjson"),
+        ("/apps/count/events/add", "application/json"),
+        ("/apps/count/events/add", "application/msgpack"),
+        ("/apps/count/events/add", "text/plain"),
+        ("/apps/count/events", "application/json"),
+        ("/apps/count/outputs/none/peek", "application/json"),
+    ],
+)
+def test_text_that_is_no_utf_8_is_no_fault_of_the_gateway(server: Server, path: str, media: str) -> None:
+    body = b"\xa3a\xff\xfe" if media == "application/msgpack" else b'"\xff\xfe"'
+    problem(server.http.post(path, content=body, headers={"content-type": media}), 400, "bad-argument")
+
+
 def test_a_name_that_no_file_can_have_is_that_of_no_app(server: Server) -> None:
     for path in ("/apps/%00/readyz", "/apps/%00", f"/apps/{'x' * 300}/readyz"):
         problem(server.get(path), 404, "no-app")

@@ -76,6 +76,7 @@ class Gateway:
             Exception: _say_bug,
         }
         routed = Starlette(routes=routes, exception_handlers=handlers)
+        routed.router.redirect_slashes = False  # to wherever the request says that this is
         app: ASGIApp = Packing(Events(self.doors, self._access, routed))
         if origins:
             app = CORSMiddleware(

@@ -7,7 +7,7 @@ import asyncio
 import resource
 from collections.abc import Callable
 from http import HTTPStatus
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.protocols.utils import ClientDisconnected
@@ -29,6 +29,7 @@ _OTHERS: Final = 500
 """Files beside connections: doors of apps, directories that are looked into."""
 _FAREWELL: Final = 2.0
 _UNREAD: Final = f"nothing was read for {UNREAD_TIME:g} s"
+_NO_HTTP: Final = Problem(400, "http", "that is no request of HTTP/1.1")
 _TOO_LARGE: Final = Problem(431, "too-large", f"a head of over {MAX_HEAD >> 10} KiB")
 _SLOW_HEAD: Final = Problem(408, "slow", f"the head took over {HEAD_TIME:g} s")
 _SLOW_BODY: Final = Problem(408, "slow", f"nothing of the body came for {BODY_TIME:g} s")
@@ -52,7 +53,8 @@ class BoundedProtocol(HttpToolsProtocol):
         self._timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
+        self._wire = _Patient(transport)
+        super().connection_made(cast(asyncio.Transport, self._wire))
         self._in_time(HEAD_TIME, self._slow_head)
         if len(self.connections) > self.most:
             idle = (one for one in self.connections if one is not self and isinstance(one, BoundedProtocol))
@@ -68,7 +70,7 @@ class BoundedProtocol(HttpToolsProtocol):
         if self._in_head:
             self._head += len(data)
         super().data_received(data)
-        if self.transport.is_closing():
+        if self._is_refused or self.transport.is_closing():
             return
         if not self._in_head:
             self._stop_timer()
@@ -94,6 +96,9 @@ class BoundedProtocol(HttpToolsProtocol):
         self._head = 0
         super().on_message_complete()
 
+    def send_400_response(self, msg: str) -> None:
+        self._refuse(_NO_HTTP)
+
     def _in_time(self, seconds: float, late: Callable[[], None]) -> None:
         self._timer = self.loop.call_later(seconds, late)
 
@@ -115,24 +120,48 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def _refuse(self, problem: Problem) -> None:
         """It hears why, and has some time to go: what it still sends would else, unread, destroy that on its way."""
-        cycle, transport = self.cycle, self.transport
-        self._is_refused = True
-        if transport.is_closing():
+        transport = self.transport
+        if self._is_refused or transport.is_closing():
             return
-        if cycle is not None and not cycle.response_complete:
-            if self._in_head or cycle.response_started:  # an answer is on its way: nothing can be said in it
-                transport.close()
-                return
-            cycle.disconnected = True  # nobody hears what is answered to the half of a request
-            cycle.message_event.set()
-        transport.write(_said(problem))
-        if transport.can_write_eof():  # not with TLS
-            transport.write_eof()
-        self.loop.call_later(_FAREWELL, transport.close)
+        self._is_refused = True
+        if not self.is_idle and (self._in_head or self.pipeline or self.cycle.response_started):
+            transport.close()  # an answer is on its way: nothing can be said in it
+        else:
+            self._wire.write_last(_said(problem))
+            self.loop.call_later(_FAREWELL, transport.close)
+
+
+class _Patient:
+    """A transport that, as those of asyncio and unlike those of uvloop, takes no offence at what is written when it is
+    closed: whoever writes may not have heard of it yet."""
+
+    def __init__(self, transport: asyncio.Transport) -> None:
+        self._transport = transport
+        self._is_over = False
+
+    def write(self, data: bytes) -> None:
+        if not self._is_over and not self._transport.is_closing():
+            self._transport.write(data)
+
+    def write_last(self, data: bytes) -> None:
+        """Nothing is sent after it."""
+        self._transport.write(data)
+        self._is_over = True
+        if self._transport.can_write_eof():  # not with TLS
+            self._transport.write_eof()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
 
 
 class BoundedSocket(WSProtocol):
     """One WebSocket. Whoever does not read is let go, and hears why if he does after all."""
+
+    def data_received(self, data: bytes) -> None:
+        try:
+            super().data_received(data)
+        except ValueError:  # of wsproto, at a host that cannot be one
+            self.transport.abort()
 
     async def send(self, message: Any) -> None:
         if message["type"] == "websocket.close" and self.handshake_complete:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import binascii
 import contextlib
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine
 from typing import Any, Final, TypeVar
@@ -19,7 +18,7 @@ from grape.client.calls import decoded_reply
 from grape.errors import BadArgument, GrapeError, NoAnswer, Stopping
 from grape.gateway.access import Verb
 from grape.gateway.answers import STREAM, as_json, json_of, sent_problem
-from grape.gateway.bodies import LINES, MSGPACK
+from grape.gateway.bodies import LINES, MSGPACK, UNREADABLE
 from grape.gateway.doors import AppDoor, Doors
 from grape.gateway.problems import Problem, problem_of
 from grape.gateway.reading import body_of
@@ -70,7 +69,7 @@ class Outputs:
         try:
             found = msgspec.json.decode(body or b"{}", type=dict[str, Any])
             return msgspec.convert({**found, "event": event}, kind)
-        except (msgspec.MsgspecError, RecursionError) as e:
+        except UNREADABLE as e:
             raise BadArgument(str(e)) from None
 
     async def _consumers(self, request: Request) -> Response:
@@ -192,5 +191,5 @@ def places_in(text: str) -> list[int] | None:
         return None
     try:
         return msgspec.msgpack.decode(base64.urlsafe_b64decode(text + "=" * (-len(text) % 4)), type=list[int])
-    except (binascii.Error, ValueError, msgspec.MsgspecError):
+    except UNREADABLE:  # what base64 raises is a ValueError
         raise BadArgument(f"{text[:60]!r} is no place that was given here (Last-Event-ID, after)") from None

@@ -47,7 +47,7 @@ def main() -> None:
     options = msgspec.json.decode(sys.argv[1], type=GatewayOptions)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # it is the server that is asked to stop
     take_all_files()
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    logging.basicConfig(level=logging.ERROR, format="%(message)s")  # what anybody may cause fills no log
     asyncio.Runner(loop_factory=uvloop.new_event_loop).run(_serve(options, os.getppid()))
 
 

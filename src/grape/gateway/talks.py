@@ -20,6 +20,7 @@ from grape.client.events import client_event
 from grape.errors import BadArgument, Full, GrapeError
 from grape.gateway.access import Access, Verb
 from grape.gateway.answers import as_problem, json_of
+from grape.gateway.bodies import UNREADABLE
 from grape.gateway.doors import AppDoor, Doors
 from grape.gateway.events import WAIT, bug, check_wait, hand_in_one, replies_to
 from grape.gateway.outputs import followed_by, packed_places, places_in, shown
@@ -169,7 +170,7 @@ class _Talk:
                 for task, other in (*self._events.items(), *self._tails.items()):
                     if other == asked.end:
                         task.cancel()
-        except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as e:
+        except UNREADABLE as e:
             self._refuse(ref, Problem(400, "bad-argument", f"that is no message: {e}"))
         except GrapeError as e:
             self._refuse(ref, problem_of(e))
