@@ -29,6 +29,8 @@ PREFIX: Final = "grape_"
 FILE: Final = "tokens.json"
 _SCOPE: Final = re.compile(r"(\*|[a-z0-9][a-z0-9_.-]{0,63}):(emit|read|admin|\*)")
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.@-]{0,63}")
+_LOOK: Final = 0.02
+"""Seconds that a token which was taken back may still be taken for good."""
 _MOST: Final = 1_000
 _LONGEST: Final = 1_000
 """Of what was granted: how much is remembered, and of how many characters at most."""
@@ -111,6 +113,7 @@ class Access:
         self._origins = origins
         self._tokens: dict[str, Token] = {}
         self._stamp: tuple[int, int] | None = None
+        self._look_at = 0.0
         self._granted: dict[tuple[bytes, bytes, bytes, str, Verb], float] = {}
         """What was asked and granted, until when: as long as the tokens are the same."""
 
@@ -162,6 +165,10 @@ class Access:
         return found
 
     def _load(self) -> None:
+        now = time.monotonic()
+        if now < self._look_at:
+            return
+        self._look_at = now + _LOOK
         try:
             about = os.stat(self._path)
             stamp: tuple[int, int] | None = (about.st_mtime_ns, about.st_ino)
