@@ -43,7 +43,23 @@ BELOW: dict[str, set[str]] = {
         *("host", "processes"),
     },
 }
-TOP = {"apps", "server", "gateway", "remote", "running", "aio", "cli", "testing", "tools", "__main__", "grape"}
+TOP = {
+    "apps",
+    "bridge",
+    "drivers",
+    "server",
+    "gateway",
+    "remote",
+    "running",
+    "aio",
+    "cli",
+    "testing",
+    "tools",
+    "__main__",
+    "grape",
+}
+PURE = {f"grape.drivers.{name}" for name in ("cron", "moments", "watching", "signing", "spec", "told")}
+"""Of a package at the top: decisions alone, which everybody may ask."""
 LAZY = {"__getattr__": "grape"}
 """Functions that may import: the public names that are resolved when they are asked for (PEP 562)."""
 
@@ -81,6 +97,12 @@ def test_imports_point_one_way(module: str) -> None:
     assert package in BELOW, f"say in BELOW what {package} may import"
     imported = {package_of(each.target) for each in IMPORTS if each.module == module} - {package}
     assert imported <= BELOW[package], f"{module} imports {sorted(imported - BELOW[package])}"
+
+
+@pytest.mark.parametrize("module", sorted(PURE))
+def test_what_only_decides_imports_nothing_that_does(module: str) -> None:
+    imported = {each.target for each in IMPORTS if each.module == module} - PURE
+    assert {package_of(target) for target in imported} <= {"errors", "model"}
 
 
 def test_no_import_hides_in_a_function() -> None:

@@ -2,8 +2,9 @@
 
     python -m tests.crash.server [--kills 50] [--calls 3000] [--seed N]
 
-Every call has to be answered, once and always the same; every count has to be exact; and each event has to stand in its
-output's queue exactly once, though the consumer dies with the engine, too.
+Three apps emit to one another in a cycle, and a timer drives one of them. Every call has to be answered, once and
+always the same; every count has to be exact; each event has to stand in its output's queue exactly once, though the
+consumer dies with the engine, too; and each moment of the timer has to have come once, in its order.
 """
 
 from __future__ import annotations
@@ -28,13 +29,35 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from serving import Server, until, write_app  # type: ignore[import-not-found]
 
 KEYS = 40
-CODE = """
-from grape import Node, State, Topology
+ORDERS = """
+from grape import Node, Topology
 
 
 class Check(Node):
     def process(self, event):
-        self.emit("checked", event.data, key=event.key)
+        self.emit("stock@checked", event.data, key=event.key)
+
+
+class Round(Node):
+    # a cycle over all three, before the answer
+    def process(self, event):
+        number, left = event.data
+        if left:
+            self.emit("bills@rest", [number, left - 1])
+        else:
+            self.reply([number, event.key])
+
+
+def topology(config):
+    t = Topology("orders")
+    t.add_slot("order", Check(), emits="stock@checked")
+    t.add_slot("rest", Round(), emits="bills@rest")
+    return t
+"""
+STOCK = """
+from datetime import datetime
+
+from grape import Node, State, Topology
 
 
 class Count(Node):
@@ -43,27 +66,58 @@ class Count(Node):
     def process(self, event):
         self.n += 1
         self.emit("counted", [event.data, event.key, self.n])
-        self.emit("rest", [event.data, 3], key=event.key)
+        self.emit("bills@rest", [event.data, 3], key=event.key)
 
 
-class Round(Node):
-    # a cycle, before the answer
+class Pulse(Node):
+    first: float = State(float, default=0.0)
+    last: float = State(float, default=0.0)
+    n: int = State(int, default=0)
+    wrong: int = State(int, default=0)
+
     def process(self, event):
-        number, left = event.data
-        if left:
-            self.emit("rest", [number, left - 1])
-        else:
-            self.reply([number, event.key])
+        due = datetime.fromisoformat(event.data["due"]).timestamp()
+        self.first = self.first or due
+        self.wrong += bool(self.last) and round(1000 * (due - self.last)) != 100
+        self.last = due
+        self.n += 1
 
 
 def topology(config):
-    t = Topology("orders")
+    t = Topology("stock")
+    t.add_slot("pulse", Pulse())
     t.add_output("counted")
-    t.add_slot("order", Check(), emits="checked")
-    t.add_slot("checked", Count(), emits=("counted", "rest"), chain=False)
-    t.add_slot("rest", Round(), emits="rest")
+    t.add_slot("checked", Count(), emits=("counted", "bills@rest"))
     return t
 """
+PULSE = """
+[driver.pulse]
+kind = "timer"
+event = "pulse"
+every = "100 ms"
+key = "one"
+catch-up = "all"
+"""
+BILLS = """
+from grape import Node, State, Topology
+
+
+class Bill(Node):
+    seen: int = State(int, default=0)
+
+    def process(self, event):
+        self.seen += 1
+        self.emit("orders@rest", event.data)
+
+
+def topology(config):
+    t = Topology("bills")
+    t.add_slot("rest", Bill())
+    return t
+"""
+APPS = {"orders": ORDERS, "stock": STOCK, "bills": BILLS}
+ROUNDS = 4
+"""How often each call passes `bills`."""
 
 
 class Calls:
@@ -134,7 +188,7 @@ class Consumer:
     def _work(self) -> None:
         while not self._is_over.is_set():
             try:
-                place = f"{self.url}/apps/orders/outputs/counted"
+                place = f"{self.url}/apps/stock/outputs/counted"
                 answer = httpx.post(f"{place}/peek", json={"count": 50, "wait": 1, "lease": 5}, timeout=20)
                 if answer.status_code != 200:
                     time.sleep(0.05)
@@ -153,12 +207,16 @@ class Consumer:
                 time.sleep(0.05)
 
 
+BESIDE = ("gateway", "bridge", "drivers")
+
+
 def victim(server: Server, rng: random.Random) -> tuple[str, int]:
     """What is killed next: its kind, and its pid."""
-    engine = server.engine("orders")
-    gateways = [pid for pid in server.pids() if "grape.gateway.process" in _command(pid)]
-    workers = [pid for pid in server.pids() if pid not in (engine, *gateways)]
-    kinds = {"engine": [engine], "gateway": gateways, "worker": workers, "server": [server.process.pid]}
+    engines = [server.engine(app) for app in APPS]
+    beside = {kind: [pid for pid in server.pids() if f"grape.{kind}.process" in _command(pid)] for kind in BESIDE}
+    known = {*engines, *(pid for pids in beside.values() for pid in pids)}
+    workers = [pid for pid in server.pids() if pid not in known]
+    kinds = {"engine": engines, "worker": workers, "server": [server.process.pid], **beside}
     kind = rng.choice([name for name, pids in kinds.items() if pids])
     return kind, rng.choice(kinds[kind])
 
@@ -178,10 +236,15 @@ def run(base: Path, kills: int, calls: int, seed: int) -> dict[str, Any]:
     rng = random.Random(seed)
     home = base / "home"
     server = Server(home)
-    server.grape("app", "deploy", write_app(base / "orders", CODE, workers=2))
+    for name, code in APPS.items():
+        app = write_app(base / name, code, workers=1 + (name == "stock"))
+        if name == "stock":
+            with open(app / "grape.toml", "a") as manifest:
+                manifest.write(PULSE)
+        server.grape("app", "deploy", app)
     asked, consumer = Calls(calls), Consumer()
     asked.url = consumer.url = server.url
-    httpx.post(f"{server.url}/apps/orders/outputs/counted/peek", json={}).raise_for_status()
+    httpx.post(f"{server.url}/apps/stock/outputs/counted/peek", json={}).raise_for_status()
     asked.start()
     consumer.start()
     killed: collections.Counter[str] = collections.Counter()
@@ -199,10 +262,19 @@ def run(base: Path, kills: int, calls: int, seed: int) -> dict[str, Any]:
                 server = Server(home)
                 asked.url = consumer.url = server.url
     until(lambda: len(consumer.seen) == calls, 120)
+    over = time.time()
+    until(lambda: pulse(server)["last"] > over, 120)  # who drives may be waiting, after so many deaths
     consumer.stop()
     check(server, asked, consumer, calls, rng)
     assert server.stop() == 0
     return {"killed": dict(killed), "calls": calls, "retries": asked.retries}
+
+
+def pulse(server: Server) -> dict[str, Any]:
+    """What the timer's node has seen."""
+    (row,) = map(json.loads, server.grape_data("state", "list", "--node", "Pulse", "stock").splitlines())
+    found: dict[str, Any] = row["state"]
+    return found
 
 
 def check(server: Server, asked: Calls, consumer: Consumer, calls: int, rng: random.Random) -> None:
@@ -210,11 +282,17 @@ def check(server: Server, asked: Calls, consumer: Consumer, calls: int, rng: ran
     for number in rng.sample(range(calls), min(calls, 50)):  # whoever asks again gets the same
         assert asked.call(number) == asked.answers[number]
     counts = {f"k{i}": len(range(i, calls, KEYS)) for i in range(KEYS)}
-    rows = map(json.loads, server.grape_data("state", "list", "--node", "Count", "orders").splitlines())
-    assert {row["key"]: row["state"]["n"] for row in rows} == {key: count for key, count in counts.items() if count}
+    for app, node, field, times in (("stock", "Count", "n", 1), ("bills", "Bill", "seen", ROUNDS)):
+        rows = map(json.loads, server.grape_data("state", "list", "--node", node, app).splitlines())
+        found = {row["key"]: row["state"][field] for row in rows}
+        assert found == {key: count * times for key, count in counts.items() if count}, app
+    pulses = pulse(server)
+    assert not pulses.get("wrong"), pulses
+    assert pulses["n"] == round(10 * (pulses["last"] - pulses["first"])) + 1, pulses
     assert set(consumer.seen) == set(range(calls)), "an event is missing in the queue"
     assert consumer.again_after_confirmed == 0, "what was done with came again"
-    assert not server.grape_data("dead", "list", "orders").strip()
+    for app in APPS:
+        assert not server.grape_data("dead", "list", app).strip()
 
 
 def main() -> None:

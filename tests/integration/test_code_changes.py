@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import signal
 import subprocess
@@ -332,3 +333,40 @@ def test_two_nodes_that_move_to_the_same_new_pool_keep_their_state(tmp_path: Pat
         for node in ("one", "two"):
             found = rows(grape("state", "list", "--data", data, "--node", node).stdout)
             assert {row["key"]: row["state"]["seen"] for row in found} == {f"k{i}": 10 * count for i in range(9)}
+
+
+LATER = """
+from grape import Context, Topology
+
+t = Topology("later")
+{pool}
+
+@t.slot("line"{options})
+def early(line: str, ctx: Context) -> None:
+    ctx.emit("rest", line, delay={delay})
+
+@t.slot("rest", emits="out")
+def late(line: str) -> str:
+    return line
+
+t.add_output("out")
+"""
+
+
+def test_what_a_pool_emitted_with_a_delay_comes_though_the_pool_is_gone(tmp_path: Path) -> None:
+    """Also if a start that moved it was killed in the middle: it comes once."""
+    app, text, data, out = tmp_path / "app.py", tmp_path / "lines.txt", tmp_path / "d", tmp_path / "o.jsonl"
+    text.write_text("".join(f"{i}\n" for i in range(3_000)))
+    run = ["run", app, "--feed", f"line={text}", "--take", f"out={out}", "--data", data]
+    app.write_text(LATER.format(pool='t.add_pool("slow")', options=', pool="slow"', delay=5))
+    done = grape(*run, "--no-wait")
+    assert done.returncode == 0, done.stderr
+    app.write_text(LATER.format(pool="", options="", delay=5))
+    for wait in (0.3, 0.35, 0.4):
+        engine = subprocess.Popen([GRAPE, *map(str, run)], start_new_session=True, stderr=subprocess.DEVNULL)
+        time.sleep(wait)  # wherever it is: before, in the middle, behind it
+        os.killpg(engine.pid, signal.SIGKILL)
+        engine.wait()
+    done = grape(*run)
+    assert done.returncode == 0, done.stderr
+    assert sorted(int(row["data"]) for row in rows(out.read_text())) == list(range(3_000))

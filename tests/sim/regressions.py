@@ -22,6 +22,7 @@ CYCLES: dict[int, str] = {
 """The same, of the generator of async nodes in cycles."""
 
 CHANGED: dict[int, str] = {
+    1801: "a delayed emit of a pool that was gone in the next code never came, as it lay where nobody looked any more",
     306: "the states of two nodes that move to the same new pool were committed as if each were alone there",
     233: "a result without anything in it took back what an async worker had announced, and nobody was named",
 }

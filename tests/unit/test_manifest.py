@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from grape.apps.manifest import MAX_BYTES, manifest_of, secrets_of
+from grape.apps.manifest import MAX_BYTES, check_drivers, manifest_of, secrets_of
 from grape.apps.running import options_of
 from grape.errors import UsageError
 
@@ -95,6 +95,25 @@ WRONG = {
     "a secret in two places": (HEAD + '[secrets]\nK = { env = "K", file = "k" }', 4, "K: a secret is one of"),
     "a strange secret": (HEAD + '[secrets]\nK = { fil = "k" }', 4, "K: there is no key 'fil'; did you mean 'file'"),
     "no TOML": (HEAD + "x = [1,", 3, ""),
+    "no table of a driver": (f"{HEAD}driver.d = 3", 3, r"driver.d is a table, as in \[driver.d\]"),
+    "kind of a driver": (f'{HEAD}[driver.d]\nkind = "corn"', 4, "there is no driver 'corn'; did you mean 'cron'"),
+    "key of a driver": (
+        f'{HEAD}[driver.d]\nkind = "timer"\nevent = "e"\nevry = 3\nevery = 3',
+        6,
+        "there is no key 'evry'; did you mean 'every'",
+    ),
+    "a schedule": (
+        f'{HEAD}[driver.a]\nkind = "timer"\nevent = "e"\nevery = 3\n[driver.d]\nkind = "cron"\nevent = "e"\n'
+        'schedule = "0 25 * * *"',
+        10,
+        "'25' cannot be its hour",
+    ),
+    "what a driver lacks": (f'{HEAD}[driver.d]\nkind = "timer"\nevent = "e"', 3, "driver d: every is missing"),
+    "the secret itself": (
+        f'{HEAD}[driver.d]\nkind = "webhook"\nevent = "e"\nscheme = "github"\nsecret = "hunter2"',
+        7,
+        "the value does not stand in a manifest",
+    ),
 }
 
 
@@ -143,3 +162,11 @@ def test_what_is_no_manifest(tmp_path: Path) -> None:
     (tmp_path / "grape.toml").write_text("a = " + "[" * 10_000)
     with pytest.raises(UsageError):
         manifest_of(tmp_path)
+
+
+def test_what_the_app_lacks_for_its_drivers_is_told(tmp_path: Path) -> None:
+    directory = app(tmp_path, f'{HEAD}[driver.d]\nkind = "timer"\nevery = 3\nevent = "odrer"')
+    manifest = manifest_of(directory)
+    with pytest.raises(UsageError, match=r"grape.toml:6: driver d: .* no slot 'odrer'; did you mean 'order'"):
+        check_drivers(directory, manifest, ["order", "other"])
+    check_drivers(directory, manifest, ["odrer"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -14,10 +14,13 @@ import msgspec
 from msgspec import Struct
 
 from grape.authoring.loading import parse_target
+from grape.drivers.spec import Driver, HookDriver, read_driver
 from grape.errors import TopologyError, UsageError
 from grape.model.address import MAX_PARTITIONS
+from grape.model.near import did_you_mean
 from grape.model.profile import read_profiles
 from grape.model.retention import Keeping
+from grape.model.secret import Secret
 from grape.model.section import Size, read_section
 
 T = TypeVar("T")
@@ -28,17 +31,7 @@ APP: Final = re.compile(r"[a-z0-9]([a-z0-9_.-]{0,62}[a-z0-9])?")
 _VERSION: Final = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._+-]{0,62}[A-Za-z0-9])?")
 _VARIABLE: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
-
-class Secret(Struct, frozen=True, rename="kebab"):
-    """Where the value of an environment variable is found when workers start; one of these, never the value itself.
-
-    ``file``: all that is in it, without the line end. ``env``: a variable of the engine's own environment.
-    ``credential``: of systemd, in ``$CREDENTIALS_DIRECTORY``.
-    """
-
-    file: str | None = None
-    env: str | None = None
-    credential: str | None = None
+_EXAMPLES: Final = {"output": 'age = "7 d"', "driver": 'kind = "timer"'}
 
 
 class Manifest(Struct, frozen=True, kw_only=True, rename="kebab"):
@@ -56,6 +49,7 @@ class Manifest(Struct, frozen=True, kw_only=True, rename="kebab"):
         env: variables of its workers. secrets: the same, by reference.
         pool: profiles, by pool.
         output: how much of it a server keeps, by output.
+        driver: what a server makes events of by itself, by name.
     """
 
     name: str
@@ -70,6 +64,7 @@ class Manifest(Struct, frozen=True, kw_only=True, rename="kebab"):
     secrets: dict[str, Secret] = {}
     pool: dict[str, dict[str, Any]] = {}
     output: dict[str, Keeping] = {}
+    driver: dict[str, Driver] = {}
 
 
 class Misfit(ValueError):
@@ -125,7 +120,7 @@ def _read(found: dict[str, Any], directory: Path) -> Manifest:
     for key, example in (("name", "orders"), ("app", "orders.py")):
         if key not in found:
             raise Misfit((), f'{key} is missing; say it as in {key} = "{example}"')
-    tables = {key: _table(found, key) for key in ("env", "secrets", "pool", "config", "output")}
+    tables = {key: _table(found, key) for key in ("env", "secrets", "pool", "config", "output", "driver")}
     for name, value in (*tables["env"].items(), *tables["secrets"].items()):
         table = "env" if name in tables["env"] else "secrets"
         if not _VARIABLE.fullmatch(name):
@@ -138,25 +133,35 @@ def _read(found: dict[str, Any], directory: Path) -> Manifest:
     for pool, keys in tables["pool"].items():
         _guarded(("pool", pool), keys, partial(read_profiles, {pool: keys}, "grape.toml"))
     outputs = {
-        name: _guarded(("output", name), keys, partial(read_section, Keeping, _keys(name, keys), ""))
+        name: _guarded(("output", name), keys, partial(read_section, Keeping, _keys("output", name, keys), ""))
         for name, keys in tables["output"].items()
+    }
+    drivers = {
+        name: _guarded(("driver", name), keys, partial(read_driver, name, _keys("driver", name, keys)))
+        for name, keys in tables["driver"].items()
     }
     rest = {key: value for key, value in found.items() if key not in tables}
     manifest = _guarded((), rest, lambda: read_section(Manifest, rest, ""))
     _check(manifest)
     _guarded(("app",), {}, lambda: target_of(manifest, directory))
     return msgspec.structs.replace(
-        manifest, config=tables["config"], env=tables["env"], secrets=secrets, pool=tables["pool"], output=outputs
+        manifest,
+        config=tables["config"],
+        env=tables["env"],
+        secrets=secrets,
+        pool=tables["pool"],
+        output=outputs,
+        driver=drivers,
     )
 
 
-def _keys(name: str, keys: Any) -> dict[str, Any]:
+def _keys(table: str, name: str, keys: Any) -> dict[str, Any]:
     """
     Raises:
         Misfit: it is no table.
     """
     if not isinstance(keys, dict):
-        raise Misfit(("output", name), f'output.{name} is a table, as in [output.{name}] age = "7 d"')
+        raise Misfit((table, name), f"{table}.{name} is a table, as in [{table}.{name}] {_EXAMPLES[table]}")
     return keys
 
 
@@ -242,28 +247,60 @@ def secrets_of(manifest: Manifest, directory: Path, environment: Mapping[str, st
     Raises:
         UsageError: one is not there; the text never holds a value.
     """
-    found: dict[str, str] = {}
-    for name, secret in manifest.secrets.items():
-        if secret.env is not None:
-            if secret.env not in environment:
-                raise UsageError(f"{directory / NAME}: secret {name}: there is no variable {secret.env} here")
-            found[name] = environment[secret.env]
-            continue
-        path = Path(secret.file or "")
-        if secret.credential is not None:
-            place = environment.get("CREDENTIALS_DIRECTORY")
-            if place is None:
-                raise UsageError(
-                    f"{directory / NAME}: secret {name} is a credential of systemd (LoadCredential=), which has not "
-                    f"started this: there is no $CREDENTIALS_DIRECTORY"
-                )
-            path = Path(place) / Path(secret.credential).name
-        try:
-            found[name] = (directory / path).read_text().rstrip("\r\n")
-        except (OSError, UnicodeDecodeError) as e:
-            why = e.strerror if isinstance(e, OSError) else "it is not UTF-8"
-            raise UsageError(f"{directory / NAME}: secret {name}: {path}: {why}") from None
+    return {name: _value_of(name, secret, directory, environment) for name, secret in manifest.secrets.items()}
+
+
+def hook_secrets(hook: HookDriver, name: str, directory: Path, environment: Mapping[str, str]) -> list[str]:
+    """Those that the calls of a hook may be signed with, now.
+
+    Raises:
+        UsageError: one is not there; the text never holds a value.
+    """
+    what = f"of driver {name}"
+    found = [_value_of(what, secret, directory, environment) for secret in hook.secrets]
+    if not all(found):
+        raise UsageError(f"{directory / NAME}: secret {what}: it is empty, so anybody could sign with it")
     return found
+
+
+def _value_of(name: str, secret: Secret, directory: Path, environment: Mapping[str, str]) -> str:
+    """
+    Raises:
+        UsageError: it is not there.
+    """
+    if secret.env is not None:
+        if secret.env not in environment:
+            raise UsageError(f"{directory / NAME}: secret {name}: there is no variable {secret.env} here")
+        return environment[secret.env]
+    path = Path(secret.file or "")
+    if secret.credential is not None:
+        place = environment.get("CREDENTIALS_DIRECTORY")
+        if place is None:
+            raise UsageError(
+                f"{directory / NAME}: secret {name} is a credential of systemd (LoadCredential=), which has not "
+                f"started this: there is no $CREDENTIALS_DIRECTORY"
+            )
+        path = Path(place) / Path(secret.credential).name
+    try:
+        return (directory / path).read_text().rstrip("\r\n")
+    except (OSError, UnicodeDecodeError) as e:
+        why = e.strerror if isinstance(e, OSError) else "it is not UTF-8"
+        raise UsageError(f"{directory / NAME}: secret {name}: {path}: {why}") from None
+
+
+def check_drivers(directory: Path, manifest: Manifest, events: Collection[str]) -> None:
+    """Whether the app has what its drivers make. ``events``: what it listens to.
+
+    Raises:
+        UsageError: it has not; the text names file and line.
+    """
+    for name, driver in manifest.driver.items():
+        if driver.event not in events:
+            line = _line_of(_text_of(directory / NAME), ("driver", name, "event"))
+            hint = did_you_mean(driver.event, events, f"it has {', '.join(map(repr, sorted(events))) or 'none'}")
+            raise UsageError(
+                f"{directory / NAME}:{line}: driver {name}: the app has no slot {driver.event!r:.100}; {hint}"
+            )
 
 
 def _line_of(text: str, way: tuple[str, ...]) -> int:

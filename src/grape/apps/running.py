@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from grape.apps.manifest import NAME, Manifest, manifest_of, secrets_of, target_of
+from grape.apps.manifest import NAME, Manifest, hook_secrets, manifest_of, secrets_of, target_of
+from grape.drivers.spec import HookDriver
 from grape.host.options import Options, check_options
 from grape.processes.profile_file import load_profiles
 from grape.store.store import MAX_SIZE
@@ -29,6 +30,9 @@ def options_of(
     """
     path = Path(directory)
     manifest = manifest_of(path)
+    for name, driver in manifest.driver.items():
+        if isinstance(driver, HookDriver):
+            hook_secrets(driver, name, path, environment)
     pools: dict[str, Any] = {"grape": {"pool": manifest.pool}}
     options = Options(
         target=target_of(manifest, path),

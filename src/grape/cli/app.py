@@ -14,7 +14,7 @@ import msgspec
 import typer
 from rich.table import Table
 
-from grape.apps.manifest import manifest_of
+from grape.apps.manifest import check_drivers, manifest_of
 from grape.apps.package import pack as pack_app
 from grape.apps.running import options_of
 from grape.cli.console import put, put_table, say, show_line
@@ -22,6 +22,7 @@ from grape.cli.home import HomeOption, home_of, or_exit, told
 from grape.cli.run import fail
 from grape.client.launching import fork_engine, launcher
 from grape.client.session import Session
+from grape.drivers.told import DriverInfo
 from grape.errors import GrapeError, UsageError
 from grape.model.plural import counted
 from grape.server.home import Home, check_name
@@ -68,6 +69,7 @@ def check(
     try:
         manifest, options = options_of(directory, os.environ, profile)
         topology = Session(options, [], [], show_line, launcher(options, fork_engine)).describe()
+        check_drivers(Path(directory), manifest, topology.events)
     except GrapeError as e:
         fail(e)
         raise
@@ -76,6 +78,7 @@ def check(
         counted(len(topology.nodes), "node"),
         counted(len(topology.outputs), "output"),
         counted(len(topology.pools), "pool"),
+        *([counted(len(manifest.driver), "driver")] if manifest.driver else []),
     ]
     put(f"{manifest.name} {manifest.version} can run: {', '.join(parts)}")
 
@@ -157,6 +160,8 @@ def info(name: Name, home: HomeOption = None, as_json: Json = False) -> None:
         what = "runs" if version.digest == found.digest else "before" if version.digest == found.previous else ""
         at = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(version.at))
         put(f"  {version.version:12} {version.digest[:12]} {at} {what}".rstrip())
+    for driver in found.drivers:
+        put(_driver_line(driver))
     if found.numbers is not None:
         put(msgspec.json.format(msgspec.json.encode(found.numbers)).decode())
 
@@ -255,6 +260,18 @@ def _change(name: str, version: str, drop_slots: list[str] | None, home: str | N
 
 def _line(info: AppInfo) -> str:
     return f"{info.name} {info.version} {info.digest[:12]} {info.state}"
+
+
+def _driver_line(driver: DriverInfo) -> str:
+    parts = [f"driver {driver.name}: {driver.kind} of {driver.event}"]
+    if driver.kind in ("cron", "timer"):
+        parts.append(f"next {_at(driver.next)}")
+    parts.append(f"last {_at(driver.last)}")
+    return ", ".join(parts) + (f"\n  {driver.error}" if driver.error else "")
+
+
+def _at(when: float | None) -> str:
+    return "-" if when is None else time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(when))
 
 
 def _numbers(info: AppInfo) -> list[str]:

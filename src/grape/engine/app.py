@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 
 from grape.engine.telemetry import PoolStats
 from grape.model.address import PartitionId
+from grape.model.foreign import Foreign, Peers, log_of, log_to
 from grape.model.routing import Routing, eager_events, route
 from grape.model.stored import OUTPUT, REPLIES, AppRecord
 from grape.model.topology import Limits, NodeSpec, SlotSpec, TopologySpec
@@ -38,8 +39,9 @@ class Stats:
 
 
 class App:
-    """``backlog_*``: what waits in the logs of its pools. ``taken``: outputs that have a taker. ``parts``: what workers
-    of a pool describe, where that is not the whole of it. ``eager``: events that may run before they are accepted."""
+    """``backlog_*``: what waits in the logs of its pools. ``outgoing_*``: what waits for other apps. ``taken``: outputs
+    that have a taker. ``parts``: what workers of a pool describe, where that is not the whole of it. ``eager``: events
+    that may run before they are accepted. ``peers``: the other apps of a server."""
 
     def __init__(
         self,
@@ -55,6 +57,10 @@ class App:
         self.eager = eager_events(topology)
         self.stats = Stats()
         self.taken: frozenset[str] = frozenset()
+        self.peers: Peers = {}
+        self.outgoing_events = 0
+        self.outgoing_replies = 0
+        self.outgoing_bytes = 0
         self.backlog_events = 0
         self.backlog_bytes = 0
         self.holds = 0
@@ -74,6 +80,15 @@ class App:
     @property
     def partitions(self) -> int:
         return self.record.partitions
+
+    @property
+    def waiting_events(self) -> int:
+        """In this app, or for others."""
+        return self.backlog_events + self.outgoing_events
+
+    @property
+    def waiting_bytes(self) -> int:
+        return self.backlog_bytes + self.outgoing_bytes
 
     def described(self, pool: str) -> TopologySpec:
         """What a worker of ``pool`` has to say of the app."""
@@ -96,8 +111,15 @@ class App:
         """The pools with a listener to one of these events."""
         return {listener.pool for event in events for listener in self.routing.listeners.get(event, ())}
 
-    def names_of(self, log: str) -> frozenset[str] | None:
+    def knows_other(self, app: str) -> bool:
+        """Events may go there."""
+        return log_to(app) in self.record.logs
+
+    def names_of(self, log: str) -> Container[str] | None:
         """Event names that may stand in ``log``; None if there is no such log to emit to."""
+        other = log_of(log)
+        if other is not None:
+            return Foreign(other) if log in self.record.logs else None
         if log.startswith(OUTPUT):
             name = log[1:]
             return frozenset((name,)) if name in self.routing.outputs else None

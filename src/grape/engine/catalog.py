@@ -86,9 +86,11 @@ def update_record(
     default_partitions: int,
     dropped: frozenset[str] = frozenset(),
     rng: random.Random | None = None,
+    others: Iterable[str] = (),
 ) -> AppRecord:
     """The record for ``topology``: the one that is there, adapted, or a new one. ``dropped``: what was allowed to go.
-    ``rng``: of incarnations. The number of a node that is gone is never used again.
+    ``rng``: of incarnations. ``others``: logs for what goes to other apps. The number of a node that is gone is never
+    used again.
 
     Raises:
         UsageError: it has another number of partitions.
@@ -118,13 +120,14 @@ def update_record(
     new = (chained - route(old.topology).chained) | old.unchained
     pools = [pool.name for pool in topology.pools]
     answers = [f"{REPLIES}{pool}" for pool in pools]
-    names = [*pools, *answers, *(f"{OUTPUT}{o}" for o in topology.outputs), REPLIES]
+    names = [*pools, *answers, *(f"{OUTPUT}{o}" for o in topology.outputs), REPLIES, *others]
     return msgspec.structs.replace(
         with_logs(old, names),
         nodes=nodes,
         topology=topology,
         next_node=next_node,
         moving={},
+        emptied={},
         unchained=new & chained,
         dropped=old.dropped | dropped,
     )

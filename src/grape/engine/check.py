@@ -16,6 +16,7 @@ from grape.model import batch as codec
 from grape.model.address import MAX_KEY_BYTES, check_timer_name
 from grape.model.cursor import Progress
 from grape.model.depth import LET_IN
+from grape.model.foreign import MAX_FOREIGN, app_of, is_foreign, log_to
 from grape.model.near import did_you_mean
 from grape.model.stored import OUTPUT, REPLIES, SOURCE, TAKER
 from grape.model.topology import TopologySpec
@@ -139,6 +140,7 @@ class Checker:
         self._largest = app.limits.max_event + BESIDE_DATA
         self._counted = frozenset(f"{slot.event}>{slot.node}" for slot in app.topology.slots)
         self._names = frozenset((*app.topology.events, *app.topology.outputs))
+        self._of_others: set[str] = set()
         self._nodes: dict[tuple[str, str], tuple[str, ...]] = {
             (listener.pool, event): listener.nodes
             for event, listeners in app.routing.listeners.items()
@@ -158,7 +160,7 @@ class Checker:
         if len(emitted.body) > largest:
             raise ProtocolError(f"an emit of {emitted.events} events in {len(emitted.body)} bytes, over {largest}")
         for meta in codec.check_body(emitted.body, emitted.events, len(own), is_deeper=is_deeper):
-            strange = set(meta.names) - names
+            strange = {name for name in meta.names if name not in names}
             if strange:
                 raise ProtocolError(f"an emit of {sorted(strange)!r:.300} to {target!r}, where nothing listens to it")
             self._run(target, meta)
@@ -281,12 +283,23 @@ class Checker:
     def _call(self, call: Call) -> None:
         if not (0 < call.timeout <= MAX_TIME // 2 and 1 <= len(call.digest) <= 64):
             raise ProtocolError(f"a call with a time-out of {call.timeout} us, or a digest of {len(call.digest)} bytes")
-        if call.event not in self._app.routing.listeners:
+        to_other = is_foreign(call.event)
+        if not (self._app.knows_other(app_of(call.event)) if to_other else call.event in self._app.routing.listeners):
             raise ProtocolError(f"a call of {call.event!r:.300}, which nothing listens to")
         for request in call.requests:
-            if request.events != 1 or request.contexts or request.target.startswith(OUTPUT):
+            is_output = request.target.startswith(OUTPUT) and not (
+                to_other and request.target == log_to(app_of(call.event))
+            )
+            if request.events != 1 or request.contexts or is_output:
                 raise ProtocolError("a call is one event for each pool that listens, without contexts of its own")
             self.emitted(msgspec.structs.replace(request, contexts=[0]), 1)
+
+    def _is_of_other(self, name: str) -> bool:
+        """An event of another app; there are as many names of such as there may be, or fewer."""
+        if not is_foreign(name) or not self._app.knows_other(app_of(name)) or len(name.encode()) > 2 * MAX_NAME_BYTES:
+            return False
+        self._of_others.add(name)
+        return len(self._of_others) <= MAX_FOREIGN
 
     def reply(self, reply: Reply, contexts: int) -> None:
         if not 0 <= reply.context < contexts:
@@ -301,7 +314,8 @@ class Checker:
             raise ProtocolError(f"a reply that is not one msgpack value of at most {LET_IN} levels")
 
     def counts(self, processed: dict[str, int], emitted: dict[str, int]) -> None:
-        strange = (processed.keys() - self._counted) | (emitted.keys() - self._names)
+        others = {name for name in emitted.keys() - self._names if self._is_of_other(name)}
+        strange = (processed.keys() - self._counted) | (emitted.keys() - self._names - others)
         if strange:
             raise ProtocolError(f"counts of {sorted(strange)!r:.300}, which this topology does not have")
         # (What was counted before may be taken back: an event that turns out to wait behind another one.)

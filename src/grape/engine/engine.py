@@ -52,7 +52,7 @@ class Engine:
     Attributes:
         tell: told of every event that fails, with the name of its worker.
         has_failed_enough: asked before anything is handed out; then nothing more is.
-        gate: whether anything may come in. questions: what workers asked for.
+        gate: whether anything may come in. handshake: what workers hear first. questions: what they asked for.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class Engine:
         self._owners: dict[PartitionId, Partition] = {}
         self._others: dict[PartitionId, Committer] = {}
         self._joining: dict[PartitionId, Callable[[Claim], None]] = {}
-        self._arrivals: dict[PartitionId, list[Callable[[], None]]] = {}
+        self._arrivals: dict[PartitionId, list[Callable[[Arrival], None]]] = {}
         self._dues: Dues[Partition] = Dues(_due)
         self.questions = Questions(app)
         self.pools: dict[str, Pool] = {}
@@ -89,7 +89,7 @@ class Engine:
             pool = Pool(spec, profile, sizes.workers, partitions, app, for_pools, self._pump, may_start)
             self.pools[spec.name] = pool
         self.gate = Gate(app, {name: pool.profile for name, pool in self.pools.items()}, self.transport.room, reserve)
-        self._handshake = Handshake(app, self.pools, self.clock)
+        self.handshake = Handshake(app, self.pools, self.clock)
 
     def _partition(self, pool: str, number: int, claim: Claim, *, is_long: bool) -> Partition:
         partition = Partition(self.app, pool, number, self.transport, self.clock, self._around.rng, claim)
@@ -97,7 +97,7 @@ class Engine:
         self._owners[partition.id] = partition
         self._dues.touch(partition)
         if partition.answers.log is not None:
-            self.on_arrival(partition.answers.log, partial(self._take_answers, partition))
+            self.on_arrival(partition.answers.log, lambda _: self._take_answers(partition))
         return partition
 
     # ------------------------------------------------------------------ life
@@ -178,7 +178,7 @@ class Engine:
         self._joining.update((partition, partial(joined, partition)) for partition in partitions)
         self.transport.claim(list(partitions))
 
-    def on_arrival(self, log: PartitionId, call: Callable[[], None]) -> None:
+    def on_arrival(self, log: PartitionId, call: Callable[[Arrival], None]) -> None:
         """Call when something arrived in ``log`` (an output)."""
         self._arrivals.setdefault(log, []).append(call)
 
@@ -244,7 +244,7 @@ class Engine:
             partition = self._owners.get(arrival.partition)
             if partition is None:
                 for call in self._arrivals.get(arrival.partition, ()):
-                    call()
+                    call(arrival)
                 continue
             partition.backlog.add(arrival.events, arrival.size)
             self._offer(partition)
@@ -295,12 +295,10 @@ class Engine:
                     self._pump(worker)
 
     def _pump(self, worker: Worker) -> None:
-        if not worker.queued or self.draining or self.failure is not None or not worker.serves:
+        if not worker.queued or not worker.serves or self.draining or self.failure or self.has_failed_enough():
             return
         now = self.clock.now()
         credit = 1 if self.pools[worker.pool].is_long else _CREDIT
-        if self.has_failed_enough():
-            return  # whoever serves ends the run; what was out until then may still fail
         while partition := worker.next_partition():
             has_enough = len(worker.outstanding) >= credit and not partition.dispatch.top_up
             if has_enough or worker.link.unread > UNREAD_BYTES:
@@ -354,13 +352,13 @@ class Engine:
                     worker.cut(worker.explained, self.clock.now())  # it ends itself; not every runtime can, everywhere
             case Beat():
                 if worker.life == "welcome":
-                    self._handshake.set_up(worker)
+                    self.handshake.set_up(worker)
                 else:
                     self._look_at(worker, message)
             case Hello():
-                self._handshake.hello(worker, message)
+                self.handshake.hello(worker, message)
             case Refusal():
-                if (error := self._handshake.refused(worker, message)) is not None:
+                if (error := self.handshake.refused(worker, message)) is not None:
                     self.stop_with(error)
 
     def _worker(self, pool: str, index: int, link: object) -> Worker | None:
@@ -493,10 +491,10 @@ class Engine:
 
     # ------------------------------------------------------------------ intake
 
-    def feeding_is_open(self, pools: Iterable[str]) -> bool:
-        """Whether sources may feed these pools. After a change of code that lets more pairs chain they wait until
-        nothing of before waits any more: only then can the pairs chain, and with a steady input that is never."""
-        return self.intake_is_open(pools) and not self._is_catching_up()
+    def feeding_is_open(self, pools: Iterable[str], *, is_of_other: bool = False) -> bool:
+        """Whether sources, or another app, may feed these pools. After a change of code that lets more pairs chain they
+        wait until nothing of before waits: only then can the pairs chain, and with a steady input that is never."""
+        return self.intake_is_open(pools, is_of_other=is_of_other) and not self._is_catching_up()
 
     def _is_catching_up(self) -> bool:
         if self._catch_up_until:
@@ -515,9 +513,9 @@ class Engine:
             (value,) = self.transport.get(self.app.log(pool, number), "text", [key])
         return None if value is None else int.from_bytes(value[8:12], "big")
 
-    def intake_is_open(self, pools: Iterable[str]) -> bool:
+    def intake_is_open(self, pools: Iterable[str], *, is_of_other: bool = False) -> bool:
         """Whether anything may come into these pools from outside."""
-        return self.failure is None and not self.draining and self.gate.is_open(pools)
+        return self.failure is None and not self.draining and self.gate.is_open(pools, is_of_other=is_of_other)
 
     def check_room(self) -> None:
         """Stop a run that eats the reserve."""

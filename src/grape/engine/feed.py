@@ -17,13 +17,15 @@ from grape.errors import ProtocolError, TooLarge
 from grape.hot import is_deeper
 from grape.model import batch as codec
 from grape.model.address import MAX_ID_BYTES, check_key, check_text, partition_of
-from grape.model.stored import SOURCE, DeadLetter, SourceHead, decode_source, encode, row_key
+from grape.model.foreign import AT
+from grape.model.stored import ERROR, REPLIES, SOURCE, DeadLetter, SourceHead, decode_source, encode, row_key
 from grape.protocol.door import Append, BadInput, Named, Part, Verdict, size_beside
 
 _BESIDE_BATCH: Final = 200
 """Bytes of a batch in a commit beside its body, about."""
 _LARGEST_INPUT: Final = 1 << 40
 _PROMISED: Final = 1 << 22
+_REPLIES: Final = {"part", "final", ERROR}
 
 
 class Prepared(Struct, frozen=True):
@@ -51,7 +53,8 @@ class Feed:
     """One stream.
 
     Args:
-        name: of the stream. ``calls``: its events are calls, each answered under its own id.
+        name: of the stream; one that begins with @ comes from another app.
+        calls: its events are calls, each answered under its own id.
         ids: of all streams.
     """
 
@@ -68,7 +71,8 @@ class Feed:
     ) -> None:
         self.name = name
         self.id = app.log(SOURCE + name, 0)
-        self.calls = calls
+        self.calls = calls and not name.startswith(AT)
+        self.is_of_other = name.startswith(AT)
         self._app = app
         self._ids = ids
         self._clock = ids.clock
@@ -161,7 +165,8 @@ class Feed:
         sends: list[Send] = []
         counts: Counter[str] = Counter()
         for part in parts:
-            counts[part.name] += part.events
+            if not part.name.startswith(REPLIES):
+                counts[part.name] += part.events
             self._seal(part, sent, sends, now)
         dead = [(row_key(head.next_dead + i), encode(letter)) for i, letter in enumerate(_letters(append.bad, now))]
         self._planned = new = SourceHead(
@@ -178,9 +183,14 @@ class Feed:
         return Prepared(sends, new, dead, counts, append.size, came, weight, append.ids, append.at_end)
 
     def _weight(self, append: Append) -> int:
-        listeners = self._app.routing.listeners
-        sent = sum((len(part.body) + _BESIDE_BATCH) * len(listeners[part.name]) for part in append.parts)
+        sent = sum((len(part.body) + _BESIDE_BATCH) * len(self._logs(part)) for part in append.parts)
         return sent + 2 * size_beside(append.position, append.bad, append.ids)
+
+    def _logs(self, part: Part) -> list[str]:
+        """Where it goes: to every pool that listens, or the replies of another app to whoever waits for them."""
+        if part.name.startswith(REPLIES):
+            return [part.name] if part.name in self._app.record.logs else []
+        return [listener.pool for listener in self._app.routing.listeners[part.name]]
 
     def _check_rest(self, append: Append) -> None:
         what = f"stream {self.name!r:.300}: append {append.number}"
@@ -204,7 +214,8 @@ class Feed:
 
     def _check(self, part: Part, *, is_ours: bool) -> None:
         what = f"stream {self.name!r:.300}: a part of {part.name!r:.300}"
-        if part.name not in self._app.routing.listeners:
+        is_replies = self.is_of_other and part.name.startswith(REPLIES)
+        if not is_replies and part.name not in self._app.routing.listeners:
             raise ProtocolError(f"{what}, to which no slot listens")
         if not 0 <= part.partition < self._app.partitions:
             raise ProtocolError(f"{what} for partition {part.partition} of {self._app.partitions}")
@@ -218,20 +229,21 @@ class Feed:
         largest = max(largest, self._app.limits.max_event + BESIDE_DATA)
         if len(part.body) > largest:
             raise ProtocolError(f"{what} of {len(part.body)} bytes; the limit is {largest}")
-        for meta in codec.check_body(part.body, part.events, is_deeper=is_deeper):
-            if meta.names != [part.name] or meta.hops or meta.only is not None or meta.contexts is not None:
+        for meta in codec.check_body(part.body, part.events, len(part.contexts), is_deeper=is_deeper):
+            is_wrong = not set(meta.names) <= _REPLIES if is_replies else meta.names != [part.name]
+            if is_wrong or meta.only is not None or not (self.is_of_other or _is_plain(meta)):
                 raise ProtocolError(f"{what} with a run of {meta.names!r:.300}, or with what only an engine adds")
 
     def _seal(self, part: Part, sent: dict[bytes, int], sends: list[Send], now: int) -> None:
         app = self._app
         flags = codec.SELF_REPLY if self.calls else 0
-        for listener in app.routing.listeners[part.name]:
-            target = app.log(listener.pool, part.partition)
+        for log in self._logs(part):
+            target = app.log(log, part.partition)
             packed = target.packed()
             sequence = sent.get(packed, 0)
             sent[packed] = sequence + 1
             sealed = codec.seal(
-                part.body, part.events, self.id, target, app.record.incarnation, sequence, now, (), flags
+                part.body, part.events, self.id, target, app.record.incarnation, sequence, now, part.contexts, flags
             )
             sends.append(Send(target, sealed, part.events))
 
@@ -267,6 +279,11 @@ class Feed:
             then()
 
         self._committer.submit(encode(head), sends, rows, then=committed)
+
+
+def _is_plain(meta: codec.RunMeta) -> bool:
+    """It has nothing that only an engine gives an event."""
+    return not meta.hops and meta.contexts is None
 
 
 def _letters(bad: Sequence[BadInput], now: int) -> list[DeadLetter]:

@@ -28,20 +28,27 @@ class Gate:
         self._room = room
         self._watch = RoomWatch(reserve)
 
-    def is_open(self, pools: Iterable[str]) -> bool:
-        """Whether these pools take more."""
-        return not self.is_full and self.over_limit(pools) is None
+    def is_open(self, pools: Iterable[str], *, is_of_other: bool = False) -> bool:
+        """Whether these pools take more. ``is_of_other``: of what comes from another app. For that it counts not what
+        waits for others: two apps that wait for one another would do so for ever, while what waits here is worked
+        off."""
+        return not self.is_full and (self._is_worked_off(pools) if is_of_other else self.over_limit(pools) is None)
+
+    def _is_worked_off(self, pools: Iterable[str]) -> bool:
+        app, profiles = self._app, [self._profiles[name] for name in pools]
+        return all(app.backlog_events < p.queue_limit and app.backlog_bytes < p.queue_bytes for p in profiles)
 
     def over_limit(self, pools: Iterable[str]) -> str | None:
         """In words, what keeps these pools from taking more: the app's backlog is over the limit of one of them."""
         app = self._app
         for name in pools:
             profile = self._profiles[name]
-            if app.backlog_events >= profile.queue_limit:
-                return f"{app.backlog_events:,} events wait; pool {name!r} takes none over {profile.queue_limit:,}"
-            if app.backlog_bytes >= profile.queue_bytes:
-                waiting, limit = show_size(app.backlog_bytes), show_size(profile.queue_bytes)
-                return f"{waiting} of events wait; pool {name!r} takes none over {limit}"
+            if app.waiting_events >= profile.queue_limit:
+                waiting = f"{app.waiting_events:,} events wait{self._elsewhere()}"
+                return f"{waiting}; pool {name!r} takes none over {profile.queue_limit:,}"
+            if app.waiting_bytes >= profile.queue_bytes:
+                waiting, limit = show_size(app.waiting_bytes), show_size(profile.queue_bytes)
+                return f"{waiting} of events wait{self._elsewhere()}; pool {name!r} takes none over {limit}"
         return None
 
     def room_for(self, pools: Iterable[str]) -> tuple[int, int]:
@@ -49,7 +56,11 @@ class Gate:
         app, profiles = self._app, [self._profiles[name] for name in pools]
         events = min((profile.queue_limit for profile in profiles), default=_NO_LIMIT)
         size = min((profile.queue_bytes for profile in profiles), default=_NO_LIMIT)
-        return events - app.backlog_events, size - app.backlog_bytes
+        return events - app.waiting_events, size - app.waiting_bytes
+
+    def _elsewhere(self) -> str:
+        outgoing = self._app.outgoing_events
+        return f", {outgoing:,} of them for other apps" if outgoing else ""
 
     @property
     def is_full(self) -> bool:

@@ -10,10 +10,13 @@ from grape.engine.clock import Clock
 from grape.engine.pool import Pool
 from grape.engine.worker import Worker
 from grape.errors import GrapeError, ProtocolError, TopologyError
-from grape.protocol.messages import VERSION, Hello, Refusal, Welcome
+from grape.model.foreign import Peers
+from grape.protocol.messages import VERSION, Hello, PeersChanged, Refusal, Welcome
 
 NEEDED: Final = frozenset({"partition", "cache"})
 """Capabilities that a worker has to have."""
+PEERS: Final = "peers"
+"""It emits to other apps, and hears which there are."""
 MAX_TEXT: Final = 16_000
 """Characters of what a worker says of its end."""
 
@@ -38,6 +41,7 @@ class Handshake:
             raise ProtocolError(f"it is not as the workers before it were: {problem}")
         if problem:
             raise TopologyError(problem)
+        worker.hears_peers = PEERS in message.capabilities
         self._welcome(worker)
 
     def _problem(self, worker: Worker, message: Hello) -> str:
@@ -68,8 +72,17 @@ class Handshake:
                 float(profile.heartbeat_timeout),
                 profile.concurrency,
                 app.topology,
+                app.peers,
             )
         )
+
+    def change_peers(self, peers: Peers) -> None:
+        """The other apps of the server are these from now on. Their logs have numbers."""
+        self._app.peers = peers
+        for pool in self._pools.values():
+            for worker in pool.workers.values():
+                if worker.hears_peers:
+                    worker.link.send(PeersChanged(peers))
 
     def set_up(self, worker: Worker) -> None:
         """Its nodes are; until then it has no partition, for which others would have to wait."""

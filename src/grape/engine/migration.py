@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from hashlib import blake2b
 from typing import Final
 
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from grape.engine.app import App
 from grape.engine.inbox import OpenBatch, origin_key, own_origin
@@ -26,6 +26,7 @@ from grape.model.near import did_you_mean, near
 from grape.model.routing import Routing, route
 from grape.model.section import show_size
 from grape.model.stored import (
+    MOVED,
     AppRecord,
     HoldEntry,
     TimerEntry,
@@ -47,19 +48,22 @@ _PAGE: Final = 1_000
 _LETTER_COSTS: Final = 256
 _PAGE_BYTES: Final = 4096
 _DROPPED: Final = "slot-dropped"
+_TIMER_KEY: Final = 17
+"""One byte more than the key of a timer has."""
 
 
 class Plan(Struct, frozen=True):
     """What differs. ``slots``: gone, or in another pool now; ``moved``: node -> new pool; ``nodes``: gone; ``chained``:
-    pairs that chain now and did not before."""
+    pairs that chain now and did not before; ``emptied``: pools that are gone, with one that is there."""
 
     slots: frozenset[SlotId]
     moved: dict[str, str]
     nodes: frozenset[str]
     chained: frozenset[tuple[str, str]]
+    emptied: dict[str, str]
 
     def __bool__(self) -> bool:
-        return bool(self.slots or self.moved or self.nodes or self.chained)
+        return bool(self.slots or self.moved or self.nodes or self.chained or self.emptied)
 
 
 def plan(record: AppRecord, new: TopologySpec) -> Plan:
@@ -73,7 +77,9 @@ def plan(record: AppRecord, new: TopologySpec) -> Plan:
         if (slot.event, slot.node) not in slots or slot.node in moved
     }
     chained = route(new).chained - route(record.topology).chained
-    return Plan(frozenset(gone), moved, frozenset(record.nodes.keys() - pools.keys()), chained)
+    there = [pool.name for pool in new.pools]
+    emptied = {pool.name: there[0] for pool in record.topology.pools if pool.name not in there}
+    return Plan(frozenset(gone), moved, frozenset(record.nodes.keys() - pools.keys()), chained, emptied)
 
 
 class Waiting(Struct):
@@ -331,10 +337,17 @@ class Migration:
                     partition.ledger.put("text", name, None)
                 yield partition
 
-    def moves(self, moved: dict[str, str]) -> Iterator[Partition]:
-        """Copy state of nodes (name -> pool) to their new pool, then remove it from the old one. The record must say so
-        before the first step (`AppRecord.moving`), as in between it is in both places."""
+    def moves(self, moved: dict[str, str], emptied: dict[str, str]) -> Iterator[Partition]:
+        """Copy state of nodes (name -> pool) to their new pool, and timers of pools that are gone to another one, then
+        remove them from the old one. The record must say so before the first step (`AppRecord.moving`, ``emptied``), as
+        in between they are in both places."""
         old = {(p.pool, p.number): p for p in self._partitions}
+
+        def target_of(pool: str, n: int) -> Partition:
+            if (pool, n) not in old:  # once for all that moves there: it goes on from its own commits
+                old[pool, n] = self._partition(pool, n)
+            return old[pool, n]
+
         for node, pool in sorted(moved.items()):
             number = self._app.node_id(node)
             before = self._app.record.nodes[node].pool
@@ -344,11 +357,12 @@ class Migration:
                     any(rows) for rows in (self._states_in(source, number), self._timer_names(source, number))
                 )
                 if has_any:
-                    target = old.get((pool, n))
-                    if target is None:  # once for all nodes that move there: it goes on from its own commits
-                        target = old[pool, n] = self._partition(pool, n)
+                    target = target_of(pool, n)
                     yield from self._move_state(source, target, number)
                     yield from self._move_timers(source, target, number)
+        for before, pool in sorted(emptied.items()):
+            for n in range(self._app.record.partitions):
+                yield from self._move_pool(old[before, n], target_of(pool, n))
 
     def _move_state(self, source: Partition, target: Partition, node: int) -> Iterator[Partition]:
         for page in _pages(self._states_in(source, node), source.ledger.most // 2):
@@ -375,6 +389,25 @@ class Migration:
             for name, _ in page:
                 source.timers.cancel(name)
             yield source
+
+    def _move_pool(self, source: Partition, target: Partition) -> Iterator[Partition]:
+        """All timers: where they lie nobody looks any more. An earlier start may have been cut off in the middle."""
+        come = MOVED + source.id.packed()
+        for page in _pages(source.ledger.rows("timer"), source.ledger.most // 2):
+            for key, value in page:
+                if not any(target.ledger.rows("text", come + key, come + key + b"\0")):
+                    entry = decode_timer(value)
+                    target.timers.add(int.from_bytes(key[:8], "big"), structs.replace(entry, name=b""))
+                    target.ledger.put("text", come + key, b"\1")
+            yield target
+        for page in _pages(source.ledger.rows("timer"), source.ledger.most // 2):
+            for key, _ in page:
+                source.ledger.put("timer", key, None)
+            yield source
+        for page in _pages(target.ledger.rows("text", come, come + b"\xff" * _TIMER_KEY), target.ledger.most // 2):
+            for key, _ in page:
+                target.ledger.put("text", key, None)
+            yield target
 
     def _give_up(self, partition: Partition, entry: HoldEntry, event: str, node: str) -> None:
         if self._is_among(self._discard, event, node):

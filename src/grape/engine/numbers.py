@@ -27,6 +27,8 @@ def numbers_of(app: App, pools: Mapping[str, Pool], now: int) -> AppNumbers:
         worker_deaths=stats.worker_deaths,
         backlog_events=app.backlog_events,
         backlog_bytes=app.backlog_bytes,
+        outgoing_events=app.outgoing_events,
+        outgoing_bytes=app.outgoing_bytes,
         timers=app.timers,
         pools={name: pool.numbers(now) for name, pool in pools.items()},
     )

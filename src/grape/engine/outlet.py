@@ -137,6 +137,8 @@ class Take:
         self._count = 0
         self.changed: Callable[[], None] = _nothing
         """Called when there may be something to take."""
+        self.took: Callable[[int], None] = _ignore
+        """Called when so many more events have been taken, durably."""
 
     @property
     def logs(self) -> list[int]:
@@ -337,6 +339,7 @@ class Take:
             self._untold |= settled
             self.let_go()
             self._app.stats.taken[self._log[1:]] += count
+            self.took(count)
             then()
 
         self._committer.submit(encode(head), (), rows or (), then=committed)
@@ -386,4 +389,8 @@ def dead_key(number: int, position: int, index: int) -> bytes:
 
 
 def _nothing() -> None:
+    pass
+
+
+def _ignore(_: int) -> None:
     pass

@@ -101,7 +101,7 @@ class BatchStream:
         events = [event for some, _ in fresh for event in some]
         waiting = [accepted for _, accepted in fresh]
         try:
-            packed = list(_packed(events, door.partitions, door.limits, self._spread))
+            packed = list(packed_steps(events, door.partitions, door.limits, self._spread))
         except Exception as e:  # whoever waits would never hear of it
             _tell(waiting, e)
             return
@@ -263,7 +263,7 @@ def check_names(events: list[ClientEvent], door: Door) -> None:
             raise UnknownEvent(f"{which}app {door.topology.name!r} has no slot {name!r:.300}; {hint}")
 
 
-def _packed(
+def packed_steps(
     events: list[ClientEvent], partitions: int, limits: Limits, spread: int
 ) -> Iterator[tuple[list[Part], int]]:
     """Steps of about `_STEP` bytes: their parts, and how large they are."""

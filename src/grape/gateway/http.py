@@ -24,6 +24,7 @@ from grape.gateway.answers import as_json, as_problem, as_reply
 from grape.gateway.bodies import items_of, media_of, named_events
 from grape.gateway.doors import Doors
 from grape.gateway.events import Events, bug, handed_in, wait_of
+from grape.gateway.hooks import Hooks
 from grape.gateway.operating import Operating
 from grape.gateway.outputs import Outputs
 from grape.gateway.packing import Packing
@@ -62,6 +63,7 @@ class Gateway:
             Route("/apps/{app}/events", self._emit_several, methods=["POST"]),
             Route("/apps/{app}/answers/{id:path}", self._answer, methods=["GET"]),
             *Outputs(self.doors, self._may).routes(),
+            *Hooks(self.doors, self._may).routes(),
             WebSocketRoute("/apps/{app}/ws", Talks(self.doors, self._access).talk),
             *(
                 Route(f"/apps/{{app}}/{verb}", self._order(verb), methods=["POST"])

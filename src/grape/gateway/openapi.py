@@ -34,6 +34,15 @@ def document(apps: dict[str, TopologySpec], version: str) -> dict[str, Any]:
             ),
         },
     }
+    paths["/apps/{app}/hooks/{hook}"] = {
+        "parameters": [_path("app"), _path("hook")],
+        "post": _operation(
+            "Call a hook, signed as its driver says",
+            "hooks",
+            {"200": _json("It was there before", _ACCEPTED), "202": _json("It is durable", _ACCEPTED)},
+            _ANY,
+        ),
+    }
     for verb in ("start", "stop", "restart", "upgrade", "rollback"):
         parameters = [_path("app")]
         if verb in ("upgrade", "rollback"):

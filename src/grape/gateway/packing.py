@@ -12,6 +12,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from zlib_ng import zlib_ng
 
 from grape.gateway.problems import Problem
+from grape.model.section import show_size
 
 if sys.version_info >= (3, 14):
     from compression import zstd
@@ -103,7 +104,7 @@ class _Unpacking:
             self._pieces.append(piece)
             self._size += len(piece)
             if self._size > self._most:
-                raise Problem(413, "too-large", f"a body of over {self._most >> 20} MiB, unpacked; send several")
+                raise Problem(413, "too-large", f"a body of over {show_size(self._most)}, unpacked; send several")
         return True
 
     def all(self) -> bytes:

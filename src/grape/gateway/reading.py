@@ -9,6 +9,7 @@ from starlette.types import Message, Receive
 
 from grape.gateway.packing import unpacked
 from grape.gateway.problems import Problem
+from grape.model.section import show_size
 
 MAX_BODY: Final = 64 << 20
 MAX_BODIES: Final = 512 << 20
@@ -67,6 +68,6 @@ def _piece(message: Message, size: int, most: int) -> bytes:
         raise ClientDisconnect
     piece: bytes = message.get("body", b"")
     if size + len(piece) > most:
-        text = f"a body of over {most >> 20} MiB; send several"
+        text = f"a body of over {show_size(most)}; send several"
         raise Problem(413, "too-large", text, None, {"connection": "close"})
     return piece

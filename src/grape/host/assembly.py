@@ -19,6 +19,7 @@ from grape.errors import GrapeError, StorageFailed
 from grape.host.attaching import Attaching
 from grape.host.opening import Opening, Removals
 from grape.model.address import PartitionId
+from grape.model.foreign import Peers, logs_to
 from grape.model.topology import Limits, TopologySpec
 
 
@@ -27,7 +28,7 @@ class Plan(Struct, frozen=True, kw_only=True):
 
     ``limits``: cut to what the transport holds. ``parts``: what workers of a pool describe, if that is not the whole.
     ``partitions``: of a new app, or those that there must be. ``reserve``: bytes of room at which nothing comes in any
-    more. ``owned``: numbers of the partitions that this engine serves; None: all.
+    more. ``owned``: numbers of the partitions that this engine serves; None: all. ``peers``: other apps of its server.
     """
 
     topology: TopologySpec
@@ -38,6 +39,7 @@ class Plan(Struct, frozen=True, kw_only=True):
     removals: Removals = Removals()
     reserve: int = 0
     owned: frozenset[int] | None = None
+    peers: Peers = {}
 
 
 class Assembled(Struct, frozen=True):
@@ -75,10 +77,13 @@ class Assembler:
         self._around = around
         limits = fit(plan.limits, around.transport.features)
         opening = self._opening = Opening(around.transport, around.clock, limits, around.rng, plan.removals)
-        record = await opening.record(plan.topology, plan.partitions)
+        record = await opening.record(
+            plan.topology, plan.partitions, [log for app in plan.peers for log in logs_to(app)]
+        )
         if opening.discarded:
             around.notice(f"{opening.discarded:,} events were given up without dead letters (--discard-slot)")
         app = App(record, plan.topology, limits, plan.parts)
+        app.peers = plan.peers
         claims = await opening.claim(_owned(plan, app))
         engine = self._engine = Engine(app, around, plan.sizes, claims, plan.reserve)
         engine.arrived(opening.missed)

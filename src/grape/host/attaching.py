@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Final, NamedTuple
 
+from grape.abc.transport import Arrival
 from grape.engine.app import App
 from grape.engine.catalog import CatalogStore, with_logs
 from grape.engine.committer import Committer
@@ -59,6 +60,7 @@ class Attaching:
         self._peers: dict[str, list[Take]] = {}
         self._retained: dict[str, Retention] = {}
         self._wanted: list[tuple[dict[str, str], Callable[[dict[str, Committer]], None]]] = []
+        self._numbering: list[str] = []
         self._is_busy = False
 
     def feed(self, name: str, *, in_order: bool, then: Callable[[Feed], None]) -> None:
@@ -120,7 +122,7 @@ class Attaching:
         take.peers.append(take)
         take.retention = self._retained.get(taken.log)
         for number in take.logs:
-            engine.on_arrival(app.log(taken.log, number), partial(take.arrived, number))
+            engine.on_arrival(app.log(taken.log, number), partial(_of, take.arrived, number))
         return take
 
     def keep(self, event: str, keeping: Keeping) -> Retention:
@@ -128,7 +130,7 @@ class Attaching:
         app, engine, log = self._app, self._engine, OUTPUT + event
         retention = self._retained[log] = Retention(app, event, engine.transport, keeping)
         for number in range(app.partitions):
-            engine.on_arrival(app.log(log, number), partial(retention.arrived, number))
+            engine.on_arrival(app.log(log, number), partial(_of, retention.arrived, number))
         app.taken |= {event}
         return retention
 
@@ -138,6 +140,16 @@ class Attaching:
         peers = self._peers.get(log, [])
         taken = {number: min(peer.committed(number) for peer in peers) for number in numbers} if peers else {}
         self._retained[log].let_go(numbers, taken)
+
+    def number(self, names: Iterable[str], then: Callable[[], None]) -> None:
+        """Have numbers for logs that nobody commits to by himself.
+
+        Raises:
+            Full: there are no more.
+        """
+        self._check_room(*names)
+        self._numbering += names
+        self._claim({}, lambda _: then())
 
     @property
     def logs(self) -> Iterable[str]:
@@ -179,7 +191,8 @@ class Attaching:
         """What is wanted by now gets its numbers in the catalog, durably."""
         wanted, self._wanted = self._wanted, []
         names = {name: what for logs, _ in wanted for name, what in logs.items()}
-        record = with_logs(self._app.record, names)
+        record = with_logs(self._app.record, [*names, *self._numbering])
+        self._numbering = []
 
         def numbered() -> None:
             self._app.record = record
@@ -206,3 +219,7 @@ class Attaching:
             self._engine.claim({own: names[name] for own, name in fresh.items()}, claimed)
         else:
             claimed({})
+
+
+def _of(arrived: Callable[[int], None], number: int, _: Arrival) -> None:
+    arrived(number)

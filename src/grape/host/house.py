@@ -19,6 +19,7 @@ from grape.host.host import Host
 from grape.host.readers import Around, Reader, ReplyFan
 from grape.host.streams import Say, Stream, Streams, nobody
 from grape.model.address import check_text
+from grape.model.foreign import AT
 from grape.model.topology import TopologySpec
 from grape.protocol.door import (
     VERSION,
@@ -395,7 +396,8 @@ class Visitor:
         if house.is_being_read(message.name):
             self._refuse(InUse(f"{message.name!r:.300} is being written by another client"))
             return
-        if by.event is not None and by.event not in inside.app.taken:
+        is_to_other = by.event is not None and by.event.startswith(AT) and by.log in inside.app.record.logs
+        if by.event is not None and by.event not in inside.app.taken and not is_to_other:
             if by.event not in inside.app.topology.outputs or house.is_begun:
                 text = f"output {by.event!r:.300} is not taken in this run: its workers do not send it"
                 self._refuse(UsageError(f"{text}; name it when the run is started"))

@@ -118,8 +118,9 @@ class Opening:
 
     # ------------------------------------------------------------------ the record
 
-    async def record(self, topology: TopologySpec, partitions: int | None) -> AppRecord:
-        """The app's record in the catalog, after everything stored has been adapted to ``topology``.
+    async def record(self, topology: TopologySpec, partitions: int | None, others: Iterable[str] = ()) -> AppRecord:
+        """The app's record in the catalog, after everything stored has been adapted to ``topology``. ``others``: logs
+        for what goes to other apps.
 
         Raises:
             UsageError: another number of partitions, or something would be lost that nobody allowed to be dropped.
@@ -129,7 +130,9 @@ class Opening:
         self.catalog = CatalogStore(self._transport, claims[CATALOG])
         await self._migrate(topology)
         dropped = self._removals.all
-        record = update_record(self.catalog.catalog, topology, partitions, DEFAULT_PARTITIONS, dropped, self._rng)
+        record = update_record(
+            self.catalog.catalog, topology, partitions, DEFAULT_PARTITIONS, dropped, self._rng, others
+        )
         await self._save(record)
         return record
 
@@ -142,8 +145,8 @@ class Opening:
             refuse_drops("--drop-node", self._removals.nodes, {node.name for node in topology.nodes})
             return
         record = with_logs(record, [pool.name for pool in topology.pools])
-        if record.moving:  # an earlier start was killed while it did this
-            await self._move(await self._migration(record, topology), record, record.moving)
+        if record.moving or record.emptied:  # an earlier start was killed while it did this
+            await self._move(await self._migration(record, topology), record, record.moving, record.emptied)
             record = self.catalog.catalog.apps[topology.name]
         migration = await self._migration(record, topology)
         if migration.plan and not self._transport.features.exact_forwarding:
@@ -153,8 +156,8 @@ class Opening:
         migration.check(self._removals.slots, self._removals.nodes)
         await self._settle(migration.steps())
         self.discarded = migration.discarded
-        if migration.plan.moved:
-            await self._move(migration, record, migration.plan.moved)
+        if migration.plan.moved or migration.plan.emptied:
+            await self._move(migration, record, migration.plan.moved, migration.plan.emptied)
 
     async def _sources(self, record: AppRecord) -> list[SourceSent]:
         """All sources that there ever were; what they have committed is forwarded now."""
@@ -168,7 +171,7 @@ class Opening:
         pools = dict.fromkeys([pool.name for pool in record.topology.pools])
         pools.update(dict.fromkeys(node.pool for node in record.nodes.values()))
         coming = dict.fromkeys(pool.name for pool in topology.pools)
-        is_needed = bool(plan(record, topology) or record.moving)
+        is_needed = bool(plan(record, topology) or record.moving or record.emptied)
         claims: dict[PartitionId, Claim] = {}
         if is_needed:
             numbers = range(record.partitions)
@@ -183,13 +186,15 @@ class Opening:
         partitions = [partition(pool, n) for pool in pools for n in range(record.partitions)] if is_needed else []
         return Migration(app, topology, partitions, partition, self._removals.discarded)
 
-    async def _move(self, migration: Migration, record: AppRecord, moved: dict[str, str]) -> None:
-        await self._save(msgspec.structs.replace(record, moving=moved))
-        await self._settle(migration.moves(moved))
+    async def _move(
+        self, migration: Migration, record: AppRecord, moved: dict[str, str], emptied: dict[str, str]
+    ) -> None:
+        await self._save(msgspec.structs.replace(record, moving=moved, emptied=emptied))
+        await self._settle(migration.moves(moved, emptied))
         nodes = {
             name: NodeRecord(node.id, moved.get(name, node.pool), node.states) for name, node in record.nodes.items()
         }
-        await self._save(msgspec.structs.replace(record, nodes=nodes, moving={}))
+        await self._save(msgspec.structs.replace(record, nodes=nodes, moving={}, emptied={}))
 
     # ------------------------------------------------------------------ one commit after the other
 

@@ -14,6 +14,7 @@ from grape.authoring.loading import parse_target
 from grape.authoring.topology import Topology
 from grape.errors import BadArgument, GrapeError
 from grape.model.address import MAX_PARTITIONS
+from grape.model.foreign import Peers
 from grape.model.near import did_you_mean
 from grape.model.profile import Profile
 from grape.model.retention import Keeping
@@ -72,6 +73,8 @@ class Options(Struct, kw_only=True):
     """For ``inline``: what to run, if it is at hand already."""
     events: tuple[str, ...] = ()
     """What is fed, as far as that is known before."""
+    peers: Peers = {}
+    """The other apps of its server."""
 
 
 def check_options(options: Options) -> Options:

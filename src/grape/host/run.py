@@ -31,6 +31,7 @@ from grape.host.house import House
 from grape.host.opening import Removals
 from grape.host.options import Options
 from grape.host.ordering import ordering
+from grape.host.outgoing import Outgoing
 from grape.host.queues import Queues
 from grape.host.serving import Serving
 from grape.host.spawning import Spawning
@@ -189,6 +190,7 @@ class Run:
             partitions=options.partitions,
             removals=Removals(options.drop_slots, options.drop_nodes, options.discard_slots),
             reserve=reserve,
+            peers=options.peers,
         )
 
     def _connect(self, assembled: Assembled, described: Described) -> Serving:
@@ -206,7 +208,9 @@ class Run:
         tails = Tails(app, engine.transport, engine.on_arrival, self._host, self._clock)
         queues = Queues(app.topology, assembled.attaching, tails, self._host, self._clock)
         self._house.verbs.update(queues.verbs())
-        self._house.leaving += [queues.left, tails.left]
+        outgoing = Outgoing(app, engine, assembled.attaching)
+        self._house.verbs.update(outgoing.verbs())
+        self._house.leaving += [queues.left, tails.left, outgoing.left]
         if self.options.keeps is not None:
             queues.begin(self.options.keeps)
         self._house.verbs.update(ordering(engine, assembled.attaching, self._streams, self._host))

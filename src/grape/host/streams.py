@@ -100,7 +100,7 @@ class Stream:
             return
         names = {name for prepared in self._waiting for name in prepared.counts}
         too_early = self._waiting[0].at_end and not (is_later and streams.is_worked_off)
-        if not streams.is_ending and (too_early or not streams.may_feed(names)):
+        if not streams.is_ending and (too_early or not streams.may_feed(names, is_of_other=self.feed.is_of_other)):
             self._retry_later()
             return
         steps = self._allowed(*streams.room_for(names))
@@ -269,15 +269,16 @@ class Streams:
     def soon(self, function: Callable[[], None]) -> None:
         self._host.soon(function)
 
-    def may_feed(self, events: Iterable[str]) -> bool:
-        """Whether such events may come in now: not while more have failed than may become dead letters, and not any
-        more once they have."""
+    def may_feed(self, events: Iterable[str], *, is_of_other: bool = False) -> bool:
+        """Whether such events may come in now, from outside or another app: not while more have failed than may become
+        dead letters, and not any more once they have."""
         if self.dead_left < 0:
             self.stop_feeding()
             return False
         if self._app.holds > self.dead_left and self._will_retry():
             return False
-        return self._engine.feeding_is_open(self._app.pools_of(events))
+        pools = self._app.pools_of(events)
+        return self._engine.feeding_is_open(pools, is_of_other=is_of_other)
 
     def room_for(self, events: Iterable[str]) -> tuple[int, int]:
         """How many more events and bytes may come in with one commit of such events."""

@@ -9,7 +9,7 @@ from typing import Final, NamedTuple
 
 import msgspec
 
-from grape.abc.transport import Transport
+from grape.abc.transport import Arrival, Transport
 from grape.engine.app import App
 from grape.engine.clock import Clock
 from grape.engine.queue import UNREADABLE_BATCH, OutputBatch
@@ -46,7 +46,7 @@ class Tails:
         self,
         app: App,
         transport: Transport,
-        on_arrival: Callable[[PartitionId, Callable[[], None]], None],
+        on_arrival: Callable[[PartitionId, Callable[[Arrival], None]], None],
         host: Host,
         clock: Clock,
     ) -> None:
@@ -68,7 +68,7 @@ class Tails:
         if tail.event not in self._heard:
             self._heard.add(tail.event)
             for one in range(self._app.partitions):
-                self._on_arrival(self._app.log(OUTPUT + tail.event, one), self._wake)
+                self._on_arrival(self._app.log(OUTPUT + tail.event, one), lambda _: self._wake())
         waiting = _Waiting(number, tail, places, self._clock.now() + int(tail.wait * 1e6), say)
         if self._serve(waiting):
             return

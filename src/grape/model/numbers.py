@@ -73,6 +73,8 @@ class AppNumbers(Struct, frozen=True):
     worker_deaths: Annotated[int, _number("counter", "workers", "ended that should not have")]
     backlog_events: Annotated[int, _number("gauge", "events", "wait, over all pools")]
     backlog_bytes: Annotated[int, _number("gauge", "bytes", "wait, over all pools")]
+    outgoing_events: Annotated[int, _number("gauge", "events", "wait for other apps of the server")]
+    outgoing_bytes: Annotated[int, _number("gauge", "bytes", "wait for other apps of the server")]
     timers: Annotated[int, _number("gauge", "events", "emitted with a delay, not due yet")]
     pools: dict[str, PoolNumbers]
 

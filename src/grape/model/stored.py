@@ -27,6 +27,10 @@ KEPT: Final = "="
 """What the ids of calls begin with whose replies are kept, for the reply-ttl, for whoever asks for them."""
 KEPT_BRIEFLY: Final = "~"
 """The same for a minute: until whoever waits is there again."""
+ERROR: Final = "error"
+"""Name of an answer to a handler that tells of a failure."""
+MOVED: Final = b"moved:"
+"""Begins the keys of texts that say which timers of another partition have come, while they are still there, too."""
 REPLY_DEAD: Final = "the event that should have answered became a dead letter"
 """The note in a final reply that the engine itself gives."""
 CLIENT_ID: Final = b"id:"
@@ -171,7 +175,8 @@ class NodeRecord(Struct, array_like=True):
 
 class AppRecord(Struct, array_like=True):
     """``logs``: number of every log name. ``incarnation``: random, so that ids of a new directory differ. ``moving``:
-    nodes whose state is being moved, with their new pools. ``unchained``: pairs that chain in the topology and did not
+    nodes whose state is being moved, with their new pools; ``emptied``: pools that are gone, with those to which their
+    timers are being moved. ``unchained``: pairs that chain in the topology and did not
     in an older one. ``dropped``: slots and nodes that were dropped when they were gone."""
 
     name: str
@@ -186,6 +191,7 @@ class AppRecord(Struct, array_like=True):
     moving: dict[str, str] = {}
     unchained: frozenset[tuple[str, str]] = frozenset()
     dropped: frozenset[str] = frozenset()
+    emptied: dict[str, str] = {}
 
 
 class Catalog(Struct, array_like=True):

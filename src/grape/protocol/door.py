@@ -27,6 +27,7 @@ from typing import Annotated, Final, Literal, NamedTuple, TypeVar
 
 from msgspec import Meta, Raw, Struct
 
+from grape.model.batch import Context
 from grape.model.topology import Limits, TopologySpec
 
 VERSION: Final = 1
@@ -55,12 +56,14 @@ class Named(NamedTuple):
 
 class Part(Struct, frozen=True, array_like=True):
     """Events of one name for one partition, as runs (see `grape.model.batch`). Where a key lives is said by
-    `grape.model.address.partition_of`."""
+    `grape.model.address.partition_of`. ``contexts``: what its events inherit; its runs say which has which. Only what
+    comes from another app has them, and parts whose name is the log of replies that they are for."""
 
     name: str
     partition: int
     events: int
     body: memoryview
+    contexts: list[Context] = []
 
 
 class BadInput(Struct, frozen=True, array_like=True):

@@ -218,8 +218,9 @@ def append_frame(append: Append) -> list[Piece]:
     pieces.array(9 + 1, APPEND_TAG, append.stream, append.number, append.position)
     pieces.array(len(append.parts))
     for part in append.parts:
-        pieces.array(4, part.name, part.partition, part.events)
+        pieces.array(5, part.name, part.partition, part.events)
         pieces.body(part.body)
+        pieces.values(part.contexts)
     pieces.values(append.bad, append.ids, append.size, append.more, append.at_end)
     return pieces.framed()
 

@@ -41,7 +41,8 @@ class Welcome(Struct, frozen=True, array_like=True, tag=1):
     ``unchained``: pairs (node, target) that may chain only in partitions assigned with ``chain_new``. ``boot_offset``:
     microseconds that make CLOCK_BOOTTIME the engine's time, by which state expires. ``heartbeat_timeout``: a worker
     that says nothing for so many seconds is killed. ``concurrency``: events of async slots to run at once.
-    ``topology``: of the whole app, with what the workers of all languages have described; None: that of `Hello`."""
+    ``topology``: of the whole app, with what the workers of all languages have described; None: that of `Hello`.
+    ``peers``: the other apps of the server, with the events that they listen to (None: not known)."""
 
     version: int
     pool: str
@@ -54,6 +55,7 @@ class Welcome(Struct, frozen=True, array_like=True, tag=1):
     heartbeat_timeout: float = 30.0
     concurrency: int = 1_000
     topology: TopologySpec | None = None
+    peers: dict[str, list[str] | None] = {}
 
 
 class Assign(Struct, frozen=True, array_like=True, tag=2):
@@ -150,6 +152,12 @@ class Values(Struct, frozen=True, array_like=True, tag=5):
 
 class Drain(Struct, frozen=True, array_like=True, tag=6):
     """Finish what has been started, hand it in, and exit. Works not yet begun are dropped."""
+
+
+class PeersChanged(Struct, frozen=True, array_like=True, tag=7):
+    """The other apps of the server are these from now on: see `Welcome`. Said only to whoever can hear it."""
+
+    peers: dict[str, list[str] | None]
 
 
 # ------------------------------------------------------------------ worker -> engine
@@ -309,5 +317,5 @@ class Result(Struct, frozen=True, array_like=True, tag=38):
         return bool(self.ended or self.done or self.retried or self.failures)
 
 
-ToWorker = Welcome | Assign | Revoke | Work | Values | Drain
+ToWorker = Welcome | Assign | Revoke | Work | Values | Drain | PeersChanged
 FromWorker = Hello | Refusal | Ask | Announce | Beat | Stuck | Result

@@ -43,7 +43,7 @@ class Outcomes(Struct, kw_only=True, frozen=True):
 
 class Progress(Struct, frozen=True):
     """A run at one moment. ``workers``: that serve. ``pids``: of the engine and its workers, by name. ``due``: when the
-    next timer or retry is (microseconds of wall time)."""
+    next timer or retry is (microseconds of wall time). ``outgoing``: what waits for other apps."""
 
     finished: int
     backlog: int
@@ -55,6 +55,7 @@ class Progress(Struct, frozen=True):
     streams: int
     fed_bytes: int
     pids: list[tuple[str, int]]
+    outgoing: int = 0
 
 
 class Kept(Struct, frozen=True):

@@ -3,33 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import importlib.util
 import ipaddress
 import os
 import socket
-import sys
-import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Final
 
-import msgspec
 from msgspec import Struct
 
 from grape.errors import UsageError
+from grape.server.beside import SideProcess
 from grape.server.home import Home
-from grape.server.keeper import Keeper
 
-_CODE: Final = (
-    "import sys; sys.path[:0] = [sys.argv.pop(1)]; sys.path += sys.argv[2:]; "
-    "from grape.gateway.process import main; main()"
-)
-_KEPT: Final = ("PATH", "LANG", "LC_ALL", "TZ")
-"""Of the server's environment, in which there may be secrets of apps."""
 _NEEDED: Final = ("uvicorn", "starlette", "httptools", "prometheus_client")
 _BACKLOG: Final = 4096
-_GRACE: Final = 30.0
 
 
 class Http(Struct, frozen=True):
@@ -61,9 +49,7 @@ class Gateways:
         self._changed = changed
         self._socket: socket.socket | None = None
         self._is_open = False
-        self._keepers = [Keeper(time.monotonic()) for _ in range(http.processes)]
-        self._processes: dict[int, asyncio.subprocess.Process] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._processes: list[SideProcess] = []
 
     def listen(self) -> None:
         """Take the address; what comes before a gateway is there waits.
@@ -93,24 +79,12 @@ class Gateways:
             raise UsageError(f"--listen {self._http.listen}: {e.strerror or e}; choose another address") from None
         shown = f"[{host}]" if ":" in host else host
         self.address = f"http{'s' if self._http.certificate else ''}://{shown}:{self._socket.getsockname()[1]}"
-        for keeper in self._keepers:
-            keeper.want(time.monotonic(), runs=True)
+        for number in range(self._http.processes):
+            process = self._process(number, self._socket.fileno())
+            process.want(runs=True)
+            self._processes.append(process)
 
-    def step(self) -> None:
-        """Do what is to be done now."""
-        for number, keeper in enumerate(self._keepers):
-            if keeper.step(time.monotonic()) == "start":
-                task = asyncio.ensure_future(self._run(number))
-                self._tasks.add(task)
-                task.add_done_callback(self._tasks.discard)
-
-    def dues(self) -> list[float]:
-        return [due for keeper in self._keepers if (due := keeper.due()) is not None]
-
-    async def _run(self, number: int) -> None:
-        keeper = self._keepers[number]
-        assert self._socket is not None
-        fd = self._socket.fileno()
+    def _process(self, number: int, fd: int) -> SideProcess:
         options = {
             "home": str(self._home.path),
             "sockets": [fd],
@@ -120,39 +94,20 @@ class Gateways:
             "certificate": self._http.certificate and os.path.abspath(self._http.certificate),
             "key": self._http.key and os.path.abspath(self._http.key),
         }
-        own = str(Path(__file__).parents[2])
-        others = [path for path in sys.path if path and path != own]
-        command = [sys.executable, "-I", "-c", _CODE, own, msgspec.json.encode(options).decode(), *others]
-        process = await asyncio.create_subprocess_exec(
-            *command,
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.DEVNULL,
-            pass_fds=[fd],
-            env={name: os.environ[name] for name in _KEPT if name in os.environ},
-            start_new_session=True,
-        )
-        self._processes[number] = process
-        keeper.begun(time.monotonic())
-        code = await process.wait()
-        del self._processes[number]
-        why = f"gateway {number} has ended with code {code}"
-        if keeper.is_wanted:
-            self._say(f"{why}; it is started again")
-        keeper.ended(time.monotonic(), why)
-        self._changed()
+        return SideProcess(f"gateway {number}", "gateway.process", options, self._say, self._changed, [fd])
+
+    def step(self) -> None:
+        """Do what is to be done now."""
+        for process in self._processes:
+            process.step()
+
+    def dues(self) -> list[float]:
+        """When there will be something to do though nothing has happened."""
+        return [due for process in self._processes if (due := process.due()) is not None]
 
     async def close(self) -> None:
         """They answer what is under way, and end."""
-        for keeper in self._keepers:
-            keeper.want(time.monotonic(), runs=False)
-        for process in self._processes.values():
-            with contextlib.suppress(ProcessLookupError):
-                process.terminate()
-        if self._tasks:
-            _, late = await asyncio.wait(self._tasks, timeout=_GRACE)
-            for process in tuple(self._processes.values()) if late else ():
-                with contextlib.suppress(ProcessLookupError):
-                    process.kill()
+        await asyncio.gather(*(process.close() for process in self._processes))
         if self._socket is not None:
             self._socket.close()
 

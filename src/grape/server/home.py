@@ -57,6 +57,7 @@ class Installed(Struct, frozen=True):
         trying: one that is being changed to: whether it has begun is not known yet.
         wanted: what its operator wants, also after the next start of the server.
         is_parked: it had nothing to do. due: until then; seconds of wall time, None: for ever.
+        events: to which the one that ran last listens; None: none has run.
     """
 
     name: str
@@ -67,6 +68,7 @@ class Installed(Struct, frozen=True):
     wanted: Wanted = "stopped"
     is_parked: bool = False
     due: float | None = None
+    events: tuple[str, ...] | None = None
 
     def version(self, digest: str) -> Version | None:
         return next((version for version in self.versions if version.digest == digest), None)

@@ -7,15 +7,19 @@ import contextlib
 import os
 import time
 from collections.abc import Callable
-from typing import Final
+from typing import Final, Protocol
 
 import msgspec
 from msgspec import Struct, structs
 
+from grape.apps.manifest import check_drivers, manifest_of
 from grape.apps.running import options_of
+from grape.drivers.told import DriverInfo
 from grape.errors import EngineError, Full, GrapeError, InUse, Stopping, UsageError, UserError
 from grape.host.options import MAX_DEAD, Options, check_options
+from grape.model.foreign import Peers
 from grape.model.numbers import AppNumbers
+from grape.model.topology import TopologySpec
 from grape.protocol.outcomes import Outcomes, Progress
 from grape.server.home import Home, Installed, Version
 from grape.server.keeper import Keeper
@@ -45,6 +49,17 @@ class AppInfo(Struct, frozen=True):
     data: str
     log: str
     numbers: AppNumbers | None = None
+    drivers: tuple[DriverInfo, ...] = ()
+
+
+class Neighbours(Protocol):
+    """The other apps of its server."""
+
+    def of(self, name: str) -> Peers:
+        """All but this one."""
+
+    def changed(self) -> None:
+        """An app began, or ended, or listens to something else."""
 
 
 class Hosted:
@@ -52,14 +67,17 @@ class Hosted:
 
     Args:
         changed: called when there may be something to do.
+        around: what its events may go to.
     """
 
-    def __init__(self, home: Home, installed: Installed, changed: Callable[[], None]) -> None:
+    def __init__(self, home: Home, installed: Installed, changed: Callable[[], None], around: Neighbours) -> None:
         self.installed = installed
         self.keeper = Keeper(time.monotonic())
         self.log = AppLog(home.log(installed.name))
         self._home = home
         self._changed = changed
+        self._around = around
+        self._told_peers: Peers = {}
         self._process: EngineProcess | None = None
         self._task: asyncio.Task[None] | None = None
         self._stopping: asyncio.Task[None] | None = None
@@ -77,6 +95,7 @@ class Hosted:
         """It is so from now on, also after the next start."""
         self._home.note(installed)
         self.installed = installed
+        self._changed()
 
     # ------------------------------------------------------------------ as the keeper says
 
@@ -128,19 +147,23 @@ class Hosted:
         if self.keeper.state == "stopping":  # as there was no process yet, there was none to be stopped
             raise Stopping(f"{self.name} was stopped before its engine was started")
         process = self._process = EngineProcess(options, self.log.said)
+        self._told_peers = options.peers
         try:
-            await process.described()
+            topology = await process.described()
+            self._check(digest, topology)
             await process.begin()
         except GrapeError:
             await _buried(process)
             raise
-        self._begun()
+        self._begun(topology)
 
-    def _begun(self) -> None:
+    def _begun(self, topology: TopologySpec) -> None:
         self.keeper.begun(time.monotonic())
-        if self.installed.is_parked:
-            self.note(structs.replace(self.installed, is_parked=False, due=None))
+        noted = structs.replace(self.installed, is_parked=False, due=None, events=topology.events)
+        if noted != self.installed:
+            self.note(noted)
         self._tell()
+        self._around.changed()
         version = self.installed.version(self.installed.current)
         self.log.note(f"{self.name} {version.version if version else ''} runs")
 
@@ -157,6 +180,7 @@ class Hosted:
         self.keeper.ended(time.monotonic(), "" if error is None else str(error), is_hopeless=hopeless)
         self.log.note(f"{self.name} has stopped" if error is None else f"{self.name} has ended: {error}")
         self._tell()
+        self._around.changed()
         self._changed()
 
     # ------------------------------------------------------------------ nothing to do
@@ -173,7 +197,7 @@ class Hosted:
             return
         progress = msgspec.msgpack.decode(packed, type=Progress)
         done, since = self._rested
-        if progress.backlog or progress.held or progress.finished != done:
+        if progress.backlog or progress.held or progress.outgoing or progress.finished != done:
             self._rested = (progress.finished, now)
         elif now - since >= after and now - self._asked_at >= after:
             self.keeper.park(now)
@@ -190,6 +214,7 @@ class Hosted:
         self.log.note(f"{self.name} is parked: it has nothing to do")
         self.log.close()
         self._tell()
+        self._around.changed()
         self._changed()
 
     def begin(self) -> None:
@@ -244,9 +269,28 @@ class Hosted:
             options.keeps = manifest.output
             options.max_dead = MAX_DEAD
             options.drop_slots = drop_slots
+            options.peers = peers
             return check_options(options)
 
+        peers = self._around.of(name)
         return await asyncio.to_thread(read)
+
+    async def tell_peers(self) -> None:
+        """It hears which other apps there are, if that is something else than what it has heard."""
+        peers = self._around.of(self.name)
+        if self._process is None or self.keeper.state != "running" or self._is_upgrading or peers == self._told_peers:
+            return
+        self._told_peers = peers
+        with contextlib.suppress(GrapeError):  # one that ends hears it at its next start
+            await self._process.ask("peers", peers)
+
+    def _check(self, digest: str, topology: TopologySpec) -> None:
+        """
+        Raises:
+            UsageError: its drivers make what it does not listen to.
+        """
+        place = self._home.package(digest)
+        check_drivers(place, manifest_of(place), topology.events)
 
     # ------------------------------------------------------------------ what its operator wants
 
@@ -327,9 +371,11 @@ class Hosted:
             self._changed()
 
     async def _change_to(self, digest: str, drop_slots: frozenset[str]) -> None:
-        candidate = EngineProcess(await self._options(digest, drop_slots), self.log.said)
+        options = await self._options(digest, drop_slots)
+        candidate = EngineProcess(options, self.log.said)
         try:
-            await candidate.described()
+            topology = await candidate.described()
+            self._check(digest, topology)
             self.note(structs.replace(self.installed, trying=digest))
         except (GrapeError, OSError):
             await _buried(candidate)
@@ -349,12 +395,12 @@ class Hosted:
             await _killed(candidate)
             self._again()
             raise
-        self._process = candidate
+        self._process, self._told_peers = candidate, options.peers
         now = time.monotonic()
         self.keeper = Keeper(now, self.keeper.deaths)
         self.keeper.want(now, runs=True)
         self.keeper.step(now)
-        self._begun()
+        self._begun(topology)
         self.keeper.want(now, runs=self.installed.wanted == "running")
         self._task = asyncio.ensure_future(self._watch(candidate))
 

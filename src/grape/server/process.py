@@ -53,13 +53,13 @@ class EngineProcess:
         self._connection.send(Begin())
         await here(self._connection.begun)
 
-    async def ask(self, verb: str) -> Any:
+    async def ask(self, verb: str, argument: Any = None) -> Any:
         """The answer as it is packed.
 
         Raises:
             GrapeError: there is none.
         """
-        return await here(self._connection.ask_verb(verb))
+        return await here(self._connection.ask_verb(verb, argument))
 
     def stop(self) -> None:
         """What runs is committed, the rest stays. Again: at once. Once more: it is killed."""

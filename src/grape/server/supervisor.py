@@ -22,10 +22,13 @@ from grape.errors import Corrupt, Full, UsageError
 from grape.host.door import listening
 from grape.model.near import did_you_mean
 from grape.protocol.place import CONTROL
+from grape.server.beside import Beside, SideProcess
 from grape.server.control import ControlConnection, Verb
+from grape.server.drivers import Drivers
 from grape.server.gateways import Gateways, Http
 from grape.server.home import Home, Installed, check_name, with_version
 from grape.server.hosted import AppInfo, Hosted
+from grape.server.neighbours import Neighbours, Running
 from grape.server.notify import notify, watchdog_seconds
 
 T = TypeVar("T", bound=Struct)
@@ -92,12 +95,19 @@ class Supervisor:
         self._happened = asyncio.Event()
         self._store = asyncio.Lock()
         self._gateways = None if http is None else Gateways(home, http, say, self._happened.set)
+        bridge = SideProcess("the bridge", "bridge.process", {"home": str(home.path)}, say, self._happened.set)
+        self._neighbours = Neighbours(self.apps, bridge)
+        self._drivers = Drivers(home, self.apps, say, self._happened.set)
+        self._beside: list[Beside] = [self._neighbours, self._drivers]
+        if self._gateways is not None:
+            self._beside.insert(0, self._gateways)
         self._connections: list[ControlConnection] = []
         self.verbs: dict[str, Verb] = {
             "names": self._names,
             "apps": self._apps,
             "app": self._app,
             "look": self._look,
+            "running": self._running,
             "wake": self._wake,
             "upload": self._upload,
             "start": self._start,
@@ -107,6 +117,7 @@ class Supervisor:
             "rollback": self._rollback,
             "remove": self._remove,
             "shutdown": self._shutdown,
+            **self._drivers.verbs,
         }
 
     async def serve(self) -> None:
@@ -137,8 +148,7 @@ class Supervisor:
             finally:
                 server.close()
                 (self.home.path / CONTROL).unlink(missing_ok=True)
-                if self._gateways is not None:
-                    await self._gateways.close()
+                await asyncio.gather(*(beside.close() for beside in self._beside))
                 await asyncio.gather(*(app.close() for app in self.apps.values()))
                 for connection in self._connections:
                     connection.close()
@@ -159,9 +169,9 @@ class Supervisor:
             for app in tuple(self.apps.values()):
                 app.step()
             dues = [due for app in self.apps.values() if (due := app.keeper.due()) is not None]
-            if self._gateways is not None:
-                self._gateways.step()
-                dues += self._gateways.dues()
+            for beside in self._beside:
+                beside.step()
+                dues += beside.dues()
             wait = min(dues, default=time.monotonic() + _IDLE) - time.monotonic()
             with contextlib.suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(self._happened.wait(), max(0.001, wait))
@@ -183,7 +193,8 @@ class Supervisor:
                 app.begin()
 
     def _host(self, installed: Installed) -> Hosted:
-        app = self.apps[installed.name] = Hosted(self.home, installed, self._happened.set)
+        app = self.apps[installed.name] = Hosted(self.home, installed, self._happened.set, self._neighbours)
+        self._neighbours.changed()
         return app
 
     # ------------------------------------------------------------------ verbs
@@ -209,10 +220,14 @@ class Supervisor:
         return list(await asyncio.gather(*(app.info() for app in self.apps.values())))
 
     async def _app(self, packed: msgspec.Raw) -> AppInfo:
-        return await self._named(packed).info()
+        app = self._named(packed)
+        return structs.replace(await app.info(), drivers=self._drivers.look(app))
 
     async def _look(self, packed: msgspec.Raw) -> AppInfo:
         return self._named(packed).look()
+
+    async def _running(self, packed: msgspec.Raw) -> Running:
+        return await self._neighbours.running(msgspec.msgpack.decode(packed, type=int))
 
     async def _wake(self, packed: msgspec.Raw) -> AppInfo:
         """As "look", by somebody who wants something of it."""
@@ -302,6 +317,7 @@ class Supervisor:
         if data.exists() and not remove.data:
             raise UsageError(f"{app.name} has stored something, in {data}; with --data that goes as well")
         del self.apps[app.name]
+        self._neighbours.changed()
         await app.close()
         async with self._store:
             await asyncio.to_thread(self.home.forget, app.name)

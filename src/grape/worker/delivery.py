@@ -12,6 +12,7 @@ from grape.authoring.emitter import INHERIT
 from grape.hot import scatter
 from grape.model.address import Partitions
 from grape.model.batch import one
+from grape.model.foreign import app_of, is_foreign, log_to
 from grape.model.routing import Routing
 from grape.model.values import Raw, encode
 from grape.protocol.messages import Emitted, Reply, Timer, TimerName
@@ -198,9 +199,15 @@ class Delivery:
         return groups
 
     def _shares_nodes(self, names: set[str]) -> bool:
-        """Whether some node listens to several of ``names``: it has to get them in the order of their emits."""
+        """Whether some node listens to several of ``names``, or may do so in another app: it has to get them in the
+        order of their emits."""
         nodes = [n for name in names for listener in self._routing.listeners.get(name, ()) for n in listener.nodes]
-        return len(set(nodes)) < len(nodes)
+        apps = [app_of(name) for name in names if is_foreign(name)]
+        return len(set(nodes)) < len(nodes) or len(set(apps)) < len(apps)
+
+    def _leaves(self, name: str) -> bool:
+        """It is taken from the partition that emits it."""
+        return name in self._routing.outputs or is_foreign(name)
 
     def _numbers(self, keys: list[str | None]) -> list[int]:
         own, partitions = self._part.number, self._partitions
@@ -216,8 +223,7 @@ class Delivery:
         if route.dropped:
             return
         own = self._part.number
-        # An output is taken from the partition that emits it.
-        stays = stays or flow.keys is None or flow.name in self._routing.outputs
+        stays = stays or flow.keys is None or self._leaves(flow.name)
         if route.chained:
             self._chain_near(unit, stage, route, flow, marks, stays=stays)
         elif stays:
@@ -324,7 +330,7 @@ class Delivery:
         name = delayed.name
         counts = self._effects.emit_counts
         counts[name] = counts.get(name, 0) + 1
-        is_far = key is not None and name not in self._routing.outputs
+        is_far = key is not None and not self._leaves(name)
         number = self._partitions[key or ""] if is_far else self._part.number
         contexts = [] if context < 0 else [context]
         body = one(name, key, data, **({"contexts": [0]} if contexts else {}))
@@ -335,11 +341,13 @@ class Delivery:
     def requests(self, part: Assigned, unit: Unit, stage: Stage, index: int, call: Suspended) -> list[Emitted]:
         """What asks for ``call``, which event ``index`` of ``stage`` makes: one for each pool that listens."""
         key = stage.key_of(index) if call.key is INHERIT else call.key
-        number = part.number if key is None else self._partitions[key]
+        number = part.number if key is None or self._leaves(call.event) else self._partitions[key]
         body = one(call.event, key, call.data, hops=stage.hops_of(index) + 1, contexts=[0])
         return [Emitted(log, number, 1, body) for log in self._logs_of(call.event)]
 
     def _logs_of(self, name: str) -> list[str]:
+        if is_foreign(name):
+            return [log_to(app_of(name))]
         if name in self._routing.outputs:
             return [OUTPUT + name] if name in self._taken else []
         return [listener.pool for listener in self._routing.listeners[name]]
@@ -352,6 +360,8 @@ class Delivery:
         return found
 
     def _make_route(self, node: str, name: str) -> _Route:
+        if is_foreign(name):
+            return _Route((), (), (_Log(log_to(app_of(name)), app_of(name)),))
         if name in self._routing.outputs:
             return _Route((), (), (_Log(OUTPUT + name, name),), dropped=name not in self._taken)
         pairs = self._routing.chained

@@ -18,6 +18,7 @@ from grape.protocol.messages import (
     Beat,
     Drain,
     FromWorker,
+    PeersChanged,
     Result,
     Revoke,
     ToWorker,
@@ -160,6 +161,8 @@ class Dispatcher:
                 self._welcome(message)
             case Drain():
                 self.end()
+            case PeersChanged():
+                runtime.names.change_peers(message.peers)
             case Values():
                 raise AssertionError("answers do not lie here")
 

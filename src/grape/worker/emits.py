@@ -15,6 +15,7 @@ from grape.errors import EventOver, NoKey, TooLarge, UnknownEvent, Unstoppable
 from grape.hot import Tip, make_emit, make_emit_many
 from grape.hot.pure import MEASURE_BYTES, MEASURE_EMITS
 from grape.model.address import Partitions, check_timer_name
+from grape.model.foreign import Peers, is_foreign, problem_of
 from grape.model.near import did_you_mean
 from grape.model.values import Raw, encode, seconds, to_value
 from grape.worker.calls import Calls, Running
@@ -46,23 +47,34 @@ class Replied(Struct, frozen=True):
 
 
 class Names:
-    """What may be emitted: the slots and outputs of the app."""
+    """What may be emitted: the slots and outputs of the app, and the slots of its ``peers``."""
 
-    def __init__(self, app: str, slots: Iterable[str], outputs: Iterable[str] = ()) -> None:
+    def __init__(self, app: str, slots: Iterable[str], outputs: Iterable[str] = (), peers: Peers | None = None) -> None:
         self.app = app
+        self._peers: Peers = {} if peers is None else peers
         self.outputs = frozenset(outputs)
         self.known = self.outputs.union(slots)
 
-    def unknown(self, name: object, node: str) -> Exception:
-        """The error for an emit that leads nowhere."""
+    def change_peers(self, peers: Peers) -> None:
+        """For all who were made with the same ones."""
+        self._peers.clear()
+        self._peers.update(peers)
+
+    def check(self, name: object, node: str) -> None:
+        """Of what is not one of ``known``.
+
+        Raises:
+            TypeError, UnknownEvent: it leads nowhere, or only in other words.
+        """
         if not isinstance(name, str):
-            return TypeError(f"the name of an event is text (str), not {type(name).__name__}")
-        if "@" in name:
-            return UnknownEvent(
-                f"node {node!r} emits {name!r}, but no app {name.partition('@')[0]!r} runs here (no-such-app)"
-            )
+            raise TypeError(f"the name of an event is text (str), not {type(name).__name__}")
+        if is_foreign(name):
+            problem = problem_of(name, self.app, self._peers)
+            if problem:
+                raise UnknownEvent(f"node {node!r} emits {name!r}, but {problem}")
+            return
         hint = did_you_mean(name, self.known, f"known are {sorted(self.known)}")
-        return UnknownEvent(f"node {node!r} emits {name!r}, neither a slot nor an output of {self.app!r}; {hint}")
+        raise UnknownEvent(f"node {node!r} emits {name!r}, neither a slot nor an output of {self.app!r}; {hint}")
 
 
 class TooMuch(Unstoppable):
@@ -232,7 +244,7 @@ def _closures(
     ) -> None:
         # Whatever can be refused is refused before a column is touched.
         if event not in known:
-            raise names.unknown(event, node)
+            names.check(event, node)
         size = 0
         if data is not None:
             data = to_value(data, max_event)
@@ -258,7 +270,7 @@ def _closures(
         event: str, *, keys: Collection[str | None] | None = None, data: Collection[Any] | None = None
     ) -> None:
         if event not in known:
-            raise names.unknown(event, node)
+            names.check(event, node)
         count = column_length(keys, data)
         if keys is not None:
             keys = list(keys)
@@ -295,7 +307,7 @@ def _closures(
         event: str, data: Any = None, *, key: Any = INHERIT, timeout: float | timedelta = 30.0, type: Any = Any
     ) -> Any:
         if event not in known:
-            raise names.unknown(event, node)
+            names.check(event, node)
         if event in names.outputs:
             raise UnknownEvent(f"node {node!r} calls {event!r}, which is an output: nothing answers there")
         if key is not INHERIT and key is not None:

@@ -46,7 +46,7 @@ from grape.worker.units.unit import Emissions, Unit
 
 ADAPTED: Final = ["partition", "cache", "chain"]
 """What an adapter can do, whatever stands behind it."""
-CAPABILITIES: Final = [*ADAPTED, "timers", "calls"]
+CAPABILITIES: Final = [*ADAPTED, "timers", "calls", "peers"]
 """What `Runtime` does, as it is said to the engine."""
 
 _MAX_CHUNK: Final = 1024
@@ -130,7 +130,7 @@ class Runtime:
         self.limits = message.limits
         self.concurrency = message.concurrency
         self.partitions = Partitions(message.partitions)
-        self.names = Names(self.topology.name, self.topology.events, self.topology.outputs)
+        self.names = Names(self.topology.name, self.topology.events, self.topology.outputs, message.peers)
         self.ground = Ground(self.limits, self._handlers, self._ask, self.now_us)
         routing = route(self.topology)
         self._routing: Routing = routing

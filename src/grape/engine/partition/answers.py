@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from grape.engine.inbox import Inbox
 from grape.engine.partition.failures import Failures
-from grape.engine.partition.ledger import ERROR, Ledger
+from grape.engine.partition.ledger import Ledger
 from grape.model import batch as codec
 from grape.model.cursor import Progress
-from grape.model.stored import REPLIES
+from grape.model.stored import ERROR, REPLIES
 
 
 class Answers:

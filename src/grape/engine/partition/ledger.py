@@ -23,12 +23,11 @@ from grape.errors import Corrupt
 from grape.model import batch as codec
 from grape.model.address import PartitionId
 from grape.model.batch import Context
-from grape.model.stored import REPLIES, DeadLetter, Head, decode_head, encode, row_key
+from grape.model.foreign import ReplyName, caller_of, replies_to
+from grape.model.stored import ERROR, OUTPUT, REPLIES, DeadLetter, Head, decode_head, encode, row_key
 
 T = TypeVar("T")
 
-ERROR: Final = "error"
-"""Name of an answer to a handler that tells of a failure."""
 _PAGE: Final = 1_000
 """Rows that are read at once."""
 
@@ -203,23 +202,28 @@ class Ledger:
     def reply(self, replies: list[tuple[Context, bytes, bool]], now: int, *, are_errors: bool = False) -> None:
         """Answers, as (to whom, data, whether it is the last one), each to the home of its call. A handler that waits
         gets the last one alone."""
-        homes: dict[tuple[str, int], list[tuple[Context, bytes, bool]]] = {}
+        homes: dict[tuple[str, str, int], list[tuple[Context, bytes, bool]]] = {}
         for reply in replies:
             context, _, is_final = reply
-            log = REPLIES + context.pool
             if not context.request:
                 continue
-            if log in self.app.record.logs and (is_final or not context.pool):
-                homes.setdefault((log, context.home), []).append(reply)
+            caller = caller_of(context.pool)
+            pool = context.pool if caller is None else caller[1]
+            log = REPLIES + pool if caller is None else OUTPUT + replies_to(caller[0])
+            if log in self.app.record.logs and (is_final or not pool):
+                homes.setdefault((log, pool, context.home), []).append(reply)
             else:
                 self.app.stats.late_replies += 1
-        for (log, home), answers in homes.items():
+        for (log, pool, home), answers in homes.items():
             for parts in grouped(answers, lambda part: len(part[1]), self.app.limits.batch_max):
-                names = ["part", ERROR if are_errors and log != REPLIES else "final"]
+                names = ["part", ERROR if are_errors and pool else "final"]
+                number = home
+                if log.startswith(OUTPUT):
+                    names, number = [str(ReplyName(name, home, pool)) for name in names], self.id.number
                 meta = codec.RunMeta(names, bytes(final for _, _, final in parts))
                 requests: list[str | None] = [context.request for context, _, _ in parts]
                 body = codec.encode_run(meta, len(parts), requests, [msgspec.Raw(data) for _, data, _ in parts])
-                self.send(log, home, body, len(parts), [], now)
+                self.send(log, number, body, len(parts), [], now)
                 self.app.stats.replies += len(parts)
 
     def then(self, callback: Callable[[], None]) -> None:

@@ -140,7 +140,7 @@ class LinesSpeaker:
     def welcome(self, message: Welcome) -> None:
         topology = message.topology
         assert topology is not None
-        self._names = Names(topology.name, [*topology.events, *topology.outputs])
+        self._names = Names(topology.name, [*topology.events, *topology.outputs], (), message.peers)
         self._states = {node.name: frozenset(state.name for state in node.states) for node in topology.nodes}
         self._limits = message.limits
 
@@ -453,9 +453,7 @@ class _Effects:
 
     def _emit(self, index: int, emission: Emission) -> _Emit:
         if emission.event not in self._names.known:
-            error = self._names.unknown(emission.event, self._run.node)
-            assert isinstance(error, GrapeError)
-            raise error
+            self._names.check(emission.event, self._run.node)
         key = None if emission.key is UNSET else False if emission.key is None else emission.key
         try:
             if isinstance(key, str):

@@ -9,7 +9,7 @@ from typing import Any, Final
 from msgspec import Raw
 
 from grape.authoring.emitter import INHERIT
-from grape.errors import ProtocolError
+from grape.errors import ProtocolError, UnknownEvent
 from grape.model.address import check_timer_name
 from grape.protocol.base import Asked, Emits, Ran, Run
 from grape.protocol.messages import Named
@@ -163,7 +163,7 @@ class ForeignUnit(Unit):
         if count:
             for name in set(emits.names):
                 if name not in self._names.known and (name or emits.timers is None):
-                    raise ProtocolError(str(self._names.unknown(name, self.node)))
+                    self._check_name(name)
             if emits.origins != sorted(emits.origins) or not 0 <= emits.origins[0] <= emits.origins[-1] < len(todo):
                 raise ProtocolError("emits of events that are not in the run, or not in their order")
             names: str | list[Any] = emits.names[0] if uniform else list(emits.names)
@@ -174,6 +174,12 @@ class ForeignUnit(Unit):
             if not 0 <= reply.index < len(todo):
                 raise ProtocolError("a reply of an event that is not in the run")
             self._put([todo[reply.index]], [Replied(reply.final)], None, [reply.data])
+
+    def _check_name(self, name: str) -> None:
+        try:
+            self._names.check(name, self.node)
+        except UnknownEvent as e:
+            raise ProtocolError(str(e)) from None
 
     def _put(self, origins: list[int], names: str | list[Any], keys: list[Any] | None, data: list[Raw]) -> None:
         largest = max(map(len, data))

@@ -1,0 +1,190 @@
+"""One way from an app to another: a reader at the door of the first, a stream at that of the second.
+
+The position of the stream says which batches of the first app the second one has: it is committed there with what came
+of them. So a batch that is read again, whoever has died, goes in once. The reader's own position follows behind; up to
+there the first app lets go of them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterator
+from typing import Final
+
+import msgspec
+
+from grape.bridge.door import Door
+from grape.bridge.packing import Packer, Position, Target
+from grape.errors import ProtocolError
+from grape.model import batch as codec
+from grape.model.foreign import AT
+from grape.model.stored import REPLIES
+from grape.protocol.door import (
+    Accepted,
+    Append,
+    Batch,
+    Batches,
+    CloseStream,
+    FromEngine,
+    ReaderOpened,
+    StartReader,
+    StreamOpened,
+    Took,
+    Unread,
+)
+
+_STEP: Final = 1 << 20
+"""Bytes of what is read that are one step of the stream."""
+
+Find = Callable[[str], Awaitable[Door | None]]
+
+
+class Link:
+    """From the app ``source``, whose ``door`` it is, as long as that is there.
+
+    Args:
+        output: where it lies: see `grape.model.foreign`.
+        find: returns the door of the other app when it serves; None: it is not installed.
+    """
+
+    def __init__(self, source: str, door: Door, output: str, find: Find) -> None:
+        self._source = source
+        self._door = door
+        self._output = output
+        self._app = output.removeprefix(AT).removesuffix(REPLIES)
+        self._find = find
+        self._given: asyncio.Queue[Batches] = asyncio.Queue()
+        self._reader = 0
+        self._inlet: _Inlet | None = None
+
+    async def run(self) -> None:
+        """Until the door is gone."""
+        self._reader = self._door.open_reader(self._output, self._output, self._read)
+        try:
+            while True:
+                batches = await self._given.get()
+                unread = await self._deliver(batches)
+                events = sum(item.events - item.first for item in batches.items)
+                self._door.send(Took(self._reader, batches.number, events, 0, b"", unread))
+        finally:
+            self._leave()
+
+    def _read(self, message: FromEngine) -> None:
+        match message:
+            case ReaderOpened():
+                self._door.send(StartReader(message.reader, 0, b""))
+            case Batches():
+                self._given.put_nowait(message)
+
+    async def _deliver(self, batches: Batches) -> list[Unread]:
+        """Returns when all of it is durable there, with what of it never can be."""
+        while True:
+            target = await self._find(self._app)
+            if target is None:
+                self._leave()
+                return _unread(batches.items, self._app)
+            if self._inlet is None or self._inlet.door is not target:
+                self._leave()
+                self._inlet = await _Inlet.open(self._source, self._door.incarnation, self._output, self._app, target)
+            if self._inlet is not None and await self._inlet.take(batches.items):
+                return []
+            self._leave()
+
+    def _leave(self) -> None:
+        inlet, self._inlet = self._inlet, None
+        if inlet is not None:
+            inlet.close()
+
+
+class _Inlet:
+    """The stream at the other door."""
+
+    def __init__(self, source: str, app: str, door: Door, name: str) -> None:
+        self.door = door
+        self._packer = Packer(source, Target(app, door.events, door.partitions, door.limits))
+        self._number = 0
+        self._accepted = 0
+        self._position = Position()
+        self._is_open = False
+        self._heard = asyncio.Event()
+        self._stream = door.open_stream(name, self._hear)
+        door.gone.add_done_callback(self._wake)
+
+    @classmethod
+    async def open(cls, source: str, incarnation: int, output: str, app: str, door: Door) -> _Inlet | None:
+        """None: the door has gone meanwhile."""
+        replies = REPLIES if output.endswith(REPLIES) else ""
+        inlet = cls(source, app, door, f"{AT}{source}{replies}={incarnation:08x}")
+        return inlet if await inlet._until(lambda: inlet._is_open) else None
+
+    def _wake(self, _: object) -> None:
+        self._heard.set()
+
+    def _hear(self, message: FromEngine) -> None:
+        match message:
+            case StreamOpened():
+                self._number = self._accepted = message.number
+                self._position = Position.read(message.position)
+                self._is_open = True
+            case Accepted():
+                self._accepted = message.number
+        self._heard.set()
+
+    async def take(self, items: list[Batch]) -> bool:
+        """Whether all is durable there; else the door has gone."""
+        for step in _steps([item for item in items if not self._position.has(item)]):
+            packed = self._packer.pack(step)
+            self._position = self._position.behind(step)
+            self._number += 1
+            position = self._position.packed()
+            self.door.send_append(Append(self._stream, self._number, position, packed.parts, packed.bad))
+        return await self._until(lambda: self._accepted >= self._number)
+
+    async def _until(self, is_so: Callable[[], bool]) -> bool:
+        while not is_so():
+            if not self.door.is_open:
+                return False
+            self._heard.clear()
+            await self._heard.wait()
+        return True
+
+    def close(self) -> None:
+        if self.door.is_open:
+            self.door.send(CloseStream(self._stream, False))
+        self.door.forget_stream(self._stream)
+        self.door.gone.remove_done_callback(self._wake)
+
+
+def _steps(items: list[Batch]) -> Iterator[list[Batch]]:
+    step: list[Batch] = []
+    size = 0
+    for item in items:
+        if step and size + len(item.batch) > _STEP:
+            yield step
+            step, size = [], 0
+        step.append(item)
+        size += len(item.batch)
+    if step:
+        yield step
+
+
+def _unread(items: list[Batch], app: str) -> list[Unread]:
+    """All of it, event by event: dead letters of the app that has emitted it."""
+    found: list[Unread] = []
+    text = f"no app {app!r} is installed any more"
+    for i, item in enumerate(items):
+        batch = bytes(item.batch)
+        header = codec.header_of(batch)
+        offset = 0
+        try:
+            for run in codec.runs_of(codec.body_of(batch, header)):
+                names, keys, data = codec.names_of(run), codec.keys_of(run), codec.raw_data_of(run)
+                for at in range(max(0, item.first - offset), run.count):
+                    if not names[at].startswith(REPLIES):
+                        key = None if keys is None else keys[at]
+                        raw = b"\xc0" if data is None else bytes(data[at])
+                        found.append(Unread(i, offset + at, 1, names[at], key, raw, text))
+                offset += run.count
+        except (ProtocolError, msgspec.MsgspecError) as e:
+            found.append(Unread(i, offset, item.events - offset, "", None, b"", str(e)))
+    return found

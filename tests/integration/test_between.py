@@ -1,0 +1,152 @@
+"""Events between the apps of a server, on real processes: ``app@event``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from serving import Server, serving, until, write_app
+
+SHOP = """
+from grape import Node, State, Topology
+
+
+class Order(Node):
+    def process(self, event):
+        self.emit("stock@take", event.data, key=event.key)
+
+
+class Ask(Node):
+    def process(self, event):
+        answer = self.call("stock@look", None, key=event.key, timeout=20)
+        self.reply({"asked": answer})
+
+
+class Back(Node):
+    seen: int = State(int, default=0)
+
+    def process(self, event):
+        self.seen += 1
+        self.reply({"left": event.data["left"], "seen": self.seen})
+
+
+def topology(config):
+    t = Topology("shop")
+    t.add_slot("order", Order(), retries=0)
+    t.add_slot("ask", Ask(), retries=0)
+    t.add_slot("back", Back())
+    return t
+"""
+
+STOCK = """
+from grape import Node, State, Topology
+
+
+class Take(Node):
+    left: int = State(int, default=1000)
+
+    def process(self, event):
+        self.left -= event.data["count"]
+        if event.data.get("back"):
+            self.emit("shop@back", {"left": self.left})
+        else:
+            self.reply({"left": self.left})
+
+
+class Look(Node):
+    def process(self, event):
+        self.reply({"key": event.key})
+
+
+def topology(config):
+    t = Topology("stock")
+    t.add_slot("take", Take())
+    t.add_slot("look", Look())
+    return t
+"""
+
+
+def two(tmp_path: Path, server: Server) -> None:
+    for name, code in (("stock", STOCK), ("shop", SHOP)):
+        server.grape("app", "deploy", write_app(tmp_path / name, code, workers=1))
+
+
+def test_calls_go_through_another_app_and_back(tmp_path: Path) -> None:
+    with serving(tmp_path / "home") as server:
+        two(tmp_path, server)
+        key = {"key": "nails"}
+        assert server.call("shop", "order", {"count": 3}, params=key) == {"left": 997}
+        assert server.call("shop", "order", {"count": 2, "back": True}, params=key) == {"left": 995, "seen": 1}
+        assert server.call("shop", "ask", None, params=key) == {"asked": {"key": "nails"}}
+
+
+CYCLE = """
+from grape import Node, State, Topology
+
+
+class Step(Node):
+    seen: int = State(int, default=0)
+
+    def process(self, event):
+        self.seen += 1
+        left = event.data["left"]
+        if left:
+            self.emit(event.data["way"][left % len(event.data["way"])] + "@step", {**event.data, "left": left - 1})
+        else:
+            self.reply({"done": event.key, "seen": self.seen})
+            self.emit("end", event.key)
+
+
+class Count(Node):
+    def process(self, event):
+        self.reply(event.key)
+
+
+def topology(config):
+    t = Topology("NAME")
+    t.add_slot("step", Step(), retries=2)
+    t.add_output("end")
+    return t
+"""
+
+
+def ring(tmp_path: Path, server: Server, names: tuple[str, ...] = ("a", "b", "c")) -> None:
+    for name in names:
+        server.grape("app", "deploy", write_app(tmp_path / name, CYCLE.replace("NAME", name), workers=1))
+
+
+def test_cycles_between_apps(tmp_path: Path) -> None:
+    """Three apps, 30 steps, a reply to the first caller."""
+    with serving(tmp_path / "home") as server:
+        ring(tmp_path, server)
+        answer = server.call("a", "step", {"left": 30, "way": ["b", "c", "a"]}, params={"key": "k"})
+        assert answer["done"] == "k"
+
+
+def test_the_own_app_is_not_another_one(tmp_path: Path) -> None:
+    with serving(tmp_path / "home") as server:
+        ring(tmp_path, server, ("a", "b"))
+        server.post("/apps/a/events/step?key=k", {"left": 1, "way": ["a"]})
+        until(lambda: "is written without it: 'step'" in server.grape_data("dead", "list", "a"))
+
+
+def test_what_is_not_installed_is_the_failure_of_the_event(tmp_path: Path) -> None:
+    with serving(tmp_path / "home") as server:
+        ring(tmp_path, server, ("orders", "stock"))
+        server.post("/apps/stock/events/step?key=k", {"left": 1, "way": ["order"]})
+        until(lambda: "did you mean 'orders'?" in server.grape_data("dead", "list", "stock"))
+        assert "no-such-app" in server.grape_data("dead", "list", "stock")
+
+
+def test_what_is_stopped_gets_it_later_and_a_parked_one_is_woken(tmp_path: Path) -> None:
+    with serving(tmp_path / "home") as server:
+        ring(tmp_path, server, ("a", "b"))
+        server.grape("app", "stop", "b")
+        for i in range(20):
+            assert server.post(f"/apps/a/events/step?key=k{i}", {"left": 1, "way": ["b", "b"]}).status_code == 202
+        until(lambda: server.info("a")["numbers"]["outgoing_events"] == 20)
+        server.grape("app", "restart", "a")
+        assert server.info("a")["numbers"]["outgoing_events"] == 20
+        server.grape("app", "start", "b")
+        until(lambda: server.info("a")["numbers"]["outgoing_events"] == 0)
+        got = server.grape("pull", "b@end", "-n", "100")
+        assert len(set(got.splitlines())) == 20
