@@ -214,6 +214,20 @@ def _seen(talk: Talk, *numbers: int) -> str:
             return str(came["after"])
 
 
+def test_a_message_that_is_too_large_ends_it(talk: Talk) -> None:
+    with contextlib.suppress(OSError):
+        talk.say('{"emit": "add", "data": "%s"}' % ("x" * (17 << 20)))
+    assert _heard_or_cut(talk) in ((1009, "Message exceeds the maximum size (16777216 bytes)"), None)
+
+
+def test_so_many_outputs_are_looked_on_at(talk: Talk) -> None:
+    for number in range(33):
+        talk.say(tail="counted", ref=number)
+    found = [talk.heard() for _ in range(33)]
+    assert [one["error"]["code"] for one in found if "error" in one] == ["full"]
+    assert len({one["ref"] for one in found}) == 33
+
+
 def test_who_may_talk(tmp_path: Path) -> None:
     with serving(tmp_path / "home") as server:
         server.grape("app", "deploy", write_app(tmp_path / "count", CODE))
