@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import asyncio
 import resource
-from collections.abc import Callable
 from http import HTTPStatus
 from typing import Any, Final, cast
 
@@ -28,6 +27,8 @@ _MOST: Final = 100_000
 _OTHERS: Final = 500
 """Files beside connections: doors of apps, directories that are looked into."""
 _FAREWELL: Final = 2.0
+_LAST_READ: Final = 5.0
+"""Seconds to read what was said last over a WebSocket."""
 _UNREAD: Final = f"nothing was read for {UNREAD_TIME:g} s"
 _NO_HTTP: Final = Problem(400, "http", "that is no request of HTTP/1.1")
 _TOO_LARGE: Final = Problem(431, "too-large", f"a head of over {MAX_HEAD >> 10} KiB")
@@ -55,7 +56,7 @@ class BoundedProtocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         self._wire = _Patient(transport)
         super().connection_made(cast(asyncio.Transport, self._wire))
-        self._in_time(HEAD_TIME, self._slow_head)
+        self._in_time(HEAD_TIME, _SLOW_HEAD)
         if len(self.connections) > self.most:
             idle = (one for one in self.connections if one is not self and isinstance(one, BoundedProtocol))
             next((one for one in idle if one.is_idle), self).transport.abort()
@@ -74,13 +75,13 @@ class BoundedProtocol(HttpToolsProtocol):
             return
         if not self._in_head:
             self._stop_timer()
-            self._in_time(BODY_TIME, self._slow_body)
+            self._in_time(BODY_TIME, _SLOW_BODY)
         elif not self._head:  # a request is whole, as most are at once
             self._stop_timer()
         elif self._head > MAX_HEAD:
             self._refuse(_TOO_LARGE)
         elif self._timer is None:
-            self._in_time(HEAD_TIME, self._slow_head)
+            self._in_time(HEAD_TIME, _SLOW_HEAD)
 
     @property
     def is_idle(self) -> bool:
@@ -99,24 +100,21 @@ class BoundedProtocol(HttpToolsProtocol):
     def send_400_response(self, msg: str) -> None:
         self._refuse(_NO_HTTP)
 
-    def _in_time(self, seconds: float, late: Callable[[], None]) -> None:
-        self._timer = self.loop.call_later(seconds, late)
+    def _in_time(self, seconds: float, problem: Problem) -> None:
+        """What is to come comes by then."""
+        self._timer = self.loop.call_later(seconds, self._late, seconds, problem)
+
+    def _late(self, seconds: float, problem: Problem) -> None:
+        if self.flow.read_paused:  # it is not its sender who is late
+            self._in_time(seconds, problem)
+        else:
+            self._timer = None
+            self._refuse(problem)
 
     def _stop_timer(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-
-    def _slow_head(self) -> None:
-        self._timer = None
-        self._refuse(_SLOW_HEAD)
-
-    def _slow_body(self) -> None:
-        self._timer = None
-        if self.flow.read_paused:  # it is not its sender who is slow
-            self._in_time(BODY_TIME, self._slow_body)
-        else:
-            self._refuse(_SLOW_BODY)
 
     def _refuse(self, problem: Problem) -> None:
         """It hears why, and has some time to go: what it still sends would else, unread, destroy that on its way."""
@@ -166,7 +164,7 @@ class BoundedSocket(WSProtocol):
     async def send(self, message: Any) -> None:
         if message["type"] == "websocket.close" and self.handshake_complete:
             self.writable.set()  # it waits for nobody
-            self.loop.call_later(_FAREWELL, self.transport.abort)
+            self.loop.call_later(_LAST_READ, self.transport.abort)
         elif not self.writable.is_set():
             try:
                 async with asyncio.timeout(UNREAD_TIME):
@@ -182,7 +180,7 @@ class BoundedSocket(WSProtocol):
 
     def keepalive_timeout(self) -> None:
         super().keepalive_timeout()
-        self.loop.call_later(_FAREWELL, self.transport.abort)
+        self.loop.call_later(_LAST_READ, self.transport.abort)
 
     def shutdown(self) -> None:
         """The application is told, and closes it when what is under way is done."""
