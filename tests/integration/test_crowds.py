@@ -218,6 +218,23 @@ def test_what_is_wrong_with_the_next_request_is_not_said_in_an_answer(caplog: py
     assert not caplog.records
 
 
+def test_an_answer_is_not_cut_as_the_next_request_has_only_begun(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "HEAD_TIME", 0.2)
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await asyncio.sleep(0.7)
+        await Response(b"ok")(scope, receive, send)
+
+    async def test() -> None:
+        async with listening(app) as place:
+            reader, writer = await said(place, _GET % b"/")
+            writer.write(b"GET")
+            assert (await reader.readuntil(b"ok")).startswith(b"HTTP/1.1 200")
+            assert (await reader.read()).startswith(b"HTTP/1.1 408")
+
+    run(test())
+
+
 @pytest.mark.parametrize(
     "data",
     [

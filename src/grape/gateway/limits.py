@@ -105,7 +105,7 @@ class BoundedProtocol(HttpToolsProtocol):
         self._timer = self.loop.call_later(seconds, self._late, seconds, problem)
 
     def _late(self, seconds: float, problem: Problem) -> None:
-        if self.flow.read_paused:  # it is not its sender who is late
+        if self.flow.read_paused or (self._in_head and not self.is_idle):  # it is not its sender who is waited for
             self._in_time(seconds, problem)
         else:
             self._timer = None
