@@ -88,6 +88,10 @@ class BoundedProtocol(HttpToolsProtocol):
         """Nothing is being answered; perhaps the beginning of something has come."""
         return self.cycle is None or bool(self.cycle.response_complete)
 
+    def on_message_begin(self) -> None:
+        self._head = self._head or 1  # it may have come behind the end of the one before
+        super().on_message_begin()
+
     def on_headers_complete(self) -> None:
         self._in_head = False
         super().on_headers_complete()
