@@ -20,7 +20,8 @@ from msgspec import Struct
 from grape.gateway.access import FILE, Access
 from grape.gateway.doors import Doors
 from grape.gateway.http import Gateway
-from grape.gateway.limits import BoundedProtocol
+from grape.gateway.limits import BoundedProtocol, BoundedSocket, take_all_files
+from grape.gateway.talks import MAX_MESSAGE
 from grape.server.home import Home
 
 GRACE: Final = 20
@@ -45,7 +46,8 @@ def main() -> None:
     """What the process does: its options are its argument."""
     options = msgspec.json.decode(sys.argv[1], type=GatewayOptions)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # it is the server that is asked to stop
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    take_all_files()
+    logging.basicConfig(level=logging.ERROR, format="%(message)s")  # what anybody may cause fills no log
     asyncio.Runner(loop_factory=uvloop.new_event_loop).run(_serve(options, os.getppid()))
 
 
@@ -57,7 +59,9 @@ async def _serve(options: GatewayOptions, server_pid: int) -> None:
     config = uvicorn.Config(
         Gateway(doors, access).app(options.origins),
         http=BoundedProtocol,
-        ws="none",
+        ws=BoundedSocket,
+        ws_max_size=MAX_MESSAGE,
+        ws_per_message_deflate=False,  # a small frame could swell without bounds
         lifespan="off",
         log_config=None,
         access_log=False,
