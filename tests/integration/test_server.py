@@ -6,6 +6,7 @@ import asyncio
 import configparser
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -468,6 +469,7 @@ def test_an_app_is_parked_and_woken_though_that_cannot_be_noted(tmp_path: Path) 
 
 VERSIONED = """
 import os
+import re
 from grape import Node, State, Topology
 
 def change(old, version):
@@ -531,3 +533,30 @@ def test_top_shows_what_apps_do(tmp_path: Path) -> None:
         assert "WAITING" in shown
         assert "count" in shown
         assert "did you mean 'count'?" in server.grape("top", "cuont", "--once", code=2)
+
+
+def test_dev_runs_what_lies_in_the_directory_as_it_changes(tmp_path: Path) -> None:
+    app = count_app(tmp_path / "count")
+    said = tmp_path / "said"
+    home = ("--home", app / ".grape")
+    with open(said, "wb") as file:
+        command = [GRAPE, "app", "dev", str(app), "--listen", "127.0.0.1:0"]
+        process = subprocess.Popen(command, stdout=file, stderr=file)
+    try:
+        until(lambda: len(re.findall(r"count 1 \w+ runs", said.read_text())) == 1)
+        assert json.loads(grape("call", "count@add", "--key", "a", *home).stdout) == ["1", 1]
+        count_app(app, "2")
+        until(lambda: "count 2 " in said.read_text())
+        assert json.loads(grape("call", "count@add", "--key", "a", *home).stdout) == ["2", 2]
+        (app / "app.py").write_text("topology = 3")
+        until(lambda: "error:" in said.read_text())
+        assert json.loads(grape("call", "count@add", "--key", "a", *home).stdout) == ["2", 3]
+        count_app(app, "3")
+        until(lambda: "count 3 " in said.read_text())
+        assert "print" not in said.read_text()
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 0
+    finally:
+        process.kill()
+        process.wait()
+    assert "there is no grape.toml" in grape("app", "dev", tmp_path).stderr

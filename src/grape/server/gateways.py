@@ -16,7 +16,7 @@ from grape.errors import UsageError
 from grape.server.beside import SideProcess
 from grape.server.home import Home
 
-_NEEDED: Final = ("uvicorn", "starlette", "httptools", "prometheus_client")
+_NEEDED: Final = ("uvicorn", "starlette", "httptools", "prometheus_client", "wsproto", "backports.zstd")
 _BACKLOG: Final = 4096
 
 
