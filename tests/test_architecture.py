@@ -74,6 +74,7 @@ ALLOWED: dict[tuple[str, str], tuple[int, str]] = {
     ("function", "grape.cli.run:run"): (130, CLI),
     ("function", "grape.worker.emits:_closures"): (120, HOT),
     ("parameters", "grape.authoring.topology:Topology.add_slot"): (20, FACE),
+    ("parameters", "grape.cli.bench:bench"): (13, CLI),
     ("parameters", "grape.cli.run:run"): (24, CLI),
     ("parameters", "grape.hot.pure:count_events"): (9, HOT),
     ("parameters", "grape.model.batch:seal"): (9, "the fields of a header, in its order"),

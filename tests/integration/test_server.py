@@ -560,3 +560,18 @@ def test_dev_runs_what_lies_in_the_directory_as_it_changes(tmp_path: Path) -> No
         process.kill()
         process.wait()
     assert "there is no grape.toml" in grape("app", "dev", tmp_path).stderr
+
+
+def test_bench_loads_an_app(tmp_path: Path) -> None:
+    with serving(tmp_path / "home") as server:
+        server.grape("app", "deploy", count_app(tmp_path / "count"))
+        load = ("bench", "count@add", "{n}", "--url", server.url, "--keys", 10)
+        found = json.loads(grape(*load, "-n", 200, "-c", 4, "-t", 2, "--call", "--json").stdout)
+        assert (found["answered"], found["statuses"], found["errors"]) == (200, {"200": 200}, {})
+        rows = map(json.loads, server.grape_data("state", "list", "count").splitlines())
+        assert {row["key"]: row["state"]["n"] for row in rows} == {f"k{i}": 20 for i in range(10)}
+        shown = grape(*load, "--seconds", 1, "--rate", 50)
+        assert shown.returncode == 0, shown.stderr
+        assert "answered in 1." in shown.stdout
+        assert grape("bench", "count@nothing", "--url", server.url, "-n", 3).returncode == 1
+    assert "nothing was answered" in grape(*load, "-s", 0.2).stderr

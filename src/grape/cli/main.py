@@ -11,6 +11,7 @@ import typer
 
 from grape.cli import app as apps
 from grape.cli import conformance, crashes, dead, held, log, profile, state, token
+from grape.cli.bench import bench
 from grape.cli.console import put
 from grape.cli.dev import dev
 from grape.cli.doctor import doctor
@@ -59,7 +60,7 @@ def _root(
 
 app.command()(run)
 app.command(help=SERVE_HELP)(serve)
-for live in (status, top, emit, call, stop, tail, pull, push, pump):
+for live in (status, top, bench, emit, call, stop, tail, pull, push, pump):
     app.command()(live)
 apps.app.command("dev")(dev)
 app.add_typer(apps.app, name="app")
