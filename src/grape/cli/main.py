@@ -10,7 +10,7 @@ from typing import Annotated, Final
 import typer
 
 from grape.cli import app as apps
-from grape.cli import conformance, crashes, dead, held, log, profile, state, token
+from grape.cli import config, conformance, crashes, dead, held, log, profile, state, token
 from grape.cli.console import put
 from grape.cli.doctor import doctor
 from grape.cli.live import call, emit, status, stop
@@ -60,6 +60,7 @@ app.command(help=SERVE_HELP)(serve)
 for live in (status, emit, call, stop, tail, pull, push, pump):
     app.command()(live)
 app.add_typer(apps.app, name="app")
+app.add_typer(config.app, name="config")
 app.add_typer(token.app, name="token")
 app.add_typer(profile.app, name="profile")
 app.add_typer(dead.app, name="dead")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import os
 import signal
 import socket
@@ -22,6 +21,7 @@ from grape.gateway.doors import Doors
 from grape.gateway.http import Gateway
 from grape.gateway.limits import BoundedProtocol
 from grape.server.home import Home
+from grape.server.telling import begin_logging
 
 GRACE: Final = 20
 """Seconds for what is under way when it is to end."""
@@ -30,7 +30,7 @@ _KEEP_ALIVE: Final = 75
 
 class GatewayOptions(Struct, frozen=True):
     """``sockets``: descriptors. ``number``: among the gateways. ``is_open``, ``origins``: as of `Access`.
-    ``certificate``, ``key``: of `Http`."""
+    ``certificate``, ``key``: PEM files, for TLS."""
 
     home: str
     sockets: tuple[int, ...]
@@ -45,7 +45,7 @@ def main() -> None:
     """What the process does: its options are its argument."""
     options = msgspec.json.decode(sys.argv[1], type=GatewayOptions)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # it is the server that is asked to stop
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    begin_logging()
     asyncio.Runner(loop_factory=uvloop.new_event_loop).run(_serve(options, os.getppid()))
 
 

@@ -23,7 +23,7 @@ from grape.model.topology import TopologySpec
 from grape.protocol.outcomes import Outcomes, Progress
 from grape.server.home import Home, Installed, Version
 from grape.server.keeper import Keeper
-from grape.server.log import AppLog
+from grape.server.log import AppLog, LogKind
 from grape.server.process import EngineProcess
 
 _PATIENCE: Final = 30.0
@@ -67,13 +67,20 @@ class Hosted:
 
     Args:
         changed: called when there may be something to do.
-        around: what its events may go to.
+        around: what its events may go to. log: how its log is kept.
     """
 
-    def __init__(self, home: Home, installed: Installed, changed: Callable[[], None], around: Neighbours) -> None:
+    def __init__(
+        self,
+        home: Home,
+        installed: Installed,
+        changed: Callable[[], None],
+        around: Neighbours,
+        log: LogKind = LogKind(),
+    ) -> None:
         self.installed = installed
         self.keeper = Keeper(time.monotonic())
-        self.log = AppLog(home.log(installed.name))
+        self.log = AppLog(home.log(installed.name), installed.name, log)
         self._home = home
         self._changed = changed
         self._around = around
@@ -146,7 +153,7 @@ class Hosted:
         options = await self._options(digest)
         if self.keeper.state == "stopping":  # as there was no process yet, there was none to be stopped
             raise Stopping(f"{self.name} was stopped before its engine was started")
-        process = self._process = EngineProcess(options, self.log.said)
+        process = self._process = EngineProcess(options, self.log)
         self._told_peers = options.peers
         try:
             topology = await process.described()
@@ -372,7 +379,7 @@ class Hosted:
 
     async def _change_to(self, digest: str, drop_slots: frozenset[str]) -> None:
         options = await self._options(digest, drop_slots)
-        candidate = EngineProcess(options, self.log.said)
+        candidate = EngineProcess(options, self.log)
         try:
             topology = await candidate.described()
             self._check(digest, topology)

@@ -10,7 +10,6 @@ import asyncio
 import contextlib
 import signal
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Final, TypeVar
 
@@ -23,11 +22,13 @@ from grape.host.door import listening
 from grape.model.near import did_you_mean
 from grape.protocol.place import CONTROL
 from grape.server.beside import Beside, SideProcess
+from grape.server.config import ServerConfig
 from grape.server.control import ControlConnection, Verb
 from grape.server.drivers import Drivers
-from grape.server.gateways import Gateways, Http
+from grape.server.gateways import Gateways
 from grape.server.home import Home, Installed, check_name, with_version
 from grape.server.hosted import AppInfo, Hosted
+from grape.server.log import LogKind, Say
 from grape.server.neighbours import Neighbours, Running
 from grape.server.notify import notify, watchdog_seconds
 
@@ -35,8 +36,6 @@ T = TypeVar("T", bound=Struct)
 
 _IDLE: Final = 3600.0
 _LOOK: Final = 15.0
-PARK_AFTER: Final = 600.0
-"""Seconds after which an app that has nothing to do needs no process."""
 
 
 class Named(Struct, frozen=True, forbid_unknown_fields=True):
@@ -80,21 +79,19 @@ class Supervisor:
 
     Args:
         say: a line for people.
-        http: where it is reached over HTTP; None: nowhere.
-        park_after: see `PARK_AFTER`; 0: never.
+        config: what it was told.
     """
 
-    def __init__(
-        self, home: Home, say: Callable[[str], None], http: Http | None = None, park_after: float = PARK_AFTER
-    ) -> None:
+    def __init__(self, home: Home, say: Say, config: ServerConfig) -> None:
         self.home = home
         self.apps: dict[str, Hosted] = {}
         self.is_stopping = False
         self._say = say
-        self._park_after = park_after
+        self._config = config
+        self._park_after = float(config.park_after)
         self._happened = asyncio.Event()
         self._store = asyncio.Lock()
-        self._gateways = None if http is None else Gateways(home, http, say, self._happened.set)
+        self._gateways = Gateways(home, config, say, self._happened.set) if config.http else None
         bridge = SideProcess("the bridge", "bridge.process", {"home": str(home.path)}, say, self._happened.set)
         self._neighbours = Neighbours(self.apps, bridge)
         self._drivers = Drivers(home, self.apps, say, self._happened.set)
@@ -188,12 +185,14 @@ class Supervisor:
                 installed = self.home.installed(name)
                 app = self._host(installed)
             except (Corrupt, OSError) as e:  # the others have nothing to do with it
-                self._say(f"{name} is left alone: {e}")
+                self._say(f"{name} is left alone: {e}", "error")
             else:
                 app.begin()
 
     def _host(self, installed: Installed) -> Hosted:
-        app = self.apps[installed.name] = Hosted(self.home, installed, self._happened.set, self._neighbours)
+        app = self.apps[installed.name] = Hosted(
+            self.home, installed, self._happened.set, self._neighbours, LogKind.of(self._config)
+        )
         self._neighbours.changed()
         return app
 
@@ -351,15 +350,13 @@ def _read(packed: msgspec.Raw, kind: type[T]) -> T:
     return msgspec.msgpack.decode(packed, type=kind)
 
 
-async def serve(
-    home: Home, say: Callable[[str], None], http: Http | None = None, park_after: float = PARK_AFTER
-) -> None:
+async def serve(home: Home, say: Say, config: ServerConfig) -> None:
     """Be a server, until SIGTERM or SIGINT.
 
     Raises:
         GrapeError: it cannot begin.
     """
     try:
-        await Supervisor(home, say, http, park_after).serve()
+        await Supervisor(home, say, config).serve()
     except OSError as e:
         raise UsageError(f"{e.filename or home.path}: {e.strerror or e}") from None
