@@ -117,7 +117,7 @@ def deploy(source: Source, home: HomeOption = None, drop_slot: DropSlot = None) 
     info = told(home, "app", Named(found.name), AppInfo)
     if info.digest != found.digest or drop_slot:
         info = _change(found.name, found.digest, drop_slot, home)
-    if info.state != "running":
+    if not info.serves:
         info = told(home, "start", Named(found.name), AppInfo)
     put(_line(info))
 
@@ -153,6 +153,8 @@ def info(name: Name, home: HomeOption = None, as_json: Json = False) -> None:
         put(msgspec.json.encode(found).decode())
         return
     put(_line(found))
+    if found.paused:
+        put(f"paused: its workers get nothing; grape app resume {name}")
     if found.why:
         put(f"why: {found.why}")
     put(f"data: {found.data}\nlog: {found.log}\ndeaths of its engine: {found.deaths}")
@@ -182,6 +184,23 @@ def stop(name: Name, home: HomeOption = None) -> None:
 def restart(name: Name, home: HomeOption = None) -> None:
     """Stop an app and start it: as after a change of its secrets or its profile."""
     put(_line(told(home, "restart", Named(name), AppInfo)))
+
+
+@app.command("pause")
+def pause(name: Name, home: HomeOption = None) -> None:
+    """Give its workers nothing more, now and after every start: what they have is finished, and what comes waits,
+    durable, until the limits of its pools (queue-limit). It can be upgraded meanwhile, and is not parked.
+
+    \b
+    grape app pause orders && grape dead list orders && grape app resume orders
+    """
+    put(_line(told(home, "pause", Named(name), AppInfo)))
+
+
+@app.command("resume")
+def resume(name: Name, home: HomeOption = None) -> None:
+    """Let an app that is paused go on."""
+    put(_line(told(home, "resume", Named(name), AppInfo)))
 
 
 @app.command("upgrade")

@@ -94,6 +94,7 @@ class Clients:
             is_eager = (
                 event.name in app.eager
                 and len(event.data) <= _MOST_EAGER
+                and not engine.is_paused
                 and home.number == number
                 and engine.pools[home.pool].may_be_eager(home)
             )

@@ -76,7 +76,7 @@ class Gateway:
             *Hooks(self.doors, self._may).routes(),
             *(
                 Route(f"/apps/{{app}}/{verb}", self._order(verb), methods=["POST"])
-                for verb in ("start", "stop", "restart", "upgrade", "rollback")
+                for verb in ("start", "stop", "restart", "pause", "resume", "upgrade", "rollback")
             ),
         ]
         handlers: dict[Any, Any] = {
@@ -263,7 +263,7 @@ class Gateway:
                 refused = problem
                 continue
             info = await self.doors.look(name)
-            if info is not None and info.state == "running":
+            if info is not None and info.serves:
                 found[name] = (await self.doors.app(name).door()).topology
         if refused is not None and not found:
             raise refused

@@ -38,7 +38,7 @@ from grape.host.spawning import Spawning
 from grape.host.streams import Streams
 from grape.host.tails import Tails
 from grape.host.telling import Teller
-from grape.host.verbs import answers, counts_of, telemetry
+from grape.host.verbs import answers, counts_of, pausing, telemetry
 from grape.model.near import no_such
 from grape.model.topology import DEFAULT_POOL, TopologySpec
 from grape.processes.crashes import CrashLog
@@ -205,6 +205,8 @@ class Run:
         engine.has_failed_enough = lambda: streams.have_too_many_dead
         self._house.verbs.update(telemetry(engine, self._streams, self._workers.pids))
         self._house.verbs.update(answers(engine, self._house.fan))
+        self._house.verbs.update(pausing(engine))
+        engine.pause(self.options.is_paused)
         tails = Tails(app, engine.transport, engine.on_arrival, self._host, self._clock)
         queues = Queues(app.topology, assembled.attaching, tails, self._host, self._clock)
         self._house.verbs.update(queues.verbs())

@@ -33,6 +33,20 @@ def telemetry(engine: Engine, streams: Streams, pids: Callable[[], list[tuple[st
     return {"numbers": numbers, "progress": progress}
 
 
+def pausing(engine: Engine) -> dict[str, Verb]:
+    """ "pause": nothing is handed out any more (true), or it goes on (false)."""
+
+    def pause(ask: Ask, say: Say) -> None:
+        try:
+            paused = msgspec.msgpack.decode(ask.argument, type=bool)
+        except msgspec.MsgspecError as e:
+            raise ProtocolError(f"verb {ask.verb!r}: {e}") from None
+        engine.pause(paused)
+        say(Answer(ask.number, msgspec.Raw(_encode(None))))
+
+    return {"pause": pause}
+
+
 def answers(engine: Engine, fan: ReplyFan) -> dict[str, Verb]:
     """ "answer": `Kept`, of the call whose id is the argument."""
 

@@ -56,6 +56,7 @@ class Installed(Struct, frozen=True):
         current: digest of the one that runs, or would. previous: of the one before.
         trying: one that is being changed to: whether it has begun is not known yet.
         wanted: what its operator wants, also after the next start of the server.
+        is_paused: its workers are given nothing, at the operator's wish.
         is_parked: it had nothing to do. due: until then; seconds of wall time, None: for ever.
         events: to which the one that ran last listens; None: none has run.
     """
@@ -66,6 +67,7 @@ class Installed(Struct, frozen=True):
     previous: str = ""
     trying: str = ""
     wanted: Wanted = "stopped"
+    is_paused: bool = False
     is_parked: bool = False
     due: float | None = None
     events: tuple[str, ...] | None = None

@@ -33,8 +33,8 @@ _LOOK_TIME: Final = 5.0
 
 
 class AppInfo(Struct, frozen=True):
-    """What a server tells of an app. ``state``: of `Keeper`, or "upgrading". ``since``: seconds of wall time.
-    ``digest``, ``version``: of what runs, or would."""
+    """What a server tells of an app. ``state``: of `Keeper`, or "upgrading", or "paused" if it runs so. ``since``:
+    seconds of wall time. ``digest``, ``version``: of what runs, or would."""
 
     name: str
     state: str
@@ -50,6 +50,12 @@ class AppInfo(Struct, frozen=True):
     log: str
     numbers: AppNumbers | None = None
     drivers: tuple[DriverInfo, ...] = ()
+    paused: bool = False
+
+    @property
+    def serves(self) -> bool:
+        """It takes events."""
+        return self.state in ("running", "paused")
 
 
 class Neighbours(Protocol):
@@ -195,7 +201,7 @@ class Hosted:
     async def rest(self, after: float) -> None:
         """Looked at now and then: once nothing has happened for ``after`` seconds it is parked."""
         process, now = self._process, time.monotonic()
-        if process is None or self.keeper.state != "running" or self._is_upgrading:
+        if process is None or self.keeper.state != "running" or self._is_upgrading or self.installed.is_paused:
             self._rested = (-1, now)
             return
         try:
@@ -277,9 +283,10 @@ class Hosted:
             options.max_dead = MAX_DEAD
             options.drop_slots = drop_slots
             options.peers = peers
+            options.is_paused = is_paused
             return check_options(options)
 
-        peers = self._around.of(name)
+        peers, is_paused = self._around.of(name), self.installed.is_paused
         return await asyncio.to_thread(read)
 
     async def tell_peers(self) -> None:
@@ -315,6 +322,25 @@ class Hosted:
         self._changed()
         while not self._is_as_wanted(runs):
             await self._told()
+
+    async def pause(self, *, paused: bool) -> None:
+        """Its workers get nothing more, now and after every start, until it is resumed. One that is parked is started:
+        what comes has to go into its log.
+
+        Raises:
+            Full: it is in the middle of a change.
+        """
+        self._check_free()
+        if self.keeper.state in ("starting", "stopping"):
+            raise Full(f"{self.name} is {self.keeper.state}; ask again when that is done")
+        self.note(structs.replace(self.installed, is_paused=paused, is_parked=False, due=None))
+        self.log.note(f"{self.name} is {'paused' if paused else 'resumed'}")
+        if paused:
+            self.wake()
+        self._rested = (-1, time.monotonic())
+        if self._process is not None and self.keeper.state == "running":
+            with contextlib.suppress(EngineError, Stopping):  # the next engine is started so
+                await self._process.ask("pause", paused)
 
     def _is_as_wanted(self, runs: bool) -> bool:
         """
@@ -435,10 +461,11 @@ class Hosted:
     def look(self) -> AppInfo:
         """How it is."""
         installed, keeper = self.installed, self.keeper
+        is_paused = installed.is_paused and keeper.state == "running"
         version = installed.version(installed.current)
         return AppInfo(
             name=self.name,
-            state="upgrading" if self._is_upgrading else keeper.state,
+            state="upgrading" if self._is_upgrading else "paused" if is_paused else keeper.state,
             since=time.time() - (time.monotonic() - keeper.since),
             why=keeper.why,
             wanted=installed.wanted,
@@ -449,6 +476,7 @@ class Hosted:
             deaths=keeper.deaths,
             data=str(self._home.data(self.name)),
             log=str(self._home.log(self.name)),
+            paused=installed.is_paused,
         )
 
     async def info(self) -> AppInfo:

@@ -110,6 +110,8 @@ class Supervisor:
             "start": self._start,
             "stop": self._stop_app,
             "restart": self._restart,
+            "pause": self._pause,
+            "resume": self._resume,
             "change": self._change,
             "rollback": self._rollback,
             "remove": self._remove,
@@ -282,6 +284,16 @@ class Supervisor:
 
     async def _restart(self, packed: msgspec.Raw) -> AppInfo:
         return await self._wanted(self._named(packed), runs=True, again=True)
+
+    async def _pause(self, packed: msgspec.Raw) -> AppInfo:
+        app = self._named(packed)
+        await app.pause(paused=True)
+        return await app.info()
+
+    async def _resume(self, packed: msgspec.Raw) -> AppInfo:
+        app = self._named(packed)
+        await app.pause(paused=False)
+        return await app.info()
 
     async def _wanted(self, app: Hosted, *, runs: bool, again: bool = False) -> AppInfo:
         self._check_serving()
