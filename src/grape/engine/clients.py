@@ -94,7 +94,6 @@ class Clients:
             is_eager = (
                 event.name in app.eager
                 and len(event.data) <= _MOST_EAGER
-                and not engine.is_paused
                 and home.number == number
                 and engine.pools[home.pool].may_be_eager(home)
             )

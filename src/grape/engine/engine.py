@@ -51,8 +51,7 @@ class Engine:
 
     Attributes:
         tell: told of every event that fails, with the name of its worker.
-        has_failed_enough: asked before anything is handed out; then nothing more is.
-        is_paused: nothing is handed out; all else goes on. See `pause`.
+        holds_back: asked before anything is handed out; then nothing more is.
         gate: whether anything may come in. handshake: what workers hear first. questions: what they asked for.
     """
 
@@ -64,10 +63,9 @@ class Engine:
         self.clock = around.clock
         self._around = around
         self.tell: Callable[[str, Failed], None] | None = None
-        self.has_failed_enough: Callable[[], bool] = lambda: False
+        self.holds_back: Callable[[], bool] = lambda: False
         self.failure: GrapeError | None = None
         self.draining = False
-        self.is_paused = False
         self._catch_up_until = self.clock.now() + _CATCH_UP
         self._owners: dict[PartitionId, Partition] = {}
         self._others: dict[PartitionId, Committer] = {}
@@ -297,7 +295,7 @@ class Engine:
                     self._pump(worker)
 
     def _pump(self, worker: Worker) -> None:
-        if not worker.queued or not worker.serves or self._hands_out_nothing:
+        if not worker.queued or not worker.serves or self.draining or self.failure or self.holds_back():
             return
         now = self.clock.now()
         credit = 1 if self.pools[worker.pool].is_long else _CREDIT
@@ -316,19 +314,6 @@ class Engine:
                 return
             if work is not None:
                 worker.hand_out(work)
-
-    @property
-    def _hands_out_nothing(self) -> bool:
-        return self.draining or self.is_paused or self.failure is not None or self.has_failed_enough()
-
-    def pause(self, paused: bool) -> None:
-        """Hand out nothing, or go on. What workers have is finished and committed, and what comes waits in the log
-        until that is full, as it would behind slow workers."""
-        self.is_paused = paused
-        for pool in self.pools.values():
-            pool.is_paused = paused
-        if not paused:
-            self.pump()
 
     def hand_out_eagerly(self, partition: Partition, now: int) -> None:
         """What was just taken in; only where it may be."""
@@ -389,7 +374,7 @@ class Engine:
     def _look_at(self, worker: Worker, beat: Beat) -> None:
         """Whether it, or the engine, has lost something: that is a bug, and no reason to stand still."""
         now = self.clock.now()
-        lies = not self.is_paused and any(p.has_work(now) for p in worker.partitions.values())
+        lies = not self.holds_back() and any(p.has_work(now) for p in worker.partitions.values())
         if beat.running or not worker.serves or self.draining or not (worker.outstanding or lies):
             worker.standstill.moves()
         elif worker.standstill.stands(now):

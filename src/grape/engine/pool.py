@@ -129,7 +129,7 @@ class Pool:
     def may_be_eager(self, partition: Partition) -> bool:
         """Whether an event that comes now may run before it is accepted: its worker would begin with it at once."""
         worker = self._owners.get(partition.number)
-        if worker is None or not worker.serves or worker.link.unread > UNREAD_BYTES:
+        if worker is None or not worker.serves or worker.link.unread > UNREAD_BYTES or self.is_paused:
             return False
         return (not worker.outstanding or partition.dispatch.top_up) and partition.may_be_eager
 

@@ -20,6 +20,7 @@ from grape.abc.transport import Transport
 from grape.builtins import DIRECTORY, transport
 from grape.engine.clock import SystemClock
 from grape.engine.engine import Engine
+from grape.engine.pausing import Pause
 from grape.engine.surroundings import Sizes, Surroundings
 from grape.errors import EngineError, GrapeError, Interrupted, UsageError
 from grape.host.assembly import Assembled, Assembler, Plan
@@ -202,11 +203,12 @@ class Run:
         self._spawning.engine, self._spawning.inline = engine, described.inline
         dead = count_dead(app, engine.transport, failed=True)
         streams = self._streams = Streams(app, engine, self._host, self.options.max_dead, dead)
-        engine.has_failed_enough = lambda: streams.have_too_many_dead
+        pause = Pause(engine)
+        engine.holds_back = lambda: streams.have_too_many_dead or pause.is_on
         self._house.verbs.update(telemetry(engine, self._streams, self._workers.pids))
         self._house.verbs.update(answers(engine, self._house.fan))
-        self._house.verbs.update(pausing(engine))
-        engine.pause(self.options.is_paused)
+        self._house.verbs.update(pausing(pause))
+        pause.set(self.options.is_paused)
         tails = Tails(app, engine.transport, engine.on_arrival, self._host, self._clock)
         queues = Queues(app.topology, assembled.attaching, tails, self._host, self._clock)
         self._house.verbs.update(queues.verbs())

@@ -84,6 +84,11 @@ class SideProcess:
                 with contextlib.suppress(ProcessLookupError):
                     self._process.terminate()
 
+    async def gone(self) -> None:
+        """When it has ended, after it was told to; at once if it does not run."""
+        if self._task is not None:
+            await asyncio.wait([self._task])
+
     def due(self) -> float | None:
         """When to ask again, if nothing happens before."""
         return self._keeper.due()

@@ -7,6 +7,7 @@
     HOME/apps/NAME/data/      its engine's directory
     HOME/apps/NAME/log/       what it printed
     HOME/environments/KEY/    what the Python code of apps needs beside it
+    HOME/incoming/            packages that are on their way
     HOME/profiles/NAME.toml   how its operator keeps and confines it
 
 Everything that says something is replaced as a whole and durable before anybody is told.
@@ -101,6 +102,7 @@ class Home:
         self.apps = self.path / "apps"
         self.profiles = self.path / "profiles"
         self.environments = self.path / "environments"
+        self.incoming = self.path / "incoming"
         self._lock = -1
 
     def data(self, name: str) -> Path:
@@ -129,7 +131,7 @@ class Home:
             UsageError: it cannot be written.
         """
         try:
-            for path in (self.path, self.packages, self.apps, self.profiles):
+            for path in (self.path, self.packages, self.apps, self.profiles, self.incoming):
                 make_directory(path)
             self._lock = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as e:
@@ -138,11 +140,26 @@ class Home:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise InUse(f"{self.path}: another server has it; `grape app list --home {self.path}` asks it") from None
-        for left in self.packages.glob(".new-*"):
+        for left in (*self.packages.glob(".new-*"), *self.path.glob(".restore-*"), *self.incoming.glob("*")):
             _remove(left)
 
     def close(self) -> None:
         os.close(self._lock)
+
+    @property
+    def is_served(self) -> bool:
+        """A server has it, or somebody who restores into it."""
+        try:
+            fd = os.open(self.path / "lock", os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            return False
+        try:
+            fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        finally:
+            os.close(fd)
+        return False
 
     # ------------------------------------------------------------------ what is installed
 
@@ -274,4 +291,6 @@ def _remove(place: Path) -> None:
     for folder, _, _ in os.walk(place):
         with contextlib.suppress(OSError):
             os.chmod(folder, 0o700)
+    if place.is_file() or place.is_symlink():
+        place.unlink(missing_ok=True)
     shutil.rmtree(place, ignore_errors=True)

@@ -104,6 +104,11 @@ class Hosted:
     def name(self) -> str:
         return self.installed.name
 
+    @property
+    def is_changing(self) -> bool:
+        """To another version."""
+        return self._is_upgrading
+
     def note(self, installed: Installed) -> None:
         """It is so from now on, also after the next start."""
         self._home.note(installed)

@@ -31,6 +31,7 @@ from grape.server.hosted import AppInfo, Hosted
 from grape.server.log import LogKind, Say
 from grape.server.neighbours import Neighbours, Running
 from grape.server.notify import notify, watchdog_seconds
+from grape.server.saving import HUSH, Hush
 
 T = TypeVar("T", bound=Struct)
 
@@ -106,6 +107,7 @@ class Supervisor:
             "look": self._look,
             "running": self._running,
             "wake": self._wake,
+            "hush": self._hush,
             "upload": self._upload,
             "start": self._start,
             "stop": self._stop_app,
@@ -241,6 +243,15 @@ class Supervisor:
             await asyncio.sleep(max(0.1, min(_LOOK, self._park_after / 4)))
             await asyncio.gather(*(app.rest(self._park_after) for app in tuple(self.apps.values())))
 
+    async def _hush(self, packed: msgspec.Raw) -> bool:
+        """While a backup looks at all apps at once."""
+        seconds = _read(packed, Hush).seconds
+        if seconds and (changing := [app.name for app in self.apps.values() if app.is_changing]):
+            raise Full(f"{changing[0]} is being upgraded; ask again when that is done")
+        was_hushed = await self._neighbours.hush(min(max(0.0, seconds), HUSH))
+        self._happened.set()
+        return was_hushed
+
     async def _upload(self, packed: msgspec.Raw) -> Uploaded:
         self._check_serving()
         path = Path(_read(packed, Upload).path)
@@ -302,6 +313,7 @@ class Supervisor:
 
     async def _change(self, packed: msgspec.Raw) -> AppInfo:
         self._check_serving()
+        self._check_loud()
         change = _read(packed, Change)
         app = self._find(change.name)
         if not app.installed.versions:
@@ -312,6 +324,7 @@ class Supervisor:
 
     async def _rollback(self, packed: msgspec.Raw) -> AppInfo:
         self._check_serving()
+        self._check_loud()
         change = _read(packed, Change)
         app = self._find(change.name)
         if not app.installed.previous:
@@ -320,6 +333,7 @@ class Supervisor:
         return await app.info()
 
     async def _remove(self, packed: msgspec.Raw) -> None:
+        self._check_loud()
         remove = _read(packed, Remove)
         app = self._find(remove.name)
         if app.keeper.state in ("starting", "running", "stopping"):
@@ -344,6 +358,14 @@ class Supervisor:
         """
         if self.is_stopping:
             raise Full("the server is stopping")
+
+    def _check_loud(self) -> None:
+        """
+        Raises:
+            Full: a backup is being begun.
+        """
+        if self._neighbours.is_hushed:
+            raise Full("a backup is being begun, of the apps as they are; ask again in some seconds")
 
 
 async def _beat() -> None:
