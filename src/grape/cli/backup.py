@@ -13,6 +13,7 @@ import typer
 from rich.progress import BarColumn, DownloadColumn, Progress, SpinnerColumn, TextColumn
 
 from grape.cli.apart import apart
+from grape.cli.audit import written_down
 from grape.cli.console import err, is_plain, put, say
 from grape.cli.home import HomeOption, home_of
 from grape.cli.run import EXIT_OK
@@ -67,7 +68,7 @@ def backup(
                 made = back_up_data(Path(data), Path(target), progress, verify)
             else:
                 place = Home(home_of(home))
-                with _asking(place) as ask:
+                with written_down(home, "backup", " ".join(apps), target), _asking(place) as ask:
                     made = back_up_home(place, apps, Path(target), ask, progress, verify)
         put(f"{target}: {_said(made)}")
         return EXIT_OK
@@ -110,7 +111,8 @@ def restore(
                 text = f"{data} is as {made.source} was at {_when(made.at)}"
             else:
                 place = Home(home_of(home))
-                found = restore_home(Path(source), names, place, progress, stopped=stopped, force=force)
+                with written_down(home, "restore", " ".join(names), source):
+                    found = restore_home(Path(source), names, place, progress, stopped=stopped, force=force)
                 text = f"{', '.join(found)} in {place.path}; grape serve {place.path}"
         put(text)
         return EXIT_OK

@@ -11,6 +11,7 @@ import typer
 
 from grape.cli import app as apps
 from grape.cli import config, conformance, crashes, dead, held, log, profile, state, token
+from grape.cli.audit import audit
 from grape.cli.backup import backup, restore
 from grape.cli.console import put
 from grape.cli.doctor import doctor
@@ -72,6 +73,7 @@ app.add_typer(crashes.app, name="crashes")
 app.add_typer(conformance.app, name="conformance")
 app.command()(doctor)
 app.command()(repair)
+app.command()(audit)
 app.command()(backup)
 app.command()(restore)
 

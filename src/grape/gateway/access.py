@@ -26,6 +26,8 @@ Verb = Literal["emit", "read", "admin"]
 
 PREFIX: Final = "grape_"
 FILE: Final = "tokens.json"
+ANYBODY: Final = "anybody"
+"""Of this machine, where no token is needed."""
 _SCOPE: Final = re.compile(r"(\*|[a-z0-9][a-z0-9_.-]{0,63}):(emit|read|admin|\*)")
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.@-]{0,63}")
 _LOCAL: Final = frozenset({"localhost", "127.0.0.1", "[::1]", "::1"})
@@ -108,8 +110,8 @@ class Access:
         self._tokens: dict[str, Token] = {}
         self._stamp: tuple[int, int] | None = None
 
-    def check(self, headers: dict[bytes, bytes], app: str, verb: Verb) -> None:
-        """Whether whoever sends these headers may do that with the app ("": with none).
+    def check(self, headers: dict[bytes, bytes], app: str, verb: Verb) -> str:
+        """Whether whoever sends these headers may do that with the app ("": with none); who that is.
 
         Raises:
             Problem: he may not.
@@ -117,7 +119,7 @@ class Access:
         self._load()
         self._check_page(headers)
         if self._asks_nobody:
-            return
+            return ANYBODY
         kind, _, text = headers.get(b"authorization", b"").decode("latin-1").partition(" ")
         if kind.lower() != "bearer" or not text:
             raise _who("a token is needed: Authorization: Bearer grape_...")
@@ -128,6 +130,7 @@ class Access:
             raise _who("this token has expired")
         if not any(_covers(scope, app, verb) for scope in token.scopes):
             raise Problem(403, "forbidden", f"the token {token.name!r} is not for {app or '*'}:{verb}")
+        return f"token {token.name}"
 
     @property
     def _asks_nobody(self) -> bool:

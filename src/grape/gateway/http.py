@@ -27,12 +27,12 @@ from grape.gateway.access import Access, Verb
 from grape.gateway.answers import STREAM, as_json, as_problem, as_reply, sent_problem, sent_reply
 from grape.gateway.batches import check_names
 from grape.gateway.bodies import LINES, events_of, items_of, media_of, named_events, value_of
-from grape.gateway.doors import AppDoor, Doors
+from grape.gateway.doors import AppDoor, Doors, Who
 from grape.gateway.hooks import Hooks
 from grape.gateway.operating import Operating
 from grape.gateway.outputs import Outputs
 from grape.gateway.problems import Problem, no_app, problem_of
-from grape.gateway.reading import read_body
+from grape.gateway.reading import address_of, read_body
 from grape.gateway.waiting import Waiter
 from grape.model.stored import KEPT, KEPT_BRIEFLY
 from grape.model.topology import TopologySpec
@@ -103,6 +103,9 @@ class Gateway:
 
     def _may(self, request: Request, app: str, verb: Verb) -> None:
         self._access.check(dict(request.scope["headers"]), app, verb)
+
+    def _who(self, request: Request, app: str, verb: Verb) -> Who:
+        return Who(self._access.check(dict(request.scope["headers"]), app, verb), address_of(request))
 
     # ------------------------------------------------------------------ events
 
@@ -283,7 +286,7 @@ class Gateway:
     def _order(self, verb: str) -> Handler:
         async def order(request: Request) -> Response:
             name = request.path_params["app"]
-            self._may(request, name, "admin")
+            who = self._who(request, name, "admin")
             if await self.doors.look(name) is None:
                 raise no_app(name)
             asked: object = Named(name)
@@ -291,7 +294,7 @@ class Gateway:
                 query = request.query_params
                 asked = Change(name, query.get("version", ""), tuple(query.getlist("drop-slot")))
             asked_verb = "change" if verb == "upgrade" else verb
-            return as_json(await self.doors.ask(asked_verb, asked, AppInfo))
+            return as_json(await self.doors.ask_for(who, asked_verb, asked, AppInfo))
 
         return order
 

@@ -29,10 +29,10 @@ from grape.gateway import looking, page
 from grape.gateway.access import Access, Verb
 from grape.gateway.answers import json_of
 from grape.gateway.bodies import JSON, media_of
-from grape.gateway.doors import Doors
+from grape.gateway.doors import Doors, Who
 from grape.gateway.emitting import Code
 from grape.gateway.problems import Problem, no_app
-from grape.gateway.reading import read_body
+from grape.gateway.reading import address_of, read_body
 from grape.model.spots import Place, parse_place, parse_places
 from grape.model.stored import AppRecord
 from grape.model.topology import TopologySpec
@@ -260,6 +260,7 @@ class Operating:
     async def _change(self, verb: Literal["retry", "drop"], held: bool, request: Request) -> Response:
         """By the engine, between its commits. What was done when an error comes stays done."""
         info = await self._app(request, "admin")
+        who = Who(self._access.check(dict(request.scope["headers"]), info.name, "admin"), address_of(request))
         which = await _asked(request, Which)
         if sum((bool(which.ids), which.all, not which.choice.is_any)) != 1:
             raise BadArgument('which ones? {"ids": [..]}, or by node, event, kind and key, or {"all": true}')
@@ -271,9 +272,17 @@ class Operating:
             return looking.chosen(directory, record, held, which.choice)
 
         changes = Changes()
-        for ids in _pages(await self._look(info, chosen)):
-            packed = await door.ask(verb, Letters(ids, held))
-            changes.add(msgspec.msgpack.decode(packed, type=Changes))
+        error: GrapeError | None = None
+        try:
+            for ids in _pages(await self._look(info, chosen)):
+                packed = await door.ask(verb, Letters(ids, held))
+                changes.add(msgspec.msgpack.decode(packed, type=Changes))
+        except GrapeError as e:
+            error = e
+            raise
+        finally:
+            done = f"{changes.dead + changes.stopped + changes.held} events"
+            await self._doors.write_down(who, f"{'held' if held else 'dead'} {verb}", info.name, done, error)
         return _json(
             {
                 "changed": changes.dead + changes.stopped + changes.held,

@@ -46,6 +46,11 @@ async def read_body(request: Request, most: int = MAX_BODY) -> bytes:
         _held -= size
 
 
+def address_of(request: Request) -> str:
+    """From where it came, as far as that is known here."""
+    return "" if request.client is None else f"{request.client.host}:{request.client.port}"
+
+
 async def _pieces(request: Request) -> AsyncIterator[bytes]:
     stream = request.stream()
     while True:

@@ -17,10 +17,11 @@ import msgspec
 from msgspec import Struct, structs
 
 from grape.apps.manifest import Manifest
-from grape.errors import Corrupt, Full, UsageError
+from grape.errors import Corrupt, Full, GrapeError, UsageError
 from grape.host.door import listening
 from grape.model.near import did_you_mean
 from grape.protocol.place import CONTROL
+from grape.server.audit import Asker, Audit, Done
 from grape.server.beside import Beside, SideProcess
 from grape.server.config import ServerConfig
 from grape.server.control import ControlConnection, Verb
@@ -75,6 +76,22 @@ class Remove(Struct, frozen=True, forbid_unknown_fields=True):
     data: bool = False
 
 
+class _Asked(Struct, frozen=True):
+    """Whatever any of the verbs is asked with."""
+
+    name: str = ""
+    version: str = ""
+    drop_slots: tuple[str, ...] = ()
+    data: bool = False
+
+
+AUDITED: Final = frozenset(
+    {"upload", "start", "stop", "restart", "pause", "resume", "change", "rollback", "remove", "shutdown"}
+)
+VERBS: Final = {"change": "upgrade"}
+"""As people call them."""
+
+
 class Supervisor:
     """One server. Everything happens on the loop that runs ``serve``.
 
@@ -90,6 +107,7 @@ class Supervisor:
         self._say = say
         self._config = config
         self._park_after = float(config.park_after)
+        self._audit = Audit(home.path, int(config.audit_size), config.audit_older)
         self._happened = asyncio.Event()
         self._store = asyncio.Lock()
         self._gateways = Gateways(home, config, say, self._happened.set) if config.http else None
@@ -118,6 +136,7 @@ class Supervisor:
             "rollback": self._rollback,
             "remove": self._remove,
             "shutdown": self._shutdown,
+            "audit": self._done,
             **self._drivers.verbs,
         }
 
@@ -178,7 +197,7 @@ class Supervisor:
                 await asyncio.wait_for(self._happened.wait(), max(0.001, wait))
 
     def _come(self) -> ControlConnection:
-        connection = ControlConnection(self.verbs)
+        connection = ControlConnection(self.verbs, AUDITED, self._heard)
         self._connections = [each for each in self._connections if each.is_open]
         self._connections.append(connection)
         return connection
@@ -242,6 +261,37 @@ class Supervisor:
         while True:
             await asyncio.sleep(max(0.1, min(_LOOK, self._park_after / 4)))
             await asyncio.gather(*(app.rest(self._park_after) for app in tuple(self.apps.values())))
+
+    async def _heard(
+        self, asker: Asker, verb: str, packed: msgspec.Raw, value: object, error: GrapeError | None
+    ) -> None:
+        """It is written down before whoever asked hears of it. A disk that does not take it stops nobody: it
+        is done by then."""
+        with contextlib.suppress(msgspec.MsgspecError):
+            asked = _read(packed, _Asked)
+            name = value.name if isinstance(value, Uploaded) else asked.name
+            detail = " ".join(
+                [
+                    *([f"version {asked.version}"] if asked.version else []),
+                    *(f"drop-slot {slot}" for slot in asked.drop_slots),
+                    *(["with its data"] if asked.data else []),
+                    *([f"version {value.version} {value.digest[:12]}"] if isinstance(value, Uploaded) else []),
+                ]
+            )
+            result, why = ("ok", "") if error is None else (error.code, str(error))
+            await self._write_down(asker, verb, name, detail, result, why)
+
+    async def _write_down(self, asker: Asker, verb: str, app: str, detail: str, result: str, why: str) -> None:
+        try:
+            await asyncio.to_thread(self._audit.add, asker, VERBS.get(verb, verb), app, detail, result, why)
+        except GrapeError as e:
+            self._say(f"{asker.who} asked for {verb} {app}, which is not in the audit log: {e}", "error")
+
+    async def _done(self, packed: msgspec.Raw) -> None:
+        """What a gateway has had an engine do."""
+        done = _read(packed, Done)
+        asker = Asker(done.who, "http", done.address)
+        await self._write_down(asker, done.verb, done.app, done.detail, done.result, done.why)
 
     async def _hush(self, packed: msgspec.Raw) -> bool:
         """While a backup looks at all apps at once."""
