@@ -22,7 +22,7 @@ from grape.cli.run import EXIT_INT, run
 from grape.cli.serve import SERVE_HELP, serve
 from grape.hot import describe
 
-_TALKING: Final = ("run", "serve", "conformance")
+_TALKING: Final = ("run", "serve", "conformance", "backup")
 """Commands that write to workers or engines, which may end: no signal must end them for that."""
 
 app = typer.Typer(

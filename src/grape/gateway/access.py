@@ -116,10 +116,39 @@ class Access:
         Raises:
             Problem: he may not.
         """
+        token = self._token(headers)
+        if token is None:
+            return ANYBODY
+        if not any(_covers(scope, app, verb) for scope in token.scopes):
+            raise Problem(403, "forbidden", f"the token {token.name!r} is not for {app or '*'}:{verb}")
+        return f"token {token.name}"
+
+    def admin_of(self, headers: dict[bytes, bytes]) -> tuple[str, tuple[str, ...] | None]:
+        """Who sends these headers, and of which apps he may change everything, also if they are not there yet; None: of
+        all.
+
+        Raises:
+            Problem: of none.
+        """
+        token = self._token(headers)
+        if token is None:
+            return ANYBODY, None
+        scopes = [scope.partition(":") for scope in token.scopes]
+        apps = tuple(app for app, _, verb in scopes if verb in ("admin", "*"))
+        if not apps:
+            raise Problem(403, "forbidden", f"the token {token.name!r} is not for the admin of any app")
+        return f"token {token.name}", None if "*" in apps else apps
+
+    def _token(self, headers: dict[bytes, bytes]) -> Token | None:
+        """None: nobody needs one.
+
+        Raises:
+            Problem: there is none that is known.
+        """
         self._load()
         self._check_page(headers)
         if self._asks_nobody:
-            return ANYBODY
+            return None
         kind, _, text = headers.get(b"authorization", b"").decode("latin-1").partition(" ")
         if kind.lower() != "bearer" or not text:
             raise _who("a token is needed: Authorization: Bearer grape_...")
@@ -128,9 +157,7 @@ class Access:
             raise _who("this token is not known, or not any more")
         if token.expires is not None and token.expires <= time.time():
             raise _who("this token has expired")
-        if not any(_covers(scope, app, verb) for scope in token.scopes):
-            raise Problem(403, "forbidden", f"the token {token.name!r} is not for {app or '*'}:{verb}")
-        return f"token {token.name}"
+        return token
 
     @property
     def _asks_nobody(self) -> bool:

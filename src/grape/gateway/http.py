@@ -31,11 +31,13 @@ from grape.gateway.doors import AppDoor, Doors, Who
 from grape.gateway.hooks import Hooks
 from grape.gateway.operating import Operating
 from grape.gateway.outputs import Outputs
+from grape.gateway.packages import Packages
 from grape.gateway.problems import Problem, no_app, problem_of
 from grape.gateway.reading import address_of, read_body
 from grape.gateway.waiting import Waiter
 from grape.model.stored import KEPT, KEPT_BRIEFLY
 from grape.model.topology import TopologySpec
+from grape.server.config import ServerConfig
 from grape.server.hosted import AppInfo
 from grape.server.supervisor import Change, Named
 
@@ -51,11 +53,12 @@ _WINDOW: Final = 1_000
 class Gateway:
     """
     Args:
-        doors: of the apps. access: who may do what.
+        doors: of the apps. access: who may do what. max_package: bytes of one that is uploaded.
     """
 
-    def __init__(self, doors: Doors, access: Access) -> None:
+    def __init__(self, doors: Doors, access: Access, max_package: int = int(ServerConfig().max_package)) -> None:
         self.doors = doors
+        self._max_package = max_package
         self._access = access
 
     def app(self, origins: Sequence[str] = ()) -> Starlette:
@@ -74,6 +77,7 @@ class Gateway:
             Route("/apps/{app}/answers/{id:path}", self._answer, methods=["GET"]),
             *Outputs(self.doors, self._may).routes(),
             *Hooks(self.doors, self._may).routes(),
+            *Packages(self.doors, self._access, self._max_package).routes(),
             *(
                 Route(f"/apps/{{app}}/{verb}", self._order(verb), methods=["POST"])
                 for verb in ("start", "stop", "restart", "pause", "resume", "upgrade", "rollback")

@@ -20,6 +20,7 @@ from grape.gateway.access import FILE, Access
 from grape.gateway.doors import Doors
 from grape.gateway.http import Gateway
 from grape.gateway.limits import BoundedProtocol
+from grape.server.config import ServerConfig
 from grape.server.home import Home
 from grape.server.telling import begin_logging
 
@@ -39,6 +40,7 @@ class GatewayOptions(Struct, frozen=True):
     origins: tuple[str, ...] = ()
     certificate: str = ""
     key: str = ""
+    max_package: int = int(ServerConfig().max_package)
 
 
 def main() -> None:
@@ -55,7 +57,7 @@ async def _serve(options: GatewayOptions, server_pid: int) -> None:
     doors = Doors(home, options.number)
     access = Access(home.path / FILE, is_open=options.is_open, origins=frozenset(options.origins))
     config = uvicorn.Config(
-        Gateway(doors, access).app(options.origins),
+        Gateway(doors, access, options.max_package).app(options.origins),
         http=BoundedProtocol,
         ws="none",
         lifespan="off",

@@ -31,7 +31,7 @@ async def read_body(request: Request, most: int = MAX_BODY) -> bytes:
     size = 0
     try:
         pieces: list[bytes] = []
-        async for piece in _pieces(request):
+        async for piece in pieces_of(request):
             size += len(piece)
             _held += len(piece)
             if size > most:
@@ -51,7 +51,12 @@ def address_of(request: Request) -> str:
     return "" if request.client is None else f"{request.client.host}:{request.client.port}"
 
 
-async def _pieces(request: Request) -> AsyncIterator[bytes]:
+async def pieces_of(request: Request) -> AsyncIterator[bytes]:
+    """A body, as it comes.
+
+    Raises:
+        Problem: it comes too slowly.
+    """
     stream = request.stream()
     while True:
         try:

@@ -79,6 +79,7 @@ class Gateways:
             "sockets": [fd],
             "is_open": self._is_open,
             "number": number,
+            "max_package": int(self._config.max_package),
             "origins": self._config.origins,
             "certificate": here(self._config.tls_certificate),
             "key": here(self._config.tls_key),

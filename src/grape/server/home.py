@@ -22,6 +22,7 @@ import re
 import shutil
 import tempfile
 import time
+from collections.abc import Collection
 from pathlib import Path
 from typing import Final, Literal
 
@@ -30,7 +31,7 @@ from msgspec import Struct, structs
 
 from grape.apps import environment, package
 from grape.apps.manifest import APP, Manifest, manifest_of
-from grape.errors import Corrupt, InUse, UsageError
+from grape.errors import Corrupt, Forbidden, InUse, UsageError
 from grape.model.near import did_you_mean
 from grape.store.files import fsync_directory, make_directory, write_durably
 
@@ -198,10 +199,12 @@ class Home:
 
     # ------------------------------------------------------------------ packages
 
-    def take_in(self, file: Path) -> tuple[str, Manifest]:
-        """A package becomes part of the store; its name, and the manifest in it. Blocking.
+    def take_in(self, file: Path, apps: Collection[str] | None = None) -> tuple[str, Manifest]:
+        """A package becomes part of the store; its name, and the manifest in it. Blocking. ``apps``: of one of which it
+        has to be; None: of any.
 
         Raises:
+            Forbidden: it is of another app.
             UsageError: it is none, and why; nothing of it is kept.
         """
         new = Path(tempfile.mkdtemp(prefix=".new-", dir=self.packages))
@@ -209,6 +212,8 @@ class Home:
             with open(file, "rb") as archive:
                 package.unpack(archive, file.name, new)
             manifest = manifest_of(new)
+            if apps is not None and manifest.name not in apps:
+                raise Forbidden(f"a package of {manifest.name}, by who may change {', '.join(apps)}")
             digest = package.digest_of(new, whole=True)
             place = self.package(digest)
             if not place.exists():
@@ -216,6 +221,8 @@ class Home:
                     fsync_directory(Path(folder))
                 os.rename(new, place)
                 fsync_directory(self.packages)
+        except Forbidden:
+            raise
         except UsageError as e:
             raise UsageError(str(e).replace(f"{new}/", "").replace(str(new), file.name)) from None
         except OSError as e:

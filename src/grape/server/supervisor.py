@@ -47,9 +47,10 @@ class Named(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Upload(Struct, frozen=True, forbid_unknown_fields=True):
-    """``path``: of a package, which the server can read."""
+    """``path``: of a package, which the server can read. ``apps``: of one of which it has to be; None: of any."""
 
     path: str
+    apps: tuple[str, ...] | None = None
 
 
 class Uploaded(Struct, frozen=True):
@@ -304,16 +305,16 @@ class Supervisor:
 
     async def _upload(self, packed: msgspec.Raw) -> Uploaded:
         self._check_serving()
-        path = Path(_read(packed, Upload).path)
+        asked = _read(packed, Upload)
         async with self._store:
-            digest, manifest = await asyncio.to_thread(self._take_in, path)
+            digest, manifest = await asyncio.to_thread(self._take_in, Path(asked.path), asked.apps)
             app = self._with(digest, manifest)
             await self._drop_unused()
         return app
 
-    def _take_in(self, path: Path) -> tuple[str, Manifest]:
+    def _take_in(self, path: Path, apps: tuple[str, ...] | None) -> tuple[str, Manifest]:
         """With what it needs beside it: whoever uploads hears of it if that cannot be had."""
-        digest, manifest = self.home.take_in(path)
+        digest, manifest = self.home.take_in(path, apps)
         self.home.environment(self.home.package(digest))
         return digest, manifest
 
