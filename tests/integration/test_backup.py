@@ -165,9 +165,11 @@ def test_an_app_is_not_restored_beside_those_it_has_spoken_to_later(tmp_path: Pa
     assert grape("restore", backup, "alone", "--home", home).returncode == 0
     assert grape("restore", backup, "send", "--home", home, "--force").returncode == 0
     assert not list(home.glob(".restore-*"))
+    (home / "apps" / "send" / "app.json").unlink()  # as if it had been cut off
+    assert "is in the way, and no app" in grape("restore", backup, "send", "--home", home).stderr
+    assert "is no home of a server" in grape("backup", tmp_path / "x", "--home", tmp_path / "none").stderr
 
 
-# F9
 def test_what_is_cut_off_or_changed_is_no_backup(tmp_path: Path) -> None:
     data = tmp_path / "data"
     store = Store(data, lambda run: None)

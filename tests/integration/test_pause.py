@@ -12,7 +12,7 @@ LATER = """
     from grape import Context
 
     def later(data, ctx: Context):
-        ctx.emit("add", 1, key="t", delay=4.0)
+        ctx.emit("add", 1, key="t", delay=3.0)
 
     t.add_slot("later", later, emits="add")
     return t

@@ -75,7 +75,12 @@ def test_what_is_wrong_elsewhere_is_told_by_its_name(tmp_path: Path) -> None:
 
 
 def test_variables_that_are_none_of_ours_stop_nobody(tmp_path: Path) -> None:
-    found = effective(tmp_path, None, {"GRAPE_SERVER_PORT_8080_TCP": "tcp://1", "GRAPE_SERVER_GATEWAY": "2"}, {})
+    found = effective(
+        tmp_path,
+        None,
+        {"GRAPE_SERVER_CONFIG": "x", "GRAPE_SERVER_PORT_8080_TCP": "tcp://1", "GRAPE_SERVER_GATEWAY": "2"},
+        {},
+    )
     assert found.config == ServerConfig()
     assert "did you mean 'GRAPE_SERVER_GATEWAYS'" in found.strangers[0]
 

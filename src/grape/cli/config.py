@@ -12,7 +12,7 @@ import typer
 from grape.cli.console import put, say
 from grape.cli.home import HomeOption, home_of, or_exit
 from grape.model.plural import counted
-from grape.server.config import FILE, Effective, effective, read_file, schema, shown
+from grape.server.config import FILE, FILE_VARIABLE, Effective, effective, read_file, schema, shown
 from grape.server.home import Home
 
 app = typer.Typer(
@@ -23,7 +23,7 @@ app = typer.Typer(
 
 Config = Annotated[
     str | None,
-    typer.Option("--config", metavar="FILE", envvar="GRAPE_SERVER_CONFIG", help=f"Else HOME/{FILE}."),
+    typer.Option("--config", metavar="FILE", envvar=FILE_VARIABLE, help=f"Else HOME/{FILE}."),
 ]
 
 

@@ -12,7 +12,7 @@ import typer
 
 from grape.cli.console import say
 from grape.cli.home import home_of, or_exit
-from grape.server.config import Effective, effective, here
+from grape.server.config import FILE_VARIABLE, Effective, effective, here
 from grape.server.home import Home
 from grape.server.log import LogKind, ServerLog
 from grape.server.supervisor import serve as run_server
@@ -41,7 +41,7 @@ def serve(
     ] = None,
     config: Annotated[
         str | None,
-        typer.Option(metavar="FILE", envvar="GRAPE_SERVER_CONFIG", help="Settings; else HOME/grape-server.toml."),
+        typer.Option(metavar="FILE", envvar=FILE_VARIABLE, help="Settings; else HOME/grape-server.toml."),
     ] = None,
     listen: Annotated[
         str | None, typer.Option(metavar="HOST:PORT", help="Where HTTP is served; port 0: any that is free.")

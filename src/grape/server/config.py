@@ -22,6 +22,8 @@ from grape.model.section import Duration, Size, read_section, show_size
 
 FILE: Final = "grape-server.toml"
 VARIABLE: Final = "GRAPE_SERVER_"
+FILE_VARIABLE: Final = "GRAPE_SERVER_CONFIG"
+"""Names the file."""
 MAX_BYTES: Final = 1 << 20
 PARK_AFTER: Final = 600.0
 """Seconds after which an app that has nothing to do needs no process."""
@@ -190,7 +192,7 @@ def _of_environment(environment: Mapping[str, str]) -> tuple[dict[str, Any], tup
     found: dict[str, Any] = {}
     strangers = []
     for name in sorted(environment):
-        if not name.startswith(VARIABLE):
+        if not name.startswith(VARIABLE) or name == FILE_VARIABLE:
             continue
         field = known.get(name)
         if field is None:

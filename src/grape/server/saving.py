@@ -83,6 +83,8 @@ def back_up_home(
     Raises:
         UsageError, Refused, EngineError: it cannot be; nothing is left of it then.
     """
+    if not home.apps.is_dir():
+        raise UsageError(f"{home.path} is no home of a server: it has no apps/; of one data directory: --data DIR")
     known = home.names()
     for name in apps:
         if name not in known:
@@ -187,12 +189,20 @@ def restore_home(
     if made.kind != "home":
         raise UsageError(f"{backup} is of one data directory, not of a server: grape restore {backup} --data DIR")
     wanted = _chosen(backup, made, apps)
+    if home.path.exists() and home.path.stat().st_uid != os.geteuid():
+        raise UsageError(
+            f"{home.path} is another user's, whose server could not use what is restored here: do it as that user"
+        )
     home.open()
     try:
         there = home.names()
         for name in wanted:
-            if (home.apps / name).exists():
+            if name in there:
                 raise UsageError(f"there is an app {name} in {home.path}; take it away first: grape app remove {name}")
+            if (home.apps / name).exists():
+                raise UsageError(
+                    f"{home.apps / name} is in the way, and no app: perhaps of a restore that was cut off; remove it"
+                )
         with _staged(home.path) as stage:
             installed = {name: _bring(backup, made, name, stage, progress) for name in wanted}
             if not force:
