@@ -8,7 +8,7 @@ DEMO := .venv/.ready-demo
 N ?= 2
 PYTEST := $(BIN)/pytest -q -n $(N) --dist worksteal
 
-.PHONY: help demo test test-pure test-pythons test-all test-sim test-fuzz test-hot test-crash test-cgroup2 test-sdks mutants bench bench-languages bench-peers bench-http profile check lock clean
+.PHONY: help demo demo-server test test-pure test-pythons test-all test-sim test-fuzz test-hot test-crash test-cgroup2 test-sdks mutants bench bench-languages bench-peers bench-http profile check lock clean
 
 help:  ## show this
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -21,6 +21,9 @@ $(DEMO): pyproject.toml requirements.lock scripts/setup hatch_build.py src/grape
 
 demo: $(DEMO)  ## count the words of a real book, twice: the second run resumes
 	@scripts/demo
+
+demo-server: $(READY)  ## three apps on a server: calls through all of them, an upgrade in the middle, the dashboard's address
+	@scripts/demo-server
 
 test: $(READY)  ## the default suite, in N=2 processes: some minutes
 	@scripts/sdks > /dev/null
@@ -41,8 +44,9 @@ test-all: $(READY)  ## everything, also what takes long
 test-sim: $(READY)  ## the simulator: 10,000 seeds, 10,000 with changing code, 100,000 of async nodes in cycles (two hours)
 	GRAPE_SIM_SEEDS=10000 GRAPE_SIM_CHANGES=10000 GRAPE_SIM_CYCLES=100000 GRAPE_SIM_SHARED=10000 GRAPE_SIM_ORDERED=10000 $(BIN)/pytest -q tests/sim
 
-test-fuzz: $(READY)  ## lies of workers and broken frames, for two hours: by chance, then guided by coverage
+test-fuzz: $(READY)  ## lies of workers and of HTTP clients, broken frames, for two hours: by chance, then guided by coverage
 	GRAPE_FUZZ_SECONDS=900 $(BIN)/pytest -q --timeout 3600 tests/unit/test_fuzz_protocol.py
+	$(BIN)/python -m tests.fuzz.http 300
 	@scripts/fuzz-guided 900
 
 test-hot: $(READY)  ## the module in C with sanitizers, beside its twin in Python: some minutes

@@ -8,7 +8,7 @@ import re
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,17 +22,24 @@ class Server:
     """Running, once it is made.
 
     Attributes:
-        url: where it listens. http: a client of it.
+        url: where it listens. http: a client of it. ``prefix``: a command that starts it.
     """
 
-    def __init__(self, home: Path, *options: str, env: dict[str, str] | None = None, verify: Any = True) -> None:
+    def __init__(
+        self,
+        home: Path,
+        *options: str,
+        env: dict[str, str] | None = None,
+        verify: Any = True,
+        prefix: Sequence[str] = (),
+    ) -> None:
         self.home = home
         self.said = home.parent / f"{home.name}.said"
         self._log = Path(options[options.index("--log-file") + 1]) if "--log-file" in options else None
         with open(self.said, "ab") as said:
             seen = said.tell()
             self.process = subprocess.Popen(
-                [GRAPE, "serve", str(home), "--listen", "127.0.0.1:0", *options],
+                [*prefix, GRAPE, "serve", str(home), "--listen", "127.0.0.1:0", *options],
                 stdout=subprocess.DEVNULL,
                 stderr=said,
                 env={**os.environ, **(env or {})},
@@ -66,11 +73,11 @@ class Server:
         assert answer.status_code == 200, answer.text
         return answer.json()
 
-    def grape(self, *words: object, code: int = 0) -> str:
-        """What a command that speaks to it prints; what it says if it is to fail."""
+    def grape(self, *words: object, code: int = 0, said: bool = False) -> str:
+        """What a command that speaks to it prints; what it says if it is to fail, unless that is ``said`` as well."""
         done = grape(*words, "--home", self.home)
         assert done.returncode == code, f"{done.stdout}\n{done.stderr}"
-        return done.stdout if code == 0 else done.stderr
+        return done.stdout if code == 0 or said else done.stderr
 
     def grape_data(self, *words: object) -> str:
         """Of a command that looks into the directory of an app, whose name is the last word."""

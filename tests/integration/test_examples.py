@@ -10,6 +10,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from serving import serving
+
 EXAMPLES = Path(__file__).parents[2] / "examples"
 GRAPE = str(Path(sys.executable).parent / "grape")
 
@@ -95,3 +97,18 @@ def test_02_crawler_on_a_page_of_odd_links(tmp_path: Path) -> None:
         link: why for link, why in odd.items() if why
     }
     assert [row["key"] for row in rows(here / "found.jsonl")] == ["index.md"]
+
+
+def test_04_shop(tmp_path: Path) -> None:
+    """Its books agree, over an upgrade under load."""
+    shop = EXAMPLES / "04-shop"
+    with serving(tmp_path / "home") as server:
+        for app in ("notices", "payments", "orders"):
+            server.grape("app", "deploy", shop / app)
+        command = [sys.executable, shop / "shop.py", server.url, server.home, "--seconds", "6"]
+        done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert "all books agree" in done.stdout
+        assert "orders 2 " in done.stdout
+        call = server.grape("call", "orders@order", '{"customer":"x","count":1}', "--key", "new")
+        assert json.loads(call) == {"status": "paid"}

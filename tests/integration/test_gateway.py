@@ -4,14 +4,16 @@ told."""
 from __future__ import annotations
 
 import asyncio
+import gzip
 import os
 import signal
 import socket
 import ssl
 import subprocess
+import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +21,17 @@ import httpx
 import msgspec
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
-from starlette.requests import Request
+from starlette.types import Receive
 
 from command import grape
 from grape.gateway import reading
 from grape.gateway.problems import Problem
 from serving import COUNT, Server, count_app, serving, until, write_app
+
+if sys.version_info >= (3, 14):
+    from compression import zstd
+else:
+    from backports import zstd
 
 
 @pytest.fixture(scope="module")
@@ -376,6 +383,22 @@ def test_data_that_cannot_travel_is_no_fault_of_the_gateway(server: Server, body
     assert "cannot travel" in problem(answer, 422, "bad-value")
 
 
+@pytest.mark.parametrize(
+    ("path", "media"),
+    [
+        ("/apps/count/events/add", "application/x-ndjson"),
+        ("/apps/count/events/add", "application/json"),
+        ("/apps/count/events/add", "application/msgpack"),
+        ("/apps/count/events/add", "text/plain"),
+        ("/apps/count/events", "application/json"),
+        ("/apps/count/outputs/none/peek", "application/json"),
+    ],
+)
+def test_text_that_is_no_utf_8_is_no_fault_of_the_gateway(server: Server, path: str, media: str) -> None:
+    body = b"\xa3a\xff\xfe" if media == "application/msgpack" else b'"\xff\xfe"'
+    problem(server.http.post(path, content=body, headers={"content-type": media}), 400, "bad-argument")
+
+
 def test_a_name_that_no_file_can_have_is_that_of_no_app(server: Server) -> None:
     for path in ("/apps/%00/readyz", "/apps/%00", f"/apps/{'x' * 300}/readyz"):
         problem(server.get(path), 404, "no-app")
@@ -392,14 +415,14 @@ def test_an_id_of_any_characters_has_a_place_where_its_answer_is(server: Server)
 def test_bodies_that_never_end_are_bounded_together(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reading, "MAX_BODIES", 100)
 
-    def coming(*pieces: bytes, more: bool) -> Request:
+    def coming(*pieces: bytes, more: bool) -> Receive:
         left = [{"type": "http.request", "body": piece, "more_body": True} for piece in pieces]
         left += [] if more else [{"type": "http.request", "body": b"", "more_body": False}]
 
         async def receive() -> Any:
             return left.pop(0) if left else await asyncio.Event().wait()
 
-        return Request({"type": "http", "method": "POST", "headers": []}, receive)
+        return receive
 
     async def ask() -> None:
         slow = [asyncio.ensure_future(reading.read_body(coming(bytes(45), more=True))) for _ in range(2)]
@@ -579,3 +602,70 @@ def test_pages_of_an_origin_that_was_named_may_ask(tmp_path: Path) -> None:
         answer = server.http.request("OPTIONS", place, headers={"origin": "https://evil.example", **asked})
         assert "access-control-allow-origin" not in answer.headers
         assert server.post(place, 1, headers={"origin": "https://evil.example"}).status_code == 403
+
+
+# ---------------------------------------------------------------------- packed bodies and answers
+
+
+def _zip(data: bytes) -> bytes:
+    return gzip.compress(data)
+
+
+@pytest.mark.parametrize(("encoding", "pack"), [("gzip", _zip), ("zstd", zstd.compress), ("identity", bytes)])
+def test_a_body_may_come_packed(server: Server, encoding: str, pack: Callable[[bytes], bytes]) -> None:
+    headers = {"content-type": "application/json", "content-encoding": encoding}
+    answer = server.http.post("/apps/count/events/add", content=pack(b'{"a": 1}'), headers=headers)
+    assert (answer.status_code, answer.json()) == (202, {"accepted": 1})
+    lines = b"".join(b'{"k": "%s", "i": %d}\n' % (encoding.encode(), i) for i in range(50_000))  # over a megabyte
+    answer = server.http.post(
+        "/apps/count/events/add?key-field=k",
+        content=pack(lines[:700_000]) + pack(lines[700_000:]),  # two members
+        headers={"content-type": "application/x-ndjson", "content-encoding": encoding},
+    )
+    assert answer.json() == {"accepted": 50_000}
+    assert server.call("count", "add", params={"key": encoding}) == ["1", 50_001]
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "zstd"])
+def test_what_is_packed_wrongly_or_swells_is_refused(server: Server, encoding: str) -> None:
+    pack = _zip if encoding == "gzip" else zstd.compress
+
+    def ask(body: bytes, encoding: str = encoding) -> httpx.Response:
+        headers = {"content-type": "application/json", "content-encoding": encoding}
+        return server.http.post("/apps/count/events/add", content=body, headers=headers)
+
+    whole = pack(b'{"a": [%s]}' % (b"1," * 10_000 + b"1"))
+    for body in (b"", b"no such thing", whole[:-9], whole + b"rest", whole[: len(whole) // 2]):
+        problem(ask(body), 400, "bad-argument")
+    assert "unpacked" in problem(ask(pack(bytes(100 << 20))), 413, "too-large")
+    problem(ask(whole, "br"), 415, "media-type")
+    problem(ask(whole, f"{encoding}, {encoding}"), 415, "media-type")
+
+
+def test_what_is_to_be_kept_of_a_packed_body_is_bounded(server: Server) -> None:
+    streamed = zstd.ZstdCompressor(options={zstd.CompressionParameter.window_log: 27})
+    body = streamed.compress(bytes(1000)) + streamed.flush()  # which does not say how long it is
+    headers = {"content-type": "application/octet-stream", "content-encoding": "zstd"}
+    problem(server.http.post("/apps/count/events/add", content=body, headers=headers), 400, "bad-argument")
+
+
+@pytest.mark.parametrize(
+    ("accepts", "encoding"),
+    [
+        ("gzip", "gzip"),
+        ("gzip, zstd", "zstd"),
+        ("zstd;q=0, gzip;q=0.5", "gzip"),
+        ("br", None),
+        ("gzip;q=0", None),
+        ("", None),
+    ],
+)
+def test_answers_go_packed_to_whoever_takes_that(server: Server, accepts: str, encoding: str | None) -> None:
+    with server.http.stream("GET", "/openapi.json", headers={"accept-encoding": accepts}) as answer:
+        assert answer.headers.get("content-encoding") == encoding
+        body = b"".join(answer.iter_raw())
+    assert len(body) == int(answer.headers["content-length"])
+    unpack: Callable[[bytes], bytes] = {"gzip": gzip.decompress, "zstd": zstd.decompress}.get(encoding or "", bytes)
+    assert msgspec.json.decode(unpack(body))["openapi"] == "3.1.0"
+    small = server.get("/healthz", headers={"accept-encoding": accepts})
+    assert "content-encoding" not in small.headers

@@ -6,6 +6,7 @@ import asyncio
 import configparser
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -464,3 +465,113 @@ def test_an_app_is_parked_and_woken_though_that_cannot_be_noted(tmp_path: Path) 
         assert server.call("count", "add", params={"key": "a"}) == ["1", 1]
         in_the_way.rmdir()
         assert server.stop() == 0
+
+
+VERSIONED = """
+import os
+import re
+from grape import Node, State, Topology
+
+def change(old, version):
+    if old == 3:
+        FATE
+    return old
+
+class Count(Node):
+    n: int = State(int, default=0OPTIONS)
+
+    def process(self, event):
+        self.n += 1
+        self.reply(self.n)
+
+def topology(config):
+    t = Topology("count")
+    t.add_slot("add", Count(), retries=0)
+    return t
+"""
+
+
+@pytest.mark.parametrize(
+    ("fate", "said"), [("raise ValueError('three')", "three"), ("os._exit(3)", "dies when it reads")]
+)
+def test_a_version_that_cannot_read_the_state_does_not_take_over(tmp_path: Path, fate: str, said: str) -> None:
+    app = tmp_path / "count"
+    with serving(tmp_path / "home") as server:
+        server.grape("app", "deploy", write_app(app, VERSIONED.replace("OPTIONS", "").replace("FATE", "pass")))
+        for i in range(60):
+            server.post(f"/apps/count/events/add?key=k{i % 8}&wait=10")
+        assert "state of Count: 8 records tried, all can be read" in server.grape(
+            "app", "upgrade", "count", "--dry-run"
+        )
+        code = VERSIONED.replace("OPTIONS", ", version=2, upgrade=change").replace("FATE", fate)
+        write_app(app, code.replace("old == 3", "old == 8"), version="2")  # four keys have 8, four 7
+        server.grape("app", "upload", app)
+        assert said in server.grape("app", "upgrade", "count", "2", code=2)
+        assert server.call("count", "add", params={"key": "k7"}) == 8
+        assert server.info("count")["version"] == "1"
+        if "exit" in fate:
+            return
+        report = server.grape("app", "upgrade", "count", "2", "--dry-run", code=1, said=True)
+        assert "state of Count: 8 records tried, 5 cannot be read" in report
+        server.grape("app", "upgrade", "count", "2", "--unread")
+        assert server.call("count", "add", params={"key": "k6"}) == 8
+        server.post("/apps/count/events/add?key=k0&wait=10")
+        assert "three" in server.grape_data("dead", "list", "count")
+
+
+def test_top_shows_what_apps_do(tmp_path: Path) -> None:
+    with serving(tmp_path / "home") as server:
+        server.grape("app", "deploy", count_app(tmp_path / "count"))
+        server.call("count", "add", params={"key": "a"})
+        server.grape("app", "deploy", count_app(tmp_path / "other" / "count"))
+        (row,) = map(json.loads, server.grape("top", "--json", "--once", "--every", "0.2").splitlines())
+        assert (row["name"], row["state"], row["waiting"], row["dead"]) == ("count", "running", 0, 0)
+        assert row["done"] == 0.0
+        parts = [json.loads(line) for line in server.grape("top", "count", "--json", "--once").splitlines()]
+        assert [part["name"].strip() for part in parts] == ["count", "[main]", "add>Count"]
+        shown = server.grape("top", "--once", "--every", "0.1")
+        assert "WAITING" in shown
+        assert "count" in shown
+        assert "did you mean 'count'?" in server.grape("top", "cuont", "--once", code=2)
+
+
+def test_dev_runs_what_lies_in_the_directory_as_it_changes(tmp_path: Path) -> None:
+    app = count_app(tmp_path / "count")
+    said = tmp_path / "said"
+    home = ("--home", app / ".grape")
+    with open(said, "wb") as file:
+        command = [GRAPE, "app", "dev", str(app), "--listen", "127.0.0.1:0"]
+        process = subprocess.Popen(command, stdout=file, stderr=file)
+    try:
+        until(lambda: len(re.findall(r"count 1 \w+ runs", said.read_text())) == 1)
+        assert json.loads(grape("call", "count@add", "--key", "a", *home).stdout) == ["1", 1]
+        count_app(app, "2")
+        until(lambda: "count 2 " in said.read_text())
+        assert json.loads(grape("call", "count@add", "--key", "a", *home).stdout) == ["2", 2]
+        (app / "app.py").write_text("topology = 3")
+        until(lambda: "error:" in said.read_text())
+        assert json.loads(grape("call", "count@add", "--key", "a", *home).stdout) == ["2", 3]
+        count_app(app, "3")
+        until(lambda: "count 3 " in said.read_text())
+        assert "print" not in said.read_text()
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 0
+    finally:
+        process.kill()
+        process.wait()
+    assert "there is no grape.toml" in grape("app", "dev", tmp_path).stderr
+
+
+def test_bench_loads_an_app(tmp_path: Path) -> None:
+    with serving(tmp_path / "home") as server:
+        server.grape("app", "deploy", count_app(tmp_path / "count"))
+        load = ("bench", "count@add", "{n}", "--url", server.url, "--keys", 10)
+        found = json.loads(grape(*load, "-n", 200, "-c", 4, "-t", 2, "--call", "--json").stdout)
+        assert (found["answered"], found["statuses"], found["errors"]) == (200, {"200": 200}, {})
+        rows = map(json.loads, server.grape_data("state", "list", "count").splitlines())
+        assert {row["key"]: row["state"]["n"] for row in rows} == {f"k{i}": 20 for i in range(10)}
+        shown = grape(*load, "--seconds", 1, "--rate", 50)
+        assert shown.returncode == 0, shown.stderr
+        assert "answered in 1." in shown.stdout
+        assert grape("bench", "count@nothing", "--url", server.url, "-n", 3).returncode == 1
+    assert "nothing was answered" in grape(*load, "-s", 0.2).stderr

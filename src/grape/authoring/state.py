@@ -8,7 +8,7 @@ from copy import deepcopy
 from datetime import timedelta
 from enum import Enum
 from types import NoneType, UnionType
-from typing import TYPE_CHECKING, Any, Final, Generic, Never, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Final, Generic, Never, TypedDict, TypeVar, Unpack, overload
 
 import msgspec
 from msgspec import Struct
@@ -30,6 +30,17 @@ LOADER: Final = "_grape_load"
 
 _PLAIN: Final = frozenset({int, str, float, bool, bytes, NoneType})
 _COLLECTIONS: Final[tuple[Callable[[], Any], ...]] = (list, dict, set)
+
+
+MAX_VERSION: Final = 1 << 31
+
+
+class Options(TypedDict, total=False):
+    """What any `State` may have."""
+
+    ttl: float | timedelta | None
+    version: int
+    upgrade: Callable[[Any, int], Any] | None
 
 
 class _Missing(Enum):
@@ -65,6 +76,7 @@ class State(Generic[T]):
         ttl: seconds after the last write at which a value reads as the default again; None: kept until deleted.
         is_plain: the type is one of int, str, float, bool, bytes and None, or a union of these.
         is_bare: an assignment to it is that of an attribute, which nobody sees.
+        version, upgrade: of the form of its values; how one of an older version becomes one of this.
     """
 
     if TYPE_CHECKING:
@@ -80,22 +92,28 @@ class State(Generic[T]):
 
     @overload
     def __init__(
-        self: State[N | None], value_type: type[N], /, *, default: None, ttl: float | timedelta | None = None
+        self: State[N | None], value_type: type[N], /, *, default: None, **options: Unpack[Options]
     ) -> None: ...
     @overload
-    def __init__(self, value_type: type[T], /, *, default: T, ttl: float | timedelta | None = None) -> None: ...
+    def __init__(self, value_type: type[T], /, *, default: T, **options: Unpack[Options]) -> None: ...
+    @overload
+    def __init__(self: State[Collected], value_type: type[Collected], /, **options: Unpack[Options]) -> None: ...
+    @overload
+    def __init__(self: State[N | None], value_type: type[N], /, **options: Unpack[Options]) -> None: ...
     @overload
     def __init__(
-        self: State[Collected], value_type: type[Collected], /, *, ttl: float | timedelta | None = None
-    ) -> None: ...
-    @overload
-    def __init__(self: State[N | None], value_type: type[N], /, *, ttl: float | timedelta | None = None) -> None: ...
-    @overload
-    def __init__(
-        self: State[Any], value_type: UnionType, /, *, default: object = ..., ttl: float | timedelta | None = None
+        self: State[Any], value_type: UnionType, /, *, default: object = ..., **options: Unpack[Options]
     ) -> None: ...
     def __init__(
-        self, value_type: Any, /, *, default: Any = _MISSING, ttl: float | timedelta | None = None, **unknown: Never
+        self,
+        value_type: Any,
+        /,
+        *,
+        default: Any = _MISSING,
+        ttl: float | timedelta | None = None,
+        version: int = 1,
+        upgrade: Callable[[Any, int], Any] | None = None,
+        **unknown: Never,
     ) -> None:
         """Declare state of ``value_type``: anything msgspec encodes and decodes (builtins, collections of them,
         Structs, dataclasses, enums, ...).
@@ -105,11 +123,14 @@ class State(Generic[T]):
             default: what a key without a value reads. Left out, it is an empty collection for list, dict and set, and
                 None for all else. A mutable default is copied for every key.
             ttl: seconds or a timedelta.
+            version: of the form of the values; 1 is what was stored before there were versions.
+            upgrade: ``(value, version)``, gets a value of an older version, as plain data, and that version; returns
+                one of this version. It is called when an event reads it.
 
         Raises:
-            TopologyError: the type cannot be stored, or default or ttl do not fit.
+            TopologyError: the type cannot be stored, or default, ttl, version or upgrade do not fit.
         """
-        refuse_unknown("State", unknown, ("default", "ttl"))
+        refuse_unknown("State", unknown, ("default", "ttl", "version", "upgrade"))
         check_type(value_type, f"{place_of_caller()}: State")
         collection = typing.get_origin(value_type) or value_type
         if default is _MISSING:
@@ -119,6 +140,8 @@ class State(Generic[T]):
         self.is_plain = _is_plain(value_type)
         self.ttl = _checked_ttl(ttl)
         self.is_bare = self.is_plain and self.ttl is None
+        self.version = _checked_version(version, upgrade)
+        self.upgrade = upgrade
         self._default: Any = default
         self._copy_default = default is not None and type(default) not in _PLAIN
         self._value: Any = _MISSING
@@ -261,6 +284,19 @@ def _is_plain(value_type: Any) -> bool:
         return value_type is None or value_type in _PLAIN
     except TypeError:  # unhashable: check_type refuses it
         return False
+
+
+def _checked_version(version: object, upgrade: object) -> int:
+    if type(version) is not int or not 1 <= version <= MAX_VERSION:
+        raise TopologyError(f"{place_of_caller()}: State: version= is a number from 1 on, not {version!r:.60}")
+    if upgrade is not None and not callable(upgrade):
+        raise TopologyError(f"{place_of_caller()}: State: upgrade= is a function (value, version), not {upgrade!r:.60}")
+    if (upgrade is None) != (version == 1):
+        raise TopologyError(
+            f"{place_of_caller()}: State: version= and upgrade= belong together: a version above 1, and how a value of "
+            f"an older one becomes one of it"
+        )
+    return version
 
 
 def _checked_ttl(ttl: float | timedelta | None) -> float | None:

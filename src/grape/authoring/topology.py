@@ -17,6 +17,7 @@ from grape.authoring.options import refuse_unknown
 from grape.authoring.places import caller, place
 from grape.errors import TopologyError
 from grape.model.near import did_you_mean
+from grape.model.rate import rate_of
 from grape.model.routing import eager_events
 from grape.model.topology import (
     DEFAULT_POOL,
@@ -34,6 +35,7 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 MAX_NAME_BYTES: Final = 255
 MAX_BATCH: Final = 8192
+MAX_BURST: Final = 1_000_000
 MAX_COUNT: Final = 1_000_000
 _TIMEOUT: Final = 60.0
 
@@ -53,6 +55,8 @@ class SlotOptions(TypedDict, total=False):
     concurrency: int
     batch: int
     eager: bool | None
+    rate: str | float | None
+    burst: int
     long: bool
     pool: str | None
     name: str | None
@@ -127,6 +131,8 @@ class Topology:
         concurrency: int = 100,
         batch: int = 1,
         eager: bool | None = None,
+        rate: str | float | None = None,
+        burst: int = 1,
         long: bool = False,
         pool: str | None = None,
         name: str | None = None,
@@ -156,6 +162,9 @@ class Topology:
                 two. A handler may then have run for an event that was never accepted, as the machine failed before; so
                 what it does outside of Grape must bear that. Every slot of the event has to say so, in one pool. By
                 default as the topology.
+            rate: events that its handler gets at most, over all workers: "100/s", "20/min", "500/h", or a number a
+                second. The rest waits. For handlers that call services of others.
+            burst: events of them that it may get at once, after a pause.
             long: its handler may run for minutes or hours: the node gets a pool of its own, named as the node unless
                 ``pool`` is given, whose workers take one event at a time, without a timeout unless one is given.
             pool: worker processes to run in; "main" unless given here or at another slot of the node.
@@ -192,7 +201,11 @@ class Topology:
             batch=_whole(batch, "batch", 1, MAX_BATCH, where),
             where=node.where if isinstance(node, External) else where_of(node),
             eager=self._eager if eager is None else _one_of(eager, "eager", (True, False), where),
+            rate=0.0 if rate is None else _rate(rate, where),
+            burst=_whole(burst, "burst", 1, MAX_BURST, where),
         )
+        if burst != 1 and rate is None:
+            raise TopologyError(f"{where}: burst={burst} belongs to a rate=, and there is none")
         if spec.backoff_max < spec.backoff:
             raise TopologyError(f"{where}: backoff_max ({spec.backoff_max:g} s) is below backoff ({spec.backoff:g} s)")
         if pool is not None:
@@ -552,6 +565,13 @@ def _whole(value: Any, option: str, least: int, most: int, where: str) -> int:
     if type(value) is not int or not least <= value <= most:
         raise TopologyError(f"{where}: {option}= is a whole number from {least} to {most}, not {value!r:.60}")
     return value
+
+
+def _rate(value: Any, where: str) -> float:
+    try:
+        return rate_of(value)
+    except ValueError as e:
+        raise TopologyError(f"{where}: rate=: {e}") from None
 
 
 def _seconds(value: Any, option: str, where: str) -> float:

@@ -26,6 +26,7 @@ from grape.client.session import Session
 from grape.drivers.told import DriverInfo
 from grape.errors import GrapeError, UsageError
 from grape.model.plural import counted
+from grape.protocol.trial import Trial
 from grape.remote.uploading import Deployer
 from grape.server.home import Home, check_name
 from grape.server.hosted import AppInfo
@@ -64,6 +65,9 @@ Token = Annotated[
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="As JSON.")]
+Unread = Annotated[
+    bool, typer.Option("--unread", help="Also if the version cannot read some of a sample of the state.")
+]
 DropSlot = Annotated[
     list[str] | None,
     typer.Option("--drop-slot", metavar="EVENT>NODE", help="Drop what waits for a slot that is no more. Repeatable."),
@@ -233,16 +237,24 @@ def upgrade(
     ] = "",
     home: HomeOption = None,
     drop_slot: DropSlot = None,
+    unread: Unread = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only say what would change, and how a sample of the state is read.")
+    ] = False,
 ) -> None:
-    """Change to another version that is uploaded. It is loaded and its workers are started beside the one that runs,
-    which then stops at a batch; if the new one cannot run the old one goes on."""
-    put(_line(_change(name, version, drop_slot, home)))
+    """Change to another version that is uploaded. It is loaded, reads a sample of the state, and its workers are
+    started beside the one that runs, which then stops at a batch; if the new one cannot run the old one goes on."""
+    if dry_run:
+        trial = told(home, "trial", Change(name, version, tuple(drop_slot or ())), Trial)
+        put("\n".join(_trial_lines(trial)))
+        raise typer.Exit(1 if trial.problems else 0)
+    put(_line(_change(name, version, drop_slot, home, unread=unread)))
 
 
 @app.command("rollback")
-def rollback(name: Name, home: HomeOption = None, drop_slot: DropSlot = None) -> None:
+def rollback(name: Name, home: HomeOption = None, drop_slot: DropSlot = None, unread: Unread = False) -> None:
     """Change back to the version that ran before."""
-    put(_line(told(home, "rollback", Change(name, "", tuple(drop_slot or ())), AppInfo)))
+    put(_line(told(home, "rollback", Change(name, "", tuple(drop_slot or ()), unread), AppInfo)))
 
 
 @app.command("remove")
@@ -322,8 +334,31 @@ def _deployed(source: str, server: str, token: str | None, drop_slots: tuple[str
     return or_exit(run)
 
 
-def _change(name: str, version: str, drop_slots: list[str] | None, home: str | None) -> AppInfo:
-    return told(home, "change", Change(name, version, tuple(drop_slots or ())), AppInfo)
+def _change(
+    name: str, version: str, drop_slots: list[str] | None, home: str | None, *, unread: bool = False
+) -> AppInfo:
+    return told(home, "change", Change(name, version, tuple(drop_slots or ()), unread), AppInfo)
+
+
+def _trial_lines(trial: Trial) -> list[str]:
+    """What a trial has found, for people."""
+    lines = [
+        f"{what}: {', '.join(names)}"
+        for what, names in (
+            ("slots that go", trial.slots_gone),
+            ("new slots", trial.slots_new),
+            ("nodes that go", trial.nodes_gone),
+            ("new nodes", trial.nodes_new),
+            ("nodes that move to another pool", trial.moved),
+        )
+        if names
+    ]
+    for node, count in trial.sampled.items():
+        bad = [problem for problem in trial.problems if problem.node == node]
+        outcome = f"{len(bad):,} cannot be read" if bad else "all can be read"
+        lines.append(f"state of {node}: {count:,} records tried, {outcome}")
+        lines += [f"  {problem.key}: {problem.text}" for problem in bad]
+    return lines or ["nothing that is stored is touched"]
 
 
 def _line(info: AppInfo) -> str:

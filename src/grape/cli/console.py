@@ -94,9 +94,14 @@ def flushed() -> bool:
     return True
 
 
+def live_console() -> Console:
+    """For what moves on a terminal, on stdout."""
+    return Console(highlight=False, markup=False, emoji=False, color_system=_colors())
+
+
 def put_table(table: Table) -> None:
     """A table whose cells are texts, not markup."""
-    Console(highlight=False, markup=False, emoji=False, color_system=_colors()).print(table)
+    live_console().print(table)
 
 
 def show_line(worker: str, line: Line) -> None:

@@ -13,13 +13,16 @@ from grape.cli import app as apps
 from grape.cli import config, conformance, crashes, dead, held, log, profile, state, token
 from grape.cli.audit import audit
 from grape.cli.backup import backup, restore
+from grape.cli.bench import bench
 from grape.cli.console import put
+from grape.cli.dev import dev
 from grape.cli.doctor import doctor
 from grape.cli.live import call, emit, status, stop
 from grape.cli.queue import pull, pump, push, tail
 from grape.cli.repair import repair
 from grape.cli.run import EXIT_INT, run
 from grape.cli.serve import SERVE_HELP, serve
+from grape.cli.top import top
 from grape.hot import describe
 
 _TALKING: Final = ("run", "serve", "conformance", "backup")
@@ -59,8 +62,9 @@ def _root(
 
 app.command()(run)
 app.command(help=SERVE_HELP)(serve)
-for live in (status, emit, call, stop, tail, pull, push, pump):
+for live in (status, top, bench, emit, call, stop, tail, pull, push, pump):
     app.command()(live)
+apps.app.command("dev")(dev)
 app.add_typer(apps.app, name="app")
 app.add_typer(config.app, name="config")
 app.add_typer(token.app, name="token")

@@ -22,6 +22,7 @@ from grape.engine.numbers import numbers_of
 from grape.engine.partition.partition import Partition
 from grape.engine.pool import Pool, what_says_most
 from grape.engine.questions import UNREAD_BYTES, Questions
+from grape.engine.rates import Rates
 from grape.engine.standstill import STANDSTILL
 from grape.engine.surroundings import Sizes, Surroundings
 from grape.engine.worker import Worker
@@ -30,7 +31,7 @@ from grape.model.address import PartitionId
 from grape.model.numbers import AppNumbers
 from grape.model.profile import Profile
 from grape.model.stored import CLIENT_ID
-from grape.protocol.messages import Announce, Ask, Beat, FromWorker, Hello, Refusal, Result, Stuck
+from grape.protocol.messages import Announce, Ask, Beat, FromWorker, Hello, Lease, Refusal, Result, Stuck
 
 _CREDIT: Final = 3
 """Works a synchronous worker may have: one that runs, and what keeps it busy while that one is committed. With async
@@ -89,6 +90,7 @@ class Engine:
             pool = Pool(spec, profile, sizes.workers, partitions, app, for_pools, self._pump, may_start)
             self.pools[spec.name] = pool
         self.gate = Gate(app, {name: pool.profile for name, pool in self.pools.items()}, self.transport.room, reserve)
+        self._rates = Rates(app, self.clock.now())
         self.handshake = Handshake(app, self.pools, self.clock)
 
     def _partition(self, pool: str, number: int, claim: Claim, *, is_long: bool) -> Partition:
@@ -346,6 +348,8 @@ class Engine:
             case Announce():
                 if self._named(worker, message) is not None:
                     worker.announces(message)
+            case Lease():
+                self._rates.ask(worker, message, self.clock.now())
             case Stuck():
                 if (partition := self._named(worker, message)) is not None:
                     stuck(worker, partition, message)
@@ -467,7 +471,8 @@ class Engine:
         now = self.clock.now()
         for partition in self._dues.take(now) if not self.draining else ():
             try:
-                self._fire(partition, now)
+                if partition.fire(now):
+                    self._offer(partition)
             except GrapeError as e:
                 if not self.trouble(partition, e):
                     return None
@@ -475,19 +480,11 @@ class Engine:
         self.pump()
         if not self.draining and (due := self._dues.next()) is not None:
             wakes.append(due)
+        if (lease := self._rates.give(now)) is not None:
+            wakes.append(lease)
         if self._is_catching_up():
             wakes.append(self._catch_up_until)
         return max(min(wakes), now) if wakes else None
-
-    def _fire(self, partition: Partition, now: int) -> None:
-        if (due := partition.ledger.draft.waits_until) is not None and due <= now:
-            partition.flush()
-        while partition.timers.fire(now):
-            pass
-        partition.expiries.expire(now)
-        due = partition.holds.next_due()
-        if due is not None and due <= now:
-            self._offer(partition)
 
     # ------------------------------------------------------------------ intake
 

@@ -15,6 +15,7 @@ from grape.protocol.messages import VERSION, Hello, PeersChanged, Refusal, Welco
 
 NEEDED: Final = frozenset({"partition", "cache"})
 """Capabilities that a worker has to have."""
+RATES: Final = "rates"
 PEERS: Final = "peers"
 """It emits to other apps, and hears which there are."""
 MAX_TEXT: Final = 16_000
@@ -50,12 +51,19 @@ class Handshake:
         lacks = sorted(NEEDED - set(message.capabilities))
         if lacks:
             return f"worker {worker.name} lacks what this engine needs: {', '.join(lacks)}"
+        if RATES not in message.capabilities and (slots := self._rated(worker.pool)):
+            return f"slot {slots[0]!r} has a rate, which workers of pool {worker.pool!r} cannot keep"
         if message.topology != self._app.described(worker.pool):
             return (
                 f"worker {worker.name} built another topology than the first one did; "
                 f"a topology must come out the same every time (no time, no chance in it)"
             )
         return ""
+
+    def _rated(self, pool: str) -> list[str]:
+        topology = self._app.topology
+        nodes = {node.name for node in topology.nodes if node.pool == pool}
+        return [f"{slot.event}>{slot.node}" for slot in topology.slots if slot.rate and slot.node in nodes]
 
     def _welcome(self, worker: Worker) -> None:
         app, profile = self._app, self._pools[worker.pool].profile

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import math
 import os
 import re
 import secrets
@@ -25,11 +26,16 @@ from grape.store.files import write_durably
 Verb = Literal["emit", "read", "admin"]
 
 PREFIX: Final = "grape_"
-FILE: Final = "tokens.json"
 ANYBODY: Final = "anybody"
 """Of this machine, where no token is needed."""
+FILE: Final = "tokens.json"
 _SCOPE: Final = re.compile(r"(\*|[a-z0-9][a-z0-9_.-]{0,63}):(emit|read|admin|\*)")
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.@-]{0,63}")
+_LOOK: Final = 0.02
+"""Seconds that a token which was taken back may still be taken for good."""
+_MOST: Final = 1_000
+_LONGEST: Final = 1_000
+"""Of what was granted: how much is remembered, and of how many characters at most."""
 _LOCAL: Final = frozenset({"localhost", "127.0.0.1", "[::1]", "::1"})
 
 
@@ -109,35 +115,61 @@ class Access:
         self._origins = origins
         self._tokens: dict[str, Token] = {}
         self._stamp: tuple[int, int] | None = None
+        self._look_at = 0.0
+        self._granted: dict[tuple[bytes, bytes, bytes, str, Verb], float] = {}
+        """What was asked and granted, until when: as long as the tokens are the same."""
 
-    def check(self, headers: dict[bytes, bytes], app: str, verb: Verb) -> str:
-        """Whether whoever sends these headers may do that with the app ("": with none); who that is.
+    def check(self, headers: dict[bytes, bytes], app: str, verb: Verb) -> None:
+        """Whether whoever sends these headers may do that with the app ("": with none).
 
         Raises:
             Problem: he may not.
         """
+        self._load()
+        said = headers.get
+        asked = said(b"authorization", b""), said(b"origin", b""), said(b"host", b""), app, verb
+        if self._granted.get(asked, 0.0) > time.time():
+            return
+        until = self._checked(headers, app, verb)
+        if sum(map(len, asked)) <= _LONGEST:
+            if len(self._granted) >= _MOST:
+                self._granted.clear()
+            self._granted[asked] = until
+
+    def _checked(self, headers: dict[bytes, bytes], app: str, verb: Verb) -> float:
+        """Until when that is so."""
         token = self._token(headers)
         if token is None:
-            return ANYBODY
+            return math.inf
         if not any(_covers(scope, app, verb) for scope in token.scopes):
             raise Problem(403, "forbidden", f"the token {token.name!r} is not for {app or '*'}:{verb}")
-        return f"token {token.name}"
+        return math.inf if token.expires is None else token.expires
 
-    def admin_of(self, headers: dict[bytes, bytes]) -> tuple[str, tuple[str, ...] | None]:
-        """Who sends these headers, and of which apps he may change everything, also if they are not there yet; None: of
-        all.
+    def who(self, headers: dict[bytes, bytes]) -> str:
+        """Who sends these headers.
+
+        Raises:
+            Problem: nobody who is known.
+        """
+        self._load()
+        token = self._token(headers)
+        return ANYBODY if token is None else f"token {token.name}"
+
+    def admin_of(self, headers: dict[bytes, bytes]) -> tuple[str, ...] | None:
+        """Of which apps whoever sends these headers may change everything, also before they are there; None: of all.
 
         Raises:
             Problem: of none.
         """
+        self._load()
         token = self._token(headers)
         if token is None:
-            return ANYBODY, None
+            return None
         scopes = [scope.partition(":") for scope in token.scopes]
         apps = tuple(app for app, _, verb in scopes if verb in ("admin", "*"))
         if not apps:
             raise Problem(403, "forbidden", f"the token {token.name!r} is not for the admin of any app")
-        return f"token {token.name}", None if "*" in apps else apps
+        return None if "*" in apps else apps
 
     def _token(self, headers: dict[bytes, bytes]) -> Token | None:
         """None: nobody needs one.
@@ -145,7 +177,6 @@ class Access:
         Raises:
             Problem: there is none that is known.
         """
-        self._load()
         self._check_page(headers)
         if self._asks_nobody:
             return None
@@ -173,13 +204,17 @@ class Access:
         return found
 
     def _load(self) -> None:
+        now = time.monotonic()
+        if now < self._look_at:
+            return
+        self._look_at = now + _LOOK
         try:
             about = os.stat(self._path)
-            stamp = about.st_mtime_ns, about.st_ino
+            stamp: tuple[int, int] | None = (about.st_mtime_ns, about.st_ino)
         except FileNotFoundError:
-            self._tokens, self._stamp = {}, None
-            return
+            stamp = None
         if stamp != self._stamp:
+            self._granted.clear()
             self._tokens = {token.sha256: token for token in read(self._path)}
             self._stamp = stamp
 

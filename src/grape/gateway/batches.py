@@ -255,9 +255,9 @@ def check_names(events: list[ClientEvent], door: Door) -> None:
     Raises:
         UnknownEvent: nothing listens to one of them.
     """
-    known = door.topology.events
     for at, name in enumerate(event.name for event in events):
-        if name not in known:
+        if name not in door.events:
+            known = door.topology.events
             hint = did_you_mean(name, known, f"it has {', '.join(map(repr, known))}")
             which = f"item {at}: " if len(events) > 1 else ""
             raise UnknownEvent(f"{which}app {door.topology.name!r} has no slot {name!r:.300}; {hint}")

@@ -16,6 +16,8 @@ LINES: Final = frozenset({"application/x-ndjson", "application/ndjson", "applica
 MSGPACK: Final = frozenset({"application/msgpack", "application/vnd.msgpack", "application/x-msgpack"})
 TEXT: Final = "text/plain"
 BYTES: Final = "application/octet-stream"
+UNREADABLE: Final = (msgspec.MsgspecError, RecursionError, ValueError)
+"""What reading JSON or msgpack of others raises; text that is no UTF-8 is a ValueError."""
 MAX_EVENTS: Final = 100_000
 """Of one request."""
 _KNOWN: Final = ", ".join([JSON, "application/x-ndjson", "application/msgpack", TEXT, BYTES])
@@ -30,9 +32,9 @@ class Item(msgspec.Struct, forbid_unknown_fields=True):
     id: str | None = None
 
 
-def media_of(content_type: str) -> str:
+def media_of(content_type: bytes) -> str:
     """Without its parameters; "" if none is said."""
-    return content_type.partition(";")[0].strip().lower()
+    return content_type.decode("latin-1").partition(";")[0].strip().lower()
 
 
 def value_of(body: bytes, media: str) -> Any:
@@ -129,12 +131,12 @@ def _each(made: Iterator[ClientEvent]) -> list[ClientEvent]:
 def _line(line: bytes, number: int) -> Any:
     try:
         return msgspec.json.decode(line)
-    except (msgspec.DecodeError, RecursionError) as e:
+    except UNREADABLE as e:
         raise Problem(400, "bad-argument", f"line {number} is no JSON: {e}", {"line": number}) from None
 
 
 def _read(body: bytes, read: Callable[[bytes], Any], what: str) -> Any:
     try:
         return read(body)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, ValueError) as e:
+    except UNREADABLE as e:
         raise Problem(400, "bad-argument", f"the body is no {what}: {e}") from None

@@ -55,7 +55,7 @@ class Door(asyncio.BufferedProtocol):
         replied: gets batches of replies. gone: called when nothing more comes. heard: gets what is said of streams.
 
     Attributes:
-        topology, limits: once it is open.
+        topology, limits: once it is open. events: that it takes.
     """
 
     def __init__(
@@ -69,6 +69,7 @@ class Door(asyncio.BufferedProtocol):
         self._replied = replied
         self._gone = gone
         self.topology: TopologySpec
+        self.events: frozenset[str]
         self.eager: frozenset[str]
         self.limits: Limits
         self.is_open = False
@@ -173,6 +174,7 @@ class Door(asyncio.BufferedProtocol):
                 self._refused(message.number, error_of(message.code, message.text))
             case Described():
                 self.topology = message.topology
+                self.events = frozenset(message.topology.events)
                 self.eager = eager_events(message.topology)
             case Opened():
                 self.limits = message.limits

@@ -47,14 +47,19 @@ class AppDoor:
         self._knocking: asyncio.Task[Door] | None = None
         self._returning: asyncio.Task[None] | None = None
 
+    @property
+    def open_door(self) -> Door | None:
+        """One that takes events, if it is there."""
+        return self._door if self._door is not None and self._door.is_open else None
+
     async def door(self, patience: float = HOLD) -> Door:
         """One that takes events.
 
         Raises:
             Problem: there is none, nor comes one in time.
         """
-        if self._door is not None and self._door.is_open:
-            return self._door
+        if (door := self.open_door) is not None:
+            return door
         if self._knocking is None:
             self._knocking = asyncio.ensure_future(self._knock())
             self._knocking.add_done_callback(self._knocked)
@@ -121,7 +126,7 @@ class AppDoor:
         """
         deadline = time.monotonic() + HOLD
         while True:
-            door = await self.door(max(0.1, deadline - time.monotonic()))
+            door = self.open_door or await self.door(max(0.1, deadline - time.monotonic()))
             try:
                 await door.hand_in(event, request)
                 return
@@ -134,7 +139,7 @@ class AppDoor:
 
     async def hand_in_all(self, events: list[ClientEvent]) -> None:
         """Events without ids of their own, as a batch; returns when all are durable. Errors: `BatchStream.hand_in`."""
-        await self._batches.hand_in(events, await self.door())
+        await self._batches.hand_in(events, self.open_door or await self.door())
 
     async def ask(self, verb: str, argument: Any, kind: type[T]) -> T:
         """Ask the engine, or the one that comes next if this one ends.

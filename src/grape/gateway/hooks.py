@@ -65,7 +65,8 @@ class Hooks:
         headers = dict(request.headers)
         if hook.scheme is None:
             self._may(request, app.name, "emit")
-        body = await read_body(request, hook.max_body)
+        length = request.headers.get("content-length", "").encode("latin-1")
+        body = await read_body(request.receive, {b"content-length": length}, hook.max_body)  # packed as it was signed
         _check(hook, headers, body, secrets)
         found = _content(body, headers, hook)
         id_header, id_path = hook.id_of
@@ -151,7 +152,7 @@ def _check(hook: HookDriver, headers: Mapping[str, str], body: bytes, secrets: t
 
 
 def _is_json(headers: Mapping[str, str], hook: HookDriver) -> bool:
-    media = media_of(headers.get("content-type", ""))
+    media = media_of(headers.get("content-type", "").encode("latin-1"))
     return media in ("", JSON) or media.endswith("+json") or (media == _FORM and hook.scheme == "github")
 
 
@@ -166,7 +167,7 @@ def _content(body: bytes, headers: Mapping[str, str], hook: HookDriver) -> Any:
             return body.decode()
         except UnicodeDecodeError:
             return body
-    if media_of(headers.get("content-type", "")) == _FORM:
+    if media_of(headers.get("content-type", "").encode("latin-1")) == _FORM:
         try:
             body = parse_qs(body.decode(), max_num_fields=10).get("payload", [""])[0].encode()
         except ValueError as e:

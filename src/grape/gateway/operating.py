@@ -28,11 +28,12 @@ from grape.errors import BadArgument, GrapeError
 from grape.gateway import looking, page
 from grape.gateway.access import Access, Verb
 from grape.gateway.answers import json_of
-from grape.gateway.bodies import JSON, media_of
-from grape.gateway.doors import Doors, Who
+from grape.gateway.bodies import JSON, UNREADABLE, media_of
+from grape.gateway.doors import Doors
 from grape.gateway.emitting import Code
+from grape.gateway.packages import who_asks
 from grape.gateway.problems import Problem, no_app
-from grape.gateway.reading import address_of, read_body
+from grape.gateway.reading import body_of
 from grape.model.spots import Place, parse_place, parse_places
 from grape.model.stored import AppRecord
 from grape.model.topology import TopologySpec
@@ -260,7 +261,6 @@ class Operating:
     async def _change(self, verb: Literal["retry", "drop"], held: bool, request: Request) -> Response:
         """By the engine, between its commits. What was done when an error comes stays done."""
         info = await self._app(request, "admin")
-        who = Who(self._access.check(dict(request.scope["headers"]), info.name, "admin"), address_of(request))
         which = await _asked(request, Which)
         if sum((bool(which.ids), which.all, not which.choice.is_any)) != 1:
             raise BadArgument('which ones? {"ids": [..]}, or by node, event, kind and key, or {"all": true}')
@@ -272,6 +272,7 @@ class Operating:
             return looking.chosen(directory, record, held, which.choice)
 
         changes = Changes()
+        who = who_asks(self._access, request)
         error: GrapeError | None = None
         try:
             for ids in _pages(await self._look(info, chosen)):
@@ -369,12 +370,12 @@ async def _asked(request: Request, kind: type[T]) -> T:
         Problem: it is not JSON by its type, is too large or too slow.
         BadArgument: it is not what is asked with.
     """
-    if media_of(request.headers.get("content-type", "")) != JSON:
+    if media_of(dict(request.scope["headers"]).get(b"content-type", b"")) != JSON:
         raise Problem(415, "media-type", f"a change is asked for by a body of {JSON}")
-    body = await read_body(request, _MAX_BODY)
+    body = await body_of(request, _MAX_BODY)
     try:
         return msgspec.json.decode(body, type=kind)
-    except (msgspec.MsgspecError, RecursionError) as e:
+    except UNREADABLE as e:
         raise BadArgument(f"the body: {e}") from None
 
 

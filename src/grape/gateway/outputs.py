@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import binascii
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+import contextlib
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine
 from typing import Any, Final, TypeVar
 
 import msgspec
@@ -18,10 +18,10 @@ from grape.client.calls import decoded_reply
 from grape.errors import BadArgument, GrapeError, NoAnswer, Stopping
 from grape.gateway.access import Verb
 from grape.gateway.answers import STREAM, as_json, json_of, sent_problem
-from grape.gateway.bodies import LINES, MSGPACK
+from grape.gateway.bodies import LINES, MSGPACK, UNREADABLE
 from grape.gateway.doors import AppDoor, Doors
 from grape.gateway.problems import Problem, problem_of
-from grape.gateway.reading import read_body
+from grape.gateway.reading import body_of
 from grape.protocol import queues
 from grape.protocol.queues import Delivery, OutputNumbers, Peek, Tail, Tailed, Tokens, Which
 
@@ -65,11 +65,11 @@ class Outputs:
         return self._doors.app(name), request.path_params["event"]
 
     async def _asked(self, request: Request, event: str, kind: type[T]) -> T:
-        body = await read_body(request)
+        body = await body_of(request)
         try:
             found = msgspec.json.decode(body or b"{}", type=dict[str, Any])
             return msgspec.convert({**found, "event": event}, kind)
-        except (msgspec.MsgspecError, RecursionError) as e:
+        except UNREADABLE as e:
             raise BadArgument(str(e)) from None
 
     async def _consumers(self, request: Request) -> Response:
@@ -83,7 +83,7 @@ class Outputs:
             found = await self._lent(request, app, verb, asked)
             if any(media in request.headers.get("accept", "") for media in MSGPACK):
                 return Response(msgspec.msgpack.encode(found), 200, None, "application/msgpack")
-            return as_json({"events": [_shown(delivery) for delivery in found]})
+            return as_json({"events": [shown(delivery) for delivery in found]})
 
         return lend
 
@@ -108,49 +108,58 @@ class Outputs:
     async def _tail(self, request: Request) -> Response:
         """Server-sent events from now on, or from where ``Last-Event-ID`` says; JSON lines for whoever wants those."""
         app, event = self._app(request)
-        places = _places(request.headers.get("last-event-id", ""))
+        places = places_in(request.headers.get("last-event-id", ""))
         first = await app.ask(queues.TAIL, Tail(event, places), Tailed)
         as_lines = any(media in request.headers.get("accept", "") for media in LINES)
         media = "application/x-ndjson" if as_lines else STREAM
-        followed = _followed(app, event, first, self._doors.ending, as_lines=as_lines)
+        followed = _sent_tail(followed_by(app, event, first, self._doors.ending), as_lines=as_lines)
         return StreamingResponse(followed, media_type=media, headers={"cache-control": "no-store"})
 
 
-async def _followed(
-    app: AppDoor, event: str, tailed: Tailed, ending: asyncio.Event, *, as_lines: bool
-) -> AsyncIterator[bytes]:
-    """What comes, until the gateway ends; over the restarts of the engine."""
-    yield b"" if as_lines else b": looking on\n\n"
+async def followed_by(app: AppDoor, event: str, tailed: Tailed, ending: asyncio.Event) -> AsyncGenerator[Tailed, None]:
+    """What comes, until ``ending``, over the restarts of the engine; nothing, from time to time, if nothing does.
+
+    Raises:
+        Problem: the app is not there.
+        GrapeError: it refuses.
+    """
     while True:
-        if tailed.events:
-            lines = [json_of(_shown(delivery)) for delivery in tailed.events]
-            if as_lines:
-                yield b"".join(line + b"\n" for line in lines)
-            else:
-                where = _packed(tailed.places)
-                sent = [b"event: event\ndata: " + line + b"\n\n" for line in lines]
-                sent[-1] = b"id: " + where + b"\n" + sent[-1]
-                yield b"".join(sent)
-        elif not as_lines:
-            yield b": alive\n\n"
+        yield tailed
         try:
             ask = app.ask(queues.TAIL, Tail(event, tailed.places, wait=_BEAT), Tailed)
-            came = await _until(ending, ask)
+            came = await until(ending, ask)
             if came is None:
                 return
             tailed = came
         except (Stopping, NoAnswer):
             tailed = Tailed(tailed.places, [])
             await asyncio.sleep(_AGAIN)
-        except Problem as problem:
-            yield b"" if as_lines else sent_problem(problem)
-            return
-        except GrapeError as e:
-            yield b"" if as_lines else sent_problem(problem_of(e))
-            return
 
 
-async def _until(ending: asyncio.Event, ask: Coroutine[Any, Any, A]) -> A | None:
+async def _sent_tail(followed: AsyncGenerator[Tailed, None], *, as_lines: bool) -> AsyncIterator[bytes]:
+    yield b"" if as_lines else b": looking on\n\n"
+    try:
+        async with contextlib.aclosing(followed):
+            async for tailed in followed:
+                yield _sent(tailed, as_lines=as_lines)
+    except Problem as problem:
+        yield b"" if as_lines else sent_problem(problem)
+    except GrapeError as e:
+        yield b"" if as_lines else sent_problem(problem_of(e))
+
+
+def _sent(tailed: Tailed, *, as_lines: bool) -> bytes:
+    lines = [json_of(shown(delivery)) for delivery in tailed.events]
+    if as_lines:
+        return b"".join(line + b"\n" for line in lines)
+    if not lines:
+        return b": alive\n\n"
+    sent = [b"event: event\ndata: " + line + b"\n\n" for line in lines]
+    sent[-1] = b"id: " + packed_places(tailed.places).encode() + b"\n" + sent[-1]
+    return b"".join(sent)
+
+
+async def until(ending: asyncio.Event, ask: Coroutine[Any, Any, A]) -> A | None:
     """What is answered; None: it ends before."""
     asked, ends = asyncio.ensure_future(ask), asyncio.ensure_future(ending.wait())
     try:
@@ -161,20 +170,26 @@ async def _until(ending: asyncio.Event, ask: Coroutine[Any, Any, A]) -> A | None
         ends.cancel()
 
 
-def _shown(delivery: Delivery) -> dict[str, Any]:
+def shown(delivery: Delivery) -> dict[str, Any]:
     found: dict[str, Any] = msgspec.structs.asdict(delivery)
     found["data"] = decoded_reply(delivery.data)
     return found
 
 
-def _packed(places: list[int]) -> bytes:
-    return base64.urlsafe_b64encode(msgspec.msgpack.encode(places)).rstrip(b"=")
+def packed_places(places: list[int]) -> str:
+    """Where to go on, as whoever looks on gets it and says it again."""
+    return base64.urlsafe_b64encode(msgspec.msgpack.encode(places)).rstrip(b"=").decode()
 
 
-def _places(text: str) -> list[int] | None:
+def places_in(text: str) -> list[int] | None:
+    """What `packed_places` has made; None: from now on.
+
+    Raises:
+        BadArgument: it has not.
+    """
     if not text:
         return None
     try:
         return msgspec.msgpack.decode(base64.urlsafe_b64decode(text + "=" * (-len(text) % 4)), type=list[int])
-    except (binascii.Error, ValueError, msgspec.MsgspecError):
-        raise BadArgument(f"Last-Event-ID: {text[:60]!r} is none that was given here") from None
+    except UNREADABLE:  # what base64 raises is a ValueError
+        raise BadArgument(f"{text[:60]!r} is no place that was given here (Last-Event-ID, after)") from None

@@ -18,7 +18,6 @@ from grape.gateway.answers import as_json
 from grape.gateway.bodies import media_of
 from grape.gateway.doors import Doors, Who
 from grape.gateway.problems import Problem
-from grape.gateway.reading import address_of, pieces_of
 from grape.model.section import show_size
 from grape.server.supervisor import Upload, Uploaded
 
@@ -28,6 +27,13 @@ _WRITE: Final = 1 << 20
 _MEDIA: Final = frozenset(
     {"", "application/gzip", "application/x-gzip", "application/x-tar", "application/octet-stream"}
 )
+
+
+def who_asks(access: Access, request: Request) -> Who:
+    """As the audit log has it."""
+    client = request.client
+    address = "" if client is None else f"{client.host}:{client.port}"
+    return Who(access.who(dict(request.scope["headers"])), address)
 
 
 class Packages:
@@ -47,8 +53,9 @@ class Packages:
 
     async def _take(self, request: Request) -> Response:
         """Taken in as by `grape app upload`; nothing that runs changes."""
-        name, apps = self._access.admin_of(dict(request.scope["headers"]))
-        media = media_of(request.headers.get("content-type", ""))
+        apps = self._access.admin_of(dict(request.scope["headers"]))
+        who = who_asks(self._access, request)
+        media = media_of(dict(request.scope["headers"]).get(b"content-type", b""))
         if media not in _MEDIA:
             raise Problem(415, "media-type", f"a package comes as application/gzip, not as {media[:100]!r}")
         said = request.headers.get("content-length", "0")
@@ -61,9 +68,7 @@ class Packages:
         self._coming += 1
         try:
             await self._write(request, path)
-            found = await self._doors.ask_for(
-                Who(name, address_of(request)), "upload", Upload(str(path), apps), Uploaded
-            )
+            found = await self._doors.ask_for(who, "upload", Upload(str(path), apps), Uploaded)
         finally:
             self._coming -= 1
             with contextlib.suppress(OSError):
@@ -80,7 +85,7 @@ class Packages:
         try:
             fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
             with open(fd, "wb", 0) as file:
-                async for piece in pieces_of(request):
+                async for piece in request.stream():
                     size += len(piece)
                     if size > self._most:
                         raise self._too_large()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import signal
 import socket
@@ -19,7 +20,8 @@ from msgspec import Struct
 from grape.gateway.access import FILE, Access
 from grape.gateway.doors import Doors
 from grape.gateway.http import Gateway
-from grape.gateway.limits import BoundedProtocol
+from grape.gateway.limits import BoundedProtocol, BoundedSocket, take_all_files
+from grape.gateway.talks import MAX_MESSAGE
 from grape.server.config import ServerConfig
 from grape.server.home import Home
 from grape.server.telling import begin_logging
@@ -47,7 +49,8 @@ def main() -> None:
     """What the process does: its options are its argument."""
     options = msgspec.json.decode(sys.argv[1], type=GatewayOptions)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # it is the server that is asked to stop
-    begin_logging()
+    take_all_files()
+    begin_logging(logging.ERROR)  # what anybody may cause fills no log
     asyncio.Runner(loop_factory=uvloop.new_event_loop).run(_serve(options, os.getppid()))
 
 
@@ -59,7 +62,9 @@ async def _serve(options: GatewayOptions, server_pid: int) -> None:
     config = uvicorn.Config(
         Gateway(doors, access, options.max_package).app(options.origins),
         http=BoundedProtocol,
-        ws="none",
+        ws=BoundedSocket,
+        ws_max_size=MAX_MESSAGE,
+        ws_per_message_deflate=False,  # a small frame could swell without bounds
         lifespan="off",
         log_config=None,
         access_log=False,

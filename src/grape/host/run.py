@@ -11,6 +11,7 @@ import random
 import socket
 import time
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Final
 
 import msgspec
@@ -39,6 +40,7 @@ from grape.host.spawning import Spawning
 from grape.host.streams import Streams
 from grape.host.tails import Tails
 from grape.host.telling import Teller
+from grape.host.trial import Trials
 from grape.host.verbs import answers, counts_of, pausing, telemetry
 from grape.model.near import no_such
 from grape.model.topology import DEFAULT_POOL, TopologySpec
@@ -160,6 +162,7 @@ class Run:
         self._host.check_begun()
         _check_pools(options.profiles, described.topology)
         await self._workers.prepare(described.apart)
+        self._house.verbs.update(Trials(Path(self._directory.path), described.topology, self._workers).verbs())
         self._house.described(described.topology)
         return described
 

@@ -43,7 +43,8 @@ class SlotSpec(Struct, frozen=True, omit_defaults=True):
     ``retries``: attempts after the first one. ``backoff`` doubles up to ``backoff_max``, with full jitter.
     ``timeout`` 0: none. ``emits``: declared names; they allow chaining and early checks.
     ``batch`` above 1: the handler gets lists of up to that many payloads. ``eager``: a client's event runs while it is
-    not accepted yet, and what it does is accepted with it. ``where``: file:line of the handler.
+    not accepted yet, and what it does is accepted with it. ``where``: file:line of the handler. ``rate``: events a
+    second over all workers, at most (0: any number), ``burst`` at once.
     """
 
     event: str
@@ -60,6 +61,8 @@ class SlotSpec(Struct, frozen=True, omit_defaults=True):
     batch: int = 1
     where: str = ""
     eager: bool = False
+    rate: float = 0.0
+    burst: int = 1
 
 
 class PoolSpec(Struct, frozen=True, omit_defaults=True):

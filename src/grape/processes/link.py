@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from itertools import islice
 from typing import Final, Protocol
 
 from grape.abc.isolate import Ending, Process
@@ -22,6 +23,8 @@ from grape.protocol.messages import FromWorker, ToWorker
 MESSAGE_RATE: Final = 10_000.0
 """Messages that a worker may say a second; who says more is read with pauses, so that beats cannot cost a core."""
 _READ: Final = 1 << 20
+_TOGETHER: Final = 64
+"""Messages of one system call."""
 
 
 class Listener(Protocol):
@@ -55,6 +58,9 @@ class ProcessLink:
         self._reaper = reaper
         self._frames = worker_frames()
         self._unsent: deque[memoryview] = deque()
+        self._has_writer = False
+        # Filled and copied: to have so much room made and taken back for each reading costs more.
+        self._buffer = memoryview(bytearray(_READ))
         self.unread = 0
         self._ended = False
         self._is_killed = False
@@ -100,7 +106,7 @@ class ProcessLink:
         self._unsent.append(data)
         self.unread += len(data)
         if len(self._unsent) == 1 and self._process is not None:
-            self._writable()
+            self._loop.call_soon(self._writable)  # with what else is said in this turn of the loop
 
     def terminate(self) -> None:
         if self._process is not None and not self._ended:
@@ -116,19 +122,22 @@ class ProcessLink:
     def _writable(self) -> None:
         while self._unsent:
             try:
-                sent = self._socket.send(self._unsent[0])
+                sent = self._socket.sendmsg(tuple(islice(self._unsent, _TOGETHER)))
             except BlockingIOError:
-                sent = 0
+                self._has_writer = True
+                self._loop.add_writer(self._socket.fileno(), self._writable)
+                return
             except OSError:  # it is ending; `_exited` tells
                 self._unsent.clear()
                 break
             self.unread -= sent
-            if sent < len(self._unsent[0]):
+            while self._unsent and sent >= len(self._unsent[0]):
+                sent -= len(self._unsent.popleft())
+            if sent:
                 self._unsent[0] = self._unsent[0][sent:]
-                self._loop.add_writer(self._socket.fileno(), self._writable)
-                return
-            self._unsent.popleft()
-        self._loop.remove_writer(self._socket.fileno())
+        if self._has_writer:
+            self._has_writer = False
+            self._loop.remove_writer(self._socket.fileno())
 
     def _readable(self) -> None:
         if not self._read_some():
@@ -136,7 +145,7 @@ class ProcessLink:
 
     def _read_some(self) -> bool:
         try:
-            data = self._socket.recv(_READ)
+            data = bytes(self._buffer[: self._socket.recv_into(self._buffer)])
         except BlockingIOError:
             return True
         except OSError:
@@ -172,6 +181,8 @@ class ProcessLink:
             if not self._has_more() or not self._read_some():
                 break
         self._output.finish()
+        self._unsent.clear()
+        self._has_writer = False
         loop.remove_reader(self._socket.fileno())
         loop.remove_writer(self._socket.fileno())
         self._socket.close()

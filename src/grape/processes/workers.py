@@ -22,9 +22,10 @@ from grape.processes.output import Line
 from grape.processes.profiles import Profiles, make_isolate
 from grape.processes.runtimes import adapted, command_of
 from grape.processes.supervisor import Supervisor
-from grape.protocol.messages import FromWorker, Hello, Refusal
+from grape.protocol.messages import FromWorker, Hello, Refusal, Tried, Try
 
 _STARTS: Final = 3
+_TRIAL: Final = 60.0
 _PATIENCE: Final = 10.0
 """Seconds that it may take to clean up after workers that were killed."""
 
@@ -129,7 +130,11 @@ class Workers:
 
     def _describing(self, pool: str, worker: ProcessLink, message: FromWorker) -> None:
         first = self._firsts.get(pool)
-        if first is None or first.link is not worker or first.hello.done():
+        if first is None or first.link is not worker:
+            return
+        if isinstance(message, Tried) and first.tried is not None and not first.tried.done():
+            first.tried.set_result(message)
+        if first.hello.done():
             return
         if isinstance(message, Hello):
             first.hello.set_result(message)
@@ -137,6 +142,24 @@ class Workers:
             first.last_words = text = with_hint(message.text, os.environ, sys.path)
             if message.kind in ("topology", "usage"):
                 first.hello.set_exception(UserError(text))
+
+    async def try_state(self, message: Try) -> list[tuple[int, str]] | None:
+        """Which records of a node's state the app cannot read, as (index, why); None: its worker cannot say.
+
+        Raises:
+            UserError: it died over that, or takes too long.
+        """
+        first = self._firsts.get(DEFAULT_POOL)
+        if first is None or not first.hello.done() or "try" not in first.hello.result().capabilities:
+            return None
+        first.tried = asyncio.get_running_loop().create_future()
+        first.link.send(message)
+        try:
+            return (await asyncio.wait_for(first.tried, _TRIAL)).problems
+        except TimeoutError:
+            raise UserError(f"node {message.node!r} has not read a sample of its state within {_TRIAL:g} s") from None
+        except _Died as e:
+            raise UserError(f"node {message.node!r} dies when it reads a sample of its state: {e}") from None
 
     def abandon(self, why: GrapeError) -> None:
         """Nobody waits for the first workers any more."""
@@ -199,6 +222,8 @@ class Workers:
         since = self._since.pop(worker)
         if index < 0:
             first = self._firsts.get(pool)
+            if first is not None and first.link is worker and first.tried is not None and not first.tried.done():
+                first.tried.set_exception(_Died(how))
             if first is not None and first.link is worker and not first.hello.done():
                 whose = self._target if pool == DEFAULT_POOL else f"pool {pool!r}"
                 died = UserError(f"{whose}: {how}") if worker.is_hopeless else _Died(first.last_words or how)
@@ -256,6 +281,7 @@ class _First:
     def __init__(self, link: ProcessLink, hello: asyncio.Future[Hello]) -> None:
         self.link = link
         self.hello = hello
+        self.tried: asyncio.Future[Tried] | None = None
         self.last_words = ""
 
 

@@ -160,6 +160,22 @@ class PeersChanged(Struct, frozen=True, array_like=True, tag=7):
     peers: dict[str, list[str] | None]
 
 
+class Try(Struct, frozen=True, array_like=True, tag=8):
+    """Say which of these records of a node's state its code cannot read: `Tried`. Nothing changes. Only before
+    `Welcome`, to whoever can."""
+
+    node: str
+    records: list[bytes]
+
+
+class Leased(Struct, frozen=True, array_like=True, tag=9):
+    """The answer to `Lease`: so many events may be handed to the slot now, at least one."""
+
+    event: str
+    node: str
+    count: int
+
+
 # ------------------------------------------------------------------ worker -> engine
 
 
@@ -294,6 +310,20 @@ class Reply(Struct, frozen=True, array_like=True):
     final: bool
 
 
+class Lease(Struct, frozen=True, array_like=True, tag=40):
+    """It has ``count`` events for a slot with a rate. One question of each slot at a time."""
+
+    event: str
+    node: str
+    count: int
+
+
+class Tried(Struct, frozen=True, array_like=True, tag=39):
+    """The answer to `Try`: (index of the record, why it cannot be read)."""
+
+    problems: list[tuple[int, str]]
+
+
 class Result(Struct, frozen=True, array_like=True, tag=38):
     """Effects of finished events of one partition. ``ended``: works of which nothing more comes. ``done``: (position,
     progress) of every batch that moved. ``counts``: "event>node" -> processed; ``emits``: name -> emitted."""
@@ -317,5 +347,5 @@ class Result(Struct, frozen=True, array_like=True, tag=38):
         return bool(self.ended or self.done or self.retried or self.failures)
 
 
-ToWorker = Welcome | Assign | Revoke | Work | Values | Drain | PeersChanged
-FromWorker = Hello | Refusal | Ask | Announce | Beat | Stuck | Result
+ToWorker = Welcome | Assign | Revoke | Work | Values | Drain | PeersChanged | Try | Leased
+FromWorker = Hello | Refusal | Ask | Announce | Beat | Stuck | Result | Tried | Lease

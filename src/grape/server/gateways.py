@@ -16,7 +16,7 @@ from grape.server.config import ServerConfig, here
 from grape.server.home import Home
 from grape.server.log import Say
 
-_NEEDED: Final = ("uvicorn", "starlette", "httptools", "prometheus_client")
+_NEEDED: Final = ("uvicorn", "starlette", "httptools", "prometheus_client", "wsproto", "backports.zstd")
 _BACKLOG: Final = 4096
 
 

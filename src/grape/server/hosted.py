@@ -21,6 +21,7 @@ from grape.model.foreign import Peers
 from grape.model.numbers import AppNumbers
 from grape.model.topology import TopologySpec
 from grape.protocol.outcomes import Outcomes, Progress
+from grape.protocol.trial import Trial
 from grape.server.home import Home, Installed, Version
 from grape.server.keeper import Keeper
 from grape.server.log import AppLog, LogKind
@@ -382,9 +383,22 @@ class Hosted:
 
     # ------------------------------------------------------------------ another version
 
-    async def change_to(self, digest: str, drop_slots: frozenset[str] = frozenset()) -> None:
-        """Run this version instead: it is loaded and its workers are warm before the other one stops. If it cannot be,
-        the other one goes on.
+    async def trial(self, digest: str, drop_slots: frozenset[str] = frozenset()) -> Trial:
+        """What this version would make of what is stored; nothing changes.
+
+        Raises:
+            GrapeError: it cannot be loaded, or what is stored not be read.
+        """
+        candidate = EngineProcess(await self._options(digest, drop_slots), self.log.said)
+        try:
+            self._check(digest, await candidate.described())
+            return await _tried(candidate)
+        finally:
+            await _buried(candidate)
+
+    async def change_to(self, digest: str, drop_slots: frozenset[str] = frozenset(), *, unread: bool = False) -> None:
+        """Run this version instead: it is loaded, tries a sample of the state, and its workers are warm before the
+        other one stops. If it cannot be, the other one goes on. ``unread``: also if it cannot read some of the sample.
 
         Raises:
             GrapeError: it cannot be, and why.
@@ -400,7 +414,7 @@ class Hosted:
             return
         self._is_upgrading = True
         try:
-            await self._change_to(digest, drop_slots)
+            await self._change_to(digest, drop_slots, unread=unread)
         finally:
             self._is_upgrading = False
             if self._process is None and self.keeper.state == "running":  # it died meanwhile
@@ -408,12 +422,14 @@ class Hosted:
             self._tell()
             self._changed()
 
-    async def _change_to(self, digest: str, drop_slots: frozenset[str]) -> None:
+    async def _change_to(self, digest: str, drop_slots: frozenset[str], *, unread: bool) -> None:
         options = await self._options(digest, drop_slots)
         candidate = EngineProcess(options, self.log)
         try:
             topology = await candidate.described()
             self._check(digest, topology)
+            if not unread:
+                _refuse_unread(self.name, await _tried(candidate))
             self.note(structs.replace(self.installed, trying=digest))
         except (GrapeError, OSError):
             await _buried(candidate)
@@ -506,6 +522,25 @@ class Hosted:
         await self._gone()
         self._tell()
         self.log.close()
+
+
+async def _tried(candidate: EngineProcess) -> Trial:
+    return msgspec.msgpack.decode(await candidate.ask("trial"), type=Trial)
+
+
+def _refuse_unread(name: str, trial: Trial) -> None:
+    """
+    Raises:
+        UsageError: some of the sample could not be read.
+    """
+    if trial.problems:
+        first = trial.problems[0]
+        raise UsageError(
+            f"{name}: node {first.node!r} of the new version cannot read {len(trial.problems)} of the "
+            f"{sum(trial.sampled.values())} records of state that it was given; of key {first.key!r:.100}: "
+            f"{first.text}\nthe version before goes on. Mend it (State(..., version=, upgrade=)), see more with: grape "
+            f"app upgrade {name} --dry-run; or change nevertheless, events of such keys fail then: --unread"
+        )
 
 
 async def _killed(process: EngineProcess) -> None:

@@ -21,13 +21,14 @@ from grape.errors import Corrupt, Full, GrapeError, UsageError
 from grape.host.door import listening
 from grape.model.near import did_you_mean
 from grape.protocol.place import CONTROL
+from grape.protocol.trial import Trial
 from grape.server.audit import Asker, Audit, Done
 from grape.server.beside import Beside, SideProcess
 from grape.server.config import ServerConfig
 from grape.server.control import ControlConnection, Verb
 from grape.server.drivers import Drivers
 from grape.server.gateways import Gateways
-from grape.server.home import Home, Installed, check_name, with_version
+from grape.server.home import Home, Installed, Version, check_name, with_version
 from grape.server.hosted import AppInfo, Hosted
 from grape.server.log import LogKind, Say
 from grape.server.neighbours import Neighbours, Running
@@ -63,11 +64,13 @@ class Uploaded(Struct, frozen=True):
 
 
 class Change(Struct, frozen=True, forbid_unknown_fields=True):
-    """``version``: its name or the beginning of its digest; "": the newest. ``drop_slots``: see `grape run`."""
+    """``version``: its name or the beginning of its digest; "": the newest. ``drop_slots``: see `grape run`.
+    ``unread``: also if the new version cannot read some of the state."""
 
     name: str
     version: str = ""
     drop_slots: tuple[str, ...] = ()
+    unread: bool = False
 
 
 class Remove(Struct, frozen=True, forbid_unknown_fields=True):
@@ -135,6 +138,7 @@ class Supervisor:
             "resume": self._resume,
             "change": self._change,
             "rollback": self._rollback,
+            "trial": self._trial,
             "remove": self._remove,
             "shutdown": self._shutdown,
             "audit": self._done,
@@ -369,9 +373,16 @@ class Supervisor:
         app = self._find(change.name)
         if not app.installed.versions:
             raise UsageError(f"{app.name}: nothing of it is uploaded")
-        version = app.installed.find(change.version) if change.version else app.installed.versions[-1]
-        await app.change_to(version.digest, frozenset(change.drop_slots))
+        await app.change_to(_wanted(app, change).digest, frozenset(change.drop_slots), unread=change.unread)
         return await app.info()
+
+    async def _trial(self, packed: msgspec.Raw) -> Trial:
+        self._check_serving()
+        change = _read(packed, Change)
+        app = self._find(change.name)
+        if not app.installed.versions:
+            raise UsageError(f"{app.name}: nothing of it is uploaded")
+        return await app.trial(_wanted(app, change).digest, frozenset(change.drop_slots))
 
     async def _rollback(self, packed: msgspec.Raw) -> AppInfo:
         self._check_serving()
@@ -380,7 +391,7 @@ class Supervisor:
         app = self._find(change.name)
         if not app.installed.previous:
             raise UsageError(f"{app.name}: no version ran before this one")
-        await app.change_to(app.installed.previous, frozenset(change.drop_slots))
+        await app.change_to(app.installed.previous, frozenset(change.drop_slots), unread=change.unread)
         return await app.info()
 
     async def _remove(self, packed: msgspec.Raw) -> None:
@@ -417,6 +428,14 @@ class Supervisor:
         """
         if self._neighbours.is_hushed:
             raise Full("a backup is being begun, of the apps as they are; ask again in some seconds")
+
+
+def _wanted(app: Hosted, change: Change) -> Version:
+    """
+    Raises:
+        UsageError: there is no such version.
+    """
+    return app.installed.find(change.version) if change.version else app.installed.versions[-1]
 
 
 async def _beat() -> None:

@@ -13,11 +13,11 @@ _LONGEST: Final = 64 << 10
 _READ: Final = 64 << 10
 
 
-def begin_logging() -> None:
-    """In such a process: what is logged goes to the server, with its level."""
+def begin_logging(level: int = logging.WARNING) -> None:
+    """In such a process: what is logged, from ``level`` on, goes to the server."""
     handler = logging.StreamHandler()
     handler.setFormatter(_Marked("%(message)s"))
-    logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
+    logging.basicConfig(level=level, handlers=[handler], force=True)
 
 
 class _Marked(logging.Formatter):

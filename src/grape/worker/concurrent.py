@@ -318,6 +318,8 @@ class AsyncPool:
 
     async def _run(self, job: Job) -> None:
         unit, stage, runtime = job.unit, job.stage, self.runtime
+        if unit.has_rate and runtime.pacer is not None and unit.slots[stage.name_of(0)].rate:
+            await runtime.pacer.turn((stage.name_of(0), unit.node))
         job.is_started = True
         if not self._is_current(job.part) or not self._begin(job):
             return

@@ -18,10 +18,12 @@ from grape.protocol.messages import (
     Beat,
     Drain,
     FromWorker,
+    Leased,
     PeersChanged,
     Result,
     Revoke,
     ToWorker,
+    Try,
     Values,
     Welcome,
     Work,
@@ -93,6 +95,11 @@ class Dispatcher:
                 raise ProtocolError("an answer without a question")
             self._answers.append(message.values)
             return
+        if isinstance(message, Leased):
+            if self.runtime.pacer is None:
+                raise ProtocolError("a lease that nobody has asked for")
+            self.runtime.pacer.leased(message)
+            return
         self._inbox.append(message)
         self._schedule_step()
 
@@ -161,6 +168,8 @@ class Dispatcher:
                 self._welcome(message)
             case Drain():
                 self.end()
+            case Try():
+                self.send(runtime.try_state(message))
             case PeersChanged():
                 runtime.names.change_peers(message.peers)
             case Values():

@@ -20,6 +20,7 @@ from grape.protocol.framing import engine_frames, frame
 from grape.protocol.messages import FromWorker, ToWorker, Welcome
 from grape.worker.dispatcher import Dispatcher
 from grape.worker.mishaps import run_loop
+from grape.worker.pacing import Pacer
 from grape.worker.runtime import Runtime
 from grape.worker.watchdog import Watchdog
 
@@ -84,6 +85,7 @@ class WorkerProcess:
         """
         dispatcher, connection = self._dispatcher, self._connection
         self._runtime = runtime
+        runtime.pacer = Pacer(connection.send, self._read_or_leave)
         dispatcher.serve(runtime)
         while not dispatcher.has_ended:
             if dispatcher.pool is not None:

@@ -17,7 +17,7 @@ from grape.model.address import Partitions
 from grape.model.batch import Run, runs_of, split_run
 from grape.model.cursor import Progress
 from grape.model.routing import Routing, route
-from grape.model.topology import SlotSpec, TopologySpec
+from grape.model.topology import Limits, SlotSpec, TopologySpec
 from grape.protocol.messages import (
     Announce,
     Ask,
@@ -29,6 +29,8 @@ from grape.protocol.messages import (
     RetryItem,
     Revoke,
     StateChanges,
+    Tried,
+    Try,
     Welcome,
     Work,
 )
@@ -39,14 +41,16 @@ from grape.worker.effects import Assigned, Effects
 from grape.worker.emits import Names, TooMuch
 from grape.worker.ground import Ground
 from grape.worker.mishaps import Complain
+from grape.worker.pacing import Pacer
 from grape.worker.retries import Retries
 from grape.worker.stage import RetryStage, RootStage, RunColumns, Stage
+from grape.worker.state import StateTable
 from grape.worker.units.make import make_unit
 from grape.worker.units.unit import Emissions, Unit
 
-ADAPTED: Final = ["partition", "cache", "chain"]
+ADAPTED: Final = ["partition", "cache", "chain", "peers", "rates"]
 """What an adapter can do, whatever stands behind it."""
-CAPABILITIES: Final = [*ADAPTED, "timers", "calls", "peers"]
+CAPABILITIES: Final = [*ADAPTED, "timers", "calls", "try"]
 """What `Runtime` does, as it is said to the engine."""
 
 _MAX_CHUNK: Final = 1024
@@ -104,14 +108,19 @@ class Runtime:
         """The node that runs right now, "" for none: what is printed is said by it."""
         self.complain: Complain | None = None
         """Says what no event has."""
-        self.is_running: Callable[[], bool] = lambda: self.running is not None
+        self.is_running: Callable[[], bool] = self._is_running
         """Whether a handler runs now. Called from another thread."""
         self.overdue: Callable[[float], Overdue | None] = _nobody
         """The async event that has run for too long at a monotonic time, and that cancelling has not ended."""
         self.progress = 0
         """Counts calls of ``event.progress()``."""
+        self.pacer: Pacer | None = None
+        """Keeps rates; None: nobody does, as engine and worker are one thread."""
         self._assigned: dict[int, Assigned] = {}
         self._chunk: dict[str, int] = {}
+
+    def _is_running(self) -> bool:
+        return self.running is not None or (self.pacer is not None and self.pacer.is_waiting)
 
     def speaks(self) -> str:
         """What ``speaker`` says."""
@@ -144,6 +153,14 @@ class Runtime:
         )
         self._careful = False
         self._named: dict[tuple[str, str], Named] = {}
+
+    def try_state(self, message: Try) -> Tried:
+        """Read these records as events would."""
+        handler = self._handlers.get(message.node)
+        if handler is None:
+            return Tried([])
+        table = StateTable(message.node, handler.states, Limits().max_event, complete=False)
+        return Tried(table.try_records(message.records))
 
     @property
     def place(self) -> tuple[int, int]:
@@ -441,6 +458,13 @@ class Runtime:
 
     def run_stage(self, unit: Unit, stage: Stage) -> None:
         """One node over one stage, and all that chains from it."""
+        if unit.has_rate and self.pacer is not None:
+            for piece in self.pacer.pieces(unit, stage):
+                self._run_at_once(unit, piece)
+        else:
+            self._run_at_once(unit, stage)
+
+    def _run_at_once(self, unit: Unit, stage: Stage) -> None:
         stage = self.ground.without_lost(unit, stage)
         if not stage.count:
             return

@@ -1,8 +1,9 @@
 """Keyed state in the worker: a cache of committed values, and what this work has changed.
 
 A record is what one (node, key) stores: a msgpack map {state name: value}; with ttl, expiry times (microseconds of wall
-time) stand under the empty name. Plain values are kept as objects, all others encoded, so that a handler that changes
-an object in place changes nothing until its event has succeeded.
+time) stand under the empty name, and so do versions above 1, of the name behind an "@". Plain values are kept as
+objects, all others encoded, so that a handler that changes an object in place changes nothing until its event has
+succeeded.
 """
 
 from __future__ import annotations
@@ -12,11 +13,14 @@ from typing import Any, Final
 
 import msgspec
 
+from grape.authoring.raised import line_of
 from grape.authoring.state import State
 from grape.errors import HandlerError
 from grape.model import own
+from grape.model.stored import VERSION
 from grape.model.values import PLAIN, Raw, decode, encode, to_value
 from grape.protocol.messages import StateChanges
+from grape.worker.blame import user_traceback
 
 MISSING: Final = object()
 _ENTRY_OVERHEAD: Final = 150
@@ -26,6 +30,11 @@ ten characters and integers."""
 _SIZED: Final = frozenset({str, bytes, Raw})
 
 _decode_record = msgspec.msgpack.Decoder(dict[str, Raw]).decode
+
+
+_decode_unfit = msgspec.msgpack.Decoder(tuple[int, Raw, str]).decode
+_UNFIT: Final = b"\xc1"
+"""Begins the cached form of what could not be upgraded: no msgpack begins so."""
 
 
 class BadState(HandlerError):
@@ -39,7 +48,9 @@ class StateType:
         self.name = name
         self.ttl_us = None if state.ttl is None else int(state.ttl * 1e6)
         self.plain = state.is_plain
+        self.version = state.version
         self.make_default: Callable[[], Any] = state.make_default
+        self._upgrade = state.upgrade
         self._decoder = own.decoder(state.value_type)
         default = state.make_default()
         self.default = default if type(default) in PLAIN else MISSING
@@ -53,11 +64,21 @@ class StateType:
             return cached
         try:
             return self._decoder(cached)
-        except msgspec.ValidationError as e:
+        except msgspec.DecodeError as e:
+            unfit = _unfit(cached)
+            if unfit is not None:
+                raise BadState(unfit[2]) from None
             raise BadState(f"the stored value of state {self.name!r} does not fit its type: {e}") from None
 
-    def load(self, raw: Raw) -> Any:
-        """The cached form of what is stored."""
+    def load(self, raw: Raw, version: int) -> Any:
+        """The cached form of what is stored, in the form of ``version``."""
+        if version != self.version:
+            try:
+                raw = self._upgraded(raw, version)
+            except Exception as e:
+                where = f"{line_of(e)}\n{trace}" if (trace := user_traceback(e)) else line_of(e)
+                text = f"state {self.name!r} of version {version} cannot be read as version {self.version}: {where}"
+                return Raw(_UNFIT + encode([version, raw, text]))
         if self.plain:
             try:
                 value = self._decoder(raw)
@@ -66,6 +87,31 @@ class StateType:
             if type(value) in PLAIN:
                 return value
         return Raw(bytes(raw))
+
+    def _upgraded(self, raw: Raw, version: int) -> Raw:
+        if version > self.version or self._upgrade is None:
+            raise BadState("it was written by newer code; run that, or delete it")
+        packed = Raw(own.encode(self._upgrade(decode(raw), version)))
+        self._decoder(packed)
+        return packed
+
+
+def _apart(beside: dict[str, int]) -> tuple[dict[str, int], dict[str, int]]:
+    """(versions, expiry times) of a record, by name of the state."""
+    versions = {name[1:]: number for name, number in beside.items() if name.startswith(VERSION)}
+    return versions, beside if not versions else {n: at for n, at in beside.items() if not n.startswith(VERSION)}
+
+
+def _as_stored(cached: Any, version: int) -> tuple[int, Any]:
+    """What could not be read stays what it was."""
+    unfit = _unfit(cached) if type(cached) is Raw else None
+    return (version, cached) if unfit is None else unfit[:2]
+
+
+def _unfit(cached: Raw) -> tuple[int, Raw, str] | None:
+    """(version, what is stored, why) of what could not be upgraded."""
+    view = memoryview(cached)
+    return _decode_unfit(view[1:]) if view[0] == _UNFIT[0] else None
 
 
 class StateTable:
@@ -80,6 +126,7 @@ class StateTable:
         self.types = {name: StateType(name, state) for name, state in states.items()}
         self.single = next(iter(self.types.values())) if len(self.types) == 1 else None
         self.has_ttl = any(t.ttl_us is not None for t in self.types.values())
+        self.has_versions = any(t.version > 1 for t in self.types.values())
         self.values: dict[str, Any] = {}
         self.dirty: dict[str, None] = {}
         self.in_use: set[str] = set()
@@ -115,22 +162,38 @@ class StateTable:
 
     def _unpack(self, key: str, record: bytes) -> Any:
         fields = _decode_record(record)
-        expiries = fields.pop("", None)
-        if expiries is not None:
-            self.expires[key] = decode(expiries)
-            if len(self.expires[key]) < len(fields):
-                self._unscheduled.add(key)
+        beside = fields.pop("", None)
+        versions: dict[str, int] = {}
+        if beside is not None:
+            versions, expiries = _apart(decode(beside))
+            self.has_versions = self.has_versions or bool(versions)
+            if expiries:
+                self.expires[key] = expiries
+                if len(expiries) < len(fields):
+                    self._unscheduled.add(key)
         if self.single is not None and len(fields) == 1 and self.single.name in fields:
-            return self.single.load(fields[self.single.name])
+            return self.single.load(fields[self.single.name], versions.get(self.single.name, 1))
         known: dict[str, Any] = {}
         for name, raw in fields.items():
             if name in self.types:
-                known[name] = self.types[name].load(raw)
+                known[name] = self.types[name].load(raw, versions.get(name, 1))
             else:
                 self.extras.setdefault(key, {})[name] = Raw(bytes(raw))
         if self.single is not None:
             return known.get(self.single.name, MISSING)
         return known or MISSING
+
+    def try_records(self, records: list[bytes]) -> list[tuple[int, str]]:
+        """(index, why) of those that no event could read."""
+        found = []
+        for i, record in enumerate(records):
+            try:
+                self.fill(["?"], [record])
+                for name, known in self.types.items():
+                    known.read(self.cached("?", name, 0))
+            except (BadState, msgspec.MsgspecError, ValueError) as e:
+                found.append((i, str(e)))
+        return found
 
     def cached(self, key: str, name: str, now_us: int) -> Any:
         """The cached form of one state of a key; MISSING if unset or expired."""
@@ -219,11 +282,15 @@ class StateTable:
         if not fields:
             self.expires.pop(key, None)
             return None
+        beside: dict[str, int] = {}
         if self.has_ttl:
-            due = {name: at for name, at in self.expires.get(key, {}).items() if name in fields}
-            if due:
-                fields = {**fields, "": due}
-        return encode(fields)
+            beside = {name: at for name, at in self.expires.get(key, {}).items() if name in fields}
+        if self.has_versions:
+            for name in self.types.keys() & fields.keys():
+                version, fields[name] = _as_stored(fields[name], self.types[name].version)
+                if version > 1:
+                    beside[VERSION + name] = version
+        return encode({**fields, "": beside} if beside else fields)
 
     def _expiry(self, key: str) -> int:
         """When the whole record may go: the latest expiry if every field has one, else 0."""
@@ -247,7 +314,7 @@ class StateTable:
             return None
         keys = list(self.dirty)
         single = self.single
-        if single is not None and not self.has_ttl and not self.extras:
+        if single is not None and not (self.has_ttl or self.has_versions or self.extras):
             head = b"\x81" + encode(single.name)
             values = self.values
             records: list[bytes | None] = [None if (v := values[k]) is MISSING else head + encode(v) for k in keys]

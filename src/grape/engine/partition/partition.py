@@ -136,6 +136,17 @@ class Partition:
         """Whether `make_work` would find something."""
         return self.dispatch.has_work(now)
 
+    def fire(self, now: int) -> bool:
+        """Let go off what is due: a draft that has waited for its handler, timers, state that has expired. Returns
+        whether a held event is due."""
+        if (due := self.ledger.draft.waits_until) is not None and due <= now:
+            self.flush()
+        while self.timers.fire(now):
+            pass
+        self.expiries.expire(now)
+        due = self.holds.next_due()
+        return due is not None and due <= now
+
     def make_work(self, now: int, *, eager: bool = False) -> Work | None:
         """What the worker should do next; None: nothing (all that waits is in work already, or parked). ``eager``: what
         was just taken in.

@@ -107,6 +107,7 @@ class Unit(ABC):
         self.slots = slots
         self.is_async = handler.is_async
         self.has_state = bool(handler.states)
+        self.has_rate = any(slot.rate for slot in slots.values())
         self.stage: Stage | None = None
         self.payload = Payload(handler.payload_type)
         self._host = host
