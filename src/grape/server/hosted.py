@@ -389,7 +389,7 @@ class Hosted:
         Raises:
             GrapeError: it cannot be loaded, or what is stored not be read.
         """
-        candidate = EngineProcess(await self._options(digest, drop_slots), self.log.said)
+        candidate = EngineProcess(await self._options(digest, drop_slots), self.log)
         try:
             self._check(digest, await candidate.described())
             return await _tried(candidate)
