@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+import grape
 from serving import COUNT, Server, count_app, serving, until, write_app
 
 LATER = """
@@ -47,7 +48,8 @@ def test_a_paused_app_takes_events_in_and_runs_none_over_deaths_and_upgrades(tmp
         until(lambda: server.info("count")["state"] == "parked")
         assert server.grape("app", "pause", "count")  # what comes has to go somewhere
         until(lambda: server.info("count")["state"] == "paused")
-        assert server.post("/apps/count/pause").json()["paused"] is True
+        with grape.Client(server.url) as client:
+            assert client.pause("count").paused
         server.grape("app", "stop", "count")
         assert (server.info("count")["state"], server.info("count")["paused"]) == ("stopped", True)
         server.grape("app", "start", "count")
