@@ -49,7 +49,7 @@ def test_every_setting_has_a_variable_and_a_place_in_the_schema(tmp_path: Path) 
         ('park-after = "7 m"\n', f"{FILE}:1: park-after: '7 m' is no time"),
         ('\nlisten = "here"\n', f"{FILE}:2: listen: 'here': an address is HOST:PORT"),
         ('log-format = "xml"\n', f"{FILE}:1: log-format: text or json, not 'xml'"),
-        ('\ntls-key = "k"\n', f"{FILE}:2: tls-key: a certificate needs its key"),
+        ('\ntls-key = "k"\n', f"{FILE}:2: tls-key: it is the key of a certificate"),
         ("gateways = \n", f"{FILE}:1: invalid value"),
     ],
 )

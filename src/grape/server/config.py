@@ -168,9 +168,8 @@ def _check(config: ServerConfig) -> None:
             raise Misfit((key,), f"{key}: at least {_LEAST_LOG} bytes, not {size}")
     if not config.max_package:
         raise Misfit(("max-package",), "max-package: at least one byte; without HTTP nothing comes: http = false")
-    if bool(config.tls_certificate) != bool(config.tls_key):
-        key, other = ("tls-certificate", "tls-key") if config.tls_certificate else ("tls-key", "tls-certificate")
-        raise Misfit((key,), f"{key}: a certificate needs its key, and a key its certificate: say {other} too")
+    if config.tls_key and not config.tls_certificate:  # the other way round one file may have both
+        raise Misfit(("tls-key",), "tls-key: it is the key of a certificate: say tls-certificate too")
 
 
 # ---------------------------------------------------------------------- the environment
