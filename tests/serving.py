@@ -35,6 +35,7 @@ class Server:
     ) -> None:
         self.home = home
         self.said = home.parent / f"{home.name}.said"
+        self._log = Path(options[options.index("--log-file") + 1]) if "--log-file" in options else None
         with open(self.said, "ab") as said:
             seen = said.tell()
             self.process = subprocess.Popen(
@@ -51,7 +52,10 @@ class Server:
         until(lambda: self.get("/readyz").status_code == 200)
 
     def _has_said(self, seen: int) -> bool:
-        found = re.search(r"listening at (\S+)\n", self.said.read_bytes()[seen:].decode())
+        text = self.said.read_bytes()[seen:].decode()
+        if self._log is not None and self._log.exists():
+            text = self._log.read_text()
+        found = re.search(r"listening at ([^\s\"]+)[\"\n]", text)
         if found is not None:
             self.url = found[1]
         return found is not None

@@ -424,7 +424,7 @@ def test_an_app_that_is_stopped_before_it_has_a_process_gets_none(
     monkeypatch.setattr(home, "checked", look_long)
 
     async def begin_and_close() -> None:
-        alone = Neighbours({}, SideProcess("the bridge", "bridge.process", {}, print, lambda: None))
+        alone = Neighbours({}, SideProcess("the bridge", "bridge.process", {}, lambda *said: None, lambda: None))
         installed = with_version(Installed("count", (), digest, wanted="running"), digest, "1")
         app = Hosted(home, installed, lambda: None, alone)
         app.begin()

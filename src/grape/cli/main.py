@@ -10,7 +10,9 @@ from typing import Annotated, Final
 import typer
 
 from grape.cli import app as apps
-from grape.cli import conformance, crashes, dead, held, log, profile, state, token
+from grape.cli import config, conformance, crashes, dead, held, log, profile, state, token
+from grape.cli.audit import audit
+from grape.cli.backup import backup, restore
 from grape.cli.bench import bench
 from grape.cli.console import put
 from grape.cli.dev import dev
@@ -23,7 +25,7 @@ from grape.cli.serve import SERVE_HELP, serve
 from grape.cli.top import top
 from grape.hot import describe
 
-_TALKING: Final = ("run", "serve", "conformance")
+_TALKING: Final = ("run", "serve", "conformance", "backup")
 """Commands that write to workers or engines, which may end: no signal must end them for that."""
 
 app = typer.Typer(
@@ -64,6 +66,7 @@ for live in (status, top, bench, emit, call, stop, tail, pull, push, pump):
     app.command()(live)
 apps.app.command("dev")(dev)
 app.add_typer(apps.app, name="app")
+app.add_typer(config.app, name="config")
 app.add_typer(token.app, name="token")
 app.add_typer(profile.app, name="profile")
 app.add_typer(dead.app, name="dead")
@@ -74,6 +77,9 @@ app.add_typer(crashes.app, name="crashes")
 app.add_typer(conformance.app, name="conformance")
 app.command()(doctor)
 app.command()(repair)
+app.command()(audit)
+app.command()(backup)
+app.command()(restore)
 
 
 def _interrupted(number: int, frame: object) -> None:
