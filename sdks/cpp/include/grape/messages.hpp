@@ -356,7 +356,7 @@ Buffer hello_frame(std::int64_t pid, const Nodes& nodes, const Slots& slots) {
   pack_int(frame, pid);
   pack_str(frame, "cpp");
   pack_topology(frame, nodes, slots);
-  pack_array(frame, 5);
+  pack_array(frame, 6);
   for (const auto* capability : {"partition", "cache", "chain", "timers", "calls", "peers"}) pack_str(frame, capability);
   close_frame(frame);
   return frame;
