@@ -153,6 +153,20 @@ def test_what_is_stopped_gets_it_later_and_a_parked_one_is_woken(tmp_path: Path)
         assert len(set(got.splitlines())) == 20
 
 
+def test_what_has_gone_is_counted_once_however_it_came(tmp_path: Path) -> None:
+    """What is counted as waiting keeps an app from being parked, and in the end from taking anything."""
+    with serving(tmp_path / "home") as server:
+        ring(tmp_path, server, ("a", "b"))
+        server.grape("app", "stop", "b")
+        lines = "".join(f'{{"left": 1, "way": ["b", "b"], "k": "k{i}"}}\n' for i in range(10))
+        for _ in range(5):
+            path, media = "/apps/a/events/step?key-field=k", {"content-type": "application/x-ndjson"}
+            assert server.http.post(path, content=lines, headers=media).status_code < 300
+        until(lambda: server.info("a")["numbers"]["outgoing_events"] >= 50)
+        server.grape("app", "start", "b")
+        until(lambda: server.info("a")["numbers"]["outgoing_events"] == 0, 20)
+
+
 MANY = """
 from grape import External, Topology
 

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from grape import Event, Node, State, Topology
 from grape.errors import TopologyError
 from grape.testing import Harness
+from grape.worker.state import StateTable
 
 
 class Cart(msgspec.Struct):
@@ -153,3 +154,32 @@ def test_every_key_is_upgraded_once(phases: list[str]) -> None:
 def test_what_does_not_fit(options: dict[str, Any], what: str) -> None:
     with pytest.raises(TopologyError, match=what):
         State(int, default=0, **options)
+
+
+def test_what_this_program_does_not_have_keeps_its_version_and_its_end() -> None:
+    """Else the program that has it again upgrades what is new already, or keeps for ever what was to expire."""
+    versioned, passing = State(Cart, version=3, upgrade=to_cart), State(int, default=0, ttl=60.0)
+    count = State(int, default=0)
+
+    def table(**states: State[Any]) -> StateTable:
+        return StateTable("node", states, 1 << 20, complete=False)
+
+    def written(by: StateTable, **values: Any) -> bytes:
+        by.store("k", {name: by.encode_value(name, value) for name, value in values.items()}, 1_000_000)
+        changes = by.take_changes()
+        assert changes is not None
+        assert changes.values[0] is not None
+        return changes.values[0]
+
+    first = table(cart=versioned, passing=passing, count=count)
+    first.fill(["k"], [None])
+    record = written(first, cart=Cart(["a"], 1), passing=7, count=1)
+    for without in (table(count=count), table(count=count, more=passing)):
+        without.fill(["k"], [record])
+        record = written(without, count=2)
+    again = table(cart=versioned, passing=passing, count=count)
+    again.fill(["k"], [record])
+    assert again.types["cart"].read(again.cached("k", "cart", 0)) == Cart(["a"], 1)
+    assert again.cached("k", "passing", 60_000_000) == 7
+    assert again.types["passing"].read(again.cached("k", "passing", 62_000_000)) == 0
+    assert again.cached("k", "count", 0) == 2

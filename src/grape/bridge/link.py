@@ -8,7 +8,9 @@ there the first app lets go of them.
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Awaitable, Callable, Iterator
+from functools import partial
 from typing import Final
 
 import msgspec
@@ -20,6 +22,7 @@ from grape.model import batch as codec
 from grape.model.foreign import AT
 from grape.model.stored import REPLIES
 from grape.protocol.door import (
+    WINDOW,
     Accepted,
     Append,
     Batch,
@@ -31,10 +34,13 @@ from grape.protocol.door import (
     StreamOpened,
     Took,
     Unread,
+    size_beside,
 )
 
 _STEP: Final = 1 << 20
 """Bytes of what is read that are one step of the stream."""
+_STEP_EVENTS: Final = 1 << 15
+"""Events of a step of several batches: small ones get much larger, as dead letters or as parts of their own."""
 
 Find = Callable[[str], Awaitable[Door | None]]
 
@@ -104,6 +110,8 @@ class _Inlet:
         self._packer = Packer(source, Target(app, door.events, door.partitions, door.limits))
         self._number = 0
         self._accepted = 0
+        self._under_way: deque[tuple[int, int]] = deque()
+        """Numbers of the steps that are not accepted, with their bytes as the engine counts them."""
         self._position = Position()
         self._is_open = False
         self._heard = asyncio.Event()
@@ -128,6 +136,8 @@ class _Inlet:
                 self._is_open = True
             case Accepted():
                 self._accepted = message.number
+                while self._under_way and self._under_way[0][0] <= message.number:
+                    self._under_way.popleft()
         self._heard.set()
 
     async def take(self, items: list[Batch]) -> bool:
@@ -135,10 +145,17 @@ class _Inlet:
         for step in _steps([item for item in items if not self._position.has(item)]):
             packed = self._packer.pack(step)
             self._position = self._position.behind(step)
-            self._number += 1
             position = self._position.packed()
+            size = sum(len(part.body) for part in packed.parts) + size_beside(position, packed.bad, ())
+            if not await self._until(partial(self._has_room, size)):
+                return False
+            self._number += 1
+            self._under_way.append((self._number, size))
             self.door.send_append(Append(self._stream, self._number, position, packed.parts, packed.bad))
         return await self._until(lambda: self._accepted >= self._number)
+
+    def _has_room(self, size: int) -> bool:
+        return not self._under_way or sum(each for _, each in self._under_way) + size <= WINDOW
 
     async def _until(self, is_so: Callable[[], bool]) -> bool:
         while not is_so():
@@ -157,13 +174,14 @@ class _Inlet:
 
 def _steps(items: list[Batch]) -> Iterator[list[Batch]]:
     step: list[Batch] = []
-    size = 0
+    size = events = 0
     for item in items:
-        if step and size + len(item.batch) > _STEP:
+        if step and (size + len(item.batch) > _STEP or events + item.events > _STEP_EVENTS):
             yield step
-            step, size = [], 0
+            step, size, events = [], 0, 0
         step.append(item)
         size += len(item.batch)
+        events += item.events
     if step:
         yield step
 

@@ -91,8 +91,8 @@ class Attaching:
         self._claim({log: f"source {name!r}"}, claimed)
 
     def take(self, taken: TakenBy, then: Callable[[Take, DeadOutputs], None]) -> None:
-        """The position of a reader, and where what it cannot read goes; as `feed`. A second one is asked for when the
-        first is there.
+        """The position of a reader, and where what it cannot read goes; as `feed`. However often it is
+        asked for, also before it is there, it is one.
 
         Raises:
             Full: as `feed`.
@@ -110,8 +110,9 @@ class Attaching:
         def claimed(committers: dict[str, Committer]) -> None:
             if dead not in self._dead:
                 self._dead[dead] = DeadOutputs(self._app, committers[letters])
-            take = self._takes[taken] = self._make_take(taken, committers[own])
-            then(take, self._dead[dead])
+            if taken not in self._takes:  # somebody else may have asked for it meanwhile
+                self._takes[taken] = self._make_take(taken, committers[own])
+            then(self._takes[taken], self._dead[dead])
 
         self._claim({own: f"taker {taken.name!r}", letters: f"dead letters of output {dead!r}"}, claimed)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from typing import NamedTuple, TypeVar
 
@@ -40,7 +41,7 @@ class Outgoing:
         self._attaching = attaching
         self._events: dict[str, int] = {}
         self._bytes: dict[str, int] = {}
-        self._takes: dict[str, Take] = {}
+        self._attached: set[str] = set()
         self._waiting: list[_Waiting] = []
         for log in app.record.logs:
             if log.startswith(OUTPUT + AT):
@@ -63,21 +64,27 @@ class Outgoing:
         for log in logs:
             self._engine.on_arrival(log, partial(self._arrived, output))
         if any(self._transport.read(log, 0, 1) for log in logs):
-            self._attach(output)
+            self._attach(output, [self._transport.waiting(log, 0) for log in logs])
 
-    def _attach(self, output: str) -> None:
-        """Its reader's position says what of it has been taken."""
+    def _attach(self, output: str, lying: Sequence[Arrival] = ()) -> None:
+        """Its reader's position says what has been taken of that which was ``lying`` there before any arrival was told
+        of."""
+        self._attached.add(output)
 
         def there(take: Take, _: DeadOutputs) -> None:
-            self._takes[output] = take
             take.took = partial(self._took, output)
-            found = [self._transport.waiting(self._app.log(OUTPUT + output, n), take.committed(n)) for n in take.logs]
-            self._set(output, sum(each.events for each in found), sum(each.size for each in found))
+            if not lying:
+                return
+            logs = [(self._app.log(OUTPUT + output, number), take.committed(number)) for number in take.logs]
+            taken = [self._transport.waiting(log, 0, end) for log, end in logs]
+            events = sum(each.events for each in lying) - sum(each.events for each in taken)
+            size = sum(each.size for each in lying) - sum(each.size for each in taken)
+            self._set(output, self._events[output] + events, self._bytes[output] + size)
 
         self._attaching.take(TakenBy(output, output), there)
 
     def _arrived(self, output: str, arrival: Arrival) -> None:
-        if output not in self._takes:
+        if output not in self._attached:
             self._attach(output)
         self._set(output, self._events[output] + arrival.events, self._bytes[output] + arrival.size)
 

@@ -14,6 +14,7 @@ from grape.model.stored import OUTPUT, REPLIES
 AT: Final = "@"
 MAX_FOREIGN: Final = 10_000
 """Names of events of other apps that an app may ever emit."""
+_MAX_NAME_BYTES: Final = 255
 
 Peers = dict[str, list[str] | None]
 """The other apps of a server, with the events that they listen to; None: that is not known yet."""
@@ -65,6 +66,13 @@ class Foreign:
         return isinstance(name, str) and name.startswith(self._prefix) and len(name) > len(self._prefix)
 
 
+def _is_name(name: str) -> bool:
+    try:
+        return 1 <= len(name.encode()) <= _MAX_NAME_BYTES
+    except UnicodeEncodeError:
+        return False
+
+
 def problem_of(event: str, own: str, peers: Peers) -> str:
     """Why nothing can be emitted to ``event``, which has an ``@``; "" if it can be."""
     app, _, name = event.partition(AT)
@@ -73,6 +81,8 @@ def problem_of(event: str, own: str, peers: Peers) -> str:
     if app not in peers:
         known = f"there are {', '.join(sorted(peers)[:20])}" if peers else "no other app runs beside this one"
         return f"no app {app!r:.300} is installed here (no-such-app); {did_you_mean(app, peers, known)}"
+    if not _is_name(name):
+        return f"the name of an event has 1 to {_MAX_NAME_BYTES} bytes of UTF-8, also behind the {AT}: {name!r:.100}"
     events = peers[app]
     if events is not None and name not in events:
         known = f"it has {', '.join(map(repr, events[:20]))}"

@@ -133,6 +133,9 @@ class StateTable:
         """Keys whose event is running while others may be evicted."""
         self.expires: dict[str, dict[str, int]] = {}
         self.extras: dict[str, dict[str, Raw]] = {}
+        """By key: values of states that this program does not have; they stay what they were."""
+        self._beside_extras: dict[str, dict[str, int]] = {}
+        """Their versions and expiry times, as they stand in the record."""
         self._unscheduled: set[str] = set()
         """Keys whose record the engine will not look at when it expires."""
         self.complete = complete
@@ -165,7 +168,11 @@ class StateTable:
         beside = fields.pop("", None)
         versions: dict[str, int] = {}
         if beside is not None:
-            versions, expiries = _apart(decode(beside))
+            known_beside: dict[str, int] = decode(beside)
+            versions, expiries = _apart(known_beside)
+            gone = {name: at for name, at in known_beside.items() if name.removeprefix(VERSION) not in self.types}
+            if gone:
+                self._beside_extras[key] = gone
             self.has_versions = self.has_versions or bool(versions)
             if expiries:
                 self.expires[key] = expiries
@@ -282,9 +289,9 @@ class StateTable:
         if not fields:
             self.expires.pop(key, None)
             return None
-        beside: dict[str, int] = {}
+        beside = dict(self._beside_extras.get(key, ()))
         if self.has_ttl:
-            beside = {name: at for name, at in self.expires.get(key, {}).items() if name in fields}
+            beside |= {name: at for name, at in self.expires.get(key, {}).items() if name in fields}
         if self.has_versions:
             for name in self.types.keys() & fields.keys():
                 version, fields[name] = _as_stored(fields[name], self.types[name].version)
@@ -345,5 +352,6 @@ class StateTable:
             del self.values[key]
             self.expires.pop(key, None)
             self.extras.pop(key, None)
+            self._beside_extras.pop(key, None)
             self._unscheduled.discard(key)
         self.complete = False
