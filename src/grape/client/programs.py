@@ -139,9 +139,8 @@ class EngineClient(ABC):
             connection = self.connected()
         except GrapeError as e:
             return failed(e)
-        return connection.ask(
-            lambda number: Emit(number, event.name, event.key, event.data, event.id, event.wait, request)
-        )
+        what = event.name, event.key, event.data, event.id, event.wait, request, event.trace, event.via
+        return connection.ask(lambda number: Emit(number, *what))
 
     def numbers(self) -> AppNumbers:
         """What is measured, as it is now: queues, workers, rates, latencies, by pool; see `grape.model.numbers`.

@@ -18,6 +18,7 @@ from grape.model.foreign import Peers
 from grape.model.near import did_you_mean
 from grape.model.profile import Profile
 from grape.model.retention import Keeping
+from grape.model.section import Duration, Size
 from grape.model.topology import Limits
 from grape.model.values import shown
 from grape.store.store import MAX_SIZE
@@ -27,6 +28,7 @@ MAX_DEAD: Final = (1 << 63) - 1
 LEAST_SIZE: Final = 1 << 20
 MOST_SIZE: Final = 1 << 46
 _MAX_DEPTH: Final = 100
+KEPT_SPANS: Final = Keeping(age=Duration(3_600), size=Size(64 << 20))
 _LIMITS: Final = {
     # name: (least, most)
     "max_event": (1, 8 << 20),
@@ -75,6 +77,12 @@ class Options(Struct, kw_only=True):
     """What is fed, as far as that is known before."""
     peers: Peers = {}
     """The other apps of its server."""
+    code: str = ""
+    """Which version runs, for people."""
+    traced: float = 0.0
+    """Share of events of clients that are traced although nobody has said so."""
+    spans: Keeping = KEPT_SPANS
+    """How much is kept of what traced events did."""
 
 
 def check_options(options: Options) -> Options:

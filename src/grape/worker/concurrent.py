@@ -324,6 +324,8 @@ class AsyncPool:
         if not self._is_current(job.part) or not self._begin(job):
             return
         error: BaseException | None = None
+        if job.part.traced and stage.contexts is not None:
+            runtime.ground.tracer.begin(unit, stage)
         try:
             await self._call(job)
         except BaseException as e:
@@ -384,6 +386,8 @@ class AsyncPool:
 
     def _take_effect(self, job: Job, error: BaseException | None) -> None:
         unit, stage, runtime = job.unit, job.stage, self.runtime
+        tracer = runtime.ground.tracer if job.part.traced and stage.contexts is not None else None
+        was_dirty = tracer is not None and tracer.before(unit, stage)
         if job.access is not None:
             runtime.ground.table(unit.node).in_use.discard(stage.key_of(0) or "")
             if error is None:
@@ -391,9 +395,13 @@ class AsyncPool:
                     job.access.apply()
                 except BaseException as e:  # comparing values is code of the user's
                     error = failure(e)
+        wrote = tracer is not None and tracer.after(unit, stage, was_dirty)
         if error is not None:
             runtime.ground.fail(unit, stage, 0, error)
-        elif job.columns.data:
+        elif tracer is not None:
+            stage = stage.pick([0])
+            tracer.end(unit, stage, wrote=wrote)
+        if error is None and job.columns.data:
             size = job.columns.size
             names, keys, data = job.columns.take()
             runtime.deliver(unit, stage, Emissions(names, keys, data, [len(data)], None, size))
