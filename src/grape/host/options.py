@@ -17,8 +17,7 @@ from grape.model.address import MAX_PARTITIONS
 from grape.model.foreign import Peers
 from grape.model.near import did_you_mean
 from grape.model.profile import Profile
-from grape.model.retention import Keeping
-from grape.model.section import Duration, Size
+from grape.model.retention import KEPT_SPANS, Keeping
 from grape.model.topology import Limits
 from grape.model.values import shown
 from grape.store.store import MAX_SIZE
@@ -28,7 +27,6 @@ MAX_DEAD: Final = (1 << 63) - 1
 LEAST_SIZE: Final = 1 << 20
 MOST_SIZE: Final = 1 << 46
 _MAX_DEPTH: Final = 100
-KEPT_SPANS: Final = Keeping(age=Duration(3_600), size=Size(64 << 20))
 _LIMITS: Final = {
     # name: (least, most)
     "max_event": (1, 8 << 20),

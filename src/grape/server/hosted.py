@@ -271,6 +271,7 @@ class Hosted:
             options.max_dead = MAX_DEAD
             options.drop_slots = drop_slots
             options.peers = peers
+            options.code = f"{options.code} ({digest[:12]})"
             return check_options(options)
 
         peers = self._around.of(name)
