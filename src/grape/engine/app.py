@@ -41,8 +41,8 @@ class Stats:
 class App:
     """``backlog_*``: what waits in the logs of its pools. ``outgoing_*``: what waits for other apps. ``taken``: outputs
     that have a taker. ``parts``: what workers of a pool describe, where that is not the whole of it. ``eager``: events
-    that may run before they are accepted. ``peers``: the other apps of a server. ``code``: which version of it runs, for
-    people. ``traced``: share of events of clients that are traced although nobody has said so."""
+    that may run before they are accepted. ``peers``: the other apps of a server. ``code``: which version of it runs,
+    for people. ``traced``: share of events of clients that are traced although nobody has said so."""
 
     def __init__(
         self,

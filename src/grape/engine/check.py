@@ -162,7 +162,7 @@ class Checker:
             raise ProtocolError(f"an emit to {target!r:.300}, which is neither a pool nor an output")
         if not 0 <= emitted.partition < self._app.partitions:
             raise ProtocolError(f"an emit to partition {emitted.partition} of {self._app.partitions}")
-        if own and not (0 <= min(own) and (max(own) < contexts or self._are_there(own, contexts))):
+        if own and not (min(own) >= 0 and (max(own) < contexts or self._are_there(own, contexts))):
             raise ProtocolError("an emit with a context that this work does not have")
         largest = self._largest if emitted.events == 1 else self._app.limits.batch_max
         if len(emitted.body) > largest:

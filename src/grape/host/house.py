@@ -398,7 +398,11 @@ class Visitor:
             self._refuse(InUse(f"{message.name!r:.300} is being written by another client"))
             return
         is_own = by.event is not None and (by.event.startswith(AT) or by.event == SPANS)  # no output of the app's
-        if by.event is not None and by.event not in inside.app.taken and not (is_own and by.log in inside.app.record.logs):
+        if (
+            by.event is not None
+            and by.event not in inside.app.taken
+            and not (is_own and by.log in inside.app.record.logs)
+        ):
             if by.event not in inside.app.topology.outputs or house.is_begun:
                 text = f"output {by.event!r:.300} is not taken in this run: its workers do not send it"
                 self._refuse(UsageError(f"{text}; name it when the run is started"))

@@ -55,9 +55,9 @@ class Span(Struct, frozen=True, array_like=True):
 
     ``parent``: "" if nobody is known who caused it. ``id``: of the event, "" if it got one later. ``attempt`` counts
     from 1. ``start``, ``end``: nanoseconds of wall time. ``outcome``: "ok", "error" (then ``kind`` and ``text`` say
-    which), "call" (it was left to wait for the answer to ``kind``), "in" (``kind`` says by what it came). ``state``: names
-    of what is kept under its key, with "!" behind them if it may have changed. ``code``: which version ran. No data of
-    an event is ever in here."""
+    which), "call" (it was left to wait for the answer to ``kind``), "in" (``kind`` says by what it came). ``state``:
+    names of what is kept under its key, with "!" behind them if it may have changed. ``code``: which version ran. No
+    data of an event is ever in here."""
 
     trace: str
     span: str

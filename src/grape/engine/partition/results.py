@@ -15,8 +15,8 @@ from grape.engine.partition.eager import Eager
 from grape.engine.partition.expiry import Expiries
 from grape.engine.partition.failures import Failures
 from grape.engine.partition.ledger import Ledger
-from grape.engine.partition.timers import Timers
 from grape.engine.partition.spans import Spans
+from grape.engine.partition.timers import Timers
 from grape.errors import ProtocolError
 from grape.model.batch import Context
 from grape.model.cursor import Progress
