@@ -16,15 +16,15 @@ from grape.cli.run import fail
 from grape.cli.state import to_json
 from grape.errors import GrapeError
 from grape.model.plural import counted
-from grape.model.tracing import Span
+from grape.model.tracing import Span, reason
 from grape.server.home import Home
 from grape.tools.terminal import escaped
 from grape.tools.why import Apps, Step, Told, paths_of, walk
 
 _HOW: Final = (
     "It was not traced, or longer ago than traces are kept (trace-age, 1 h). Traced is what comes with a W3C\n"
-    "traceparent header that is sampled, what `grape emit --trace` hands in, and the share of events that trace = 0.01\n"
-    "in grape.toml says. What it printed is in HOME/apps/APP/log; what failed: grape dead list, grape held list."
+    "traceparent header that is sampled, what `grape emit --trace` hands in, and the share of events that\n"
+    "trace = 0.01 in grape.toml says. What it printed is in HOME/apps/APP/log; what failed: grape dead list, grape held list."
 )
 
 
@@ -142,7 +142,7 @@ def _title(step: Step) -> str:
 
 
 def _ran(span: Span, begun: int, several: bool) -> str:
-    what = {"ok": "ok", "error": f"failed: {span.kind}: {span.text.splitlines()[0] if span.text else ''}"}
+    what = {"ok": "ok", "error": f"failed: {reason(span).partition(chr(10))[0]}"}
     outcome = what.get(span.outcome, f"left, to wait for the answer to {span.kind!r}")
     state = f", state {', '.join(map(_state, span.state))}" if span.state else ""
     worker = f", worker {span.worker}" if span.worker else ""

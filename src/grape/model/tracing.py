@@ -77,8 +77,12 @@ class Span(Struct, frozen=True, array_like=True):
     code: str = ""
 
 
-encode_span: Final = msgspec.msgpack.Encoder().encode
 decode_spans: Final = msgspec.msgpack.Decoder(list[Span]).decode
+
+
+def reason(span: Span) -> str:
+    """Why it failed, with its kind, which the text may begin with."""
+    return span.text if span.text.startswith(span.kind) else f"{span.kind}: {span.text}"
 
 
 def read_context(text: str) -> Trace | None:

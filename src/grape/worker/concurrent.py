@@ -97,6 +97,8 @@ class Job:
         self.columns = EmitColumns(pool.runtime.limits.max_result, single=True)
         self.emitter = Context()
         self.access: StateAccess | None = None
+        self.said = ""
+        """See `Tracer.said`."""
         self.is_started = False
         self.is_over = False
         self.is_late = False
@@ -325,7 +327,7 @@ class AsyncPool:
             return
         error: BaseException | None = None
         if job.part.traced and stage.contexts is not None:
-            runtime.ground.tracer.begin(unit, stage)
+            job.said = runtime.ground.tracer.begin(unit, stage)
         try:
             await self._call(job)
         except BaseException as e:
@@ -622,7 +624,7 @@ def _raise(error: BaseException) -> None:
 
 def _speaker() -> str:
     job = _current.get()
-    return "" if job is None else job.unit.node
+    return "" if job is None else job.unit.node + job.said
 
 
 def _job(what: str) -> Job:

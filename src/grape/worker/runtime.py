@@ -128,7 +128,7 @@ class Runtime:
 
     def _running_node(self) -> str:
         running = self.running
-        return "" if running is None else running[0].node
+        return "" if running is None else running[0].node + self.ground.tracer.said
 
     # ------------------------------------------------------------------ messages
 
@@ -490,14 +490,14 @@ class Runtime:
         ground = self.ground
         ground.count(unit, stage)
         tracer = ground.tracer
-        tracer.begin(unit, stage)
+        tracer.said = tracer.begin(unit, stage)
         was_dirty = tracer.before(unit, stage)
         failures = len(ground.effects.failures)
         self.running = (unit, stage)
         try:
             emissions = unit.run(stage)
         finally:
-            self.running = None
+            self.running, tracer.said = None, ""
             wrote = tracer.after(unit, stage, was_dirty)
         if unit.has_state:
             ground.effects.add_size(ground.table(unit.node).take_written())
