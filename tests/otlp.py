@@ -127,7 +127,8 @@ service:
     try:
         deadline = time.monotonic() + 60
         while "Everything is ready" not in said.read_text():
-            assert process.poll() is None and time.monotonic() < deadline, said.read_text()
+            assert process.poll() is None, said.read_text()
+            assert time.monotonic() < deadline, said.read_text()
             time.sleep(0.05)
         yield f"http://127.0.0.1:{port}", said
     finally:

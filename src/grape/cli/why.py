@@ -24,7 +24,8 @@ from grape.tools.why import Apps, Step, Told, paths_of, walk
 _HOW: Final = (
     "It was not traced, or longer ago than traces are kept (trace-age, 1 h). Traced is what comes with a W3C\n"
     "traceparent header that is sampled, what `grape emit --trace` hands in, and the share of events that\n"
-    "trace = 0.01 in grape.toml says. What it printed is in HOME/apps/APP/log; what failed: grape dead list, grape held list."
+    "trace = 0.01 in grape.toml says. What it printed is in HOME/apps/APP/log; what failed: grape dead list,\n"
+    "grape held list."
 )
 
 

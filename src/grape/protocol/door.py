@@ -335,9 +335,11 @@ class Answer(Struct, frozen=True, array_like=True, tag=44):
 
 
 class Said(Struct, frozen=True, array_like=True, tag=45):
-    """Lines for people, to the owner: (worker, level, node, text). Those of the engine itself are of "engine"."""
+    """Lines for people, to the owner: (worker, level, node, text). Those of the engine itself are of "engine".
+    ``about``: of lines that were printed while a traced event was handled, by their index: (event id, trace id)."""
 
     lines: list[tuple[str, str, str, str]]
+    about: dict[int, tuple[str, str]] = {}
 
 
 class Halt(Struct, frozen=True, array_like=True, tag=46):

@@ -30,8 +30,8 @@ class AppLog:
 
     def said(self, said: Said) -> None:
         """What an engine tells people."""
-        for worker, level, slot, text in said.lines:
-            self.add(worker, Line(level, slot, text))
+        for i, (worker, level, slot, text) in enumerate(said.lines):
+            self.add(worker, Line(level, slot, text, *said.about.get(i, ())))
 
     def note(self, text: str) -> None:
         """What the server itself has to say of the app."""
