@@ -54,6 +54,7 @@ class Dispatch:
         is_moving: nothing more is handed out: the partition is to go to another worker.
         is_resting: nothing more is handed out: an order waits until no worker has anything of the partition.
         top_up: works are made while others are out (async slots).
+        spans: of what is traced.
     """
 
     def __init__(
@@ -74,7 +75,7 @@ class Dispatch:
         self._window = _FIRST_WINDOW
         self._deadlines: dict[int, int] = {}
         self._traced: dict[int, str] = {}
-        self._spans = spans
+        self.spans = spans
 
     # ------------------------------------------------------------------ making
 
@@ -119,7 +120,7 @@ class Dispatch:
         self._ledger.inbox.unpark()
         if not self.works:
             self.contexts = []
-            self._spans.forget()
+            self.spans.forget()
         base = len(self.contexts)
         retries = self._retries(now)
         is_needed = self._careful.is_needed
@@ -145,7 +146,7 @@ class Dispatch:
         for i, context in enumerate(contexts, len(self.contexts)):
             if context.deadline:
                 self._deadlines[i] = context.deadline
-            if context.trace and self._spans.are_told:
+            if context.trace and self.spans.are_told:
                 self._traced[i] = context.trace
         self.contexts += contexts
 
@@ -168,7 +169,7 @@ class Dispatch:
             self._failures.give_up_waiting(held.number, entry)
         answers = [Answer(call.digest, call.answer or b"", call.is_error) for call in entry.calls]
         inherited = entry.context or Context()
-        self._add_contexts([self._spans.follow_retry(held.number, entry, inherited, len(self.contexts))])
+        self._add_contexts([self.spans.follow_retry(held.number, entry, inherited, len(self.contexts))])
         context = -1 if entry.context is None else len(self.contexts) - 1
         what = entry.node, entry.id, entry.attempts + 1, entry.named_deaths, entry.created, entry.body
         return RetryItem(held.number, *what, rest, context, answers)
@@ -208,7 +209,7 @@ class Dispatch:
         else:
             contexts = codec.contexts_of(stored.batch, header)
             if contexts:
-                body, contexts = self._spans.follow(stored.position, header, body, contexts, len(self.contexts))
+                body, contexts = self.spans.follow(stored.position, header, body, contexts, len(self.contexts))
         self._add_contexts(contexts)
         progress = self._ledger.head.cursor.progress(stored.position)
         what = header.id_prefix, header.created, header.events, body, progress, len(contexts), calls

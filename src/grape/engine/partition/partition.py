@@ -66,8 +66,7 @@ class Partition:
         self.spans = Spans(ledger)
         self.dispatch = Dispatch(ledger, self.backlog, self.failures, self.careful, self.spans, top_up)
         self._results = Results(
-            *(ledger, self.backlog, self.dispatch, self.careful, self.failures, self.eager, self.timers),
-            *(self.expiries, self.spans),
+            ledger, self.backlog, self.dispatch, self.careful, self.failures, self.eager, self.timers, self.expiries
         )
         self.works = self.dispatch.works
         self._later: deque[Result] = deque()

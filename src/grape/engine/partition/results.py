@@ -15,7 +15,6 @@ from grape.engine.partition.eager import Eager
 from grape.engine.partition.expiry import Expiries
 from grape.engine.partition.failures import Failures
 from grape.engine.partition.ledger import Ledger
-from grape.engine.partition.spans import Spans
 from grape.engine.partition.timers import Timers
 from grape.errors import ProtocolError
 from grape.model.batch import Context
@@ -84,7 +83,6 @@ class Results:
         eager: Eager,
         timers: Timers,
         expiries: Expiries,
-        spans: Spans,
     ) -> None:
         self._ledger = ledger
         self._backlog = backlog
@@ -94,7 +92,7 @@ class Results:
         self._eager = eager
         self._timers = timers
         self._expiries = expiries
-        self._spans = spans
+        self._spans = dispatch.spans
         self._checker = Checker(ledger.app, ledger.pool)
         self._stats = ledger.app.stats.pools[ledger.pool]
 
