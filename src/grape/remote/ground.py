@@ -57,7 +57,12 @@ class Ground:
     """
 
     def __init__(
-        self, url: str | None, token: str | None, timeout: float | None, retries: int | None, traceparent: str | None
+        self,
+        url: str | None,
+        token: str | None,
+        timeout: float | None,
+        retries: int | None,
+        traceparent: str | None = None,
     ) -> None:
         given = os.environ.get("GRAPE_URL") or URL if url is None else url
         self.directory = given.removeprefix(PREFIX) if type(given) is str and given.startswith(PREFIX) else ""
