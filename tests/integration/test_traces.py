@@ -250,6 +250,15 @@ def test_a_share_is_traced_by_itself(tmp_path: Path) -> None:
         assert all(span.parent == "" for span in came)
 
 
+def test_what_is_kept_of_traces_is_bounded(tmp_path: Path) -> None:
+    with serving(tmp_path / "home") as server:
+        one(tmp_path, server, trace=1.0, trace_size="1 KiB", trace_age="1 h")
+        for _ in range(20):
+            assert server.post("/apps/one/events/greet", "you").status_code == 202
+        assert kept(server)
+        until(lambda: kept(server) == [])
+
+
 def test_commands_and_clients_trace(tmp_path: Path) -> None:
     with serving(tmp_path / "home") as server:
         one(tmp_path, server)
@@ -273,6 +282,9 @@ def test_a_dead_letter_is_told(tmp_path: Path) -> None:
         text = server.grape("why", TRACE)
         assert "failed: ValueError: no" in text
         assert "now a dead letter, main." in text
+        server.grape_data("dead", "retry", "--all", "one")
+        until(lambda: server.grape("why", TRACE).count("failed: ValueError: no") == 2)
+        assert len({span.span for span in kept(server)}) == 3
 
 
 # ------------------------------------------------------------------ export

@@ -18,6 +18,7 @@ from grape.testing.machine import Machine
 from grape.testing.simulator import Chaos
 from grape.tools.why import tree, walk
 from grape.transports.memory import Weakness
+from grape.worker import tracing
 from sim.test_eager import KEYS, AsyncCounts, Client, Clienteled, Counts, topology
 
 SENDER = "00f067aa0ba902b7"
@@ -82,4 +83,17 @@ def test_what_is_committed_is_told_once(seed: int, tells: bool, monkeypatch: pyt
         told = tree(f"{number + 1:032x}", [("", span) for _, _, span in own], event.id)
         assert sum(len(step.attempts) for step in walk(told.steps)) == len(own)
         assert [step.node for step in told.steps] == [""]
+    run.stop()
+
+
+@pytest.mark.parametrize("kind", [Counts, AsyncCounts])
+def test_spans_over_the_bound_are_not_told(kind: type[Counts], monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the events do is none the less."""
+    monkeypatch.setattr(tracing, "MAX_SPANS", 0)
+    run = Clienteled(partial(topology, kind, False, "other"), 1, chaos=Chaos(None, kills=0))
+    trace = f"00-{1:032x}-{SENDER}-01"
+    run.client = Client(run, [Emit(n, "in", "k", encode([n, 0, False]), f"id{n}", trace=trace) for n in range(20)], 100)
+    run.run()
+    assert sorted(event.data for event in run.machine.outputs["out"].committed) == list(range(20))
+    assert {span.outcome for span in spans_of(run.machine)} == {"in"}
     run.stop()

@@ -92,6 +92,7 @@ class Gateway:
                     "idempotency-key",
                     "last-event-id",
                     "prefer",
+                    "traceparent",
                 ],
                 expose_headers=["location", "retry-after"],
             )

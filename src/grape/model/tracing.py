@@ -26,7 +26,7 @@ MAX_TEXT: Final = 1_000
 """Characters of the text of an error in a span."""
 MAX_VIA: Final = 100
 _HEADER: Final = re.compile(r"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(-.*)?")
-_CONTEXT: Final = re.compile(r"([0-9a-f]{32})-([0-9a-f]{16})")
+_CONTEXT: Final = re.compile(r"([0-9a-f]{32})-([0-9a-f]{16})(?:-([1-9]\d{0,8}))?")
 _SAMPLED: Final = 1
 NOBODY: Final = "f" * 16
 """The parent in a ``traceparent`` of a trace that begins with the event."""
@@ -35,14 +35,20 @@ _NO_SPAN: Final = "0" * 16
 
 
 class Trace(NamedTuple):
-    """``trace``: its id, 32 hexadecimal digits. ``parent``: a span of it, 16; "": none."""
+    """``trace``: its id, 32 hexadecimal digits. ``parent``: a span of it, 16; "": none. ``again``: how often an
+    operator has had the event tried anew, whose attempts then count from 1."""
 
     trace: str
     parent: str
+    again: int = 0
 
     def __str__(self) -> str:
         """As a context carries it."""
-        return f"{self.trace}-{self.parent}"
+        return f"{self.trace}-{self.parent}" + (f"-{self.again}" if self.again else "")
+
+    def span(self, event_id: str, node: str, attempt: int, answers: int) -> str:
+        """The id of the span of an event that has this: see `span_of`."""
+        return span_of(self.trace, event_id, node, attempt, answers, self.again)
 
     @property
     def traceparent(self) -> str:
@@ -88,7 +94,13 @@ def reason(span: Span) -> str:
 def read_context(text: str) -> Trace | None:
     """What a context carries; None: the event is not traced."""
     found = _CONTEXT.fullmatch(text)
-    return None if found is None else Trace(found[1], found[2])
+    return None if found is None else Trace(found[1], found[2], int(found[3] or 0))
+
+
+def once_more(text: str) -> str:
+    """What the context of an event carries that an operator has tried anew."""
+    found = read_context(text)
+    return text if found is None else str(found._replace(again=found.again + 1))
 
 
 def read_traceparent(header: str) -> tuple[Trace, bool] | None:
@@ -112,8 +124,9 @@ def fresh_traceparent() -> str:
     return Trace(f"{random.getrandbits(128) or 1:032x}", NOBODY).traceparent
 
 
-def span_of(trace: str, event_id: str, node: str, attempt: int, answers: int = 0) -> str:
-    """The id of the span of an event at a node. ``answers``: to its calls, that it goes on with."""
-    text = "\0".join((trace, event_id, node, str(attempt), str(answers)))
+def span_of(trace: str, event_id: str, node: str, attempt: int, answers: int = 0, again: int = 0) -> str:
+    """The id of the span of an event at a node. ``answers``: to its calls, that it goes on with. ``again``: see
+    `Trace`."""
+    text = "\0".join((trace, event_id, node, str(attempt), str(answers), *([str(again)] if again else [])))
     found = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
     return found if found != _NO_SPAN else "1" * 16

@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Final, Protocol
 
-from grape.model.tracing import MAX_TEXT, Span, Trace, read_context, span_of
+from grape.model.tracing import MAX_TEXT, Span, Trace, read_context
 from grape.protocol.messages import DERIVED, Answer
 from grape.worker.effects import SPAN_COSTS, Assigned, Effects
 from grape.worker.output import FIELD
@@ -125,7 +125,7 @@ class Tracer:
         now = time.time_ns()
         started = self._begun.pop((event_id, unit.node), now)
         attempt, answers = stage.attempt_of(index), len(ground.answers(unit, stage, index))
-        own = span_of(trace.trace, event_id, unit.node, attempt, answers)
+        own = trace.span(event_id, unit.node, attempt, answers)
         states = sorted(unit.handler.states) if key is not None else []
         effects = ground.effects
         if len(effects.spans) < MAX_SPANS:

@@ -15,7 +15,7 @@ from grape.model import batch as codec
 from grape.model.batch import Context, Header, RunMeta
 from grape.model.cursor import Progress
 from grape.model.stored import HoldEntry
-from grape.model.tracing import MAX_TEXT, Span, Trace, read_context, span_of
+from grape.model.tracing import MAX_TEXT, Span, Trace, read_context
 from grape.protocol.messages import Failure
 
 
@@ -180,7 +180,7 @@ def given_up(entry: HoldEntry, now: int) -> list[Span]:
     trace = None if entry.context is None else read_context(entry.context.trace)
     if trace is None:
         return []
-    own = span_of(trace.trace, entry.id, entry.node, entry.attempts, len(entry.calls))
+    own = trace.span(entry.id, entry.node, entry.attempts, len(entry.calls))
     at = now * 1_000
     what = entry.id, entry.event, entry.node, entry.key, entry.attempts, at, at, "error", entry.kind
     return [Span(trace.trace, own, trace.parent, *what, entry.text[:MAX_TEXT])]
@@ -191,12 +191,12 @@ def below(trace: str, entry: HoldEntry) -> str:
     found = read_context(trace)
     if found is None:
         return ""
-    own = span_of(found.trace, entry.id, entry.node, entry.attempts + 1, len(entry.calls))
+    own = found.span(entry.id, entry.node, entry.attempts + 1, len(entry.calls))
     return str(Trace(found.trace, own))
 
 
 def _span_at(one: _Seen, node: str) -> str:
-    return span_of(one.trace.trace, one.id, node, one.attempt, one.answers)
+    return one.trace.span(one.id, node, one.attempt, one.answers)
 
 
 def _states(ledger: Ledger, node: str, key: str | None) -> list[str]:
