@@ -339,6 +339,8 @@ class AsyncPool:
         if self._is_current(job.part):
             runtime.ground.count(unit, stage)
             self._finished(job, partial(self._take_effect, job, error))
+        elif job.said:
+            runtime.ground.tracer.forget(unit, stage)
 
     def _begin(self, job: Job) -> bool:
         """Whether the job may run: nothing that failed before it keeps its key, nor is it lost. If not, it is over."""
