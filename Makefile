@@ -8,7 +8,7 @@ DEMO := .venv/.ready-demo
 N ?= 2
 PYTEST := $(BIN)/pytest -q -n $(N) --dist worksteal
 
-.PHONY: help demo demo-server test test-pure test-pythons test-all test-sim test-fuzz test-hot test-crash test-cgroup2 test-sdks mutants bench bench-languages bench-peers bench-http profile check lock clean
+.PHONY: help demo demo-server test test-pure test-pythons test-all test-sim test-fuzz test-hot test-crash test-cgroup2 test-sdks mutants bench bench-languages bench-peers bench-http bench-server profile check lock clean
 
 help:  ## show this
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -70,6 +70,9 @@ bench: $(READY)  ## our rows beside limits and peers; writes benchmarks/results.
 bench-peers: $(READY)  ## beside Dramatiq, Celery, FastStream, Huey, Pathway and DBOS, which it installs: ten minutes
 	@scripts/peers
 	$(BIN)/python -m benchmarks.queues $(ARGS)
+
+bench-server: $(READY)  ## between apps of a server, and what they do to one another; writes benchmarks/results-server.json
+	$(BIN)/python -m benchmarks.server $(ARGS)
 
 bench-http: $(READY)  ## a server over HTTP, beside its limits: events, calls, batches (wrk); writes benchmarks/results-http.json
 	@scripts/setup bench

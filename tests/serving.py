@@ -8,7 +8,7 @@ import re
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,16 +22,24 @@ class Server:
     """Running, once it is made.
 
     Attributes:
-        url: where it listens. http: a client of it.
+        url: where it listens. http: a client of it. ``prefix``: a command that starts it.
     """
 
-    def __init__(self, home: Path, *options: str, env: dict[str, str] | None = None, verify: Any = True) -> None:
+    def __init__(
+        self,
+        home: Path,
+        *options: str,
+        env: dict[str, str] | None = None,
+        verify: Any = True,
+        prefix: Sequence[str] = (),
+    ) -> None:
         self.home = home
         self.said = home.parent / f"{home.name}.said"
+        self._log = Path(options[options.index("--log-file") + 1]) if "--log-file" in options else None
         with open(self.said, "ab") as said:
             seen = said.tell()
             self.process = subprocess.Popen(
-                [GRAPE, "serve", str(home), "--listen", "127.0.0.1:0", *options],
+                [*prefix, GRAPE, "serve", str(home), "--listen", "127.0.0.1:0", *options],
                 stdout=subprocess.DEVNULL,
                 stderr=said,
                 env={**os.environ, **(env or {})},
@@ -44,7 +52,10 @@ class Server:
         until(lambda: self.get("/readyz").status_code == 200)
 
     def _has_said(self, seen: int) -> bool:
-        found = re.search(r"listening at (\S+)\n", self.said.read_bytes()[seen:].decode())
+        text = self.said.read_bytes()[seen:].decode()
+        if self._log is not None and self._log.exists():
+            text = self._log.read_text()
+        found = re.search(r"listening at ([^\s\"]+)[\"\n]", text)
         if found is not None:
             self.url = found[1]
         return found is not None

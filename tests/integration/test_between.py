@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from pathlib import Path
 
 from serving import Server, serving, until, write_app
@@ -150,3 +151,87 @@ def test_what_is_stopped_gets_it_later_and_a_parked_one_is_woken(tmp_path: Path)
         until(lambda: server.info("a")["numbers"]["outgoing_events"] == 0)
         got = server.grape("pull", "b@end", "-n", "100")
         assert len(set(got.splitlines())) == 20
+
+
+MANY = """
+from grape import External, Topology
+
+t = Topology("many")
+t.add_pool("js", runtime="node", entry="work.js")
+t.add_pool("cpp", runtime="exec", entry="work")
+t.add_pool("sh", runtime="lines", entry="work.py")
+t.add_slot("sh", External("Sh"), pool="sh")
+"""
+JS = """
+const { Worker } = require("grape-worker");
+const worker = new Worker();
+worker.slot("js", { node: "Js", retries: 0 }, (event) => {
+  if (event.data === "call") event.reply({ js: event.call("sink@got", "js", { key: "other" }) });
+  else event.emit(event.data === "wrong" ? "sinks@got" : "sink@got", "js");
+});
+worker.slot("jsmany", { node: "JsMany" }, (event) =>
+  event.emitMany("sink@got", { keys: ["a", "b", "c"], data: [1, 2, 3] }));
+worker.run();
+"""
+CPP = """
+#include <grape/worker.hpp>
+
+int main(int argc, char** argv) {
+  grape::Worker worker(argc, argv);
+  worker.slot("cpp", grape::Slot("Cpp").retries(0), [](grape::Event& event) {
+    const auto what = event.as<std::string>();
+    if (what == "call") {
+      event.reply(event.call("sink@got", "cpp", grape::Ask().key("other")).as<std::string>());
+    } else {
+      event.emit(what == "wrong" ? "sink@gto" : "sink@got", "cpp");
+    }
+  });
+  return worker.run();
+}
+"""
+LINES = """#!/usr/bin/env python3
+import json, sys
+for line in sys.stdin:
+    event = json.loads(line)
+    print(json.dumps({"emit": [{"event": "sink@got", "data": "sh"}]}), flush=True)
+"""
+SINK = """
+from typing import Any
+from grape import Event, Node, Topology
+
+class Got(Node):
+    def process(self, event):
+        self.reply(f"{event.data} {event.key}")
+
+t = Topology("sink")
+t.add_slot("got", Got())
+"""
+
+
+def test_other_languages_emit_to_other_apps(tmp_path: Path, sdk_env: dict[str, str]) -> None:
+    """JavaScript, C++ and lines; also in a call, of several at once, and to what there is not."""
+    place = tmp_path / "many"
+    write_app(place, MANY, workers=1)
+    manifest = place / "grape.toml"
+    env = "".join(f"{key} = {value!r}\n" for key, value in sdk_env.items())
+    manifest.write_text(f"{manifest.read_text()}[env]\n{env}")
+    for name, code in (("work.js", JS), ("work.py", LINES), ("work.cpp", CPP)):
+        (place / name).write_text(code)
+    (place / "work.py").chmod(0o755)
+    include = Path(__file__).parents[2] / "sdks" / "cpp" / "include"
+    build = ["g++", "-std=c++17", f"-I{include}", place / "work.cpp", "-o", place / "work", "-pthread"]
+    subprocess.run(build, check=True)
+    with serving(tmp_path / "home") as server:
+        server.grape("app", "deploy", place)
+        server.grape("app", "deploy", write_app(tmp_path / "sink", SINK, workers=1))  # workers hear of it
+        for name in ("js", "cpp", "sh"):
+            assert server.call("many", name, "emit", params={"key": "k"}) == f"{name} k", name
+        assert server.call("many", "js", "call", params={"key": "k"}) == {"js": "js other"}
+        assert server.call("many", "cpp", "call", params={"key": "k"}) == "cpp other"
+        assert server.call("many", "jsmany", None, params={"key": "k"}) in ("1 a", "2 b", "3 c")
+        for name in ("js", "cpp"):
+            server.post(f"/apps/many/events/{name}?key=k", "wrong")
+        until(lambda: len(server.grape_data("dead", "list", "many").splitlines()) == 2)
+        letters = server.grape_data("dead", "list", "many")
+        assert "did you mean 'sink'?" in letters
+        assert "did you mean 'got'?" in letters

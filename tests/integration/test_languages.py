@@ -37,14 +37,6 @@ CONFORMANCE: Final = ROOT / "conformance"
 CHAPTERS: Final = tuple(dict.fromkeys(case.chapter for case in all_cases()))
 
 
-@pytest.fixture(scope="session")
-def sdk_env() -> dict[str, str]:
-    """Where the runtimes find the SDKs."""
-    done = subprocess.run([ROOT / "scripts" / "sdks"], check=False, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return dict(line.split("=", 1) for line in done.stdout.split())
-
-
 # ------------------------------------------------------------------ conformance
 
 SPEAKERS: Final[dict[str, list[str]]] = {

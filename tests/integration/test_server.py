@@ -6,6 +6,7 @@ import asyncio
 import configparser
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -423,7 +424,7 @@ def test_an_app_that_is_stopped_before_it_has_a_process_gets_none(
     monkeypatch.setattr(home, "checked", look_long)
 
     async def begin_and_close() -> None:
-        alone = Neighbours({}, SideProcess("the bridge", "bridge.process", {}, print, lambda: None))
+        alone = Neighbours({}, SideProcess("the bridge", "bridge.process", {}, lambda *said: None, lambda: None))
         installed = with_version(Installed("count", (), digest, wanted="running"), digest, "1")
         app = Hosted(home, installed, lambda: None, alone)
         app.begin()
@@ -468,6 +469,7 @@ def test_an_app_is_parked_and_woken_though_that_cannot_be_noted(tmp_path: Path) 
 
 VERSIONED = """
 import os
+import re
 from grape import Node, State, Topology
 
 def change(old, version):
@@ -531,3 +533,45 @@ def test_top_shows_what_apps_do(tmp_path: Path) -> None:
         assert "WAITING" in shown
         assert "count" in shown
         assert "did you mean 'count'?" in server.grape("top", "cuont", "--once", code=2)
+
+
+def test_dev_runs_what_lies_in_the_directory_as_it_changes(tmp_path: Path) -> None:
+    app = count_app(tmp_path / "count")
+    said = tmp_path / "said"
+    home = ("--home", app / ".grape")
+    with open(said, "wb") as file:
+        command = [GRAPE, "app", "dev", str(app), "--listen", "127.0.0.1:0"]
+        process = subprocess.Popen(command, stdout=file, stderr=file)
+    try:
+        until(lambda: len(re.findall(r"count 1 \w+ runs", said.read_text())) == 1)
+        assert json.loads(grape("call", "count@add", "--key", "a", *home).stdout) == ["1", 1]
+        count_app(app, "2")
+        until(lambda: "count 2 " in said.read_text())
+        assert json.loads(grape("call", "count@add", "--key", "a", *home).stdout) == ["2", 2]
+        (app / "app.py").write_text("topology = 3")
+        until(lambda: "error:" in said.read_text())
+        assert json.loads(grape("call", "count@add", "--key", "a", *home).stdout) == ["2", 3]
+        count_app(app, "3")
+        until(lambda: "count 3 " in said.read_text())
+        assert "print" not in said.read_text()
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 0
+    finally:
+        process.kill()
+        process.wait()
+    assert "there is no grape.toml" in grape("app", "dev", tmp_path).stderr
+
+
+def test_bench_loads_an_app(tmp_path: Path) -> None:
+    with serving(tmp_path / "home") as server:
+        server.grape("app", "deploy", count_app(tmp_path / "count"))
+        load = ("bench", "count@add", "{n}", "--url", server.url, "--keys", 10)
+        found = json.loads(grape(*load, "-n", 200, "-c", 4, "-t", 2, "--call", "--json").stdout)
+        assert (found["answered"], found["statuses"], found["errors"]) == (200, {"200": 200}, {})
+        rows = map(json.loads, server.grape_data("state", "list", "count").splitlines())
+        assert {row["key"]: row["state"]["n"] for row in rows} == {f"k{i}": 20 for i in range(10)}
+        shown = grape(*load, "--seconds", 1, "--rate", 50)
+        assert shown.returncode == 0, shown.stderr
+        assert "answered in 1." in shown.stdout
+        assert grape("bench", "count@nothing", "--url", server.url, "-n", 3).returncode == 1
+    assert "nothing was answered" in grape(*load, "-s", 0.2).stderr

@@ -250,6 +250,27 @@ def test_a_share_is_traced_by_itself(tmp_path: Path) -> None:
         assert all(span.parent == "" for span in came)
 
 
+def test_what_is_printed_for_a_traced_event_carries_its_ids(tmp_path: Path) -> None:
+    """In logs that are JSON."""
+    home = tmp_path / "home"
+    home.mkdir()
+    (home / "grape-server.toml").write_text('log-format = "json"\n')
+    with serving(home) as server:
+        code = ONE.replace("self.reply(event.id)", 'print("hello")\n        self.reply(event.id)')
+        server.grape("app", "deploy", write_app(tmp_path / "one", code))
+        own = server.call("one", "greet", "you", headers=TRACED)
+        server.call("one", "greet", "nobody")
+
+        def said() -> list[dict[str, str]]:
+            lines = [line for log in (home / "apps" / "one" / "log").iterdir() for line in log.read_text().splitlines()]
+            return [record for record in map(json.loads, lines) if record["text"] == "hello"]
+
+        until(lambda: len(said()) == 2)
+        traced, other = said()
+        assert (traced["app"], traced["slot"], traced["event"], traced["trace"]) == ("one", "Greet", own, TRACE)
+        assert "trace" not in other
+
+
 def test_what_is_kept_of_traces_is_bounded(tmp_path: Path) -> None:
     with serving(tmp_path / "home") as server:
         one(tmp_path, server, trace=1.0, trace_size="1 KiB", trace_age="1 h")

@@ -492,3 +492,25 @@ def test_an_endless_cycle_ends_at_max_hops() -> None:
         run.settle()
         (letter,) = run.dead()
         assert letter.kind == "too-many-hops"
+
+
+def test_what_goes_to_other_apps_can_be_looked_at() -> None:
+    class Sell(Node):
+        def process(self, event: Event) -> None:
+            self.emit("stock@take", event.data, key="nails")
+            self.emit("stock@take", event.data, key="nuts", delay=5)
+            if event.data == "wrong":
+                self.emit("stock@tkae")
+
+    topology = Topology("shop")
+    topology.add_slot("sell", Sell(), retries=0)
+    with Harness(topology, apps={"stock": ["take"]}) as run:
+        run.feed("sell", 1)
+        run.feed("sell", "wrong")
+        run.settle()
+        assert [(e.name, e.key, e.data) for e in run.sent("stock")] == [("stock@take", "nails", 1)]
+        assert "did you mean 'take'?" in run.dead()[0].text
+        run.advance(5)
+        assert [e.key for e in run.sent("stock")] == ["nuts"]
+        with pytest.raises(UsageError, match="apps="):
+            run.sent("other")

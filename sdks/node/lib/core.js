@@ -12,7 +12,7 @@ const { Part } = require("./part");
 const { Partitions } = require("./partitions");
 const { Pending, tooMuch } = require("./pending");
 const { afterFailure, locksKey } = require("./policy");
-const { Routing, pairOf } = require("./routing");
+const { MAX_FOREIGN, Routing, pairOf } = require("./routing");
 const { Unit } = require("./unit");
 
 /**
@@ -42,7 +42,7 @@ class Core {
     this.concurrency = message.concurrency;
     this.clock = new EngineClock(message.bootOffset);
     // Without a topology in the welcome this is all of the app, and in the pool that nodes are in by default.
-    this.routing = new Routing(message.topology ?? ownTopology, message.topology ? pool : "main", taken);
+    this.routing = new Routing(message.topology ?? ownTopology, message.topology ? pool : "main", taken, message.peers);
     this.partitions = new Partitions(message.partitions);
     for (const node of this.declaration.nodes.values()) this.units.set(node.name, new Unit(node));
     this.#findChains(message.unchained);
@@ -50,7 +50,7 @@ class Core {
     slots.forEach((slot, id) => (slot.id = id));
     this.names = {
       slots: slots.map((slot) => `${slot.event}>${slot.node}`),
-      routes: [...this.routing.routes.keys()],
+      routes: this.routing.names,
     };
     this.pending = this.newPending(() => this.watch.progress());
   }
@@ -70,7 +70,7 @@ class Core {
   }
 
   newEffects() {
-    return new Effects(this.limits, this.partitions.count, this.names.routes.length, this.names.slots.length);
+    return new Effects(this.limits, this.partitions.count, this.names.routes.length + MAX_FOREIGN, this.names.slots.length);
   }
 
   get isAsync() {

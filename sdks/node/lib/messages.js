@@ -10,7 +10,7 @@ const { Progress } = require("./progress");
 const VERSION = 1;
 const MAX_FRAME = 96 << 20;
 
-const TAG = { welcome: 1, assign: 2, revoke: 3, work: 4, values: 5, drain: 6 };
+const TAG = { welcome: 1, assign: 2, revoke: 3, work: 4, values: 5, drain: 6, peersChanged: 7 };
 const HELLO = 32;
 const REFUSAL = 33;
 const ASK = 34;
@@ -53,6 +53,8 @@ function decode(bytes) {
       return { kind: "values", values: fields[1] };
     case TAG.drain:
       return { kind: "drain" };
+    case TAG.peersChanged:
+      return { kind: "peers", peers: fields[1] };
     default:
       throw new ProtocolError(`a message with the unknown tag ${String(fields[0])}`);
   }
@@ -74,6 +76,7 @@ function welcome(fields) {
     heartbeat,
     concurrency: most,
     topology: fields[11] ?? null,
+    peers: fields[12] ?? {},
   };
 }
 
@@ -128,7 +131,7 @@ function hello(pid, topology) {
   frame.int(pid);
   frame.str("javascript");
   frame.value(topology);
-  frame.value(["partition", "cache", "chain", "timers", "calls"]);
+  frame.value(["partition", "cache", "chain", "timers", "calls", "peers"]);
   return frame.finish();
 }
 

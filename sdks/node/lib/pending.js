@@ -110,8 +110,7 @@ class Pending {
   // ---------------------------------------------------------------- what handlers call
 
   emit(event, name, data, options) {
-    const route = this.routing.routes.get(name);
-    if (route === undefined) throw this.#unknown(name);
+    const route = this.routing.routes.get(name) ?? this.#other(name);
     if (options === undefined) this.#put(route, data, event.key, this.own, -1, null);
     else this.#emitAs(event, route, data, options);
   }
@@ -134,8 +133,7 @@ class Pending {
   emitMany(event, name, columns = {}) {
     check("emitMany", columns, EMIT_MANY);
     const { keys, data } = columns;
-    const route = this.routing.routes.get(name);
-    if (route === undefined) throw this.#unknown(name);
+    const route = this.routing.routes.get(name) ?? this.#other(name);
     const count = keys?.length ?? data?.length;
     if (count === undefined || (keys && data && keys.length !== data.length)) {
       throw new HandlerError("emitMany takes { keys, data }: one of them, or both of the same length");
@@ -189,13 +187,12 @@ class Pending {
   call(event, name, data, options = {}) {
     check("call", options, CALL);
     const { key: given, timeout = 30 } = options;
-    const route = this.routing.routes.get(name);
-    if (route === undefined) throw this.#unknown(name, "calls");
-    if (route.isOutput) {
+    const route = this.routing.routes.get(name) ?? this.#other(name, "calls");
+    if (route.isOutput && !route.isForeign) {
       throw new UnknownEvent(`node '${this.node}' calls '${name}', which is an output: nothing answers there`);
     }
     const key = given === undefined ? event.key : given;
-    const number = this.#partitionOf(event, key);
+    const number = route.isForeign ? this.own : this.#partitionOf(event, key);
     const wait = microseconds(timeout, "timeout", MAX_WAIT);
     if (wait === 0) throw new HandlerError("timeout: 0: an answer takes longer than that");
     const { digest, packed } = this.#asked(name, given, data);
@@ -296,6 +293,14 @@ class Pending {
     this.ends[at] = writer.pos;
   }
 
+  /** Where a name leads that the app itself does not have: to another app, or nowhere. */
+  #other(name, does = "emits") {
+    if (typeof name !== "string" || !name.includes("@")) throw this.#unknown(name, does);
+    const problem = this.routing.problemOf(name);
+    if (problem) throw new UnknownEvent(`node '${this.node}' ${does} '${name}', but ${problem}`);
+    return this.routing.routeTo(name);
+  }
+
   #unknown(name, does = "emits") {
     if (typeof name !== "string") return new HandlerError(`the name of an event is a string, not a ${typeof name}`);
     const { app, routes } = this.routing;
@@ -331,7 +336,7 @@ class Pending {
         if (!route.isDropped) {
           if (delays[i] < 0) {
             const number = route.isOutput ? this.own : numbers[i];
-            const chain = chains === null || number !== this.own ? null : chains[route.id];
+            const chain = chains === null || number !== this.own ? null : (chains[route.id] ?? null);
             if (chain !== null) {
               for (const unit of chain.units) {
                 const chained = effects.chainedInto(unit, source);

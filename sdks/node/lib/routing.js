@@ -1,5 +1,10 @@
 "use strict";
 
+const { didYouMean } = require("./similar");
+
+/** Events of other apps whose number is counted in what is emitted; more are sent, and not counted. */
+const MAX_FOREIGN = 256;
+
 /** Where every name leads, worked out once from the topology of the whole app. */
 
 /** A log that takes a name. Runs of one `order` keep their order among each other; only names of a `group` share one. */
@@ -19,20 +24,24 @@ class Target {
   }
 }
 
-/** Where one name leads. `isDropped`: an output that nobody takes, whose events are only counted. */
+/** Where one name leads. `isDropped`: an output that nobody takes, whose events are only counted; `isForeign`: to another app. */
 class Route {
-  constructor(id, name, isOutput, isDropped, targets) {
+  constructor(id, name, isOutput, isDropped, targets, isForeign = false) {
     this.id = id;
     this.name = name;
     this.isOutput = isOutput;
     this.isDropped = isDropped;
     this.targets = targets;
+    this.isForeign = isForeign;
   }
 }
 
 class Routing {
-  /** `topology`: as the engine tells it; `pool`: this worker's; `taken`: outputs that somebody takes. */
-  constructor(topology, pool, taken) {
+  /**
+   * `topology`: as the engine tells it; `pool`: this worker's; `taken`: outputs that somebody takes; `peers`: other apps,
+   * with the events that they listen to (null: not known).
+   */
+  constructor(topology, pool, taken, peers = {}) {
     this.app = topology.name;
     this.pool = pool;
     /** Pairs (emitting node, target) that run at once, as `pairOf` names them. */
@@ -60,6 +69,48 @@ class Routing {
       const target = new Target(log, idOf(log), orders.one(), log);
       this.routes.set(name, new Route(this.routes.size, name, true, !taken.has(name), [target]));
     }
+    /** Of all routes, by id. */
+    this.names = [...this.routes.keys()];
+    this.peers = peers;
+    this.#orders = orders;
+    this.#idOf = idOf;
+  }
+
+  #orders;
+  #idOf;
+  /** app -> target of all that goes there, which stays in its order */
+  #apps = new Map();
+  /** Names of events of other apps that were used -> Route */
+  #foreign = new Map();
+
+  /** The other apps are these from now on. */
+  changePeers(peers) {
+    this.peers = peers;
+  }
+
+  /** Why nothing can be emitted to `name`, which has an "@"; "" if it can be. */
+  problemOf(name) {
+    const at = name.indexOf("@");
+    const [app, event] = [name.slice(0, at), name.slice(at + 1)];
+    if (app === this.app) return `an event of the own app is written without it: '${event}'`;
+    if (!Object.hasOwn(this.peers, app)) {
+      return `no app '${app}' is installed here (no-such-app)${didYouMean(app, Object.keys(this.peers))}`;
+    }
+    const events = this.peers[app];
+    if (events && !events.includes(event)) return `app '${app}' has no slot '${event}'${didYouMean(event, events)}`;
+    return "";
+  }
+
+  /** The route of such a name. */
+  routeTo(name) {
+    const known = this.#foreign.get(name);
+    if (known) return known;
+    const log = `>@${name.slice(0, name.indexOf("@"))}`;
+    if (!this.#apps.has(log)) this.#apps.set(log, new Target(log, this.#idOf(log), this.#orders.one(), log));
+    const route = new Route(this.names.length, name, true, false, [this.#apps.get(log)], true);
+    this.names.push(name);
+    this.#foreign.set(name, route);
+    return route;
   }
 }
 
@@ -183,4 +234,4 @@ function components(graph) {
   return component;
 }
 
-module.exports = { branchOf, Routing, chainedPairs, pairOf };
+module.exports = { branchOf, MAX_FOREIGN, Routing, chainedPairs, pairOf };

@@ -112,6 +112,9 @@ class Session {
       case "welcome":
         this.#welcome(message);
         return;
+      case "peers":
+        this.#core.routing.changePeers(message.peers);
+        return;
       case "drain":
         this.#drain().catch((error) => this.fail(error));
         return;

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import os
 import re
-import tomllib
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 import msgspec
 from msgspec import Struct
 
+from grape.apps.lines import Misfit, guarded, line_of, read_toml
 from grape.authoring.loading import parse_target
 from grape.drivers.spec import Driver, HookDriver, read_driver
 from grape.errors import TopologyError, UsageError
@@ -22,8 +22,6 @@ from grape.model.profile import read_profiles
 from grape.model.retention import KEPT_SPANS, Keeping
 from grape.model.secret import Secret
 from grape.model.section import Duration, Size, read_section
-
-T = TypeVar("T")
 
 NAME: Final = "grape.toml"
 MAX_BYTES: Final = 1 << 20
@@ -73,14 +71,6 @@ class Manifest(Struct, frozen=True, kw_only=True, rename="kebab"):
     trace_size: Size = KEPT_SPANS.size
 
 
-class Misfit(ValueError):
-    """Something in a manifest cannot be. ``way``: the keys that lead to it."""
-
-    def __init__(self, way: tuple[str, ...], text: str) -> None:
-        super().__init__(text)
-        self.way = way
-
-
 def manifest_of(directory: str | os.PathLike[str]) -> Manifest:
     """What the ``grape.toml`` in ``directory`` says.
 
@@ -88,20 +78,7 @@ def manifest_of(directory: str | os.PathLike[str]) -> Manifest:
         UsageError: there is none, or something in it cannot be; the text names file, line and remedy.
     """
     path = Path(directory) / NAME
-    text = _text_of(path)
-    try:
-        found = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as e:
-        what, _, where = str(e).partition(" (at ")
-        found_line = re.match(r"line (\d+)", where)
-        line = found_line[1] if found_line is not None else len(text.splitlines())
-        raise UsageError(f"{path}:{line}: {what[:1].lower()}{what[1:]}") from None
-    except RecursionError:
-        raise UsageError(f"{path}: it is nested too deep") from None
-    try:
-        return _read(found, path.parent)
-    except Misfit as e:
-        raise UsageError(f"{path}:{_line_of(text, e.way)}: {e}") from None
+    return read_toml(path, _text_of(path), lambda found: _read(found, path.parent))
 
 
 def _text_of(path: Path) -> str:
@@ -137,19 +114,19 @@ def _read(found: dict[str, Any], directory: Path) -> Manifest:
             raise Misfit(("secrets", name), f"{name} stands in [env] and in [secrets]; one of them says what it is")
     secrets = {name: _secret(name, value) for name, value in tables["secrets"].items()}
     for pool, keys in tables["pool"].items():
-        _guarded(("pool", pool), keys, partial(read_profiles, {pool: keys}, "grape.toml"))
+        guarded(("pool", pool), keys, partial(read_profiles, {pool: keys}, "grape.toml"))
     outputs = {
-        name: _guarded(("output", name), keys, partial(read_section, Keeping, _keys("output", name, keys), ""))
+        name: guarded(("output", name), keys, partial(read_section, Keeping, _keys("output", name, keys), ""))
         for name, keys in tables["output"].items()
     }
     drivers = {
-        name: _guarded(("driver", name), keys, partial(read_driver, name, _keys("driver", name, keys)))
+        name: guarded(("driver", name), keys, partial(read_driver, name, _keys("driver", name, keys)))
         for name, keys in tables["driver"].items()
     }
     rest = {key: value for key, value in found.items() if key not in tables}
-    manifest = _guarded((), rest, lambda: read_section(Manifest, rest, ""))
+    manifest = guarded((), rest, lambda: read_section(Manifest, rest, ""))
     _check(manifest)
-    _guarded(("app",), {}, lambda: target_of(manifest, directory))
+    guarded(("app",), {}, lambda: target_of(manifest, directory))
     return msgspec.structs.replace(
         manifest,
         config=tables["config"],
@@ -186,25 +163,10 @@ def _secret(name: str, value: Any) -> Secret:
             f'{name}: a secret is where its value is found: {{file = "..."}}, {{env = "..."}} or '
             f'{{credential = "..."}}; the value itself does not stand in a manifest',
         )
-    secret = _guarded(way, value, lambda: read_section(Secret, value, name))
+    secret = guarded(way, value, lambda: read_section(Secret, value, name))
     if len(value) != 1:
         raise Misfit(way, f'{name}: a secret is one of {{file = "..."}}, {{env = "..."}}, {{credential = "..."}}')
     return secret
-
-
-def _guarded(way: tuple[str, ...], keys: Any, read: Callable[[], T]) -> T:
-    """What ``read`` gives; what it complains of is found below ``way``.
-
-    Raises:
-        Misfit: it complains.
-    """
-    try:
-        return read()
-    except ValueError as e:
-        said = str(e).removeprefix(": ").removeprefix("grape.toml ")
-        at = {str(key): re.search(rf"(?<![\w-]){re.escape(str(key))}(?![\w-])", said) for key in keys}
-        named = sorted((found.start(), key) for key, found in at.items() if found is not None)
-        raise Misfit((*way, *(key for _, key in named[:1])), said) from None
 
 
 def _check(manifest: Manifest) -> None:
@@ -304,28 +266,8 @@ def check_drivers(directory: Path, manifest: Manifest, events: Collection[str]) 
     """
     for name, driver in manifest.driver.items():
         if driver.event not in events:
-            line = _line_of(_text_of(directory / NAME), ("driver", name, "event"))
+            line = line_of(_text_of(directory / NAME), ("driver", name, "event"))
             hint = did_you_mean(driver.event, events, f"it has {', '.join(map(repr, sorted(events))) or 'none'}")
             raise UsageError(
                 f"{directory / NAME}:{line}: driver {name}: the app has no slot {driver.event!r:.100}; {hint}"
             )
-
-
-def _line_of(text: str, way: tuple[str, ...]) -> int:
-    """The line of a key of a TOML text: of the last step of the way that is found, else 1."""
-    best, reached = 1, 0
-    table: tuple[str, ...] = ()
-    for at, line in enumerate(text.splitlines(), 1):
-        head = re.match(r"\s*\[\[?([^\]#]+)\]", line)
-        if head is not None:
-            table = _steps(head[1])
-        key = None if head is not None else re.match(r"""\s*([\w.\-"' ]+?)\s*=""", line)
-        here = table if head is not None else (*table, *_steps(key[1])) if key is not None else ()
-        depth = len(here) if here and here == way[: len(here)] else 0
-        if depth > reached:
-            best, reached = at, depth
-    return best
-
-
-def _steps(dotted: str) -> tuple[str, ...]:
-    return tuple(step.strip().strip("\"'") for step in dotted.split("."))

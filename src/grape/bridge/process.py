@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
 import signal
 import sys
@@ -18,6 +17,7 @@ from grape.client.waiting import here
 from grape.errors import GrapeError
 from grape.server.home import Home
 from grape.server.neighbours import Running
+from grape.server.telling import begin_logging
 
 T = TypeVar("T")
 
@@ -31,7 +31,7 @@ def main() -> None:
     options = msgspec.json.decode(sys.argv[1], type=BridgeOptions)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # it is the server that is asked to stop
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0))  # what is under way is done again by the next one
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    begin_logging()
     asyncio.run(_serve(options, os.getppid()))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import tempfile
 import time
@@ -26,6 +27,7 @@ from grape.drivers.told import DriverInfo
 from grape.errors import GrapeError, UsageError
 from grape.model.plural import counted
 from grape.protocol.trial import Trial
+from grape.remote.uploading import Deployer
 from grape.server.home import Home, check_name
 from grape.server.hosted import AppInfo
 from grape.server.supervisor import Change, Named, Remove, Upload, Uploaded
@@ -53,6 +55,15 @@ Exit codes: 0 it can run; 2 it cannot, and why; 3 the engine had to stop."""
 
 Name = Annotated[str, typer.Argument(metavar="APP", help="Its name.")]
 Source = Annotated[str, typer.Argument(metavar="DIR|FILE", help="The app's directory, or a package made of it.")]
+Server = Annotated[
+    str | None, typer.Option(metavar="URL", help="A server that is elsewhere: http://HOST:PORT. Else that of --home.")
+]
+Token = Annotated[
+    str | None,
+    typer.Option(
+        metavar="TOKEN", envvar="GRAPE_TOKEN", help="For --server; others may see options, so rather: $GRAPE_TOKEN."
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="As JSON.")]
 Unread = Annotated[
     bool, typer.Option("--unread", help="Also if the version cannot read some of a sample of the state.")
@@ -104,24 +115,35 @@ def pack(
 
 
 @app.command("upload")
-def upload(source: Source, home: HomeOption = None) -> None:
+def upload(source: Source, home: HomeOption = None, server: Server = None, token: Token = None) -> None:
     """Give a server the package of an app; nothing that runs changes."""
-    found = _uploaded(source, home)
+    found = _uploaded(source, home) if server is None else _sent(source, server, token)
     put(f"{found.name} {found.version} {found.digest[:12]}{' (known already)' if found.is_known else ''}")
 
 
 @app.command("deploy")
-def deploy(source: Source, home: HomeOption = None, drop_slot: DropSlot = None) -> None:
-    """Upload an app and run it: the first time it starts, later it is upgraded.
+def deploy(
+    source: Source,
+    home: HomeOption = None,
+    server: Server = None,
+    token: Token = None,
+    drop_slot: DropSlot = None,
+) -> None:
+    """Upload an app and run it: the first time it starts, later it is upgraded. With --server that is done over
+    HTTP, by a token for APP:admin.
 
     \b
     grape app deploy ./orders
+    GRAPE_TOKEN=grape_... grape app deploy ./orders --server https://grape.example.org
     """
+    if server is not None:
+        put(_line(_deployed(source, server, token, tuple(drop_slot or ()))))
+        return
     found = _uploaded(source, home)
     info = told(home, "app", Named(found.name), AppInfo)
     if info.digest != found.digest or drop_slot:
         info = _change(found.name, found.digest, drop_slot, home)
-    if info.state != "running":
+    if not info.serves:
         info = told(home, "start", Named(found.name), AppInfo)
     put(_line(info))
 
@@ -157,6 +179,8 @@ def info(name: Name, home: HomeOption = None, as_json: Json = False) -> None:
         put(msgspec.json.encode(found).decode())
         return
     put(_line(found))
+    if found.paused:
+        put(f"paused: its workers get nothing; grape app resume {name}")
     if found.why:
         put(f"why: {found.why}")
     put(f"data: {found.data}\nlog: {found.log}\ndeaths of its engine: {found.deaths}")
@@ -186,6 +210,23 @@ def stop(name: Name, home: HomeOption = None) -> None:
 def restart(name: Name, home: HomeOption = None) -> None:
     """Stop an app and start it: as after a change of its secrets or its profile."""
     put(_line(told(home, "restart", Named(name), AppInfo)))
+
+
+@app.command("pause")
+def pause(name: Name, home: HomeOption = None) -> None:
+    """Give its workers nothing more, now and after every start: what they have is finished, and what comes waits,
+    durable, until the limits of its pools (queue-limit). It can be upgraded meanwhile, and is not parked.
+
+    \b
+    grape app pause orders && grape dead list orders && grape app resume orders
+    """
+    put(_line(told(home, "pause", Named(name), AppInfo)))
+
+
+@app.command("resume")
+def resume(name: Name, home: HomeOption = None) -> None:
+    """Let an app that is paused go on."""
+    put(_line(told(home, "resume", Named(name), AppInfo)))
 
 
 @app.command("upgrade")
@@ -264,6 +305,33 @@ def _uploaded(source: str, home: str | None) -> Uploaded:
         file = Path(folder) / f"{path.absolute().name}.tar.gz"
         or_exit(lambda: pack_app(path, file))
         return told(home, "upload", Upload(str(file)), Uploaded)
+
+
+def _sent(source: str, server: str, token: str | None) -> Uploaded:
+    signal.signal(signal.SIGPIPE, signal.SIG_IGN)  # a server that refuses the rest says why
+    path = Path(source)
+    if not path.is_dir():
+        if not path.is_file():
+            fail(UsageError(f"{source}: there is no such file or directory"))
+        return or_exit(lambda: Deployer(server, token).upload(path))
+    with tempfile.TemporaryDirectory(prefix="grape-") as folder:
+        file = Path(folder) / "app.tar.gz"
+        or_exit(lambda: pack_app(path, file))
+        return or_exit(lambda: Deployer(server, token).upload(file))
+
+
+def _deployed(source: str, server: str, token: str | None, drop_slots: tuple[str, ...]) -> AppInfo:
+    """On a server that is elsewhere."""
+    found = _sent(source, server, token)
+
+    def run() -> AppInfo:
+        with Deployer(server, token) as there:
+            info = there.order("app", found.name)
+            if info.digest != found.digest or drop_slots:
+                info = there.order("upgrade", found.name, found.digest, drop_slots)
+            return info if info.serves else there.order("start", found.name)
+
+    return or_exit(run)
 
 
 def _change(

@@ -9,8 +9,9 @@ from typing import Annotated, Any
 import typer
 
 from grape.cli.console import complain, put
+from grape.cli.places import App, Data, HomeOption, OneApp, place_of
 from grape.cli.run import EXIT_USE, fail
-from grape.cli.state import Data, print_lines
+from grape.cli.state import print_lines
 from grape.errors import GrapeError
 from grape.processes.crashes import Crash, CrashLog
 from grape.tools.directory import Directory
@@ -19,16 +20,17 @@ app = typer.Typer(no_args_is_help=True, help="How workers ended that should not 
 
 
 @app.command("list")
-def list_(data: Data) -> None:
+def list_(name: OneApp = None, data: Data = None, app_name: App = None, home: HomeOption = None) -> None:
     """List crashes, oldest first; the newest 100 are kept: a table on a terminal, else JSON lines.
 
     \b
     grape crashes list --data words
     grape crashes show 3 --data words
+    grape crashes list orders                      # of a server
 
     Exit codes: 0; 2 no data directory.
     """
-    found = _all(data)
+    found = _all(place_of(data, name or app_name, home).data)
     if not sys.stdout.isatty():
         print_lines(
             {"number": number, "worker": c.worker, "pid": c.pid, "started": c.since, "ended": c.time, "why": c.why}
@@ -43,7 +45,9 @@ def list_(data: Data) -> None:
 @app.command()
 def show(
     number: Annotated[int, typer.Argument(help="Of the crash, as `grape crashes list` shows it.")],
-    data: Data,
+    data: Data = None,
+    app_name: App = None,
+    home: HomeOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object also on a terminal.")] = False,
 ) -> None:
     """Show why a worker crashed, and the last lines that it printed (crashlog-limit of its pool's profile, 50): JSON
@@ -51,9 +55,10 @@ def show(
 
     Exit codes: 0; 2 there is no such crash.
     """
-    crash = dict(_all(data)).get(number)
+    place = place_of(data, app_name, home).data
+    crash = dict(_all(place)).get(number)
     if crash is None:
-        complain(f"there is no crash {number} in {data}; see: grape crashes list --data {data}")
+        complain(f"there is no crash {number} in {place}; see: grape crashes list --data {place}")
         raise typer.Exit(EXIT_USE)
     if as_json or not sys.stdout.isatty():
         lines: list[Any] = [{"level": level, "slot": slot, "text": text} for level, slot, text in crash.lines]

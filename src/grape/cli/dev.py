@@ -19,10 +19,12 @@ from grape.cli.console import complain, put, say
 from grape.cli.home import or_exit
 from grape.client.connection import dial_server
 from grape.errors import GrapeError, UsageError
+from grape.model.section import Duration
 from grape.protocol.trial import Trial
-from grape.server.gateways import Http
+from grape.server.config import ServerConfig
 from grape.server.home import Home
 from grape.server.hosted import AppInfo
+from grape.server.log import LogKind, ServerLog
 from grape.server.supervisor import Change, Named, Supervisor, Upload, Uploaded
 
 T = TypeVar("T")
@@ -62,11 +64,11 @@ class _Dev:
     def __init__(self, directory: Path, listen: str, *, drops: bool) -> None:
         self._directory = directory
         self._home = Home(directory / OWN_HOME)
-        self._http = Http(listen)
+        self._config = ServerConfig(listen=listen, park_after=Duration(0))
         self._drops = drops
 
     async def run(self) -> None:
-        server = Supervisor(self._home, say, self._http, 0)
+        server = Supervisor(self._home, ServerLog(None, LogKind(), say).say, self._config)
         serving = asyncio.ensure_future(server.serve())
         watching = asyncio.ensure_future(self._watch())
         try:
@@ -121,7 +123,7 @@ class _Dev:
             pack(self._directory, file)
             uploaded = self._ask("upload", Upload(str(file)), Uploaded)
         info = self._ask("app", Named(uploaded.name), AppInfo)
-        if info.state != "running":
+        if not info.serves:
             if info.digest != uploaded.digest:
                 self._ask("change", Change(uploaded.name, uploaded.digest), AppInfo)
             return self._ask("start", Named(uploaded.name), AppInfo)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Callable, Iterator
 from typing import Annotated, Final
 
@@ -15,10 +16,14 @@ from grape import builtins
 from grape.abc.isolate import Ability
 from grape.cli.apart import apart
 from grape.cli.console import err, is_plain, put, put_table
+from grape.cli.home import or_exit
+from grape.cli.places import App, OneApp, place_of
 from grape.cli.run import EXIT_ENGINE, EXIT_OK
 from grape.errors import GrapeError
 from grape.hot import describe
 from grape.model.plural import counted
+from grape.server.checkup import check_home
+from grape.server.home import Home
 from grape.tools.directory import Checkup, LogReport
 from grape.tools.terminal import escaped
 
@@ -26,8 +31,13 @@ _SHOWN: Final = 100
 
 
 def doctor(
+    app: OneApp = None,
     data: Annotated[
         str | None, typer.Option("--data", metavar="DIR", help="Check this data directory; it may be in use.")
+    ] = None,
+    app_name: App = None,
+    home: Annotated[
+        str | None, typer.Option("--home", metavar="HOME", help="Check this server and all its apps; or one APP of it.")
     ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="Only what is damaged.")] = False,
 ) -> None:
@@ -37,13 +47,43 @@ def doctor(
     \b
     grape doctor                     # which isolates a profile can ask for
     grape doctor --data words
+    grape doctor --home home         # packages, what is installed, tokens, what was left behind; then each app's data
+    grape doctor orders --home home
 
     Exit codes: 0 whole; 2 no data directory of Grape; 3 damaged.
     """
-    if data is None:
+    app = app or app_name
+    if app is not None and data is None:
+        data = place_of(None, app, home or os.environ.get("GRAPE_HOME")).data
+    if data is not None:
+        raise typer.Exit(_examined(data, quiet))
+    if home is None:
         show_host()
         return
-    raise typer.Exit(apart(data, lambda: _examine(data, quiet), _advice(data)))
+    raise typer.Exit(_examine_home(Home(home), quiet))
+
+
+def _examined(data: str, quiet: bool) -> int:
+    return apart(data, lambda: _examine(data, quiet), _advice(data))
+
+
+def _examine_home(home: Home, quiet: bool) -> int:
+    """It, and the directory of each app."""
+    found = or_exit(lambda: list(check_home(home)))
+    code = EXIT_ENGINE if any(finding.is_damage for finding in found) else EXIT_OK
+    for finding in found:
+        if finding.is_damage or not quiet:
+            put(f"{'damaged' if finding.is_damage else 'left'}: {finding.what}\n  {finding.remedy}")
+    if not quiet:
+        used = "a server runs on it" if home.is_served else "no server runs on it"
+        put(f"{home.path}: {counted(len(home.names()), 'app')}, {used}")
+    for name in home.names():
+        data = home.data(name)
+        if (data / "format").exists():
+            code = max(code, _examined(str(data), quiet))
+        elif not quiet:
+            put(f"{name}: it has stored nothing")
+    return code
 
 
 def show_host() -> None:

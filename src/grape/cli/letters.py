@@ -27,12 +27,13 @@ from grape.cli.events import (
     table_of,
     time_of,
 )
+from grape.cli.places import App, Data, HomeOption, OneApp, Place, place_of
 from grape.cli.run import fail
-from grape.cli.state import App, Data
 from grape.engine.orders.order import Action
 from grape.errors import Corrupt, GrapeError
+from grape.model import spots
 from grape.model.plural import counted
-from grape.model.spots import Place, parse_place, parse_places
+from grape.model.spots import parse_place, parse_places
 from grape.model.stored import AppRecord, HoldEntry
 from grape.protocol.orders import Changes
 from grape.tools.choice import Choice
@@ -57,7 +58,7 @@ class Letters(Struct, frozen=True):
     example: str
     held: bool
     all_of: Callable[[Directory, AppRecord], Iterable[Letter]]
-    one_of: Callable[[Directory, AppRecord, Place], Letter | None]
+    one_of: Callable[[Directory, AppRecord, spots.Place], Letter | None]
     help: str
     list_help: str
     retry_help: str
@@ -77,8 +78,10 @@ def app_of(kind: Letters) -> typer.Typer:
 def _add_list(app: typer.Typer, kind: Letters) -> None:
     @app.command("list", help=f"{kind.list_help}\n\nExit codes: 0; 2 wrong use; 3 damaged.")
     def list_(
-        data: Data,
+        name: OneApp = None,
+        data: Data = None,
         app_name: App = None,
+        home: HomeOption = None,
         node: ByNode = None,
         event: ByEvent = None,
         kind_: ByKind = None,
@@ -87,6 +90,7 @@ def _add_list(app: typer.Typer, kind: Letters) -> None:
         as_json: AsJson = False,
     ) -> None:
         choice = Choice(node, event, kind_, key)
+        data, app_name, *_ = place_of(data, name or app_name, home)
         try:
             with Directory.open(data) as directory:
                 found = (one for one in kind.all_of(directory, directory.app(app_name)) if choice.fits(one.row))
@@ -104,10 +108,12 @@ def _add_show(app: typer.Typer, kind: Letters) -> None:
     def show(
         *,
         letter_id: str = typer.Argument(metavar="ID", help=by_id),
-        data: Data,
+        data: Data = None,
         app_name: App = None,
+        home: HomeOption = None,
         as_json: AsJson = False,
     ) -> None:
+        data, app_name, *_ = place_of(data, app_name, home)
         try:
             with Directory.open(data) as directory:
                 record = directory.app(app_name)
@@ -123,29 +129,29 @@ def _add_show(app: typer.Typer, kind: Letters) -> None:
 def _add_change(app: typer.Typer, kind: Letters, action: Action, text: str) -> None:
     @app.command(action, help=text)
     def change(
-        data: Data,
+        data: Data = None,
         ids: Ids = None,
         every: All = False,
         app_name: App = None,
+        home: HomeOption = None,
         node: ByNode = None,
         event: ByEvent = None,
         kind_: ByKind = None,
         key: ByKey = None,
     ) -> None:
-        _change(kind, action, data, ids or [], every, Choice(node, event, kind_, key), app_name)
+        place = place_of(data, app_name, home)
+        _change(kind, action, place, ids or [], every, Choice(node, event, kind_, key))
 
 
-def _change(
-    kind: Letters, action: Action, data: str, ids: list[str], every: bool, choice: Choice, app: str | None
-) -> None:
+def _change(kind: Letters, action: Action, place: Place, ids: list[str], every: bool, choice: Choice) -> None:
     """Those with these ids, those that fit, or all."""
     try:
         check_which(f"grape {kind.command} {action}", ids, every, choice, "--node, --event, --kind and --key")
-        with hand_on(data) as hand:
+        with place.written_down(f"{kind.command} {action}"), hand_on(place.data) as hand:
             directory = hand.directory
-            record = directory.app(app)
+            record = directory.app(place.app)
             if ids:
-                places: list[Place] = [*parse_places(record, ids)]
+                places: list[spots.Place] = [*parse_places(record, ids)]
             else:
                 places = [letter.place for letter in kind.all_of(directory, record) if choice.fits(letter.row)]
             work = hand.retry if action == "retry" else hand.drop
@@ -153,7 +159,7 @@ def _change(
             goes_on = hand.is_running
     except GrapeError as e:
         fail(e)
-    _report(data, action, changes, goes_on)
+    _report(place.data, action, changes, goes_on)
     if changes.refused:
         raise typer.Exit(1)
 

@@ -24,8 +24,8 @@ from grape.cli.events import (
     table_of,
     time_of,
 )
+from grape.cli.places import App, Data, HomeOption, OneApp, Place, place_of
 from grape.cli.run import fail
-from grape.cli.state import App, Data
 from grape.engine.logged import Logged
 from grape.errors import GrapeError
 from grape.model.plural import counted
@@ -47,8 +47,10 @@ app = typer.Typer(
 
 @app.command("list")
 def list_(
-    data: Data,
+    name: OneApp = None,
+    data: Data = None,
     app_name: App = None,
+    home: HomeOption = None,
     node: ByNode = None,
     event: ByEvent = None,
     key: ByKey = None,
@@ -61,6 +63,7 @@ def list_(
     Exit codes: 0; 2 wrong use; 3 damaged.
     """
     choice = _choice(node, event, key, damaged)
+    data, app_name, *_ = place_of(data, name or app_name, home)
     try:
         with Directory.open(data) as directory:
             found = filter(choice.fits, waiting(directory, directory.app(app_name)))
@@ -72,13 +75,15 @@ def list_(
 @app.command("show")
 def show(
     spot: Annotated[str, typer.Argument(metavar="ID", help="As `grape log list` shows it: main.3:17.2")],
-    data: Data,
+    data: Data = None,
     app_name: App = None,
+    home: HomeOption = None,
 ) -> None:
     """Show all of one event: JSON, with its data.
 
     Exit codes: 0; 1 there is no such event; 2 wrong use; 3 damaged.
     """
+    data, app_name, *_ = place_of(data, app_name, home)
     try:
         with Directory.open(data) as directory:
             record = directory.app(app_name)
@@ -96,10 +101,11 @@ def show(
 
 @app.command("drop")
 def drop(
-    data: Data,
+    data: Data = None,
     ids: Ids = None,
     every: All = False,
     app_name: App = None,
+    home: HomeOption = None,
     node: ByNode = None,
     event: ByEvent = None,
     key: ByKey = None,
@@ -111,15 +117,16 @@ def drop(
 
     Exit codes: 0; 1 some were not there; 2 wrong use; 3 damaged, or the engine has ended meanwhile.
     """
-    _take_out(data, ids or [], every, app_name, _choice(node, event, key, damaged), "drop")
+    _take_out(place_of(data, app_name, home), ids or [], every, _choice(node, event, key, damaged), "drop")
 
 
 @app.command("bury")
 def bury(
-    data: Data,
+    data: Data = None,
     ids: Ids = None,
     every: All = False,
     app_name: App = None,
+    home: HomeOption = None,
     node: ByNode = None,
     event: ByEvent = None,
     key: ByKey = None,
@@ -131,18 +138,18 @@ def bury(
 
     Exit codes: 0; 1 some were not there; 2 wrong use; 3 damaged, or the engine has ended meanwhile.
     """
-    _take_out(data, ids or [], every, app_name, _choice(node, event, key, damaged), "bury")
+    _take_out(place_of(data, app_name, home), ids or [], every, _choice(node, event, key, damaged), "bury")
 
 
 def _choice(node: str | None, event: str | None, key: str | None, damaged: bool) -> Choice:
     return Choice(node, event, "damaged" if damaged else None, key)
 
 
-def _take_out(data: str, ids: list[str], every: bool, app_name: str | None, choice: Choice, action: str) -> None:
+def _take_out(place: Place, ids: list[str], every: bool, choice: Choice, action: str) -> None:
     try:
         check_which(f"grape log {action}", ids, every, choice, "--node, --event, --key and --damaged")
-        with hand_on(data) as hand:
-            record = hand.directory.app(app_name)
+        with place.written_down(f"log {action}"), hand_on(place.data) as hand:
+            record = hand.directory.app(place.app)
             spots: list[Spot] = [parse_spot(record, text) for text in ids]
             if not ids:
                 spots = [e.spot for e in waiting(hand.directory, record) if choice.fits(e)]

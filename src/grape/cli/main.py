@@ -10,7 +10,10 @@ from typing import Annotated, Final
 import typer
 
 from grape.cli import app as apps
-from grape.cli import conformance, crashes, dead, held, log, profile, state, token
+from grape.cli import config, conformance, crashes, dead, held, log, profile, state, token
+from grape.cli.audit import audit
+from grape.cli.backup import backup, restore
+from grape.cli.bench import bench
 from grape.cli.console import put
 from grape.cli.dev import dev
 from grape.cli.doctor import doctor
@@ -23,7 +26,7 @@ from grape.cli.top import top
 from grape.cli.why import why
 from grape.hot import describe
 
-_TALKING: Final = ("run", "serve", "conformance")
+_TALKING: Final = ("run", "serve", "conformance", "backup")
 """Commands that write to workers or engines, which may end: no signal must end them for that."""
 
 app = typer.Typer(
@@ -60,10 +63,11 @@ def _root(
 
 app.command()(run)
 app.command(help=SERVE_HELP)(serve)
-for live in (status, top, emit, call, stop, tail, pull, push, pump):
+for live in (status, top, bench, emit, call, stop, tail, pull, push, pump):
     app.command()(live)
 apps.app.command("dev")(dev)
 app.add_typer(apps.app, name="app")
+app.add_typer(config.app, name="config")
 app.add_typer(token.app, name="token")
 app.add_typer(profile.app, name="profile")
 app.add_typer(dead.app, name="dead")
@@ -75,6 +79,9 @@ app.add_typer(conformance.app, name="conformance")
 app.command()(why)
 app.command()(doctor)
 app.command()(repair)
+app.command()(audit)
+app.command()(backup)
+app.command()(restore)
 
 
 def _interrupted(number: int, frame: object) -> None:

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from grape.cli.audit import written_down
 from grape.cli.console import put, say
 from grape.cli.home import HomeOption, home_of, or_exit
 from grape.errors import UsageError
@@ -44,11 +45,12 @@ def set_profile(
     def write() -> Path:
         place = _place(name, home)
         load_profiles(file, {})
-        try:
-            make_directory(place.parent)
-            write_durably(place, Path(file).read_text())
-        except OSError as e:
-            raise UsageError(f"{e.filename or place}: {e.strerror}") from None
+        with written_down(home, "profile set", name):
+            try:
+                make_directory(place.parent)
+                write_durably(place, Path(file).read_text())
+            except OSError as e:
+                raise UsageError(f"{e.filename or place}: {e.strerror}") from None
         return place
 
     put(str(or_exit(write)))
@@ -84,10 +86,11 @@ def remove(name: Name, home: HomeOption = None) -> None:
     """Keep an app as its own grape.toml says, from its next start on."""
 
     def take_out() -> None:
-        try:
-            _place(name, home).unlink()
-        except FileNotFoundError:
-            raise UsageError(f"{name} has no profile here") from None
+        with written_down(home, "profile remove", name):
+            try:
+                _place(name, home).unlink()
+            except FileNotFoundError:
+                raise UsageError(f"{name} has no profile here") from None
 
     or_exit(take_out)
     say(f"it counts from the next start on: grape app restart {name}")

@@ -10,6 +10,7 @@ import msgspec
 import typer
 
 from grape.cli.console import say
+from grape.cli.places import App, Data, HomeOption, OneApp, place_of
 from grape.cli.run import fail
 from grape.errors import GrapeError
 from grape.model.plural import counted
@@ -19,26 +20,26 @@ from grape.tools.directory import Directory
 from grape.tools.orders import hand_on
 from grape.tools.terminal import escaped
 
-Data = Annotated[str, typer.Option("--data", metavar="DIR", help="The data directory; it may be in use.")]
-App = Annotated[str | None, typer.Option("--app", metavar="NAME", help="The app, if the directory holds several.")]
-
 app = typer.Typer(help="Look at keyed state; also of a directory in use.", no_args_is_help=True)
 
 
 @app.command("get")
 def get(
     keys: Annotated[list[str], typer.Argument(metavar="KEY...", help="Keys of the node.")],
-    data: Data,
+    *,
+    data: Data = None,
     node: Annotated[str, typer.Option("--node", metavar="NODE", help="The node whose state it is.")],
     app_name: App = None,
+    home: HomeOption = None,
 ) -> None:
     """Print the state of some keys as JSON lines {"node","key","state"}.
 
     Exit codes: 0 some found; 1 none found; 2 wrong use; 3 damaged.
     """
+    place = place_of(data, app_name, home)
     try:
-        with Directory.open(data) as directory:
-            record = directory.app(app_name)
+        with Directory.open(place.data) as directory:
+            record = directory.app(place.app)
             if node not in record.nodes:
                 say(f"app {record.name!r} has no node {node!r}{near(node, record.nodes)}; {_nodes(record.nodes)}")
                 raise typer.Exit(1)
@@ -58,8 +59,10 @@ def get(
 
 @app.command("list")
 def list_(
-    data: Data,
+    name: OneApp = None,
+    data: Data = None,
     app_name: App = None,
+    home: HomeOption = None,
     node: Annotated[str | None, typer.Option("--node", metavar="NODE", help="Of this node only.")] = None,
     prefix: Annotated[str, typer.Option("--prefix", metavar="P", help="Of keys that begin so only.")] = "",
     limit: Annotated[int | None, typer.Option("--limit", metavar="N", min=1, help="At most N of them.")] = None,
@@ -68,9 +71,10 @@ def list_(
 
     Exit codes: 0; 2 wrong use; 3 damaged.
     """
+    place = place_of(data, name or app_name, home)
     try:
-        with Directory.open(data) as directory:
-            print_lines(limited(directory.states(directory.app(app_name), node, prefix), limit))
+        with Directory.open(place.data) as directory:
+            print_lines(limited(directory.states(directory.app(place.app), node, prefix), limit))
     except GrapeError as e:
         fail(e)
 
@@ -78,9 +82,11 @@ def list_(
 @app.command("delete")
 def delete(
     keys: Annotated[list[str], typer.Argument(metavar="KEY...", help="Keys of the node.")],
-    data: Data,
+    *,
+    data: Data = None,
     node: Annotated[str, typer.Option("--node", metavar="NODE", help="The node whose state it is.")],
     app_name: App = None,
+    home: HomeOption = None,
 ) -> None:
     """Remove the state of some keys: the node's next event of such a key finds the defaults.
 
@@ -90,9 +96,10 @@ def delete(
 
     Exit codes: 0; 1 some keys had none; 2 wrong use; 3 damaged, or the engine has ended meanwhile.
     """
+    place = place_of(data, app_name, home)
     try:
-        with hand_on(data) as hand:
-            changes = hand.delete_state(hand.directory.app(app_name), node, dict.fromkeys(keys))
+        with place.written_down("state delete"), hand_on(place.data) as hand:
+            changes = hand.delete_state(hand.directory.app(place.app), node, dict.fromkeys(keys))
     except GrapeError as e:
         fail(e)
     for key in changes.missing:

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from grape.cli.audit import written_down
 from grape.cli.console import put, say
 from grape.cli.home import HomeOption, home_of, or_exit
 from grape.gateway.access import FILE, create, read, revoke
@@ -41,7 +42,8 @@ def create_token(
     def make() -> str:
         path = _file(home)
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        return create(path, name, tuple(scope), None if days is None else time.time() + days * 86_400)
+        with written_down(home, "token create", "", f"{name}: {' '.join(scope)}"):
+            return create(path, name, tuple(scope), None if days is None else time.time() + days * 86_400)
 
     put(or_exit(make))
 
@@ -60,5 +62,10 @@ def list_tokens(home: HomeOption = None) -> None:
 @app.command("revoke")
 def revoke_token(name: Name, home: HomeOption = None) -> None:
     """Take a token back, from the next request on."""
-    or_exit(lambda: revoke(_file(home), name))
+
+    def take_back() -> None:
+        with written_down(home, "token revoke", "", name):
+            revoke(_file(home), name)
+
+    or_exit(take_back)
     put(f"{name} is taken back")

@@ -21,7 +21,14 @@ from grape.model.near import did_you_mean
 from grape.model.numbers import AppNumbers, PoolNumbers
 from grape.server.hosted import AppInfo
 
-_STYLES: Final = {"running": "green", "broken": "red", "waiting": "red", "parked": "dim", "stopped": "dim"}
+_STYLES: Final = {
+    "running": "green",
+    "broken": "red",
+    "waiting": "red",
+    "paused": "yellow",
+    "parked": "dim",
+    "stopped": "dim",
+}
 
 
 class Row(Struct, frozen=True):

@@ -147,8 +147,9 @@ def _leave(kept: int) -> None:
                 os.close(fd)
 
 
-def spawn_engine(options: Options) -> Launched:
-    """For a program that may be anything: a new interpreter, with nothing of the program in it."""
+def spawn_engine(options: Options, stderr: int | None = None) -> Launched:
+    """For a program that may be anything: a new interpreter, with nothing of the program in it. ``stderr``: a
+    descriptor for what it prints; else the program's."""
     ours, theirs = socket.socketpair()
     with theirs:
         own = str(Path(__file__).parents[2])
@@ -159,6 +160,7 @@ def spawn_engine(options: Options) -> Launched:
             pass_fds=[theirs.fileno()],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
+            stderr=stderr,
             start_new_session=True,
         )
     packed = pickle.dumps(structs.replace(options, topology=None))

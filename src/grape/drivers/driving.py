@@ -77,7 +77,7 @@ class Driving:
             return False
         while True:
             info = await self._doors.wake(self._app)
-            if info is not None and info.state == "running" and info.digest == self._digest:
+            if info is not None and info.serves and info.digest == self._digest:
                 break
             if info is None or info.state in ("broken", "stopped", "waiting"):
                 raise UsageError(f"the app is {'gone' if info is None else info.state}")
@@ -85,7 +85,7 @@ class Driving:
         stream = await open_stream(str(self._doors.home.data(self._app)), STREAM + self.name)
         try:
             info = await self._doors.look(self._app)
-            if info is None or info.state != "running" or info.digest != self._digest:
+            if info is None or not info.serves or info.digest != self._digest:
                 raise UsageError("the app is being changed")  # it may be the next version that has answered
             if self._event not in stream.door.topology.events:
                 raise UsageError(f"the app has no slot {self._event!r:.100}")

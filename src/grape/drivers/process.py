@@ -25,6 +25,7 @@ from grape.errors import GrapeError
 from grape.gateway.doors import Doors
 from grape.gateway.problems import Problem
 from grape.server.home import Home
+from grape.server.telling import begin_logging
 
 _TOLD: Final = 0.2
 """Seconds between two words to the server about an app."""
@@ -41,7 +42,7 @@ def main() -> None:
     """What the process does: its options are its argument."""
     options = msgspec.json.decode(sys.argv[1], type=DriversOptions)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # it is the server that is asked to stop
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    begin_logging()
     asyncio.Runner(loop_factory=uvloop.new_event_loop).run(_drive(options, os.getppid()))
 
 

@@ -139,12 +139,13 @@ class WatchSource:
             await asyncio.sleep(self._driver.interval)
 
     async def _look(self) -> list[File]:
-        before, self.error = self.error, ""
+        error = ""
         try:
             self._found = await asyncio.to_thread(_files, self._driver)
         except UsageError as e:
-            self.error = str(e)
-        if self.error != before:
+            error = str(e)
+        if error != self.error:  # set at once: whoever tells of it may look while the thread does
+            self.error = error
             self._told()
         return [] if self.error else self._watching.look(self._found, time.monotonic())
 

@@ -52,7 +52,7 @@ class Engine:
 
     Attributes:
         tell: told of every event that fails, with the name of its worker.
-        has_failed_enough: asked before anything is handed out; then nothing more is.
+        holds_back: asked before anything is handed out; then nothing more is.
         gate: whether anything may come in. handshake: what workers hear first. questions: what they asked for.
     """
 
@@ -64,7 +64,7 @@ class Engine:
         self.clock = around.clock
         self._around = around
         self.tell: Callable[[str, Failed], None] | None = None
-        self.has_failed_enough: Callable[[], bool] = lambda: False
+        self.holds_back: Callable[[], bool] = lambda: False
         self.failure: GrapeError | None = None
         self.draining = False
         self._catch_up_until = self.clock.now() + _CATCH_UP
@@ -297,7 +297,7 @@ class Engine:
                     self._pump(worker)
 
     def _pump(self, worker: Worker) -> None:
-        if not worker.queued or not worker.serves or self.draining or self.failure or self.has_failed_enough():
+        if not worker.queued or not worker.serves or self.draining or self.failure or self.holds_back():
             return
         now = self.clock.now()
         credit = 1 if self.pools[worker.pool].is_long else _CREDIT
@@ -378,7 +378,7 @@ class Engine:
     def _look_at(self, worker: Worker, beat: Beat) -> None:
         """Whether it, or the engine, has lost something: that is a bug, and no reason to stand still."""
         now = self.clock.now()
-        lies = any(p.has_work(now) for p in worker.partitions.values())
+        lies = not self.holds_back() and any(p.has_work(now) for p in worker.partitions.values())
         if beat.running or not worker.serves or self.draining or not (worker.outstanding or lies):
             worker.standstill.moves()
         elif worker.standstill.stands(now):

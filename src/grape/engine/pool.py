@@ -44,6 +44,7 @@ class Pool:
         may_start: whether another worker of the engine may start now; many at once would all be slow. One always may.
 
     Attributes:
+        is_paused: its workers are given nothing.
         rested: told when somebody waits for a partition to rest and a worker has less of it, or it has left the engine.
     """
 
@@ -86,6 +87,7 @@ class Pool:
         self._has_worked = False
         self._was_complete = False
         self._is_closed = False
+        self.is_paused = False
 
     # ------------------------------------------------------------------ questions
 
@@ -119,13 +121,15 @@ class Pool:
 
     def _load(self, now: int) -> Load:
         size = self.alive
+        if self.is_paused:  # more workers would not help
+            return Load(size, self.starting, 0, 0)
         waiting = sum(p.has_work(now) for p in self.partitions.values())
         return Load(size, self.starting, waiting, self.oldest(now) if 0 < size < self.scaler.most else 0)
 
     def may_be_eager(self, partition: Partition) -> bool:
         """Whether an event that comes now may run before it is accepted: its worker would begin with it at once."""
         worker = self._owners.get(partition.number)
-        if worker is None or not worker.serves or worker.link.unread > UNREAD_BYTES:
+        if worker is None or not worker.serves or worker.link.unread > UNREAD_BYTES or self.is_paused:
             return False
         return (not worker.outstanding or partition.dispatch.top_up) and partition.may_be_eager
 
@@ -361,9 +365,9 @@ class Pool:
         stats, profile = self._stats, self.profile
         ready = [w for w in self.workers.values() if w.serves]
         active = sum(w.idle_since is None for w in ready)
-        state = "degraded" if self.is_degraded else "running" if active else "idle" if ready else "empty"
+        state = "running" if active else "paused" if self.is_paused else "idle" if ready else "empty"
         return PoolNumbers(
-            state=state,
+            state="degraded" if self.is_degraded else state,
             reason=self.backoff.reason if self.is_degraded else "",
             queue_events=sum(p.backlog.events for p in self.partitions.values()),
             queue_bytes=sum(p.backlog.size for p in self.partitions.values()),

@@ -26,6 +26,8 @@ from grape.store.files import write_durably
 Verb = Literal["emit", "read", "admin"]
 
 PREFIX: Final = "grape_"
+ANYBODY: Final = "anybody"
+"""Of this machine, where no token is needed."""
 FILE: Final = "tokens.json"
 _SCOPE: Final = re.compile(r"(\*|[a-z0-9][a-z0-9_.-]{0,63}):(emit|read|admin|\*)")
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.@-]{0,63}")
@@ -136,9 +138,48 @@ class Access:
 
     def _checked(self, headers: dict[bytes, bytes], app: str, verb: Verb) -> float:
         """Until when that is so."""
+        token = self._token(headers)
+        if token is None:
+            return math.inf
+        if not any(_covers(scope, app, verb) for scope in token.scopes):
+            raise Problem(403, "forbidden", f"the token {token.name!r} is not for {app or '*'}:{verb}")
+        return math.inf if token.expires is None else token.expires
+
+    def who(self, headers: dict[bytes, bytes]) -> str:
+        """Who sends these headers.
+
+        Raises:
+            Problem: nobody who is known.
+        """
+        self._load()
+        token = self._token(headers)
+        return ANYBODY if token is None else f"token {token.name}"
+
+    def admin_of(self, headers: dict[bytes, bytes]) -> tuple[str, ...] | None:
+        """Of which apps whoever sends these headers may change everything, also before they are there; None: of all.
+
+        Raises:
+            Problem: of none.
+        """
+        self._load()
+        token = self._token(headers)
+        if token is None:
+            return None
+        scopes = [scope.partition(":") for scope in token.scopes]
+        apps = tuple(app for app, _, verb in scopes if verb in ("admin", "*"))
+        if not apps:
+            raise Problem(403, "forbidden", f"the token {token.name!r} is not for the admin of any app")
+        return None if "*" in apps else apps
+
+    def _token(self, headers: dict[bytes, bytes]) -> Token | None:
+        """None: nobody needs one.
+
+        Raises:
+            Problem: there is none that is known.
+        """
         self._check_page(headers)
         if self._asks_nobody:
-            return math.inf
+            return None
         kind, _, text = headers.get(b"authorization", b"").decode("latin-1").partition(" ")
         if kind.lower() != "bearer" or not text:
             raise _who("a token is needed: Authorization: Bearer grape_...")
@@ -147,9 +188,7 @@ class Access:
             raise _who("this token is not known, or not any more")
         if token.expires is not None and token.expires <= time.time():
             raise _who("this token has expired")
-        if not any(_covers(scope, app, verb) for scope in token.scopes):
-            raise Problem(403, "forbidden", f"the token {token.name!r} is not for {app or '*'}:{verb}")
-        return math.inf if token.expires is None else token.expires
+        return token
 
     @property
     def _asks_nobody(self) -> bool:

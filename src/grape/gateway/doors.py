@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Callable
-from typing import Any, Final, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar
 
 import msgspec
 
@@ -22,6 +22,8 @@ from grape.gateway.door import Door, knock
 from grape.gateway.problems import Problem, no_app
 from grape.gateway.waiting import Waiter, Waiting
 from grape.protocol.outcomes import Kept
+from grape.server.audit import Done, OnBehalf
+from grape.server.control import ON_BEHALF
 from grape.server.home import Home
 from grape.server.hosted import AppInfo
 
@@ -209,6 +211,13 @@ def _seen(asked: asyncio.Future[Kept]) -> None:
         asked.exception()
 
 
+class Who(NamedTuple):
+    """Who asks over HTTP: by which token, from where."""
+
+    name: str
+    address: str
+
+
 class Doors:
     """All apps, each once somebody asks for it.
 
@@ -271,6 +280,16 @@ class Doors:
             if self._server is not None and not self._server.is_over:
                 raise
             raise Problem(503, "no-server", f"the server does not answer: {e}", None, {"retry-after": "1"}) from None
+
+    async def ask_for(self, who: Who, verb: str, argument: Any, kind: type[T]) -> T:
+        """As `ask`, for somebody: the server writes down who it was."""
+        packed = msgspec.Raw(msgspec.msgpack.encode(argument))
+        return await self.ask(ON_BEHALF, OnBehalf(who.name, who.address, verb, packed), kind)
+
+    async def write_down(self, who: Who, verb: str, app: str, detail: str, error: GrapeError | None) -> None:
+        """What an engine has done for somebody."""
+        result, why = ("ok", "") if error is None else (error.code, str(error))
+        await self.ask("audit", Done(who.name, who.address, verb, app, result, detail, why), type(None))
 
     def close(self) -> None:
         for app in self._apps.values():

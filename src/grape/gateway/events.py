@@ -95,7 +95,7 @@ class Events:
         door = app.open_door or await app.door()
         asked = query_of(scope["query_string"])
         media = media_of(headers.get(b"content-type", b""))
-        body = await read_body(receive, headers.get(b"content-encoding", b""))
+        body = await read_body(receive, headers)
         if media in LINES:
             found = events_of(items_of(body, media), event_name, asked.get("key-field", ""), door.limits.max_event)
             return await handed_in(app, found)

@@ -65,7 +65,8 @@ class Hooks:
         headers = dict(request.headers)
         if hook.scheme is None:
             self._may(request, app.name, "emit")
-        body = await read_body(request.receive, most=hook.max_body)  # as it was signed
+        length = request.headers.get("content-length", "").encode("latin-1")
+        body = await read_body(request.receive, {b"content-length": length}, hook.max_body)  # packed as it was signed
         _check(hook, headers, body, secrets)
         found = _content(body, headers, hook)
         id_header, id_path = hook.id_of

@@ -27,12 +27,14 @@ from grape.gateway.events import Events, bug, handed_in, wait_of
 from grape.gateway.hooks import Hooks
 from grape.gateway.operating import Operating
 from grape.gateway.outputs import Outputs
+from grape.gateway.packages import Packages, who_asks
 from grape.gateway.packing import Packing
 from grape.gateway.problems import Problem, no_app, problem_of
 from grape.gateway.reading import body_of
 from grape.gateway.talks import Talks
 from grape.model.stored import KEPT
 from grape.model.topology import TopologySpec
+from grape.server.config import ServerConfig
 from grape.server.hosted import AppInfo
 from grape.server.supervisor import Change, Named
 
@@ -42,10 +44,11 @@ Handler = Callable[[Request], Awaitable[Response]]
 class Gateway:
     """
     Args:
-        doors: of the apps. access: who may do what.
+        doors: of the apps. access: who may do what. max_package: bytes of one that is uploaded.
     """
 
-    def __init__(self, doors: Doors, access: Access) -> None:
+    def __init__(self, doors: Doors, access: Access, max_package: int = int(ServerConfig().max_package)) -> None:
+        self._max_package = max_package
         self.doors = doors
         self._access = access
 
@@ -64,10 +67,11 @@ class Gateway:
             Route("/apps/{app}/answers/{id:path}", self._answer, methods=["GET"]),
             *Outputs(self.doors, self._may).routes(),
             *Hooks(self.doors, self._may).routes(),
+            *Packages(self.doors, self._access, self._max_package).routes(),
             WebSocketRoute("/apps/{app}/ws", Talks(self.doors, self._access).talk),
             *(
                 Route(f"/apps/{{app}}/{verb}", self._order(verb), methods=["POST"])
-                for verb in ("start", "stop", "restart", "upgrade", "rollback")
+                for verb in ("start", "stop", "restart", "pause", "resume", "upgrade", "rollback")
             ),
         ]
         handlers: dict[Any, Any] = {
@@ -166,7 +170,7 @@ class Gateway:
                 refused = problem
                 continue
             info = await self.doors.look(name)
-            if info is not None and info.state == "running":
+            if info is not None and info.serves:
                 found[name] = (await self.doors.app(name).door()).topology
         if refused is not None and not found:
             raise refused
@@ -194,7 +198,8 @@ class Gateway:
                 query = request.query_params
                 asked = Change(name, query.get("version", ""), tuple(query.getlist("drop-slot")))
             asked_verb = "change" if verb == "upgrade" else verb
-            return as_json(await self.doors.ask(asked_verb, asked, AppInfo))
+            who = who_asks(self._access, request)
+            return as_json(await self.doors.ask_for(who, asked_verb, asked, AppInfo))
 
         return order
 

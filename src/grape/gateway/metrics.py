@@ -15,7 +15,7 @@ from grape.model.numbers import AppNumbers, PoolNumbers, catalogue
 from grape.model.numbers import Metric as Number
 from grape.server.hosted import AppInfo
 
-_STATES: Final = ("running", "starting", "stopping", "upgrading", "waiting", "broken", "parked", "stopped")
+_STATES: Final = ("running", "paused", "starting", "stopping", "upgrading", "waiting", "broken", "parked", "stopped")
 _MOST: Final = 2_000
 """Values of one family of one app."""
 
@@ -42,7 +42,7 @@ class _Collector:
         )
         about = GaugeMetricFamily("grape_app_info", "Always 1", labels=("app", "version", "digest"))
         for app in self._apps:
-            up.add_metric((app.name,), float(app.state == "running"))
+            up.add_metric((app.name,), float(app.serves))
             for one in _STATES:
                 state.add_metric((app.name, one), float(app.state == one))
             deaths.add_metric((app.name,), app.deaths)

@@ -31,6 +31,7 @@ from grape.gateway.answers import json_of
 from grape.gateway.bodies import JSON, UNREADABLE, media_of
 from grape.gateway.doors import Doors
 from grape.gateway.emitting import Code
+from grape.gateway.packages import who_asks
 from grape.gateway.problems import Problem, no_app
 from grape.gateway.reading import body_of
 from grape.model.spots import Place, parse_place, parse_places
@@ -271,9 +272,18 @@ class Operating:
             return looking.chosen(directory, record, held, which.choice)
 
         changes = Changes()
-        for ids in _pages(await self._look(info, chosen)):
-            packed = await door.ask(verb, Letters(ids, held))
-            changes.add(msgspec.msgpack.decode(packed, type=Changes))
+        who = who_asks(self._access, request)
+        error: GrapeError | None = None
+        try:
+            for ids in _pages(await self._look(info, chosen)):
+                packed = await door.ask(verb, Letters(ids, held))
+                changes.add(msgspec.msgpack.decode(packed, type=Changes))
+        except GrapeError as e:
+            error = e
+            raise
+        finally:
+            done = f"{changes.dead + changes.stopped + changes.held} events"
+            await self._doors.write_down(who, f"{'held' if held else 'dead'} {verb}", info.name, done, error)
         return _json(
             {
                 "changed": changes.dead + changes.stopped + changes.held,

@@ -10,6 +10,7 @@ from grape.errors import (
     CallFailed,
     Conflict,
     EngineError,
+    Forbidden,
     Full,
     GrapeError,
     NoAnswer,
@@ -33,6 +34,7 @@ _STATUS: Final[tuple[tuple[type[GrapeError], int], ...]] = (
     (NoAnswer, 504),
     (Unsupported, 501),
     (Full, 429),
+    (Forbidden, 403),
     (UsageError, 400),
     (EngineError, 503),
 )

@@ -22,7 +22,9 @@ from grape.gateway.doors import Doors
 from grape.gateway.http import Gateway
 from grape.gateway.limits import BoundedProtocol, BoundedSocket, take_all_files
 from grape.gateway.talks import MAX_MESSAGE
+from grape.server.config import ServerConfig
 from grape.server.home import Home
+from grape.server.telling import begin_logging
 
 GRACE: Final = 20
 """Seconds for what is under way when it is to end."""
@@ -31,7 +33,7 @@ _KEEP_ALIVE: Final = 75
 
 class GatewayOptions(Struct, frozen=True):
     """``sockets``: descriptors. ``number``: among the gateways. ``is_open``, ``origins``: as of `Access`.
-    ``certificate``, ``key``: of `Http`."""
+    ``certificate``, ``key``: PEM files, for TLS."""
 
     home: str
     sockets: tuple[int, ...]
@@ -40,6 +42,7 @@ class GatewayOptions(Struct, frozen=True):
     origins: tuple[str, ...] = ()
     certificate: str = ""
     key: str = ""
+    max_package: int = int(ServerConfig().max_package)
 
 
 def main() -> None:
@@ -47,7 +50,7 @@ def main() -> None:
     options = msgspec.json.decode(sys.argv[1], type=GatewayOptions)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # it is the server that is asked to stop
     take_all_files()
-    logging.basicConfig(level=logging.ERROR, format="%(message)s")  # what anybody may cause fills no log
+    begin_logging(logging.ERROR)  # what anybody may cause fills no log
     asyncio.Runner(loop_factory=uvloop.new_event_loop).run(_serve(options, os.getppid()))
 
 
@@ -57,7 +60,7 @@ async def _serve(options: GatewayOptions, server_pid: int) -> None:
     doors = Doors(home, options.number)
     access = Access(home.path / FILE, is_open=options.is_open, origins=frozenset(options.origins))
     config = uvicorn.Config(
-        Gateway(doors, access).app(options.origins),
+        Gateway(doors, access, options.max_package).app(options.origins),
         http=BoundedProtocol,
         ws=BoundedSocket,
         ws_max_size=MAX_MESSAGE,

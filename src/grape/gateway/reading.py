@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Final
 
 from starlette.requests import ClientDisconnect, Request
@@ -15,27 +16,30 @@ MAX_BODY: Final = 64 << 20
 MAX_BODIES: Final = 512 << 20
 """Bytes of all bodies that have not come as a whole."""
 
+_DIGITS: Final = 18
+_NONE: Final[Mapping[bytes, bytes]] = {}
+
 _held = 0
 """Bytes of bodies that have not come as a whole."""
 
 
 async def body_of(request: Request, most: int = MAX_BODY) -> bytes:
     """`read_body` of a request that the router has made."""
-    headers = dict(request.scope["headers"])
-    return await read_body(request.receive, headers.get(b"content-encoding", b""), most)
+    return await read_body(request.receive, dict(request.scope["headers"]), most)
 
 
-async def read_body(receive: Receive, encoding: bytes = b"", most: int = MAX_BODY) -> bytes:
+async def read_body(receive: Receive, headers: Mapping[bytes, bytes] = _NONE, most: int = MAX_BODY) -> bytes:
     """Of ``most`` bytes at most, also when it is unpacked. That its pieces come in time the connection sees to
-    (`limits`).
-
-    Args:
-        encoding: what Content-Encoding says.
+    (`limits`). Content-Length and Content-Encoding of ``headers`` count.
 
     Raises:
         Problem: it is too large, or cannot be unpacked.
         ClientDisconnect: whoever sent it has gone.
     """
+    length = headers.get(b"content-length", b"")
+    if len(length) > _DIGITS or (length.isdigit() and int(length) > most):  # before any of it is there
+        raise _too_large(most)
+    encoding = headers.get(b"content-encoding", b"")
     body = await _read(receive, most)
     return await unpacked(body, encoding, most) if encoding else body
 
@@ -68,6 +72,9 @@ def _piece(message: Message, size: int, most: int) -> bytes:
         raise ClientDisconnect
     piece: bytes = message.get("body", b"")
     if size + len(piece) > most:
-        text = f"a body of over {show_size(most)}; send several"
-        raise Problem(413, "too-large", text, None, {"connection": "close"})
+        raise _too_large(most)
     return piece
+
+
+def _too_large(most: int) -> Problem:
+    return Problem(413, "too-large", f"a body of over {show_size(most)}; send several", None, {"connection": "close"})

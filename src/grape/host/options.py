@@ -81,6 +81,8 @@ class Options(Struct, kw_only=True):
     """Share of events of clients that are traced although nobody has said so."""
     spans: Keeping = KEPT_SPANS
     """How much is kept of what traced events did."""
+    is_paused: bool = False
+    """Nothing is handed to workers until somebody says so at the door."""
 
 
 def check_options(options: Options) -> Options:
@@ -108,7 +110,7 @@ def check_options(options: Options) -> Options:
         options.reserve = _number(options.reserve, "reserve=", 0, MOST_SIZE, "bytes")
         if options.reserve >= options.max_size:
             raise BadArgument(f"reserve= is a part of max_size={options.max_size}, not {options.reserve} bytes")
-    for name in ("wait", "inline", "keep_open"):
+    for name in ("wait", "inline", "keep_open", "is_paused"):
         if type(getattr(options, name)) is not bool:
             raise BadArgument(f"{name}= is True or False, not {shown(getattr(options, name))}")
     for name in ("drop_slots", "drop_nodes", "discard_slots"):

@@ -21,6 +21,7 @@ from grape.abc.transport import Transport
 from grape.builtins import DIRECTORY, transport
 from grape.engine.clock import SystemClock
 from grape.engine.engine import Engine
+from grape.engine.pausing import Pause
 from grape.engine.surroundings import Sizes, Surroundings
 from grape.errors import EngineError, GrapeError, Interrupted, UsageError
 from grape.host.assembly import Assembled, Assembler, Plan
@@ -41,7 +42,7 @@ from grape.host.streams import Streams
 from grape.host.tails import Tails
 from grape.host.telling import Teller
 from grape.host.trial import Trials
-from grape.host.verbs import answers, counts_of, telemetry
+from grape.host.verbs import answers, counts_of, pausing, telemetry
 from grape.model.near import no_such
 from grape.model.topology import DEFAULT_POOL, TopologySpec
 from grape.processes.crashes import CrashLog
@@ -208,9 +209,12 @@ class Run:
         self._spawning.engine, self._spawning.inline = engine, described.inline
         dead = count_dead(app, engine.transport, failed=True)
         streams = self._streams = Streams(app, engine, self._host, self.options.max_dead, dead)
-        engine.has_failed_enough = lambda: streams.have_too_many_dead
+        pause = Pause(engine)
+        engine.holds_back = lambda: streams.have_too_many_dead or pause.is_on
         self._house.verbs.update(telemetry(engine, self._streams, self._workers.pids))
         self._house.verbs.update(answers(engine, self._house.fan))
+        self._house.verbs.update(pausing(pause))
+        pause.set(self.options.is_paused)
         tails = Tails(app, engine.transport, engine.on_arrival, self._host, self._clock)
         queues = Queues(app.topology, assembled.attaching, tails, self._host, self._clock)
         self._house.verbs.update(queues.verbs())

@@ -9,6 +9,7 @@ import msgspec
 
 from grape.engine.app import App
 from grape.engine.engine import Engine
+from grape.engine.pausing import Pause
 from grape.errors import BadArgument, ProtocolError
 from grape.host.house import Verb
 from grape.host.readers import ReplyFan
@@ -31,6 +32,20 @@ def telemetry(engine: Engine, streams: Streams, pids: Callable[[], list[tuple[st
         say(Answer(ask.number, msgspec.Raw(_encode(progress_of(engine, streams, pids())))))
 
     return {"numbers": numbers, "progress": progress}
+
+
+def pausing(pause: Pause) -> dict[str, Verb]:
+    """ "pause": nothing is handed out any more (true), or it goes on (false)."""
+
+    def set_it(ask: Ask, say: Say) -> None:
+        try:
+            paused = msgspec.msgpack.decode(ask.argument, type=bool)
+        except msgspec.MsgspecError as e:
+            raise ProtocolError(f"verb {ask.verb!r}: {e}") from None
+        pause.set(paused)
+        say(Answer(ask.number, msgspec.Raw(_encode(None))))
+
+    return {"pause": set_it}
 
 
 def answers(engine: Engine, fan: ReplyFan) -> dict[str, Verb]:

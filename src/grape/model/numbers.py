@@ -33,7 +33,7 @@ def _number(kind: Kind, unit: str, text: str, *labels: str) -> Meta:
 class PoolNumbers(Struct, frozen=True):
     """One pool at one moment."""
 
-    state: Annotated[str, _number("state", "", "running, idle, empty (no worker), or degraded")]
+    state: Annotated[str, _number("state", "", "running, idle, paused, empty (no worker), or degraded")]
     reason: Annotated[str, _number("state", "", "why it is degraded: how the last worker ended")]
     queue_events: Annotated[int, _number("gauge", "events", "wait in its logs, those in work included")]
     queue_bytes: Annotated[int, _number("gauge", "bytes", "wait in its logs")]

@@ -16,7 +16,7 @@ from grape.client.events import ClientEvent, check_seconds, client_event
 from grape.errors import BadArgument, GrapeError
 from grape.model.values import shown
 
-Verb = Literal["apps", "app", "start", "stop", "restart", "upgrade", "rollback"]
+Verb = Literal["apps", "app", "start", "stop", "pause", "resume", "restart", "upgrade", "rollback"]
 Timeout = float | EllipsisType | None
 """Seconds; None: without an end; ``...``: as the client says."""
 
@@ -56,7 +56,7 @@ class Order(Struct, frozen=True):
     @property
     def is_harmless(self) -> bool:
         """Done twice it is as done once."""
-        return self.verb in ("apps", "app", "start", "stop")
+        return self.verb in ("apps", "app", "start", "stop", "pause", "resume")
 
 
 Asked = Emit | Batch | Call | Order

@@ -205,6 +205,16 @@ class AsyncClient:
         return await self._order(self._ground.order("stop", name, timeout))
 
     @at_the_await
+    async def pause(self, name: str, *, timeout: Timeout = ...) -> AppInfo:
+        """See `Client.pause`."""
+        return await self._order(self._ground.order("pause", name, timeout))
+
+    @at_the_await
+    async def resume(self, name: str, *, timeout: Timeout = ...) -> AppInfo:
+        """See `Client.resume`."""
+        return await self._order(self._ground.order("resume", name, timeout))
+
+    @at_the_await
     async def restart(self, name: str, *, timeout: Timeout = ...) -> AppInfo:
         """See `Client.restart`."""
         return await self._order(self._ground.order("restart", name, timeout))

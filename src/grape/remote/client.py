@@ -262,6 +262,16 @@ class Client:
         return self._order(self._ground.order("stop", name, timeout))
 
     @at_the_call
+    def pause(self, name: str, *, timeout: Timeout = ...) -> AppInfo:
+        """Give its workers nothing more: what comes waits until `resume`. Errors are those of `apps`."""
+        return self._order(self._ground.order("pause", name, timeout))
+
+    @at_the_call
+    def resume(self, name: str, *, timeout: Timeout = ...) -> AppInfo:
+        """Let one that is paused go on. Errors are those of `apps`."""
+        return self._order(self._ground.order("resume", name, timeout))
+
+    @at_the_call
     def restart(self, name: str, *, timeout: Timeout = ...) -> AppInfo:
         """Stop it, and start it anew. Errors are those of `apps`, and NoAnswer if it is not known whether it was done:
         this, `upgrade` and `rollback` are not tried again then."""

@@ -15,6 +15,8 @@ from typing import Any, Final, Protocol
 import msgspec
 
 from grape.server.keeper import Keeper
+from grape.server.log import Say
+from grape.server.telling import listen
 
 _CODE: Final = (
     "import sys; sys.path[:0] = [sys.argv.pop(1)]; sys.path += sys.argv[2:]; from grape.{} import main; main()"
@@ -22,6 +24,7 @@ _CODE: Final = (
 _KEPT: Final = ("PATH", "LANG", "LC_ALL", "TZ")
 """Of the server's environment, in which there may be secrets of apps."""
 _GRACE: Final = 30.0
+_LAST_WORDS: Final = 1.0
 
 
 class Beside(Protocol):
@@ -42,7 +45,7 @@ class SideProcess:
 
     Args:
         name: for people. module: below ``grape``, whose ``main`` it runs. options: its argument, as JSON.
-        say: a line for people. changed: called when there may be something to do.
+        say: a line for people; so is what it logs. changed: called when there may be something to do.
         fds: descriptors that it inherits, under the same numbers. env: variables that it gets beside the usual ones.
     """
 
@@ -51,7 +54,7 @@ class SideProcess:
         name: str,
         module: str,
         options: Any,
-        say: Callable[[str], None],
+        say: Say,
         changed: Callable[[], None],
         fds: Sequence[int] = (),
         env: Mapping[str, str] | None = None,
@@ -83,6 +86,11 @@ class SideProcess:
                 with contextlib.suppress(ProcessLookupError):
                     self._process.terminate()
 
+    async def gone(self) -> None:
+        """When it has ended, after it was told to; at once if it does not run."""
+        if self._task is not None:
+            await asyncio.wait([self._task])
+
     def due(self) -> float | None:
         """When to ask again, if nothing happens before."""
         return self._keeper.due()
@@ -94,6 +102,7 @@ class SideProcess:
                 *self._command,
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=asyncio.subprocess.DEVNULL,
+                stderr=asyncio.subprocess.PIPE,
                 pass_fds=self._fds,
                 env={**{name: os.environ[name] for name in _KEPT if name in os.environ}, **self._env},
                 start_new_session=True,
@@ -104,12 +113,19 @@ class SideProcess:
             keeper.begun(time.monotonic())
             if keeper.state != "running":  # it was told to end before there was a process to tell
                 self._process.terminate()
+            assert self._process.stderr is not None
+            heard = asyncio.ensure_future(listen(self._process.stderr, self._heard))
             why = f"{self._name} has ended with code {await self._process.wait()}"
+            await asyncio.wait([heard], timeout=_LAST_WORDS)
+            heard.cancel()
             self._process = None
         if keeper.is_wanted:
-            self._say(f"{why}; it is started again")
+            self._say(f"{why}; it is started again", "warning")
         keeper.ended(time.monotonic(), why)
         self._changed()
+
+    def _heard(self, text: str, level: str) -> None:
+        self._say(text, level, self._name)
 
     async def close(self) -> None:
         """It finishes what is under way, and ends."""

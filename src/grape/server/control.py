@@ -6,26 +6,41 @@ Who may connect has the rights of the server's user: the socket is that user's a
 from __future__ import annotations
 
 import asyncio
+import socket
+import struct
 from collections.abc import Awaitable, Callable
 from typing import Any, Final, cast
 
 import msgspec
 
-from grape.errors import EngineError, GrapeError, ProtocolError
+from grape.errors import EngineError, GrapeError, ProtocolError, Unsupported
 from grape.protocol.door import VERSION, Answer, Ask, Failed, FromClient, FromEngine, Greeting, Refused
 from grape.protocol.framing import FrameBuffer, client_frames, frame
+from grape.server.audit import Asker, OnBehalf
 
 Verb = Callable[[msgspec.Raw], Awaitable[Any]]
+Heard = Callable[[Asker, str, msgspec.Raw, Any, GrapeError | None], Awaitable[None]]
+"""Hears who asked what, and what came of it, before whoever asked does."""
 
+ON_BEHALF: Final = "for"
+"""The verb that has another one in it, which a gateway asks for somebody."""
+_CREDENTIALS: Final = struct.Struct("3i")
 MAX_ASKED: Final = 1_000
 """Questions of one client that have no answer yet."""
 
 
 class ControlConnection(asyncio.BufferedProtocol):
-    """One client's."""
+    """One client's.
 
-    def __init__(self, verbs: dict[str, Verb]) -> None:
+    Args:
+        heard: called for those verbs whose names are in ``audited``.
+    """
+
+    def __init__(self, verbs: dict[str, Verb], audited: frozenset[str], heard: Heard) -> None:
         self._verbs = verbs
+        self._audited = audited
+        self._heard = heard
+        self._asker = Asker("nobody", "socket")
         self._frames: FrameBuffer[FromClient] = client_frames()
         self._transport: asyncio.Transport | None = None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -33,6 +48,10 @@ class ControlConnection(asyncio.BufferedProtocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
+        pid, uid, _ = _CREDENTIALS.unpack(
+            transport.get_extra_info("socket").getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+        )
+        self._asker = Asker(f"uid {uid}", "socket", "", pid)
 
     def get_buffer(self, sizehint: int) -> memoryview:
         return self._frames.buffer()
@@ -63,12 +82,8 @@ class ControlConnection(asyncio.BufferedProtocol):
                 raise ProtocolError("a server is greeted, then asked")
 
     async def _answer(self, ask: Ask) -> None:
-        verb = self._verbs.get(ask.verb)
         try:
-            if verb is None:
-                self._say(Refused(ask.number, "unsupported", f"no verb {ask.verb!r:.100}"))
-                return
-            value = await verb(ask.argument)
+            value = await self._done(ask)
             self._say(Answer(ask.number, msgspec.Raw(msgspec.msgpack.encode(value))))
         except GrapeError as e:
             self._say(Refused(ask.number, e.code, str(e)))
@@ -76,6 +91,31 @@ class ControlConnection(asyncio.BufferedProtocol):
             self._say(Refused(ask.number, EngineError.code, f"{e.filename or ask.verb}: {e.strerror or e}"))
         except msgspec.MsgspecError as e:
             self._say(Refused(ask.number, "bad-argument", f"{ask.verb}: {e}"))
+
+    async def _done(self, ask: Ask) -> Any:
+        """
+        Raises:
+            GrapeError, OSError, MsgspecError: it cannot be.
+        """
+        asker, name, argument = self._asker, ask.verb, ask.argument
+        if name == ON_BEHALF:
+            other = msgspec.msgpack.decode(argument, type=OnBehalf)
+            asker, name, argument = Asker(other.who, "http", other.address), other.verb, other.argument
+        verb = self._verbs.get(name)
+        if verb is None:
+            raise Unsupported(f"no verb {name!r:.100}")
+        if name not in self._audited:
+            return await verb(argument)
+        try:
+            value = await verb(argument)
+        except GrapeError as e:
+            await self._heard(asker, name, argument, None, e)
+            raise
+        except OSError as e:
+            await self._heard(asker, name, argument, None, EngineError(f"{e.filename or name}: {e.strerror or e}"))
+            raise
+        await self._heard(asker, name, argument, value, None)
+        return value
 
     def _say(self, message: FromEngine) -> None:
         if self._transport is not None and not self._transport.is_closing():

@@ -18,6 +18,7 @@ from grape.server.beside import SideProcess
 from grape.server.control import Verb
 from grape.server.home import Home
 from grape.server.hosted import Hosted
+from grape.server.log import Say
 
 T = TypeVar("T", bound=Struct)
 
@@ -32,9 +33,7 @@ class Drivers:
         verbs: of the control socket.
     """
 
-    def __init__(
-        self, home: Home, apps: Mapping[str, Hosted], say: Callable[[str], None], changed: Callable[[], None]
-    ) -> None:
+    def __init__(self, home: Home, apps: Mapping[str, Hosted], say: Say, changed: Callable[[], None]) -> None:
         self._home = home
         self._apps = apps
         self._process = SideProcess("what drives apps", "drivers.process", {"home": str(home.path)}, say, changed)

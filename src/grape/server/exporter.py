@@ -10,6 +10,7 @@ from grape.errors import UsageError
 from grape.server.beside import SideProcess
 from grape.server.home import Home
 from grape.server.hosted import Hosted
+from grape.server.log import Say
 from grape.traces.settings import PREFIX, settings_of
 
 _BESIDE: Final = ("SSL_CERT_FILE", "SSL_CERT_DIR")
@@ -22,15 +23,13 @@ class TraceExport:
         apps: of the server. say: a line for people. changed: called when there may be something to do.
     """
 
-    def __init__(
-        self, home: Home, apps: Mapping[str, Hosted], say: Callable[[str], None], changed: Callable[[], None]
-    ) -> None:
+    def __init__(self, home: Home, apps: Mapping[str, Hosted], say: Say, changed: Callable[[], None]) -> None:
         self._apps = apps
         self._is_wanted = False
         try:
             self._is_wanted = settings_of(os.environ) is not None
         except UsageError as e:
-            say(f"no traces are exported: {e}")
+            say(f"no traces are exported: {e}", "warning")
         told = {name: value for name, value in os.environ.items() if name.startswith(PREFIX) or name in _BESIDE}
         what = "what exports traces", "traces.process", {"home": str(home.path)}
         self._process = SideProcess(*what, say, changed, env=told)

@@ -10,25 +10,14 @@ import socket
 from collections.abc import Callable
 from typing import Final
 
-from msgspec import Struct
-
 from grape.errors import UsageError
 from grape.server.beside import SideProcess
+from grape.server.config import ServerConfig, here
 from grape.server.home import Home
+from grape.server.log import Say
 
-_NEEDED: Final = ("uvicorn", "starlette", "httptools", "prometheus_client")
+_NEEDED: Final = ("uvicorn", "starlette", "httptools", "prometheus_client", "wsproto", "backports.zstd")
 _BACKLOG: Final = 4096
-
-
-class Http(Struct, frozen=True):
-    """Where a server is reached. ``listen``: "HOST:PORT", port 0: any that is free. ``processes``: gateways.
-    ``origins``: of pages that may ask from browsers. ``certificate``, ``key``: PEM files, for TLS."""
-
-    listen: str = "127.0.0.1:8080"
-    processes: int = 1
-    origins: tuple[str, ...] = ()
-    certificate: str = ""
-    key: str = ""
 
 
 class Gateways:
@@ -41,10 +30,10 @@ class Gateways:
         address: "http://HOST:PORT", once they listen.
     """
 
-    def __init__(self, home: Home, http: Http, say: Callable[[str], None], changed: Callable[[], None]) -> None:
+    def __init__(self, home: Home, config: ServerConfig, say: Say, changed: Callable[[], None]) -> None:
         self.address = ""
         self._home = home
-        self._http = http
+        self._config = config
         self._say = say
         self._changed = changed
         self._socket: socket.socket | None = None
@@ -62,24 +51,24 @@ class Gateways:
             raise UsageError(
                 f"HTTP needs {', '.join(missing)}: pip install 'grape-engine[server]'; or serve without it: --no-http"
             )
-        for file in filter(None, (self._http.certificate, self._http.key)):
+        for file in filter(None, (self._config.tls_certificate, self._config.tls_key)):
             if not os.access(file, os.R_OK):
                 raise UsageError(f"{file}: it cannot be read; TLS needs a certificate and its key, as PEM files")
-        host, port = _address(self._http.listen)
+        host, port = _address(self._config.listen)
         self._is_open = _is_loopback(host)
         if not self._is_open and not (self._home.path / "tokens.json").exists():
             raise UsageError(
-                f"--listen {self._http.listen}: others could reach it, so it needs tokens; make one first: "
+                f"--listen {self._config.listen}: others could reach it, so it needs tokens; make one first: "
                 f"grape token create NAME --scope '*:*' --home {self._home.path}"
             )
         try:
             family = socket.AF_INET6 if ":" in host else socket.AF_INET
             self._socket = socket.create_server((host, port), family=family, backlog=_BACKLOG)
         except OSError as e:
-            raise UsageError(f"--listen {self._http.listen}: {e.strerror or e}; choose another address") from None
+            raise UsageError(f"--listen {self._config.listen}: {e.strerror or e}; choose another address") from None
         shown = f"[{host}]" if ":" in host else host
-        self.address = f"http{'s' if self._http.certificate else ''}://{shown}:{self._socket.getsockname()[1]}"
-        for number in range(self._http.processes):
+        self.address = f"http{'s' if self._config.tls_certificate else ''}://{shown}:{self._socket.getsockname()[1]}"
+        for number in range(self._config.gateways):
             process = self._process(number, self._socket.fileno())
             process.want(runs=True)
             self._processes.append(process)
@@ -90,9 +79,10 @@ class Gateways:
             "sockets": [fd],
             "is_open": self._is_open,
             "number": number,
-            "origins": self._http.origins,
-            "certificate": self._http.certificate and os.path.abspath(self._http.certificate),
-            "key": self._http.key and os.path.abspath(self._http.key),
+            "max_package": int(self._config.max_package),
+            "origins": self._config.origins,
+            "certificate": here(self._config.tls_certificate),
+            "key": here(self._config.tls_key),
         }
         return SideProcess(f"gateway {number}", "gateway.process", options, self._say, self._changed, [fd])
 

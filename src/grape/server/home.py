@@ -7,6 +7,7 @@
     HOME/apps/NAME/data/      its engine's directory
     HOME/apps/NAME/log/       what it printed
     HOME/environments/KEY/    what the Python code of apps needs beside it
+    HOME/incoming/            packages that are on their way
     HOME/profiles/NAME.toml   how its operator keeps and confines it
 
 Everything that says something is replaced as a whole and durable before anybody is told.
@@ -21,6 +22,7 @@ import re
 import shutil
 import tempfile
 import time
+from collections.abc import Collection
 from pathlib import Path
 from typing import Final, Literal
 
@@ -29,7 +31,7 @@ from msgspec import Struct, structs
 
 from grape.apps import environment, package
 from grape.apps.manifest import APP, Manifest, manifest_of
-from grape.errors import Corrupt, InUse, UsageError
+from grape.errors import Corrupt, Forbidden, InUse, UsageError
 from grape.model.near import did_you_mean
 from grape.store.files import fsync_directory, make_directory, write_durably
 
@@ -56,6 +58,7 @@ class Installed(Struct, frozen=True):
         current: digest of the one that runs, or would. previous: of the one before.
         trying: one that is being changed to: whether it has begun is not known yet.
         wanted: what its operator wants, also after the next start of the server.
+        is_paused: its workers are given nothing, at the operator's wish.
         is_parked: it had nothing to do. due: until then; seconds of wall time, None: for ever.
         events: to which the one that ran last listens; None: none has run.
     """
@@ -66,6 +69,7 @@ class Installed(Struct, frozen=True):
     previous: str = ""
     trying: str = ""
     wanted: Wanted = "stopped"
+    is_paused: bool = False
     is_parked: bool = False
     due: float | None = None
     events: tuple[str, ...] | None = None
@@ -99,6 +103,7 @@ class Home:
         self.apps = self.path / "apps"
         self.profiles = self.path / "profiles"
         self.environments = self.path / "environments"
+        self.incoming = self.path / "incoming"
         self._lock = -1
 
     def data(self, name: str) -> Path:
@@ -127,7 +132,7 @@ class Home:
             UsageError: it cannot be written.
         """
         try:
-            for path in (self.path, self.packages, self.apps, self.profiles):
+            for path in (self.path, self.packages, self.apps, self.profiles, self.incoming):
                 make_directory(path)
             self._lock = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as e:
@@ -136,11 +141,26 @@ class Home:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise InUse(f"{self.path}: another server has it; `grape app list --home {self.path}` asks it") from None
-        for left in self.packages.glob(".new-*"):
+        for left in (*self.packages.glob(".new-*"), *self.path.glob(".restore-*"), *self.incoming.glob("*")):
             _remove(left)
 
     def close(self) -> None:
         os.close(self._lock)
+
+    @property
+    def is_served(self) -> bool:
+        """A server has it, or somebody who restores into it."""
+        try:
+            fd = os.open(self.path / "lock", os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            return False
+        try:
+            fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        finally:
+            os.close(fd)
+        return False
 
     # ------------------------------------------------------------------ what is installed
 
@@ -179,10 +199,12 @@ class Home:
 
     # ------------------------------------------------------------------ packages
 
-    def take_in(self, file: Path) -> tuple[str, Manifest]:
-        """A package becomes part of the store; its name, and the manifest in it. Blocking.
+    def take_in(self, file: Path, apps: Collection[str] | None = None) -> tuple[str, Manifest]:
+        """A package becomes part of the store; its name, and the manifest in it. Blocking. ``apps``: of one of which it
+        has to be; None: of any.
 
         Raises:
+            Forbidden: it is of another app.
             UsageError: it is none, and why; nothing of it is kept.
         """
         new = Path(tempfile.mkdtemp(prefix=".new-", dir=self.packages))
@@ -190,6 +212,8 @@ class Home:
             with open(file, "rb") as archive:
                 package.unpack(archive, file.name, new)
             manifest = manifest_of(new)
+            if apps is not None and manifest.name not in apps:
+                raise Forbidden(f"a package of {manifest.name}, by who may change {', '.join(apps)}")
             digest = package.digest_of(new, whole=True)
             place = self.package(digest)
             if not place.exists():
@@ -197,6 +221,8 @@ class Home:
                     fsync_directory(Path(folder))
                 os.rename(new, place)
                 fsync_directory(self.packages)
+        except Forbidden:
+            raise
         except UsageError as e:
             raise UsageError(str(e).replace(f"{new}/", "").replace(str(new), file.name)) from None
         except OSError as e:
@@ -272,4 +298,6 @@ def _remove(place: Path) -> None:
     for folder, _, _ in os.walk(place):
         with contextlib.suppress(OSError):
             os.chmod(folder, 0o700)
+    if place.is_file() or place.is_symlink():
+        place.unlink(missing_ok=True)
     shutil.rmtree(place, ignore_errors=True)

@@ -24,7 +24,7 @@ from grape.protocol.outcomes import Outcomes, Progress
 from grape.protocol.trial import Trial
 from grape.server.home import Home, Installed, Version
 from grape.server.keeper import Keeper
-from grape.server.log import AppLog
+from grape.server.log import AppLog, LogKind
 from grape.server.process import EngineProcess
 
 _PATIENCE: Final = 30.0
@@ -34,8 +34,8 @@ _LOOK_TIME: Final = 5.0
 
 
 class AppInfo(Struct, frozen=True):
-    """What a server tells of an app. ``state``: of `Keeper`, or "upgrading". ``since``: seconds of wall time.
-    ``digest``, ``version``: of what runs, or would."""
+    """What a server tells of an app. ``state``: of `Keeper`, or "upgrading", or "paused" if it runs so. ``since``:
+    seconds of wall time. ``digest``, ``version``: of what runs, or would."""
 
     name: str
     state: str
@@ -51,6 +51,12 @@ class AppInfo(Struct, frozen=True):
     log: str
     numbers: AppNumbers | None = None
     drivers: tuple[DriverInfo, ...] = ()
+    paused: bool = False
+
+    @property
+    def serves(self) -> bool:
+        """It takes events."""
+        return self.state in ("running", "paused")
 
 
 class Neighbours(Protocol):
@@ -68,13 +74,20 @@ class Hosted:
 
     Args:
         changed: called when there may be something to do.
-        around: what its events may go to.
+        around: what its events may go to. log: how its log is kept.
     """
 
-    def __init__(self, home: Home, installed: Installed, changed: Callable[[], None], around: Neighbours) -> None:
+    def __init__(
+        self,
+        home: Home,
+        installed: Installed,
+        changed: Callable[[], None],
+        around: Neighbours,
+        log: LogKind = LogKind(),
+    ) -> None:
         self.installed = installed
         self.keeper = Keeper(time.monotonic())
-        self.log = AppLog(home.log(installed.name))
+        self.log = AppLog(home.log(installed.name), installed.name, log)
         self._home = home
         self._changed = changed
         self._around = around
@@ -91,6 +104,11 @@ class Hosted:
     @property
     def name(self) -> str:
         return self.installed.name
+
+    @property
+    def is_changing(self) -> bool:
+        """To another version."""
+        return self._is_upgrading
 
     def note(self, installed: Installed) -> None:
         """It is so from now on, also after the next start."""
@@ -147,7 +165,7 @@ class Hosted:
         options = await self._options(digest)
         if self.keeper.state == "stopping":  # as there was no process yet, there was none to be stopped
             raise Stopping(f"{self.name} was stopped before its engine was started")
-        process = self._process = EngineProcess(options, self.log.said)
+        process = self._process = EngineProcess(options, self.log)
         self._told_peers = options.peers
         try:
             topology = await process.described()
@@ -189,7 +207,7 @@ class Hosted:
     async def rest(self, after: float) -> None:
         """Looked at now and then: once nothing has happened for ``after`` seconds it is parked."""
         process, now = self._process, time.monotonic()
-        if process is None or self.keeper.state != "running" or self._is_upgrading:
+        if process is None or self.keeper.state != "running" or self._is_upgrading or self.installed.is_paused:
             self._rested = (-1, now)
             return
         try:
@@ -272,9 +290,10 @@ class Hosted:
             options.drop_slots = drop_slots
             options.peers = peers
             options.code = f"{options.code} ({digest[:12]})"
+            options.is_paused = is_paused
             return check_options(options)
 
-        peers = self._around.of(name)
+        peers, is_paused = self._around.of(name), self.installed.is_paused
         return await asyncio.to_thread(read)
 
     async def tell_peers(self) -> None:
@@ -310,6 +329,25 @@ class Hosted:
         self._changed()
         while not self._is_as_wanted(runs):
             await self._told()
+
+    async def pause(self, *, paused: bool) -> None:
+        """Its workers get nothing more, now and after every start, until it is resumed. One that is parked is started:
+        what comes has to go into its log.
+
+        Raises:
+            Full: it is in the middle of a change.
+        """
+        self._check_free()
+        if self.keeper.state in ("starting", "stopping"):
+            raise Full(f"{self.name} is {self.keeper.state}; ask again when that is done")
+        self.note(structs.replace(self.installed, is_paused=paused, is_parked=False, due=None))
+        self.log.note(f"{self.name} is {'paused' if paused else 'resumed'}")
+        if paused:
+            self.wake()
+        self._rested = (-1, time.monotonic())
+        if self._process is not None and self.keeper.state == "running":
+            with contextlib.suppress(EngineError, Stopping):  # the next engine is started so
+                await self._process.ask("pause", paused)
 
     def _is_as_wanted(self, runs: bool) -> bool:
         """
@@ -352,7 +390,7 @@ class Hosted:
         Raises:
             GrapeError: it cannot be loaded, or what is stored not be read.
         """
-        candidate = EngineProcess(await self._options(digest, drop_slots), self.log.said)
+        candidate = EngineProcess(await self._options(digest, drop_slots), self.log)
         try:
             self._check(digest, await candidate.described())
             return await _tried(candidate)
@@ -387,7 +425,7 @@ class Hosted:
 
     async def _change_to(self, digest: str, drop_slots: frozenset[str], *, unread: bool) -> None:
         options = await self._options(digest, drop_slots)
-        candidate = EngineProcess(options, self.log.said)
+        candidate = EngineProcess(options, self.log)
         try:
             topology = await candidate.described()
             self._check(digest, topology)
@@ -445,10 +483,11 @@ class Hosted:
     def look(self) -> AppInfo:
         """How it is."""
         installed, keeper = self.installed, self.keeper
+        is_paused = installed.is_paused and keeper.state == "running"
         version = installed.version(installed.current)
         return AppInfo(
             name=self.name,
-            state="upgrading" if self._is_upgrading else keeper.state,
+            state="upgrading" if self._is_upgrading else "paused" if is_paused else keeper.state,
             since=time.time() - (time.monotonic() - keeper.since),
             why=keeper.why,
             wanted=installed.wanted,
@@ -459,6 +498,7 @@ class Hosted:
             deaths=keeper.deaths,
             data=str(self._home.data(self.name)),
             log=str(self._home.log(self.name)),
+            paused=installed.is_paused,
         )
 
     async def info(self) -> AppInfo:

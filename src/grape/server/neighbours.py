@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Mapping
 from typing import Final
 
@@ -36,6 +37,7 @@ class Neighbours:
         self._apps = apps
         self._bridge = bridge
         self._number = 0
+        self._hushed_until = 0.0
         self._happened = asyncio.Event()
         self._telling: set[asyncio.Task[None]] = set()
 
@@ -68,12 +70,27 @@ class Neighbours:
 
     def step(self) -> None:
         """Do what is to be done now."""
-        self._bridge.want(runs=len(self._apps) >= _BETWEEN)
+        self._bridge.want(runs=len(self._apps) >= _BETWEEN and not self.is_hushed)
         self._bridge.step()
 
+    @property
+    def is_hushed(self) -> bool:
+        """Nothing goes from app to app."""
+        return time.monotonic() < self._hushed_until
+
+    async def hush(self, seconds: float) -> bool:
+        """Nothing goes from app to app for so long, as if the bridge had died; 0: it goes on. Returns whether nothing
+        has gone up to now."""
+        was_hushed = self.is_hushed
+        self._hushed_until = time.monotonic() + seconds
+        self.step()
+        if seconds:
+            await self._bridge.gone()
+        return was_hushed
+
     def dues(self) -> list[float]:
-        due = self._bridge.due()
-        return [] if due is None else [due]
+        found = [self._bridge.due(), self._hushed_until if self.is_hushed else None]
+        return [due for due in found if due is not None]
 
     async def close(self) -> None:
         await self._bridge.close()

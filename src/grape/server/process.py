@@ -6,7 +6,7 @@ Its connection has a thread of its own; everything here belongs to the loop of t
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import os
 from typing import Any, Final
 
 from grape.client.connection import Connection
@@ -14,23 +14,37 @@ from grape.client.launching import spawn_engine
 from grape.client.waiting import here
 from grape.host.options import Options
 from grape.model.topology import TopologySpec
-from grape.protocol.door import Begin, Open, Said, Stop
+from grape.processes.output import Line
+from grape.protocol.door import Begin, Open, Stop
 from grape.protocol.outcomes import Outcomes
+from grape.server.log import AppLog
 
 _PATIENT_STOPS: Final = 2
+_READ: Final = 64 << 10
 
 
 class EngineProcess:
     """Started when it is made.
 
     Args:
-        said: gets lines for people, on the connection's thread.
+        log: gets lines for people, those of the engine on the connection's thread.
     """
 
-    def __init__(self, options: Options, said: Callable[[Said], None]) -> None:
-        self._launched = spawn_engine(options)
+    def __init__(self, options: Options, log: AppLog) -> None:
+        self._log = log
+        self._stderr, stderr = os.pipe()
+        os.set_blocking(self._stderr, False)
+        try:
+            self._launched = spawn_engine(options, stderr)
+        except BaseException:
+            os.close(self._stderr)
+            raise
+        finally:
+            os.close(stderr)
+        self._loop = asyncio.get_running_loop()
+        self._loop.add_reader(self._stderr, self._printed)
         self._connection = Connection(self._launched.end, self._launched.how_it_ended)
-        self._connection.said = said
+        self._connection.said = log.said
         self._stops = 0
         self._connection.start()
 
@@ -80,7 +94,27 @@ class EngineProcess:
         try:
             return await here(self._connection.ended)
         finally:
-            await asyncio.get_running_loop().run_in_executor(None, self._bury)
+            await self._loop.run_in_executor(None, self._bury)
+            self._close_stderr()
+
+    def _printed(self) -> None:
+        """By its interpreter, or a library: of what it means to say it hands in records."""
+        try:
+            data = os.read(self._stderr, _READ)
+        except BlockingIOError:
+            return
+        if not data:
+            self._loop.remove_reader(self._stderr)
+        for line in data.decode("utf-8", "replace").splitlines():
+            if line.strip():
+                self._log.add("engine", Line("stderr", "", line))
+
+    def _close_stderr(self) -> None:
+        if self._stderr >= 0:
+            self._printed()
+            self._loop.remove_reader(self._stderr)
+            os.close(self._stderr)
+            self._stderr = -1
 
     def _bury(self) -> None:
         self._connection.close()

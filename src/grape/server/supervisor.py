@@ -10,7 +10,6 @@ import asyncio
 import contextlib
 import signal
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Final, TypeVar
 
@@ -18,27 +17,29 @@ import msgspec
 from msgspec import Struct, structs
 
 from grape.apps.manifest import Manifest
-from grape.errors import Corrupt, Full, UsageError
+from grape.errors import Corrupt, Full, GrapeError, UsageError
 from grape.host.door import listening
 from grape.model.near import did_you_mean
 from grape.protocol.place import CONTROL
 from grape.protocol.trial import Trial
+from grape.server.audit import Asker, Audit, Done
 from grape.server.beside import Beside, SideProcess
+from grape.server.config import ServerConfig
 from grape.server.control import ControlConnection, Verb
 from grape.server.drivers import Drivers
 from grape.server.exporter import TraceExport
-from grape.server.gateways import Gateways, Http
+from grape.server.gateways import Gateways
 from grape.server.home import Home, Installed, Version, check_name, with_version
 from grape.server.hosted import AppInfo, Hosted
+from grape.server.log import LogKind, Say
 from grape.server.neighbours import Neighbours, Running
 from grape.server.notify import notify, watchdog_seconds
+from grape.server.saving import HUSH, Hush
 
 T = TypeVar("T", bound=Struct)
 
 _IDLE: Final = 3600.0
 _LOOK: Final = 15.0
-PARK_AFTER: Final = 600.0
-"""Seconds after which an app that has nothing to do needs no process."""
 
 
 class Named(Struct, frozen=True, forbid_unknown_fields=True):
@@ -48,9 +49,10 @@ class Named(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Upload(Struct, frozen=True, forbid_unknown_fields=True):
-    """``path``: of a package, which the server can read."""
+    """``path``: of a package, which the server can read. ``apps``: of one of which it has to be; None: of any."""
 
     path: str
+    apps: tuple[str, ...] | None = None
 
 
 class Uploaded(Struct, frozen=True):
@@ -79,26 +81,41 @@ class Remove(Struct, frozen=True, forbid_unknown_fields=True):
     data: bool = False
 
 
+class _Asked(Struct, frozen=True):
+    """Whatever any of the verbs is asked with."""
+
+    name: str = ""
+    version: str = ""
+    drop_slots: tuple[str, ...] = ()
+    data: bool = False
+
+
+AUDITED: Final = frozenset(
+    {"upload", "start", "stop", "restart", "pause", "resume", "change", "rollback", "remove", "shutdown"}
+)
+VERBS: Final = {"change": "upgrade"}
+"""As people call them."""
+
+
 class Supervisor:
     """One server. Everything happens on the loop that runs ``serve``.
 
     Args:
         say: a line for people.
-        http: where it is reached over HTTP; None: nowhere.
-        park_after: see `PARK_AFTER`; 0: never.
+        config: what it was told.
     """
 
-    def __init__(
-        self, home: Home, say: Callable[[str], None], http: Http | None = None, park_after: float = PARK_AFTER
-    ) -> None:
+    def __init__(self, home: Home, say: Say, config: ServerConfig) -> None:
         self.home = home
         self.apps: dict[str, Hosted] = {}
         self.is_stopping = False
         self._say = say
-        self._park_after = park_after
+        self._config = config
+        self._park_after = float(config.park_after)
+        self._audit = Audit(home.path, int(config.audit_size), config.audit_older)
         self._happened = asyncio.Event()
         self._store = asyncio.Lock()
-        self._gateways = None if http is None else Gateways(home, http, say, self._happened.set)
+        self._gateways = Gateways(home, config, say, self._happened.set) if config.http else None
         bridge = SideProcess("the bridge", "bridge.process", {"home": str(home.path)}, say, self._happened.set)
         self._neighbours = Neighbours(self.apps, bridge)
         self._drivers = Drivers(home, self.apps, say, self._happened.set)
@@ -114,15 +131,19 @@ class Supervisor:
             "look": self._look,
             "running": self._running,
             "wake": self._wake,
+            "hush": self._hush,
             "upload": self._upload,
             "start": self._start,
             "stop": self._stop_app,
             "restart": self._restart,
+            "pause": self._pause,
+            "resume": self._resume,
             "change": self._change,
             "rollback": self._rollback,
             "trial": self._trial,
             "remove": self._remove,
             "shutdown": self._shutdown,
+            "audit": self._done,
             **self._drivers.verbs,
         }
 
@@ -183,7 +204,7 @@ class Supervisor:
                 await asyncio.wait_for(self._happened.wait(), max(0.001, wait))
 
     def _come(self) -> ControlConnection:
-        connection = ControlConnection(self.verbs)
+        connection = ControlConnection(self.verbs, AUDITED, self._heard)
         self._connections = [each for each in self._connections if each.is_open]
         self._connections.append(connection)
         return connection
@@ -194,12 +215,14 @@ class Supervisor:
                 installed = self.home.installed(name)
                 app = self._host(installed)
             except (Corrupt, OSError) as e:  # the others have nothing to do with it
-                self._say(f"{name} is left alone: {e}")
+                self._say(f"{name} is left alone: {e}", "error")
             else:
                 app.begin()
 
     def _host(self, installed: Installed) -> Hosted:
-        app = self.apps[installed.name] = Hosted(self.home, installed, self._happened.set, self._neighbours)
+        app = self.apps[installed.name] = Hosted(
+            self.home, installed, self._happened.set, self._neighbours, LogKind.of(self._config)
+        )
         self._neighbours.changed()
         return app
 
@@ -246,18 +269,58 @@ class Supervisor:
             await asyncio.sleep(max(0.1, min(_LOOK, self._park_after / 4)))
             await asyncio.gather(*(app.rest(self._park_after) for app in tuple(self.apps.values())))
 
+    async def _heard(
+        self, asker: Asker, verb: str, packed: msgspec.Raw, value: object, error: GrapeError | None
+    ) -> None:
+        """It is written down before whoever asked hears of it. A disk that does not take it stops nobody: it
+        is done by then."""
+        with contextlib.suppress(msgspec.MsgspecError):
+            asked = _read(packed, _Asked)
+            name = value.name if isinstance(value, Uploaded) else asked.name
+            detail = " ".join(
+                [
+                    *([f"version {asked.version}"] if asked.version else []),
+                    *(f"drop-slot {slot}" for slot in asked.drop_slots),
+                    *(["with its data"] if asked.data else []),
+                    *([f"version {value.version} {value.digest[:12]}"] if isinstance(value, Uploaded) else []),
+                ]
+            )
+            result, why = ("ok", "") if error is None else (error.code, str(error))
+            await self._write_down(asker, verb, name, detail, result, why)
+
+    async def _write_down(self, asker: Asker, verb: str, app: str, detail: str, result: str, why: str) -> None:
+        try:
+            await asyncio.to_thread(self._audit.add, asker, VERBS.get(verb, verb), app, detail, result, why)
+        except GrapeError as e:
+            self._say(f"{asker.who} asked for {verb} {app}, which is not in the audit log: {e}", "error")
+
+    async def _done(self, packed: msgspec.Raw) -> None:
+        """What a gateway has had an engine do."""
+        done = _read(packed, Done)
+        asker = Asker(done.who, "http", done.address)
+        await self._write_down(asker, done.verb, done.app, done.detail, done.result, done.why)
+
+    async def _hush(self, packed: msgspec.Raw) -> bool:
+        """While a backup looks at all apps at once."""
+        seconds = _read(packed, Hush).seconds
+        if seconds and (changing := [app.name for app in self.apps.values() if app.is_changing]):
+            raise Full(f"{changing[0]} is being upgraded; ask again when that is done")
+        was_hushed = await self._neighbours.hush(min(max(0.0, seconds), HUSH))
+        self._happened.set()
+        return was_hushed
+
     async def _upload(self, packed: msgspec.Raw) -> Uploaded:
         self._check_serving()
-        path = Path(_read(packed, Upload).path)
+        asked = _read(packed, Upload)
         async with self._store:
-            digest, manifest = await asyncio.to_thread(self._take_in, path)
+            digest, manifest = await asyncio.to_thread(self._take_in, Path(asked.path), asked.apps)
             app = self._with(digest, manifest)
             await self._drop_unused()
         return app
 
-    def _take_in(self, path: Path) -> tuple[str, Manifest]:
+    def _take_in(self, path: Path, apps: tuple[str, ...] | None) -> tuple[str, Manifest]:
         """With what it needs beside it: whoever uploads hears of it if that cannot be had."""
-        digest, manifest = self.home.take_in(path)
+        digest, manifest = self.home.take_in(path, apps)
         self.home.environment(self.home.package(digest))
         return digest, manifest
 
@@ -290,6 +353,16 @@ class Supervisor:
     async def _restart(self, packed: msgspec.Raw) -> AppInfo:
         return await self._wanted(self._named(packed), runs=True, again=True)
 
+    async def _pause(self, packed: msgspec.Raw) -> AppInfo:
+        app = self._named(packed)
+        await app.pause(paused=True)
+        return await app.info()
+
+    async def _resume(self, packed: msgspec.Raw) -> AppInfo:
+        app = self._named(packed)
+        await app.pause(paused=False)
+        return await app.info()
+
     async def _wanted(self, app: Hosted, *, runs: bool, again: bool = False) -> AppInfo:
         self._check_serving()
         await app.want(runs=runs, again=again)
@@ -297,6 +370,7 @@ class Supervisor:
 
     async def _change(self, packed: msgspec.Raw) -> AppInfo:
         self._check_serving()
+        self._check_loud()
         change = _read(packed, Change)
         app = self._find(change.name)
         if not app.installed.versions:
@@ -314,6 +388,7 @@ class Supervisor:
 
     async def _rollback(self, packed: msgspec.Raw) -> AppInfo:
         self._check_serving()
+        self._check_loud()
         change = _read(packed, Change)
         app = self._find(change.name)
         if not app.installed.previous:
@@ -322,6 +397,7 @@ class Supervisor:
         return await app.info()
 
     async def _remove(self, packed: msgspec.Raw) -> None:
+        self._check_loud()
         remove = _read(packed, Remove)
         app = self._find(remove.name)
         if app.keeper.state in ("starting", "running", "stopping"):
@@ -346,6 +422,14 @@ class Supervisor:
         """
         if self.is_stopping:
             raise Full("the server is stopping")
+
+    def _check_loud(self) -> None:
+        """
+        Raises:
+            Full: a backup is being begun.
+        """
+        if self._neighbours.is_hushed:
+            raise Full("a backup is being begun, of the apps as they are; ask again in some seconds")
 
 
 def _wanted(app: Hosted, change: Change) -> Version:
@@ -372,15 +456,13 @@ def _read(packed: msgspec.Raw, kind: type[T]) -> T:
     return msgspec.msgpack.decode(packed, type=kind)
 
 
-async def serve(
-    home: Home, say: Callable[[str], None], http: Http | None = None, park_after: float = PARK_AFTER
-) -> None:
+async def serve(home: Home, say: Say, config: ServerConfig) -> None:
     """Be a server, until SIGTERM or SIGINT.
 
     Raises:
         GrapeError: it cannot begin.
     """
     try:
-        await Supervisor(home, say, http, park_after).serve()
+        await Supervisor(home, say, config).serve()
     except OSError as e:
         raise UsageError(f"{e.filename or home.path}: {e.strerror or e}") from None

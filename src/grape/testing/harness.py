@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import datetime
 from random import Random
 from types import TracebackType
@@ -20,6 +20,7 @@ from grape.model import batch as codec
 from grape.model import own
 from grape.model.address import check_key, partition_of
 from grape.model.event import Event
+from grape.model.foreign import output_to
 from grape.model.near import did_you_mean
 from grape.model.stored import decode_dead, decode_hold, state_key
 from grape.model.topology import Limits
@@ -101,6 +102,7 @@ class Harness:
         now: what the clock shows, seconds since 1970 or a datetime.
         partitions: of the app.
         limits: sizes and counts, see `grape.model.topology.Limits`.
+        apps: other apps beside this one, each with its slots, so that it can emit to them: see `sent`.
 
     Raises:
         TopologyError: it cannot be built as written.
@@ -113,6 +115,7 @@ class Harness:
         now: float | datetime = 1_600_000_000.0,
         partitions: int = 4,
         limits: Limits | None = None,
+        apps: Mapping[str, Iterable[str]] | None = None,
     ) -> None:
         def given() -> Topology:
             assert isinstance(topology, Topology)
@@ -131,6 +134,7 @@ class Harness:
             partitions=partitions,
             limits=limits,
             rng=Random(0),
+            peers={app: list(slots) for app, slots in (apps or {}).items()},
         )
         self._seen: dict[str, int] = {}
         self._calls: dict[str, str] = {}
@@ -280,6 +284,17 @@ class Harness:
             what = f"topology {self._machine.spec.name!r} has no output"
             raise UsageError(_no_such(what, name, self._machine.outputs) + extra)
         return self._new(name, taker)
+
+    def sent(self, app: str) -> list[Event]:
+        """What was emitted to another app, ``app@event``, and committed since the last call for it; as `outputs`.
+
+        Raises:
+            UsageError: it is none of ``apps``.
+        """
+        taker = self._machine.outputs.get(output_to(app))
+        if taker is None:
+            raise UsageError(f"there is no app {app!r} here; say so with Harness(..., apps={{{app!r}: [..]}})")
+        return self._new(output_to(app), taker)
 
     def replies(self) -> dict[str, list[Answer]]:
         """By the id that `feed` returned: all replies so far, in the order of their arrival. An event that became a

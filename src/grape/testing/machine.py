@@ -33,6 +33,7 @@ from grape.host.attaching import Attaching, TakenBy
 from grape.inline import InlineLink
 from grape.model import batch as codec
 from grape.model.event import Event, Lineage
+from grape.model.foreign import Peers, output_to
 from grape.model.profile import Profile
 from grape.model.routing import long_events
 from grape.model.section import Duration
@@ -366,6 +367,7 @@ class Machine:
         profile: of all pools; as a rule nobody leaves.
         rng: jitter of the back-off, and incarnations.
         share: if there are other machines on the broker, for the same app: what this one has of it.
+        peers: other apps, with their slots; what goes there is kept as in outputs.
 
     Attributes:
         interrupt: called with a worker in the middle of its work (it asks for state, or announces an event); may raise
@@ -386,8 +388,10 @@ class Machine:
         profile: Profile | None = None,
         rng: Random | None = None,
         share: Share | None = None,
+        peers: Peers | None = None,
     ) -> None:
         self.clock = clock
+        self._peers: Peers = peers or {}
         self.broker = broker
         self.share = share or Share()
         self.limits = limits or Limits()
@@ -415,7 +419,7 @@ class Machine:
         """Claim everything, and go on where the committed state says."""
         self.topology = self.build()
         self.spec = self.topology.spec()
-        for name in self.spec.outputs:
+        for name in (*self.spec.outputs, *map(output_to, self._peers)):
             self.outputs.setdefault(name, ListTaker(name))
         self.workers: list[Worker] = []
         assembler = Assembler()
@@ -442,6 +446,7 @@ class Machine:
             sizes=Sizes(dict.fromkeys((pool.name for pool in self.spec.pools), profile), self._workers),
             partitions=self._partitions,
             owned=self.share.owned,
+            peers=self._peers,
         )
 
     def _attach(self, attaching: Attaching) -> None:

@@ -17,6 +17,7 @@ from grape.client.connection import Connection, dial_server
 from grape.client.waiting import here
 from grape.server.home import Home
 from grape.server.neighbours import Running
+from grape.server.telling import begin_logging
 from grape.traces.exporter import Exporter
 from grape.traces.settings import Settings, settings_of
 
@@ -33,7 +34,7 @@ def main() -> None:
     options = msgspec.json.decode(sys.argv[1], type=ExporterOptions)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # it is the server that is asked to stop
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0))  # what is under way is sent again by the next one
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    begin_logging()
     settings = settings_of(os.environ)
     if settings is not None:
         asyncio.run(_serve(options, settings, os.getppid()))

@@ -281,7 +281,7 @@ class Event {
   Raw call(std::string_view name, const T& value, const Ask& how = Ask()) {
     detail::Called asked;
     asked.name = resolve(name, "calls");
-    if ((*routes_)[asked.name].is_output) {
+    if ((*routes_)[asked.name].is_output && !(*routes_)[asked.name].is_foreign) {
       throw Error("unknown-event", "node '" + node_->name + "' calls '" + std::string(name) + "', which is an output: nothing answers there");
     }
     if (how.has_key_) check_key(how.key_);
@@ -314,7 +314,7 @@ class Event {
 
   detail::Incoming in_;
   const detail::NodeSpec* node_ = nullptr;
-  const detail::Routes* routes_ = nullptr;
+  detail::Routes* routes_ = nullptr;
   const detail::Limits* limits_ = nullptr;
   detail::Watch* watch_ = nullptr;
   detail::Table* table_ = nullptr;
@@ -413,6 +413,7 @@ class Event {
     check_open();
     if (!name.empty() && name == last_name_) return last_number_;
     const std::uint32_t* found = routes_->find(name);
+    if (name.find('@') != std::string_view::npos) found = routes_->to_other(name);
     if (found == nullptr) throw Error("unknown-event", routes_->unknown(name, node_->name, does));
     last_name_ = (*routes_)[*found].text;
     return last_number_ = *found;

@@ -18,7 +18,7 @@ inline constexpr std::int64_t protocol_version = 1;
 inline constexpr std::size_t max_frame = 96U << 20U;
 
 namespace tag {
-inline constexpr std::int64_t welcome = 1, assign = 2, revoke = 3, work = 4, values = 5, drain = 6;
+inline constexpr std::int64_t welcome = 1, assign = 2, revoke = 3, work = 4, values = 5, drain = 6, peers_changed = 7;
 inline constexpr std::int64_t hello = 32, refusal = 33, ask = 34, announce = 35, beat = 36, stuck = 37, result = 38;
 }  // namespace tag
 
@@ -72,6 +72,20 @@ inline std::vector<std::pair<std::string, std::string>> read_pairs(Reader& reade
   return out;
 }
 
+/// Other apps of the server, with the events that they listen to.
+inline Peers read_peers(Reader& reader) {
+  Peers out;
+  for (std::uint32_t left = reader.map(); left > 0; --left) {
+    std::string app(reader.text());
+    if (reader.nil()) {
+      out[std::move(app)] = std::nullopt;
+    } else {
+      out[std::move(app)] = read_texts(reader);
+    }
+  }
+  return out;
+}
+
 struct Welcome {
   std::int64_t version = 0;
   std::string_view pool;
@@ -83,6 +97,7 @@ struct Welcome {
   std::int64_t boot_offset = 0;
   double heartbeat_timeout = 30.0;
   std::optional<TopologySpec> topology;
+  Peers peers;
 
   explicit Welcome(Reader& reader) {
     Fields fields(reader);
@@ -99,6 +114,20 @@ struct Welcome {
     fields.real(heartbeat_timeout);
     if (fields.next()) reader.skip();  // concurrency: of async slots
     if (fields.next() && !reader.nil()) topology = read_topology(reader);
+    if (fields.next()) peers = read_peers(reader);
+    fields.done();
+  }
+};
+
+/// The other apps of the server are these from now on.
+struct PeersChanged {
+  Peers peers;
+
+  explicit PeersChanged(Reader& reader) {
+    Fields fields(reader);
+    fields.next();  // the tag
+    reader.skip();
+    if (fields.next()) peers = read_peers(reader);
     fields.done();
   }
 };
@@ -327,8 +356,8 @@ Buffer hello_frame(std::int64_t pid, const Nodes& nodes, const Slots& slots) {
   pack_int(frame, pid);
   pack_str(frame, "cpp");
   pack_topology(frame, nodes, slots);
-  pack_array(frame, 5);
-  for (const auto* capability : {"partition", "cache", "chain", "timers", "calls"}) pack_str(frame, capability);
+  pack_array(frame, 6);
+  for (const auto* capability : {"partition", "cache", "chain", "timers", "calls", "peers"}) pack_str(frame, capability);
   close_frame(frame);
   return frame;
 }

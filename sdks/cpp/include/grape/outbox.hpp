@@ -155,6 +155,7 @@ class Outbox {
   void append(Lead lead, std::size_t partition, std::uint32_t name, Key key, std::string_view data, std::int64_t hops,
               std::int64_t context) {
     const std::size_t number = lead.target * partitions_ + partition;
+    if (number >= lanes_.size()) lanes_.resize(routes_.targets().size() * partitions_);  // another app was not known at first
     Lane& lane = lanes_[number];
     if (lane.empty()) used_.push_back(number);
     // Where a node hears several groups, only the last run may grow. Outputs have one group a target.

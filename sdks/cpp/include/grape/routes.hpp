@@ -27,6 +27,7 @@ struct Lead {
 struct Name {
   std::string text;
   bool is_output = false;
+  bool is_foreign = false;             ///< of another app
   std::vector<Lead> leads;             ///< none: an output that nobody takes
   std::vector<std::string> listeners;  ///< nodes of this worker's pool, in order of declaration
 };
@@ -130,8 +131,8 @@ inline Pairs chained_pairs(const TopologySpec& topology) {
 
 class Routes {
  public:
-  Routes(const TopologySpec& topology, std::string_view pool, const std::vector<std::string>& taken)
-      : app_(topology.name), chained_(chained_pairs(topology)) {
+  Routes(const TopologySpec& topology, std::string_view pool, const std::vector<std::string>& taken, Peers peers = {})
+      : app_(topology.name), peers_(std::move(peers)), chained_(chained_pairs(topology)) {
     std::map<std::string, std::string> pool_of;
     for (const auto& node : topology.nodes) pool_of[node.name] = node.pool;
     std::map<std::pair<std::string, std::vector<std::string>>, std::uint32_t> groups;
@@ -173,6 +174,22 @@ class Routes {
     return found == by_name_.end() ? nullptr : &found->second;
   }
 
+  /// The other apps are these from now on.
+  void change_peers(Peers peers) { peers_ = std::move(peers); }
+
+  /// Index of an event of another app; null: it leads nowhere.
+  const std::uint32_t* to_other(std::string_view name) {
+    if (!problem(name).empty()) return nullptr;
+    if (const auto* known = find(name); known != nullptr) return known;
+    Name& added = add(std::string(name));
+    added.is_output = true;
+    added.is_foreign = true;
+    const std::string log = ">@" + std::string(name.substr(0, name.find('@')));
+    // One group: what goes to an app stays in its order.
+    added.leads.push_back({target(log, true), static_cast<std::uint32_t>(-1)});
+    return find(added.text);
+  }
+
   [[nodiscard]] const Name& operator[](std::uint32_t index) const { return names_[index]; }
   [[nodiscard]] std::size_t size() const noexcept { return names_.size(); }
   [[nodiscard]] const std::vector<Target>& targets() const noexcept { return targets_; }
@@ -191,9 +208,7 @@ class Routes {
   /// What to tell the author of an emit that leads nowhere.
   [[nodiscard]] std::string unknown(std::string_view name, std::string_view node, std::string_view does = "emits") const {
     std::string out = "node '" + std::string(node) + "' " + std::string(does) + " '" + clean_text(name, 300) + "', ";
-    if (const auto at = name.find('@'); at != std::string_view::npos) {
-      return out + "but no app '" + clean_text(name.substr(0, at), 300) + "' runs here (no-such-app)";
-    }
+    if (name.find('@') != std::string_view::npos) return out + "but " + problem(name);
     std::vector<std::string> known;
     for (const auto& other : names_) known.push_back(other.text);
     return out + "neither a slot nor an output of '" + app_ + "'; " + did_you_mean(name, known);
@@ -201,12 +216,32 @@ class Routes {
 
  private:
   std::string app_;
+  Peers peers_;
   std::deque<Name> names_;  // a deque: the keys of by_name_ point into it
   std::unordered_map<std::string_view, std::uint32_t> by_name_;
   std::vector<Target> targets_;
   Pairs chained_;
   std::deque<std::vector<std::string>> only_;  // a deque: leads point into it
   std::uint32_t groups_ = 0;
+
+  /// Why nothing can be emitted to `name`, which has an '@'; "": it can be.
+  [[nodiscard]] std::string problem(std::string_view name) const {
+    const auto at = name.find('@');
+    const std::string app(name.substr(0, at));
+    const std::string_view event = name.substr(at + 1);
+    if (app == app_) return "an event of the own app is written without it: '" + clean_text(event, 300) + "'";
+    const auto found = peers_.find(app);
+    if (found == peers_.end()) {
+      std::vector<std::string> known;
+      for (const auto& other : peers_) known.push_back(other.first);
+      return "no app '" + clean_text(app, 300) + "' is installed here (no-such-app); " + did_you_mean(app, known);
+    }
+    const auto& events = found->second;
+    if (events && std::find(events->begin(), events->end(), event) == events->end()) {
+      return "app '" + app + "' has no slot '" + clean_text(event, 300) + "'; " + did_you_mean(event, *events);
+    }
+    return {};
+  }
 
   Name& add(const std::string& text) {
     Name& name = names_.emplace_back();

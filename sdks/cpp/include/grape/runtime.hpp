@@ -108,7 +108,7 @@ class Runtime {
     partitions_ = static_cast<std::size_t>(std::clamp<std::int64_t>(welcome.partitions, 1, 1 << 16));
     boot_offset_ = welcome.boot_offset;
     TopologySpec topology = welcome.topology ? *welcome.topology : own_topology(welcome.pool);
-    routes_ = std::make_unique<Routes>(topology, welcome.pool, welcome.taken);
+    routes_ = std::make_unique<Routes>(topology, welcome.pool, welcome.taken, welcome.peers);
     find_chains(welcome);
     find_branches(topology, welcome.pool);
     outbox_ = std::make_unique<Outbox>(*routes_, limits_, partitions_);
@@ -117,6 +117,11 @@ class Runtime {
     event_.routes_ = routes_.get();
     event_.limits_ = &limits_;
     event_.watch_ = &watch();
+  }
+
+  void change_peers(const PeersChanged& message) {
+    routes_->change_peers(message.peers);
+    event_.last_name_ = {};
   }
 
   void assign(const Assign& assign) {
@@ -985,6 +990,7 @@ class Runtime {
       if (!timer.name.empty()) cancel_timer(timer);  // it takes the place of the one before
       if (emitted.is_cancelled) continue;
       const Name& name = (*routes_)[emitted.name];
+      if (emitted.name >= emit_counts_.size()) emit_counts_.resize(routes_->size(), 0);  // the first one to another app
       ++emit_counts_[emitted.name];
       if (name.leads.empty()) continue;
       Key key = in.key;
@@ -1109,7 +1115,7 @@ class Runtime {
   void pack_call(const Incoming& in, const Called& called) {
     const Name& name = (*routes_)[called.name];
     const Key key = called.inherits ? in.key : called.has_key ? Key{called.key, true} : Key{};
-    const bool stays = called.inherits || !called.has_key;
+    const bool stays = called.inherits || !called.has_key || name.is_foreign;
     const std::size_t partition =
         stays ? static_cast<std::size_t>(part_->number) : partition_of(key.text, static_cast<std::uint32_t>(partitions_));
     pack_array(failures_, 4);

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <map>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -10,6 +11,9 @@
 #include "msgpack.hpp"
 
 namespace grape::detail {
+
+/// Other apps of the server -> the events that they listen to; nothing: that is not known.
+using Peers = std::map<std::string, std::optional<std::vector<std::string>>>;
 
 struct StateSpec {
   std::string name;

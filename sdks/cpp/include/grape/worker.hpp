@@ -230,6 +230,8 @@ class Worker {
       runtime.assign(detail::Assign(reader));
     } else if (kind == tag::revoke && watchdog) {
       runtime.revoke(detail::Revoke(reader));
+    } else if (kind == tag::peers_changed && watchdog) {
+      runtime.change_peers(detail::PeersChanged(reader));
     } else if (kind == tag::work && watchdog) {
       runtime.work(detail::Work(reader));
     } else {

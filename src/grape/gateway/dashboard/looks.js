@@ -283,7 +283,7 @@ export class VersionsTab {
   update() {
     const { info } = this.view;
     if (!info) return;
-    const told = JSON.stringify([info.versions, info.digest, info.previous, info.state, info.wanted]);
+    const told = JSON.stringify([info.versions, info.digest, info.previous, info.state, info.wanted, info.paused]);
     if (told === this.told) return;
     this.told = told;
     const mayChange = this.view.mayChange;
@@ -302,7 +302,7 @@ export class VersionsTab {
     });
     const previous = info.versions.find((version) => version.digest === info.previous);
     const run = info.wanted === "running"
-      ? [button("Restart", () => this.#order("restart", `Restart ${this.view.name}?`, "Events wait meanwhile; none is refused."), {}), button("Stop", () => this.#order("stop", `Stop ${this.view.name}?`, "What runs is committed, the rest stays. It is refused events until it is started again.", true), { class: "danger" })]
+      ? [info.paused ? button("Resume", () => this.#order("resume"), { class: "primary" }) : button("Pause", () => this.#order("pause", `Pause ${this.view.name}?`, "Its workers get nothing more; what comes waits until the limits of its pools.")), button("Restart", () => this.#order("restart", `Restart ${this.view.name}?`, "Events wait meanwhile; none is refused."), {}), button("Stop", () => this.#order("stop", `Stop ${this.view.name}?`, "What runs is committed, the rest stays. It is refused events until it is started again.", true), { class: "danger" })]
       : [button("Start", () => this.#order("start"), { class: "primary" })];
     const back = previous ? [button(`Roll back to ${previous.version}`, () => this.#order("rollback", `Roll back to ${previous.version}?`, `${previous.version} ran before ${info.version}. It goes on in the same directory; events wait meanwhile.`))] : [];
     this.element.replaceChildren(
@@ -320,9 +320,9 @@ export class VersionsTab {
   }
 
   async #order(verb, title, text, isDanger = false) {
-    const label = { restart: "Restart", stop: "Stop", rollback: "Roll back" }[verb];
+    const label = { restart: "Restart", stop: "Stop", pause: "Pause", rollback: "Roll back" }[verb];
     if (title && !(await confirmed(title, text, label, isDanger))) return;
-    const done = { restart: "restarted", stop: "stopped", rollback: "rolled back", start: "started" }[verb];
+    const done = { restart: "restarted", stop: "stopped", rollback: "rolled back", start: "started", pause: "paused", resume: "resumed" }[verb];
     await this.#send(this.view.place(verb), done);
   }
 

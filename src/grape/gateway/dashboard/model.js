@@ -31,7 +31,7 @@ export function graphOf(topology) {
 }
 
 /** What a topology is, so that another one is noticed. */
-export const shapeOf = (info) => `${info.digest} ${info.state === "running"} ${info.since > 0 ? Math.round(info.since) : 0}`;
+export const shapeOf = (info) => `${info.digest} ${(info.state === "running" || info.state === "paused")} ${info.since > 0 ? Math.round(info.since) : 0}`;
 
 export class Numbers {
   /** rates: `Rates` of counters, named as here. */
