@@ -50,6 +50,7 @@ TOP = {
     "server",
     "gateway",
     "remote",
+    "traces",
     "running",
     "aio",
     "cli",

@@ -25,6 +25,7 @@ from grape.model.stored import (
     row_key,
 )
 from grape.model.topology import Limits
+from grape.model.tracing import span_of
 from grape.protocol.messages import Call, Emitted, RetryItem
 from unit.desk import Desk, failure
 
@@ -327,13 +328,20 @@ class TestCalls:
 
     def test_its_request_inherits_trace_and_deadline(self) -> None:
         desk = Desk()
+        trace = "4bf92f3577b34da6a3ce929d0e0e4736"
         for id, deadline in (("1-0", desk.now + 5), ("1-1", desk.now + 60 * SECOND), ("1-2", 0)):
-            ask(desk, replace(CALLER, deadline=deadline), id=id, key=id)
+            ask(desk, replace(CALLER, deadline=deadline, trace=f"{trace}-00f067aa0ba902b7"), id=id, key=id)
+        node = entries(desk)[0].node
         assert [(c.request, c.trace, c.deadline - desk.now) for c in asked(desk)] == [
-            ("0:0", "trace", 5),
-            ("1:0", "trace", 10 * SECOND),
-            ("2:0", "trace", 10 * SECOND),
+            ("0:0", f"{trace}-{span_of(trace, '1-0', node, 1)}", 5),
+            ("1:0", f"{trace}-{span_of(trace, '1-1', node, 1)}", 10 * SECOND),
+            ("2:0", f"{trace}-{span_of(trace, '1-2', node, 1)}", 10 * SECOND),
         ]
+
+    def test_a_trace_that_is_none_is_not_handed_on(self) -> None:
+        desk = Desk()
+        ask(desk, replace(CALLER, trace="trace"))
+        assert [context.trace for context in asked(desk)] == [""]
 
     def test_with_the_answer_it_is_due_at_once(self) -> None:
         desk = Desk()

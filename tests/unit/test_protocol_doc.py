@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from grape.model import batch as codec
-from grape.model import cursor, topology
+from grape.model import cursor, topology, tracing
 from grape.model.address import MAX_KEY_BYTES, partition_of
 from grape.protocol import base, messages
 from grape.protocol.framing import MAX_FRAME, frame, worker_frames
@@ -26,6 +26,7 @@ SPOKEN: Final = {
     **structs_of(base),
     **structs_of(topology),
     "Progress": cursor.Progress,
+    "Span": tracing.Span,
     "RunMeta": codec.RunMeta,
 }
 

@@ -19,9 +19,9 @@ from grape.errors import TopologyError, UsageError
 from grape.model.address import MAX_PARTITIONS
 from grape.model.near import did_you_mean
 from grape.model.profile import read_profiles
-from grape.model.retention import Keeping
+from grape.model.retention import KEPT_SPANS, Keeping
 from grape.model.secret import Secret
-from grape.model.section import Size, read_section
+from grape.model.section import Duration, Size, read_section
 
 NAME: Final = "grape.toml"
 MAX_BYTES: Final = 1 << 20
@@ -48,6 +48,9 @@ class Manifest(Struct, frozen=True, kw_only=True, rename="kebab"):
         pool: profiles, by pool.
         output: how much of it a server keeps, by output.
         driver: what a server makes events of by itself, by name.
+        trace: share of events from clients that are traced although nobody has said so; None: as the server's
+            environment says ($OTEL_TRACES_SAMPLER), else none.
+        trace_age, trace_size: how much is kept of what traced events did.
     """
 
     name: str
@@ -63,6 +66,9 @@ class Manifest(Struct, frozen=True, kw_only=True, rename="kebab"):
     pool: dict[str, dict[str, Any]] = {}
     output: dict[str, Keeping] = {}
     driver: dict[str, Driver] = {}
+    trace: float | None = None
+    trace_age: Duration = KEPT_SPANS.age
+    trace_size: Size = KEPT_SPANS.size
 
 
 def manifest_of(directory: str | os.PathLike[str]) -> Manifest:
@@ -181,6 +187,8 @@ def _check(manifest: Manifest) -> None:
         raise Misfit(("state-version",), f"state-version: it counts from 1, not {manifest.state_version}")
     if not 0 <= manifest.workers <= 1000:
         raise Misfit(("workers",), f"workers: a number from 0 (one a core) to 1000, not {manifest.workers}")
+    if manifest.trace is not None and not 0 <= manifest.trace <= 1:
+        raise Misfit(("trace",), f"trace: a share from 0 to 1 (0.01: one event of a hundred), not {manifest.trace:g}")
     if manifest.partitions is not None and not 1 <= manifest.partitions <= MAX_PARTITIONS:
         raise Misfit(("partitions",), f"partitions: a number from 1 to {MAX_PARTITIONS}, not {manifest.partitions}")
 

@@ -18,6 +18,7 @@ from grape.cli.home import HomeOption, home_of, stop_server, told
 from grape.errors import CallFailed, EngineError, GrapeError, NoAnswer, UsageError
 from grape.model.numbers import AppNumbers, PoolNumbers
 from grape.model.plural import counted
+from grape.model.tracing import fresh_traceparent
 from grape.running import ConnectedEngine, connect
 from grape.server.home import Home
 from grape.server.hosted import AppInfo
@@ -39,6 +40,7 @@ Value = Annotated[
     str | None, typer.Argument(metavar="JSON", help="Its data: JSON, or - to read it from standard input. Else none.")
 ]
 Timeout = Annotated[float, typer.Option(metavar="SECONDS", min=0, help="How long to wait.")]
+Traced = Annotated[bool, typer.Option("--trace", help="Trace what comes of it, and say the id of the trace.")]
 
 
 def status(
@@ -73,6 +75,7 @@ def emit(
         str | None, typer.Option("--id", metavar="ID", help="Its own id: the same one again is accepted once.")
     ] = None,
     timeout: Timeout = 30.0,
+    trace: Traced = False,
 ) -> None:
     """Hand an event to an engine that runs. It is durable when the command ends with 0.
 
@@ -82,6 +85,7 @@ def emit(
     """
     app, name = split(event)
     with connected(app, data, home) as engine:
+        _trace(engine, trace)
         _said(lambda: engine.emit(name, _value(value), key=key, id=own_id, timeout=timeout))
 
 
@@ -93,6 +97,7 @@ def call(
     home: HomeOption = None,
     key: Key = None,
     timeout: Timeout = 30.0,
+    trace: Traced = False,
 ) -> None:
     """Hand an event to an engine that runs, and print the replies to it as JSON lines; the last one is the answer.
 
@@ -102,6 +107,7 @@ def call(
     """
     app, name = split(event)
     with connected(app, data, home) as engine:
+        _trace(engine, trace)
         replies = _said(lambda: engine.call_stream(name, _value(value), key=key, timeout=timeout))
         while (reply := _said(lambda: next(replies, None))) is not None:
             put(msgspec.json.encode(reply.data, enc_hook=repr).decode())
@@ -150,6 +156,13 @@ def connected(app: str, data: str | None, home: str | None) -> ConnectedEngine:
             time.sleep(0.02)
 
     return _said(found)
+
+
+def _trace(engine: ConnectedEngine, wanted: bool) -> None:
+    """Whatever is handed in is traced, if that is wanted. (On stderr: what is printed is the answer.)"""
+    if wanted:
+        engine.traceparent = fresh_traceparent()
+        say(f"trace {engine.traceparent.split('-')[1]}")
 
 
 def _said(ask: Callable[[], T]) -> T:

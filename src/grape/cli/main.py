@@ -23,6 +23,7 @@ from grape.cli.repair import repair
 from grape.cli.run import EXIT_INT, run
 from grape.cli.serve import SERVE_HELP, serve
 from grape.cli.top import top
+from grape.cli.why import why
 from grape.hot import describe
 
 _TALKING: Final = ("run", "serve", "conformance", "backup")
@@ -75,6 +76,7 @@ app.add_typer(log.app, name="log")
 app.add_typer(state.app, name="state")
 app.add_typer(crashes.app, name="crashes")
 app.add_typer(conformance.app, name="conformance")
+app.command()(why)
 app.command()(doctor)
 app.command()(repair)
 app.command()(audit)

@@ -18,13 +18,16 @@ MAX_TIMEOUT: Final = 1e9
 
 
 class ClientEvent(Struct, frozen=True):
-    """An event as a client means it, checked. ``data``: encoded. ``wait``: microseconds until its deadline."""
+    """An event as a client means it, checked. ``data``: encoded. ``wait``: microseconds until its deadline. ``trace``:
+    a W3C ``traceparent``, ``via``: what it came by."""
 
     name: str
     key: str | None
     data: bytes
     id: str = ""
     wait: int | None = None
+    trace: str = ""
+    via: str = ""
 
 
 def client_event(

@@ -10,6 +10,7 @@ from typing import Any, Final
 from grape.client.calls import Call, Calls, CallStream, answer_as
 from grape.client.connection import Connection, answered, decoded
 from grape.client.events import ClientEvent, check_call_timeout, check_timeout, client_event
+from grape.client.tracing import in_trace
 from grape.errors import GrapeError
 from grape.model.numbers import AppNumbers
 from grape.model.topology import Limits
@@ -39,6 +40,10 @@ class EngineClient(ABC):
     @abstractmethod
     def limits(self) -> Limits:
         """What events may be."""
+
+    traceparent: str = ""
+    """In which all that is handed in is traced, if it is sampled; the one that is current in the program's own
+    OpenTelemetry goes before it. (W3C trace context: docs/traces.md)"""
 
     def emit(
         self,
@@ -139,9 +144,9 @@ class EngineClient(ABC):
             connection = self.connected()
         except GrapeError as e:
             return failed(e)
-        return connection.ask(
-            lambda number: Emit(number, event.name, event.key, event.data, event.id, event.wait, request)
-        )
+        event = in_trace(event, self.traceparent)
+        what = event.name, event.key, event.data, event.id, event.wait, request, event.trace, event.via
+        return connection.ask(lambda number: Emit(number, *what))
 
     def numbers(self) -> AppNumbers:
         """What is measured, as it is now: queues, workers, rates, latencies, by pool; see `grape.model.numbers`.

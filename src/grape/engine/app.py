@@ -41,7 +41,8 @@ class Stats:
 class App:
     """``backlog_*``: what waits in the logs of its pools. ``outgoing_*``: what waits for other apps. ``taken``: outputs
     that have a taker. ``parts``: what workers of a pool describe, where that is not the whole of it. ``eager``: events
-    that may run before they are accepted. ``peers``: the other apps of a server."""
+    that may run before they are accepted. ``peers``: the other apps of a server. ``code``: which version of it runs,
+    for people. ``traced``: share of events of clients that are traced although nobody has said so."""
 
     def __init__(
         self,
@@ -58,6 +59,8 @@ class App:
         self.stats = Stats()
         self.taken: frozenset[str] = frozenset()
         self.peers: Peers = {}
+        self.code = ""
+        self.traced = 0.0
         self.outgoing_events = 0
         self.outgoing_replies = 0
         self.outgoing_bytes = 0

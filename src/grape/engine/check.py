@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable
 from operator import itemgetter
@@ -14,13 +15,15 @@ from grape.errors import ProtocolError, TopologyError
 from grape.hot import is_deeper
 from grape.model import batch as codec
 from grape.model.address import MAX_KEY_BYTES, check_timer_name
+from grape.model.batch import Context
 from grape.model.cursor import Progress
 from grape.model.depth import LET_IN
 from grape.model.foreign import MAX_FOREIGN, app_of, is_foreign, log_to
 from grape.model.near import did_you_mean
 from grape.model.stored import OUTPUT, REPLIES, SOURCE, TAKER
-from grape.model.topology import TopologySpec
-from grape.protocol.messages import Call, Emitted, Failure, Reply, StateChanges, Timer, TimerName
+from grape.model.topology import MAX_NAMES, TopologySpec
+from grape.model.tracing import MAX_TEXT, SPANS, Span, read_context
+from grape.protocol.messages import DERIVED, Call, Emitted, Failure, Reply, StateChanges, Timer, TimerName
 
 MAX_TIME: Final = 1 << 62
 """Largest delay or expiry in microseconds: 146,000 years."""
@@ -30,6 +33,9 @@ MAX_NAME_BYTES: Final = 255
 MAX_EDGES: Final = 1_000_000
 """Pairs of nodes between which an emit is declared: each is looked at for chaining."""
 MAX_COUNT: Final = 1 << 31
+MAX_SPAN_TEXT: Final = 16_384
+_TRACE: Final = re.compile(r"[0-9a-f]{32}")
+_SPAN: Final = re.compile(r"[0-9a-f]{16}")
 _MAPS: Final = frozenset((*range(0x80, 0x90), 0xDE, 0xDF))
 """How maps begin in msgpack."""
 BESIDE_DATA: Final = 128 << 10
@@ -57,6 +63,7 @@ def check_topology(spec: TopologySpec) -> None:
         *(f"node {node.name!r} in pool {node.pool!r}" for node in spec.nodes if node.pool not in pools),
         *(f"slot {slot.event!r} of node {slot.node!r}" for slot in spec.slots if slot.node not in nodes),
         *(f"output {name!r}, which is a slot" for name in spec.outputs if name in events),
+        *(f"output {name!r}, which is the engine's own" for name in spec.outputs if name == SPANS),
         *(f"state {state.name!r} of {node.name!r}" for node in spec.nodes for state in node.states if state.ttl == 0),
     ]
     for slot in spec.slots:
@@ -141,6 +148,7 @@ class Checker:
         self._counted = frozenset(f"{slot.event}>{slot.node}" for slot in app.topology.slots)
         self._names = frozenset((*app.topology.events, *app.topology.outputs))
         self._of_others: set[str] = set()
+        self._derived = 0
         self._nodes: dict[tuple[str, str], tuple[str, ...]] = {
             (listener.pool, event): listener.nodes
             for event, listeners in app.routing.listeners.items()
@@ -154,7 +162,7 @@ class Checker:
             raise ProtocolError(f"an emit to {target!r:.300}, which is neither a pool nor an output")
         if not 0 <= emitted.partition < self._app.partitions:
             raise ProtocolError(f"an emit to partition {emitted.partition} of {self._app.partitions}")
-        if own and not 0 <= min(own) <= max(own) < contexts:
+        if own and not (min(own) >= 0 and (max(own) < contexts or self._are_there(own, contexts))):
             raise ProtocolError("an emit with a context that this work does not have")
         largest = self._largest if emitted.events == 1 else self._app.limits.batch_max
         if len(emitted.body) > largest:
@@ -176,6 +184,31 @@ class Checker:
         hops = meta.hops if isinstance(meta.hops, list) else [meta.hops]
         if not 0 <= min(hops) <= max(hops) <= MAX_HOPS:
             raise ProtocolError(f"an emit with hops outside of 0 to {MAX_HOPS}")
+
+    def derives(self, derived: list[tuple[int, str]], contexts: list[Context]) -> None:
+        """Contexts that a result adds; what is checked from now on may name them."""
+        self._derived = len(derived)
+        for i, (number, span) in enumerate(derived):
+            is_known = 0 <= number < len(contexts) or DERIVED <= number < DERIVED + i
+            if not is_known or (number < DERIVED and read_context(contexts[number].trace) is None):
+                raise ProtocolError("a context derived from one that is not traced, or that this work does not have")
+            if not _SPAN.fullmatch(span):
+                raise ProtocolError(f"a context with a parent {span!r:.100}, which is no span")
+
+    def _are_there(self, numbers: list[int], contexts: int) -> bool:
+        return all(0 <= n < contexts or DERIVED <= n < DERIVED + self._derived for n in numbers)
+
+    def spans(self, spans: list[Span]) -> None:
+        for span in spans:
+            if not (_TRACE.fullmatch(span.trace) and _SPAN.fullmatch(span.span) and _SPAN.fullmatch(span.parent)):
+                raise ProtocolError("a span whose ids are none")
+            names = span.event, span.node, span.outcome, span.kind, span.worker, *span.state
+            if len(span.state) > MAX_NAMES or max(map(len, names)) > MAX_NAME_BYTES + 1 or span.code:
+                raise ProtocolError(f"a span of {span.event!r:.300} with a name that cannot be one")
+            if max(len(span.id), len(span.key or "")) > MAX_SPAN_TEXT or len(span.text) > MAX_TEXT:
+                raise ProtocolError(f"a span of {span.event!r:.300} with texts of over {MAX_SPAN_TEXT} characters")
+            if not (0 <= span.start <= span.end <= 1 << 63 and 0 <= span.attempt <= MAX_COUNT):
+                raise ProtocolError(f"a span of {span.event!r:.300} with times that cannot be")
 
     def timer(self, timer: Timer, contexts: int) -> None:
         if timer.name is not None:
@@ -264,7 +297,7 @@ class Checker:
             raise ProtocolError(f"a failure of entry {failure.hold}, which is not in this work")
         if failure.hold >= 0 and held[failure.hold] != (failure.event, failure.node):
             raise ProtocolError(f"a failure of entry {failure.hold}, which is another event or of another node")
-        if not -1 <= failure.context < contexts:
+        if not (-1 <= failure.context < contexts or self._are_there([failure.context], contexts)):
             raise ProtocolError("a failure with a context that this work does not have")
         if failure.key is not None and not 1 <= len(failure.key.encode()) <= MAX_KEY_BYTES:
             raise ProtocolError(f"a failure with a key of 0 or over {MAX_KEY_BYTES} bytes")
@@ -302,7 +335,7 @@ class Checker:
         return len(self._of_others) <= MAX_FOREIGN
 
     def reply(self, reply: Reply, contexts: int) -> None:
-        if not 0 <= reply.context < contexts:
+        if not (0 <= reply.context < contexts or self._are_there([reply.context], contexts)):
             raise ProtocolError("a reply to a context that this work does not have")
         if len(reply.data) > self._app.limits.max_event:
             raise ProtocolError(f"a reply of {len(reply.data)} bytes, over {self._app.limits.max_event}")

@@ -7,6 +7,7 @@ An eager one is accepted by the commit of what comes of it, if its worker has no
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 from typing import Final
 
@@ -14,12 +15,14 @@ import msgspec
 
 from grape.engine.engine import Engine
 from grape.engine.partition.partition import Partition
+from grape.engine.partition.spans import came_in
 from grape.errors import Conflict, Full, ProtocolError, Stopping, TooLarge, UnknownEvent
 from grape.model.address import MAX_ID_BYTES, check_key, check_text, partition_of
 from grape.model.batch import Context
 from grape.model.ids import content_of
 from grape.model.near import did_you_mean
 from grape.model.stored import NO_POOLS
+from grape.model.tracing import MAX_VIA, NOBODY, Trace, sampled
 from grape.protocol.door import Emit
 
 _BESIDE: Final = 1_000
@@ -60,6 +63,7 @@ class Clients:
         self._engine = engine
         self._app = engine.app
         self._spread = 0
+        self._rng = random.Random()
 
     def accept(self, event: Emit, now: int, durable: Callable[[], None]) -> None:
         """``durable`` is called when it is, also if it was accepted before.
@@ -100,7 +104,8 @@ class Clients:
             if event.id:
                 home.memory.remember(event.id, content, now)
             due = 0 if event.wait is None else now + event.wait
-            context = Context(event.request, number if event.request else 0, "", due)
+            trace = self._traced(event, home, now) if event.trace or app.traced else ""
+            context = Context(event.request, number if event.request else 0, trace, due)
             app.stats.fed[event.name] += 1
             if is_eager:
                 home.eager.take_in(event, listeners[0].nodes, context, now)
@@ -111,6 +116,19 @@ class Clients:
                 home.memory.take_in(pool, number, event.name, event.key, event.data, event.id, context, now)
         home.ledger.then(durable)
         home.flush()
+
+    def _traced(self, event: Emit, home: Partition, now: int) -> str:
+        """What its context carries, as it has come in; "": it is not traced."""
+        found = sampled(event.trace) if event.trace else None
+        if found is not None and found.parent == NOBODY:
+            found = Trace(found.trace, "")
+        if found is None:
+            if event.trace or self._rng.random() >= self._app.traced:
+                return ""
+            found = Trace(f"{self._rng.getrandbits(128) or 1:032x}", "")
+        span = f"{self._rng.getrandbits(64) or 1:016x}"
+        home.ledger.trace([came_in(found, span, event.name, event.key, event.id, event.via[:MAX_VIA], now)], now)
+        return str(Trace(found.trace, span))
 
     def _remembered(self, event_id: str, number: int) -> int | None:
         """In whatever pool it was accepted: the code may have moved since."""

@@ -16,6 +16,8 @@ from grape.protocol.messages import VERSION, Hello, PeersChanged, Refusal, Welco
 NEEDED: Final = frozenset({"partition", "cache"})
 """Capabilities that a worker has to have."""
 RATES: Final = "rates"
+TRACES: Final = "traces"
+"""It tells spans of traced events."""
 PEERS: Final = "peers"
 """It emits to other apps, and hears which there are."""
 MAX_TEXT: Final = 16_000
@@ -43,6 +45,7 @@ class Handshake:
         if problem:
             raise TopologyError(problem)
         worker.hears_peers = PEERS in message.capabilities
+        worker.tells_spans = TRACES in message.capabilities
         self._welcome(worker)
 
     def _problem(self, worker: Worker, message: Hello) -> str:

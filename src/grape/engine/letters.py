@@ -5,11 +5,14 @@ from __future__ import annotations
 
 from typing import Final, NamedTuple
 
+import msgspec
+
 from grape.errors import Corrupt
 from grape.model import batch as codec
 from grape.model.batch import Context
 from grape.model.spots import near
 from grape.model.stored import AppRecord, DeadLetter, HoldEntry
+from grape.model.tracing import once_more
 
 NO_LETTER: Final = "there is no such letter (any more)"
 
@@ -54,14 +57,21 @@ def again(record: AppRecord, row: DeadLetter | HoldEntry, name: str) -> Again:
         contexts=None if row.context is None else [0],
     )
     body = codec.encode_run(meta, 1, codec.keys_of(run), codec.raw_data_of(run))
-    return Again(record.nodes[row.node].pool, body, [] if row.context is None else [row.context])
+    return Again(record.nodes[row.node].pool, body, [] if row.context is None else [_anew(row.context)])
 
 
 def due_now(entry: HoldEntry) -> HoldEntry:
     """It is tried at once; one that was stopped has all its attempts anew. Changes ``entry``."""
-    entry.attempts = 0 if entry.stopped else entry.attempts
+    if entry.stopped:
+        entry.attempts = 0
+        entry.context = None if entry.context is None else _anew(entry.context)
     entry.stopped, entry.due = False, 0
     return entry
+
+
+def _anew(context: Context) -> Context:
+    """Of an event whose attempts begin anew: else their spans would be taken for those before."""
+    return msgspec.structs.replace(context, trace=once_more(context.trace)) if context.trace else context
 
 
 def run_of(body: bytes, name: str) -> codec.Run:

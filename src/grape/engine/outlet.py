@@ -120,6 +120,8 @@ class Take:
         """All takers of this output in this run: what all of them have is let go of."""
         self.retention: Retention | None = None
         """What is let go of whoever has not had it."""
+        self.keeps = False
+        """What was taken stays, for others, until the retention lets go of it."""
         self._durable: dict[int, tuple[int, set[int]]] = {
             number: (reading.cursor.position, set(reading.cursor.finished))
             for number, reading in self._readings.items()
@@ -153,9 +155,9 @@ class Take:
         output have to be there."""
         numbers, self._untold = self._untold, set()
         for number in numbers:
-            above = self._durable[number][1] if len(self.peers) == 1 else ()
+            above = self._durable[number][1] if len(self.peers) == 1 and not self.keeps else ()
             floor = 0 if self.retention is None else self.retention.floor[number]
-            taken = min((peer.committed(number) for peer in self.peers), default=0)
+            taken = 0 if self.keeps else min((peer.committed(number) for peer in self.peers), default=0)
             self._let_go[number](max(floor, taken), above)
 
     def leave(self) -> None:

@@ -228,6 +228,7 @@ class Pool:
     def give(self, partition: Partition, worker: Worker) -> None:
         """The partition is the worker's, in a new epoch."""
         epoch = partition.reassign()
+        partition.spans.worker, partition.spans.are_told = worker.name, worker.tells_spans
         self._owners[partition.number] = worker
         worker.partitions[partition.number] = partition
         worker.link.send(

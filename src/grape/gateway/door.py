@@ -72,6 +72,7 @@ class Door(asyncio.BufferedProtocol):
         self.events: frozenset[str]
         self.eager: frozenset[str]
         self.limits: Limits
+        self.traced = 0.0
         self.is_open = False
         self._loop = asyncio.get_running_loop()
         self._begun: asyncio.Future[None] = self._loop.create_future()
@@ -93,7 +94,8 @@ class Door(asyncio.BufferedProtocol):
             NoAnswer: the engine is gone, and it is not known whether it was accepted.
             GrapeError: it was refused.
         """
-        return self._ask(Emit(self._next(), event.name, event.key, event.data, event.id, event.wait, request))
+        what = event.name, event.key, event.data, event.id, event.wait, request, event.trace, event.via
+        return self._ask(Emit(self._next(), *what))
 
     def ask(self, verb: str, argument: Any = None, heard: Callable[[], None] | None = None) -> asyncio.Future[Any]:
         """The packed answer. ``heard``: called as it comes, before anything that the engine said after it."""
@@ -178,6 +180,7 @@ class Door(asyncio.BufferedProtocol):
                 self.eager = eager_events(message.topology)
             case Opened():
                 self.limits = message.limits
+                self.traced = message.traced
                 self.partitions = message.partitions
             case Begun():
                 self.is_open = True

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import random
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Any, Final
 from urllib.parse import parse_qsl, quote
 
+from msgspec import structs
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response, StreamingResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -29,6 +31,7 @@ from grape.gateway.problems import Problem, problem_of
 from grape.gateway.reading import read_body
 from grape.gateway.waiting import Waiter
 from grape.model.stored import KEPT, KEPT_BRIEFLY
+from grape.model.tracing import fresh_traceparent, read_traceparent
 
 MAX_WAIT: Final = 300.0
 WAIT: Final = 30.0
@@ -108,6 +111,8 @@ class Events:
             _seconds(asked, "deadline"),
             door.limits.max_event,
         )
+        if b"traceparent" in headers:
+            event = traced(event, headers[b"traceparent"].decode("latin-1"), "http")
         if is_async:
             assert own_id is not None
             await app.hand_in(event, KEPT + own_id)
@@ -126,11 +131,18 @@ async def hand_in_one(app: AppDoor, door: Door, event: ClientEvent) -> None:
         Problem: the app is not there.
         GrapeError: it was refused, or it is not known what became of it.
     """
-    if event.id or event.wait is not None or event.name in door.eager:
+    if event.id or event.wait is not None or event.trace or event.name in door.eager:
         await app.hand_in(event)
+    elif door.traced and random.random() < door.traced:  # all others the engine chooses from
+        await app.hand_in(structs.replace(event, trace=fresh_traceparent(), via="http"))
     else:  # with all others that come at the same time
         check_names([event], door)
         await app.hand_in_all([event])
+
+
+def traced(event: ClientEvent, header: str, via: str) -> ClientEvent:
+    """It with what a ``traceparent`` says, if that can be one."""
+    return structs.replace(event, trace=header.strip(), via=via) if read_traceparent(header) is not None else event
 
 
 async def handed_in(app: AppDoor, events: list[ClientEvent]) -> Response:

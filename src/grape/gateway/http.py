@@ -96,6 +96,7 @@ class Gateway:
                     "idempotency-key",
                     "last-event-id",
                     "prefer",
+                    "traceparent",
                 ],
                 expose_headers=["location", "retry-after"],
             )

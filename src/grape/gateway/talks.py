@@ -22,7 +22,7 @@ from grape.gateway.access import Access, Verb
 from grape.gateway.answers import as_problem, json_of
 from grape.gateway.bodies import UNREADABLE
 from grape.gateway.doors import AppDoor, Doors
-from grape.gateway.events import WAIT, bug, check_wait, hand_in_one, replies_to
+from grape.gateway.events import WAIT, bug, check_wait, hand_in_one, replies_to, traced
 from grape.gateway.outputs import followed_by, packed_places, places_in, shown
 from grape.gateway.problems import Problem, problem_of
 from grape.protocol import queues
@@ -59,6 +59,7 @@ class Asked(Struct, forbid_unknown_fields=True):
     call: bool = False
     wait: float = WAIT
     after: str = ""
+    traceparent: str = ""
 
 
 class Talks:
@@ -212,6 +213,8 @@ class _Talk:
         self._may("emit")
         door = self._app.open_door or await self._app.door()
         event = client_event(name, asked.data, asked.key, asked.id, asked.deadline, door.limits.max_event)
+        if asked.traceparent:
+            event = traced(event, asked.traceparent, "ws")
         if not asked.call:
             await hand_in_one(self._app, door, event)
             await self._say({"ref": asked.ref, "accepted": 1})

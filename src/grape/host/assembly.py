@@ -21,6 +21,7 @@ from grape.host.opening import Opening, Removals
 from grape.model.address import PartitionId
 from grape.model.foreign import Peers, logs_to
 from grape.model.topology import Limits, TopologySpec
+from grape.model.tracing import SPANS_LOG
 
 
 class Plan(Struct, frozen=True, kw_only=True):
@@ -29,6 +30,7 @@ class Plan(Struct, frozen=True, kw_only=True):
     ``limits``: cut to what the transport holds. ``parts``: what workers of a pool describe, if that is not the whole.
     ``partitions``: of a new app, or those that there must be. ``reserve``: bytes of room at which nothing comes in any
     more. ``owned``: numbers of the partitions that this engine serves; None: all. ``peers``: other apps of its server.
+    ``code``, ``traced``: see `App`.
     """
 
     topology: TopologySpec
@@ -40,6 +42,8 @@ class Plan(Struct, frozen=True, kw_only=True):
     reserve: int = 0
     owned: frozenset[int] | None = None
     peers: Peers = {}
+    code: str = ""
+    traced: float = 0.0
 
 
 class Assembled(Struct, frozen=True):
@@ -78,12 +82,12 @@ class Assembler:
         limits = fit(plan.limits, around.transport.features)
         opening = self._opening = Opening(around.transport, around.clock, limits, around.rng, plan.removals)
         record = await opening.record(
-            plan.topology, plan.partitions, [log for app in plan.peers for log in logs_to(app)]
+            plan.topology, plan.partitions, [SPANS_LOG, *(log for app in plan.peers for log in logs_to(app))]
         )
         if opening.discarded:
             around.notice(f"{opening.discarded:,} events were given up without dead letters (--discard-slot)")
         app = App(record, plan.topology, limits, plan.parts)
-        app.peers = plan.peers
+        app.peers, app.code, app.traced = plan.peers, plan.code, plan.traced
         claims = await opening.claim(_owned(plan, app))
         engine = self._engine = Engine(app, around, plan.sizes, claims, plan.reserve)
         engine.arrived(opening.missed)

@@ -19,6 +19,7 @@ from grape.errors import Full, UsageError
 from grape.model.address import MAX_LOGS, PartitionId
 from grape.model.retention import Keeping
 from grape.model.stored import OUTPUT, REPLIES, SOURCE, TAKER
+from grape.model.tracing import SPANS_LOG
 
 _SPARED: Final = 1_024
 """Numbers of logs that are left to what the app itself may have in later versions."""
@@ -122,6 +123,7 @@ class Attaching:
         take.peers = self._peers.setdefault(taken.log, [])
         take.peers.append(take)
         take.retention = self._retained.get(taken.log)
+        take.keeps = taken.log == SPANS_LOG
         for number in take.logs:
             engine.on_arrival(app.log(taken.log, number), partial(_of, take.arrived, number))
         return take
@@ -132,13 +134,14 @@ class Attaching:
         retention = self._retained[log] = Retention(app, event, engine.transport, keeping)
         for number in range(app.partitions):
             engine.on_arrival(app.log(log, number), partial(_of, retention.arrived, number))
-        app.taken |= {event}
+        if event in app.topology.outputs:
+            app.taken |= {event}
         return retention
 
     def let_go(self, event: str, numbers: set[int]) -> None:
         """Of what nobody keeps of these partitions of an output."""
         log = OUTPUT + event
-        peers = self._peers.get(log, [])
+        peers = [] if log == SPANS_LOG else self._peers.get(log, [])
         taken = {number: min(peer.committed(number) for peer in peers) for number in numbers} if peers else {}
         self._retained[log].let_go(numbers, taken)
 

@@ -89,11 +89,11 @@ class Connection(asyncio.BufferedProtocol):
         if transport is None or self._unread > _MAX_LINES:
             self._cut_lines += 1
             return
-        lines = [(worker, *line)]
+        lines = [(worker, line.level, line.slot, line.text)]
         if self._cut_lines:
             lines.insert(0, ("engine", "stderr", "", f"({self._cut_lines:,} lines were cut: nobody read them in time)"))
             self._cut_lines = 0
-        self.say(Said(lines))
+        self.say(Said(lines, {len(lines) - 1: (line.event, line.trace)} if line.trace else {}))
 
     def get_buffer(self, sizehint: int) -> memoryview:
         return memoryview(bytearray(_READ)) if self._is_deaf else self._frames.buffer()

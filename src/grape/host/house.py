@@ -21,6 +21,7 @@ from grape.host.streams import Say, Stream, Streams, nobody
 from grape.model.address import check_text
 from grape.model.foreign import AT
 from grape.model.topology import TopologySpec
+from grape.model.tracing import SPANS
 from grape.protocol.door import (
     VERSION,
     Append,
@@ -107,7 +108,7 @@ class House:
         """It can be given streams and readers now."""
         app = assembled.app
         self._inside = Inside(assembled, streams, Clients(assembled.engine))
-        self._opened = Opened(app.partitions, app.record.incarnation, app.limits)
+        self._opened = Opened(app.partitions, app.record.incarnation, app.limits, app.traced)
         for visitor in tuple(self.visitors):
             if visitor.is_owner and visitor.is_greeted:
                 visitor.say(self._opened)
@@ -396,8 +397,12 @@ class Visitor:
         if house.is_being_read(message.name):
             self._refuse(InUse(f"{message.name!r:.300} is being written by another client"))
             return
-        is_to_other = by.event is not None and by.event.startswith(AT) and by.log in inside.app.record.logs
-        if by.event is not None and by.event not in inside.app.taken and not is_to_other:
+        is_own = by.event is not None and (by.event.startswith(AT) or by.event == SPANS)  # no output of the app's
+        if (
+            by.event is not None
+            and by.event not in inside.app.taken
+            and not (is_own and by.log in inside.app.record.logs)
+        ):
             if by.event not in inside.app.topology.outputs or house.is_begun:
                 text = f"output {by.event!r:.300} is not taken in this run: its workers do not send it"
                 self._refuse(UsageError(f"{text}; name it when the run is started"))

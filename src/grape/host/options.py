@@ -17,7 +17,7 @@ from grape.model.address import MAX_PARTITIONS
 from grape.model.foreign import Peers
 from grape.model.near import did_you_mean
 from grape.model.profile import Profile
-from grape.model.retention import Keeping
+from grape.model.retention import KEPT_SPANS, Keeping
 from grape.model.topology import Limits
 from grape.model.values import shown
 from grape.store.store import MAX_SIZE
@@ -75,6 +75,12 @@ class Options(Struct, kw_only=True):
     """What is fed, as far as that is known before."""
     peers: Peers = {}
     """The other apps of its server."""
+    code: str = ""
+    """Which version runs, for people."""
+    traced: float = 0.0
+    """Share of events of clients that are traced although nobody has said so."""
+    spans: Keeping = KEPT_SPANS
+    """How much is kept of what traced events did."""
     is_paused: bool = False
     """Nothing is handed to workers until somebody says so at the door."""
 

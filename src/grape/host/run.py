@@ -36,6 +36,7 @@ from grape.host.ordering import ordering
 from grape.host.outgoing import Outgoing
 from grape.host.queues import Queues
 from grape.host.serving import Serving
+from grape.host.spans import Spans
 from grape.host.spawning import Spawning
 from grape.host.streams import Streams
 from grape.host.tails import Tails
@@ -195,6 +196,8 @@ class Run:
             removals=Removals(options.drop_slots, options.drop_nodes, options.discard_slots),
             reserve=reserve,
             peers=options.peers,
+            code=options.code,
+            traced=options.traced,
         )
 
     def _connect(self, assembled: Assembled, described: Described) -> Serving:
@@ -218,6 +221,7 @@ class Run:
         outgoing = Outgoing(app, engine, assembled.attaching)
         self._house.verbs.update(outgoing.verbs())
         self._house.leaving += [queues.left, tails.left, outgoing.left]
+        Spans(assembled.attaching, app, engine, self._host, self._clock, self.options.spans).begin()
         if self.options.keeps is not None:
             queues.begin(self.options.keeps)
         self._house.verbs.update(ordering(engine, assembled.attaching, self._streams, self._host))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from msgspec import Struct
 
 from grape.model.section import Duration, Size
@@ -17,3 +19,7 @@ class Keeping(Struct, frozen=True, kw_only=True, rename="kebab"):
 
     age: Duration = Duration(86_400)
     size: Size = Size(256 << 20)
+
+
+KEPT_SPANS: Final = Keeping(age=Duration(3_600), size=Size(64 << 20))
+"""Of what traced events did."""

@@ -16,6 +16,7 @@ LAST_READS: Final = 64
 """Of what a dead worker has said or printed: more than its socket and pipes hold. Somebody it started may go on."""
 _LINE: Final = 64 << 10
 _MARK: Final = "\x1e"
+_FIELD: Final = "\x1f"
 _LINE_COSTS: Final = 256
 """What a line costs beside its bytes: to show very many short ones would keep everybody waiting."""
 _PAUSE: Final = 0.005
@@ -25,11 +26,13 @@ _LEVELS: Final = {"debug", "info", "warning", "error", "critical"}
 
 class Line(NamedTuple):
     """A line that a worker printed. ``level``: "stdout" or "stderr", or that of a log record ("warning"). ``slot``: the
-    node that ran, "" if none did."""
+    node that ran, "" if none did. ``event``, ``trace``: ids of the event that it handled, if that is traced."""
 
     level: str
     slot: str
     text: str
+    event: str = ""
+    trace: str = ""
 
 
 class Output:
@@ -115,7 +118,9 @@ class Output:
         if text.startswith(_MARK) and text.count(_MARK) >= 3:
             _, level, slot, text = text.split(_MARK, 3)
             level = level if level in _LEVELS else ""
-        self._say(Line(level or self._levels[pipe], slot, text))
+        slot, _, ids = slot.partition(_FIELD)
+        event, _, trace = ids.partition(_FIELD)
+        self._say(Line(level or self._levels[pipe], slot, text, event, trace))
 
     def _say(self, line: Line) -> None:
         self.last_lines.append(line)

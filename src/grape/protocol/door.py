@@ -194,7 +194,8 @@ class Took(Struct, frozen=True, array_like=True, tag=10):
 
 class Emit(Struct, frozen=True, array_like=True, tag=11):
     """One event. ``data``: msgpack. ``wait``: microseconds after which nobody is interested any more. ``request``: its
-    replies come as `Replies` under this."""
+    replies come as `Replies` under this. ``trace``: a W3C ``traceparent``: one that is sampled has it
+    traced. ``via``: what it came by, for people."""
 
     number: int
     name: str
@@ -203,6 +204,8 @@ class Emit(Struct, frozen=True, array_like=True, tag=11):
     id: str = ""
     wait: int | None = None
     request: str = ""
+    trace: str = ""
+    via: str = ""
 
 
 class TakeReplies(Struct, frozen=True, array_like=True, tag=12):
@@ -250,11 +253,13 @@ class Described(Struct, frozen=True, array_like=True, tag=33):
 
 
 class Opened(Struct, frozen=True, array_like=True, tag=34):
-    """What a client needs to make batches. ``incarnation``: of the app's directory."""
+    """What a client needs to make batches. ``incarnation``: of the app's directory. ``traced``: this share of events is
+    to be traced that nobody has said it of."""
 
     partitions: int
     incarnation: int
     limits: Limits
+    traced: float = 0.0
 
 
 class Begun(Struct, frozen=True, array_like=True, tag=35):
@@ -330,9 +335,11 @@ class Answer(Struct, frozen=True, array_like=True, tag=44):
 
 
 class Said(Struct, frozen=True, array_like=True, tag=45):
-    """Lines for people, to the owner: (worker, level, node, text). Those of the engine itself are of "engine"."""
+    """Lines for people, to the owner: (worker, level, node, text). Those of the engine itself are of "engine".
+    ``about``: of lines that were printed while a traced event was handled, by their index: (event id, trace id)."""
 
     lines: list[tuple[str, str, str, str]]
+    about: dict[int, tuple[str, str]] = {}
 
 
 class Halt(Struct, frozen=True, array_like=True, tag=46):

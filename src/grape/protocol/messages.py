@@ -12,6 +12,7 @@ from msgspec import Meta, Struct
 
 from grape.model.cursor import Progress
 from grape.model.topology import Limits, TopologySpec
+from grape.model.tracing import Span
 
 VERSION: Final = 1
 
@@ -21,6 +22,8 @@ MAX_PARTS: Final = 1 << 16
 """Bodies, batches, works and nodes that a message tells of."""
 MAX_ITEMS: Final = 1 << 18
 """Timers, failures and replies in a result; names that it counts."""
+DERIVED: Final = 1 << 40
+"""From here on the numbers of contexts are those that a result derives itself."""
 MAX_ROWS: Final = 1 << 20
 """Keys of one node in a result or a question, and contexts of a body.
 
@@ -131,7 +134,8 @@ class Named(Struct, frozen=True, array_like=True):
 class Work(Struct, frozen=True, array_like=True, tag=4):
     """``careful``: announce every event before it starts and hand in results root by root. Results name a context by
     its number: those of the retries come first, from ``context_base`` on, then those of each batch. ``deadlines``: of
-    contexts that have one, by number."""
+    contexts that have one, by number. ``traced``: of contexts of traced events, the trace and the span that caused them
+    (`grape.model.tracing`); only for whoever can record spans."""
 
     partition: int
     epoch: int
@@ -142,6 +146,7 @@ class Work(Struct, frozen=True, array_like=True, tag=4):
     named: list[Named] = []
     context_base: int = 0
     deadlines: dict[int, int] = {}
+    traced: dict[int, str] = {}
 
 
 class Values(Struct, frozen=True, array_like=True, tag=5):
@@ -326,7 +331,9 @@ class Tried(Struct, frozen=True, array_like=True, tag=39):
 
 class Result(Struct, frozen=True, array_like=True, tag=38):
     """Effects of finished events of one partition. ``ended``: works of which nothing more comes. ``done``: (position,
-    progress) of every batch that moved. ``counts``: "event>node" -> processed; ``emits``: name -> emitted."""
+    progress) of every batch that moved. ``counts``: "event>node" -> processed; ``emits``: name -> emitted. ``derived``:
+    contexts that it adds, which have the numbers from `DERIVED` on: (another context, the span that is the parent now).
+    ``spans``: of traced events."""
 
     partition: int
     epoch: int
@@ -340,6 +347,8 @@ class Result(Struct, frozen=True, array_like=True, tag=38):
     replies: Items[Reply] = []
     counts: Counts = {}
     emits: Counts = {}
+    derived: Items[tuple[int, str]] = []
+    spans: Items[Span] = []
 
     @property
     def is_progress(self) -> bool:

@@ -42,8 +42,9 @@ class AsyncClient:
         token: str | None = None,
         timeout: float | None = 30.0,
         retries: int | None = None,
+        traceparent: str | None = None,
     ) -> None:
-        self._ground = Ground(url, token, timeout, retries)
+        self._ground = Ground(url, token, timeout, retries, traceparent)
         self._is_closed = False
         self._wire: AsyncWire = (
             AsyncDoorWire(self._ground.directory)

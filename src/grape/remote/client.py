@@ -47,6 +47,8 @@ class Client:
         timeout: seconds that whatever is asked may take with all tries, if it does not say itself; None: without an
             end. A server that never was there is given up after 5.
         retries: tries after the first one at most; None: as many as fit into the time.
+        traceparent: of the span in which all that is handed in is to be traced, if it is sampled; the one that is
+            current in the program's own OpenTelemetry goes before it.
 
     Raises:
         BadArgument: one of them cannot be.
@@ -60,8 +62,9 @@ class Client:
         token: str | None = None,
         timeout: float | None = 30.0,
         retries: int | None = None,
+        traceparent: str | None = None,
     ) -> None:
-        self._ground = Ground(url, token, timeout, retries)
+        self._ground = Ground(url, token, timeout, retries, traceparent)
         self._is_closed = False
         self._wire: Wire = (
             DoorWire(self._ground.directory) if self._ground.directory else Web(self._ground.url, self._ground.token)

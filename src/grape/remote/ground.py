@@ -9,8 +9,10 @@ from types import FunctionType
 from typing import Any, Final, ParamSpec, TypeVar, cast
 
 from grape.authoring.places import HIDDEN
-from grape.client.events import check_timeout
+from grape.client.events import ClientEvent, check_timeout
+from grape.client.tracing import in_trace
 from grape.errors import BadArgument, GrapeError, Refused, UserError
+from grape.model.tracing import read_traceparent
 from grape.model.values import shown
 from grape.remote.asked import Call, Emit, Order, Timeout, Verb, address_of, app_of, event_of, timeout_of
 from grape.remote.door import PREFIX
@@ -54,7 +56,14 @@ class Ground:
         BadArgument: one of them cannot be.
     """
 
-    def __init__(self, url: str | None, token: str | None, timeout: float | None, retries: int | None) -> None:
+    def __init__(
+        self,
+        url: str | None,
+        token: str | None,
+        timeout: float | None,
+        retries: int | None,
+        traceparent: str | None = None,
+    ) -> None:
         given = os.environ.get("GRAPE_URL") or URL if url is None else url
         self.directory = given.removeprefix(PREFIX) if type(given) is str and given.startswith(PREFIX) else ""
         self.url = given if self.directory else url_of(given)
@@ -66,6 +75,12 @@ class Ground:
         if retries is not None and (type(retries) is not int or retries < 0):
             raise BadArgument(f"retries= is a whole number from 0, or None for as many as fit, not {shown(retries)}")
         self._retries = retries
+        if traceparent is not None and (type(traceparent) is not str or read_traceparent(traceparent) is None):
+            raise BadArgument(f"traceparent= is as W3C trace context says it, 00-...-...-01, not {shown(traceparent)}")
+        self._traceparent = traceparent or ""
+
+    def _event(self, name: str, data: Any, key: str | None, id: str | None, deadline: float | None) -> ClientEvent:
+        return in_trace(event_of(name, data, key, id, deadline), self._traceparent)
 
     def patience(self, timeout: Timeout) -> Patience:
         """
@@ -82,21 +97,21 @@ class Ground:
             BadArgument, BadValue, TooLarge: it cannot be handed in.
         """
         app, name = address_of(app_event)
-        return talk(Emit(app, event_of(name, data, key, id, deadline)), self.patience(timeout))
+        return talk(Emit(app, self._event(name, data, key, id, deadline)), self.patience(timeout))
 
     def call(
         self, app_event: str, data: Any, key: str | None, id: str | None, deadline: float | None, timeout: Timeout
     ) -> Talk[Any]:
         """As of `emit`."""
         app, name = address_of(app_event)
-        return talk(Call(app, event_of(name, data, key, id, deadline)), self.patience(timeout))
+        return talk(Call(app, self._event(name, data, key, id, deadline)), self.patience(timeout))
 
     def stream(
         self, app_event: str, data: Any, key: str | None, id: str | None, deadline: float | None, timeout: Timeout
     ) -> StreamTalk:
         """As of `emit`."""
         app, name = address_of(app_event)
-        return StreamTalk(Call(app, event_of(name, data, key, id, deadline)), self.patience(timeout))
+        return StreamTalk(Call(app, self._event(name, data, key, id, deadline)), self.patience(timeout))
 
     def order(
         self, verb: Verb, app: str, timeout: Timeout, version: str = "", drop_slots: tuple[str, ...] = ()

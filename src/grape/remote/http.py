@@ -153,6 +153,8 @@ def _event_request(
     if not name.strip("."):
         name = name.replace(".", "%2E")  # else it would be a way up
     path = f"/apps/{app}/events/{name}{'?' if query else ''}{urlencode(query)}"
+    if event.trace:
+        headers["traceparent"] = event.trace
     return Request("POST", path, {"content-type": PACKED, "idempotency-key": event.id, **headers}, event.data, timeout)
 
 

@@ -8,7 +8,7 @@ import contextlib
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, Protocol
 
@@ -46,7 +46,7 @@ class SideProcess:
     Args:
         name: for people. module: below ``grape``, whose ``main`` it runs. options: its argument, as JSON.
         say: a line for people; so is what it logs. changed: called when there may be something to do.
-        fds: descriptors that it inherits, under the same numbers.
+        fds: descriptors that it inherits, under the same numbers. env: variables that it gets beside the usual ones.
     """
 
     def __init__(
@@ -57,6 +57,7 @@ class SideProcess:
         say: Say,
         changed: Callable[[], None],
         fds: Sequence[int] = (),
+        env: Mapping[str, str] | None = None,
     ) -> None:
         self._name = name
         own = str(Path(__file__).parents[2])
@@ -66,6 +67,7 @@ class SideProcess:
         self._say = say
         self._changed = changed
         self._fds = tuple(fds)
+        self._env = dict(env or {})
         self._keeper = Keeper(time.monotonic())
         self._process: asyncio.subprocess.Process | None = None
         self._task: asyncio.Task[None] | None = None
@@ -102,7 +104,7 @@ class SideProcess:
                 stdout=asyncio.subprocess.DEVNULL,
                 stderr=asyncio.subprocess.PIPE,
                 pass_fds=self._fds,
-                env={name: os.environ[name] for name in _KEPT if name in os.environ},
+                env={**{name: os.environ[name] for name in _KEPT if name in os.environ}, **self._env},
                 start_new_session=True,
             )
         except OSError as e:  # no process more, say

@@ -289,6 +289,7 @@ class Hosted:
             options.max_dead = MAX_DEAD
             options.drop_slots = drop_slots
             options.peers = peers
+            options.code = f"{options.code} ({digest[:12]})"
             options.is_paused = is_paused
             return check_options(options)
 

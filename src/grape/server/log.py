@@ -33,7 +33,7 @@ class Say(Protocol):
 class Record(Struct, frozen=True, omit_defaults=True):
     """A line of a log as JSON. ``time``: UTC. ``level``: "stdout" or "stderr" of what was printed, else as of a log
     record. ``part``: of the server that says it, or "app". ``worker``: who printed it, of an app. ``slot``: the node
-    that ran. ``event``: the id of the one that has failed."""
+    that ran. ``event``: the id of the one that has failed, or that is traced and was handled; then with ``trace``."""
 
     time: str
     level: str
@@ -43,6 +43,7 @@ class Record(Struct, frozen=True, omit_defaults=True):
     worker: str = ""
     slot: str = ""
     event: str = ""
+    trace: str = ""
 
 
 class LogKind(Struct, frozen=True):
@@ -67,8 +68,8 @@ class AppLog:
 
     def said(self, said: Said) -> None:
         """What an engine tells people."""
-        for worker, level, slot, text in said.lines:
-            self.add(worker, Line(level, slot, text))
+        for i, (worker, level, slot, text) in enumerate(said.lines):
+            self.add(worker, Line(level, slot, text, *said.about.get(i, ())))
 
     def note(self, text: str) -> None:
         """What the server itself has to say of the app."""
@@ -80,10 +81,11 @@ class AppLog:
         at = _time()
         if self._is_json:
             failed = _FAILED.match(line.text) if line.level == "error" else None
-            event = "" if failed is None else failed[1]
+            event = line.event if failed is None else failed[1]
             part = worker if worker in ("server", "engine") else "app"
             who = "" if part == "server" else worker
-            _put(self._file, _json(Record(at, line.level, part, _cut(line.text), self._app, who, line.slot, event)))
+            what = at, line.level, part, _cut(line.text), self._app, who, line.slot, event, line.trace
+            _put(self._file, _json(Record(*what)))
             return
         where, text = shown(worker, line)
         _put(self._file, f"{at} [{where}] {_cut(text)}")

@@ -27,6 +27,7 @@ from grape.server.beside import Beside, SideProcess
 from grape.server.config import ServerConfig
 from grape.server.control import ControlConnection, Verb
 from grape.server.drivers import Drivers
+from grape.server.exporter import TraceExport
 from grape.server.gateways import Gateways
 from grape.server.home import Home, Installed, Version, check_name, with_version
 from grape.server.hosted import AppInfo, Hosted
@@ -118,7 +119,8 @@ class Supervisor:
         bridge = SideProcess("the bridge", "bridge.process", {"home": str(home.path)}, say, self._happened.set)
         self._neighbours = Neighbours(self.apps, bridge)
         self._drivers = Drivers(home, self.apps, say, self._happened.set)
-        self._beside: list[Beside] = [self._neighbours, self._drivers]
+        export = TraceExport(home, self.apps, say, self._happened.set)
+        self._beside: list[Beside] = [self._neighbours, self._drivers, export]
         if self._gateways is not None:
             self._beside.insert(0, self._gateways)
         self._connections: list[ControlConnection] = []

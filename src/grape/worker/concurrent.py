@@ -97,6 +97,8 @@ class Job:
         self.columns = EmitColumns(pool.runtime.limits.max_result, single=True)
         self.emitter = Context()
         self.access: StateAccess | None = None
+        self.said = ""
+        """See `Tracer.said`."""
         self.is_started = False
         self.is_over = False
         self.is_late = False
@@ -324,6 +326,8 @@ class AsyncPool:
         if not self._is_current(job.part) or not self._begin(job):
             return
         error: BaseException | None = None
+        if job.part.traced and stage.contexts is not None:
+            job.said = runtime.ground.tracer.begin(unit, stage)
         try:
             await self._call(job)
         except BaseException as e:
@@ -335,6 +339,8 @@ class AsyncPool:
         if self._is_current(job.part):
             runtime.ground.count(unit, stage)
             self._finished(job, partial(self._take_effect, job, error))
+        elif job.said:
+            runtime.ground.tracer.forget(unit, stage)
 
     def _begin(self, job: Job) -> bool:
         """Whether the job may run: nothing that failed before it keeps its key, nor is it lost. If not, it is over."""
@@ -384,6 +390,8 @@ class AsyncPool:
 
     def _take_effect(self, job: Job, error: BaseException | None) -> None:
         unit, stage, runtime = job.unit, job.stage, self.runtime
+        tracer = runtime.ground.tracer if job.part.traced and stage.contexts is not None else None
+        was_dirty = tracer is not None and tracer.before(unit, stage)
         if job.access is not None:
             runtime.ground.table(unit.node).in_use.discard(stage.key_of(0) or "")
             if error is None:
@@ -391,9 +399,13 @@ class AsyncPool:
                     job.access.apply()
                 except BaseException as e:  # comparing values is code of the user's
                     error = failure(e)
+        wrote = tracer is not None and tracer.after(unit, stage, was_dirty)
         if error is not None:
             runtime.ground.fail(unit, stage, 0, error)
-        elif job.columns.data:
+        elif tracer is not None:
+            stage = stage.pick([0])
+            tracer.end(unit, stage, wrote=wrote)
+        if error is None and job.columns.data:
             size = job.columns.size
             names, keys, data = job.columns.take()
             runtime.deliver(unit, stage, Emissions(names, keys, data, [len(data)], None, size))
@@ -614,7 +626,7 @@ def _raise(error: BaseException) -> None:
 
 def _speaker() -> str:
     job = _current.get()
-    return "" if job is None else job.unit.node
+    return "" if job is None else job.unit.node + job.said
 
 
 def _job(what: str) -> Job:

@@ -6,6 +6,7 @@ from typing import Final
 
 from grape.model.cursor import Progress
 from grape.model.topology import Limits
+from grape.model.tracing import Span
 from grape.protocol.messages import Assign, Failure, Reply, Timer, Work
 from grape.worker.emits import TooMuch
 from grape.worker.outbox import Outbox
@@ -14,6 +15,7 @@ from grape.worker.state import StateTable
 TIMER_COSTS: Final = 256
 REPLY_COSTS: Final = 256
 FAILURE_COSTS: Final = 512
+SPAN_COSTS: Final = 1_024
 """About how many bytes one takes in memory beside its data. At max-result (64 MiB) none can be over `MAX_ITEMS`."""
 
 Locks = tuple[dict[str, set[str]], dict[tuple[str, str], set[str]]]
@@ -31,6 +33,8 @@ class Assigned:
         self.locks: dict[str, set[str]] = {}
         self.deadlines: dict[int, int] = {}
         """Of contexts that have one, by number."""
+        self.traced: dict[int, str] = {}
+        """Of contexts of traced events, what they carry."""
         self.lines: dict[tuple[str, str], set[str]] = {}
         """Ids of the events that were handed in as failed or behind, by the (node, key) whose line they stand in, until
         they have been retried. When the engine sends the first one back it may not know all of them yet."""
@@ -40,6 +44,7 @@ class Assigned:
     def begin(self, work: Work) -> None:
         """Take what it says of the events in it. Contexts are numbered anew when no work is out."""
         self.deadlines = work.deadlines if not work.context_base else {**self.deadlines, **work.deadlines}
+        self.traced = work.traced if not work.context_base else {**self.traced, **work.traced}
 
     def copy_locks(self) -> Locks:
         """Locks and lines, as they are now."""
@@ -68,6 +73,10 @@ class Effects:
         self.done: dict[int, Progress] = {}
         self.counts: dict[str, int] = {}
         self.emit_counts: dict[str, int] = {}
+        self.spans: list[Span] = []
+        self.derived: list[tuple[int, str]] = []
+        self.traced: dict[int, str] = {}
+        """What the contexts of ``derived`` carry, by their numbers."""
 
     def add_size(self, size: int) -> None:
         """

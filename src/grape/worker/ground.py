@@ -19,6 +19,7 @@ from grape.worker.delivery import Delivery
 from grape.worker.effects import FAILURE_COSTS, Assigned, Effects
 from grape.worker.stage import Stage
 from grape.worker.state import StateTable
+from grape.worker.tracing import Tracer
 from grape.worker.units.unit import Unit
 
 
@@ -32,6 +33,7 @@ class Ground:
     Attributes:
         part, effects: of what runs now, see `enter`.
         retries: held events that run right now, by (id, node).
+        tracer: keeps what happens to traced events.
         single: root events run one by one, so that what one of them does too much of is its own failure.
     """
 
@@ -48,6 +50,7 @@ class Ground:
         self.effects = Effects(limits)
         self.retries: dict[tuple[str, str], RetryItem] = {}
         self.single = False
+        self.tracer = Tracer(self)
         self.delivery: Delivery
         self._handlers = handlers
         self._ask = ask
@@ -145,6 +148,8 @@ class Ground:
         else:
             assert error is not None
             kind, text, trace = blame(error)
+        if self.part.traced:
+            self.tracer.failed(unit, stage, index, kind, text)
         self._record(
             unit,
             stage,
@@ -166,6 +171,8 @@ class Ground:
     def _suspend(self, unit: Unit, stage: Stage, index: int, call: Suspended) -> None:
         """The event waits for an answer."""
         self._lock(unit, stage, index, "retry")
+        if self.part.traced:
+            self.tracer.asks(unit, stage, index, call.event)
         requests = self.delivery.requests(self.part, unit, stage, index, call)
         self.effects.add_size(sum(len(request.body) for request in requests))
         self._record(unit, stage, index, call=Call(call.event, call.digest, call.timeout, requests))

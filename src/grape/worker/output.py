@@ -21,11 +21,13 @@ from grape.worker import children
 
 MARK: Final = "\x1e"
 """Stands before level and slot and behind both, at the beginning of a marked line."""
+FIELD: Final = "\x1f"
+"""Stands between a slot and the ids of the traced event that runs, and of its trace."""
 _LONGEST: Final = 64 << 10
 """Bytes of a line that are kept until its end; as much as the engine takes for one."""
 
 Speaker = Callable[[], str]
-"""The node that runs right now, "" for none."""
+"""The node that runs right now, "" for none; if it handles a traced event with its id and that of the trace."""
 
 
 def _nobody() -> str:
@@ -105,7 +107,7 @@ class MarkedPipe(io.BufferedIOBase):
             view = view[self.raw.write(view) or 0 :]
 
     def _mark(self, level: str, slot: str | None) -> str:
-        slot = shown(self.speaker() if slot is None else slot)
+        slot = FIELD.join(map(shown, (self.speaker() if slot is None else slot).split(FIELD)))
         return f"{MARK}{level}{MARK}{slot}{MARK}" if level or slot else ""
 
     def _forked(self) -> None:

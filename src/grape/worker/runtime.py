@@ -48,7 +48,7 @@ from grape.worker.state import StateTable
 from grape.worker.units.make import make_unit
 from grape.worker.units.unit import Emissions, Unit
 
-ADAPTED: Final = ["partition", "cache", "chain", "peers", "rates"]
+ADAPTED: Final = ["partition", "cache", "chain", "peers", "rates", "traces"]
 """What an adapter can do, whatever stands behind it."""
 CAPABILITIES: Final = [*ADAPTED, "timers", "calls", "try"]
 """What `Runtime` does, as it is said to the engine."""
@@ -128,7 +128,7 @@ class Runtime:
 
     def _running_node(self) -> str:
         running = self.running
-        return "" if running is None else running[0].node
+        return "" if running is None else running[0].node + self.ground.tracer.said
 
     # ------------------------------------------------------------------ messages
 
@@ -141,6 +141,7 @@ class Runtime:
         self.partitions = Partitions(message.partitions)
         self.names = Names(self.topology.name, self.topology.events, self.topology.outputs, message.peers)
         self.ground = Ground(self.limits, self._handlers, self._ask, self.now_us)
+        self.ground.tracer.worker = message.worker
         routing = route(self.topology)
         self._routing: Routing = routing
         self.units: dict[str, Unit] = {}
@@ -322,6 +323,8 @@ class Runtime:
             effects.replies,
             effects.counts,
             effects.emit_counts,
+            effects.derived,
+            effects.spans,
         )
 
     def batches_of(self, work: Work) -> Iterator[tuple[BatchItem, int]]:
@@ -473,7 +476,37 @@ class Runtime:
         if self._careful:
             self._run_carefully(unit, stage)
             return
+        if stage.contexts is not None and self.ground.part.traced and self.ground.tracer.is_traced(stage):
+            for piece, is_traced in self.ground.tracer.pieces(stage):
+                if is_traced:
+                    self._run_traced(unit, piece)
+                else:
+                    self._run_unit(unit, piece)
+            return
         self._run_unit(unit, stage)
+
+    def _run_traced(self, unit: Unit, stage: Stage) -> None:
+        """As `_run_unit`, one event. What it emits, and answers, is told to be caused by it."""
+        ground = self.ground
+        ground.count(unit, stage)
+        tracer = ground.tracer
+        tracer.said = tracer.begin(unit, stage)
+        was_dirty = tracer.before(unit, stage)
+        failures = len(ground.effects.failures)
+        self.running = (unit, stage)
+        try:
+            emissions = unit.run(stage)
+        finally:
+            self.running, tracer.said = None, ""
+            wrote = tracer.after(unit, stage, was_dirty)
+        if unit.has_state:
+            ground.effects.add_size(ground.table(unit.node).take_written())
+        if len(ground.effects.failures) > failures:
+            tracer.forget(unit, stage)
+        else:
+            tracer.end(unit, stage, wrote=wrote)
+        if emissions is not None:
+            self.deliver(unit, stage, emissions)
 
     def _run_unit(self, unit: Unit, stage: Stage) -> None:
         self.ground.count(unit, stage)
@@ -497,7 +530,10 @@ class Runtime:
                 self.ground.fail(unit, single, 0, None, named)
                 continue
             self.announce(Announce(self.ground.part.number, self.ground.part.epoch, event_id, unit.node))
-            self._run_unit(unit, single)
+            if self.ground.part.traced and self.ground.tracer.is_traced(single):
+                self._run_traced(unit, single)
+            else:
+                self._run_unit(unit, single)
 
     # ------------------------------------------------------------------ what was emitted
 

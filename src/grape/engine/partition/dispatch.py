@@ -13,6 +13,7 @@ from grape.engine.partition.careful import Careful, Root
 from grape.engine.partition.failures import Failures
 from grape.engine.partition.hold import Held
 from grape.engine.partition.ledger import Ledger, decoded
+from grape.engine.partition.spans import Spans
 from grape.errors import Corrupt, ProtocolError
 from grape.model import batch as codec
 from grape.model.batch import Context
@@ -53,9 +54,12 @@ class Dispatch:
         is_moving: nothing more is handed out: the partition is to go to another worker.
         is_resting: nothing more is handed out: an order waits until no worker has anything of the partition.
         top_up: works are made while others are out (async slots).
+        spans: of what is traced.
     """
 
-    def __init__(self, ledger: Ledger, backlog: Backlog, failures: Failures, careful: Careful, top_up: bool) -> None:
+    def __init__(
+        self, ledger: Ledger, backlog: Backlog, failures: Failures, careful: Careful, spans: Spans, top_up: bool
+    ) -> None:
         self._ledger = ledger
         self._backlog = backlog
         self._failures = failures
@@ -70,6 +74,8 @@ class Dispatch:
         self._seq = 0
         self._window = _FIRST_WINDOW
         self._deadlines: dict[int, int] = {}
+        self._traced: dict[int, str] = {}
+        self.spans = spans
 
     # ------------------------------------------------------------------ making
 
@@ -114,6 +120,7 @@ class Dispatch:
         self._ledger.inbox.unpark()
         if not self.works:
             self.contexts = []
+            self.spans.forget()
         base = len(self.contexts)
         retries = self._retries(now)
         is_needed = self._careful.is_needed
@@ -131,13 +138,16 @@ class Dispatch:
         self.works[self._seq] = Dispatched(self._seq, batches.positions, holds, careful, batches.events, batches.events)
         named = list(self._careful.named.values())
         deadlines, self._deadlines = self._deadlines, {}
+        traced, self._traced = self._traced, {}
         number = self._ledger.number
-        return Work(number, epoch, self._seq, batches.items, retries, careful, named, base, deadlines)
+        return Work(number, epoch, self._seq, batches.items, retries, careful, named, base, deadlines, traced)
 
     def _add_contexts(self, contexts: list[Context]) -> None:
         for i, context in enumerate(contexts, len(self.contexts)):
             if context.deadline:
                 self._deadlines[i] = context.deadline
+            if context.trace and self.spans.are_told:
+                self._traced[i] = context.trace
         self.contexts += contexts
 
     def _retries(self, now: int) -> list[RetryItem]:
@@ -158,7 +168,8 @@ class Dispatch:
         if entry.is_suspended:
             self._failures.give_up_waiting(held.number, entry)
         answers = [Answer(call.digest, call.answer or b"", call.is_error) for call in entry.calls]
-        self._add_contexts([entry.context or Context()])
+        inherited = entry.context or Context()
+        self._add_contexts([self.spans.follow_retry(held.number, entry, inherited, len(self.contexts))])
         context = -1 if entry.context is None else len(self.contexts) - 1
         what = entry.node, entry.id, entry.attempts + 1, entry.named_deaths, entry.created, entry.body
         return RetryItem(held.number, *what, rest, context, answers)
@@ -197,6 +208,8 @@ class Dispatch:
             contexts = [Context(event_id, self._ledger.number) for event_id in codec.ids_of(header, body)]
         else:
             contexts = codec.contexts_of(stored.batch, header)
+            if contexts:
+                body, contexts = self.spans.follow(stored.position, header, body, contexts, len(self.contexts))
         self._add_contexts(contexts)
         progress = self._ledger.head.cursor.progress(stored.position)
         what = header.id_prefix, header.created, header.events, body, progress, len(contexts), calls

@@ -10,6 +10,7 @@ import msgspec
 from grape.engine.first import Failed
 from grape.engine.partition.hold import HoldList
 from grape.engine.partition.ledger import Ledger, decoded
+from grape.engine.partition.spans import below, given_up
 from grape.model.batch import Context
 from grape.model.policy import after_failure, backoff, locks_key
 from grape.model.section import show_size
@@ -85,16 +86,17 @@ class Failures:
         slot = self._app.slot(failure.event, failure.node)
         assert slot is not None
         number = failure.hold if failure.hold >= 0 else self._ledger.head.next_hold
+        asker = entry.context or Context()
+        trace = asker.trace and below(asker.trace, entry)
         entry.calls = [*entry.calls, HeldCall(call.event, call.digest)]
         entry.behind, entry.stopped = False, False
         entry.locks = locks_key(slot, failure.key, "retry")
         entry.due = now + call.timeout
         entry.kind, entry.text, entry.trace = "call", f"waits for the answer to {call.event!r}", b""
         self._keep(failure.hold, entry)
-        asker = entry.context or Context()
         deadline = min(entry.due, asker.deadline or entry.due)
         request = f"{number}:{len(entry.calls) - 1}"
-        address = Context(request, self._ledger.number, asker.trace, deadline, self._ledger.pool)
+        address = Context(request, self._ledger.number, trace, deadline, self._ledger.pool)
         for each in call.requests:
             self._ledger.send(each.target, each.partition, each.body, 1, [address], now)
 
@@ -151,6 +153,8 @@ class Failures:
         slot = self._app.slot(entry.event, entry.node)
         entry.attempts += 1
         entry.kind, entry.text = "worker-died", text[:_MAX_TEXT]
+        if spans := given_up(entry, now):
+            self._ledger.trace(spans, now)
         if slot is None or slot.on_fail == "dead":
             self.bury(entry, now)
             if number >= 0:

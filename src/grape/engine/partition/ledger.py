@@ -25,6 +25,7 @@ from grape.model.address import PartitionId
 from grape.model.batch import Context
 from grape.model.foreign import ReplyName, caller_of, replies_to
 from grape.model.stored import ERROR, OUTPUT, REPLIES, DeadLetter, Head, decode_head, encode, row_key
+from grape.model.tracing import SPAN, SPANS_LOG, Span
 
 T = TypeVar("T")
 
@@ -225,6 +226,15 @@ class Ledger:
                 body = codec.encode_run(meta, len(parts), requests, [msgspec.Raw(data) for _, data, _ in parts])
                 self.send(log, number, body, len(parts), [], now)
                 self.app.stats.replies += len(parts)
+
+    def trace(self, spans: list[Span], now: int) -> None:
+        """Keep what is known of traced events."""
+        if SPANS_LOG not in self.app.record.logs:
+            return
+        packed = [codec.encode(msgspec.structs.replace(span, code=self.app.code)) for span in spans]
+        for part in grouped(packed, len, self.app.limits.batch_target):
+            body = codec.encode_run(codec.RunMeta([SPAN]), len(part), None, [msgspec.Raw(one) for one in part])
+            self.send(SPANS_LOG, self.number, body, len(part), [], now)
 
     def then(self, callback: Callable[[], None]) -> None:
         """Call when what is in the draft now has been committed."""

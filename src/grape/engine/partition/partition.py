@@ -27,6 +27,7 @@ from grape.engine.partition.failures import Failures
 from grape.engine.partition.ledger import Ledger
 from grape.engine.partition.memory import Memory
 from grape.engine.partition.results import Results, size_of
+from grape.engine.partition.spans import Spans
 from grape.engine.partition.timers import Timers
 from grape.model import batch as codec
 from grape.protocol.messages import Result, Work
@@ -62,7 +63,8 @@ class Partition:
         self.memory = Memory(ledger, self.expiries)
         self.careful = Careful(app.limits.named_deaths)
         top_up = any(node.is_async for node in app.topology.nodes if node.pool == pool)
-        self.dispatch = Dispatch(ledger, self.backlog, self.failures, self.careful, top_up)
+        self.spans = Spans(ledger)
+        self.dispatch = Dispatch(ledger, self.backlog, self.failures, self.careful, self.spans, top_up)
         self._results = Results(
             ledger, self.backlog, self.dispatch, self.careful, self.failures, self.eager, self.timers, self.expiries
         )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Any, Final
+
+import msgspec
 
 from grape.engine.check import Checker, check_progress, once
 from grape.engine.first import Failed
@@ -15,9 +17,11 @@ from grape.engine.partition.failures import Failures
 from grape.engine.partition.ledger import Ledger
 from grape.engine.partition.timers import Timers
 from grape.errors import ProtocolError
+from grape.model.batch import Context
 from grape.model.cursor import Progress
 from grape.model.stored import TimerEntry, state_key, timer_name_key
-from grape.protocol.messages import Result, StateChanges, TimerName
+from grape.model.tracing import Trace, read_context
+from grape.protocol.messages import DERIVED, Result, StateChanges, TimerName
 
 _ITEM: Final = 300
 """Bytes that a row or batch of a commit takes beside its body, about."""
@@ -39,8 +43,31 @@ def size_of_events(result: Result) -> int:
     bodies = sum(len(one.body) for one in [*emitted, *calls]) + sum(len(failure.body) for failure in result.failures)
     texts = sum(len(f.text) + len(f.trace) for f in result.failures)
     replies = sum(len(reply.data) for reply in result.replies)
+    texts += sum(len(span.id) + len(span.text) + len(span.key or "") for span in result.spans)
     items = len(emitted) + len(calls) + len(result.failures) + len(result.replies) + len(result.retried)
+    items += len(result.spans)
     return bodies + texts + replies + _ITEM * items
+
+
+class _Derived(list[Context]):
+    """The contexts of the works, and those that a result derives from them."""
+
+    def __init__(self, contexts: list[Context], own: list[Context]) -> None:
+        super().__init__(contexts)
+        self.own = own
+
+    def __getitem__(self, number: Any) -> Any:
+        return self.own[number - DERIVED] if number >= DERIVED else super().__getitem__(number)
+
+
+def _with_derived(contexts: list[Context], derived: list[tuple[int, str]]) -> list[Context]:
+    found = _Derived(contexts, [])
+    for number, span in derived:
+        context: Context = found[number]
+        trace = read_context(context.trace)
+        assert trace is not None
+        found.own.append(msgspec.structs.replace(context, trace=str(Trace(trace.trace, span))))
+    return found
 
 
 class Results:
@@ -65,6 +92,7 @@ class Results:
         self._eager = eager
         self._timers = timers
         self._expiries = expiries
+        self._spans = dispatch.spans
         self._checker = Checker(ledger.app, ledger.pool)
         self._stats = ledger.app.stats.pools[ledger.pool]
 
@@ -81,7 +109,8 @@ class Results:
         self._ledger.draft.rows_size += states
         ledger, dispatch = self._ledger, self._dispatch
         now = ledger.clock.now()
-        contexts = dispatch.contexts
+        contexts = _with_derived(dispatch.contexts, result.derived) if result.derived else dispatch.contexts
+        self._trace(result, now)
         if result.done or result.retried or result.failures:
             self._careful.moved_on()
         for position, progress in result.done:
@@ -109,7 +138,9 @@ class Results:
                 dispatch.tried(failure.hold)
                 self._eager.tried(failure.hold, now)
             self._careful.handed_in(failure.id, failure.node)
-            context = contexts[failure.context] if failure.context >= 0 else None
+            context = None
+            if failure.context >= 0:
+                context = self._spans.inherited(failure.context, contexts[failure.context])
             if (what := self._failures.fail(failure, context, now)) is not None:
                 failed.append(what)
         ledger.reply([(contexts[reply.context], reply.data, reply.final) for reply in result.replies], now)
@@ -120,6 +151,14 @@ class Results:
             dispatch.end(seq)
         ledger.draft.changed = True
         return failed
+
+    def _trace(self, result: Result, now: int) -> None:
+        """Keep what it says of traced events, and what it shows."""
+        if not (result.spans or self._spans.follows):
+            return
+        progress = self._ledger.head.cursor.progress
+        done = [(position, progress(position), after) for position, after in result.done]
+        self._spans.took(done, result.retried, result.failures, result.spans, now)
 
     def _name_key(self, name: TimerName) -> bytes:
         return timer_name_key(self._ledger.app.node_id(name.node), name.key, name.name)
@@ -151,6 +190,8 @@ class Results:
         contexts = len(dispatch.contexts)
         held = {n: slot for work in dispatch.works.values() for n, slot in work.holds.items()}
         held = {n: slot for n, slot in held.items() if n in self._failures.list}
+        check.derives(result.derived, dispatch.contexts)
+        check.spans(result.spans)
         once(result.ended, "the end of work")
         once((position for position, _ in result.done), "progress of batch")
         once((*result.retried, *(f.hold for f in result.failures if f.hold >= 0)), "entry")
