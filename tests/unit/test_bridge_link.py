@@ -6,8 +6,10 @@ import asyncio
 from collections.abc import Callable
 from typing import Any, cast
 
+from msgspec import structs
+
 from grape.bridge.door import Door
-from grape.bridge.link import _Inlet
+from grape.bridge.link import _Inlet, _unread
 from grape.model import batch as codec
 from grape.model.address import PartitionId
 from grape.model.topology import Limits
@@ -62,3 +64,13 @@ def test_many_small_events_for_a_slot_that_is_gone_stay_within_the_window() -> N
         return engine.dead
 
     assert asyncio.run(run()) == 600_000
+
+
+def test_what_no_app_gets_any_more_is_given_up_piece_by_piece() -> None:
+    """All of it at once is more than a frame."""
+    left = [batch(0, 5), batch(1, 5)]
+    done, unread = _unread(left, "there", 7)
+    assert (done, [(one.item, one.at) for one in unread]) == (7, [(0, i) for i in range(5)] + [(1, 0), (1, 1)])
+    left = [structs.replace(left[1], first=2)]
+    done, unread = _unread(left, "there", 7)
+    assert (done, [(one.item, one.at) for one in unread]) == (3, [(0, 2), (0, 3), (0, 4)])

@@ -69,9 +69,8 @@ class Link:
         try:
             while True:
                 batches = await self._given.get()
-                unread = await self._deliver(batches)
-                events = sum(item.events - item.first for item in batches.items)
-                self._door.send(Took(self._reader, batches.number, events, 0, b"", unread))
+                done, unread = await self._deliver(batches)
+                self._door.send(Took(self._reader, batches.number, done, 0, b"", unread))
         finally:
             self._leave()
 
@@ -82,18 +81,18 @@ class Link:
             case Batches():
                 self._given.put_nowait(message)
 
-    async def _deliver(self, batches: Batches) -> list[Unread]:
-        """Returns when all of it is durable there, with what of it never can be."""
+    async def _deliver(self, batches: Batches) -> tuple[int, list[Unread]]:
+        """Returns how many events are done with when they are durable there, and which of them never can be."""
         while True:
             target = await self._find(self._app)
             if target is None:
                 self._leave()
-                return _unread(batches.items, self._app)
+                return _unread(batches.items, self._app, _STEP_EVENTS)
             if self._inlet is None or self._inlet.door is not target:
                 self._leave()
                 self._inlet = await _Inlet.open(self._source, self._door.incarnation, self._output, self._app, target)
             if self._inlet is not None and await self._inlet.take(batches.items):
-                return []
+                return sum(item.events - item.first for item in batches.items), []
             self._leave()
 
     def _leave(self) -> None:
@@ -186,10 +185,12 @@ def _steps(items: list[Batch]) -> Iterator[list[Batch]]:
         yield step
 
 
-def _unread(items: list[Batch], app: str) -> list[Unread]:
-    """All of it, event by event: dead letters of the app that has emitted it."""
+def _unread(items: list[Batch], app: str, most: int) -> tuple[int, list[Unread]]:
+    """Event by event, dead letters of the app that has emitted them: of so many events from the first one on, at most
+    ``most``. What is behind them is given once more."""
     found: list[Unread] = []
     text = f"no app {app!r} is installed any more"
+    done = 0
     for i, item in enumerate(items):
         batch = bytes(item.batch)
         header = codec.header_of(batch)
@@ -198,11 +199,16 @@ def _unread(items: list[Batch], app: str) -> list[Unread]:
             for run in codec.runs_of(codec.body_of(batch, header)):
                 names, keys, data = codec.names_of(run), codec.keys_of(run), codec.raw_data_of(run)
                 for at in range(max(0, item.first - offset), run.count):
+                    if done == most:
+                        return done, found
+                    done += 1
                     if not names[at].startswith(REPLIES):
                         key = None if keys is None else keys[at]
                         raw = b"\xc0" if data is None else bytes(data[at])
                         found.append(Unread(i, offset + at, 1, names[at], key, raw, text))
                 offset += run.count
         except (ProtocolError, msgspec.MsgspecError) as e:
-            found.append(Unread(i, offset, item.events - offset, "", None, b"", str(e)))
-    return found
+            begin = max(offset, item.first)
+            found.append(Unread(i, begin, item.events - begin, "", None, b"", str(e)))
+            done += item.events - begin
+    return done, found
