@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
+import os
 from collections.abc import Awaitable, Callable
 from typing import Final
 
@@ -82,7 +84,8 @@ class Bridge:
             while True:
                 packed = await door.ask("outgoing", list(links))
                 for output in msgspec.msgpack.decode(packed, type=list[str]):
-                    links[output] = asyncio.ensure_future(Link(name, door, output, self._find).run())
+                    link = links[output] = asyncio.ensure_future(Link(name, door, output, self._find).run())
+                    link.add_done_callback(_ended)
 
     async def _find(self, name: str) -> Door | None:
         """The door of an app, when it serves; None: it is not installed."""
@@ -97,3 +100,10 @@ class Bridge:
                 await self._wake(name)
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(changed.wait(), _BACK)
+
+
+def _ended(task: asyncio.Task[None]) -> None:
+    """By a mistake in here: the process ends as well, and the next one tries again."""
+    if not task.cancelled() and (error := task.exception()) is not None:
+        logging.error("what goes between apps has failed", exc_info=error)
+        os._exit(70)
