@@ -15,7 +15,7 @@ from grape.model.batch import Context
 from grape.model.cursor import Progress
 from grape.model.stored import Expiry, decode_expiry, decode_head, encode, state_key, timer_name_key
 from grape.model.topology import Limits
-from grape.protocol.messages import Call, Named, Reply, Result, StateChanges, Timer, TimerName
+from grape.protocol.messages import Call, Named, Reply, Result, StateChanges, Timer, TimerName, Work
 from grape.transports.memory import MemoryBroker
 from unit.desk import Desk, emitted, failure
 
@@ -100,6 +100,22 @@ class TestWorks:
         assert [b.position for b in second.batches] == [1]
         desk.say(second, done=[(1, Progress(1))])
         assert list(desk.partition.works) == [first.seq]
+
+    def test_works_that_overlap_for_ever_do_not_gather_contexts_for_ever(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """They are numbers of one table, which begins anew when nothing is out."""
+        monkeypatch.setattr("grape.engine.partition.dispatch.MOST_CONTEXTS", 5)
+        desk = Desk()
+        desk.partition.dispatch.top_up = True
+        out: list[Work] = []
+        for i in range(40):
+            desk.feed(i, contexts=[Context(str(i))])
+            if desk.partition.has_work(desk.now):
+                out.append(desk.work())
+            assert len(desk.partition.dispatch.contexts) <= 5 + 1
+            if len(out) > 1 or not desk.partition.has_work(desk.now):  # else the newest stays out
+                work = out.pop(0)
+                desk.say(work, done=[(item.position, Progress(1)) for item in work.batches])
+        assert desk.partition.backlog.events < 10
 
     def test_with_a_full_hold_list_only_what_is_held_is_tried(self) -> None:
         desk = fed(1, limits=Limits(hold_events=1))

@@ -23,6 +23,8 @@ from grape.protocol.messages import Answer, BatchItem, RetryItem, Work
 _RETRIES_AT_ONCE: Final = 500
 _CAREFUL_EVENTS: Final = 256
 _FIRST_WINDOW: Final = 1_024
+MOST_CONTEXTS: Final = 100_000
+"""Of works that overlap: then those that are out end first, as the table of contexts begins anew when none is."""
 _MIN_WINDOW: Final = 64
 
 
@@ -81,7 +83,9 @@ class Dispatch:
 
     def has_work(self, now: int) -> bool:
         """Whether `make` would find something."""
-        if not self._ledger.settled or self.is_moving or self.is_resting or (self.works and not self.top_up):
+        if not self._ledger.settled or self.is_moving or self.is_resting:
+            return False
+        if self.works and (not self.top_up or len(self.contexts) >= MOST_CONTEXTS):
             return False
         due = self._failures.list.next_due()
         if due is not None and due <= now:
