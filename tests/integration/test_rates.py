@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from tests.command import grape
+from tests.command import grape as command
+
+import grape
 
 HEAD = """
 import asyncio, os, time
@@ -53,7 +55,7 @@ def run(tmp_path: Path, code: str, *more: object, lines: int = 120) -> list[tupl
     (tmp_path / "lines.txt").write_text("".join(f"{i}\n" for i in range(lines)))
     notes = tmp_path / "notes"
     feed = f"line={tmp_path / 'lines.txt'}"
-    done = grape("run", tmp_path / "app.py", "--feed", feed, *more)
+    done = command("run", tmp_path / "app.py", "--feed", feed, *more)
     assert done.returncode == 0, done.stderr
     found = [line.split() for line in notes.read_text().splitlines()]
     return [(what, float(at), int(pid)) for what, at, pid in found]
@@ -76,3 +78,23 @@ def test_a_wait_is_no_overrun_of_the_slots_time(tmp_path: Path) -> None:
     code = SYNC.replace('rate="40/s", burst=5', 'rate="60/min", timeout=0.3')
     notes = run(tmp_path, code, lines=4)
     assert len([what for what, _, _ in notes if what == "slow"]) == 4
+
+
+HOURLY = """
+from grape import Topology
+
+t = Topology("hourly")
+t.add_output("done")
+
+@t.slot("mail", emits="done", rate="1/h")
+def send(number: int) -> int:
+    return number
+"""
+
+
+def test_what_is_done_does_not_wait_for_the_next_ones_turn(tmp_path: Path) -> None:
+    (tmp_path / "app.py").write_text(HOURLY)
+    with grape.open(tmp_path / "app.py", data=tmp_path / "d", outputs=("done",)) as engine:
+        for number in (1, 2, 3):
+            engine.emit("mail", number, key="k")
+        assert next(engine.outputs("done", timeout=60)).data == 1

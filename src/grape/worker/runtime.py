@@ -152,6 +152,7 @@ class Runtime:
         self.ground.delivery = Delivery(
             self.pool, self.units, routing, message.unchained, message.taken, self.partitions, self.run_stage
         )
+        self._is_paced = self.pacer is not None and any(unit.has_rate for unit in self.units.values())
         self._careful = False
         self._named: dict[tuple[str, str], Named] = {}
 
@@ -227,7 +228,7 @@ class Runtime:
         self.ground.enter(part, Effects(self.limits))
         part.begin(message)
         self.bound_cache()
-        if not message.careful:
+        if not message.careful and not self._is_paced:
             locks = part.copy_locks()
             try:
                 yield self._work_together(message)
@@ -262,7 +263,9 @@ class Runtime:
         return self.result(self.ground.part, effects, [message.seq])
 
     def _work_singly(self, message: Work) -> Iterator[Result]:
-        """Root by root, each handed in at once: in careful mode, or because together it was too much."""
+        """Root by root, each handed in at once: in careful mode, because together it was too much, or as the next one
+        may have to wait for its turn. Of what has a rate the engine sends again what is left after a while."""
+        started = self._clock()
         self.ground.single = True
         if message.careful:
             self.start_carefully(message)
@@ -277,6 +280,11 @@ class Runtime:
         for item, context in self.batches_of(message):
             for _ in self._run_batch(item, context):
                 yield self._hand_in([])
+                if self._is_paced and self._clock() - started > _WORK_SECONDS:
+                    break
+            else:
+                continue
+            break
         self.ground.single = False
         self.end_carefully()
         yield self._hand_in([message.seq])
