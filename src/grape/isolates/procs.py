@@ -24,7 +24,12 @@ CHILDREN: Final = threading.Lock()
 orphan, or its pid for free."""
 
 _PATIENCE: Final = 5.0
+_EXEC: Final = 0.5
+"""Seconds in which one that becomes another program is through with that."""
+_AGAIN: Final = 0.002
 _DESCENDANTS: Final = 4096
+_KERNEL: Final = 2
+"""The parent of the kernel's own threads, which have no environment."""
 
 
 class Stat(Struct, frozen=True):
@@ -74,9 +79,18 @@ def end_descendants(worker: int, tag: str, since: int) -> list[int]:
     # To look at an environment may take seconds while its process forks; other workers and theirs are passed over.
     others = STARTED - {worker}
     mark = f"{TAG}={tag}".encode()
-    return _end_all(
-        lambda pid, one: one.session == worker or (one.session not in others and mark in _environ(pid)), worker, since
-    )
+
+    def is_left_behind(pid: int, one: Stat) -> bool | None:
+        if one.session == worker:
+            return True
+        if one.session in others:
+            return False
+        environ = _environ(pid)
+        if environ == [b""] and one.session and one.parent != _KERNEL:
+            return None  # in the middle of an exec it has none, for a moment
+        return mark in environ
+
+    return _end_all(is_left_behind, worker, since)
 
 
 def end_strays() -> None:
@@ -116,16 +130,20 @@ def children(pid: int | str) -> list[int]:
     return found
 
 
-def _end_all(is_meant: Callable[[int, Stat], bool], but: int, since: int) -> list[int]:
-    """Kill until there is none; returns those that are left when patience ends."""
-    deadline = time.monotonic() + _PATIENCE
+def _end_all(is_meant: Callable[[int, Stat], bool | None], but: int, since: int) -> list[int]:
+    """Kill until there is none; returns those that are left when patience ends. ``is_meant``: None: look again."""
+    began = time.monotonic()
+    deadline = began + _PATIENCE
     while True:
         found: dict[int, int] = {}
+        is_known = True
         for pid in [int(name) for name in os.listdir("/proc") if name.isdecimal()]:
             one = stat(pid)
             if one is None or one.state in "ZX" or one.start < since or pid in (but, os.getpid()):
                 continue
-            if is_meant(pid, one):
+            verdict = is_meant(pid, one)
+            is_known = is_known and verdict is not None
+            if verdict:
                 with contextlib.suppress(OSError):
                     found[pid] = os.pidfd_open(pid)
                     again = stat(pid)
@@ -138,8 +156,11 @@ def _end_all(is_meant: Callable[[int, Stat], bool], but: int, since: int) -> lis
             os.close(fd)
             with contextlib.suppress(ChildProcessError):  # ours, if this process adopts orphans
                 os.waitpid(pid, os.WNOHANG)
-        if not found or time.monotonic() > deadline:
+        now = time.monotonic()
+        if (not found and (is_known or now > began + _EXEC)) or now > deadline:
             return sorted(found)
+        if not found:
+            time.sleep(_AGAIN)
 
 
 def _environ(pid: int) -> list[bytes]:
