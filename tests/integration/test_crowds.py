@@ -73,7 +73,18 @@ def is_closed(one: socket.socket) -> bool:
     return True
 
 
+def whole_answer(one: socket.socket) -> bytes:
+    """Its head and its body may come apart."""
+    found = b""
+    while not found.endswith(b"}"):
+        data = one.recv(4096)
+        assert data, found
+        found += data
+    return found
+
+
 # F100
+@pytest.mark.slow
 def test_ten_thousand_connections_and_slow_ones_keep_nobody_waiting(tmp_path: Path) -> None:
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     many = MANY if hard == resource.RLIM_INFINITY else min(MANY, hard - 1_000)
@@ -83,7 +94,7 @@ def test_ten_thousand_connections_and_slow_ones_keep_nobody_waiting(tmp_path: Pa
         server.grape("app", "deploy", count_app(tmp_path / "count"))
         with files(many + 800), idle(server, many, _HEAD + b"\r\n") as connections:
             for one in connections:
-                assert one.recv(4096).startswith(b"HTTP/1.1 200")
+                assert whole_answer(one).startswith(b"HTTP/1.1 200")
             with idle(server, 200, _HEAD) as slow:
                 is_over = threading.Event()
 
@@ -105,7 +116,7 @@ def test_ten_thousand_connections_and_slow_ones_keep_nobody_waiting(tmp_path: Pa
                     thread.join()
                 assert all(map(is_closed, slow)), "they may have had more time than a head has"
             connections[-1].sendall(_HEAD + b"\r\n")
-            assert connections[-1].recv(4096).startswith(b"HTTP/1.1 200")
+            assert whole_answer(connections[-1]).startswith(b"HTTP/1.1 200")
     finally:
         server.http.close()
         assert server.stop() == 0

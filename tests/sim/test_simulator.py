@@ -1,6 +1,6 @@
 """The simulator: random topologies, input and faults from a seed, against the sequential reference.
 
-`GRAPE_SIM_SEEDS` says how many seeds (150), `GRAPE_SIM_CYCLES` how many of those with async nodes in cycles (150),
+`GRAPE_SIM_SEEDS` says how many seeds (100), `GRAPE_SIM_CYCLES` how many of those with async nodes in cycles (100),
 `GRAPE_SIM_CHANGES` how many whose code changes (100), `GRAPE_SIM_SHARED` how many on several engines (50),
 `GRAPE_SIM_ORDERED` how many beside orders (60). `GRAPE_SIM_SEED` names a single one, of `GRAPE_SIM_KIND`, on
 `GRAPE_SIM_ENGINES`, with `GRAPE_SIM_ORDERS` (a probability).
@@ -18,13 +18,13 @@ from tests.sim.regressions import CHANGED, CYCLES, SEEDS
 _BLOCK = 25
 _ONE = os.environ.get("GRAPE_SIM_SEED")
 _KIND = os.environ.get("GRAPE_SIM_KIND", "any")
-_COUNT = int(os.environ.get("GRAPE_SIM_SEEDS", "150"))
+_COUNT = int(os.environ.get("GRAPE_SIM_SEEDS", "100"))
 _CHANGES = int(os.environ.get("GRAPE_SIM_CHANGES", "100"))
 _SHARED = int(os.environ.get("GRAPE_SIM_SHARED", "50"))
 _ENGINES = int(os.environ.get("GRAPE_SIM_ENGINES", "1"))
 _ORDERED = int(os.environ.get("GRAPE_SIM_ORDERED", "60"))
 _ORDERS = float(os.environ.get("GRAPE_SIM_ORDERS", "0"))
-_CYCLES = int(os.environ.get("GRAPE_SIM_CYCLES", "150"))
+_CYCLES = int(os.environ.get("GRAPE_SIM_CYCLES", "100"))
 
 
 @pytest.mark.skipif(_ONE is not None, reason="GRAPE_SIM_SEED names one seed")
