@@ -295,13 +295,14 @@ t.add_slot("line", Quick(), pool="{pool}")
     feed = tmp_path / "lines.jsonl"
     text.rename(feed)
     assert interrupt(app, f"line={feed},key=k", data)
-    app.write_text(code.format(pool="slow"))
+    moved = code.format(pool="slow") + "# of another size: Python keeps what it compiled by second and size\n"
+    app.write_text(moved)
     refused = grape("run", app, "--data", data)
     assert refused.returncode == 2
     assert re.search(r"node Quick moves to pool 'slow', where \d+ events 'line' wait for others", refused.stderr)
     app.write_text(code.format(pool="main").replace("time.sleep(0.01)", "pass"))
     assert grape("run", app, "--data", data, "--feed", f"line={feed},key=k").returncode == 0
-    app.write_text(code.format(pool="slow"))
+    app.write_text(moved)
     assert grape("run", app, "--data", data).returncode == 0
     assert states(data, "Quick") == {str(i): LINES // 5 for i in range(5)}
 
