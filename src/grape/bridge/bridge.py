@@ -12,6 +12,7 @@ from typing import Final
 
 import msgspec
 
+from grape.bridge.apps import RunningApps
 from grape.bridge.door import Door, knock
 from grape.bridge.link import Link
 from grape.errors import GrapeError
@@ -33,12 +34,10 @@ class Bridge:
         self, home: Home, running: Callable[[Running], Awaitable[Running]], wake: Callable[[str], Awaitable[object]]
     ) -> None:
         self._home = home
-        self._running = running
         self._wake = wake
-        self._now = Running()
+        self._apps = RunningApps(running, self._serve, self._tell)
         self._changed = asyncio.Event()
         self._doors: dict[str, Door] = {}
-        self._tasks: dict[str, asyncio.Task[None]] = {}
 
     async def run(self) -> None:
         """For ever.
@@ -46,13 +45,7 @@ class Bridge:
         Raises:
             GrapeError: the server is gone.
         """
-        while True:
-            self._now = await self._running(self._now)
-            for name in self._now.apps:
-                if name not in self._tasks:
-                    task = self._tasks[name] = asyncio.ensure_future(self._serve(name))
-                    task.add_done_callback(lambda _, name=name: self._tasks.pop(name, None))  # type: ignore[misc]
-            self._tell()
+        await self._apps.follow()
 
     def _tell(self) -> None:
         self._changed.set()
@@ -60,7 +53,7 @@ class Bridge:
 
     async def _serve(self, name: str) -> None:
         """One app, as long as it runs: what it has for others."""
-        while name in self._now.apps:
+        while name in self._apps.now.apps:
             try:
                 door = await knock(str(self._home.data(name)))
             except (OSError, GrapeError, TimeoutError):
@@ -93,10 +86,10 @@ class Bridge:
             door = self._doors.get(name)
             if door is not None and door.is_open:
                 return door
-            if name not in self._now.installed:
+            if name not in self._apps.now.installed:
                 return None
             changed = self._changed
-            if name not in self._now.apps:
+            if name not in self._apps.now.apps:
                 await self._wake(name)
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(changed.wait(), _BACK)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import msgspec
 
@@ -12,15 +12,13 @@ from grape.abc.transport import Arrival, Transport
 from grape.engine.app import App
 from grape.engine.engine import Engine
 from grape.engine.outlet import DeadOutputs, Take
-from grape.errors import ProtocolError
+from grape.host.argument import argument_of
 from grape.host.attaching import Attaching, TakenBy
 from grape.host.house import Verb
 from grape.host.streams import Say
 from grape.model.foreign import AT, Peers, logs_to
 from grape.model.stored import OUTPUT, REPLIES
 from grape.protocol.door import Answer, Ask
-
-T = TypeVar("T")
 
 _encode = msgspec.msgpack.Encoder().encode
 
@@ -107,7 +105,7 @@ class Outgoing:
     # ------------------------------------------------------------------ who asks
 
     def _ask(self, ask: Ask, say: Say) -> None:
-        self._waiting.append(_Waiting(ask.number, frozenset(_read(ask, list[str])), say))
+        self._waiting.append(_Waiting(ask.number, frozenset(argument_of(ask, list[str])), say))
         self._tell()
 
     def _tell(self) -> None:
@@ -120,7 +118,7 @@ class Outgoing:
                 self._waiting.append(one)
 
     def _peers(self, ask: Ask, say: Say) -> None:
-        peers: Peers = _read(ask, dict[str, list[str] | None])
+        peers: Peers = argument_of(ask, dict[str, list[str] | None])
         logs = [log for app in peers for log in logs_to(app)]
 
         def numbered() -> None:
@@ -132,14 +130,3 @@ class Outgoing:
             say(Answer(ask.number, msgspec.Raw(_encode(None))))
 
         self._attaching.number(logs, numbered)
-
-
-def _read(ask: Ask, kind: type[T]) -> T:
-    """
-    Raises:
-        ProtocolError: that is not what the verb is asked with.
-    """
-    try:
-        return msgspec.msgpack.decode(ask.argument, type=kind)
-    except msgspec.MsgspecError as e:
-        raise ProtocolError(f"verb {ask.verb!r}: {e}") from None

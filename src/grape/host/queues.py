@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Final, NamedTuple, TypeVar
+from typing import Any, Final, NamedTuple
 
 import msgspec
-from msgspec import Struct
 
 from grape.engine.clock import Clock
 from grape.engine.outlet import DeadOutputs, Take
 from grape.engine.queue import NAME, Queue
 from grape.engine.retention import Retention
-from grape.errors import BadArgument, Full, ProtocolError, UsageError
+from grape.errors import BadArgument, Full, UsageError
+from grape.host.argument import argument_of
 from grape.host.attaching import Attaching, TakenBy
 from grape.host.host import Host
 from grape.host.house import Verb
@@ -42,8 +42,6 @@ from grape.protocol.queues import (
     Tokens,
     Which,
 )
-
-T = TypeVar("T", bound=Struct)
 
 _LAZY: Final = 0.01
 """Seconds in which what is done with is gathered for one commit, if nobody waits for it."""
@@ -194,11 +192,11 @@ class Queues:
             consumer.left(say)
 
     def _on_peek(self, ask: Ask, say: Say, *, pops: bool) -> None:
-        peek = _read(ask, Peek)
+        peek = argument_of(ask, Peek)
         self._with(peek.event, peek.consumer, ask, say, lambda found: found.ask(ask.number, peek, pops, say))
 
     def _on_ack(self, ask: Ask, say: Say) -> None:
-        tokens = _read(ask, Tokens)
+        tokens = argument_of(ask, Tokens)
 
         def done(found: _Consumer) -> None:
             count = found.queue.done(tokens.tokens)
@@ -207,7 +205,7 @@ class Queues:
         self._with(tokens.event, tokens.consumer, ask, say, done)
 
     def _on_nack(self, ask: Ask, say: Say) -> None:
-        tokens = _read(ask, Tokens)
+        tokens = argument_of(ask, Tokens)
 
         def back(found: _Consumer) -> None:
             count = found.queue.give_back(tokens.tokens)
@@ -217,7 +215,7 @@ class Queues:
         self._with(tokens.event, tokens.consumer, ask, say, back)
 
     def _on_clear(self, ask: Ask, say: Say) -> None:
-        which = _read(ask, Which)
+        which = argument_of(ask, Which)
 
         def clear(found: _Consumer, cleared: int = 0) -> None:
             count = found.queue.clear()
@@ -229,11 +227,11 @@ class Queues:
         self._with(which.event, which.consumer, ask, say, clear)
 
     def _on_stats(self, ask: Ask, say: Say) -> None:
-        which = _read(ask, Which)
+        which = argument_of(ask, Which)
         self._with(which.event, which.consumer, ask, say, lambda found: _answer(ask, say, found.queue.numbers()))
 
     def _on_forget(self, ask: Ask, say: Say) -> None:
-        which = _read(ask, Which)
+        which = argument_of(ask, Which)
 
         def forget(found: _Consumer) -> None:
             if found.queue.take.is_busy:
@@ -246,7 +244,7 @@ class Queues:
         self._with(which.event, which.consumer, ask, say, forget)
 
     def _on_consumers(self, ask: Ask, say: Say) -> None:
-        output = _read(ask, Output)
+        output = argument_of(ask, Output)
         self._check(output.event)
         consumers = [each.queue.numbers() for by, each in self._consumers.items() if by.event == output.event]
         retention = self._retained[output.event]
@@ -323,7 +321,7 @@ class Queues:
     # ------------------------------------------------------------------ looking on
 
     def _on_tail(self, ask: Ask, say: Say) -> None:
-        tail = _read(ask, Tail)
+        tail = argument_of(ask, Tail)
         self._check(tail.event)
         ends = self._retained[tail.event].ends
         if tail.places is not None and len(tail.places) != len(ends):
@@ -334,16 +332,3 @@ class Queues:
 
 def _answer(ask: Ask, say: Say, value: Any) -> None:
     say(Answer(ask.number, msgspec.Raw(_encode(value))))
-
-
-def _read(ask: Ask, kind: type[T]) -> T:
-    """
-    Raises:
-        BadArgument: that is not what the verb is asked with.
-    """
-    try:
-        return msgspec.msgpack.decode(ask.argument, type=kind)
-    except msgspec.ValidationError as e:
-        raise BadArgument(f"{ask.verb}: {e}") from None
-    except msgspec.MsgspecError as e:
-        raise ProtocolError(f"verb {ask.verb!r}: {e}") from None

@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
+from grape.bridge.apps import RunningApps
 from grape.bridge.door import Door, knock
 from grape.errors import GrapeError, ProtocolError
 from grape.model import batch as codec
@@ -50,10 +51,8 @@ class Exporter:
         self._home = home
         self._settings = settings
         self._version = version
-        self._running = running
         self._say = say
-        self._now = Running()
-        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._apps = RunningApps(running, self._serve)
         self._is_down = False
 
     async def run(self) -> None:
@@ -62,16 +61,11 @@ class Exporter:
         Raises:
             GrapeError: the server is gone.
         """
-        while True:
-            self._now = await self._running(self._now)
-            for name in self._now.apps:
-                if name not in self._tasks:
-                    task = self._tasks[name] = asyncio.ensure_future(self._serve(name))
-                    task.add_done_callback(lambda _, name=name: self._tasks.pop(name, None))  # type: ignore[misc]
+        await self._apps.follow()
 
     async def _serve(self, name: str) -> None:
         """One app, as long as it runs."""
-        while name in self._now.apps:
+        while name in self._apps.now.apps:
             with contextlib.suppress(OSError, GrapeError, TimeoutError):
                 door = await knock(str(self._home.data(name)))
                 reading = asyncio.ensure_future(self._read(name, door))
