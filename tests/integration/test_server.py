@@ -20,6 +20,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from tests.jails import ROOT as IS_ROOT
+from tests.jails import environment, open_to_all, python_of_nobody
 
 from command import GRAPE, grape
 from grape.apps.package import pack
@@ -28,8 +30,6 @@ from grape.server.home import Home, Installed, with_version
 from grape.server.hosted import Hosted
 from grape.server.neighbours import Neighbours
 from grape.server.users import AppUsers
-from tests.jails import ROOT as IS_ROOT
-from tests.jails import environment, open_to_all, python_of_nobody
 from serving import COUNT, Server, count_app, is_alive, serving, until, write_app
 
 
@@ -464,9 +464,7 @@ WriteMakefile(NAME => "Ripe", VERSION => "1.0", NO_META => 1);
 """
 
 
-def test_an_app_in_perl_has_what_its_cpanfile_asks_for(
-    server: Server, tmp_path: Path, sdk_env: dict[str, str]
-) -> None:
+def test_an_app_in_perl_has_what_its_cpanfile_asks_for(server: Server, tmp_path: Path, sdk_env: dict[str, str]) -> None:
     """From the mirror in the package; it is built where neither the server nor anything else can be changed."""
     app = foreign_app(tmp_path / "taste", "perl", "taste.pl", ASK_RIPE_IN_PERL, sdk_env)
     mirror = app / "vendor" / "cache"

@@ -4,8 +4,9 @@
     package.json, with its package-lock.json                                                  JavaScript, by npm
     cpanfile, with vendor/cache of `carton bundle` where there is one                         Perl, by cpanm
 
-Whoever keeps the server runs nothing of it: of Python only wheels are installed, of JavaScript no scripts are run. Modules of
-Perl are built by their own code, so that is done in a jail which sees the network, and nothing of the server.
+Whoever keeps the server runs nothing of it: of Python only wheels are installed, of JavaScript no scripts are run.
+Modules of Perl are built by their own code, so that is done in a jail which sees the network, and nothing of the
+server.
 """
 
 from __future__ import annotations
@@ -62,13 +63,13 @@ def key_of(package: Path) -> str | None:
     asked = [found for kind in KINDS if (found := kind.wanted(package)) is not None]
     if not asked:
         return None
-    found = hashlib.sha256(f"{_LAYOUT} {sys.version_info[:2]} {sys.platform} {_constraints()}\n".encode())
+    key = hashlib.sha256(f"{_LAYOUT} {sys.version_info[:2]} {sys.platform} {_constraints()}\n".encode())
     for name, beside in asked:
         for path in (package / name, *beside):
             with open(path, "rb") as file:
                 told = hashlib.file_digest(file, "sha256").hexdigest()
-            found.update(f"{path.relative_to(package)} {told}\n".encode())
-    return found.hexdigest()
+            key.update(f"{path.relative_to(package)} {told}\n".encode())
+    return key.hexdigest()
 
 
 def asks(package: Path) -> list[str]:
@@ -158,7 +159,7 @@ def _dependencies(package: Path) -> list[str]:
         raise UsageError(f"{PROJECT}: {e}") from None
     found = project.get("dependencies", []) if isinstance(project, dict) else []
     if isinstance(project, dict) and "dependencies" in (project.get("dynamic") or ()):
-        raise UsageError(f'{PROJECT}: its dependencies are dynamic; write them into it, or into {REQUIREMENTS}')
+        raise UsageError(f"{PROJECT}: its dependencies are dynamic; write them into it, or into {REQUIREMENTS}")
     if not isinstance(found, list) or not all(isinstance(one, str) and not one.startswith("-") for one in found):
         raise UsageError(f"{PROJECT}: project.dependencies is a list of requirements, as text")
     return found
@@ -181,7 +182,7 @@ def _build_python(package: Path, made: Path) -> None:
         what, asked = PROJECT, _dependencies(package)
     else:
         what, asked = f"{WHEELS}/", ["--no-index", *map(str, sorted(wheels.glob("*.whl")))]
-    options = ["--target", made / "python", "--only-binary", ":all:", "-c", constraints]
+    options = ["--target", str(made / "python"), "--only-binary", ":all:", "-c", str(constraints)]
     _run(what, [*_installer(), *options, *links, *asked], package, "only wheels are")
     (made / "python").mkdir(exist_ok=True)
 
@@ -258,7 +259,8 @@ def _build_perl(package: Path, made: Path) -> None:
 def _jailed(argv: Sequence[str], work: Path, home: Path) -> list[str]:
     """A command that sees nothing of the server, and may write in ``work`` alone."""
     jail = [_tool("bwrap", "bubblewrap", PERL), "--ro-bind", "/", "/", "--dev", "/dev", "--proc", "/proc"]
-    for hidden in ("/root", "/home", "/run/credentials", str(home)):
+    # Nobody, as whom root lets it run, may not look into the home anyway, nor put anything over it.
+    for hidden in ("/root", "/home", "/run/credentials", *([] if os.geteuid() == 0 else [str(home)])):
         if os.path.isdir(hidden):
             jail += ["--tmpfs", hidden]
     jail += ["--bind", str(work), str(work), "--unshare-pid", "--unshare-ipc", "--die-with-parent", "--new-session"]

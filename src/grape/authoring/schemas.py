@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import collections.abc
+import functools
+import operator
 import types
 import typing
 from collections.abc import Callable
@@ -63,6 +65,6 @@ def _without_none(kind: Any) -> Any:
     if kind is type(None) or kind is None:
         return Any
     if typing.get_origin(kind) in (typing.Union, types.UnionType):
-        others = tuple(part for part in typing.get_args(kind) if part is not type(None))
-        return typing.Union[others]  # noqa: UP007: made of values
+        others = [part for part in typing.get_args(kind) if part is not type(None)]
+        return functools.reduce(operator.or_, others)
     return kind

@@ -470,7 +470,9 @@ class _Site:
 
 
 def _with_schemas(slots: list[_Slot], handlers: dict[str, Handler]) -> tuple[SlotSpec, ...]:
-    told = {name: (schema_of(handler.payload_type), schema_of(handler.result_type)) for name, handler in handlers.items()}
+    told = {
+        name: (schema_of(handler.payload_type), schema_of(handler.result_type)) for name, handler in handlers.items()
+    }
     specs = []
     for slot in slots:
         takes, gives = told.get(slot.spec.node, ("", ""))

@@ -83,7 +83,9 @@ class Clients:
             raise UnknownEvent(f"app {app.record.name!r} has no slot {event.name!r:.300}; {hint}")
         is_pushed = event.name in app.routing.outputs
         if is_pushed and event.request:
-            raise UnknownEvent(f"{event.name!r} is an output of app {app.record.name!r}: it answers nothing; emit to it")
+            raise UnknownEvent(
+                f"{event.name!r} is an output of app {app.record.name!r}: it answers nothing; emit to it"
+            )
         pools = [] if is_pushed else logs
         if engine.draining:
             raise Stopping("the engine is stopping")

@@ -1,4 +1,4 @@
-"""What apps take and give, as AsyncAPI 3.0 says it: an app receives the events that it listens to, and sends its outputs."""
+"""What apps take and give, as AsyncAPI 3.0 says it: an app receives what it listens to, and sends its outputs."""
 
 from __future__ import annotations
 
@@ -18,7 +18,15 @@ def document(apps: dict[str, TopologySpec], version: str, host: str, is_secure: 
     operations: dict[str, Any] = {}
     for app, topology in apps.items():
         for event in topology.events:
-            _enter(channels, operations, app, event, f"/apps/{app}/events/{event}", "receive", shapes.of_event(topology, event))
+            _enter(
+                channels,
+                operations,
+                app,
+                event,
+                f"/apps/{app}/events/{event}",
+                "receive",
+                shapes.of_event(topology, event),
+            )
         for output in topology.outputs:
             place = f"/apps/{app}/outputs/{output}/tail"
             _enter(channels, operations, app, output, place, "send", shapes.of_output(topology, output))
@@ -29,8 +37,8 @@ def document(apps: dict[str, TopologySpec], version: str, host: str, is_secure: 
             "title": "Grape",
             "version": version,
             "description": (
-                "Events are handed in by POST, or over the WebSocket at /apps/APP/ws; outputs come as server-sent events, "
-                "or over the same WebSocket. A payload that does not fit becomes a dead letter."
+                "Events are handed in by POST, or over the WebSocket at /apps/APP/ws; outputs come as server-sent "
+                "events, or over the same WebSocket. A payload that does not fit becomes a dead letter."
             ),
         },
         "defaultContentType": "application/json",

@@ -85,10 +85,14 @@ def _looking() -> dict[str, Any]:
             "post": _operation(
                 "Upload a package, made by grape app pack", "server", {"200": _json("It is there", {"type": "object"})}
             )
-            | {"requestBody": {"content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}}}
+            | {
+                "requestBody": {
+                    "content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
+                }
+            }
         },
     }
-    told = (
+    told: tuple[tuple[str, str, list[dict[str, Any]]], ...] = (
         ("readyz", "Whether it takes events", []),
         ("topology", "What it is made of", []),
         ("processes", "Its processes, with memory and load", []),

@@ -87,7 +87,7 @@ def _moved(schema: Any, names: dict[str, str]) -> Any:
         return [_moved(part, names) for part in schema]
     if not isinstance(schema, dict):
         return schema
-    found = {}
+    found: Schema = {}
     for key, value in schema.items():
         if key in ("$ref", "$dynamicRef"):
             if isinstance(value, str) and (name := _name_of(value, names)) is not None:

@@ -124,7 +124,9 @@ def names(topology: TopologySpec) -> list[str]:
 
 def without_schemas(topology: TopologySpec) -> TopologySpec:
     """What counts of it: a default that a module works out when it is imported makes another schema in every worker."""
-    slots = tuple(structs.replace(slot, takes="", gives="") if slot.takes or slot.gives else slot for slot in topology.slots)
+    slots = tuple(
+        structs.replace(slot, takes="", gives="") if slot.takes or slot.gives else slot for slot in topology.slots
+    )
     return structs.replace(topology, slots=slots)
 
 

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Final, Protocol
 
@@ -21,6 +21,7 @@ from grape.errors import EngineError, Full, GrapeError, InUse, Stopping, UsageEr
 from grape.host.options import MAX_DEAD, Options, check_options
 from grape.model.foreign import Peers
 from grape.model.numbers import AppNumbers
+from grape.model.profile import Profile
 from grape.model.topology import TopologySpec
 from grape.protocol.outcomes import Outcomes, Progress
 from grape.protocol.trial import Trial
@@ -292,7 +293,7 @@ class Hosted:
                     own = options.env.get(variable)
                     both = f"{place_of_code}{os.pathsep}{own}" if own else place_of_code
                     options.env = {**options.env, variable: both}
-            options.user = self._user(manifest, place, beside)
+            options.user = self._user(manifest, place, beside, options.profiles.values())
             options.directory = str(place)
             options.keep_open = True
             options.keeps = manifest.output
@@ -306,7 +307,7 @@ class Hosted:
         peers, is_paused = self._around.of(name), self.installed.is_paused
         return await asyncio.to_thread(read)
 
-    def _user(self, manifest: Manifest, package: Path, beside: Path | None) -> int | None:
+    def _user(self, manifest: Manifest, package: Path, beside: Path | None, profiles: Iterable[Profile]) -> int | None:
         """Of its workers; None: that of the server. Blocking.
 
         Raises:
@@ -317,7 +318,8 @@ class Hosted:
         if user is None:
             return None
         check_claims(manifest)
-        why = self._users.let_in(user, package, beside)
+        are_others = any(profile.isolate.keys() & {"uid", "gid"} for profile in profiles)
+        why = self._users.let_in(user, package, beside, are_others=are_others)
         if why and why != self._is_root:
             self.log.note(f"its workers are root, unless a profile says otherwise: {why}")
         self._is_root = why

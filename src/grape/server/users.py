@@ -1,7 +1,7 @@
 """A server that is root: the workers of each app are a user of that app alone.
 
-What an app was given once no other app gets, also when it is gone, as what it has written may still be there. Jailed workers
-(cgroup, sandbox, container) are users of their own anyway, each worker another one.
+What an app was given once no other app gets, also when it is gone, as what it has written may still be there. Jailed
+workers (cgroup, sandbox, container) are users of their own anyway, each worker another one.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from typing import Any, Final
 
 import msgspec
 
-import grape
 from grape.apps.manifest import Manifest
 from grape.errors import Corrupt, UsageError
 from grape.isolates import users
@@ -77,10 +76,13 @@ class AppUsers:
         except FileNotFoundError:
             return {}
         except (OSError, msgspec.MsgspecError) as e:
-            raise Corrupt(f"{place}: it cannot be read: {e}; restore it, or remove it: apps become other users") from None
+            raise Corrupt(
+                f"{place}: it cannot be read: {e}; restore it, or remove it: apps become other users"
+            ) from None
 
-    def let_in(self, user: int, package: Path, environment: Path | None) -> str:
-        """Let it go where its code lies, and nobody else. Blocking. "", or why its workers cannot be that user."""
+    def let_in(self, user: int, package: Path, environment: Path | None, *, are_others: bool) -> str:
+        """Let it go where its code lies, and nobody else unless its operator names who (``are_others``). Blocking. "", or
+        why its workers cannot be that user."""
         homes = [self._home.path, self._home.packages, *([self._home.environments] if environment is not None else [])]
         for needed in (*_runtime(), str(self._home.path)):
             if not can_reach(needed, user, user):
@@ -90,7 +92,7 @@ class AppUsers:
         for path in homes:
             os.chmod(path, _PATH)
         os.chown(package, 0, user)
-        _open(package, 0o750)
+        _open(package, 0o755 if are_others else 0o750)
         if environment is not None:
             _open(environment, 0o755)
         return ""
@@ -106,8 +108,8 @@ def check_claims(manifest: Manifest) -> None:
         for key in ("uid", "gid"):
             if isinstance(isolate, dict) and key in isolate:
                 raise UsageError(
-                    f"[pool.{pool}.isolate] {key}: on this server every app is a user of its own; who keeps the server may "
-                    f"say another one: grape profile set {manifest.name} FILE"
+                    f"[pool.{pool}.isolate] {key}: on this server every app is a user of its own; who keeps the server "
+                    f"may say another one: grape profile set {manifest.name} FILE"
                 )
 
 
@@ -120,7 +122,12 @@ def _range() -> tuple[int, int] | None:
 
 def _runtime() -> list[str]:
     """What a worker in Python reads."""
-    return [os.path.realpath(sys.executable), sysconfig.get_path("stdlib"), os.path.dirname(grape.__file__), os.path.dirname(msgspec.__file__)]
+    return [
+        os.path.realpath(sys.executable),
+        sysconfig.get_path("stdlib"),
+        str(Path(__file__).parents[1]),
+        os.path.dirname(msgspec.__file__),
+    ]
 
 
 def _what(needed: str) -> str:
