@@ -472,7 +472,7 @@ def test_an_app_in_perl_has_what_its_cpanfile_asks_for(server: Server, tmp_path:
     author.mkdir(parents=True)
     code = tmp_path / "Ripe-1.0"
     (code / "lib").mkdir(parents=True)
-    (code / "lib" / "Ripe.pm").write_text("package Ripe; our $VERSION = '1.0'; sub taste { 'sweet' } 1;")
+    (code / "lib" / "Ripe.pm").write_text("package Ripe;\nour $VERSION = '1.0';\nsub taste { 'sweet' }\n1;\n")
     touched = tmp_path / "touched"
     (code / "Makefile.PL").write_text(MAKEFILE_PL.replace("TOUCHED", str(touched)).replace("HOME", str(server.home)))
     with tarfile.open(author / "Ripe-1.0.tar.gz", "w:gz") as file:

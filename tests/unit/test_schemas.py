@@ -31,7 +31,7 @@ class Order(Struct):
 
 class Model(pydantic.BaseModel):
     price: float
-    items: list["Inner"] = []
+    items: list[Inner] = []
 
 
 class Inner(pydantic.BaseModel):
@@ -60,7 +60,7 @@ def topology() -> TopologySpec:
         return []
 
     @t.slot("later", emits="accepted")
-    async def later(item: Item) -> AsyncIterator["Plain"]:
+    async def later(item: Item) -> AsyncIterator[Plain]:
         yield Plain(datetime.datetime.now())
 
     @t.slot("any", emits="anything")

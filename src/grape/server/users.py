@@ -81,8 +81,11 @@ class AppUsers:
             ) from None
 
     def let_in(self, user: int, package: Path, environment: Path | None, *, are_others: bool) -> str:
-        """Let it go where its code lies, and nobody else unless its operator names who (``are_others``). Blocking. "", or
-        why its workers cannot be that user."""
+        """Let it go where its code lies, and nobody else unless its operator names who (``are_others``). Blocking.
+
+        Returns:
+            "", or why its workers cannot be that user.
+        """
         homes = [self._home.path, self._home.packages, *([self._home.environments] if environment is not None else [])]
         for needed in (*_runtime(), str(self._home.path)):
             if not can_reach(needed, user, user):
