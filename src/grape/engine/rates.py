@@ -9,11 +9,9 @@ from typing import Final, NamedTuple
 from grape.engine.app import App
 from grape.engine.worker import Worker
 from grape.errors import ProtocolError
-from grape.protocol.messages import Lease, Leased
+from grape.protocol.messages import MOST_LEASED, Lease, Leased
 
 _SECOND: Final = 1e6
-MOST: Final = 1 << 20
-"""Events that may be asked for at once."""
 
 
 class Bucket:
@@ -59,10 +57,14 @@ class Rates:
         waiting = self._waiting.get((lease.event, lease.node))
         if waiting is None:
             raise ProtocolError(f"it asks for the rate of {lease.event!r:.300} at {lease.node!r:.300}, which has none")
-        if not 1 <= lease.count <= MOST or any(one.worker is worker for one in waiting):
+        if not 1 <= lease.count <= MOST_LEASED or any(one.worker is worker for one in waiting):
             raise ProtocolError(f"it asks for {lease.count} events of a rate, or before the last question was answered")
         waiting.append(_Waiting(worker, lease))
         self.give(now)
+
+    def waiting(self) -> set[Worker]:
+        """The workers that wait for an answer."""
+        return {one.worker for waiting in self._waiting.values() for one in waiting}
 
     def give(self, now: int) -> int | None:
         """To those who wait, what there is by now; returns when there will be more, None: nobody waits."""

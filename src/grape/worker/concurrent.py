@@ -99,6 +99,7 @@ class Job:
         self.access: StateAccess | None = None
         self.said = ""
         """See `Tracer.said`."""
+        self.has_turn = False
         self.is_started = False
         self.is_over = False
         self.is_late = False
@@ -148,6 +149,11 @@ class AsyncPool:
         self._turned = time.monotonic()
         self._works: deque[Work] = deque()
         self._careful: asyncio.Task[None] | None = None
+        self._turns: dict[asyncio.Future[None], Job] = {}
+        """Those that are waited for."""
+        self._begun = 0
+        """Handlers that have begun and not ended."""
+        self._drained: Callable[[], object] | None = None
         self.hand_in = HandIn(runtime, send, self._break)
         self.broken: Callable[[BaseException], None] = _raise
         """Told of what ends this worker, whatever callback of the loop it comes up in."""
@@ -164,11 +170,25 @@ class AsyncPool:
     def revoke(self, message: Revoke) -> None:
         self.runtime.revoke(message)
         self.hand_in.forget(message.partition)
+        for turn, job in list(self._turns.items()):
+            if not self._is_current(job.part):
+                turn.cancel()
 
     def work(self, message: Work) -> None:
         """Start a work; its results come through ``send``."""
-        self._works.append(message)
-        self._next()
+        if self._drained is None:
+            self._works.append(message)
+            self._next()
+
+    def drain(self, drained: Callable[[], object]) -> None:
+        """Start nothing more. ``drained`` is called when what has begun is over; the rest is left to others."""
+        self._drained = drained
+        self._works.clear()
+        self._look_whether_drained()
+
+    def _look_whether_drained(self) -> None:
+        if self._drained is not None and not self._begun:
+            self._drained()
 
     def _next(self) -> None:
         while self._works and self._careful is None:
@@ -196,12 +216,12 @@ class AsyncPool:
         retries = Retries(runtime)
         for number, item in enumerate(message.retries):
             stage, unit = runtime.retry_stage(item, message.context_base + number)
-            if unit is None or not unit.is_async:
-                retries.run(item, message.context_base + number)
-                self._finish_of(work, part)
-            else:
+            if unit is not None and (unit.is_async or runtime.needs_turn(unit, stage, is_retry=True)):
                 root = _Root(part, partial(self._finish_of, work, part))
                 self._submit(root, [Job(self, unit, stage, root, _Retry(item, retries))])
+            else:
+                retries.run(item, message.context_base + number)
+                self._finish_of(work, part)
         for batch, base in runtime.batches_of(message):
             self._start_batch(batch, base, work, part)
         if not message.batches and not message.retries:
@@ -226,7 +246,7 @@ class AsyncPool:
                 stage = RootStage(columns, at, at + 1, batch.created, batch.id_prefix, offset, contexts)
                 root = _Root(part, partial(self._root_done, item, offset + at, part))
                 jobs = [Job(self, unit, stage, root) for unit in units]
-                if any(job.unit.is_async or job.line in self._lines for job in jobs):
+                if any(job.unit.is_async or job.line in self._lines or job.unit.has_rate for job in jobs):
                     self._submit(root, jobs)
                     continue
                 self.hand_in.enter(part)
@@ -267,8 +287,10 @@ class AsyncPool:
             self._is_admitting = False
 
     def _start_job(self, job: Job) -> None:
+        if self._drained is not None:
+            return
         if not job.unit.is_async:
-            self._finished(job, partial(self.runtime.run_stage, job.unit, job.stage))
+            self._start_sync(job)
             return
         node = job.unit.node
         limit = min(slot.concurrency for slot in job.unit.slots.values())
@@ -282,6 +304,41 @@ class AsyncPool:
         task = asyncio.ensure_future(self._run(job))
         self._tasks[task] = job
         task.add_done_callback(self._over)
+
+    def _start_sync(self, job: Job) -> None:
+        if not job.has_turn and self._needs_turn(job):
+            self._turn(job).add_done_callback(partial(self._turn_came, job))
+        elif job.retry is not None:
+            self._finished(job, partial(job.retry.all.run_stage, job.retry.item, job.unit, job.stage))
+        else:
+            self._finished(job, partial(self.runtime.run_stage, job.unit, job.stage))
+
+    def _turn_came(self, job: Job, _: asyncio.Future[None]) -> None:
+        if not self._may_begin(job):
+            return
+        try:
+            job.has_turn = True
+            self._start_sync(job)
+        except BaseException as e:
+            self._break(e)
+
+    def _needs_turn(self, job: Job) -> bool:
+        if not job.unit.has_rate:
+            return False
+        self.hand_in.enter(job.part)
+        return self.runtime.needs_turn(job.unit, job.stage, is_retry=job.retry is not None)
+
+    def _turn(self, job: Job) -> asyncio.Future[None]:
+        """It is cancelled if the partition is taken away."""
+        assert self.runtime.pacer is not None
+        turn = self.runtime.pacer.turn((job.stage.name_of(0), job.unit.node))
+        self._turns[turn] = job
+        turn.add_done_callback(self._turns.pop)
+        return turn
+
+    def _may_begin(self, job: Job) -> bool:
+        """It has had its turn; what it is of is still this worker's, which is not about to end."""
+        return self._drained is None and self._is_current(job.part)
 
     def _over(self, task: asyncio.Task[None]) -> None:
         job = self._tasks.pop(task)
@@ -319,12 +376,22 @@ class AsyncPool:
         self.broken(error)
 
     async def _run(self, job: Job) -> None:
-        unit, stage, runtime = job.unit, job.stage, self.runtime
-        if unit.has_rate and runtime.pacer is not None and unit.slots[stage.name_of(0)].rate:
-            await runtime.pacer.turn((stage.name_of(0), unit.node))
-        job.is_started = True
-        if not self._is_current(job.part) or not self._begin(job):
+        if not job.has_turn and self._needs_turn(job):
+            await self._turn(job)
+        if not self._may_begin(job):
             return
+        job.is_started = True
+        if not self._begin(job):
+            return
+        self._begun += 1
+        try:
+            await self._run_begun(job)
+        finally:
+            self._begun -= 1
+            self._look_whether_drained()
+
+    async def _run_begun(self, job: Job) -> None:
+        unit, stage, runtime = job.unit, job.stage, self.runtime
         error: BaseException | None = None
         if job.part.traced and stage.contexts is not None:
             job.said = runtime.ground.tracer.begin(unit, stage)
@@ -488,8 +555,11 @@ class AsyncPool:
         loop = self._loop
         if loop is not None and asyncio.current_task(loop) is not None:
             return True
-        is_turning = time.monotonic() - self._turned < _TURNS
-        return self.runtime.running is not None or (is_turning and any(not t.done() for t in list(self._tasks)))
+        if self.runtime.running is not None:
+            return True
+        pacer, is_turning = self.runtime.pacer, time.monotonic() - self._turned < _TURNS
+        waits = pacer is not None and pacer.is_waiting
+        return is_turning and (waits or any(not task.done() for task in list(self._tasks)))
 
     def _overdue(self, now: float) -> Overdue | None:
         """The job that cancelling has not ended: it swallows that, or keeps the loop for itself, so that nothing else
@@ -516,8 +586,8 @@ class AsyncPool:
 
     async def _run_carefully(self, message: Work, part: Assigned) -> None:
         """One event at a time: what is still running ends first."""
-        while self._tasks:
-            await asyncio.wait(list(self._tasks))
+        while self._tasks or self._turns:
+            await asyncio.wait([*self._tasks, *self._turns])
         self.hand_in.flush()  # whatever is handed in from here on is of the event that was announced
         self.hand_in.begun(part)
         self.hand_in.enter(part)
@@ -525,13 +595,26 @@ class AsyncPool:
         runtime = self.runtime
         runtime.start_carefully(message)
         self.hand_in.by_hand = True
+        await self._each_carefully(message, part)
+        runtime.end_carefully()
+        self.hand_in.by_hand = False
+        self.hand_in.soon()
+        self._careful = None
+        self._next()
+
+    async def _each_carefully(self, message: Work, part: Assigned) -> None:
+        """Until one of them is not to be begun any more."""
+        runtime = self.runtime
         work = _Work(message)
         retries = Retries(runtime)
         for number, item in enumerate(message.retries):
             stage, unit = runtime.retry_stage(item, message.context_base + number)
-            if unit is not None and unit.is_async:
-                root = _Root(part, partial(self._finish_of, work, part))
+            root = _Root(part, partial(self._finish_of, work, part))
+            if unit is not None:
                 root.jobs, root.left = [Job(self, unit, stage, root, _Retry(item, retries))], 1
+                if not await self._have_turns(root, message.named):
+                    return
+            if unit is not None and unit.is_async:
                 await self._one_carefully(root.jobs[0], message.named)
             else:
                 retries.run(item, message.context_base + number)
@@ -551,6 +634,8 @@ class AsyncPool:
                     root = _Root(part, partial(self._root_done, in_work, offset + at, part))
                     root.jobs = [Job(self, unit, root_stage, root) for unit in runtime.units_of(run)]
                     root.left = len(root.jobs)
+                    if not await self._have_turns(root, message.named):
+                        return
                     for job in root.jobs:
                         if job.unit.is_async:
                             await self._one_carefully(job, message.named)
@@ -560,20 +645,22 @@ class AsyncPool:
                         root.done()
                     self.hand_in.flush()
                 offset += run.count
-        runtime.end_carefully()
-        self.hand_in.by_hand = False
-        self.hand_in.soon()
-        self._careful = None
-        self._next()
+
+    async def _have_turns(self, root: _Root, named: list[Named]) -> bool:
+        """Before any of them begins, and is announced; False: they are not to be begun any more."""
+        for job in root.jobs:
+            if _named(job, named) is None and self._needs_turn(job):
+                await asyncio.wait([self._turn(job)])
+            job.has_turn = True
+        return self._drained is None and self._is_current(root.part)
 
     async def _one_carefully(self, job: Job, named: list[Named]) -> None:
-        event_id, node = job.stage.id_of(0), job.unit.node
-        for one in named:
-            if (one.id, one.node) == (event_id, node):
-                if self._begin(job):
-                    self._finished(job, partial(self._fail_named, job, one))
-                return
-        self.runtime.announce(Announce(job.part.number, job.part.epoch, event_id, node))
+        one = _named(job, named)
+        if one is not None:
+            if self._begin(job):
+                self._finished(job, partial(self._fail_named, job, one))
+            return
+        self.runtime.announce(Announce(job.part.number, job.part.epoch, job.stage.id_of(0), job.unit.node))
         task = asyncio.ensure_future(self._run(job))
         await asyncio.wait([task])  # one that a handler has cancelled is no end of this task
         self._ended(job, task)
@@ -614,6 +701,12 @@ class _SharedState:
 
     def __delete__(self, node: object) -> None:
         _access(self._name).delete(self._name)
+
+
+def _named(job: Job, named: list[Named]) -> Named | None:
+    """What it is handed in as, instead of started."""
+    place = job.stage.id_of(0), job.unit.node
+    return next((one for one in named if (one.id, one.node) == place), None)
 
 
 def _nothing() -> None:

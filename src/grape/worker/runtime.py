@@ -16,6 +16,7 @@ from grape.errors import TooLarge
 from grape.model.address import Partitions
 from grape.model.batch import Run, runs_of, split_run
 from grape.model.cursor import Progress
+from grape.model.foreign import Peers
 from grape.model.routing import Routing, route
 from grape.model.topology import Limits, SlotSpec, TopologySpec
 from grape.protocol.messages import (
@@ -48,9 +49,9 @@ from grape.worker.state import StateTable
 from grape.worker.units.make import make_unit
 from grape.worker.units.unit import Emissions, Unit
 
-ADAPTED: Final = ["partition", "cache", "chain", "peers", "rates", "traces"]
+ADAPTED: Final = ["partition", "cache", "chain", "rates", "traces"]
 """What an adapter can do, whatever stands behind it."""
-CAPABILITIES: Final = [*ADAPTED, "timers", "calls", "try"]
+CAPABILITIES: Final = [*ADAPTED, "timers", "calls", "peers", "try"]
 """What `Runtime` does, as it is said to the engine."""
 
 _MAX_CHUNK: Final = 1024
@@ -109,7 +110,7 @@ class Runtime:
         self.complain: Complain | None = None
         """Says what no event has."""
         self.is_running: Callable[[], bool] = self._is_running
-        """Whether a handler runs now. Called from another thread."""
+        """Whether a handler runs now, or an event waits for its turn. Called from another thread."""
         self.overdue: Callable[[float], Overdue | None] = _nobody
         """The async event that has run for too long at a monotonic time, and that cancelling has not ended."""
         self.progress = 0
@@ -153,6 +154,7 @@ class Runtime:
             self.pool, self.units, routing, message.unchained, message.taken, self.partitions, self.run_stage
         )
         self._is_paced = self.pacer is not None and any(unit.has_rate for unit in self.units.values())
+        self._waits = False
         self._careful = False
         self._named: dict[tuple[str, str], Named] = {}
 
@@ -172,6 +174,10 @@ class Runtime:
     def make_unit(self, handler: Handler, slots: dict[str, SlotSpec]) -> Unit:
         """The loop that runs a node."""
         return make_unit(handler, slots, self.ground, self.names, self.partitions, self.limits)
+
+    def change_peers(self, peers: Peers) -> None:
+        """The other apps of the server are these from now on."""
+        self.names.change_peers(peers)
 
     def setup(self) -> None:
         """Call the nodes' ``setup``, before the first event."""
@@ -228,7 +234,8 @@ class Runtime:
         self.ground.enter(part, Effects(self.limits))
         part.begin(message)
         self.bound_cache()
-        if not message.careful and not self._is_paced:
+        self._waits = self._is_paced and self._has_rate(message)
+        if not message.careful and not self._waits:
             locks = part.copy_locks()
             try:
                 yield self._work_together(message)
@@ -238,6 +245,15 @@ class Runtime:
                 part.forget(locks)
                 self.ground.effects = Effects(self.limits)
         yield from self._work_singly(message)
+
+    def _has_rate(self, message: Work) -> bool:
+        """Whether some of its events may have to wait for their turn."""
+        nodes = {item.node for item in message.retries}
+        names = [(unit.node, name) for unit in self.units.values() for name, slot in unit.slots.items() if slot.rate]
+        if any(node in nodes for node, _ in names):
+            return True
+        rated = {name for _, name in names}
+        return any(not rated.isdisjoint(run.meta.names) for item in message.batches for run in runs_of(item.body))
 
     def _work_together(self, message: Work) -> Result:
         """In chunks, until it is done or has become long; what is left then, the engine sends again.
@@ -264,30 +280,61 @@ class Runtime:
 
     def _work_singly(self, message: Work) -> Iterator[Result]:
         """Root by root, each handed in at once: in careful mode, because together it was too much, or as the next one
-        may have to wait for its turn. Of what has a rate the engine sends again what is left after a while."""
-        started = self._clock()
+        may have to wait for its turn. Of what has a rate the engine sends again what is left after a while.
+
+        Raises:
+            GivenBack: the rest is not to be begun here any more.
+        """
         self.ground.single = True
         if message.careful:
             self.start_carefully(message)
+        try:
+            yield from self._each_alone(message)
+        finally:
+            self.ground.single = self._waits = False
+            self.end_carefully()
+        yield self._hand_in([message.seq])
+
+    def _each_alone(self, message: Work) -> Iterator[Result]:
+        started = self._clock()
         retries = Retries(self)
         for number, retried in enumerate(message.retries):
+            context = message.context_base + number
+            if self._waits:
+                stage, unit = self.retry_stage(retried, context)
+                self._wait_for_turns([] if unit is None else [(unit, stage)], is_retry=True)
             retries.run(
                 retried,
-                message.context_base + number,
+                context,
                 lambda unit, stage: self._alone(lambda: self.run_stage(unit, stage), [(unit, stage)]),
             )
             yield self._hand_in([])
         for item, context in self.batches_of(message):
             for _ in self._run_batch(item, context):
                 yield self._hand_in([])
-                if self._is_paced and self._clock() - started > _WORK_SECONDS:
-                    break
-            else:
-                continue
-            break
-        self.ground.single = False
-        self.end_carefully()
-        yield self._hand_in([message.seq])
+                if self._waits and self._clock() - started > _WORK_SECONDS:
+                    return
+
+    def _wait_for_turns(self, stages: list[tuple[Unit, Stage]], *, is_retry: bool = False) -> None:
+        """Until an event may be handed to all of its nodes: before that none of them begins with it.
+
+        Raises:
+            GivenBack: see there.
+        """
+        for unit, stage in stages:
+            named = self._careful and (stage.id_of(0), unit.node) in self._named
+            if not named and self.needs_turn(unit, stage, is_retry=is_retry):
+                assert self.pacer is not None
+                self.pacer.take((stage.name_of(0), unit.node))
+
+    def needs_turn(self, unit: Unit, stage: Stage, *, is_retry: bool = False) -> bool:
+        """Whether the only event of ``stage`` counts to a rate: it has one, and nothing keeps the event from running.
+        The partition is entered."""
+        slot = unit.slots.get(stage.name_of(0))
+        if slot is None or not slot.rate or self.pacer is None:
+            return False
+        is_behind = not is_retry and slot.ordered and stage.key_of(0) in self.ground.locked(unit.node)
+        return not is_behind and self.ground.lost(unit, stage, 0) is None
 
     def _alone(self, run: Callable[[], None], stages: list[tuple[Unit, Stage]]) -> None:
         """Run one root event, which is all that there is in ``effects``; too much of it is its failure, at all of its
@@ -436,6 +483,8 @@ class Runtime:
                 self.run_stage(unit, stage)
 
         if self.ground.single:
+            if self._waits:
+                self._wait_for_turns(stages)
             self._alone(run, stages)
             return
         effects = self.ground.effects
@@ -469,13 +518,6 @@ class Runtime:
 
     def run_stage(self, unit: Unit, stage: Stage) -> None:
         """One node over one stage, and all that chains from it."""
-        if unit.has_rate and self.pacer is not None:
-            for piece in self.pacer.pieces(unit, stage):
-                self._run_at_once(unit, piece)
-        else:
-            self._run_at_once(unit, stage)
-
-    def _run_at_once(self, unit: Unit, stage: Stage) -> None:
         stage = self.ground.without_lost(unit, stage)
         if not stage.count:
             return
