@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import deque
 from collections.abc import Callable
 
@@ -17,6 +18,7 @@ from grape.model import batch as codec
 from grape.model.rate import rate_of
 from grape.model.topology import Limits
 from grape.protocol.messages import (
+    Announce,
     Assign,
     BatchItem,
     Drain,
@@ -236,3 +238,121 @@ def test_what_keeps_an_event_from_running_keeps_it_from_asking() -> None:
     worker.hear(Work(2, 1, 2, [], [item]))
     assert worker.asked == 2
     assert seen[-1] == 1
+
+
+# ------------------------------------------------------------------ a worker with async nodes
+
+
+class Pool:
+    """What runs on a loop: a synchronous slot and an async one with a rate, and one without."""
+
+    def __init__(self) -> None:
+        self.said: list[FromWorker] = []
+        self.seen: list[str] = []
+        self.goes_on = asyncio.Event()
+        t = Topology("beside")
+        t.add_output("out")
+        t.add_slot("mail", lambda data: self.seen.append(f"mail {data}"), name="Mail", rate=1)
+        t.add_slot("letter", self.letter, name="Letter", rate=1)
+        t.add_slot("other", self.other, name="Other")
+        spec = t.spec()
+        self.dispatcher = Dispatcher(self.said.append, asyncio.get_running_loop().call_soon, never)
+        self.runtime = Runtime(t.handlers, spec, self.dispatcher.ask, self.said.append)
+        self.runtime.pacer = Pacer(self.said.append, never, self.dispatcher.is_unwanted)
+        self.dispatcher.serve(self.runtime)
+        self.hear(Welcome(1, "main", "main.0", 4, Limits(), frozenset(("out",)), topology=spec), Assign(0, 1))
+        self.hear(Assign(1, 1))
+
+    async def letter(self, data: int) -> None:
+        self.seen.append(f"letter {data}")
+
+    async def other(self, data: int) -> None:
+        self.seen.append(f"begins {data}")
+        await self.goes_on.wait()
+        self.seen.append(f"ends {data}")
+
+    def hear(self, *messages: ToWorker) -> None:
+        for message in messages:
+            self.dispatcher.take(message)
+
+    async def until(self, is_so: Callable[[], object]) -> None:
+        while not is_so():
+            await asyncio.sleep(0.001)
+
+    @property
+    def asked(self) -> list[Lease]:
+        return [message for message in self.said if isinstance(message, Lease)]
+
+
+def never() -> None:
+    raise AssertionError("a pool on a loop does not wait for the engine")
+
+
+def test_a_synchronous_event_that_waits_keeps_no_loop() -> None:
+    async def go() -> None:
+        pool = Pool()
+        pool.goes_on.set()
+        pool.hear(work(1, 1, 2), work(2, 3, event="other", partition=1))
+        await pool.until(lambda: "ends 3" in pool.seen)
+        assert pool.asked[0] == Lease("mail", "Mail", 1)
+        assert not any(seen.startswith("mail") for seen in pool.seen)
+        assert pool.runtime.is_running()
+        for number in (1, 2):
+            pool.hear(LEASED)
+            await pool.until(lambda number=number: f"mail {number}" in pool.seen)
+        await pool.until(lambda: any(1 in m.ended for m in pool.said if isinstance(m, Result)))
+
+    asyncio.run(go())
+
+
+@pytest.mark.parametrize("event", ["mail", "letter"])
+def test_what_waits_for_its_turn_goes_with_its_partition(event: str) -> None:
+    async def go() -> None:
+        pool = Pool()
+        pool.hear(work(1, 1, 2, event=event))
+        await pool.until(lambda: pool.asked)
+        pool.hear(Revoke(0, 1), work(2, 3, event=event, partition=1))
+        await asyncio.sleep(0.01)
+        pool.hear(structs.replace(LEASED, event=event, node=event.title()))
+        await pool.until(lambda: pool.seen)
+        assert pool.seen == [f"{event} 3"]  # no turn is lost
+
+    asyncio.run(go())
+
+
+@pytest.mark.parametrize("event", ["mail", "letter"])
+def test_a_pool_that_is_to_end_finishes_what_has_begun_and_gives_back_the_rest(event: str) -> None:
+    async def go() -> None:
+        pool = Pool()
+        pool.hear(work(1, 1, event=event), work(2, 2, event="other", partition=1))
+        await pool.until(lambda: pool.asked and pool.seen)
+        pool.hear(Drain())
+        await asyncio.sleep(0.05)
+        assert not pool.dispatcher.has_ended
+        pool.goes_on.set()
+        await pool.until(lambda: pool.dispatcher.has_ended)
+        assert pool.seen == ["begins 2", "ends 2"]
+        (result,) = [message for message in pool.said if isinstance(message, Result) and message.is_progress]
+        assert (result.ended, [at for at, _ in result.done]) == ([2], [2])
+
+    asyncio.run(go())
+
+
+def test_careful_mode_announces_what_has_had_its_turn() -> None:
+    async def go() -> None:
+        pool = Pool()
+        both = [work(n, n, event=event, partition=n - 1) for n, event in ((1, "mail"), (2, "letter"))]
+        pool.hear(*(structs.replace(one, careful=True) for one in both))
+        for count, event in ((1, "mail"), (2, "letter")):
+            await pool.until(lambda count=count: len(pool.asked) == count)
+            await asyncio.sleep(0.01)
+            assert len(announced(pool)) == count - 1
+            pool.hear(structs.replace(LEASED, event=event, node=event.title()))
+            await pool.until(lambda count=count: len(announced(pool)) == count)
+        await pool.until(lambda: len(pool.seen) == 2)
+
+    asyncio.run(go())
+
+
+def announced(pool: Pool) -> list[Announce]:
+    return [message for message in pool.said if isinstance(message, Announce)]

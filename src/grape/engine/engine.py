@@ -120,19 +120,13 @@ class Engine:
                 self.trouble(partition, e)
 
     def drain(self) -> None:
-        """Hand out nothing more; what is running is still committed. Workers that wait for a turn are asked to end, as
-        it may come in an hour."""
+        """Hand out nothing more; what is running is still committed."""
         self.draining = True
-        for worker in self._rates.waiting():
-            self._let_go(worker)
+        self._rates.end(self.clock.now())
         for partition in self._owners.values():
             partition.flush()  # what waits in a draft for its handler does so no longer
         for pool in self.pools.values():
             pool.freeze()
-
-    def _let_go(self, worker: Worker) -> None:
-        if worker.serves:
-            worker.dismiss(self.clock.now())
 
     @property
     def in_flight(self) -> bool:
@@ -357,8 +351,6 @@ class Engine:
                     worker.announces(message)
             case Lease():
                 self._rates.ask(worker, message, self.clock.now())
-                if self.draining and worker in self._rates.waiting():
-                    self._let_go(worker)
             case Stuck():
                 if (partition := self._named(worker, message)) is not None:
                     stuck(worker, partition, message)

@@ -46,6 +46,7 @@ from grape.worker.pacing import Pacer
 from grape.worker.retries import Retries
 from grape.worker.stage import RetryStage, RootStage, RunColumns, Stage
 from grape.worker.state import StateTable
+from grape.worker.turns import Turns
 from grape.worker.units.make import make_unit
 from grape.worker.units.unit import Emissions, Unit
 
@@ -153,7 +154,7 @@ class Runtime:
         self.ground.delivery = Delivery(
             self.pool, self.units, routing, message.unchained, message.taken, self.partitions, self.run_stage
         )
-        self._is_paced = self.pacer is not None and any(unit.has_rate for unit in self.units.values())
+        self.turns = Turns(self.units, self.ground, self.pacer)
         self._waits = False
         self._careful = False
         self._named: dict[tuple[str, str], Named] = {}
@@ -234,7 +235,7 @@ class Runtime:
         self.ground.enter(part, Effects(self.limits))
         part.begin(message)
         self.bound_cache()
-        self._waits = self._is_paced and self._has_rate(message)
+        self._waits = self.turns.may_be_in(message)
         if not message.careful and not self._waits:
             locks = part.copy_locks()
             try:
@@ -245,15 +246,6 @@ class Runtime:
                 part.forget(locks)
                 self.ground.effects = Effects(self.limits)
         yield from self._work_singly(message)
-
-    def _has_rate(self, message: Work) -> bool:
-        """Whether some of its events may have to wait for their turn."""
-        nodes = {item.node for item in message.retries}
-        names = [(unit.node, name) for unit in self.units.values() for name, slot in unit.slots.items() if slot.rate]
-        if any(node in nodes for node, _ in names):
-            return True
-        rated = {name for _, name in names}
-        return any(not rated.isdisjoint(run.meta.names) for item in message.batches for run in runs_of(item.body))
 
     def _work_together(self, message: Work) -> Result:
         """In chunks, until it is done or has become long; what is left then, the engine sends again.
@@ -302,7 +294,7 @@ class Runtime:
             context = message.context_base + number
             if self._waits:
                 stage, unit = self.retry_stage(retried, context)
-                self._wait_for_turns([] if unit is None else [(unit, stage)], is_retry=True)
+                self.turns.wait([] if unit is None else [(unit, stage)], self._named, is_retry=True)
             retries.run(
                 retried,
                 context,
@@ -314,27 +306,6 @@ class Runtime:
                 yield self._hand_in([])
                 if self._waits and self._clock() - started > _WORK_SECONDS:
                     return
-
-    def _wait_for_turns(self, stages: list[tuple[Unit, Stage]], *, is_retry: bool = False) -> None:
-        """Until an event may be handed to all of its nodes: before that none of them begins with it.
-
-        Raises:
-            GivenBack: see there.
-        """
-        for unit, stage in stages:
-            named = self._careful and (stage.id_of(0), unit.node) in self._named
-            if not named and self.needs_turn(unit, stage, is_retry=is_retry):
-                assert self.pacer is not None
-                self.pacer.take((stage.name_of(0), unit.node))
-
-    def needs_turn(self, unit: Unit, stage: Stage, *, is_retry: bool = False) -> bool:
-        """Whether the only event of ``stage`` counts to a rate: it has one, and nothing keeps the event from running.
-        The partition is entered."""
-        slot = unit.slots.get(stage.name_of(0))
-        if slot is None or not slot.rate or self.pacer is None:
-            return False
-        is_behind = not is_retry and slot.ordered and stage.key_of(0) in self.ground.locked(unit.node)
-        return not is_behind and self.ground.lost(unit, stage, 0) is None
 
     def _alone(self, run: Callable[[], None], stages: list[tuple[Unit, Stage]]) -> None:
         """Run one root event, which is all that there is in ``effects``; too much of it is its failure, at all of its
@@ -484,7 +455,7 @@ class Runtime:
 
         if self.ground.single:
             if self._waits:
-                self._wait_for_turns(stages)
+                self.turns.wait(stages, self._named)
             self._alone(run, stages)
             return
         effects = self.ground.effects
