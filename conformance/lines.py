@@ -44,6 +44,12 @@ def answer(event):
         return {"emit": "out", "data": data[2], "delay": data[1], "timer": data[0]}
     if name == "calm":
         return {"cancel": data}
+    if name == "export":
+        return {"emit": data[0], "data": data[1]}
+    if name == "paced":
+        return {"emit": "out", "data": data}
+    if name == "hurry":
+        return {"emit": "paced", "data": data}
     if name == "sleep":
         time.sleep(data)
         return {"emit": "out", "data": data}

@@ -121,6 +121,16 @@ int main(int argc, char** argv) {
       event.emit("out", "caught");
     }
   });
+  worker.slot("export", Slot("Export"), [](Event& event) {
+    const auto parts = event.as<std::vector<grape::Value>>();
+    event.emit(parts[0].as<std::string>(), parts[1]);
+  });
+  worker.slot("consult", Slot("Consult"), [](Event& event) {
+    const auto parts = event.as<std::vector<grape::Value>>();
+    event.emit("out", event.call(parts[0].as<std::string>(), parts[1]));
+  });
+  worker.slot("paced", Slot("Paced").rate("10/s").burst(3).timeout(Seconds(1)), [](Event& event) { event.emit("out", event.data()); });
+  worker.slot("hurry", Slot("Hurry").emits("paced"), [](Event& event) { event.emit("paced", event.data()); });
   worker.slot("sleep", Slot("Sleep").timeout(Seconds(1)), [](Event& event) {
     std::this_thread::sleep_for(Seconds(event.as<double>()));
     event.emit("out", event.data());

@@ -75,6 +75,10 @@ worker.slot("greedy", { node: "Greedy" }, (event) => {
     event.emit("out", "caught");
   }
 });
+worker.slot("export", { node: "Export" }, (event) => event.emit(...event.data));
+worker.slot("consult", { node: "Consult" }, (event) => event.emit("out", event.call(...event.data)));
+worker.slot("paced", { node: "Paced", rate: "10/s", burst: 3, timeout: 1 }, (event) => event.emit("out", event.data));
+worker.slot("hurry", { node: "Hurry", emits: ["paced"] }, (event) => event.emit("paced", event.data));
 worker.slot("sleep", { node: "Sleep", timeout: 1 }, (event) => {
   wait(event.data);
   event.emit("out", event.data);

@@ -85,6 +85,10 @@ node(
 );
 node(refer => 'Refer', sub { my ($event) = @_; my ($key, $data) = @{ $event->data }; $event->emit(out => $event->call(answer => $data, key => $key)) });
 node(greedy => 'Greedy', sub { my ($event) = @_; eval { $event->call(answer => $event->data) }; $event->emit(out => 'caught') });
+node(export => 'Export', sub { my ($event) = @_; $event->emit(@{ $event->data }) });
+node(consult => 'Consult', sub { my ($event) = @_; $event->emit(out => $event->call(@{ $event->data })) });
+node(paced => 'Paced', sub { my ($event) = @_; $event->emit(out => $event->data) }, rate => '10/s', burst => 3, timeout => 1);
+node(hurry => 'Hurry', sub { my ($event) = @_; $event->emit(paced => $event->data) }, emits => ['paced']);
 node(sleep => 'Sleep', sub { my ($event) = @_; sleep $event->data; $event->emit(out => $event->data) }, timeout => 1);
 node(unknown => 'Unknown', sub { my ($event) = @_; $event->emit(nowhere => $event->data) });
 node(say => 'Say', sub { my ($event) = @_; print $event->data, "\n" });

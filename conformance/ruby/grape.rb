@@ -280,14 +280,15 @@ module Grape
 
     # Hand every event of this name to the block. states: names, or a hash of names and seconds that a value lives.
     def slot(event, node:, states: {}, emits: [], retries: nil, backoff: nil, backoff_max: nil, timeout: nil,
-             on_fail: nil, ordered: nil, &handler)
+             on_fail: nil, ordered: nil, rate: nil, burst: nil, &handler)
       here = @nodes[node] ||= Node.new(node, {}, {})
       raise ArgumentError, "node '#{node}' listens to '#{event}' already" if here.handlers.key?(event)
 
       states.each { |name, ttl| here.states[name] = ttl }
       here.handlers[event] = method_of(handler, "#{event} at #{node}")
       emits, where = Array(emits), handler.source_location.join(":")
-      @slots << { event:, node:, emits:, retries:, backoff:, backoff_max:, timeout:, on_fail:, ordered:, where: }.compact
+      @slots << { event:, node:, emits:, retries:, backoff:, backoff_max:, timeout:, on_fail:, ordered:, rate:, burst:,
+                  where: }.compact
     end
 
     # Called before the first event, and after the last one.

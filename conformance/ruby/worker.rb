@@ -53,6 +53,10 @@ Grape::Worker.run do |worker|
     event.emit("out", data, delay: delay)
   end
 
+  worker.slot("paced", node: "Paced", rate: 10, burst: 3, timeout: 1) { |event| event.emit("out", event.data) }
+
+  worker.slot("hurry", node: "Hurry", emits: "paced") { |event| event.emit("paced", event.data) }
+
   worker.slot("sleep", node: "Sleep", timeout: 1) do |event|
     sleep event.data
     event.emit("out", event.data)

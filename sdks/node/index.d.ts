@@ -97,6 +97,10 @@ export interface SlotOptions {
   chain?: boolean;
   /** A client's event runs before it is accepted, and is answered sooner; every slot of the event has to say so (false). */
   eager?: boolean;
+  /** Events that its handler gets at most, over all workers of the app: "100/s", "20/min", "500/h", "10/day", or a number a second. */
+  rate?: string | number;
+  /** Events of a rate that it may get at once, after a pause (1). */
+  burst?: number;
   /** Async nodes: how many of its events run at once (100). */
   concurrency?: number;
   /** Whether the handler returns a promise. Without it: whether it is an `async function`. */

@@ -173,6 +173,7 @@ from grape import External, Topology
 t = Topology("many")
 t.add_pool("js", runtime="node", entry="work.js")
 t.add_pool("cpp", runtime="exec", entry="work")
+t.add_pool("pl", runtime="perl", entry="work.pl")
 t.add_pool("sh", runtime="lines", entry="work.py")
 t.add_slot("sh", External("Sh"), pool="sh")
 """
@@ -203,6 +204,17 @@ int main(int argc, char** argv) {
   return worker.run();
 }
 """
+PERL = """
+use strict; use warnings; use Grape::Worker;
+my $worker = Grape::Worker->new;
+$worker->slot(pl => { node => 'Pl', retries => 0 }, sub {
+    my ($event) = @_;
+    my $what = $event->data;
+    return $event->reply({ pl => $event->call('sink@got', 'pl', key => 'other') }) if $what eq 'call';
+    $event->emit($what eq 'wrong' ? 'sink@gott' : 'sink@got', 'pl');
+});
+exit $worker->run;
+"""
 LINES = """#!/usr/bin/env python3
 import json, sys
 for line in sys.stdin:
@@ -223,13 +235,13 @@ t.add_slot("got", Got())
 
 
 def test_other_languages_emit_to_other_apps(tmp_path: Path, sdk_env: dict[str, str]) -> None:
-    """JavaScript, C++ and lines; also in a call, of several at once, and to what there is not."""
+    """JavaScript, C++, Perl and lines; also in a call, of several at once, and to what there is not."""
     place = tmp_path / "many"
     write_app(place, MANY, workers=1)
     manifest = place / "grape.toml"
     env = "".join(f"{key} = {value!r}\n" for key, value in sdk_env.items())
     manifest.write_text(f"{manifest.read_text()}[env]\n{env}")
-    for name, code in (("work.js", JS), ("work.py", LINES), ("work.cpp", CPP)):
+    for name, code in (("work.js", JS), ("work.py", LINES), ("work.cpp", CPP), ("work.pl", PERL)):
         (place / name).write_text(code)
     (place / "work.py").chmod(0o755)
     include = Path(__file__).parents[2] / "sdks" / "cpp" / "include"
@@ -238,14 +250,15 @@ def test_other_languages_emit_to_other_apps(tmp_path: Path, sdk_env: dict[str, s
     with serving(tmp_path / "home") as server:
         server.grape("app", "deploy", place)
         server.grape("app", "deploy", write_app(tmp_path / "sink", SINK, workers=1))  # workers hear of it
-        for name in ("js", "cpp", "sh"):
+        for name in ("js", "cpp", "pl", "sh"):
             assert server.call("many", name, "emit", params={"key": "k"}) == f"{name} k", name
         assert server.call("many", "js", "call", params={"key": "k"}) == {"js": "js other"}
         assert server.call("many", "cpp", "call", params={"key": "k"}) == "cpp other"
+        assert server.call("many", "pl", "call", params={"key": "k"}) == {"pl": "pl other"}
         assert server.call("many", "jsmany", None, params={"key": "k"}) in ("1 a", "2 b", "3 c")
-        for name in ("js", "cpp"):
+        for name in ("js", "cpp", "pl"):
             server.post(f"/apps/many/events/{name}?key=k", "wrong")
-        until(lambda: len(server.grape_data("dead", "list", "many").splitlines()) == 2)
+        until(lambda: len(server.grape_data("dead", "list", "many").splitlines()) == 3)
         letters = server.grape_data("dead", "list", "many")
         assert "did you mean 'sink'?" in letters
         assert "did you mean 'got'?" in letters

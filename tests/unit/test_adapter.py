@@ -14,8 +14,9 @@ from msgspec import Raw, structs
 from grape.errors import ProtocolError
 from grape.model import batch as codec
 from grape.model.cursor import Progress
+from grape.model.foreign import Peers
 from grape.model.topology import Limits, NodeSpec, SlotSpec, StateSpec, TopologySpec
-from grape.protocol.base import Answered, Emits, Failed, Ran, Run, StateChange
+from grape.protocol.base import Answered, Asked, Emits, Failed, Ran, Run, StateChange
 from grape.protocol.messages import Ask, Assign, BatchItem, FromWorker, Result, TimerName, Welcome, Work
 from grape.worker.adapter.runtime import AdapterRuntime
 from grape.worker.adapter.speaker import Progressed
@@ -46,6 +47,9 @@ class Script:
 
     def setup(self) -> None:
         pass
+
+    def change_peers(self, peers: Peers) -> None:
+        self.peers = peers
 
     def run(self, run: Run, progressed: Progressed) -> Iterator[Ran]:
         self.runs.append(run)
@@ -208,3 +212,22 @@ def test_whatever_a_speaker_says_is_taken_or_refused(ran: Ran) -> None:
         for emitted in result.emitted:
             codec.check_body(emitted.body, emitted.events, len(emitted.contexts))
         assert structs.asdict(result)
+
+
+def test_what_goes_to_other_apps() -> None:
+    """As they are now: also those that a speaker has been told of later."""
+    runtime = adapted(script := Script())
+    runtime.change_peers({"shop": ["sold"], "stock": None})
+    assert script.peers == {"shop": ["sold"], "stock": None}
+    script.answers.append(done(1, emits=Emits([0, 0], ["shop@sold", "stock@any"], [raw(1), raw(2)])))
+    (result,) = work(runtime, ("a", "k", 1))
+    assert [emitted.target for emitted in result.emitted] == [">@shop", ">@stock"]
+    asked = Asked("shop@sold", b"digest", 5_000_000, raw("tea"))
+    script.answers.append(done(1, failed=Failed(0, "", "", call=asked)))
+    (result,) = work(runtime, ("m", "k", 1))
+    (failure,) = result.failures
+    assert failure.call is not None
+    assert [request.target for request in failure.call.requests] == [">@shop"]
+    script.answers.append(done(1, failed=Failed(0, "", "", call=structs.replace(asked, event="shop@lost"))))
+    with pytest.raises(ProtocolError, match="app 'shop' has no slot 'lost'"):
+        work(runtime, ("m", "k", 1))

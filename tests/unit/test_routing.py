@@ -107,3 +107,10 @@ def test_listeners_are_grouped_by_pool_in_order_of_declaration() -> None:
     assert routing.knows("a")
     assert routing.knows("out")
     assert not routing.knows("b")
+
+
+def test_what_has_to_wait_for_its_turn_does_not_chain() -> None:
+    rated = SlotSpec("b", "B", rate=10.0)
+    assert chained_pairs(topology(slot("a", "A", "b"), rated)) == frozenset()
+    assert chained_pairs(topology(slot("a", "A", "c"), rated, slot("c", "B"))) == frozenset()
+    assert chained_pairs(topology(SlotSpec("a", "A", emits=("b",), rate=10.0), slot("b", "B"))) == {("A", "B")}

@@ -87,7 +87,7 @@ const void* grape_config(grape_worker* worker, size_t* size) { return give(worke
 
 void grape_slot_defaults(grape_slot_options* options, const char* node) {
   const grape::detail::SlotSpec spec;
-  *options = grape_slot_options{node, nullptr, 0, nullptr, 0, spec.retries, spec.backoff, spec.backoff_max, spec.timeout, 0, 1, 0};
+  *options = grape_slot_options{node, nullptr, 0, nullptr, 0, spec.retries, spec.backoff, spec.backoff_max, spec.timeout, 0, 1, 0, nullptr, spec.burst};
 }
 
 int grape_slot(grape_worker* worker, const char* event, const grape_slot_options* options, grape_handler handler, void* user) {
@@ -102,6 +102,8 @@ int grape_slot(grape_worker* worker, const char* event, const grape_slot_options
     slot.retries(options->retries).backoff(Seconds(options->backoff)).backoff_max(Seconds(options->backoff_max));
     slot.timeout(Seconds(options->timeout)).ordered(options->ordered != 0).eager(options->eager != 0);
     if (options->stop != 0) slot.on_fail(grape::OnFail::stop);
+    if (options->rate != nullptr) slot.rate(options->rate);
+    slot.burst(options->burst);
     grape::Handler run;
     if (handler != nullptr) {
       run = [handler, user](grape::Event& of) {

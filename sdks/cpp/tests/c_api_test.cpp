@@ -33,6 +33,42 @@ TEST_CASE("grape-run-so refuses what it cannot load") {
   CHECK(engine.wait() == 2);
 }
 
+TEST_CASE("the rate of a slot from C") {
+  int ends[2];
+  REQUIRE(::socketpair(AF_UNIX, SOCK_STREAM, 0, ends) == 0);
+  const pid_t pid = ::fork();
+  REQUIRE(pid >= 0);
+  if (pid == 0) {
+    ::close(ends[0]);
+    std::string words[] = {"worker", "--fd", std::to_string(ends[1])};
+    char* argv[] = {words[0].data(), words[1].data(), words[2].data(), nullptr};
+    grape_worker* worker = grape_worker_new(3, argv);
+    grape_slot_options options;
+    grape_slot_defaults(&options, "N");
+    const auto handler = [](grape_event*, void*) {};
+    grape_slot(worker, "any", &options, handler, nullptr);
+    options.rate = "90/min";
+    options.burst = 3;
+    grape_slot(worker, "rated", &options, handler, nullptr);
+    ::_exit(grape_run(worker));
+  }
+  ::close(ends[1]);
+  {
+    grape::detail::Channel channel(ends[0]);
+    grape::detail::Frame hello = channel.receive();
+    const Value topology = fake::at(grape::Raw(hello.message()).as<Value>(), 4);
+    const Value& any = fake::at(topology["slots"], 0);
+    const Value& rated = fake::at(topology["slots"], 1);
+    CHECK(any["rate"] == Value(0.0));
+    CHECK(any["burst"] == Value(1));
+    CHECK(rated["rate"] == Value(1.5));
+    CHECK(rated["burst"] == Value(3));
+  }  // the stream ends
+  int status = -1;
+  ::waitpid(pid, &status, 0);
+  CHECK(status == 0);
+}
+
 TEST_CASE("plain values from C") {
   unsigned char packed[9];
   std::int64_t number = 0;

@@ -12,6 +12,7 @@ const { Part } = require("./part");
 const { Partitions } = require("./partitions");
 const { Pending, tooMuch } = require("./pending");
 const { afterFailure, locksKey } = require("./policy");
+const { Pacer } = require("./rates");
 const { MAX_FOREIGN, Routing, pairOf } = require("./routing");
 const { Unit } = require("./unit");
 
@@ -25,6 +26,7 @@ class Core {
     this.declaration = declaration;
     this.link = link;
     this.watch = watch;
+    this.pacer = new Pacer(link.send, watch);
     this.parts = new Map();
     this.units = new Map();
     /** The node that runs synchronously right now, "" for none. */
@@ -46,6 +48,7 @@ class Core {
     this.partitions = new Partitions(message.partitions);
     for (const node of this.declaration.nodes.values()) this.units.set(node.name, new Unit(node));
     this.#findChains(message.unchained);
+    this.hasRates = [...this.units.values()].some((unit) => unit.hasRate);
     const slots = this.declaration.slots;
     slots.forEach((slot, id) => (slot.id = id));
     this.names = {
@@ -81,10 +84,12 @@ class Core {
 
   assign(message) {
     this.parts.set(message.partition, new Part(message, this.limits.max_event));
+    this.pacer.drop((part) => this.isCurrent(part));
   }
 
   revoke(message) {
     this.parts.delete(message.partition);
+    this.pacer.drop((part) => this.isCurrent(part));
   }
 
   /** The partition of a work; undefined: it is not this worker's any more. */
@@ -165,6 +170,21 @@ class Core {
     if (late <= 0) return null;
     const text = `its deadline had passed ${(late / 1e6).toFixed(3)} s before '${unit.node}' could get it`;
     return { kind: "deadline", text, trace: "", death: false };
+  }
+
+  /** Whether an event may have to wait for its turn, of those in a work. */
+  isPaced({ retries, batches }) {
+    if (!this.hasRates) return false;
+    const isRated = (unit) => unit !== undefined && unit.hasRate;
+    if (retries.some(({ node }) => isRated(this.units.get(node)))) return true;
+    return batches.some((item) => this.runsOf(item).some((run) => this.unitsOf(run).some(isRated)));
+  }
+
+  /** Whether the event counts to a rate: its slot has one, and nothing keeps it from running. */
+  needsTurn(part, unit, slot, source, index) {
+    if (!slot.rate || (this.mayBeLost(part, source) && this.lost(part, unit, source, index) !== null)) return false;
+    const key = source.keyOf(index);
+    return source.retry !== null || key === null || !slot.ordered || !part.locks.get(unit.node)?.has(key);
   }
 
   /** Whether the event has to wait behind a failed one of its key; then it has been handed in so. */

@@ -1,16 +1,18 @@
 "use strict";
 
 const { TopologyError } = require("./errors");
+const { rateOf } = require("./rates");
 const { didYouMean } = require("./similar");
 
 /** Nodes and slots as a user declares them, checked, and as the engine is told. */
 
 const MAX_NAME_BYTES = 255;
 const MAX_SECONDS = 1e12;
+const MAX_BURST = 1_000_000;
 
 const isSeconds = (value) => typeof value === "number" && value >= 0 && value <= MAX_SECONDS;
 const isBoolean = (value) => typeof value === "boolean";
-const isCount = (least) => (value) => Number.isSafeInteger(value) && value >= least;
+const isCount = (least, most = Infinity) => (value) => Number.isSafeInteger(value) && value >= least && value <= most;
 
 /** Options of a slot that the engine knows: name here, name there, what they may be. */
 const OPTIONS = {
@@ -23,11 +25,12 @@ const OPTIONS = {
   chain: ["chain", isBoolean, "true or false"],
   eager: ["eager", isBoolean, "true or false"],
   concurrency: ["concurrency", isCount(1), "a whole number from 1 on"],
+  burst: ["burst", isCount(1, MAX_BURST), `a whole number from 1 to ${MAX_BURST}`],
 };
-const OTHERS = ["node", "states", "emits", "async"];
+const OTHERS = ["node", "states", "emits", "async", "rate"];
 
 /** What the engine takes where nothing is said, as far as the worker has to know it. */
-const DEFAULTS = { retries: 3, timeout: 60, on_fail: "dead", ordered: true, concurrency: 100 };
+const DEFAULTS = { retries: 3, timeout: 60, on_fail: "dead", ordered: true, concurrency: 100, rate: 0 };
 
 const AsyncFunction = (async () => {}).constructor;
 
@@ -38,8 +41,8 @@ class Slot {
     this.node = node;
     this.spec = spec;
     this.handler = handler;
-    const { retries, timeout, on_fail: onFail, ordered, concurrency } = { ...DEFAULTS, ...spec };
-    Object.assign(this, { retries, timeout, onFail, ordered, concurrency });
+    const { retries, timeout, on_fail: onFail, ordered, concurrency, rate } = { ...DEFAULTS, ...spec };
+    Object.assign(this, { retries, timeout, onFail, ordered, concurrency, rate });
   }
 }
 
@@ -123,7 +126,20 @@ function readOptions(options, at) {
     if (!fits(value)) throw new TopologyError(`${name} of ${at} is ${what}, not ${String(value)}`);
     spec[field] = value;
   }
+  readRate(options.rate, spec, at);
   return spec;
+}
+
+function readRate(rate, spec, at) {
+  if (rate === undefined) {
+    if (spec.burst > 1) throw new TopologyError(`burst: ${spec.burst} of ${at} belongs to a rate, and there is none`);
+    return;
+  }
+  spec.rate = rateOf(rate);
+  if (!spec.rate) {
+    const such = "a rate is events a second, or text such as '100/s', '20/min' or '500/h'";
+    throw new TopologyError(`rate of ${at}: ${such}, not ${typeof rate === "string" ? `'${rate.slice(0, 60)}'` : String(rate)}`);
+  }
 }
 
 function readNames(names = [], what) {

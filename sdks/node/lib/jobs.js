@@ -61,6 +61,8 @@ class JobPool {
   /** Jobs that only the worker's own limit keeps waiting. */
   #crowd = [];
   #running = new Set();
+  /** What synchronous jobs wait for. */
+  #turns = new Set();
   #runningOf = new Map();
   #quiet = [];
   /** part -> events that wait until the one before has taken effect, with all that chains from it */
@@ -94,6 +96,7 @@ class JobPool {
   async drain() {
     this.#isDraining = true;
     this.#works.length = 0;
+    this.#core.pacer.end();
     await this.#allQuiet();
     this.#flush();
   }
@@ -249,7 +252,8 @@ class JobPool {
       return;
     }
     if (!job.unit.isAsync) {
-      this.#finished(job, () => this.#runSync(job, null));
+      if (this.#needsTurn(job)) this.#runInTurn(job).catch(this.#failed);
+      else this.#finished(job, () => this.#runSync(job, null));
       return;
     }
     const { node, concurrency } = job.unit;
@@ -265,8 +269,32 @@ class JobPool {
     }
   }
 
+  #needsTurn({ part, unit, slot, source, index }) {
+    return this.#core.needsTurn(part, unit, slot, source, index);
+  }
+
+  /** Whether the job has had its turn; false: it is not to be begun here any more. */
+  async #turn(job) {
+    return (await this.#core.pacer.turn(job.slot, job.part)) && !this.#isDraining && this.#core.isCurrent(job.part);
+  }
+
+  /** A synchronous one. */
+  async #runInTurn(job) {
+    const inTurn = this.#turn(job);
+    this.#turns.add(inTurn);
+    const mayRun = await inTurn;
+    this.#turns.delete(inTurn);
+    if (mayRun) this.#finished(job, () => this.#runSync(job, null));
+    else this.#leave(job);
+    this.#noteQuiet();
+  }
+
   async #run(job) {
     try {
+      if (this.#needsTurn(job) && !(await this.#turn(job))) {
+        this.#leave(job);
+        return;
+      }
       if (!this.#mayRun(job)) return;
       const outcome = await this.#call(job);
       if (this.#core.isCurrent(job.part)) this.#finished(job, () => this.#takeEffect(job, outcome));
@@ -302,7 +330,7 @@ class JobPool {
   }
 
   get #isQuiet() {
-    return this.#running.size === 0 && this.#settling.size === 0;
+    return this.#running.size === 0 && this.#turns.size === 0 && this.#settling.size === 0;
   }
 
   #allQuiet() {
@@ -579,7 +607,8 @@ class JobPool {
       if (this.#isDraining || !core.isCurrent(part)) return;
       const job = this.#retryJob(part, item, message.contextBase + i, retries, () => this.#finishOf(work, part));
       if (job === null) this.#finishOf(work, part);
-      else await this.#rootCarefully(job.root, careful);
+      else if (await this.#haveTurns(job.root, careful)) await this.#rootCarefully(job.root, careful);
+      else return;
     }
     for (const { item, runs } of roots) {
       const batch = new Batch(item, work);
@@ -591,12 +620,22 @@ class JobPool {
           if (batch.progress.isDone(offset + i)) continue;
           if (this.#isDraining || !core.isCurrent(part)) return;
           const root = this.#root(part, source, units, columns, i, () => this.#rootDone(batch, offset + i, part));
+          if (!(await this.#haveTurns(root, careful))) return;
           await this.#rootCarefully(root, careful);
         }
       }
     }
     if (!message.batches.length && !message.retries.length) this.#end(work, part);
     this.#flush();
+  }
+
+  /** Before any of them begins, and is announced; false: they are not to be begun any more. */
+  async #haveTurns(root, careful) {
+    for (const job of root.jobs) {
+      const isNamed = careful.has(`${job.source.idOf(job.index)}\0${job.unit.node}`);
+      if (!isNamed && this.#needsTurn(job) && !(await this.#turn(job))) return false;
+    }
+    return true;
   }
 
   async #rootCarefully(root, careful) {

@@ -10,7 +10,7 @@ const { Progress } = require("./progress");
 const VERSION = 1;
 const MAX_FRAME = 96 << 20;
 
-const TAG = { welcome: 1, assign: 2, revoke: 3, work: 4, values: 5, drain: 6, peersChanged: 7 };
+const TAG = { welcome: 1, assign: 2, revoke: 3, work: 4, values: 5, drain: 6, peersChanged: 7, leased: 9 };
 const HELLO = 32;
 const REFUSAL = 33;
 const ASK = 34;
@@ -18,6 +18,7 @@ const ANNOUNCE = 35;
 const BEAT = 36;
 const STUCK = 37;
 const RESULT = 38;
+const LEASE = 40;
 
 const DEFAULT_LIMITS = {
   max_event: 8 << 20,
@@ -55,6 +56,8 @@ function decode(bytes) {
       return { kind: "drain" };
     case TAG.peersChanged:
       return { kind: "peers", peers: fields[1] };
+    case TAG.leased:
+      return { kind: "leased", event: fields[1], node: fields[2], count: fields[3] };
     default:
       throw new ProtocolError(`a message with the unknown tag ${String(fields[0])}`);
   }
@@ -131,7 +134,7 @@ function hello(pid, topology) {
   frame.int(pid);
   frame.str("javascript");
   frame.value(topology);
-  frame.value(["partition", "cache", "chain", "timers", "calls", "peers"]);
+  frame.value(["partition", "cache", "chain", "timers", "calls", "peers", "rates"]);
   return frame.finish();
 }
 
@@ -179,4 +182,12 @@ function stuck(partition, epoch, id, node, text, trace) {
   return frame.finish();
 }
 
-module.exports = { VERSION, MAX_FRAME, RESULT, Frame, decode, hello, refusal, ask, announce, beat, stuck };
+function lease(event, node, count) {
+  const frame = new Frame(256).start(LEASE, 3);
+  frame.str(event);
+  frame.str(node);
+  frame.int(count);
+  return frame.finish();
+}
+
+module.exports = { VERSION, MAX_FRAME, RESULT, Frame, decode, hello, refusal, ask, announce, beat, stuck, lease };

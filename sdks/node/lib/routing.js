@@ -4,6 +4,7 @@ const { didYouMean } = require("./similar");
 
 /** Events of other apps whose number is counted in what is emitted; more are sent, and not counted. */
 const MAX_FOREIGN = 256;
+const MAX_NAME_BYTES = 255;
 
 /** Where every name leads, worked out once from the topology of the whole app. */
 
@@ -96,6 +97,10 @@ class Routing {
     if (!Object.hasOwn(this.peers, app)) {
       return `no app '${app}' is installed here (no-such-app)${didYouMean(app, Object.keys(this.peers))}`;
     }
+    const size = Buffer.byteLength(event);
+    if (size < 1 || size > MAX_NAME_BYTES || /\p{Surrogate}/u.test(event)) {
+      return `the name of an event has 1 to ${MAX_NAME_BYTES} bytes of UTF-8, also behind the @: '${event.slice(0, 100)}'`;
+    }
     const events = this.peers[app];
     if (events && !events.includes(event)) return `app '${app}' has no slot '${event}'${didYouMean(event, events)}`;
     return "";
@@ -183,7 +188,8 @@ function chainedPairs(topology) {
       }
     }
   }
-  const unchained = new Set(slots.filter((slot) => slot.chain === false).map((slot) => slot.node));
+  // What waits for its turn would hold back what is done.
+  const unchained = new Set(slots.filter((slot) => slot.chain === false || slot.rate > 0).map((slot) => slot.node));
   const component = components(declared);
   const poolOf = (name) => nodes.get(name)?.pool ?? "main";
   const isSync = (name) => nodes.get(name)?.is_async !== true;

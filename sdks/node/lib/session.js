@@ -109,6 +109,9 @@ class Session {
       case "revoke":
         this.#core.revoke(message);
         return;
+      case "leased":
+        this.#core.pacer.leased(message.event, message.node, message.count);
+        return;
       case "welcome":
         this.#welcome(message);
         return;

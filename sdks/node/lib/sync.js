@@ -46,9 +46,10 @@ class SyncPool {
     if (!this.#isRunning) this.#run().catch(this.#failed);
   }
 
-  /** Drop what was not begun; resolves when the work that runs has been handed in. */
+  /** Drop what was not begun; resolves when the work that runs has been handed in, but for what waits for its turn. */
   drain() {
     this.#works.length = 0;
+    this.#core.pacer.end();
     return this.#isRunning ? new Promise((resolve) => (this.#idle = resolve)) : Promise.resolve();
   }
 
@@ -73,7 +74,10 @@ class SyncPool {
     part.works++;
     try {
       const careful = new Map(message.named.map((named) => [`${named.id}\0${named.node}`, named]));
-      const isWhole = await (message.careful ? this.#singly(part, message, careful) : this.#quickly(part, message));
+      const isPaced = core.isPaced(message);
+      const isWhole = await (message.careful || isPaced
+        ? this.#singly(part, message, message.careful ? careful : null, isPaced)
+        : this.#quickly(part, message));
       if (!isWhole) return;
       effects.ended.push(message.seq);
       core.handIn(part, effects);
@@ -93,7 +97,7 @@ class SyncPool {
       if (!(error instanceof TooMuch)) throw error;
       part.forget(before);
       this.#effects.clear();
-      return this.#singly(part, message, null);
+      return this.#singly(part, message, null, false);
     }
   }
 
@@ -307,16 +311,17 @@ class SyncPool {
     }
   }
 
-  /** A held event once more. `context`: its number; `isAlone`: nothing else is in the effects. */
+  /** A held event once more. `context`: its number; `isAlone`: nothing else is in the effects. false: it has been given back. */
   async #retry(part, item, context, retries, careful, isAlone) {
     const core = this.#core;
     const unit = core.units.get(item.node);
     const [run] = runsOf(item.body);
     const source = new RetrySource(run, item, context);
     const slot = unit?.slots.get(source.nameOf(0));
-    if (slot === undefined) return; // this code has it no more
+    if (slot === undefined) return true; // this code has it no more
+    if (!(await this.#turns(part, source, [unit], 0, careful))) return false;
     const entries = await this.#entries(part, [unit], source, 0, 1);
-    if (!core.isCurrent(part) || !retries.begin(unit, slot, source)) return;
+    if (!core.isCurrent(part) || !retries.begin(unit, slot, source)) return true;
     core.rootStart = this.#effects.size;
     this.#most = core.hasChains ? this.#effects.size + core.limits.max_result : Infinity;
     const data = run.column()?.at(0) ?? null;
@@ -333,22 +338,24 @@ class SyncPool {
     if (await (isAlone ? this.#alone(part, go, refuse) : go())) {
       retries.end(unit, slot, source, this.#effects, hasFailed);
     }
+    return true;
   }
 
   // ---------------------------------------------------------------- event by event
 
   /**
    * Event by event, each handed in at once: in careful mode (`careful`: what is named), as the worker is expected to die of
-   * one; null: because together it was too much.
+   * one; as the next one may have to wait for its turn (`isPaced`); or because together it was too much. Of what has a rate
+   * the engine sends again what is left after a while. False: the partition has been taken away, or the rest given back.
    */
-  async #singly(part, message, careful) {
+  async #singly(part, message, careful, isPaced) {
     const core = this.#core;
     const effects = this.#effects;
     const retries = new Retries(part);
+    const until = performance.now() + (isPaced ? WORK_MS : Infinity);
     let context = message.contextBase;
     for (const item of message.retries) {
-      await this.#retry(part, item, context++, retries, careful, true);
-      if (!core.isCurrent(part)) return false;
+      if (!(await this.#retry(part, item, context++, retries, careful, true)) || !core.isCurrent(part)) return false;
       core.handIn(part, effects);
     }
     for (const item of message.batches) {
@@ -360,16 +367,30 @@ class SyncPool {
         const columns = units.map(() => run.column());
         const last = offset + run.count;
         for (let at = progress.next(offset, last); at < last; at = progress.next(at, last)) {
+          if (isPaced && !(await this.#turns(part, source, units, at - offset, careful))) return false;
           const entries = await this.#entries(part, units, source, at - offset, at - offset + 1);
           if (!core.isCurrent(part)) return false;
           if (!(await this.#rootSingly(part, source, units, columns, entries, at - offset, careful))) return false;
           progress.add(at);
           effects.done.set(item.position, progress);
           core.handIn(part, effects);
+          if (performance.now() > until) return true;
         }
         offset = last;
       }
       context += item.contexts;
+    }
+    return true;
+  }
+
+  /** Wait until an event may be handed to all of its nodes; none begins before. False: it is not to be begun here any more. */
+  async #turns(part, source, units, index, careful) {
+    const core = this.#core;
+    for (const unit of units) {
+      const slot = unit.slots.get(source.nameOf(index));
+      const isNamed = careful !== null && careful.has(`${source.idOf(index)}\0${unit.node}`);
+      if (isNamed || !core.needsTurn(part, unit, slot, source, index)) continue;
+      if (!(await core.pacer.turn(slot, part)) || !core.isCurrent(part)) return false;
     }
     return true;
   }

@@ -8,6 +8,7 @@ class Unit {
     this.node = node.name;
     this.isAsync = node.isAsync;
     this.slots = node.slots;
+    this.hasRate = [...node.slots.values()].some((slot) => slot.rate > 0);
     this.states = node.states.length ? new States(node.name, node.states) : null;
     /** `event.state` where there is none. */
     this.stateless = statelessView(node.name);

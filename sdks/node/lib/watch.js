@@ -10,7 +10,7 @@ const { Lock } = require("./lock");
  * rest is said once for many events.
  */
 
-const CELLS = { lock: 0, version: 1, running: 2, index: 3, progress: 4, size: 5, current: 6, stop: 7, ready: 8, jobs: 9 };
+const CELLS = { lock: 0, version: 1, running: 2, index: 3, progress: 4, size: 5, current: 6, stop: 7, ready: 8, jobs: 9, waits: 10 };
 const FLOATS = { timeout: 0 };
 const HEAD = 128;
 const FLOATS_AT = 64;
@@ -191,6 +191,11 @@ class Watch {
   /** So many async handlers have begun and not ended. */
   jobs(count) {
     this.cells[CELLS.jobs] = count;
+  }
+
+  /** So many events wait for their turn. */
+  waits(count) {
+    this.cells[CELLS.waits] = count;
   }
 
   /** The handler of this one runs right now; -1: none does. */

@@ -39,7 +39,7 @@ function look() {
   const now = steadyMs();
   if (Atomics.load(cells, CELLS.ready) && now - lastBeat >= beat * 1000) {
     lastBeat = now;
-    send(messages.beat(Atomics.load(cells, CELLS.running) > 0 || Atomics.load(cells, CELLS.jobs) > 0));
+    send(messages.beat([CELLS.running, CELLS.jobs, CELLS.waits].some((cell) => Atomics.load(cells, cell) > 0)));
   }
   if (isReporting) return;
   const late = lateEvent(now) ?? lateJob(now);

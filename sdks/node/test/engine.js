@@ -12,7 +12,7 @@ const { FrameReader } = require("../lib/socket");
  * it says as plain objects.
  */
 
-const NAMES = { 32: "hello", 33: "refusal", 34: "ask", 35: "announce", 36: "beat", 37: "stuck", 38: "result" };
+const NAMES = { 32: "hello", 33: "refusal", 34: "ask", 35: "announce", 36: "beat", 37: "stuck", 38: "result", 40: "lease" };
 
 const FAILURE = [
   "node",

@@ -25,7 +25,7 @@ worker.slot<Order, { count?: number }>("order", { node: "Orders", states: ["coun
   event.reply({ id }, { final: false });
 });
 
-worker.slot("fetch", { node: "Fetch", concurrency: 8 }, async (event: Event) => {
+worker.slot("fetch", { node: "Fetch", concurrency: 8, rate: "100/s", burst: 20 }, async (event: Event) => {
   event.signal?.throwIfAborted();
   if (event.attempt > 1) throw new HandlerError("again", "mine");
 });

@@ -94,7 +94,8 @@ subtest 'emits' => sub {
 };
 
 subtest 'wrong emits' => sub {
-    fails(all('wrong', data => [['emit', 'uot', 1]]), 'unknown-event', qr/'uot'.*known are.*'out'/, 'a name');
+    fails(all('wrong', data => [['emit', 'nowhere', 1]]), 'unknown-event', qr/'nowhere'.*known are.*'out'/, 'a name');
+    fails(all('wrong', data => [['emit', $_, 1]]), 'unknown-event', qr/did you mean 'out'/, "nearly: $_") for qw(uot ou outt oot);
     fails(all('wrong', data => [['emit', 'Out', 1]]), 'unknown-event', qr/did you mean 'out'/, 'nearly');
     fails(all('wrong', data => [['emit', undef, 1]]), 'unknown-event', qr/''/, 'none');
     fails(all('options', data => [['key', $_]]), 'bad-key', qr/1 to 4096 bytes/, 'a key') for q{}, 'x' x 4_097, "\xff", "é" x 2_049;

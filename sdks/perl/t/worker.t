@@ -13,18 +13,18 @@ binmode Test::More->builder->$_, ':encoding(UTF-8)' for qw(output failure_output
 
 subtest 'hello' => sub {
     my $worker = Adapter->start(<<'PERL', config => '{"a":{"b":"é"}}', words => ['--more', 'words']);
-$worker->slot(a => { node => 'A', states => ['x', 'y'], emits => ['b', 'c'], retries => '2', backoff => 0.5, backoff_max => 3, timeout => 5, on_fail => 'stop', ordered => 0 }, sub { });
+$worker->slot(a => { node => 'A', states => ['x', 'y'], emits => ['b', 'c'], retries => '2', backoff => 0.5, backoff_max => 3, timeout => 5, on_fail => 'stop', ordered => 0, rate => '90/min', burst => '3' }, sub { });
 $worker->slot(b => { node => 'A', emits => 'c' }, sub { my ($e) = @_; $e->emit(a => $worker->config->{a}{b}) });
 $worker->slot(c => { node => 'B', states => { s => 60, t => undef } }, sub { });
 PERL
     my $hello = $worker->begin;
-    is_deeply([@{$hello}[0, 1, 2, 3, 5]], [32, 1, $worker->{pid}, 'perl', [qw(base timers calls)]], 'who it is');
+    is_deeply([@{$hello}[0, 1, 2, 3, 5]], [32, 1, $worker->{pid}, 'perl', [qw(base timers calls peers)]], 'who it is');
     my $topology = $hello->[4];
     is_deeply($topology->{nodes}, [{ name => 'A', states => [{ name => 'x' }, { name => 'y' }] },
         { name => 'B', states => [{ name => 's', ttl => 60 }, { name => 't' }] }], 'its nodes');
     my ($first, $second) = @{ $topology->{slots} };
     ok(!delete $first->{ordered}, 'it is not ordered');
-    is_deeply($first, { event => 'a', node => 'A', where => 'nodes.pl:1', emits => ['b', 'c'], retries => 2, backoff => 0.5, backoff_max => 3, timeout => 5, on_fail => 'stop' }, 'a slot');
+    is_deeply($first, { event => 'a', node => 'A', where => 'nodes.pl:1', emits => ['b', 'c'], retries => 2, backoff => 0.5, backoff_max => 3, timeout => 5, on_fail => 'stop', rate => 1.5, burst => 3 }, 'a slot');
     is_deeply($second, { event => 'b', node => 'A', where => 'nodes.pl:2', emits => ['c'] }, 'what was not said is left out');
     is($worker->one(A => (names => 'b'))->[2][2][0], "é", 'its configuration');
     is($worker->drain, 0, 'Drain ends it');
@@ -37,6 +37,11 @@ subtest 'declarations' => sub {
         "slot('', { node => 'A' }, sub { })" => qr/a name is needed/,
         "slot(a => { node => 'A', retry => 1 }, sub { })" => qr/no option 'retry'; there are backoff/,
         "slot(a => { node => 'A', retries => 'x' }, sub { })" => qr/'x' is no number/,
+        "slot(a => { node => 'A', rate => '5/fortnight' }, sub { })" => qr{slot 'a': rate: a rate is events a second, or text such as '100/s', '20/min' or '500/h', not '5/fortnight'},
+        "slot(a => { node => 'A', rate => 0 }, sub { })" => qr/a rate is events a second/,
+        "slot(a => { node => 'A', rate => 'nan/s' }, sub { })" => qr/a rate is events a second/,
+        "slot(a => { node => 'A', burst => 3 }, sub { })" => qr/burst => 3 belongs to a rate, and there is none/,
+        "slot(a => { node => 'A', rate => 2.5, burst => 0 }, sub { })" => qr/burst is a whole number from 1 to 1000000, not '0'/,
         "slot(a => { node => 'A', states => { s => 0 } }, sub { })" => qr/ttl/,
         "slot(a => { node => 'A', states => [''] }, sub { })" => qr/a name is needed/,
         "slot(a => { node => 'A', states => ['s'] }, sub { })->slot(b => { node => 'A', states => ['t'] }, sub { })" => qr/other states/,

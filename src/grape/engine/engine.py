@@ -122,6 +122,7 @@ class Engine:
     def drain(self) -> None:
         """Hand out nothing more; what is running is still committed."""
         self.draining = True
+        self._rates.end(self.clock.now())
         for partition in self._owners.values():
             partition.flush()  # what waits in a draft for its handler does so no longer
         for pool in self.pools.values():

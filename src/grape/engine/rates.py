@@ -9,11 +9,9 @@ from typing import Final, NamedTuple
 from grape.engine.app import App
 from grape.engine.worker import Worker
 from grape.errors import ProtocolError
-from grape.protocol.messages import Lease, Leased
+from grape.protocol.messages import MOST_LEASED, Lease, Leased
 
 _SECOND: Final = 1e6
-MOST: Final = 1 << 20
-"""Events that may be asked for at once."""
 
 
 class Bucket:
@@ -50,6 +48,7 @@ class Rates:
     def __init__(self, app: App, now: int) -> None:
         self._buckets = {(s.event, s.node): Bucket(s.rate, s.burst, now) for s in app.topology.slots if s.rate}
         self._waiting: dict[tuple[str, str], deque[_Waiting]] = {slot: deque() for slot in self._buckets}
+        self._is_ending = False
 
     def ask(self, worker: Worker, lease: Lease, now: int) -> None:
         """
@@ -59,10 +58,23 @@ class Rates:
         waiting = self._waiting.get((lease.event, lease.node))
         if waiting is None:
             raise ProtocolError(f"it asks for the rate of {lease.event!r:.300} at {lease.node!r:.300}, which has none")
-        if not 1 <= lease.count <= MOST or any(one.worker is worker for one in waiting):
+        if not 1 <= lease.count <= MOST_LEASED or any(one.worker is worker for one in waiting):
             raise ProtocolError(f"it asks for {lease.count} events of a rate, or before the last question was answered")
         waiting.append(_Waiting(worker, lease))
         self.give(now)
+        if self._is_ending:
+            self._let_go(now)
+
+    def end(self, now: int) -> None:
+        """The engine ends. Workers that wait, now or from now on, are asked to end at once: a turn may come in an hour,
+        and what waits for it has not begun."""
+        self._is_ending = True
+        self._let_go(now)
+
+    def _let_go(self, now: int) -> None:
+        for worker in {one.worker for waiting in self._waiting.values() for one in waiting}:
+            if worker.serves:
+                worker.dismiss(now)
 
     def give(self, now: int) -> int | None:
         """To those who wait, what there is by now; returns when there will be more, None: nobody waits."""

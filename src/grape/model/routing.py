@@ -69,7 +69,8 @@ def chained_pairs(topology: TopologySpec) -> frozenset[tuple[str, str]]:
     """The pairs that run at once in the same worker.
 
     A pair chains if an edge of it is declared (``emits=``), both nodes are in one pool and synchronous, no slot of
-    the target says ``chain=False``, and the pair lies on no cycle of declared pairs.
+    the target says ``chain=False`` or has a rate (what waits for its turn would hold back what is done), and the pair
+    lies on no cycle of declared pairs.
     """
     nodes = {node.name: node for node in topology.nodes}
     by_event: dict[str, list[SlotSpec]] = {}
@@ -80,7 +81,7 @@ def chained_pairs(topology: TopologySpec) -> frozenset[tuple[str, str]]:
         for event in slot.emits:
             for target in by_event.get(event, ()):
                 declared.setdefault(slot.node, set()).add(target.node)
-    unchained = {slot.node for slot in topology.slots if not slot.chain}
+    unchained = {slot.node for slot in topology.slots if slot.rate or not slot.chain}
     component = _strongly_connected(declared)
     return frozenset(
         (source, target)

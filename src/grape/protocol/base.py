@@ -34,6 +34,13 @@ class Run(Struct, frozen=True, array_like=True, tag=7):
     answers: list[Answer] = []
 
 
+class OtherApps(Struct, frozen=True, array_like=True, tag=10):
+    """The other apps of the server are these from now on: see `Welcome`. Said between two runs, to whoever can emit to
+    them."""
+
+    peers: dict[str, list[str] | None]
+
+
 # ------------------------------------------------------------------ speaker -> adapter
 
 
@@ -97,5 +104,5 @@ class Ran(Struct, frozen=True, array_like=True, tag=39):
     failed: Failed | None = None
 
 
-ToSpeaker = Welcome | Run | Drain
+ToSpeaker = Welcome | Run | OtherApps | Drain
 FromSpeaker = Hello | Refusal | Beat | Ran

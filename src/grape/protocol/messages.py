@@ -315,6 +315,10 @@ class Reply(Struct, frozen=True, array_like=True):
     final: bool
 
 
+MOST_LEASED: Final = 1 << 20
+"""Events that one `Lease` may ask for."""
+
+
 class Lease(Struct, frozen=True, array_like=True, tag=40):
     """It has ``count`` events for a slot with a rate. One question of each slot at a time."""
 

@@ -13,24 +13,26 @@ import contextvars
 import inspect
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
-from grape.authoring.emitter import Context, Emitter
+from grape.authoring.emitter import Emitter
 from grape.authoring.state import State
 from grape.errors import EventOver, HandlerError
 from grape.model.cursor import Progress
 from grape.model.event import Event
 from grape.model.values import Unfit, to_value
-from grape.protocol.messages import Announce, Answer, BatchItem, Named, Result, RetryItem, Revoke, Work
+from grape.protocol.messages import BatchItem, Named, Result, Revoke, Work
 from grape.worker import children
+from grape.worker.carefully import run_carefully
 from grape.worker.effects import Assigned
-from grape.worker.emits import EmitColumns, Emitting
+from grape.worker.emits import Emitting
 from grape.worker.handin import HandIn
+from grape.worker.jobs import Begun, Item, Job, Retry, Root, nothing
 from grape.worker.retries import Retries
 from grape.worker.runtime import Overdue, Runtime
-from grape.worker.stage import RootStage, RunColumns, Stage
+from grape.worker.stage import RootStage, RunColumns
 from grape.worker.units.access import StateAccess
 from grape.worker.units.general import arguments
 from grape.worker.units.unit import Emissions, Unit, failure, key_for, stray_result
@@ -45,83 +47,6 @@ _current: contextvars.ContextVar[Job | None] = contextvars.ContextVar("grape_job
 
 class Timeout(HandlerError):
     code = "timeout"
-
-
-class _Root:
-    """An event of a work at all of its nodes. What they do takes effect together, when the last one is done, so that it
-    is handed in as a whole or not at all. ``left``: jobs that still run. ``done``: called then."""
-
-    __slots__ = ("done", "jobs", "left", "part")
-
-    def __init__(self, part: Assigned, done: Callable[[], None]) -> None:
-        self.part = part
-        self.done = done
-        self.jobs: list[Job] = []
-        self.left = 0
-
-
-class _Item:
-    """A batch in work: its progress, and how many of its events are not finished."""
-
-    def __init__(self, batch: BatchItem, work: _Work) -> None:
-        self.position = batch.position
-        self.progress = batch.done
-        self.left = batch.events - batch.done.finished()
-        self.work = work
-
-
-class _Work:
-    """``left``: batches and retries that are not finished."""
-
-    def __init__(self, message: Work) -> None:
-        self.message = message
-        self.left = len(message.batches) + len(message.retries)
-
-
-class _Retry(NamedTuple):
-    """A held event, among the others of its work."""
-
-    item: RetryItem
-    all: Retries
-
-
-class Job:
-    """One event at one node. ``finish`` brings what it did into the effects of its partition."""
-
-    def __init__(self, pool: AsyncPool, unit: Unit, stage: Stage, root: _Root, retry: _Retry | None = None) -> None:
-        self.unit = unit
-        self.stage = stage
-        self.root = root
-        self.part = root.part
-        self.retry = retry
-        self.columns = EmitColumns(pool.runtime.limits.max_result, single=True)
-        self.emitter = Context()
-        self.access: StateAccess | None = None
-        self.said = ""
-        """See `Tracer.said`."""
-        self.is_started = False
-        self.is_over = False
-        self.is_late = False
-        """It ran over its timeout, and was cancelled for that."""
-        self.finish: Callable[[], None] = _nothing
-
-    def own_key(self) -> str | None:
-        return self.stage.key_of(0)
-
-    def answers(self) -> Sequence[Answer]:
-        return () if self.retry is None else self.retry.item.answers
-
-    def place(self) -> object:
-        return self
-
-    def is_left(self) -> None:
-        """What it has done is in columns of its own."""
-
-    @property
-    def line(self) -> tuple[int, int, str, str] | None:
-        """Where it queues up: only one event of a (node, key) at a time."""
-        key = self.stage.key_of(0)
-        return None if key is None else (self.part.number, self.part.epoch, self.unit.node, key)
 
 
 class AsyncPool:
@@ -148,6 +73,11 @@ class AsyncPool:
         self._turned = time.monotonic()
         self._works: deque[Work] = deque()
         self._careful: asyncio.Task[None] | None = None
+        self._turns: dict[asyncio.Future[None], Job] = {}
+        """Those that are waited for."""
+        self._begun = 0
+        """Handlers that have begun and not ended."""
+        self._drained: Callable[[], object] | None = None
         self.hand_in = HandIn(runtime, send, self._break)
         self.broken: Callable[[BaseException], None] = _raise
         """Told of what ends this worker, whatever callback of the loop it comes up in."""
@@ -164,11 +94,25 @@ class AsyncPool:
     def revoke(self, message: Revoke) -> None:
         self.runtime.revoke(message)
         self.hand_in.forget(message.partition)
+        for turn, job in list(self._turns.items()):
+            if not self._is_current(job.part):
+                turn.cancel()
 
     def work(self, message: Work) -> None:
         """Start a work; its results come through ``send``."""
-        self._works.append(message)
-        self._next()
+        if self._drained is None:
+            self._works.append(message)
+            self._next()
+
+    def drain(self, drained: Callable[[], object]) -> None:
+        """Start nothing more. ``drained`` is called when what has begun is over; the rest is left to others."""
+        self._drained = drained
+        self._works.clear()
+        self._look_whether_drained()
+
+    def _look_whether_drained(self) -> None:
+        if self._drained is not None and not self._begun:
+            self._drained()
 
     def _next(self) -> None:
         while self._works and self._careful is None:
@@ -187,7 +131,7 @@ class AsyncPool:
                 raise
 
     def _start(self, message: Work, part: Assigned) -> None:
-        work = _Work(message)
+        work = Begun(message)
         self.hand_in.begun(part)
         self.hand_in.enter(part)
         part.begin(message)
@@ -196,23 +140,23 @@ class AsyncPool:
         retries = Retries(runtime)
         for number, item in enumerate(message.retries):
             stage, unit = runtime.retry_stage(item, message.context_base + number)
-            if unit is None or not unit.is_async:
-                retries.run(item, message.context_base + number)
-                self._finish_of(work, part)
+            if unit is not None and (unit.is_async or runtime.turns.needs(unit, stage, is_retry=True)):
+                root = Root(part, partial(self.finish_of, work, part))
+                self._submit(root, [Job(runtime.limits.max_result, unit, stage, root, Retry(item, retries))])
             else:
-                root = _Root(part, partial(self._finish_of, work, part))
-                self._submit(root, [Job(self, unit, stage, root, _Retry(item, retries))])
+                retries.run(item, message.context_base + number)
+                self.finish_of(work, part)
         for batch, base in runtime.batches_of(message):
             self._start_batch(batch, base, work, part)
         if not message.batches and not message.retries:
             self._end(work, part)
         self.hand_in.soon()
 
-    def _start_batch(self, batch: BatchItem, base: int, work: _Work, part: Assigned) -> None:
-        item = _Item(batch, work)
+    def _start_batch(self, batch: BatchItem, base: int, work: Begun, part: Assigned) -> None:
+        item = Item(batch, work)
         if not item.left:
             self.hand_in.effects_of(part).done[item.position] = Progress(batch.events)
-            self._finish_of(work, part)
+            self.finish_of(work, part)
             return
         runtime = self.runtime
         offset = 0
@@ -224,9 +168,9 @@ class AsyncPool:
                 if batch.done.is_done(offset + at):
                     continue
                 stage = RootStage(columns, at, at + 1, batch.created, batch.id_prefix, offset, contexts)
-                root = _Root(part, partial(self._root_done, item, offset + at, part))
-                jobs = [Job(self, unit, stage, root) for unit in units]
-                if any(job.unit.is_async or job.line in self._lines for job in jobs):
+                root = Root(part, partial(self.root_done, item, offset + at, part))
+                jobs = [Job(runtime.limits.max_result, unit, stage, root) for unit in units]
+                if any(job.unit.is_async or job.line in self._lines or job.unit.has_rate for job in jobs):
                     self._submit(root, jobs)
                     continue
                 self.hand_in.enter(part)
@@ -238,7 +182,7 @@ class AsyncPool:
 
     # ------------------------------------------------------------------ jobs
 
-    def _submit(self, root: _Root, jobs: list[Job]) -> None:
+    def _submit(self, root: Root, jobs: list[Job]) -> None:
         """Each behind its (node, key), then within its slot's concurrency. All jobs of an event queue up before any of
         the next one, so they never wait for each other in a circle."""
         root.jobs = jobs
@@ -267,8 +211,10 @@ class AsyncPool:
             self._is_admitting = False
 
     def _start_job(self, job: Job) -> None:
+        if self._drained is not None:
+            return
         if not job.unit.is_async:
-            self._finished(job, partial(self.runtime.run_stage, job.unit, job.stage))
+            self._start_sync(job)
             return
         node = job.unit.node
         limit = min(slot.concurrency for slot in job.unit.slots.values())
@@ -279,9 +225,44 @@ class AsyncPool:
             self._crowd.append(job)
             return
         self._running[node] = self._running.get(node, 0) + 1
-        task = asyncio.ensure_future(self._run(job))
+        task = asyncio.ensure_future(self.run(job))
         self._tasks[task] = job
         task.add_done_callback(self._over)
+
+    def _start_sync(self, job: Job) -> None:
+        if not job.has_turn and self.needs_turn(job):
+            self.turn(job).add_done_callback(partial(self._turn_came, job))
+        elif job.retry is not None:
+            self.finished(job, partial(job.retry.all.run_stage, job.retry.item, job.unit, job.stage))
+        else:
+            self.finished(job, partial(self.runtime.run_stage, job.unit, job.stage))
+
+    def _turn_came(self, job: Job, _: asyncio.Future[None]) -> None:
+        if not self.may_go_on(job.part):
+            return
+        try:
+            job.has_turn = True
+            self._start_sync(job)
+        except BaseException as e:
+            self._break(e)
+
+    def needs_turn(self, job: Job) -> bool:
+        if not job.unit.has_rate:
+            return False
+        self.hand_in.enter(job.part)
+        return self.runtime.turns.needs(job.unit, job.stage, is_retry=job.retry is not None)
+
+    def turn(self, job: Job) -> asyncio.Future[None]:
+        """It is cancelled if the partition is taken away."""
+        assert self.runtime.pacer is not None
+        turn = self.runtime.pacer.turn((job.stage.name_of(0), job.unit.node))
+        self._turns[turn] = job
+        turn.add_done_callback(self._turns.pop)
+        return turn
+
+    def may_go_on(self, part: Assigned) -> bool:
+        """The partition is still this worker's, which is not about to end."""
+        return self._drained is None and self._is_current(part)
 
     def _over(self, task: asyncio.Task[None]) -> None:
         job = self._tasks.pop(task)
@@ -293,9 +274,17 @@ class AsyncPool:
                 self._admit(self._crowd.popleft())
             if waiting:
                 self._admit(waiting.popleft())
-            self._ended(job, task)
+            self.ended(job, task)
         except BaseException as e:
             self._break(e)
+
+    async def _run_carefully(self, message: Work, part: Assigned) -> None:
+        """What is still running ends first."""
+        while self._tasks or self._turns:
+            await asyncio.wait([*self._tasks, *self._turns])
+        await run_carefully(self, message, part)
+        self._careful = None
+        self._next()
 
     def _over_carefully(self, task: asyncio.Task[None]) -> None:
         try:
@@ -303,28 +292,38 @@ class AsyncPool:
         except BaseException as e:
             self._break(e)
 
-    def _ended(self, job: Job, task: asyncio.Task[None]) -> None:
+    def ended(self, job: Job, task: asyncio.Task[None]) -> None:
         """Its task is over. Another handler may have cancelled it before it began; what else it raised is no failure of
         an event, and ends the worker."""
         if not task.cancelled():
             task.result()
-        elif not job.is_started and self._is_current(job.part) and self._begin(job):
+        elif not job.is_started and self._is_current(job.part) and self.begin(job):
             job.is_over = True
             self.runtime.ground.count(job.unit, job.stage)
             error = asyncio.CancelledError("another handler cancelled its task before it began")
-            self._finished(job, partial(self._take_effect, job, error))
+            self.finished(job, partial(self._take_effect, job, error))
 
     def _break(self, error: BaseException) -> None:
         self.hand_in.is_over = True  # in the middle of an event: what there is of its effects never counts
         self.broken(error)
 
-    async def _run(self, job: Job) -> None:
-        unit, stage, runtime = job.unit, job.stage, self.runtime
-        if unit.has_rate and runtime.pacer is not None and unit.slots[stage.name_of(0)].rate:
-            await runtime.pacer.turn((stage.name_of(0), unit.node))
-        job.is_started = True
-        if not self._is_current(job.part) or not self._begin(job):
+    async def run(self, job: Job) -> None:
+        if not job.has_turn and self.needs_turn(job):
+            await self.turn(job)
+        if not self.may_go_on(job.part):
             return
+        job.is_started = True
+        if not self.begin(job):
+            return
+        self._begun += 1
+        try:
+            await self._run_begun(job)
+        finally:
+            self._begun -= 1
+            self._look_whether_drained()
+
+    async def _run_begun(self, job: Job) -> None:
+        unit, stage, runtime = job.unit, job.stage, self.runtime
         error: BaseException | None = None
         if job.part.traced and stage.contexts is not None:
             job.said = runtime.ground.tracer.begin(unit, stage)
@@ -338,27 +337,27 @@ class AsyncPool:
         job.is_over = True
         if self._is_current(job.part):
             runtime.ground.count(unit, stage)
-            self._finished(job, partial(self._take_effect, job, error))
+            self.finished(job, partial(self._take_effect, job, error))
         elif job.said:
             runtime.ground.tracer.forget(unit, stage)
 
-    def _begin(self, job: Job) -> bool:
+    def begin(self, job: Job) -> bool:
         """Whether the job may run: nothing that failed before it keeps its key, nor is it lost. If not, it is over."""
         unit, stage, runtime = job.unit, job.stage, self.runtime
         self.hand_in.enter(job.part)
         if job.retry is not None:
             if not job.retry.all.begin(job.retry.item, unit, stage):
-                self._finished(job, _nothing)
+                self.finished(job, nothing)
                 return False
         elif stage.key_of(0) in runtime.ground.locked(unit.node) and unit.slots[stage.name_of(0)].ordered:
-            self._finished(job, partial(runtime.ground.behind, unit, stage, 0))
+            self.finished(job, partial(runtime.ground.behind, unit, stage, 0))
             return False
         lost = runtime.ground.lost(unit, stage, 0)
         if lost is not None:
-            self._finished(job, partial(self._fail_named, job, lost, True))
+            self.finished(job, partial(self.fail_named, job, lost, True))
         return lost is None
 
-    def _finished(self, job: Job, finish: Callable[[], None]) -> None:
+    def finished(self, job: Job, finish: Callable[[], None]) -> None:
         """The job has run. With the last one of its event all take effect, and those that waited for them may start."""
         job.finish = finish
         root = job.root
@@ -369,7 +368,7 @@ class AsyncPool:
         try:
             for one in root.jobs:
                 one.finish()
-                one.finish = _nothing
+                one.finish = nothing
             root.done()
         except BaseException:
             self.hand_in.is_over = True  # in the middle of an event: what there is of its effects never counts
@@ -413,7 +412,7 @@ class AsyncPool:
             job.retry.all.end(job.retry.item, unit, stage, error is not None)
         job.access = None
 
-    def _fail_named(self, job: Job, named: Named, final: bool = False) -> None:
+    def fail_named(self, job: Job, named: Named, final: bool = False) -> None:
         unit, stage, runtime = job.unit, job.stage, self.runtime
         runtime.ground.count(unit, stage)
         runtime.ground.fail(unit, stage, 0, None, named, final)
@@ -474,7 +473,7 @@ class AsyncPool:
             emitting.calls.check()
         finally:
             # Through an event, which the garbage collector does not look into, the job would hold on to itself.
-            stage.on_progress = _nothing
+            stage.on_progress = nothing
             self._deadlines.pop(job, None)
             if timer is not None:
                 timer.cancel()
@@ -488,8 +487,11 @@ class AsyncPool:
         loop = self._loop
         if loop is not None and asyncio.current_task(loop) is not None:
             return True
-        is_turning = time.monotonic() - self._turned < _TURNS
-        return self.runtime.running is not None or (is_turning and any(not t.done() for t in list(self._tasks)))
+        if self.runtime.running is not None:
+            return True
+        pacer, is_turning = self.runtime.pacer, time.monotonic() - self._turned < _TURNS
+        waits = pacer is not None and pacer.is_waiting
+        return is_turning and (waits or any(not task.done() for task in list(self._tasks)))
 
     def _overdue(self, now: float) -> Overdue | None:
         """The job that cancelling has not ended: it swallows that, or keeps the loop for itself, so that nothing else
@@ -512,90 +514,24 @@ class AsyncPool:
         out = to_value(value, self.runtime.limits.max_event)
         job.columns.put(emits[0], out, key_for(job.unit.handler, event.name, value, self.runtime.partitions))
 
-    # ------------------------------------------------------------------ careful mode
-
-    async def _run_carefully(self, message: Work, part: Assigned) -> None:
-        """One event at a time: what is still running ends first."""
-        while self._tasks:
-            await asyncio.wait(list(self._tasks))
-        self.hand_in.flush()  # whatever is handed in from here on is of the event that was announced
-        self.hand_in.begun(part)
-        self.hand_in.enter(part)
-        part.begin(message)
-        runtime = self.runtime
-        runtime.start_carefully(message)
-        self.hand_in.by_hand = True
-        work = _Work(message)
-        retries = Retries(runtime)
-        for number, item in enumerate(message.retries):
-            stage, unit = runtime.retry_stage(item, message.context_base + number)
-            if unit is not None and unit.is_async:
-                root = _Root(part, partial(self._finish_of, work, part))
-                root.jobs, root.left = [Job(self, unit, stage, root, _Retry(item, retries))], 1
-                await self._one_carefully(root.jobs[0], message.named)
-            else:
-                retries.run(item, message.context_base + number)
-                self._finish_of(work, part)
-            self.hand_in.flush()
-            self.hand_in.enter(part)
-        for batch, base in runtime.batches_of(message):
-            in_work = _Item(batch, work)
-            offset = 0
-            for run in runtime.runs_of(batch):
-                columns = RunColumns(run)
-                contexts = runtime.contexts_of(run, batch, offset, base)
-                for at in range(run.count):
-                    if batch.done.is_done(offset + at):
-                        continue
-                    root_stage = RootStage(columns, at, at + 1, batch.created, batch.id_prefix, offset, contexts)
-                    root = _Root(part, partial(self._root_done, in_work, offset + at, part))
-                    root.jobs = [Job(self, unit, root_stage, root) for unit in runtime.units_of(run)]
-                    root.left = len(root.jobs)
-                    for job in root.jobs:
-                        if job.unit.is_async:
-                            await self._one_carefully(job, message.named)
-                        else:
-                            self._finished(job, partial(runtime.run_stage, job.unit, root_stage))
-                    if not root.jobs:
-                        root.done()
-                    self.hand_in.flush()
-                offset += run.count
-        runtime.end_carefully()
-        self.hand_in.by_hand = False
-        self.hand_in.soon()
-        self._careful = None
-        self._next()
-
-    async def _one_carefully(self, job: Job, named: list[Named]) -> None:
-        event_id, node = job.stage.id_of(0), job.unit.node
-        for one in named:
-            if (one.id, one.node) == (event_id, node):
-                if self._begin(job):
-                    self._finished(job, partial(self._fail_named, job, one))
-                return
-        self.runtime.announce(Announce(job.part.number, job.part.epoch, event_id, node))
-        task = asyncio.ensure_future(self._run(job))
-        await asyncio.wait([task])  # one that a handler has cancelled is no end of this task
-        self._ended(job, task)
-
     # ------------------------------------------------------------------ results
 
     def _is_current(self, part: Assigned) -> bool:
         return self.runtime.assigned(part.number) is part
 
-    def _root_done(self, item: _Item, index: int, part: Assigned) -> None:
+    def root_done(self, item: Item, index: int, part: Assigned) -> None:
         item.progress = item.progress.with_done(index)
         item.left -= 1
         self.hand_in.effects_of(part).done[item.position] = item.progress
         if not item.left:
-            self._finish_of(item.work, part)
+            self.finish_of(item.work, part)
 
-    def _finish_of(self, work: _Work, part: Assigned) -> None:
+    def finish_of(self, work: Begun, part: Assigned) -> None:
         work.left -= 1
         if not work.left:
             self._end(work, part)
 
-    def _end(self, work: _Work, part: Assigned) -> None:
+    def _end(self, work: Begun, part: Assigned) -> None:
         self.hand_in.ended(part, work.message.seq)
 
 
@@ -614,10 +550,6 @@ class _SharedState:
 
     def __delete__(self, node: object) -> None:
         _access(self._name).delete(self._name)
-
-
-def _nothing() -> None:
-    pass
 
 
 def _raise(error: BaseException) -> None:

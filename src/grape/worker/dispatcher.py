@@ -30,6 +30,7 @@ from grape.protocol.messages import (
 )
 from grape.worker import children
 from grape.worker.concurrent import AsyncPool
+from grape.worker.pacing import GivenBack
 from grape.worker.runtime import Runtime
 
 
@@ -103,6 +104,15 @@ class Dispatcher:
         self._inbox.append(message)
         self._schedule_step()
 
+    def is_unwanted(self) -> bool:
+        """Whether something has come by which the work that runs is not to be gone on with: the worker is to end, or
+        its partition is no longer this worker's."""
+        number, _ = self.runtime.place
+        return any(
+            isinstance(message, Drain) or (isinstance(message, Revoke) and message.partition == number)
+            for message in self._inbox
+        )
+
     def ask(self, question: Ask) -> list[bytes | None]:
         """Ask until all is answered: one answer may hold the first values only."""
         values = self._ask(question)
@@ -155,8 +165,7 @@ class Dispatcher:
                 if pool is not None:
                     pool.work(message)
                 else:
-                    for result in runtime.work(message):
-                        self.send(result)
+                    self._work(message)
             case Assign():
                 runtime.assign(message)
             case Revoke():
@@ -167,13 +176,23 @@ class Dispatcher:
             case Welcome():
                 self._welcome(message)
             case Drain():
-                self.end()
+                if pool is not None:
+                    pool.drain(lambda: self.schedule(self.end))
+                else:
+                    self.end()
             case Try():
                 self.send(runtime.try_state(message))
             case PeersChanged():
-                runtime.names.change_peers(message.peers)
+                runtime.change_peers(message.peers)
             case Values():
                 raise AssertionError("answers do not lie here")
+
+    def _work(self, message: Work) -> None:
+        try:
+            for result in self.runtime.work(message):
+                self.send(result)
+        except GivenBack:
+            pass  # why lies in the inbox
 
     def _welcome(self, message: Welcome) -> None:
         if message.version != VERSION:

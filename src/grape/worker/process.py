@@ -85,7 +85,7 @@ class WorkerProcess:
         """
         dispatcher, connection = self._dispatcher, self._connection
         self._runtime = runtime
-        runtime.pacer = Pacer(connection.send, self._read_or_leave)
+        runtime.pacer = Pacer(connection.send, self._read_or_leave, dispatcher.is_unwanted)
         dispatcher.serve(runtime)
         while not dispatcher.has_ended:
             if dispatcher.pool is not None:

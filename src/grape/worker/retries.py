@@ -33,12 +33,19 @@ class Retries:
 
     def run(self, item: RetryItem, context: int, guard: Callable[[Unit, Stage], None] | None = None) -> None:
         """Try one of a synchronous node once more. ``guard`` runs the stage instead, if given."""
-        host, ground = self._host, self._ground
-        stage, unit = host.retry_stage(item, context)
-        if unit is None or not self.begin(item, unit, stage):
+        stage, unit = self._host.retry_stage(item, context)
+        if unit is not None:
+            self.run_stage(item, unit, stage, guard)
+
+    def run_stage(
+        self, item: RetryItem, unit: Unit, stage: Stage, guard: Callable[[Unit, Stage], None] | None = None
+    ) -> None:
+        """The same, by whoever has its stage."""
+        ground = self._ground
+        if not self.begin(item, unit, stage):
             return
         try:
-            (guard or host.run_stage)(unit, stage)
+            (guard or self._host.run_stage)(unit, stage)
         except BaseException:
             del ground.retries[item.id, item.node]
             raise

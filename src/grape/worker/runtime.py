@@ -16,6 +16,7 @@ from grape.errors import TooLarge
 from grape.model.address import Partitions
 from grape.model.batch import Run, runs_of, split_run
 from grape.model.cursor import Progress
+from grape.model.foreign import Peers
 from grape.model.routing import Routing, route
 from grape.model.topology import Limits, SlotSpec, TopologySpec
 from grape.protocol.messages import (
@@ -45,12 +46,13 @@ from grape.worker.pacing import Pacer
 from grape.worker.retries import Retries
 from grape.worker.stage import RetryStage, RootStage, RunColumns, Stage
 from grape.worker.state import StateTable
+from grape.worker.turns import Turns
 from grape.worker.units.make import make_unit
 from grape.worker.units.unit import Emissions, Unit
 
-ADAPTED: Final = ["partition", "cache", "chain", "peers", "rates", "traces"]
+ADAPTED: Final = ["partition", "cache", "chain", "rates", "traces"]
 """What an adapter can do, whatever stands behind it."""
-CAPABILITIES: Final = [*ADAPTED, "timers", "calls", "try"]
+CAPABILITIES: Final = [*ADAPTED, "timers", "calls", "peers", "try"]
 """What `Runtime` does, as it is said to the engine."""
 
 _MAX_CHUNK: Final = 1024
@@ -109,7 +111,7 @@ class Runtime:
         self.complain: Complain | None = None
         """Says what no event has."""
         self.is_running: Callable[[], bool] = self._is_running
-        """Whether a handler runs now. Called from another thread."""
+        """Whether a handler runs now, or an event waits for its turn. Called from another thread."""
         self.overdue: Callable[[float], Overdue | None] = _nobody
         """The async event that has run for too long at a monotonic time, and that cancelling has not ended."""
         self.progress = 0
@@ -152,7 +154,8 @@ class Runtime:
         self.ground.delivery = Delivery(
             self.pool, self.units, routing, message.unchained, message.taken, self.partitions, self.run_stage
         )
-        self._is_paced = self.pacer is not None and any(unit.has_rate for unit in self.units.values())
+        self.turns = Turns(self.units, self.ground, self.pacer)
+        self._waits = False
         self._careful = False
         self._named: dict[tuple[str, str], Named] = {}
 
@@ -172,6 +175,10 @@ class Runtime:
     def make_unit(self, handler: Handler, slots: dict[str, SlotSpec]) -> Unit:
         """The loop that runs a node."""
         return make_unit(handler, slots, self.ground, self.names, self.partitions, self.limits)
+
+    def change_peers(self, peers: Peers) -> None:
+        """The other apps of the server are these from now on."""
+        self.names.change_peers(peers)
 
     def setup(self) -> None:
         """Call the nodes' ``setup``, before the first event."""
@@ -228,7 +235,8 @@ class Runtime:
         self.ground.enter(part, Effects(self.limits))
         part.begin(message)
         self.bound_cache()
-        if not message.careful and not self._is_paced:
+        self._waits = self.turns.may_be_in(message)
+        if not message.careful and not self._waits:
             locks = part.copy_locks()
             try:
                 yield self._work_together(message)
@@ -264,30 +272,40 @@ class Runtime:
 
     def _work_singly(self, message: Work) -> Iterator[Result]:
         """Root by root, each handed in at once: in careful mode, because together it was too much, or as the next one
-        may have to wait for its turn. Of what has a rate the engine sends again what is left after a while."""
-        started = self._clock()
+        may have to wait for its turn. Of what has a rate the engine sends again what is left after a while.
+
+        Raises:
+            GivenBack: the rest is not to be begun here any more.
+        """
         self.ground.single = True
         if message.careful:
             self.start_carefully(message)
+        try:
+            yield from self._each_alone(message)
+        finally:
+            self.ground.single = self._waits = False
+            self.end_carefully()
+        yield self._hand_in([message.seq])
+
+    def _each_alone(self, message: Work) -> Iterator[Result]:
+        started = self._clock()
         retries = Retries(self)
         for number, retried in enumerate(message.retries):
+            context = message.context_base + number
+            if self._waits:
+                stage, unit = self.retry_stage(retried, context)
+                self.turns.wait([] if unit is None else [(unit, stage)], self._named, is_retry=True)
             retries.run(
                 retried,
-                message.context_base + number,
+                context,
                 lambda unit, stage: self._alone(lambda: self.run_stage(unit, stage), [(unit, stage)]),
             )
             yield self._hand_in([])
         for item, context in self.batches_of(message):
             for _ in self._run_batch(item, context):
                 yield self._hand_in([])
-                if self._is_paced and self._clock() - started > _WORK_SECONDS:
-                    break
-            else:
-                continue
-            break
-        self.ground.single = False
-        self.end_carefully()
-        yield self._hand_in([message.seq])
+                if self._waits and self._clock() - started > _WORK_SECONDS:
+                    return
 
     def _alone(self, run: Callable[[], None], stages: list[tuple[Unit, Stage]]) -> None:
         """Run one root event, which is all that there is in ``effects``; too much of it is its failure, at all of its
@@ -436,6 +454,8 @@ class Runtime:
                 self.run_stage(unit, stage)
 
         if self.ground.single:
+            if self._waits:
+                self.turns.wait(stages, self._named)
             self._alone(run, stages)
             return
         effects = self.ground.effects
@@ -469,13 +489,6 @@ class Runtime:
 
     def run_stage(self, unit: Unit, stage: Stage) -> None:
         """One node over one stage, and all that chains from it."""
-        if unit.has_rate and self.pacer is not None:
-            for piece in self.pacer.pieces(unit, stage):
-                self._run_at_once(unit, piece)
-        else:
-            self._run_at_once(unit, stage)
-
-    def _run_at_once(self, unit: Unit, stage: Stage) -> None:
         stage = self.ground.without_lost(unit, stage)
         if not stage.count:
             return

@@ -11,6 +11,7 @@
 #include <deque>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <system_error>
@@ -83,6 +84,26 @@ class Channel {
       Frame frame = read_frame();
       if (tag_of(frame.message()) == tag) return frame;
       waiting_.push_back(std::move(frame));
+    }
+  }
+
+  /// The same, unless a message comes for which `stops`: then nothing. All others wait.
+  template <class Stops>
+  std::optional<Frame> receive_unless(std::int64_t tag, Stops&& stops) {
+    for (auto at = waiting_.begin(); at != waiting_.end(); ++at) {
+      if (tag_of(at->message()) != tag) continue;
+      Frame frame = std::move(*at);
+      waiting_.erase(at);
+      return frame;
+    }
+    for (const auto& frame : waiting_) {
+      if (stops(frame.message())) return std::nullopt;
+    }
+    while (true) {
+      Frame frame = read_frame();
+      if (tag_of(frame.message()) == tag) return frame;
+      waiting_.push_back(std::move(frame));
+      if (stops(waiting_.back().message())) return std::nullopt;
     }
   }
 

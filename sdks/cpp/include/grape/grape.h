@@ -37,6 +37,8 @@ typedef struct {
   int stop;       /* after the last attempt the key waits for an operator */
   int ordered;    /* later events of a key wait while one is retried */
   int eager;      /* a client's event runs before it is accepted */
+  const char* rate; /* "100/s", "20/min", "500/h", "10/day": events at most, over all workers of the app; null: any number */
+  int64_t burst;    /* of them at once, after a pause */
 } grape_slot_options;
 
 typedef struct {

@@ -18,8 +18,8 @@ inline constexpr std::int64_t protocol_version = 1;
 inline constexpr std::size_t max_frame = 96U << 20U;
 
 namespace tag {
-inline constexpr std::int64_t welcome = 1, assign = 2, revoke = 3, work = 4, values = 5, drain = 6, peers_changed = 7;
-inline constexpr std::int64_t hello = 32, refusal = 33, ask = 34, announce = 35, beat = 36, stuck = 37, result = 38;
+inline constexpr std::int64_t welcome = 1, assign = 2, revoke = 3, work = 4, values = 5, drain = 6, peers_changed = 7, leased = 9;
+inline constexpr std::int64_t hello = 32, refusal = 33, ask = 34, announce = 35, beat = 36, stuck = 37, result = 38, lease = 40;
 }  // namespace tag
 
 /// The fields of an array by position: those that were left out keep their default, those behind are passed over.
@@ -128,6 +128,23 @@ struct PeersChanged {
     fields.next();  // the tag
     reader.skip();
     if (fields.next()) peers = read_peers(reader);
+    fields.done();
+  }
+};
+
+/// So many events may be handed to a slot with a rate.
+struct Leased {
+  std::string_view event;
+  std::string_view node;
+  std::int64_t count = 0;
+
+  explicit Leased(Reader& reader) {
+    Fields fields(reader);
+    fields.next();  // the tag
+    reader.skip();
+    fields.text(event);
+    fields.text(node);
+    fields.integer(count);
     fields.done();
   }
 };
@@ -356,8 +373,8 @@ Buffer hello_frame(std::int64_t pid, const Nodes& nodes, const Slots& slots) {
   pack_int(frame, pid);
   pack_str(frame, "cpp");
   pack_topology(frame, nodes, slots);
-  pack_array(frame, 6);
-  for (const auto* capability : {"partition", "cache", "chain", "timers", "calls", "peers"}) pack_str(frame, capability);
+  pack_array(frame, 7);
+  for (const auto* capability : {"partition", "cache", "chain", "timers", "calls", "peers", "rates"}) pack_str(frame, capability);
   close_frame(frame);
   return frame;
 }
@@ -390,6 +407,18 @@ inline Buffer announce_frame(std::int64_t partition, std::int64_t epoch, std::st
   pack_int(frame, epoch);
   pack_str(frame, id);
   pack_str(frame, node);
+  close_frame(frame);
+  return frame;
+}
+
+/// Asks for the turns of so many events of a slot with a rate.
+inline Buffer lease_frame(std::string_view event, std::string_view node, std::int64_t count) {
+  Buffer frame = open_frame();
+  pack_array(frame, 4);
+  pack_int(frame, tag::lease);
+  pack_str(frame, event);
+  pack_str(frame, node);
+  pack_int(frame, count);
   close_frame(frame);
   return frame;
 }

@@ -39,6 +39,8 @@ struct Target {
   bool is_mixed = false;
 };
 
+inline constexpr std::size_t most_name = 255;
+
 using Pairs = std::set<std::pair<std::string, std::string>>;
 
 /// The number of each vertex' strongly connected component (Tarjan 1972, without recursion): two lie on a common cycle exactly if
@@ -94,8 +96,9 @@ inline std::map<std::string, std::size_t> components(const std::map<std::string,
   return component;
 }
 
-/// A pair chains if an edge of it is declared, both nodes are synchronous and in one pool, no slot of the target says otherwise, and
-/// the pair lies on no cycle of declared pairs. The engine works it out alike.
+/// A pair chains if an edge of it is declared, both nodes are synchronous and in one pool, no slot of the target says otherwise or has
+/// a rate (what waits for its turn would hold back what is done), and the pair lies on no cycle of declared pairs. The engine works it
+/// out alike.
 inline Pairs chained_pairs(const TopologySpec& topology) {
   std::map<std::string, const NodeSpec*> nodes;
   for (const auto& node : topology.nodes) nodes[node.name] = &node;
@@ -103,7 +106,7 @@ inline Pairs chained_pairs(const TopologySpec& topology) {
   std::set<std::string> unchained;
   for (const auto& slot : topology.slots) {
     listeners[slot.event].insert(slot.node);
-    if (!slot.chain) unchained.insert(slot.node);
+    if (!slot.chain || slot.rate > 0) unchained.insert(slot.node);
   }
   std::map<std::string, std::set<std::string>> declared;
   for (const auto& slot : topology.slots) {
@@ -236,6 +239,8 @@ class Routes {
       for (const auto& other : peers_) known.push_back(other.first);
       return "no app '" + clean_text(app, 300) + "' is installed here (no-such-app); " + did_you_mean(app, known);
     }
+    if (event.empty() || event.size() > most_name || !is_utf8(event))
+      return "the name of an event has 1 to 255 bytes of UTF-8, also behind the @: '" + clean_text(event, 100) + "'";
     const auto& events = found->second;
     if (events && std::find(events->begin(), events->end(), event) == events->end()) {
       return "app '" + app + "' has no slot '" + clean_text(event, 300) + "'; " + did_you_mean(event, *events);

@@ -12,6 +12,7 @@
 #include <ctime>
 #include <deque>
 #include <exception>
+#include <functional>
 #include <map>
 #include <memory>
 #include <optional>
@@ -84,6 +85,9 @@ inline Blame blame() {
   return out;
 }
 
+/// The event that waited for its turn is not to be begun here any more, nor is what stands behind it in its work.
+struct GivenBack {};
+
 /// A slot that this program declares.
 struct Declared {
   SlotSpec spec;
@@ -99,8 +103,12 @@ class Runtime {
       unit.node = &node;
       unit.number = units_.size() - 1;
     }
-    for (const auto& slot : slots) counted_.push_back(slot.spec.event + ">" + slot.spec.node);
+    for (const auto& slot : slots) {
+      counted_.push_back(slot.spec.event + ">" + slot.spec.node);
+      if (slot.spec.rate > 0) rated_.emplace(slot.spec.event);
+    }
     processed_.resize(slots.size());
+    turns_.resize(slots.size());
   }
 
   void welcome(const Welcome& welcome) {
@@ -143,7 +151,15 @@ class Runtime {
     if (part_of(revoke.partition) != nullptr) parts_[static_cast<std::size_t>(revoke.partition)].reset();
   }
 
-  /// Runs a work and sends its results; nothing comes back for a partition that is no longer this worker's.
+  /// The engine has given turns.
+  void leased(const Leased& leased) {
+    const Declared* slot = slot_of(leased.event, leased.node);
+    if (slot == nullptr || leased.count < 0) throw ProtocolError("turns of a slot that is not here");
+    turns_[slot->number].has += leased.count;
+    turns_[slot->number].is_asked = false;
+  }
+
+  /// Runs a work and sends its results; nothing comes back for a partition that is no longer this worker's. Throws `GivenBack`.
   void work(const Work& work) {
     Part* part = part_of(work.partition);
     if (part == nullptr || part->epoch != work.epoch) return;
@@ -151,10 +167,13 @@ class Runtime {
     if (work.context_base == 0) part->deadlines.clear();  // contexts are numbered anew when no work is out
     part->deadlines.insert(work.deadlines.begin(), work.deadlines.end());
     bound_cache();
-    careful_ = is_single_ = work.careful;
+    careful_ = work.careful;
     named_ = &work.named;
+    waits_ = may_wait(work);
+    is_single_ = careful_ || waits_;
     stuck_.clear();
     start_clock();
+    begun_ = started_;
     std::size_t next = 0;
     Before before = as_it_is();
     try {
@@ -251,6 +270,12 @@ class Runtime {
     std::unordered_map<std::int64_t, std::int64_t> deadlines;
   };
 
+  /// Of a slot with a rate. `has`: given and not used.
+  struct Turns {
+    std::int64_t has = 0;
+    bool is_asked = false;
+  };
+
   struct Moved {
     std::int64_t position = 0;
     Progress before;
@@ -285,6 +310,12 @@ class Runtime {
   RunReader run_;
   std::vector<Listening> listening_;
   std::vector<Change> changes_;
+
+  // What has a rate.
+  std::set<std::string, std::less<>> rated_;  ///< names of events
+  std::vector<Turns> turns_;                  ///< by the number of the slot
+  bool waits_ = false;                        ///< an event of the work may have to wait for its turn
+  std::chrono::steady_clock::time_point begun_;
 
   // What chains.
   bool has_chains_ = false;
@@ -428,15 +459,6 @@ class Runtime {
     const Declared* slot = unit == nullptr ? nullptr : slot_of(run_.names[0], item.node);
     if (slot == nullptr) return;
     const Key key = run_.key_at(0);
-    std::optional<Line> line;
-    if (key.exists && slot->spec.ordered) {
-      line.emplace(unit->number, key.text);
-      if (stuck_.count(*line) != 0) return;
-      part_->locks[unit->number].erase(line->second);
-    }
-    listening_.clear();
-    listening_.push_back({unit, {slot}});
-    ask_for(0, 1, nullptr, 0);
     Incoming in;
     in.name = slot->spec.event;
     in.key = key;
@@ -446,6 +468,14 @@ class Runtime {
     in.created = item.created;
     in.attempt = item.attempt;
     in.id_prefix = item.id;
+    std::optional<Line> line;
+    if (key.exists && slot->spec.ordered) line.emplace(unit->number, key.text);
+    if (line && stuck_.count(*line) != 0) return;
+    wait_for_turn(*unit, *slot, in, true);
+    if (line) part_->locks[unit->number].erase(line->second);
+    listening_.clear();
+    listening_.push_back({unit, {slot}});
+    ask_for(0, 1, nullptr, 0);
     bool has_failed = false;
     const bool is_done = run_root([&] {
       has_failed = !run_at(*unit, *slot, in, &item);
@@ -540,12 +570,14 @@ class Runtime {
       const std::size_t name = run_.name_at(i);
       in.name = run_.names[name];
       if (is_single_) {
+        wait_for_turns(in, name);
         if (!run_root([&] { run_everywhere(in, name); })) {
           refuse_everywhere(in, name);
           asked = i + 1;  // nothing is cached any more
         }
         note_done(item, index + 1);
         hand_in(nullptr);
+        if (waits_ && std::chrono::steady_clock::now() - begun_ > work_time) return false;
         continue;
       }
       run_everywhere(in, name);
@@ -626,6 +658,77 @@ class Runtime {
   [[nodiscard]] Blame too_much() const {
     return {"too-large", "one event had effects of over " + std::to_string(limits_.max_result) +
                              " bytes (max-result), with what chained from it: emits, state and replies together", ""};
+  }
+
+  // ------------------------------------------------------------------ what has a rate
+
+  /// Whether some of its events may have to wait for their turn.
+  [[nodiscard]] bool may_wait(const Work& work) {
+    if (rated_.empty()) return false;
+    const auto is_rated = [&](std::string_view node) {
+      return std::any_of(slots_.begin(), slots_.end(), [&](const Declared& slot) { return slot.spec.rate > 0 && slot.spec.node == node; });
+    };
+    for (const auto& item : work.retries) {
+      if (is_rated(item.node)) return true;
+    }
+    for (const auto& item : work.batches) {
+      run_.start(item.body);
+      while (run_.next()) {
+        for (const auto name : run_.names) {
+          if (rated_.count(name) != 0) return true;
+        }
+      }
+    }
+    return false;
+  }
+
+  /// Waits until an event may be handed to all of its nodes; none begins before. Throws `GivenBack`.
+  void wait_for_turns(const Incoming& in, std::size_t name) {
+    if (!waits_) return;
+    for (const auto& listening : listening_) {
+      if (listening.slots[name] != nullptr) wait_for_turn(*listening.unit, *listening.slots[name], in, false);
+    }
+  }
+
+  void wait_for_turn(const Unit& unit, const Declared& slot, const Incoming& in, bool is_retry) {
+    if (slot.spec.rate <= 0) return;
+    // What keeps an event from running keeps it from counting to the rate.
+    const bool is_behind = !is_retry && in.key.exists && slot.spec.ordered && part_->locks[unit.number].count(std::string(in.key.text)) != 0;
+    if (is_behind || named(unit, in) != nullptr || why_lost(unit, in)) return;
+    Turns& turns = turns_[slot.number];
+    watch().wait(turns.has == 0);
+    while (turns.has == 0) {
+      if (!turns.is_asked) channel_.send(lease_frame(slot.spec.event, slot.spec.node, 1));
+      turns.is_asked = true;
+      auto frame = channel_.receive_unless(tag::leased, [&](std::string_view message) { return is_unwanted(message); });
+      if (!frame) {
+        watch().wait(false);
+        throw GivenBack();
+      }
+      Reader reader(frame->message());
+      leased(Leased(reader));
+      channel_.recycle(std::move(*frame));
+    }
+    watch().wait(false);
+    --turns.has;
+  }
+
+  /// Whether a message says that the work which runs is not to be gone on with.
+  [[nodiscard]] bool is_unwanted(std::string_view message) const {
+    const std::int64_t kind = tag_of(message);
+    if (kind != tag::revoke) return kind == tag::drain;
+    Reader reader(message);
+    return Revoke(reader).partition == part_->number;
+  }
+
+  /// What a careful work says of the event: it is handed in as failed instead of run. Null: nothing.
+  [[nodiscard]] const Named* named(const Unit& unit, const Incoming& in) const {
+    if (!careful_ || named_->empty()) return nullptr;
+    const std::string id = in.id();
+    for (const auto& named : *named_) {
+      if (named.id == id && named.node == unit.node->name) return &named;
+    }
+    return nullptr;
   }
 
   // ------------------------------------------------------------------ what chains
@@ -886,14 +989,9 @@ class Runtime {
       fail(unit, slot, in, retry, *lost, nullptr, true);
       return false;
     }
-    if (careful_) {
-      const std::string id = in.id();
-      for (const auto& named : *named_) {
-        if (named.id == id && named.node == unit.node->name) {
-          fail(unit, slot, in, retry, {std::string(named.kind), std::string(named.text), std::string(named.trace)}, &named, false);
-          return false;
-        }
-      }
+    if (const Named* what = named(unit, in)) {
+      fail(unit, slot, in, retry, {std::string(what->kind), std::string(what->text), std::string(what->trace)}, what, false);
+      return false;
     }
     if (is_behind(unit, slot, in, retry)) return false;
     if (careful_) channel_.send(announce_frame(part_->number, part_->epoch, in.id(), unit.node->name));

@@ -7,8 +7,11 @@
 #include <initializer_list>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <utility>
 
+#include "rate.hpp"
+#include "text.hpp"
 #include "topology.hpp"
 
 namespace grape {
@@ -58,6 +61,12 @@ class Slot {
   Slot& chain(bool may_chain) { return set(spec_.chain, may_chain); }
   /// Whether a client's event runs before it is accepted, which answers it sooner; every slot of the event has to say so.
   Slot& eager(bool is_eager) { return set(spec_.eager, is_eager); }
+  /// Events that its handler gets at most, over all workers of the app: "100/s", "20/min", "500/h", "10/day". The rest waits.
+  Slot& rate(std::string_view rate) { return take(detail::rate_of(rate), "'" + detail::clean_text(rate, 60) + "'"); }
+  /// A number of events a second.
+  Slot& rate(double rate) { return take(detail::rate_of(rate), std::to_string(rate)); }
+  /// Events of a rate that it may get at once, after a pause.
+  Slot& burst(std::int64_t events) { return set(spec_.burst, events); }
   /// Of async nodes, which this SDK does not have: it is told to the engine, and has no effect.
   Slot& concurrency(std::int64_t events) { return set(spec_.concurrency, events); }
   /// Of handlers that get lists, which this SDK does not have: it is told to the engine, and has no effect.
@@ -65,10 +74,18 @@ class Slot {
 
   [[nodiscard]] const detail::NodeSpec& node_spec() const noexcept { return node_; }
   [[nodiscard]] const detail::SlotSpec& spec() const noexcept { return spec_; }
+  /// What of it cannot be, for the author; "": nothing.
+  [[nodiscard]] const std::string& problem() const noexcept { return problem_; }
 
  private:
   detail::NodeSpec node_;
   detail::SlotSpec spec_;
+  std::string problem_;
+
+  Slot& take(std::optional<double> rate, const std::string& said) {
+    if (!rate) problem_ = "rate: a rate is events a second, or text such as '100/s', '20/min' or '500/h', not " + said;
+    return set(spec_.rate, rate.value_or(1.0));  // it has one, if not this
+  }
 
   template <class T>
   Slot& set(T& field, T value) {

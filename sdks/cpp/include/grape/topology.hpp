@@ -41,6 +41,8 @@ struct SlotSpec {
   std::int64_t concurrency = 100;
   std::int64_t batch = 1;
   bool eager = false;
+  double rate = 0.0;  ///< events a second over all workers; 0: any number
+  std::int64_t burst = 1;
   std::string where;
 };
 
@@ -95,6 +97,7 @@ inline TopologySpec read_topology(Reader& reader) {
       if (name == "node") return spec.node = reader.text(), true;
       if (name == "emits") return spec.emits = read_texts(reader), true;
       if (name == "chain") return spec.chain = reader.boolean(), true;
+      if (name == "rate") return spec.rate = reader.real(), true;
       return false;
     });
   };
@@ -162,7 +165,7 @@ void pack_topology(Buffer& out, const Nodes& nodes, const Slots& slots) {
   pack_str(out, "slots");
   pack_array(out, slots.size());
   for (const auto& [slot, handler, number] : slots) {
-    pack_map(out, 14);
+    pack_map(out, 16);
     pack_str(out, "event");
     pack_str(out, slot.event);
     pack_str(out, "node");
@@ -189,6 +192,10 @@ void pack_topology(Buffer& out, const Nodes& nodes, const Slots& slots) {
     pack_int(out, slot.batch);
     pack_str(out, "eager");
     pack_bool(out, slot.eager);
+    pack_str(out, "rate");
+    pack_double(out, slot.rate);
+    pack_str(out, "burst");
+    pack_int(out, slot.burst);
     pack_str(out, "where");
     pack_str(out, slot.where);
   }

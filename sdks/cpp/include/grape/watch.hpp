@@ -23,6 +23,10 @@ class Watch {
   }
   void leave() noexcept { slot_.store(nullptr, std::memory_order_release); }
 
+  /// Whether an event waits for its turn.
+  void wait(bool is_waiting) noexcept { waits_.store(is_waiting, std::memory_order_relaxed); }
+  [[nodiscard]] bool waits() const noexcept { return waits_.load(std::memory_order_relaxed); }
+
   /// Only the thread that runs handlers calls it, so that it need not be one atomic step.
   void tick() noexcept { ticks_.store(ticks_.load(std::memory_order_relaxed) + 1, std::memory_order_relaxed); }
 
@@ -37,6 +41,7 @@ class Watch {
  private:
   std::atomic<const SlotSpec*> slot_{nullptr};
   std::atomic<std::uint64_t> ticks_{0};
+  std::atomic<bool> waits_{false};
   const Incoming* event_ = nullptr;
   std::int64_t partition_ = 0;
   std::int64_t epoch_ = 0;

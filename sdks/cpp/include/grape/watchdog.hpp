@@ -143,7 +143,7 @@ class Watchdog {
         const Clock::time_point now = Clock::now();
         if (now - last_beat >= beat_) {
           last_beat = now;
-          channel_.send(beat_frame(watch().slot() != nullptr));
+          channel_.send(beat_frame(watch().slot() != nullptr || watch().waits()));
         }
         const SlotSpec* slot = watch().slot();
         const std::uint64_t at = watch().ticks();

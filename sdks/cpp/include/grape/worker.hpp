@@ -63,6 +63,7 @@ class Worker {
     declared.spec.where = detail::clean_text(std::string(file) + ":" + std::to_string(line), 1'000);
     declared.handler = std::move(handler);
     declared.number = slots_.size() - 1;
+    if (!slot.problem().empty()) problems_.push_back(name_of(declared.spec) + ": " + slot.problem());
     merge(slot.node_spec());
   }
 
@@ -158,6 +159,10 @@ class Worker {
     }
   }
 
+  static std::string name_of(const detail::SlotSpec& spec) {
+    return "slot '" + detail::clean_text(spec.event, 255) + "' of node '" + detail::clean_text(spec.node, 255) + "' (" + spec.where + ")";
+  }
+
   void check() {
     const auto check_name = [&](const std::string& name, const char* what) {
       if (name.empty() || name.size() > 255 || !detail::is_utf8(name)) {
@@ -179,11 +184,17 @@ class Worker {
       const detail::SlotSpec& spec = slot.spec;
       check_name(spec.event, "the name of an event");
       for (const auto& name : spec.emits) check_name(name, "the name of an event");
-      const std::string what = "slot '" + spec.event + "' of node '" + spec.node + "' (" + spec.where + ")";
+      const std::string what = name_of(spec);
       if (!slot.handler) problems_.push_back(what + " has no handler");
       if (spec.retries < 0 || spec.concurrency < 1 || spec.batch < 1 || !is_time(spec.backoff) || !is_time(spec.backoff_max) ||
           !is_time(spec.timeout)) {
         problems_.push_back(what + " has options out of range");
+      }
+      if (spec.burst < 1 || spec.burst > detail::most_burst) {
+        problems_.push_back(what + ": burst is a whole number from 1 to " + std::to_string(detail::most_burst) + ", not " +
+                            std::to_string(spec.burst));
+      } else if (spec.burst > 1 && spec.rate == 0) {
+        problems_.push_back(what + ": burst " + std::to_string(spec.burst) + " belongs to a rate, and there is none");
       }
       for (const auto& other : slots_) {
         if (other.number < slot.number && other.spec.event == spec.event && other.spec.node == spec.node) {
@@ -232,8 +243,13 @@ class Worker {
       runtime.revoke(detail::Revoke(reader));
     } else if (kind == tag::peers_changed && watchdog) {
       runtime.change_peers(detail::PeersChanged(reader));
+    } else if (kind == tag::leased && watchdog) {
+      runtime.leased(detail::Leased(reader));
     } else if (kind == tag::work && watchdog) {
-      runtime.work(detail::Work(reader));
+      try {
+        runtime.work(detail::Work(reader));
+      } catch (const detail::GivenBack&) {  // NOLINT(bugprone-empty-catch): why is among what waits to be received
+      }
     } else {
       throw detail::ProtocolError("a message " + std::to_string(kind) + " that does not belong here");
     }

@@ -17,7 +17,7 @@ our $VERSION = '0.1.0';
 
 my ($NAME, $KEY, $DATA, $INDEX, $RUN, $STATE) = (0 .. 5);    # Grape::Worker makes them
 my %LEVELS = map { $_ => 1 } qw(debug info warning error critical);
-my ($MAX_KEY, $MAX_TIMER) = (4_096, 255);
+my ($MAX_KEY, $MAX_TIMER, $MAX_NAME) = (4_096, 255, 255);
 my ($MAX_CALLS, $MAX_WAIT) = (1_000, 1 << 61);
 my $MAX_DELAY = 4e12;    # seconds; 2 ** 62 microseconds are a little more
 my $SHORT = 1_000;       # such a text is encoded when the run is handed in, if it is still there then
@@ -53,7 +53,7 @@ sub emit {
     my ($self, $name, $data, %options) = @_;
     my $run = $self->[$RUN] || _over();
     my $made = $run->{made};
-    $name = _known($name, $run->{worker}{known}) if !defined $name || !$run->{worker}{known}{$name};
+    $name = _known($name, $run->{worker}) if !defined $name || !$run->{worker}{known}{$name};
     my $chosen = %options ? _options($self->[$KEY], %options) : undef;
     my $packed = $self->_packed($data);
     push @{ $made->{origins} }, $self->[$INDEX];
@@ -84,7 +84,7 @@ sub call {
     my ($self, $name, $data, %options) = @_;
     my $run = $self->[$RUN] || _over();
     my $worker = $run->{worker};
-    $name = _known($name, $worker->{known}, 'calls') if !defined $name || !$worker->{known}{$name};
+    $name = _known($name, $worker, 'calls') if !defined $name || !$worker->{known}{$name};
     _fail('unknown-event', "it calls '$name', which is an output: nothing answers there") if $worker->{outputs}{$name};
     my ($key, $wait) = _asking(%options);
     my $packed = $self->_packed($data);
@@ -165,14 +165,61 @@ sub _fail {
 sub _over { return _fail('event-over', 'an event is over when its handler returns: it cannot be used later') }
 
 sub _known {
-    my ($name, $known, $does) = @_;
+    my ($name, $worker, $does) = @_;
     my $text = defined $name ? "$name" : q{};
     utf8::decode($text) if !utf8::is_utf8($text);
-    return $text if $known->{$text};
-    my ($near) = grep { $text ne q{} && (lc $_ eq lc $text || index($_, $text) >= 0 || index($text, $_) >= 0) } sort keys %{$known};
-    my $hint = defined $near ? "did you mean '$near'?" : 'known are ' . join ', ', map { "'$_'" } sort keys %{$known};
+    return $text if $worker->{known}{$text};
     $does ||= 'emits';
-    return _fail('unknown-event', "it $does '$text', neither a slot nor an output; $hint");
+    if ($text =~ /\A([^@]*)@(.*)\z/xs) {
+        my $problem = _problem($1, $2, $worker);
+        return $text if !defined $problem;
+        return _fail('unknown-event', "it $does '$text', but $problem");
+    }
+    return _fail('unknown-event', "it $does '$text', neither a slot nor an output; " . _hint($text, keys %{ $worker->{known} }));
+}
+
+# Why nothing can be emitted to EVENT of APP, if so.
+sub _problem {
+    my ($app, $event, $worker) = @_;
+    my $peers = $worker->{peers};
+    return "an event of the own app is written without it: '$event'" if $app eq $worker->{app};
+    return "no app '$app' is installed here (no-such-app); " . _hint($app, keys %{$peers}) if !exists $peers->{$app};
+    my $bytes = $event;
+    utf8::encode($bytes);
+    my $size = length $bytes;
+    if (!$size || $size > $MAX_NAME || !Grape::MsgPack::is_text($event)) {
+        return "the name of an event has 1 to $MAX_NAME bytes of UTF-8, also behind the \@; this one has $size";
+    }
+    my $events = $peers->{$app};
+    return if !$events || grep { $_ eq $event } @{$events};
+    return "app '$app' has no slot '$event'; " . _hint($event, @{$events});
+}
+
+sub _hint {
+    my ($text, @known) = @_;
+    @known = sort @known;
+    my ($near) = grep { _is_near($text, $_) } @known;
+    return "did you mean '$near'?" if defined $near;
+    return @known ? 'known are ' . join ', ', map { "'$_'" } @known : 'there is none';
+}
+
+# One edit away (another, missing, additional or swapped character), or one within the other.
+sub _is_near {
+    my ($text, $other) = @_;
+    ($text, $other) = (lc $text, lc $other);
+    return 0 if $text eq q{} || $other eq q{};
+    return 1 if index($other, $text) >= 0 || index($text, $other) >= 0;
+    my $most = length $text < length $other ? length $text : length $other;
+    my $same = 0;
+    $same++ while $same < $most && substr($text, $same, 1) eq substr $other, $same, 1;
+    my ($left, $right) = (substr($text, $same), substr $other, $same);
+    for my $cut ([0, 1], [1, 0], [1, 1]) {
+        my ($from, $to) = @{$cut};
+        next if length $left < $from || length $right < $to;
+        return 1 if substr($left, $from) eq substr $right, $to;
+    }
+    return 0 if length $left < 2 || length $right < 2;
+    return reverse(substr $left, 0, 2) eq substr($right, 0, 2) && substr($left, 2) eq substr $right, 2;
 }
 
 # The options of an emit, checked. OWN: the key of its event.
@@ -334,7 +381,8 @@ With C<ttl> each assignment begins the time anew, also one of the same value, an
 
 =head2 emit(NAME, DATA, key => KEY, delay => SECONDS, timer => NAME)
 
-Emits an event. NAME is one that a slot of the app listens to, or one of its outputs. Without C<key> the event has the key
+Emits an event. NAME is one that a slot of the app listens to, or one of its outputs, or C<app@event>: a slot of another app
+of the server. Without C<key> the event has the key
 of the one that caused it; C<< key => undef >> is none. C<delay> may have a fraction. With C<timer> the delayed event has a
 name, one of this node and key: it takes the place of the one that was set under it before.
 

@@ -19,7 +19,7 @@ use Grape::Worker::Output ();
 our $VERSION = '0.1.0';
 
 my $PROTOCOL = 1;
-my ($WELCOME, $DRAIN, $RUN, $HELLO, $REFUSAL, $BEAT, $RAN) = (1, 6, 7, 32, 33, 36, 39);
+my ($WELCOME, $DRAIN, $RUN, $OTHER_APPS, $HELLO, $REFUSAL, $BEAT, $RAN) = (1, 6, 7, 10, 32, 33, 36, 39);
 my $MAX_FRAME = 100_663_296;
 my $MAX_EVENT = 8_388_608;    # if Welcome does not say
 my $HAND_IN_BYTES = 4 << 20;
@@ -27,7 +27,9 @@ my ($MAX_KIND, $MAX_SAID) = (255, 16_000);
 
 my %NUMBERS = map { $_ => 1 } qw(retries backoff backoff_max timeout);
 my @FLAGS = qw(ordered eager);
-my %OPTIONS = (%NUMBERS, map { $_ => 1 } qw(node states emits on_fail), @FLAGS);
+my %OPTIONS = (%NUMBERS, map { $_ => 1 } qw(node states emits on_fail rate burst), @FLAGS);
+my %SECONDS = (s => 1, sec => 1, second => 1, min => 60, minute => 60, h => 3_600, hour => 3_600, d => 86_400, day => 86_400);
+my ($MAX_RATE, $MAX_BURST) = (1e9, 1_000_000);
 
 sub new {
     my ($class) = @_;
@@ -105,12 +107,35 @@ sub slot {
         $spec{$option} = $option eq 'retries' ? int $number : 0 + $number;
     }
     $spec{on_fail} = "$options->{on_fail}" if defined $options->{on_fail};
+    $spec{rate} = _rate($event, $options->{rate}) if defined $options->{rate};
+    $spec{burst} = _burst($event, $options->{burst}, defined $spec{rate}) if defined $options->{burst};
     for my $flag (grep { exists $options->{$_} } @FLAGS) {
         $spec{$flag} = $options->{$flag} ? Data::MessagePack::true() : Data::MessagePack::false();
     }
     $node->{handlers}{$event} = $handler;
     push @{ $self->{slots} }, \%spec;
     return $self;
+}
+
+# Events a second: of a number, or text such as '100/s'.
+sub _rate {
+    my ($event, $given) = @_;
+    my $rate = looks_like_number(my $copy = $given) ? 0 + $given : 0;
+    if ($given =~ m{\A\s*([0-9]+(?:[.][0-9]+)?)\s*/\s*([a-z]+)\s*\z}x && $SECONDS{$2}) {
+        $rate = $1 / $SECONDS{$2};
+    }
+    return $rate if $rate > 0 && $rate <= $MAX_RATE;
+    $given = substr $given, 0, 60;
+    croak("slot '$event': rate: a rate is events a second, or text such as '100/s', '20/min' or '500/h', not '$given'");
+}
+
+sub _burst {
+    my ($event, $burst, $has_rate) = @_;
+    if ($burst !~ /\A[0-9]{1,7}\z/x || $burst < 1 || $burst > $MAX_BURST) {
+        croak("slot '$event': burst is a whole number from 1 to $MAX_BURST, not '$burst'");
+    }
+    croak("slot '$event': burst => $burst belongs to a rate, and there is none") if $burst > 1 && !$has_rate;
+    return int $burst;
 }
 
 sub _node {
@@ -165,13 +190,14 @@ sub run {
     local $SIG{INT} = 'IGNORE';
     local $SIG{PIPE} = sub { };    # not IGNORE: programs that handlers start would inherit it
     my @nodes = map { { name => $_->{name}, states => $_->{states} } } @{ $self->{order} };
-    $self->_send(Grape::MsgPack::encode([$HELLO, $PROTOCOL, $$, 'perl', { name => q{}, nodes => \@nodes, slots => $self->{slots} }, [qw(base timers calls)]]));
+    $self->_send(Grape::MsgPack::encode([$HELLO, $PROTOCOL, $$, 'perl', { name => q{}, nodes => \@nodes, slots => $self->{slots} }, [qw(base timers calls peers)]]));
     $self->{log} = Grape::Worker::Output::raw(\*STDERR);
     $self->{output} = tie *STDOUT, 'Grape::Worker::Output', $self, \*STDOUT;    ## no critic (ProhibitTies): print has to say who printed
     while (defined(my $message = $self->_receive)) {
         my $tag = $message->[0];
         if ($tag == $RUN) { $self->_run($message) }
         elsif ($tag == $WELCOME) { $self->_welcome($message) }
+        elsif ($tag == $OTHER_APPS) { $self->{peers} = $message->[1] }
         elsif ($tag == $DRAIN) { last }
         else { croak("a message with the tag $tag, which is no message to a worker") }
         $self->{node} = undef;
@@ -185,11 +211,13 @@ sub run {
 
 sub _welcome {
     my ($self, $message) = @_;
-    my ($version, $limits, $topology) = @{$message}[1, 5, 11];
+    my ($version, $limits, $topology, $peers) = @{$message}[1, 5, 11, 12];
     croak("Grape speaks protocol $version, this worker $PROTOCOL") if $version != $PROTOCOL;
     $self->{max_event} = defined $limits->{max_event} ? $limits->{max_event} : $MAX_EVENT;
     my @known = ((map { $_->{event} } $topology ? @{ $topology->{slots} || [] } : @{ $self->{slots} }), @{ $topology->{outputs} || [] });
     $self->{pid} = $$;
+    $self->{app} = $topology ? $topology->{name} : q{};
+    $self->{peers} = $peers || {};    # other apps -> the events that they listen to; undef: not known
     $self->{known} = { map { $_ => 1 } @known };
     $self->{outputs} = { map { $_ => 1 } @{ $topology->{outputs} || [] } };
     my $died;
@@ -451,6 +479,11 @@ What becomes of an event after its last attempt: C<dead> is a dead letter, C<sto
 =item ordered
 
 Whether later events of the key wait for one that failed. True.
+
+=item rate, burst
+
+How many events the handler gets at most, over all workers of the app: C<100/s>, C<20/min>, C<500/h>, C<10/day>, or a number
+a second; so many of them at once after a pause. The rest waits. Any number, and 1.
 
 =item eager
 

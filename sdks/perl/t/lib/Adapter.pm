@@ -12,7 +12,7 @@ use Socket qw(AF_UNIX SOCK_STREAM);
 use Time::HiRes qw(sleep time);
 use Grape::MsgPack ();
 
-our %TAG = (welcome => 1, drain => 6, run => 7, hello => 32, refusal => 33, beat => 36, ran => 39);
+our %TAG = (welcome => 1, drain => 6, run => 7, other_apps => 10, hello => 32, refusal => 33, beat => 36, ran => 39);
 my $PATIENCE = 20;
 
 sub start {
@@ -73,8 +73,9 @@ sub hear {
 sub begin {
     my ($self, %limits) = @_;
     my $hello = $self->hear or die 'no Hello: ' . $self->errors;
-    my %topology = (%{ $hello->[4] }, outputs => ['out']);
-    $self->say_to($TAG{welcome}, 1, 'perl', 'perl.0', 32, {%limits}, [], [], 0, 30.0, 1_000, \%topology);
+    my $peers = delete $limits{peers} || {};
+    my %topology = (%{ $hello->[4] }, name => 'here', outputs => ['out']);
+    $self->say_to($TAG{welcome}, 1, 'perl', 'perl.0', 32, {%limits}, [], [], 0, 30.0, 1_000, \%topology, $peers);
     $self->{answer} = $self->hear;
     return $hello;
 }

@@ -147,6 +147,28 @@ class Die(Node):
         os._exit(3)
 
 
+class Export(Node):
+    def process(self, event: Event) -> None:
+        name, data = event.data
+        self.emit(name, data)
+
+
+class Consult(Node):
+    def process(self, event: Event) -> None:
+        name, data = event.data
+        self.emit("out", self.call(name, data))
+
+
+class Paced(Node):
+    def process(self, event: Event) -> None:
+        self.emit("out", event.data)
+
+
+class Hurry(Node):
+    def process(self, event: Event) -> None:
+        self.emit("paced", event.data)
+
+
 def topology() -> Topology:
     t = Topology("conformance")
     t.add_output("out")
@@ -170,6 +192,10 @@ def topology() -> Topology:
     t.add_slot("ask", Ask())
     t.add_slot("refer", Refer())
     t.add_slot("greedy", Greedy())
+    t.add_slot("export", Export())
+    t.add_slot("consult", Consult())
+    t.add_slot("paced", Paced(), rate="10/s", burst=3, timeout=1.0)
+    t.add_slot("hurry", Hurry(), emits=["paced"])
     t.add_slot("sleep", Sleep(), timeout=1.0)
     t.add_slot("unknown", Unknown())
     t.add_slot("say", Say())

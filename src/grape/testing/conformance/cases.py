@@ -14,7 +14,8 @@ from msgspec import Struct
 
 class Case(Struct, frozen=True):
     """One case. ``steps``: see `Driver`, and `Adapter` for those of the chapter "base". ``limits``: other ones than
-    usual, by name. ``heartbeat``: seconds. ``unchained``: see `Welcome`, which is not sent without ``welcome``."""
+    usual, by name. ``heartbeat``: seconds. ``unchained``, ``peers``: see `Welcome`, which is not sent without
+    ``welcome``. ``needs``: capabilities beside that of the chapter."""
 
     chapter: str
     name: str
@@ -23,6 +24,8 @@ class Case(Struct, frozen=True):
     heartbeat: float = 30.0
     welcome: bool = True
     unchained: list[list[str]] = []
+    peers: dict[str, list[str] | None] = {}
+    needs: list[str] = []
 
     @property
     def title(self) -> str:
@@ -36,6 +39,8 @@ CAPABILITY_OF: Final = {
     "chain": "chain",
     "timers": "timers",
     "calls": "calls",
+    "peers": "peers",
+    "rates": "rates",
 }
 """Of the chapters that are about one. Workers that lack it are not asked."""
 

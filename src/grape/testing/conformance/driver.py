@@ -14,13 +14,19 @@ A step of a case is an object with one of these keys, or of those of `Peer`:
     stale     as work, with "epoch": nothing may come back
     restart   the worker is killed and started anew; all partitions are assigned in the next epoch
     stuck     {"node"}: it has to report an overrun timeout, and end
+    peers     the other apps of the server from now on, as in `Welcome`
+    rated     [[event, node, rate, burst], ...]: as it describes these slots
+    waits     [event, node]: it has to ask for the turn of an event of this slot, which it does not get
+
+Whoever asks for turns in a step "work" or "retry" is given one at a time: at once, or after so many seconds as "wait"
+says, within which it has to hand in what had one. "gives": {"turns": how many it was given}.
 """
 
 from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
 import msgspec
@@ -33,6 +39,7 @@ from grape.model.cursor import Progress
 from grape.model.stored import OUTPUT
 from grape.protocol.framing import worker_frames
 from grape.protocol.messages import (
+    MOST_LEASED,
     Announce,
     Answer,
     Ask,
@@ -41,7 +48,10 @@ from grape.protocol.messages import (
     Beat,
     Call,
     Emitted,
+    Lease,
+    Leased,
     Named,
+    PeersChanged,
     Result,
     RetryItem,
     Revoke,
@@ -72,6 +82,7 @@ class Effects:
         self.retried: list[int] = []
         self.announced: list[list[str]] = []
         self.counts: dict[str, int] = {}
+        self.turns = 0
 
 
 class Driver(Peer):
@@ -82,11 +93,13 @@ class Driver(Peer):
         self._seq = 0
         self._position = 0
         self._digests: list[bytes] = []
+        self._leases: dict[tuple[str, str], int] = {}
         self._store: dict[tuple[str, int, bytes], bytes] = {}
         super().__init__(command, directory, env, case, worker_frames)
 
     def _start(self) -> None:
         super()._start()
+        self._leases = {}
         if self._case.welcome:
             self._welcome()
             self._next(Beat)
@@ -129,6 +142,21 @@ class Driver(Peer):
                 self._send(Revoke(number, self._epoch))
             case {"stale": events}:
                 self._stale(events, step)
+            case {"peers": peers}:
+                self._send(PeersChanged(peers))
+            case {"rated": wanted}:
+                slots = {(slot.event, slot.node): [slot.rate, slot.burst] for slot in self.topology.slots}
+                for event, node, *options in wanted:
+                    found = slots.get((event, node))
+                    if found != options:
+                        raise Failed(f"rate and burst of {event} at {node}: {found}, not {options}")
+            case {"waits": [event, node]}:
+                self._asked(self._next(Lease), (event, node))
+                self._silence("it does not wait for its turn", waits=True)
+            case {"drain": _} if self._leases:
+                super()._step(step)
+                if any(isinstance(message, Result) and (message.done or message.counts) for message in self._inbox):
+                    raise Failed(f"what had no turn is done: {self._inbox!r:.500}")
             case {"restart": _}:
                 self.close()
                 self._start()
@@ -162,20 +190,76 @@ class Driver(Peer):
             self._send(
                 Work(number, self._epoch, self._seq, [item], [], step.get("careful", False), named, 0, deadlines)
             )
-            while True:
-                message = self._next(Result, Announce)
-                if isinstance(message, Announce):
-                    effects.announced.append([message.id.removeprefix(f"{position}-"), message.node])
-                    continue
-                assert isinstance(message, Result)
-                for at, progress in message.done:
+            for result in self._results(step.get("wait", 0.0), effects, f"{position}-"):
+                for at, progress in result.done:
                     if at != position or progress.first < done.first:
                         raise Failed(f"progress {progress} of the batch {at}, after {done} of {position}")
                     done = progress
-                self._take(message, number, effects)
-                if self._seq in message.ended:
-                    break
+                self._take(result, number, effects)
         return effects
+
+    def _results(self, wait: float, effects: Effects, prefix: str) -> Iterator[Result]:
+        """Those of the last work, up to its end. ``wait``: seconds until it gets a turn that it asks for."""
+        for slot in list(self._leases):  # of a work that it has given back
+            self._grant(slot)
+        while True:
+            message = self._next(Result, Announce, Lease)
+            match message:
+                case Announce():
+                    effects.announced.append([message.id.removeprefix(prefix), message.node])
+                case Lease():
+                    slot = self._asked(message)
+                    if wait:
+                        self._hold(slot, wait, effects)
+                    self._grant(slot)
+                    effects.turns += 1
+                case Result():
+                    yield message
+                    if self._seq in message.ended:
+                        return
+
+    def _asked(self, lease: Lease, wanted: tuple[str, str] | None = None) -> tuple[str, str]:
+        """It asks for turns."""
+        slot = lease.event, lease.node
+        if not any((s.event, s.node) == slot and s.rate for s in self.topology.slots) or (wanted or slot) != slot:
+            raise Failed(f"it asks for the turn of {slot}")
+        if slot in self._leases or not 1 <= lease.count <= MOST_LEASED:
+            raise Failed(f"it asks for {lease.count} turns of {slot}, or before it was answered")
+        self._leases[slot] = lease.count
+        return slot
+
+    def _grant(self, slot: tuple[str, str]) -> None:
+        """One of them."""
+        del self._leases[slot]
+        self._send(Leased(*slot, 1))
+
+    def _hold(self, slot: tuple[str, str], seconds: float, effects: Effects) -> None:
+        """It gets no turn for so long: it has to hand in what had one, and nothing else may begin."""
+        until = time.monotonic() + seconds
+        while time.monotonic() < until:
+            self._read(until)
+        name = ">".join(slot)
+        over = effects.counts.get(name, 0)
+        for message in self._inbox:
+            if isinstance(message, Beat) and not message.running:
+                raise Failed("it says that nothing runs, while an event waits for its turn")
+            if isinstance(message, Announce):
+                raise Failed(f"it announces {message.id}, which waits for its turn")
+            if isinstance(message, Result):
+                over += message.counts.get(name, 0)
+        if over != effects.turns:
+            raise Failed(f"it has handed in {over} events of {name}, of {effects.turns} that had their turn")
+
+    def _silence(self, otherwise: str, *, waits: bool = False) -> None:
+        """
+        Raises:
+            Failed: it does something meanwhile, or says that nothing runs although an event ``waits``.
+        """
+        until = time.monotonic() + _SILENCE
+        while time.monotonic() < until:
+            self._read(until)
+            if any(not isinstance(message, Beat) or (waits and not message.running) for message in self._inbox):
+                raise Failed(f"{otherwise}: {self._inbox!r:.500}")
 
     def _retry(self, held: dict[str, Any]) -> Effects:
         number, effects = held.get("partition", 0), Effects()
@@ -194,10 +278,8 @@ class Driver(Peer):
             self._answers(held),
         )
         self._send(Work(number, self._epoch, self._seq, [], [item]))
-        message = self._next(Result)
-        self._take(message, number, effects)
-        if self._seq not in message.ended:
-            raise Failed("a work of one retry does not end with its result")
+        for result in self._results(held.get("wait", 0.0), effects, ""):
+            self._take(result, number, effects)
         return effects
 
     def _answers(self, held: dict[str, Any]) -> list[Answer]:
@@ -215,11 +297,7 @@ class Driver(Peer):
         self._seq += 1
         item = BatchItem(999, "999-", 0, len(events), body)
         self._send(Work(step.get("partition", 0), step["epoch"], self._seq, [item]))
-        until = time.monotonic() + _SILENCE
-        while time.monotonic() < until:
-            self._read(until)
-            if any(not isinstance(message, Beat) for message in self._inbox):
-                raise Failed(f"it answers what is not its own: {self._inbox!r:.500}")
+        self._silence("it answers what is not its own")
 
     def _take(self, result: Result, number: int, effects: Effects) -> None:
         if (result.partition, result.epoch) != (number, self._epoch):
@@ -291,7 +369,7 @@ class Driver(Peer):
                 raise Failed(f"to {target!r} it emits {found!r:.600}, not {wanted!r:.600}")
         if "emits" in gives and effects.emits.keys() - gives["emits"].keys():
             raise Failed(f"it emits to {sorted(effects.emits)}, not only to {sorted(gives['emits'])}")
-        for what in ("states", "replies", "timers", "retried", "announced", "counts"):
+        for what in ("states", "replies", "timers", "retried", "announced", "counts", "turns"):
             if what in gives and not same(_plain(getattr(effects, what)), gives[what]):
                 raise Failed(f"{what}: {_plain(getattr(effects, what))!r:.600}, not {gives[what]!r:.600}")
         if len(effects.failures) != len(gives.get("failures", [])):

@@ -167,6 +167,7 @@ class Peer:
                 boot_offset=now,
                 heartbeat_timeout=self._case.heartbeat,
                 topology=self.topology,
+                peers=self._case.peers,
             )
         )
 

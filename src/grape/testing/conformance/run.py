@@ -15,7 +15,7 @@ from grape.testing.conformance.base import Adapter
 from grape.testing.conformance.cases import CAPABILITY_OF, Case, all_cases
 from grape.testing.conformance.driver import Driver
 from grape.testing.conformance.peer import Failed
-from grape.worker.adapter.__main__ import PASSED_ON
+from grape.worker.adapter.__main__ import OF_LINES, PASSED_ON
 from grape.worker.runtime import ADAPTED
 
 _PROBE: Final = Case("life", "it says hello", [], welcome=False)
@@ -34,6 +34,10 @@ class Subject(Struct, frozen=True):
         """Whether a chapter is about something that it can do."""
         capability = CAPABILITY_OF.get(chapter)
         return capability is None or capability in self.capabilities
+
+    def is_asked_case(self, case: Case) -> bool:
+        """Whether it can do all that a case is about."""
+        return self.is_asked(case.chapter) and self.capabilities.issuperset(case.needs)
 
 
 class Outcome(Struct, frozen=True):
@@ -62,7 +66,7 @@ def conform(
         known: title of a case -> why it fails.
         chapters: only these; empty: all.
     """
-    asked = [c for c in all_cases() if subject.is_asked(c.chapter) and (not chapters or c.chapter in chapters)]
+    asked = [c for c in all_cases() if subject.is_asked_case(c) and (not chapters or c.chapter in chapters)]
     given = dict(os.environ if env is None else env)
     threads = ThreadPoolExecutor(os.cpu_count())
     try:
@@ -92,7 +96,7 @@ def worker_subject(command: Sequence[str], directory: str = ".", env: Mapping[st
 
 def lines_subject(command: Sequence[str]) -> Subject:
     """A program that reads and writes lines."""
-    return Subject([*_BEHIND, "--lines", json.dumps(list(command))], frozenset((*ADAPTED, "timers")))
+    return Subject([*_BEHIND, "--lines", json.dumps(list(command))], frozenset(OF_LINES))
 
 
 def attempt(case: Case, subject: Subject, directory: str, env: dict[str, str]) -> str | None:

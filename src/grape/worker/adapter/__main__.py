@@ -24,8 +24,10 @@ from grape.worker.main import begin
 from grape.worker.process import Connection, WorkerProcess
 from grape.worker.runtime import ADAPTED
 
-PASSED_ON: Final = frozenset(("timers", "calls"))
+PASSED_ON: Final = frozenset(("timers", "calls", "peers"))
 """Capabilities that are the program's, even behind an adapter."""
+OF_LINES: Final = [*ADAPTED, "timers", "peers"]
+"""What programs of lines can, with their adapter."""
 
 
 def main() -> None:
@@ -56,7 +58,7 @@ def adapt(sock: socket.socket, argv: list[str], *, is_lines: bool) -> None:
     worker = WorkerProcess(connection)
     if is_lines:
         speaker: LinesSpeaker | BaseSpeaker = LinesSpeaker(argv)
-        hello = Hello(VERSION, os.getpid(), "lines", TopologySpec(""), [*ADAPTED, "timers"])
+        hello = Hello(VERSION, os.getpid(), "lines", TopologySpec(""), OF_LINES)
     else:
         speaker = BaseSpeaker(argv)
         first = speaker.hello()

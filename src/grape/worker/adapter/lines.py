@@ -24,6 +24,7 @@ from msgspec import UNSET, Raw, Struct, UnsetType
 
 from grape.errors import GrapeError, ProtocolError
 from grape.model.address import check_key, check_timer_name
+from grape.model.foreign import Peers
 from grape.model.topology import Limits
 from grape.model.values import decode, encode, seconds, to_value
 from grape.protocol.base import Answered, Emits, Failed, Ran, Run, StateChange
@@ -140,12 +141,15 @@ class LinesSpeaker:
     def welcome(self, message: Welcome) -> None:
         topology = message.topology
         assert topology is not None
-        self._names = Names(topology.name, [*topology.events, *topology.outputs], (), message.peers)
+        self._names = Names(topology.name, [*topology.events, *topology.outputs], (), dict(message.peers))
         self._states = {node.name: frozenset(state.name for state in node.states) for node in topology.nodes}
         self._limits = message.limits
 
     def setup(self) -> None:
         """It cannot say."""
+
+    def change_peers(self, peers: Peers) -> None:
+        self._names.change_peers(peers)
 
     def run(self, run: Run, progressed: Progressed) -> Iterator[Ran]:
         pending = _Pending(run)

@@ -7,6 +7,7 @@ from typing import Any
 
 from grape.authoring.handler import Handler
 from grape.authoring.state import State
+from grape.model.foreign import Peers
 from grape.model.topology import NodeSpec, SlotSpec, TopologySpec
 from grape.protocol.messages import Ask, FromWorker, Welcome
 from grape.worker.adapter.speaker import Speaker
@@ -36,6 +37,10 @@ class AdapterRuntime(Runtime):
 
     def make_unit(self, handler: Handler, slots: dict[str, SlotSpec]) -> Unit:
         return ForeignUnit(self._speaker, handler, slots, self.ground, self.names, self.partitions, self.limits)
+
+    def change_peers(self, peers: Peers) -> None:
+        super().change_peers(peers)
+        self._speaker.change_peers(peers)
 
     def setup(self) -> None:
         self._speaker.setup()

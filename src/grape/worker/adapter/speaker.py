@@ -14,7 +14,8 @@ from contextlib import suppress
 from typing import Final, Protocol
 
 from grape.errors import ProtocolError
-from grape.protocol.base import FromSpeaker, Ran, Run, ToSpeaker
+from grape.model.foreign import Peers
+from grape.protocol.base import FromSpeaker, OtherApps, Ran, Run, ToSpeaker
 from grape.protocol.framing import frame, speaker_frames
 from grape.protocol.messages import VERSION, Beat, Drain, Hello, Refusal, Welcome
 
@@ -40,6 +41,9 @@ class Speaker(Protocol):
         Raises:
             Gone: it could not set itself up; the text says why.
         """
+
+    def change_peers(self, peers: Peers) -> None:
+        """The other apps are these from now on; between two runs."""
 
     def run(self, run: Run, progressed: Progressed) -> Iterator[Ran]:
         """Run events in their order; ends when they are finished, or at some place behind one that failed.
@@ -136,6 +140,7 @@ class BaseSpeaker:
             raise ProtocolError(f"its first word is {type(first).__name__}, not Hello")
         if first.version != VERSION:
             raise ProtocolError(f"it speaks protocol {first.version}; this adapter speaks {VERSION}")
+        self._hears_peers = "peers" in first.capabilities
         return first
 
     def welcome(self, message: Welcome) -> None:
@@ -149,6 +154,10 @@ class BaseSpeaker:
                 raise Gone(refusal.text)
             case other:
                 raise ProtocolError(f"{type(other).__name__} in answer to Welcome, not Beat: it is ready")
+
+    def change_peers(self, peers: Peers) -> None:
+        if self._hears_peers:
+            self._send(OtherApps(peers))
 
     def run(self, run: Run, progressed: Progressed) -> Iterator[Ran]:
         self._send(run)

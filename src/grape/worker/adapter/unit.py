@@ -123,7 +123,9 @@ class ForeignUnit(Unit):
 
     def _suspended(self, call: Asked) -> Suspended:
         """The event waits for an answer."""
-        if call.event not in self._names.known or call.event in self._names.outputs:
+        if call.event not in self._names.known:
+            self._check_name(call.event)
+        if call.event in self._names.outputs:
             raise ProtocolError(f"a call of {call.event!r:.300}, which nothing listens to")
         if not (0 < call.timeout <= _LATEST // 2 and 1 <= len(call.digest) <= 64):
             raise ProtocolError(f"a call with a time-out of {call.timeout} us, or a digest of {len(call.digest)} bytes")
