@@ -211,7 +211,7 @@ def test_an_id_that_is_typed_leads_to_its_tree(page: Page, server: Server, tmp_p
     trace = traced(server, "twice")
     until(lambda: set(nodes_of(why(server, trace))) == WHOLE)
     page.goto(f"{server.url}/#/shop/traces")
-    expect(page.locator("tbody tr").first).to_contain_text("order")  # the newest ones
+    expect(page.locator(".trace-row").first).to_contain_text("order")  # the newest ones
     shoot(page, "traces", tmp_path)
     page.get_by_label("Id", exact=True).fill(trace)
     page.keyboard.press("Enter")
@@ -721,7 +721,7 @@ def test_f110_what_events_bring_is_text_in_traces_tails_and_answers(page: Page, 
     page.goto(f"{server.url}/#/shop/traces?id={EVIL.replace('#', '')}")
     expect(page.locator(".untraced")).to_contain_text("<img src=x")
     page.goto(f"{server.url}/#/shop/traces")
-    expect(page.locator("tbody")).to_contain_text("<img src=x")
+    expect(page.locator(".trace-list")).to_contain_text("<img src=x")
     page.goto(f"{server.url}/#/shop/api?output=packed")
     page.get_by_role("button", name="Look on from now").click()
     expect(page.locator(".api-body .state")).to_have_text("live")
@@ -775,7 +775,7 @@ def test_nothing_new_is_wider_than_a_small_telephone(
         for name, path, shown in (
             ("api", "shop/api?event=order", ".api-body .schema"),
             ("output", "shop/api?output=packed", ".verbs"),
-            ("traces", "shop/traces", "tbody tr"),
+            ("traces", "shop/traces", ".trace-row"),
             ("trace", f"shop/traces?id={trace}", ".step"),
             ("untraced", f"shop/traces?id={'x' * 300}", ".untraced"),
             ("drivers", "office/drivers", ".driver"),

@@ -60,6 +60,8 @@ _REFUSED: Final = 100
 _FRESH: Final = 2.0
 """Seconds for which what takes some time to find out is told again."""
 _SOON: Final = 0.5
+_ASKED: Final = 16
+"""Questions why something is here that wait at a time: each looks through all that is kept of traces."""
 _RIGHTS: Final[tuple[tuple[str, Verb], ...]] = (("change", "admin"), ("emit", "emit"))
 _HEADERS: Final = {"cache-control": "no-store", "x-content-type-options": "nosniff"}
 
@@ -100,6 +102,7 @@ class Operating:
         self._looker = looking.Looker()
         self._threads = ThreadPoolExecutor(2, "looking")
         self._tracing = ThreadPoolExecutor(1, "tracing")  # all that is kept of traces is looked through
+        self._asked_why = 0
         self._counted: dict[str, tuple[float, asyncio.Future[looking.Backlog]]] = {}
 
     def routes(self) -> list[Route]:
@@ -260,8 +263,14 @@ class Operating:
         names = await self._doors.ask("names", None, list[str])
         paths = {name: self._doors.home.data(name) for name in names if self._is_free(request, name, "read")}
         apps = Apps(paths, self._looker.opened)
-        loop = asyncio.get_running_loop()
-        found = await loop.run_in_executor(self._tracing, lambda: tracing.why(apps, wanted))
+        if self._asked_why >= _ASKED:
+            raise Problem(429, "full", "many ask for traces now", {"retriable": True}, {"retry-after": "1"})
+        self._asked_why += 1
+        try:
+            loop = asyncio.get_running_loop()
+            found = await loop.run_in_executor(self._tracing, lambda: tracing.why(apps, wanted))
+        finally:
+            self._asked_why -= 1
         return _json({**found, "hidden": len(paths) < len(names)})
 
     async def _drivers(self, request: Request) -> Response:

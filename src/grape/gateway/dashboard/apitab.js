@@ -175,6 +175,7 @@ class EventPart {
     const answer = schemaIn(own(own(found?.operation, "responses"), "200"));
     const slots = view.model?.slots.filter((slot) => slot.event === name) ?? [];
     this.sending = new Sending(view, name, JSON.stringify(schemas.sample(schema), null, 2));
+    const isBare = schemas.isAny(schema) && schemas.isAny(answer);
     this.element = h("section", { class: "card", "aria-label": `event ${name}` },
       address("POST", view.place(`events/${encodeURIComponent(name)}`)),
       h("h2", {}, name),
@@ -184,8 +185,9 @@ class EventPart {
           h("h3", {}, "What it takes"),
           schemas.view(schema),
           h("h3", {}, "What answers a call"),
-          schemas.view(answer)),
-        h("div", { class: "try" }, h("h3", {}, "Try it"), this.sending.element)));
+          schemas.view(answer),
+          isBare ? this.sending.shell : null),
+        h("div", { class: "try" }, h("h3", {}, "Try it"), this.sending.element, isBare ? null : this.sending.shell)));
   }
 
   allow(isAllowed) {
@@ -300,8 +302,14 @@ class OutputPart {
   #heard(texts, number) {
     this.came += number;
     say(this.number, `${count(this.came)} came${this.came > SHOWN ? `, the last ${SHOWN} are shown` : ""}`);
-    this.events.prepend(...texts.slice(-SHOWN).reverse().map((text) => this.#event(text)));
-    while (this.events.childElementCount > SHOWN) this.events.lastChild.remove();
+    const fresh = texts.map((text) => this.#event(text)).reverse();
+    // what is kept comes partition by partition
+    this.rows = [...fresh, ...this.rows].sort((a, b) => b.created - a.created).slice(0, SHOWN);
+    const kept = new Set(this.rows.map((row) => row.element));
+    for (const element of [...this.events.children]) if (!kept.has(element)) element.remove();
+    this.rows.forEach(({ element }, i) => {
+      if (this.events.children[i] !== element) this.events.insertBefore(element, this.events.children[i] ?? null);
+    });
   }
 
   #event(text) {
@@ -318,7 +326,8 @@ class OutputPart {
         h("code", {}, data.slice(0, 300))),
       whole);
     details.addEventListener("toggle", () => say(whole, `${indented(data)}\n\nid ${id}`));
-    return h("li", {}, details,
+    const element = h("li", {}, details,
       h("a", { class: "small", href: this.view.link("traces", { id }), "aria-label": `Why is event ${id} here?` }, "why?"));
+    return { created: value("created"), element };
   }
 }

@@ -9,6 +9,8 @@ import { Poll } from "./live.js";
 const KINDS = { cron: "moments of a calendar", timer: "every so often", watch: "files that come", webhook: "called by others" };
 const MISSED = { none: "left out", last: "the last one is made up for", all: "all are made up for" };
 
+const every = (n) => seconds(n).replace(".0 ", " ");
+
 export class DriversTab {
   constructor(view) {
     this.view = view;
@@ -74,7 +76,7 @@ export class DriversTab {
 
   #schedule(driver) {
     if (driver.kind === "cron") return h("code", {}, driver.schedule ?? "");
-    if (driver.kind === "timer") return h("span", {}, "every ", h("code", {}, seconds(driver.every)));
+    if (driver.kind === "timer") return h("span", {}, "every ", h("code", {}, every(driver.every)));
     if (driver.kind === "watch") return h("code", {}, `${driver.path}/${driver.pattern}`);
     return h("code", {}, driver.path ?? driver.name);
   }
@@ -86,11 +88,11 @@ export class DriversTab {
       const coming = driver.coming ?? [];
       yield ["then", coming.length ? h("ul", { class: "plain coming" }, ...coming.map((one) => h("li", {}, one.clock ?? moment(one.at)))) : null];
       yield ["done up to", driver.done_up_to ? moment(driver.done_up_to) : "nothing yet"];
-      yield ["missed ones", `${MISSED[driver.catch_up] ?? driver.catch_up}, after ${seconds(driver.grace)}`];
+      yield ["missed ones", `${MISSED[driver.catch_up] ?? driver.catch_up}, after ${every(driver.grace)}`];
       yield ["data", driver.data];
     } else if (driver.kind === "watch") {
       yield ["known files", driver.files === undefined ? null : count(driver.files)];
-      yield ["looks", `every ${seconds(driver.interval)}; a file has to be still for ${seconds(driver.settle)}`];
+      yield ["looks", `every ${every(driver.interval)}; a file has to be still for ${every(driver.settle)}`];
     } else if (driver.kind === "webhook") {
       const url = `${location.origin}${driver.path}`;
       yield ["address", h("span", {}, h("code", {}, url), " ", button("Copy", () => copied(url), { class: "link", "aria-label": `Copy the address of ${driver.name}` }))];

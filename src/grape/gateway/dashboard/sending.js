@@ -43,7 +43,7 @@ export class Sending {
     const option = (value, label, isChecked) =>
       h("label", { class: "choice" }, h("input", { type: "radio", name: `${own}-how`, value, checked: isChecked, on: { change: () => this.#changed() } }), label);
 
-    this.data = h("textarea", { id: `${own}-data`, rows: 8, spellcheck: "false", autocomplete: "off", autocapitalize: "off", "aria-describedby": `${own}-wrong`, on: { input: () => this.#changed() } });
+    this.data = h("textarea", { id: `${own}-data`, rows: Math.min(18, Math.max(5, sample.split("\n").length)), spellcheck: "false", autocomplete: "off", autocapitalize: "off", "aria-describedby": `${own}-wrong`, on: { input: () => this.#changed() } });
     this.data.value = sample;
     this.wrong = h("p", { class: "why", id: `${own}-wrong`, role: "status" });
     const [keyLabel, key] = field("Key", "key", { type: "text" });
@@ -67,11 +67,8 @@ export class Sending {
       h("div", { class: "actions send-actions" }, this.go, this.cancel, h("span", { class: "field check" }, trace, traceLabel)));
     this.result = h("div", { class: "result", "aria-live": "polite" });
     this.line = lineOf(() => this.#curl(), `the curl line of ${event}`);
-    this.element = h("div", { class: "sending" },
-      h("form", { on: { submit: (e) => this.#send(e) } }, this.fields),
-      this.result,
-      h("h3", {}, "The same in a shell"),
-      this.line.element);
+    this.shell = h("div", {}, h("h3", {}, "The same in a shell"), this.line.element);
+    this.element = h("div", { class: "sending" }, h("form", { on: { submit: (e) => this.#send(e) } }, this.fields), this.result);
     this.#changed();
   }
 

@@ -3,7 +3,7 @@
 import { follow } from "./api.js";
 
 const AGAIN = 1000;
-const KEPT = 200;
+const KEPT = 1000; // of one piece
 
 /** What a server-sent event says. */
 function frameOf(text) {

@@ -5,7 +5,7 @@ import { attribute, empty, h } from "./dom.js";
 import { ago, count, moment, plural, span } from "./format.js";
 import { Poll } from "./live.js";
 
-const GROWING = 15; // seconds for which a trace is asked for again after it has grown
+const GROWING = 8; // seconds for which a trace is asked for again after it has grown
 const DEEPEST = 24; // levels that are drawn as such
 
 const link = (app, tab, query) => {
@@ -84,20 +84,21 @@ export class TracesTab {
       this.found.replaceChildren(h("div", { class: "empty" }, h("p", { class: "big" }, "No traces are kept"), how()));
       return;
     }
-    const rows = told.traces.map((trace) =>
-      h("tr", {},
-        h("td", { "data-label": "began" }, h("time", { title: moment(trace.start) }, ago(trace.start))),
-        h("td", { "data-label": "with" }, h("a", { href: this.view.link("traces", { id: trace.trace }) }, trace.event), trace.node ? h("span", { class: "muted" }, ` → ${trace.node}`) : null),
-        h("td", { "data-label": "key", class: "muted" }, trace.key ?? ""),
-        h("td", { "data-label": "spans", class: "number" }, count(trace.spans)),
-        h("td", { "data-label": "failed", class: "number" }, trace.errors ? h("span", { class: "bad" }, count(trace.errors)) : "–"),
-        h("td", { "data-label": "took", class: "number" }, span(trace.end - trace.start))));
+    const longest = Math.max(...told.traces.map((trace) => trace.end - trace.start), 0.001);
+    const rows = told.traces.map((trace) => {
+      const bar = h("i", { class: "share-fill" });
+      bar.style.width = `${Math.max(1, (100 * (trace.end - trace.start)) / longest).toFixed(1)}%`;
+      return h("li", {},
+        h("a", { class: "trace-row", href: this.view.link("traces", { id: trace.trace }), "data-bad": trace.errors > 0 },
+          h("span", { class: "trace-what" }, h("strong", {}, trace.event), trace.node ? ` → ${trace.node}` : "", trace.key === null ? null : h("span", { class: "key-of" }, trace.key)),
+          h("span", { class: "trace-size" }, plural(trace.spans, "span"), trace.errors ? h("span", { class: "bad" }, `, ${count(trace.errors)} failed`) : null),
+          h("span", { class: "trace-took" }, h("span", {}, span(trace.end - trace.start)), h("i", { class: "share" }, bar)),
+          h("time", { title: moment(trace.start) }, ago(trace.start))));
+    });
     this.found.replaceChildren(
       h("h2", {}, "Newest traces"),
       h("p", { class: "muted small" }, `As they went through ${this.view.name}.`),
-      h("table", {},
-        h("thead", {}, h("tr", {}, ...["began", "with", "key"].map((name) => h("th", { scope: "col" }, name)), ...["spans", "failed", "took"].map((name) => h("th", { scope: "col", class: "number" }, name)))),
-        h("tbody", {}, ...rows)),
+      h("ul", { class: "trace-list plain" }, ...rows),
     );
   }
 
@@ -163,7 +164,7 @@ export class TracesTab {
         figure("failed attempts", count(failed), failed > 0),
         figure(apps.length === 1 ? "app" : "apps", apps.join(", "))),
       codes.length ? h("p", { class: "muted small" }, codes.join(" · ")) : null,
-      h("div", { class: "ruler", "aria-hidden": "true" }, ...[0, 0.25, 0.5, 0.75].map((part) => h("span", {}, span((part * scale.whole) / 1e9)))),
+      h("div", { class: "ruler", "aria-hidden": "true" }, ...[0, 0.25, 0.5, 0.75].map((part) => h("span", {}, part ? span((part * scale.whole) / 1e9) : "0"))),
       h("ol", { class: "steps plain", "aria-label": "What caused what" }, ...rows.map((row) => this.#step(row, scale, apps.length > 1))),
       trace.left_out ? h("p", { class: "muted" }, `${plural(trace.left_out, "step")} more: grape why ${trace.trace} tells of all.`) : null);
   }
@@ -271,6 +272,5 @@ function bar(one, { begun, whole }) {
 
 function how() {
   return h("div", { class: "muted small how" },
-    h("p", {}, "Traced is what comes with a W3C traceparent header that is sampled, what the API tab sends with “trace it”, what ", h("code", {}, "grape emit --trace"), " hands in,"),
-    h("p", {}, "and the share of events that ", h("code", {}, "trace = 0.01"), " in grape.toml says. Traces are kept for a while (", h("code", {}, "trace-age"), ", 1 h)."));
+    h("p", {}, "Traced is what comes with a W3C traceparent header that is sampled, what the API tab sends with “trace it”, what ", h("code", {}, "grape emit --trace"), " hands in, and the share of events that ", h("code", {}, "trace = 0.01"), " in grape.toml says. Traces are kept for a while (", h("code", {}, "trace-age"), ", 1 h)."));
 }
