@@ -475,6 +475,9 @@ def test_an_event_is_sent_and_called_from_the_page(page: Page, server: Server, t
     names = page.locator(".api-list .entry")
     expect(names).to_have_text(["order", "pack", "show", "packed"])
     expect(page.get_by_role("link", name="OpenAPI")).to_be_visible()
+    page.route("**/asyncapi.json", lambda route: route.fulfill(json={}))
+    page.reload()
+    expect(page.get_by_role("link", name="AsyncAPI")).to_be_visible()
     page.get_by_role("link", name="POST order").click()
     expect(page.locator(".api-body .any").first).to_contain_text("any JSON value")
     data = page.get_by_label("Data")
@@ -648,7 +651,7 @@ def test_outputs_have_their_verbs(page: Page, server: Server, tmp_path: Path) ->
     line = page.locator(".verbs details[open] .curl").text_content() or ""
     done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, check=False)
     assert "events" in json.loads(done.stdout)
-    expect(page.locator(".api-body table")).to_contain_text("default")  # who has asked now
+    expect(page.locator(".api-body table")).to_contain_text("default", timeout=20_000)  # who has asked now
     shoot(page, "api-output", tmp_path)
     server.post("/apps/shop/outputs/packed/forget", {})
 

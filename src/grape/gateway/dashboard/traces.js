@@ -1,7 +1,7 @@
 // Why an event is here: what led to it and what came of it, as a tree over all apps, with who ran when.
 
 import { get } from "./api.js";
-import { attribute, empty, h } from "./dom.js";
+import { attribute, empty, h, say } from "./dom.js";
 import { ago, count, moment, plural, span } from "./format.js";
 import { Poll } from "./live.js";
 
@@ -18,6 +18,7 @@ export class TracesTab {
     this.view = view;
     this.wanted = "";
     this.open = new Map();
+    this.times = [];
     this.id = h("input", { id: "trace-id", type: "search", autocomplete: "off", spellcheck: "false", placeholder: "of an event, or of a trace" });
     this.found = h("div", { class: "found", "aria-live": "polite", "aria-busy": "true" });
     this.element = h(
@@ -41,6 +42,7 @@ export class TracesTab {
     this.id.value = this.wanted;
     this.all.hidden = !this.wanted;
     this.told = null;
+    this.times = [];
     this.wasShown = false;
     this.open.clear();
     this.grown = Date.now();
@@ -48,6 +50,11 @@ export class TracesTab {
     attribute(this.found, "aria-busy", "true");
     this.poll?.stop();
     this.poll = new Poll((signal) => (this.wanted ? this.#why(signal) : this.#newest(signal)), 2000);
+  }
+
+  /** Once a second: how long ago it was goes on. */
+  update() {
+    for (const [element, time] of this.times) say(element, ago(time));
   }
 
   #go(e) {
@@ -78,14 +85,18 @@ export class TracesTab {
   // ---------------------------------------------------------------- the newest
 
   async #newest(signal) {
-    const told = await this.#ask("traces", { limit: 50 }, signal);
+    const told = await this.#ask("traces", { limit: 30 }, signal);
     if (told === null) return;
     if (!told.traces.length) {
       this.found.replaceChildren(h("div", { class: "empty" }, h("p", { class: "big" }, "No traces are kept"), how()));
       return;
     }
+    const focused = this.found.contains(document.activeElement) ? document.activeElement.getAttribute("href") : null;
+    this.times = [];
     const longest = Math.max(...told.traces.map((trace) => trace.end - trace.start), 0.001);
     const rows = told.traces.map((trace) => {
+      const time = h("time", { title: moment(trace.start) }, ago(trace.start));
+      this.times.push([time, trace.start]);
       const bar = h("i", { class: "share-fill" });
       bar.style.width = `${Math.max(1, (100 * (trace.end - trace.start)) / longest).toFixed(1)}%`;
       return h("li", {},
@@ -93,13 +104,14 @@ export class TracesTab {
           h("span", { class: "trace-what" }, h("strong", {}, trace.event), trace.node ? ` → ${trace.node}` : "", trace.key === null ? null : h("span", { class: "key-of" }, trace.key)),
           h("span", { class: "trace-size" }, plural(trace.spans, "span"), trace.errors ? h("span", { class: "bad" }, `, ${count(trace.errors)} failed`) : null),
           h("span", { class: "trace-took" }, h("span", {}, span(trace.end - trace.start)), h("i", { class: "share" }, bar)),
-          h("time", { title: moment(trace.start) }, ago(trace.start))));
+          time));
     });
     this.found.replaceChildren(
       h("h2", {}, "Newest traces"),
       h("p", { class: "muted small" }, `As they went through ${this.view.name}.`),
       h("ul", { class: "trace-list plain" }, ...rows),
     );
+    if (focused) this.found.querySelector(`[href="${CSS.escape(focused)}"]`)?.focus();
   }
 
   // ---------------------------------------------------------------- one
