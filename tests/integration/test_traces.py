@@ -239,6 +239,60 @@ def test_what_is_not_to_be_traced_is_not(tmp_path: Path) -> None:
         assert "a dead letter, main." in json.loads(about)["known"][-1]["text"]
 
 
+OUTPUTS = """
+from grape import Node, Topology
+
+
+class Pack(Node):
+    def process(self, event):
+        for i in range(event.data):
+            self.emit("packed", i, key=event.key)
+
+
+def topology(config):
+    t = Topology("packing")
+    t.add_slot("pack", Pack(), emits="packed")
+    t.add_output("packed")
+    return t
+"""
+
+
+def test_what_lies_in_an_output_is_traced_to_what_made_it(tmp_path: Path) -> None:
+    with serving(tmp_path / "home") as server:
+        server.grape("app", "deploy", write_app(tmp_path / "packing", OUTPUTS))
+        for headers in ({}, TRACED):
+            server.post("/apps/packing/events/pack?key=a", 3, headers=headers)
+
+        def lie() -> list[Any]:
+            asked = {"count": 10, "looks": True, "wait": 1}
+            events: list[Any] = server.post("/apps/packing/outputs/packed/peek", asked).json()["events"]
+            return events
+
+        until(lambda: len(lie()) == 6)
+        found = lie()
+        told = [grape("why", each["id"], "--json", "--home", server.home) for each in found]
+        plain, traced = ([json.loads(one.stdout) for one in told if one.returncode == code] for code in (1, 0))
+        assert (len(plain), len(traced)) == (3, 3)
+        assert all("made it" in each["known"][0]["text"] for each in plain)
+        for each in traced:
+            assert each["trace"] == TRACE
+            assert [(step["node"], step["asked"]) for step in each["steps"]] == [
+                ("", False),
+                ("Pack", False),
+                ("", True),
+            ]
+            assert each["steps"][2]["cause"] == 1
+            assert each["steps"][2]["attempts"][0]["outcome"] == "out"
+        own = each["steps"][2]["id"]
+        assert f"packed went out key 'a'  {own}  <== asked for" in server.grape("why", own)
+        of_dir = grape("why", own, "--data", server.home / "apps" / "packing" / "data").stdout
+        assert "packing: pack > Pack key 'a'" in of_dir
+        for other in (own[:-1] + "99", own.replace("-", "-9", 1), f"{own}.0", f"{own[:8]}-1.0-{'9' * 30}.1-0-0"):
+            assert grape("why", other, "--home", server.home).returncode == 1, other
+        assert len(server.post("/apps/packing/outputs/packed/pop", {"count": 10}).json()["events"]) == 6
+        until(lambda: grape("why", own, "--home", server.home).returncode == 1)  # it has gone
+
+
 def test_a_share_is_traced_by_itself(tmp_path: Path) -> None:
     with serving(tmp_path / "home") as server:
         one(tmp_path, server, trace=0.25)

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import threading
+from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from starlette.requests import Request
 
 import otlp
 from grape.apps.running import share_of
 from grape.engine.check import Checker
 from grape.errors import ProtocolError, UsageError
+from grape.gateway import tracing
+from grape.gateway.operating import Operating
+from grape.gateway.problems import Problem
 from grape.model.batch import Context
 from grape.model.tracing import (
     NOBODY,
@@ -26,7 +33,8 @@ from grape.model.tracing import (
     span_of,
 )
 from grape.protocol.messages import DERIVED
-from grape.tools.why import tree, walk
+from grape.server.home import Home
+from grape.tools.why import document, tree, walk
 from grape.traces.otlp import request_of
 from grape.traces.settings import settings_of
 
@@ -142,6 +150,70 @@ def test_attempts_are_one_step_and_what_each_caused_hangs_below_it() -> None:
     assert step.is_asked
     assert [(cause.app, cause.id) for cause in step.causes] == [("b", "e2"), ("a", "e3")]
     assert told.spans == 4
+
+
+@given(st.lists(st.integers(-1, 30), max_size=30), st.integers(0, 40), st.integers(0, 30))
+def test_a_trace_is_told_with_what_caused_what(parents: list[int], most: int, asked: int) -> None:
+    """However much of it, and also if its parents are a ring."""
+    told = tree(TRACE, [("app", span(i, None if n < 0 else n)) for i, n in enumerate(parents)], f"e{asked}")
+    whole = document(told)["steps"]
+    some = document(told, most)
+    shown = some["steps"]
+    assert len(whole) == len(parents) == len(shown) + some["left_out"]
+    assert [step["number"] for step in shown] == list(range(len(shown)))
+    causes = {step["id"]: None if step["cause"] is None else whole[step["cause"]]["id"] for step in whole}
+    assert {step["id"] for step in shown if step["asked"]} == {f"e{asked}"} & causes.keys() if most else True
+    for step in shown:
+        assert (None if step["cause"] is None else shown[step["cause"]]["id"]) == causes[step["id"]]
+
+
+def test_of_a_large_trace_is_told_what_led_to_what_was_asked_for() -> None:
+    many = [("app", span(i, 0)) for i in range(1, 3_000)]
+    deep = [("app", span(i, i - 1)) for i in range(3_000, 3_050)]
+    told = tree(TRACE, [("app", span(0, None)), *many, *deep], "e3049")
+    found = document(told, tracing.MOST)
+    assert len(found["steps"]) == tracing.MOST + 51
+    assert found["left_out"] == 3_050 - len(found["steps"])
+    step = found["steps"][-1]
+    assert step["asked"]
+    way = []
+    while step["cause"] is not None:
+        way.append(step["id"])
+        step = found["steps"][step["cause"]]
+    assert way == [f"e{i}" for i in range(3_049, 2_998, -1)]
+    assert step["id"] == "e0"
+
+
+def test_so_many_ask_why_at_a_time(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Each looks through all that is kept; the others are told to come again."""
+    go = threading.Event()
+    monkeypatch.setattr(tracing, "why", lambda apps, wanted: {"waited": go.wait(30)})
+
+    class Asked:
+        home = Home(tmp_path)
+
+        async def look(self, name: str) -> Any:
+            return object()
+
+        async def ask(self, verb: str, argument: Any, kind: Any) -> list[str]:
+            return ["app"]
+
+        def check(self, headers: Any, app: str, verb: str) -> None:
+            pass
+
+    async def ask() -> list[Any]:
+        everything: Any = Asked()
+        why = Operating(everything, everything)._why
+        scope = {"type": "http", "path_params": {"app": "app"}, "headers": [], "query_string": b"id=x"}
+        asked = [asyncio.ensure_future(why(Request(scope))) for _ in range(20)]
+        while sum(one.done() for one in asked) < 4:
+            await asyncio.sleep(0)
+        go.set()
+        return await asyncio.gather(*asked, return_exceptions=True)
+
+    found = asyncio.run(ask())
+    assert [one.status_code for one in found if not isinstance(one, Exception)] == [200] * 16
+    assert [one.status for one in found if isinstance(one, Problem)] == [429] * 4
 
 
 # ------------------------------------------------------------------ what a worker says

@@ -251,6 +251,9 @@ class AtRest(Protocol):
     def head(self, partition: PartitionId) -> CommittedHead | None:
         """None: it never was claimed."""
 
+    def ends(self, log: PartitionId) -> tuple[int, int]:
+        """Everything below the first position is gone, the next batch gets the second."""
+
     def read(self, log: PartitionId, after: int, max_bytes: int) -> list[Stored]: ...
 
     def get(self, partition: PartitionId, table: Table, keys: Sequence[bytes]) -> list[bytes | None]: ...

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Annotated, Final
 
 import msgspec
 import typer
@@ -19,7 +19,7 @@ from grape.model.plural import counted
 from grape.model.tracing import Span, reason
 from grape.server.home import Home
 from grape.tools.terminal import escaped
-from grape.tools.why import Apps, Step, Told, paths_of, walk
+from grape.tools.why import OUT, Apps, Step, Told, document, paths_of, walk
 
 _HOW: Final = (
     "It was not traced, or longer ago than traces are kept (trace-age, 1 h). Traced is what comes with a W3C\n"
@@ -67,34 +67,6 @@ def why(
         put(to_json(document(told)).decode() if as_json else "\n".join(lines(told)))
 
 
-def document(told: Told) -> dict[str, Any]:
-    """A trace as JSON says it: its steps in a row, each with the number of the one that caused it."""
-    steps = list(walk(told.steps))
-    causes = {id(effect): number for number, step in enumerate(steps) for effect in step.causes}
-    rows = [_row(number, step, causes.get(id(step))) for number, step in enumerate(steps)]
-    return {"trace": told.trace, "traced": True, "spans": told.spans, "steps": rows}
-
-
-def _row(number: int, step: Step, cause: int | None) -> dict[str, Any]:
-    return {
-        "number": number,
-        "cause": cause,
-        "app": step.app,
-        "event": step.event,
-        "node": step.node,
-        "id": step.id,
-        "key": step.key,
-        "asked": step.is_asked,
-        "fate": step.fate,
-        "attempts": [_attempt(span) for span in step.attempts],
-    }
-
-
-def _attempt(span: Span) -> dict[str, Any]:
-    found = msgspec.to_builtins(msgspec.structs.asdict(span))
-    return {name: found[name] for name in found if name not in ("trace", "id", "event", "node", "key")}
-
-
 def lines(told: Told) -> list[str]:
     """A trace as people read it."""
     steps = [step for step in walk(told.steps) if step.node]
@@ -135,6 +107,8 @@ def _title(step: Step) -> str:
     mark = "  <== asked for" if step.is_asked else ""
     if not step.node:
         span = step.attempts[0]
+        if span.outcome == OUT:
+            return f"{app}{step.event} went out{key}  {step.id}{mark}"
         by = f" by {span.kind or 'a client'}"
         own = f" under id {step.id}" if step.id else ""
         parent = f", caused by span {span.parent} of its sender" if span.parent else ""

@@ -11,14 +11,13 @@ from collections.abc import Callable
 from typing import Final
 
 from grape.drivers.sources import Source, Step
+from grape.drivers.spec import STREAM
 from grape.drivers.stream import DriverStream, open_stream
 from grape.drivers.told import DriverState
 from grape.errors import GrapeError, UsageError
 from grape.gateway.doors import Doors
 from grape.gateway.problems import Problem
 
-STREAM: Final = "driver="
-"""Before the name of a driver: its stream."""
 _LOOK: Final = 0.1
 _PATIENCE: Final = 10.0
 _PAUSES: Final = (0.1, 0.5, 1.0, 2.0, 5.0)

@@ -19,6 +19,8 @@ from grape.model.section import Duration, Size, read_section
 
 T = TypeVar("T")
 
+STREAM: Final = "driver="
+"""Before the name of a driver: its stream."""
 NAME: Final = re.compile(r"[a-z0-9]([a-z0-9_.-]{0,62}[a-z0-9])?")
 _HEADER: Final = re.compile(r"[A-Za-z0-9-]{1,100}")
 _SHORTEST: Final = 0.1

@@ -10,6 +10,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -59,10 +60,16 @@ class Looker:
             Corrupt: something in it is damaged.
             StorageFailed: it cannot be read.
         """
-        with self._gate:
-            gate = self._gates.setdefault(data, threading.Lock())
-        with gate, Directory.open(data) as directory:
+        with self.opened(Path(data)) as directory:
             return do(directory, directory.app(name if name in directory.catalog.apps else None))
+
+    @contextmanager
+    def opened(self, data: Path) -> Iterator[Directory]:
+        """A directory, which nobody else looks into meanwhile. Errors are those of `look`."""
+        with self._gate:
+            gate = self._gates.setdefault(str(data), threading.Lock())
+        with gate, Directory.open(data) as directory:
+            yield directory
 
 
 # ---------------------------------------------------------------------- dead letters, held events

@@ -7,6 +7,7 @@ browser send without asking first.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -25,7 +26,7 @@ from starlette.routing import Route
 import grape
 from grape.apps.manifest import manifest_of
 from grape.errors import BadArgument, GrapeError
-from grape.gateway import looking, page
+from grape.gateway import driven, looking, page, tracing
 from grape.gateway.access import Access, Verb
 from grape.gateway.answers import json_of
 from grape.gateway.bodies import JSON, UNREADABLE, media_of
@@ -35,7 +36,7 @@ from grape.gateway.packages import who_asks
 from grape.gateway.problems import Problem, no_app
 from grape.gateway.reading import body_of
 from grape.model.spots import Place, parse_place, parse_places
-from grape.model.stored import AppRecord
+from grape.model.stored import AppRecord, SourceHead
 from grape.model.topology import TopologySpec
 from grape.processes.crashes import CrashLog
 from grape.processes.profile_file import load_profiles
@@ -43,8 +44,10 @@ from grape.processes.profiles import DEFAULT_ISOLATE, Profiles
 from grape.protocol.orders import DROP, RETRY, Changes, Letters
 from grape.protocol.outcomes import Progress
 from grape.server.hosted import AppInfo
+from grape.server.supervisor import Named
 from grape.tools.choice import Choice
 from grape.tools.directory import Directory
+from grape.tools.why import Apps
 
 T = TypeVar("T")
 Handler = Callable[[Request], Awaitable[Response]]
@@ -57,6 +60,9 @@ _REFUSED: Final = 100
 _FRESH: Final = 2.0
 """Seconds for which what takes some time to find out is told again."""
 _SOON: Final = 0.5
+_ASKED: Final = 16
+"""Questions why something is here that wait at a time: each looks through all that is kept of traces."""
+_RIGHTS: Final[tuple[tuple[str, Verb], ...]] = (("change", "admin"), ("emit", "emit"))
 _HEADERS: Final = {"cache-control": "no-store", "x-content-type-options": "nosniff"}
 
 
@@ -95,6 +101,8 @@ class Operating:
         self._access = access
         self._looker = looking.Looker()
         self._threads = ThreadPoolExecutor(2, "looking")
+        self._tracing = ThreadPoolExecutor(1, "tracing")  # all that is kept of traces is looked through
+        self._asked_why = 0
         self._counted: dict[str, tuple[float, asyncio.Future[looking.Backlog]]] = {}
 
     def routes(self) -> list[Route]:
@@ -106,6 +114,9 @@ class Operating:
             "state": self._state,
             "crashes": self._crashes,
             "log": self._log,
+            "drivers": self._drivers,
+            "traces": self._traces,
+            "why": self._why,
         }
         found = [*page.routes(), Route("/overview", self._overview, methods=["GET"])]
         found += [Route(f"/apps/{{app}}/{name}", show, methods=["GET"]) for name, show in shown.items()]
@@ -162,16 +173,17 @@ class Operating:
             except Problem as e:
                 refused = e
             else:
-                found.append({**msgspec.to_builtins(info), "may_change": self._may_change(request, info.name)})
+                may = {f"may_{what}": self._is_free(request, info.name, verb) for what, verb in _RIGHTS}
+                found.append({**msgspec.to_builtins(info), **may})
         if not found:
             if refused is not None:
                 raise refused
             self._may(request, "", "read")
         return _json({"apps": found, "grape": grape.__version__, "now": time.time()})
 
-    def _may_change(self, request: Request, app: str) -> bool:
+    def _is_free(self, request: Request, app: str, verb: Verb) -> bool:
         try:
-            self._may(request, app, "admin")
+            self._may(request, app, verb)
         except Problem:
             return False
         return True
@@ -231,6 +243,50 @@ class Operating:
         info = await self._app(request)
         limit = _limit(request, most=5_000)
         return _json({"lines": await self._thread(lambda: looking.last_lines(Path(info.log), limit))})
+
+    # ------------------------------------------------------------------ traces, drivers
+
+    async def _traces(self, request: Request) -> Response:
+        """The newest that went through this app."""
+        info = await self._app(request)
+        limit = _limit(request)
+        found = await self._look(info, lambda directory, record: tracing.recent(directory, record, limit))
+        return _json({"traces": found})
+
+    async def _why(self, request: Request) -> Response:
+        """What led to an event, and what came of it: through all apps that whoever asks may read. ``hidden``: there are
+        others, of which nothing is told."""
+        await self._app(request)
+        wanted = request.query_params.get("id", "").strip()
+        if not 0 < len(wanted) <= tracing.LONGEST:
+            raise BadArgument(f"id: of an event, or of a trace: up to {tracing.LONGEST:,} characters")
+        names = await self._doors.ask("names", None, list[str])
+        paths = {name: self._doors.home.data(name) for name in names if self._is_free(request, name, "read")}
+        apps = Apps(paths, self._looker.opened)
+        if self._asked_why >= _ASKED:
+            raise Problem(429, "full", "many ask for traces now", {"retriable": True}, {"retry-after": "1"})
+        self._asked_why += 1
+        try:
+            loop = asyncio.get_running_loop()
+            found = await loop.run_in_executor(self._tracing, lambda: tracing.why(apps, wanted))
+        finally:
+            self._asked_why -= 1
+        return _json({**found, "hidden": len(paths) < len(names)})
+
+    async def _drivers(self, request: Request) -> Response:
+        """What its manifest says of them, how they are now, and how far each is."""
+        info = await self._app(request)
+        infos = (await self._doors.ask("app", Named(info.name), AppInfo)).drivers
+        stored: dict[str, SourceHead] = {}
+        if infos:
+            with contextlib.suppress(Problem):  # it has not run yet
+                stored = await self._look(info, driven.positions)
+        package, runs = self._doors.home.package(info.digest), info.wanted == "running"
+
+        def found() -> list[dict[str, Any]]:
+            return driven.shown(info.name, infos, manifest_of(package).driver if infos else {}, stored, runs=runs)
+
+        return _json({"drivers": await self._thread(found), "now": time.time()})
 
     # ------------------------------------------------------------------ dead letters, held events
 

@@ -106,9 +106,15 @@ class Outputs:
         return order
 
     async def _tail(self, request: Request) -> Response:
-        """Server-sent events from now on, or from where ``Last-Event-ID`` says; JSON lines for whoever wants those."""
+        """Server-sent events from now on, or from where ``Last-Event-ID`` says, or ``from=start``: with all that is
+        kept; JSON lines for whoever wants those."""
         app, event = self._app(request)
         places = places_in(request.headers.get("last-event-id", ""))
+        begin = request.query_params.get("from", "now")
+        if begin not in ("now", "start"):
+            raise BadArgument(f"from: now or start, not {begin!r:.60}")
+        if places is None and begin == "start":
+            places = [0] * (await app.door()).partitions
         first = await app.ask(queues.TAIL, Tail(event, places), Tailed)
         as_lines = any(media in request.headers.get("accept", "") for media in LINES)
         media = "application/x-ndjson" if as_lines else STREAM

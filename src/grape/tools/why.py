@@ -4,10 +4,14 @@ went; and what is known of an event that was not traced."""
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager
+from itertools import chain
 from pathlib import Path
-from typing import Final
+from typing import Any, Final, NamedTuple
 
+import msgspec
 from msgspec import Struct
 
 from grape.errors import UsageError
@@ -15,7 +19,7 @@ from grape.model import batch as codec
 from grape.model.address import PartitionId
 from grape.model.foreign import AT
 from grape.model.stored import OUTPUT, SOURCE, AppRecord
-from grape.model.tracing import SPANS_LOG, Span, decode_spans
+from grape.model.tracing import SPANS_LOG, Span, decode_spans, read_context
 from grape.tools.backlog import waiting
 from grape.tools.directory import Directory
 
@@ -25,11 +29,15 @@ _OWN: Final = re.compile(r"([0-9a-f]{8})-(\d+)\.(\d+)-(?:(\d+)\.(\d+)-)?(\d+)(?:
 """incarnation-origin-target-sequence-index, and the way of what was chained."""
 _HTTP_STREAM: Final = "http="
 _DRIVER: Final = "driver="
+OUT: Final = "out"
+"""Outcome of what stands for an event that went to an output, where no node has it."""
+MORE: Final = "there is more than could be looked through in time: ask grape why"
 
 
 class Step(Struct):
-    """An event at a node, with all attempts; or (``node`` "") how it came in. ``app``: where. ``fate``: what lies in
-    the directory of it now. ``is_asked``: it is the one that was asked for."""
+    """An event at a node, with all attempts; or (``node`` "") how it came in, or that it went out. ``app``: where.
+    ``fate``: what lies in the directory of it now, ``letter``: under which id. ``is_asked``: it is the one that was
+    asked for."""
 
     app: str
     event: str
@@ -40,6 +48,7 @@ class Step(Struct):
     causes: list[Step] = []
     fate: str = ""
     is_asked: bool = False
+    letter: str = ""
 
     @property
     def start(self) -> int:
@@ -55,20 +64,37 @@ class Told(Struct):
 
 
 class Fate(Struct):
-    """Where an event is found that nobody traced, or how it has ended."""
+    """Where an event is found that nobody traced, or how it has ended. ``letter``: id of what lies there."""
 
     app: str
     text: str
+    letter: str = ""
+
+
+class _Lying(NamedTuple):
+    """A dead letter, or a held event. ``text``: what it is, for people."""
+
+    event_id: str
+    node: str
+    text: str
+    letter: str
 
 
 class Apps:
-    """The directories of apps, opened one by one. ``paths``: by name."""
+    """The directories of apps, opened one by one.
 
-    def __init__(self, paths: Mapping[str, Path]) -> None:
+    Args:
+        paths: by name; "": it has the name that its directory says. opened: opens one, to read.
+    """
+
+    def __init__(
+        self, paths: Mapping[str, Path], opened: Callable[[Path], AbstractContextManager[Directory]] = Directory.open
+    ) -> None:
         self._paths = dict(paths)
+        self._opened = opened
 
-    def spans(self) -> Iterator[tuple[str, Span]]:
-        """All that are kept, with their app.
+    def _records(self) -> Iterator[tuple[str, Directory, AppRecord]]:
+        """What was run in them.
 
         Raises:
             GrapeError: a directory cannot be read.
@@ -76,59 +102,93 @@ class Apps:
         for name, path in self._paths.items():
             if not (path / "format").exists():
                 continue  # it has never run
-            with Directory.open(path) as directory:
+            with self._opened(path) as directory:
                 for record in directory.catalog.apps.values():
-                    for span in spans_of(directory, record):
-                        yield record.name if len(self._paths) == 1 else name, span
+                    yield name or record.name, directory, record
+
+    def spans(self) -> Iterator[tuple[str, Span]]:
+        """All that are kept, with their app.
+
+        Raises:
+            GrapeError: a directory cannot be read.
+        """
+        for app, directory, record in self._records():
+            for span in spans_of(directory, record):
+                yield app, span
 
     def told(self, wanted: str) -> list[Told]:
         """The traces of an event, or the one with that id; [] if nothing is known of it."""
-        is_trace = _TRACE.fullmatch(wanted) is not None
+        out: list[tuple[str, Span]] = []
+        if _TRACE.fullmatch(wanted):
+            meant = {wanted}
+        else:
+            meant = {span.trace for _, span in self.spans() if span.id == wanted}
+            if not meant:
+                out = list(self._went_out(wanted))
+                meant = {span.trace for _, span in out}
+        if not meant:
+            return []
         of_traces: dict[str, list[tuple[str, Span]]] = {}
-        meant: set[str] = {wanted} if is_trace else set()
         for app, span in self.spans():
-            of_traces.setdefault(span.trace, []).append((app, span))
-            if not is_trace and span.id == wanted:
-                meant.add(span.trace)
-        found = [tree(trace, of_traces[trace], wanted) for trace in sorted(meant & of_traces.keys())]
+            if span.trace in meant:
+                of_traces.setdefault(span.trace, []).append((app, span))
+        for app, span in out:
+            if span.trace in of_traces:
+                of_traces[span.trace].append((app, span))
+        found = [tree(trace, spans, wanted) for trace, spans in of_traces.items()]
         for told in found:
             self._tell_fates(told)
         return sorted(found, key=lambda told: told.steps[0].start)
 
-    def _tell_fates(self, told: Told) -> None:
-        steps = [step for step in walk(told.steps) if step.node and step.attempts[-1].outcome != "ok"]
-        for name, path in self._paths.items():
-            wanted = {(step.id, step.node): step for step in steps if len(self._paths) == 1 or step.app == name}
-            if not wanted:
-                continue
-            with Directory.open(path) as directory:
-                for record in directory.catalog.apps.values():
-                    for event_id, node, text in _lies(directory, record):
-                        step = wanted.get((event_id, node))
-                        if step is not None:
-                            step.fate = text
+    def _went_out(self, event_id: str) -> Iterator[tuple[str, Span]]:
+        """What stands for a traced event that lies in an output, with its app. No node has run with it."""
+        for app, directory, record in self._records():
+            span = _output_span(directory, record, event_id)
+            if span is not None:
+                yield app, span
 
-    def fates(self, event_id: str) -> list[Fate]:
-        """What can be said of an event that was not traced: from its id, and from what lies in the directories."""
-        found: list[Fate] = []
-        for name, path in self._paths.items():
-            if not (path / "format").exists():
+    def _tell_fates(self, told: Told) -> None:
+        steps = {
+            (step.app, step.id, step.node): step
+            for step in walk(told.steps)
+            if step.node and step.attempts[-1].outcome != "ok"
+        }
+        if not steps:
+            return
+        apps = {app for app, _, _ in steps}
+        for app, directory, record in self._records():
+            if app not in apps:
                 continue
-            with Directory.open(path) as directory:
-                for record in directory.catalog.apps.values():
-                    app = record.name if len(self._paths) == 1 else name
-                    found += [Fate(app, text) for text in _of_id(record, event_id)]
-                    for its_id, node, text in _lies(directory, record):
-                        if its_id == event_id:
-                            found.append(Fate(app, f"at node {node!r} it is {text}"))
-                    for event in waiting(directory, record):
-                        if event.event_id == event_id:
-                            found.append(Fate(app, f"it waits in the log ({event.spot.id})"))
+            for lying in _lies(directory, record):
+                step = steps.get((app, lying.event_id, lying.node))
+                if step is not None:
+                    step.fate, step.letter = lying.text, lying.letter
+
+    def fates(self, event_id: str, patience: float | None = None) -> list[Fate]:
+        """What can be said of an event that was not traced: from its id, and from what lies in the directories.
+
+        Args:
+            patience: seconds after which no more is looked through, which the last of them says then.
+        """
+        found: list[Fate] = []
+        deadline = None if patience is None else time.monotonic() + patience
+        for app, directory, record in self._records():
+            found += [Fate(app, text) for text in _of_id(record, event_id)]
+            for lying in _lies(directory, record):
+                if lying.event_id == event_id:
+                    found.append(Fate(app, f"at node {lying.node!r} it is {lying.text}", lying.letter))
+                if deadline is not None and time.monotonic() > deadline:
+                    return [*found, Fate(app, MORE)]
+            for event in waiting(directory, record):
+                if event.event_id == event_id:
+                    found.append(Fate(app, f"it waits in the log ({event.spot.id})"))
+                if deadline is not None and time.monotonic() > deadline:
+                    return [*found, Fate(app, MORE)]
         return found
 
 
-def spans_of(directory: Directory, record: AppRecord) -> Iterator[Span]:
-    """All that are kept of an app.
+def spans_of(directory: Directory, record: AppRecord, newest: int = 0) -> Iterator[Span]:
+    """All that are kept of an app, partition by partition; or, of each, those in the ``newest`` batches.
 
     Raises:
         Corrupt: what is stored is not what was written.
@@ -138,13 +198,54 @@ def spans_of(directory: Directory, record: AppRecord) -> Iterator[Span]:
         return
     for n in range(record.partitions):
         log = PartitionId(record.id, number, n)
-        at = 0
+        at = max(0, directory.reader.ends(log)[1] - newest) if newest else 0
         while found := directory.reader.read(log, at, _READ):
             for stored in found:
                 header = codec.check(stored.batch)
                 for run in codec.runs_of(codec.body_of(stored.batch, header)):
                     yield from decode_spans(run.data)
             at = found[-1].position + 1
+
+
+def _output_span(directory: Directory, record: AppRecord, event_id: str) -> Span | None:
+    """None: it lies in no output, or is not traced.
+
+    Raises:
+        Corrupt: what is stored is not what was written.
+    """
+    found = _OWN.fullmatch(event_id)
+    if found is None or found[4] is None or found[7] is None or int(found[1], 16) != record.incarnation:
+        return None
+    number, partition = int(found[4]), int(found[5])
+    outputs = {number for log, number in record.logs.items() if log.startswith(OUTPUT) and log != SPANS_LOG}
+    if number not in outputs or partition >= record.partitions:
+        return None
+    log = PartitionId(record.id, number, partition)
+    at = 0
+    while batches := directory.reader.read(log, at, _READ):
+        for stored in batches:
+            if event_id.startswith(codec.header_of(stored.batch).id_prefix):
+                return _span_in(stored.batch, event_id)
+        at = batches[-1].position + 1
+    return None
+
+
+def _span_in(batch: bytes, event_id: str) -> Span | None:
+    header = codec.check(batch)
+    contexts = codec.contexts_of(batch, header)
+    at = 0
+    for run in codec.runs_of(codec.body_of(batch, header)):
+        for i in range(run.count):
+            if f"{header.id_prefix}{at + i}" == event_id:
+                number = -1 if run.meta.contexts is None else run.meta.contexts[i]
+                trace = read_context(contexts[number].trace) if number >= 0 else None
+                if trace is None:
+                    return None
+                event, key = codec.names_of(run)[i], (codec.keys_of(run) or [None] * run.count)[i]
+                made = header.created * 1_000
+                return Span(trace.trace, event_id, trace.parent, event_id, event, "", key, 1, made, made, OUT)
+        at += run.count
+    return None
 
 
 def tree(trace: str, spans: Iterable[tuple[str, Span]], wanted: str = "") -> Told:
@@ -186,15 +287,62 @@ def walk(steps: Iterable[Step]) -> Iterator[Step]:
             todo += step.causes[::-1]
 
 
-def _lies(directory: Directory, record: AppRecord) -> Iterator[tuple[str, str, str]]:
-    """(event id, node, what it is) of dead letters and held events."""
-    for letter in (*directory.letters(record), *directory.held(record)):
+def document(told: Told, most: int | None = None) -> dict[str, Any]:
+    """A trace as JSON says it: its steps in a row, each with the number of the one that caused it.
+
+    Args:
+        most: steps that are told of, about: what led to the one that was asked for always is.
+    """
+    steps = list(walk(told.steps))
+    by_effect = {id(effect): step for step in steps for effect in step.causes}
+    shown = steps if most is None else _shown(steps, by_effect, most)
+    numbers = {id(step): number for number, step in enumerate(shown)}
+    rows = [_row(number, step, numbers.get(id(by_effect.get(id(step))))) for number, step in enumerate(shown)]
+    found: dict[str, Any] = {"trace": told.trace, "traced": True, "spans": told.spans, "steps": rows}
+    return found if most is None else {**found, "left_out": len(steps) - len(shown)}
+
+
+def _shown(steps: list[Step], causes: Mapping[int, Step], most: int) -> list[Step]:
+    """The first of them, and what led to those that were asked for: with each step the one that caused it."""
+    wanted = {id(step) for step in steps[:most]}
+    for step in [step for step in steps if step.is_asked][:most]:
+        cause: Step | None = step
+        while cause is not None and id(cause) not in wanted:
+            wanted.add(id(cause))
+            cause = causes.get(id(cause))
+    return [step for step in steps if id(step) in wanted]
+
+
+def _row(number: int, step: Step, cause: int | None) -> dict[str, Any]:
+    return {
+        "number": number,
+        "cause": cause,
+        "app": step.app,
+        "event": step.event,
+        "node": step.node,
+        "id": step.id,
+        "key": step.key,
+        "asked": step.is_asked,
+        "fate": step.fate,
+        "letter": step.letter,
+        "attempts": [_attempt(span) for span in step.attempts],
+    }
+
+
+def _attempt(span: Span) -> dict[str, Any]:
+    found = msgspec.to_builtins(msgspec.structs.asdict(span))
+    return {name: found[name] for name in found if name not in ("trace", "id", "event", "node", "key")}
+
+
+def _lies(directory: Directory, record: AppRecord) -> Iterator[_Lying]:
+    """All dead letters and held events."""
+    for letter in chain(directory.letters(record), directory.held(record)):
         row, place = letter.row, letter.place
         if letter.status == "dead":
             text = f"a dead letter, {place.id}: grape dead show {place.id}"
         else:
             text = f"{letter.status}, {place.id}: grape held show {place.id}"
-        yield row.id, row.node, text
+        yield _Lying(row.id, row.node, text, place.id)
 
 
 def _of_id(record: AppRecord, event_id: str) -> list[str]:

@@ -15,28 +15,35 @@ export const token = {
   set: (text) => (text ? sessionStorage.setItem(TOKEN, text) : sessionStorage.removeItem(TOKEN)),
 };
 
-async function ask(path, options = {}) {
-  const headers = { ...options.headers };
-  if (token.get()) headers.authorization = `Bearer ${token.get()}`;
-  let answer;
+async function fetched(path, options) {
+  const headers = new Headers(options.headers);
+  if (token.get()) headers.set("authorization", `Bearer ${token.get()}`);
   try {
-    answer = await fetch(path, { ...options, headers, cache: "no-store", credentials: "omit" });
+    return await fetch(path, { ...options, headers, cache: "no-store", credentials: "omit" });
   } catch (e) {
     if (e.name === "AbortError") throw e;
     throw new Refused(0, "offline", "the server cannot be reached");
   }
-  const text = await answer.text();
-  let value = null;
+}
+
+function read(text) {
   try {
-    value = JSON.parse(text);
+    return JSON.parse(text);
   } catch {
-    // said below
+    return null;
   }
-  if (!answer.ok || value === null) {
-    const refused = new Refused(answer.status, value?.code ?? "http", value?.detail ?? `HTTP ${answer.status}`);
-    if (refused.status === 401) dispatchEvent(new CustomEvent("grape-token", { detail: refused.message }));
-    throw refused;
-  }
+}
+
+function refusedBy(answer, value) {
+  const refused = new Refused(answer.status, value?.code ?? "http", value?.detail ?? `HTTP ${answer.status}`);
+  if (refused.status === 401) dispatchEvent(new CustomEvent("grape-token", { detail: refused.message }));
+  return refused;
+}
+
+async function ask(path, options = {}) {
+  const answer = await fetched(path, options);
+  const value = read(await answer.text());
+  if (!answer.ok || value === null) throw refusedBy(answer, value);
   return value;
 }
 
@@ -50,3 +57,25 @@ export const get = (path, signal) => ask(path, { signal });
 
 export const change = (path, value = {}) =>
   ask(path, { method: "POST", headers: { "content-type": "application/json" }, body: JSON.stringify(value) });
+
+/** The answer as it is, whatever it says: status, text, milliseconds. */
+export async function send(path, options) {
+  const begun = performance.now();
+  const answer = await fetched(path, options);
+  const text = await answer.text();
+  if (answer.status === 401) refusedBy(answer, read(text));
+  return { status: answer.status, isOk: answer.ok, text, milliseconds: performance.now() - begun };
+}
+
+/** An answer that comes piece by piece: its reader. */
+export async function follow(path, headers, signal) {
+  const answer = await fetched(path, { headers, signal });
+  if (!answer.ok) throw refusedBy(answer, read(await answer.text()));
+  return answer.body.pipeThrough(new TextDecoderStream()).getReader();
+}
+
+/** Whether there is such a page. */
+export async function isThere(path) {
+  const answer = await fetched(path, { method: "HEAD" });
+  return answer.ok;
+}

@@ -1,16 +1,24 @@
 // One app: how it is, and a tab for everything that can be looked at.
 
 import { Refused, get, place } from "./api.js";
-import { attribute, empty, h, say } from "./dom.js";
+import { ApiTab } from "./apitab.js";
+import { attribute, button, empty, h, say } from "./dom.js";
+import { DriversTab } from "./drivers.js";
 import { brief, rate, seconds } from "./format.js";
 import { GraphTab } from "./graphtab.js";
+import { icon } from "./icons.js";
 import { LettersTab } from "./letters.js";
 import { Poll, Rates } from "./live.js";
 import { CrashesTab, LogTab, PoolsTab, StateTab, VersionsTab } from "./looks.js";
 import { Numbers, graphOf, shapeOf } from "./model.js";
+import { order } from "./orders.js";
+import { TracesTab } from "./traces.js";
 
 const TABS = [
   ["", "Graph", (view) => new GraphTab(view)],
+  ["api", "API", (view) => new ApiTab(view)],
+  ["traces", "Traces", (view) => new TracesTab(view)],
+  ["drivers", "Drivers", (view) => new DriversTab(view)],
   ["pools", "Pools", (view) => new PoolsTab(view)],
   ["dead", "Dead letters", (view) => new LettersTab(view, "dead")],
   ["held", "Held", (view) => new LettersTab(view, "held")],
@@ -27,6 +35,7 @@ export class AppView {
     this.info = null;
     this.model = null;
     this.mayChange = true;
+    this.mayEmit = true;
     this.numbers = new Numbers(new Rates());
     this.tab = null;
     this.#build();
@@ -56,6 +65,8 @@ export class AppView {
     this.state = h("span", { class: "state" });
     this.version = h("span", { class: "muted" });
     this.why = h("p", { class: "notice", hidden: true, role: "alert" });
+    this.orders = h("div", { class: "actions orders" });
+    this.rests = h("p", { class: "notice warn", hidden: true, role: "status" });
     this.figures = {};
     const figure = (label, title) => {
       const value = h("dd", {}, "–");
@@ -71,8 +82,9 @@ export class AppView {
     this.element = h(
       "div",
       { class: "view" },
-      h("div", { class: "title" }, h("h1", {}, this.name), this.state, this.version),
+      h("div", { class: "title" }, h("h1", {}, this.name), this.state, this.version, this.orders),
       this.why,
+      this.rests,
       h("dl", { class: "figures strip" },
         figure("events/s", "done with, over all pools"),
         figure("waiting", "events that wait, over all pools"),
@@ -116,6 +128,8 @@ export class AppView {
     this.info = info;
     if (info.numbers) this.numbers.take(info.numbers);
     if (isOther) await this.#askTopology(signal);
+    const broken = (info.drivers ?? []).filter((driver) => driver.error).length;
+    say(this.tabs.querySelector("[data-tab=drivers] .number"), broken ? String(broken) : "");
     if (info.numbers && info.numbers.dead !== this.dead) {
       this.dead = info.numbers.dead;
       this.kinds?.now();
@@ -125,7 +139,9 @@ export class AppView {
 
   async #askRights(signal) {
     const told = await get("/overview", signal);
-    this.mayChange = told.apps.find((app) => app.name === this.name)?.may_change ?? false;
+    const mine = told.apps.find((app) => app.name === this.name);
+    this.mayChange = mine?.may_change ?? false;
+    this.mayEmit = mine?.may_emit ?? false;
     attribute(this.element, "data-reads", !this.mayChange);
   }
 
@@ -162,6 +178,22 @@ export class AppView {
     else this.numbers.waiting = await get(this.place("backlog"), signal);
   }
 
+  /** What a paused app shows, and who may pause it or let it go on. */
+  #rest() {
+    const { info } = this;
+    attribute(this.element, "data-paused", info.paused);
+    this.rests.hidden = !info.paused;
+    say(this.rests, info.wanted === "running" ? "Paused: its workers are given nothing. What comes is taken in and waits, up to the limits of its pools." : "It is paused, and will be once it is started.");
+    const verb = !this.mayChange ? "" : info.wanted !== "running" ? "start" : info.paused ? "resume" : "pause";
+    if (verb === this.offered) return;
+    this.offered = verb;
+    const hadFocus = this.orders.contains(document.activeElement);
+    const label = { pause: "Pause", resume: "Resume", start: "Start" }[verb];
+    const one = verb ? button([icon(verb === "pause" ? "pause" : "play"), label], () => order(this, verb), { class: verb === "pause" ? null : "primary" }) : null;
+    this.orders.replaceChildren(...(one ? [one] : []));
+    if (hadFocus) one?.focus();
+  }
+
   #update() {
     const { info } = this;
     say(this.state, info.state);
@@ -169,6 +201,7 @@ export class AppView {
     say(this.version, info.version && `version ${info.version}`);
     this.why.hidden = !info.why;
     say(this.why, info.why);
+    this.#rest();
     const now = info.numbers;
     const pools = now ? Object.values(now.pools) : [];
     const slowest = (quantile) => {

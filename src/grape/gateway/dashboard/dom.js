@@ -30,7 +30,7 @@ export function attribute(element, name, value) {
 }
 
 export function button(label, act, attributes) {
-  return h("button", { type: "button", ...attributes, on: { click: act } }, label);
+  return h("button", { type: "button", ...attributes, on: { click: act } }, ...[label].flat());
 }
 
 /** Ask before something is done. Resolves to whether it is to be. */
@@ -65,6 +65,16 @@ export function toast(text, isBad = false) {
   const one = h("p", { class: isBad ? "toast bad" : "toast" }, text);
   toasts.append(one);
   setTimeout(() => one.remove(), isBad ? 9000 : 4000);
+}
+
+/** Into the clipboard, where the browser lets a page do that. */
+export async function copied(text) {
+  try {
+    await navigator.clipboard.writeText(text);
+    toast("Copied");
+  } catch {
+    toast("This browser does not let the page copy: select it.", true);
+  }
 }
 
 export function empty(title, text) {

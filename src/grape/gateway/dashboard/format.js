@@ -40,6 +40,17 @@ export function seconds(n) {
   return `${Math.round(n / 86_400)} d`;
 }
 
+/** How long something took, in seconds: down to the millionth. */
+export function span(n) {
+  if (n < 1) return n < 0.001 ? `${Math.round(n * 1e6)} µs` : `${(n * 1e3).toFixed(n < 0.1 ? 1 : 0)} ms`;
+  return seconds(n);
+}
+
+export const ahead = (time) => {
+  const left = time - Date.now() / 1000;
+  return left < 1 ? "now" : `in ${seconds(Math.round(left))}`;
+};
+
 export const ago = (time) => (time ? `${seconds(Math.max(0, Date.now() / 1000 - time))} ago` : "");
 
 export function moment(time) {

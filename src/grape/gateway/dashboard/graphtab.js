@@ -3,6 +3,7 @@
 import { button, empty, h, say } from "./dom.js";
 import { brief, count, plural, rate, seconds } from "./format.js";
 import { Graph } from "./graph.js";
+import { icon } from "./icons.js";
 
 export class GraphTab {
   constructor(view) {
@@ -37,6 +38,7 @@ export class GraphTab {
       h("span", { class: "key back" }, "leads back"),
       h("span", { class: "hint" }, "Drag to move, Ctrl and wheel to zoom."),
     );
+    this.graph.box.append(h("p", { class: "rests", "aria-hidden": "true" }, icon("pause"), "paused"));
     this.element.replaceChildren(h("div", { class: "stage" }, this.graph.box, this.panel), legend);
   }
 
@@ -103,6 +105,7 @@ export class GraphTab {
     return [
       h("p", { class: "over" }, kind),
       h("h2", {}, name),
+      event.isForeign ? null : h("p", { class: "links" }, h("a", { href: this.view.link("api", { [event.isOutput ? "output" : "event"]: name }) }, event.isOutput ? "Look on" : "Send one")),
       h("dl", { class: "about" },
         ...this.#figure("events/s", () => rate(numbers.eventRate(name))),
         ...this.#figure("from outside", () => count(numbers.total("fed", name))),

@@ -3,6 +3,7 @@
 import { change, get } from "./api.js";
 import { button, confirmed, empty, h, say, toast } from "./dom.js";
 import { ago, count, moment, plural } from "./format.js";
+import { icon } from "./icons.js";
 
 const PAGE = 50;
 
@@ -35,6 +36,7 @@ export class LettersTab {
   /** Which are to be shown: in the address, so that it can be sent to others. */
   asked(query) {
     this.filter = Object.fromEntries(["node", "event", "kind", "key"].flatMap((name) => (query.has(name) ? [[name, query.get(name)]] : [])));
+    this.one = query.get("id") ?? "";
     this.before = [];
     this.after = "";
     this.told = null;
@@ -124,7 +126,9 @@ export class LettersTab {
     const mine = (this.loading = {});
     let found;
     try {
-      found = await get(this.view.place(this.kind, { ...this.filter, after: this.after || null, limit: PAGE }));
+      found = this.one
+        ? { letters: [await get(this.view.place(`${this.kind}/letter`, { id: this.one }))], next: "" }
+        : await get(this.view.place(this.kind, { ...this.filter, after: this.after || null, limit: PAGE }));
     } catch (e) {
       if (mine === this.loading) this.list.replaceChildren(h("li", {}, empty("They cannot be shown", e.message)));
       return;
@@ -132,7 +136,7 @@ export class LettersTab {
     if (mine !== this.loading) return;
     this.next = found.next;
     const { node, event, kind, key } = this.filter;
-    const about = [event && node ? `${event} → ${node}` : node ?? event, kind, key].filter(Boolean).join(", ");
+    const about = this.one || [event && node ? `${event} → ${node}` : node ?? event, kind, key].filter(Boolean).join(", ");
     this.heading.replaceChildren(
       found.letters.length || about ? (about ? `${about} ` : `All ${this.words.one}s`) : "",
       about ? h("a", { class: "small", href: this.view.link(this.kind) }, "show all") : "",
@@ -140,6 +144,7 @@ export class LettersTab {
     this.list.replaceChildren(
       ...(found.letters.length ? found.letters.map((letter) => this.#letter(letter)) : [h("li", {}, empty(this.words.none, this.words.good))]),
     );
+    if (this.one) this.list.querySelector("button")?.click();
     this.pager.hidden = !this.before.length && !found.next;
     this.back.disabled = !this.before.length;
     this.on.disabled = !found.next;
@@ -182,7 +187,9 @@ export class LettersTab {
       h("h3", {}, "Data"),
       h("pre", { tabindex: "0" }, all.problem ?? (all.data + (all.data_cut ? `\n… ${count(all.data_cut)} characters more` : ""))),
       ...(all.trace || all.text ? [h("h3", {}, all.trace ? "Traceback" : "Error"), h("pre", { tabindex: "0" }, all.trace || all.text)] : []),
-      h("div", { class: "actions" }, ...this.#actions(all.id, { ids: [all.id] })),
+      h("div", { class: "actions" },
+        all.event_id ? h("a", { class: "button", href: this.view.link("traces", { id: all.event_id }) }, icon("trace"), "Why is it here?") : null,
+        ...this.#actions(all.id, { ids: [all.id] })),
     );
   }
 }

@@ -82,6 +82,7 @@ class Card {
   }
 
   update(app) {
+    attribute(this.element.firstChild, "data-paused", app.paused);
     say(this.state, app.state);
     attribute(this.state, "data-state", app.state);
     say(this.version, `${app.version} · ${app.state} since ${ago(app.since).replace(" ago", "")}`);

@@ -1,9 +1,10 @@
 // What else can be looked at: pools and their workers, state, crashes, the log, versions.
 
-import { change, get } from "./api.js";
-import { attribute, button, confirmed, empty, h, say, toast } from "./dom.js";
+import { get } from "./api.js";
+import { attribute, button, empty, h, say } from "./dom.js";
 import { ago, brief, bytes, count, moment, percent, plural, rate, seconds } from "./format.js";
 import { Poll } from "./live.js";
+import { order } from "./orders.js";
 
 // ------------------------------------------------------------------ pools and workers
 
@@ -283,7 +284,7 @@ export class VersionsTab {
   update() {
     const { info } = this.view;
     if (!info) return;
-    const told = JSON.stringify([info.versions, info.digest, info.previous, info.state, info.wanted, info.paused]);
+    const told = JSON.stringify([info.versions, info.digest, info.previous, info.state, info.wanted]);
     if (told === this.told) return;
     this.told = told;
     const mayChange = this.view.mayChange;
@@ -301,10 +302,11 @@ export class VersionsTab {
         h("td", { class: "actions" }, ...acts));
     });
     const previous = info.versions.find((version) => version.digest === info.previous);
+    const act = (label, verb, about, attributes) => button(label, () => order(this.view, verb, about), attributes);
     const run = info.wanted === "running"
-      ? [info.paused ? button("Resume", () => this.#order("resume"), { class: "primary" }) : button("Pause", () => this.#order("pause", `Pause ${this.view.name}?`, "Its workers get nothing more; what comes waits until the limits of its pools.")), button("Restart", () => this.#order("restart", `Restart ${this.view.name}?`, "Events wait meanwhile; none is refused."), {}), button("Stop", () => this.#order("stop", `Stop ${this.view.name}?`, "What runs is committed, the rest stays. It is refused events until it is started again.", true), { class: "danger" })]
-      : [button("Start", () => this.#order("start"), { class: "primary" })];
-    const back = previous ? [button(`Roll back to ${previous.version}`, () => this.#order("rollback", `Roll back to ${previous.version}?`, `${previous.version} ran before ${info.version}. It goes on in the same directory; events wait meanwhile.`))] : [];
+      ? [act("Restart", "restart"), act("Stop", "stop", {}, { class: "danger" })]
+      : [act("Start", "start", {}, { class: "primary" })];
+    const back = previous ? [act(`Roll back to ${previous.version}`, "rollback", { title: `Roll back to ${previous.version}?`, text: `${previous.version} ran before ${info.version}. It goes on in the same directory; events wait meanwhile.` })] : [];
     this.element.replaceChildren(
       h("div", { class: "row" }, h("h2", {}, "Versions"), mayChange ? h("div", { class: "actions" }, ...back, ...run) : null),
       h("table", {},
@@ -314,28 +316,8 @@ export class VersionsTab {
     );
   }
 
-  async #change(version) {
+  #change(version) {
     const text = "It is loaded and its workers are started beside the one that runs; then it goes on in the same directory. If it cannot run, the one before does.";
-    if (await confirmed(`Change to ${version.version}?`, text, "Change")) await this.#send(this.view.place("upgrade", { version: version.digest }), `changed to ${version.version}`);
-  }
-
-  async #order(verb, title, text, isDanger = false) {
-    const label = { restart: "Restart", stop: "Stop", pause: "Pause", rollback: "Roll back" }[verb];
-    if (title && !(await confirmed(title, text, label, isDanger))) return;
-    const done = { restart: "restarted", stop: "stopped", rollback: "rolled back", start: "started", pause: "paused", resume: "resumed" }[verb];
-    await this.#send(this.view.place(verb), done);
-  }
-
-  async #send(place, done) {
-    this.element.inert = true;
-    try {
-      await change(place);
-      toast(`${this.view.name} is ${done}`);
-    } catch (e) {
-      toast(e.message, true);
-    } finally {
-      this.element.inert = false;
-      this.view.poll.now();
-    }
+    return order(this.view, "upgrade", { title: `Change to ${version.version}?`, text, query: { version: version.digest }, done: `changed to ${version.version}` });
   }
 }
