@@ -27,6 +27,7 @@ from grape.abc.storage import (
     StorageConfig,
 )
 from grape.errors import Conflict, UsageError
+from grape.storage.conditions import conflict
 from grape.storage.streams import Measured, collected
 
 _LARGEST: Final = 1 << 31
@@ -141,20 +142,6 @@ class MemoryStorage(Storage):
             if place.namespace == namespace and place.key.startswith(prefix):
                 items[place.key] = Change(place.key, await self.stat(place))
         return Changes(list(items.values()), str(at))
-
-
-def conflict(place: Place, when: If, there: About | None) -> str:
-    """Why a condition does not hold, for people."""
-    what = f"{place.namespace}/{place.key}"
-    if there is None:
-        return f"{what} is not there, and what was asked for is one that is"
-    if when.absent:
-        return f"{what} is there already, as version {there.version}"
-    if when.version not in (None, there.version):
-        return f"{what} is version {there.version}, not {when.version}: somebody else has written it"
-    if when.checksum not in (None, there.checksum):
-        return f"{what} has the checksum {there.checksum}, not {when.checksum}"
-    return f"{what} is newer: its time is {there.time}, that of what was to be written is not after it"
 
 
 async def _chunks(data: bytes) -> AsyncIterator[bytes]:
