@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import configparser
+import gzip
 import json
 import os
 import re
@@ -11,6 +12,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import tarfile
 import threading
 import time
 import zipfile
@@ -18,6 +20,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from tests.jails import ROOT as IS_ROOT
+from tests.jails import environment, open_to_all, python_of_nobody
 
 from command import GRAPE, grape
 from grape.apps.package import pack
@@ -25,6 +29,7 @@ from grape.server.beside import SideProcess
 from grape.server.home import Home, Installed, with_version
 from grape.server.hosted import Hosted
 from grape.server.neighbours import Neighbours
+from grape.server.users import AppUsers
 from serving import COUNT, Server, count_app, is_alive, serving, until, write_app
 
 
@@ -388,6 +393,99 @@ def test_each_version_of_an_app_has_what_it_requires(server: Server, tmp_path: P
     assert list((server.home / "environments").iterdir()) == []
 
 
+def test_wheels_alone_or_a_project_say_what_is_required(server: Server, tmp_path: Path) -> None:
+    app = write_app(tmp_path / "count", f"import ripe\nVERSION = ripe.TASTE\n{COUNT}")
+    wheel(app / "wheels", "ripe", "1.0", "TASTE = 'sour'")
+    server.grape("app", "deploy", app)
+    assert server.call("count", "add", params={"key": "a"}) == ["sour", 1]
+    wheel(app / "wheels", "ripe", "2.0", "TASTE = 'sweet'")
+    (app / "pyproject.toml").write_text('[project]\nname = "count"\ndependencies = ["ripe<2"]\n')
+    server.grape("app", "deploy", app)
+    assert server.call("count", "add", params={"key": "a"}) == ["sour", 2]
+    (app / "pyproject.toml").write_text('[project]\nname = "count"\ndynamic = ["dependencies"]\n')
+    assert "pyproject.toml: its dependencies are dynamic" in server.grape("app", "deploy", app, code=2)
+    assert server.call("count", "add", params={"key": "a"}) == ["sour", 3]
+
+
+IN_ANOTHER_LANGUAGE = """
+from grape import Topology
+t = Topology("taste")
+t.add_pool("other", runtime="RUNTIME", entry="ENTRY")
+"""
+ASK_RIPE = """
+const { Worker } = require("grape-worker");
+const ripe = require("ripe");
+const worker = new Worker();
+worker.slot("taste", { node: "Taste" }, (event) => event.reply([ripe.taste, event.data]));
+worker.run();
+"""
+
+
+def foreign_app(directory: Path, runtime: str, entry: str, code: str, env: dict[str, str]) -> Path:
+    app = write_app(directory, IN_ANOTHER_LANGUAGE.replace("RUNTIME", runtime).replace("ENTRY", entry))
+    (app / entry).write_text(code)
+    lines = [f"{name} = {json.dumps(value)}" for name, value in env.items() if name in ("NODE_PATH", "PERL5LIB")]
+    with open(app / "grape.toml", "a") as manifest:
+        manifest.write("\n".join(["[env]", *lines, ""]))
+    return app
+
+
+def test_an_app_in_javascript_has_what_its_package_json_asks_for(
+    server: Server, tmp_path: Path, sdk_env: dict[str, str]
+) -> None:
+    """By the lock beside it, from a tarball in the package; its scripts are not run."""
+    app = foreign_app(tmp_path / "taste", "node", "taste.js", ASK_RIPE, sdk_env)
+    ripe = tmp_path / "ripe"
+    ripe.mkdir()
+    (ripe / "package.json").write_text(
+        json.dumps({"name": "ripe", "version": "1.0.0", "scripts": {"install": f"touch {tmp_path}/was-run"}})
+    )
+    (ripe / "index.js").write_text("exports.taste = 'sweet';")
+    subprocess.run(["npm", "pack", "--silent", "--pack-destination", app, ripe], check=True, capture_output=True)
+    (app / "package.json").write_text(json.dumps({"name": "taste", "dependencies": {"ripe": "file:ripe-1.0.0.tgz"}}))
+    server.grape("app", "deploy", app)
+    assert server.call("taste", "taste", 1) == ["sweet", 1]
+    assert not (tmp_path / "was-run").exists()
+    (app / "package.json").write_text("{")
+    assert "package.json" in server.grape("app", "deploy", app, code=2)
+
+
+ASK_RIPE_IN_PERL = """
+use strict; use warnings; use Grape::Worker; use Ripe;
+my $worker = Grape::Worker->new;
+$worker->slot(taste => { node => 'Taste' }, sub { $_[0]->reply([Ripe::taste(), $_[0]->data]) });
+exit $worker->run;
+"""
+MAKEFILE_PL = """
+use ExtUtils::MakeMaker;
+open(my $file, ">", "TOUCHED") and print $file "built by $<";
+open(my $secret, "<", "HOME/users.json") and die "it sees the server's home";
+WriteMakefile(NAME => "Ripe", VERSION => "1.0", NO_META => 1);
+"""
+
+
+def test_an_app_in_perl_has_what_its_cpanfile_asks_for(server: Server, tmp_path: Path, sdk_env: dict[str, str]) -> None:
+    """From the mirror in the package; it is built where neither the server nor anything else can be changed."""
+    app = foreign_app(tmp_path / "taste", "perl", "taste.pl", ASK_RIPE_IN_PERL, sdk_env)
+    mirror = app / "vendor" / "cache"
+    author = mirror / "authors" / "id" / "G" / "GR" / "GRAPE"
+    author.mkdir(parents=True)
+    code = tmp_path / "Ripe-1.0"
+    (code / "lib").mkdir(parents=True)
+    (code / "lib" / "Ripe.pm").write_text("package Ripe;\nour $VERSION = '1.0';\nsub taste { 'sweet' }\n1;\n")
+    touched = tmp_path / "touched"
+    (code / "Makefile.PL").write_text(MAKEFILE_PL.replace("TOUCHED", str(touched)).replace("HOME", str(server.home)))
+    with tarfile.open(author / "Ripe-1.0.tar.gz", "w:gz") as file:
+        file.add(code, "Ripe-1.0")
+    (mirror / "modules").mkdir()
+    with gzip.open(mirror / "modules" / "02packages.details.txt.gz", "wt") as file:
+        file.write("File: 02packages.details.txt\nLine-Count: 1\n\nRipe 1.0 G/GR/GRAPE/Ripe-1.0.tar.gz\n")
+    (app / "cpanfile").write_text("requires 'Ripe', '1.0';\n")
+    server.grape("app", "deploy", app)
+    assert server.call("taste", "taste", 1) == ["sweet", 1]
+    assert not touched.exists()
+
+
 def test_the_operator_says_how_an_app_is_kept(server: Server, tmp_path: Path) -> None:
     server.grape("app", "deploy", count_app(tmp_path / "count"))
     strict = tmp_path / "strict.toml"
@@ -426,7 +524,7 @@ def test_an_app_that_is_stopped_before_it_has_a_process_gets_none(
     async def begin_and_close() -> None:
         alone = Neighbours({}, SideProcess("the bridge", "bridge.process", {}, lambda *said: None, lambda: None))
         installed = with_version(Installed("count", (), digest, wanted="running"), digest, "1")
-        app = Hosted(home, installed, lambda: None, alone)
+        app = Hosted(home, installed, lambda: None, alone, AppUsers(home, is_wanted=True))
         app.begin()
         app.step()
         await asyncio.to_thread(has_begun.wait)
@@ -575,3 +673,57 @@ def test_bench_loads_an_app(tmp_path: Path) -> None:
         assert "answered in 1." in shown.stdout
         assert grape("bench", "count@nothing", "--url", server.url, "-n", 3).returncode == 1
     assert "nothing was answered" in grape(*load, "-s", 0.2).stderr
+
+
+WHO = """
+import os
+from grape import Context, Topology
+
+t = Topology("NAME")
+
+@t.slot("who", name="who")
+def who(paths: list, context: Context) -> None:
+    found = {}
+    for path in paths:
+        try:
+            found[path] = len(os.listdir(path))
+        except OSError as e:
+            found[path] = type(e).__name__
+    context.reply([os.getuid(), os.getgid(), found])
+"""
+
+
+@pytest.mark.skipif(not IS_ROOT, reason="only root starts workers as other users")
+def test_as_root_each_app_is_a_user_of_its_own(tmp_path: Path) -> None:
+    python = python_of_nobody()
+    open_to_all(tmp_path)
+    for name in ("one", "two"):
+        write_app(tmp_path / name, WHO.replace("NAME", name))
+    home = tmp_path / "home"
+    users = {}
+    with serving(home, prefix=[python], env=environment()) as server:
+        for name in ("one", "two"):
+            server.grape("app", "deploy", tmp_path / name)
+        packages = {server.info(name)["digest"]: name for name in ("one", "two")}
+        places = [str(home), str(home / "apps"), *(str(home / "packages" / digest) for digest in packages)]
+        for name in ("one", "two"):
+            uid, gid, found = server.call(name, "who", places)
+            users[name] = uid
+            assert uid == gid > 60_000
+            assert found.pop(str(home / "packages" / next(d for d, n in packages.items() if n == name))) == 2
+            assert set(found.values()) == {"PermissionError"}
+        assert users["one"] != users["two"]
+        assert server.grape("doctor", "--home", home) is not None
+        # An app cannot choose: not root, and not another one.
+        (tmp_path / "one" / "grape.toml").open("a").write("[pool.main.isolate]\nuid = 0\n")
+        assert "every app is a user of its own" in server.grape("app", "deploy", tmp_path / "one", code=2)
+        # Who keeps the server can.
+        strict = tmp_path / "operator.toml"
+        strict.write_text("[pool.main.isolate]\nuid = 65534\n")
+        server.grape("profile", "set", "two", strict)
+        server.grape("app", "restart", "two")
+        assert server.call("two", "who", [])[0] == 65534
+    with serving(home, prefix=[python], env=environment()) as server:
+        assert server.call("one", "who", [])[0] == users["one"]
+    with serving(home, prefix=[python], env={**environment(), "GRAPE_SERVER_APP_USERS": "no"}) as server:
+        assert server.call("one", "who", [])[0] == 0

@@ -13,6 +13,7 @@ from msgspec import Struct, structs
 
 from grape.authoring.emitter import Context, Node
 from grape.authoring.places import place, place_of_code
+from grape.authoring.schemas import result_of
 from grape.authoring.state import State, check_type, type_name
 from grape.errors import HandlerError, TopologyError
 from grape.model.event import Event
@@ -42,6 +43,7 @@ class Handler(Struct, frozen=True):
         instance: the node; None for a function.
         where: "file:line" of the code.
         is_batch: the handler gets lists.
+        result_type: what one result is, as far as it is said; Any: anything.
         keys: event -> what gives its results their keys; without one they have that of their event.
     """
 
@@ -55,6 +57,7 @@ class Handler(Struct, frozen=True):
     where: str
     is_batch: bool = False
     keys: dict[str, KeyOf] = {}
+    result_type: Any = Any
 
     @property
     def is_async(self) -> bool:
@@ -207,7 +210,19 @@ def _compile_function(name: str, function: Callable[..., Any], batch: int, scope
     if skipped and not arguments:
         raise TopologyError(f"{where}: {_title(function)} names no argument for the payload: def f(payload): ...")
     call = _pass_by_name(function, tuple(by_name)) if by_name else function
-    return Handler(name, call, _kind(function), tuple(arguments), payload_type, states, None, where, batch > 1)
+    kind = _kind(function)
+    return Handler(
+        name,
+        call,
+        kind,
+        tuple(arguments),
+        payload_type,
+        states,
+        None,
+        where,
+        batch > 1,
+        result_type=result_of(function_of(function), kind, batch > 1, dict(scope)),
+    )
 
 
 def _special(

@@ -15,6 +15,7 @@ from grape.authoring.external import External
 from grape.authoring.handler import Handler, Key, KeyOf, compile_handler, function_of, key_of, where_of
 from grape.authoring.options import refuse_unknown
 from grape.authoring.places import caller, place
+from grape.authoring.schemas import schema_of
 from grape.errors import TopologyError
 from grape.model.near import did_you_mean
 from grape.model.rate import rate_of
@@ -450,7 +451,7 @@ class Topology:
         return TopologySpec(
             name=self.name,
             nodes=nodes,
-            slots=tuple(slot.spec for slot in self._slots),
+            slots=_with_schemas(self._slots, handlers),
             outputs=tuple(self._outputs),
             pools=tuple(
                 structs.replace(known[pool], long=pool in long_pools)
@@ -466,6 +467,17 @@ class _Site:
         frame = caller()
         self.where = place(frame.f_code.co_filename, frame.f_lineno)
         self.scope = {} if frame.f_locals is frame.f_globals else dict(frame.f_locals)
+
+
+def _with_schemas(slots: list[_Slot], handlers: dict[str, Handler]) -> tuple[SlotSpec, ...]:
+    told = {
+        name: (schema_of(handler.payload_type), schema_of(handler.result_type)) for name, handler in handlers.items()
+    }
+    specs = []
+    for slot in slots:
+        takes, gives = told.get(slot.spec.node, ("", ""))
+        specs.append(structs.replace(slot.spec, takes=takes, gives=gives) if takes or gives else slot.spec)
+    return tuple(specs)
 
 
 def _differs(one: _Slot, other: _Slot, spec: TopologySpec) -> bool:

@@ -79,7 +79,7 @@ def pull(
 
 
 def push(
-    event: Annotated[str, typer.Argument(metavar="APP@EVENT", help="Of a slot of an app on a server.")],
+    event: Annotated[str, typer.Argument(metavar="APP@EVENT", help="Of a slot, or an output, of an app on a server.")],
     data: Data = None,
     home: HomeOption = None,
     key: Annotated[str | None, typer.Option(metavar="FIELD", help="The field of each object that is its key.")] = None,

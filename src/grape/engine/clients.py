@@ -77,18 +77,24 @@ class Clients:
         engine, app = self._engine, self._app
         if engine.failure is not None:
             raise engine.failure
-        listeners = app.routing.listeners.get(event.name)
-        if listeners is None:
+        logs = app.routing.logs_of(event.name)
+        if not logs:
             hint = did_you_mean(event.name, app.topology.events, f"it has {', '.join(map(repr, app.topology.events))}")
             raise UnknownEvent(f"app {app.record.name!r} has no slot {event.name!r:.300}; {hint}")
-        pools = [listener.pool for listener in listeners]
+        is_pushed = event.name in app.routing.outputs
+        if is_pushed and event.request:
+            raise UnknownEvent(
+                f"{event.name!r} is an output of app {app.record.name!r}: it answers nothing; emit to it"
+            )
+        pools = [] if is_pushed else logs
         if engine.draining:
             raise Stopping("the engine is stopping")
         if not engine.intake_is_open(pools):
             raise Full(engine.gate.over_limit(pools) or "the disk is full but for the reserve")
-        number = self._partition_of(event, pools[0])
-        home = self._home(event, pools[0], number)
-        if not home.ledger.has_room((len(event.data) + len(event.key or "") + _BESIDE) * len(pools)):
+        first = next(iter(engine.pools)) if is_pushed else logs[0]
+        number = self._partition_of(event, first)
+        home = self._home(event, first, number)
+        if not home.ledger.has_room((len(event.data) + len(event.key or "") + _BESIDE) * len(logs)):
             raise Full("what has come before it is being committed")
         known = self._remembered(event.id, number) if event.id else None
         content = content_of(event.name, event.key, event.data)
@@ -104,16 +110,16 @@ class Clients:
             if event.id:
                 home.memory.remember(event.id, content, now)
             due = 0 if event.wait is None else now + event.wait
-            trace = self._traced(event, home, now) if event.trace or app.traced else ""
-            context = Context(event.request, number if event.request else 0, trace, due)
+            trace = self._traced(event, home, now) if not is_pushed and (event.trace or app.traced) else ""
+            context = Context() if is_pushed else Context(event.request, number if event.request else 0, trace, due)
             app.stats.fed[event.name] += 1
             if is_eager:
-                home.eager.take_in(event, listeners[0].nodes, context, now)
+                home.eager.take_in(event, app.routing.listeners[event.name][0].nodes, context, now)
                 home.ledger.then(durable)
                 engine.hand_out_eagerly(home, now)
                 return
-            for pool in pools:
-                home.memory.take_in(pool, number, event.name, event.key, event.data, event.id, context, now)
+            for log in logs:
+                home.memory.take_in(log, number, event.name, event.key, event.data, event.id, context, now)
         home.ledger.then(durable)
         home.flush()
 

@@ -187,10 +187,10 @@ class Feed:
         return sent + 2 * size_beside(append.position, append.bad, append.ids)
 
     def _logs(self, part: Part) -> list[str]:
-        """Where it goes: to every pool that listens, or the replies of another app to whoever waits for them."""
+        """Where it goes: the replies of another app to whoever waits for them, all else by its name."""
         if part.name.startswith(REPLIES):
             return [part.name] if part.name in self._app.record.logs else []
-        return [listener.pool for listener in self._app.routing.listeners[part.name]]
+        return self._app.routing.logs_of(part.name)
 
     def _check_rest(self, append: Append) -> None:
         what = f"stream {self.name!r:.300}: append {append.number}"
@@ -215,8 +215,10 @@ class Feed:
     def _check(self, part: Part, *, is_ours: bool) -> None:
         what = f"stream {self.name!r:.300}: a part of {part.name!r:.300}"
         is_replies = self.is_of_other and part.name.startswith(REPLIES)
-        if not is_replies and part.name not in self._app.routing.listeners:
+        if not is_replies and not self._app.routing.knows(part.name):
             raise ProtocolError(f"{what}, to which no slot listens")
+        if part.name in self._app.routing.outputs and (self.calls or self.is_of_other):
+            raise ProtocolError(f"{what}, which is an output: it answers no calls, and is no slot for other apps")
         if not 0 <= part.partition < self._app.partitions:
             raise ProtocolError(f"{what} for partition {part.partition} of {self._app.partitions}")
         if self.partition not in (None, part.partition):

@@ -11,6 +11,7 @@ from grape.engine.pool import Pool
 from grape.engine.worker import Worker
 from grape.errors import GrapeError, ProtocolError, TopologyError
 from grape.model.foreign import Peers
+from grape.model.topology import without_schemas
 from grape.protocol.messages import VERSION, Hello, PeersChanged, Refusal, Welcome
 
 NEEDED: Final = frozenset({"partition", "cache"})
@@ -56,7 +57,7 @@ class Handshake:
             return f"worker {worker.name} lacks what this engine needs: {', '.join(lacks)}"
         if RATES not in message.capabilities and (slots := self._rated(worker.pool)):
             return f"slot {slots[0]!r} has a rate, which workers of pool {worker.pool!r} cannot keep"
-        if message.topology != self._app.described(worker.pool):
+        if without_schemas(message.topology) != without_schemas(self._app.described(worker.pool)):
             return (
                 f"worker {worker.name} built another topology than the first one did; "
                 f"a topology must come out the same every time (no time, no chance in it)"

@@ -257,10 +257,10 @@ def check_names(events: list[ClientEvent], door: Door) -> None:
     """
     for at, name in enumerate(event.name for event in events):
         if name not in door.events:
-            known = door.topology.events
+            known = (*door.topology.events, *door.topology.outputs)
             hint = did_you_mean(name, known, f"it has {', '.join(map(repr, known))}")
             which = f"item {at}: " if len(events) > 1 else ""
-            raise UnknownEvent(f"{which}app {door.topology.name!r} has no slot {name!r:.300}; {hint}")
+            raise UnknownEvent(f"{which}app {door.topology.name!r} has no slot or output {name!r:.300}; {hint}")
 
 
 def packed_steps(

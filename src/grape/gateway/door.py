@@ -176,7 +176,7 @@ class Door(asyncio.BufferedProtocol):
                 self._refused(message.number, error_of(message.code, message.text))
             case Described():
                 self.topology = message.topology
-                self.events = frozenset(message.topology.events)
+                self.events = frozenset((*message.topology.events, *message.topology.outputs))
                 self.eager = eager_events(message.topology)
             case Opened():
                 self.limits = message.limits

@@ -18,7 +18,7 @@ from starlette.types import ASGIApp
 
 from grape.client.calls import decoded_reply
 from grape.errors import GrapeError
-from grape.gateway import metrics, openapi
+from grape.gateway import asyncapi, metrics, openapi
 from grape.gateway.access import Access, Verb
 from grape.gateway.answers import as_json, as_problem, as_reply
 from grape.gateway.bodies import items_of, media_of, named_events
@@ -59,6 +59,7 @@ class Gateway:
             Route("/readyz", self._ready, methods=["GET"]),
             Route("/metrics", self._metrics, methods=["GET"]),
             Route("/openapi.json", self._openapi, methods=["GET"]),
+            Route("/asyncapi.json", self._asyncapi, methods=["GET"]),
             Route("/apps", self._apps, methods=["GET"]),
             Route("/apps/{app}", self._app, methods=["GET"]),
             *Operating(self.doors, self._access).routes(),
@@ -160,7 +161,14 @@ class Gateway:
         return Response(found, media_type="text/plain; version=0.0.4; charset=utf-8")
 
     async def _openapi(self, request: Request) -> Response:
-        """Of the apps that run, and that whoever asks may hand events to."""
+        return as_json(openapi.document(await self._told(request), package_version("grape-engine")))
+
+    async def _asyncapi(self, request: Request) -> Response:
+        found, url = await self._told(request), request.url
+        return as_json(asyncapi.document(found, package_version("grape-engine"), url.netloc, url.scheme == "https"))
+
+    async def _told(self, request: Request) -> dict[str, TopologySpec]:
+        """The apps that run, and that whoever asks may hand events to."""
         found: dict[str, TopologySpec] = {}
         refused: Problem | None = None
         for name in await self.doors.ask("names", None, list[str]):
@@ -174,7 +182,7 @@ class Gateway:
                 found[name] = (await self.doors.app(name).door()).topology
         if refused is not None and not found:
             raise refused
-        return as_json(openapi.document(found, package_version("grape-engine")))
+        return found
 
     async def _apps(self, request: Request) -> Response:
         self._may(request, "", "read")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from grape.gateway.shapes import Shapes
 from grape.model.topology import TopologySpec
 
 _JSON = "application/json"
@@ -51,48 +52,105 @@ def document(apps: dict[str, TopologySpec], version: str) -> dict[str, Any]:
             "parameters": parameters,
             "post": _operation(f"{verb.capitalize()} an app", "apps", {"200": _json("So it is now", _APP)}),
         }
+    paths |= _looking()
+    shapes = Shapes()
     for name, topology in apps.items():
-        paths |= _paths_of(name, topology)
+        paths |= _paths_of(name, topology, shapes)
     return {
         "openapi": "3.1.0",
         "info": {
             "title": "Grape",
             "version": version,
-            "description": "Events are durable when they are accepted. Errors are application/problem+json (RFC 9457).",
+            "description": (
+                "Events are durable when they are accepted; what does not fit its schema becomes a dead letter. "
+                "Errors are application/problem+json (RFC 9457)."
+            ),
         },
         "paths": paths,
         "components": {
-            "schemas": {"Problem": _PROBLEM_SCHEMA, "Delivery": _DELIVERY},
+            "schemas": {"Problem": _PROBLEM_SCHEMA, "Delivery": _DELIVERY, **shapes.schemas},
             "securitySchemes": {"token": {"type": "http", "scheme": "bearer"}},
         },
         "security": [{}, {"token": []}],
     }
 
 
-def _paths_of(app: str, topology: TopologySpec) -> dict[str, Any]:
+def _looking() -> dict[str, Any]:
+    """What people ask who look into an app."""
+    app, limit = _path("app"), _query("limit", "How many at most", "integer")
+    some = {"200": _json("So", {"type": "object"})}
+    found: dict[str, Any] = {
+        "/overview": {"get": _operation("All apps, as the dashboard shows them", "server", some)},
+        "/packages": {
+            "post": _operation(
+                "Upload a package, made by grape app pack", "server", {"200": _json("It is there", {"type": "object"})}
+            )
+            | {
+                "requestBody": {
+                    "content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
+                }
+            }
+        },
+    }
+    told: tuple[tuple[str, str, list[dict[str, Any]]], ...] = (
+        ("readyz", "Whether it takes events", []),
+        ("topology", "What it is made of", []),
+        ("processes", "Its processes, with memory and load", []),
+        ("backlog", "What waits, by slot", []),
+        ("state", "State by node and key", [_query("node", "Of this node"), _query("prefix", "Of its keys"), limit]),
+        ("crashes", "Workers that died", [_query("number", "This one, with what it said last")]),
+        ("log", "What it printed last", [limit]),
+    )
+    for name, text, asked in told:
+        found[f"/apps/{{app}}/{name}"] = {"parameters": [app, *asked], "get": _operation(text, "apps", some)}
+    chosen = [_query(name, f"Of this {name}") for name in ("node", "event", "kind", "key")]
+    for name, what in (("dead", "Dead letters"), ("held", "Held events")):
+        place = f"/apps/{{app}}/{name}"
+        asked = [app, *chosen, _query("after", "The id of the last one that is known"), limit]
+        found[place] = {"parameters": asked, "get": _operation(what, "failures", some)}
+        found[f"{place}/kinds"] = {"parameters": [app], "get": _operation(f"{what} counted by kind", "failures", some)}
+        found[f"{place}/letter"] = {
+            "parameters": [app, _query("id", "Of which")],
+            "get": _operation("One of them, whole", "failures", some),
+        }
+        for verb, text in (("retry", "Try again"), ("drop", "Drop")):
+            found[f"{place}/{verb}"] = {"parameters": [app], "post": _operation(text, "failures", some, _LETTERS)}
+    return found
+
+
+def _paths_of(app: str, topology: TopologySpec, shapes: Shapes) -> dict[str, Any]:
+    events = {event: shapes.of_event(topology, event) for event in sorted(topology.events)}
+    outputs = {output: shapes.of_output(topology, output) for output in topology.outputs}
     found: dict[str, Any] = {
         f"/apps/{app}/events": {
             "post": _operation(
                 "Several events",
                 app,
                 {"202": _json("All are durable", _ACCEPTED)},
-                {"type": "array", "items": _item(sorted(topology.events))},
+                {"type": "array", "items": {"anyOf": [_item(*each) for each in (events | outputs).items()]}},
             )
         }
     }
-    for event in sorted(topology.events):
+    for event, schema in events.items():
         found[f"/apps/{app}/events/{event}"] = {
             "parameters": [_query("key", "The event's key"), _query("deadline", "Seconds", "number"), _WAIT, _ID],
             "post": _operation(
                 f"Hand in {event!r}, or call it with wait",
                 app,
                 {"200": _json("The answer", _ANY), "202": _json("It is durable", _ACCEPTED)},
-                _ANY,
+                schema,
             ),
         }
-    for output in topology.outputs:
+    for output, schema in outputs.items():
+        found[f"/apps/{app}/events/{output}"] = {
+            "parameters": [_query("key", "The event's key"), _ID],
+            "post": _operation(
+                f"Push into the output {output!r}", app, {"202": _json("It is durable", _ACCEPTED)}, schema
+            ),
+        }
         place = f"/apps/{app}/outputs/{output}"
-        deliveries = {"type": "object", "properties": {"events": {"type": "array", "items": _REFERENCE}}}
+        delivery = {"allOf": [_REFERENCE, {"properties": {"data": schema}}]} if schema else _REFERENCE
+        deliveries = {"type": "object", "properties": {"events": {"type": "array", "items": delivery}}}
         found[place] = {
             "get": _operation("Who takes it, and how far he is", app, {"200": _json("So", {"type": "object"})})
         }
@@ -130,14 +188,14 @@ def _query(name: str, text: str, kind: str = "string") -> dict[str, Any]:
     return {"name": name, "in": "query", "description": text, "schema": {"type": kind}}
 
 
-def _item(events: list[str]) -> dict[str, Any]:
+def _item(event: str, schema: dict[str, Any]) -> dict[str, Any]:
     return {
         "type": "object",
         "required": ["event"],
         "additionalProperties": False,
         "properties": {
-            "event": {"type": "string", "enum": events},
-            "data": _ANY,
+            "event": {"const": event},
+            "data": schema,
             "key": {"type": ["string", "null"]},
             "id": {"type": ["string", "null"]},
         },
@@ -198,5 +256,15 @@ _TOKENS = {
     "required": ["tokens"],
     "additionalProperties": False,
     "properties": {"tokens": {"type": "array", "items": {"type": "string"}, "maxItems": 10_000}, "consumer": _CONSUMER},
+}
+_LETTERS = {
+    "type": "object",
+    "description": "These ids, or those that fit, or all",
+    "additionalProperties": False,
+    "properties": {
+        "ids": {"type": "array", "items": {"type": "string"}},
+        "all": {"type": "boolean"},
+        **{name: {"type": ["string", "null"]} for name in ("node", "event", "kind", "key")},
+    },
 }
 _WHICH = {"type": "object", "additionalProperties": False, "properties": {"consumer": _CONSUMER}}

@@ -75,6 +75,8 @@ class Options(Struct, kw_only=True):
     """What is fed, as far as that is known before."""
     peers: Peers = {}
     """The other apps of its server."""
+    user: int | None = None
+    """Of workers that would be this process's own user otherwise."""
     code: str = ""
     """Which version runs, for people."""
     traced: float = 0.0

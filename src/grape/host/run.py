@@ -70,7 +70,7 @@ class Run:
         self._owner = owner
         self._clock = SystemClock()
         self._started = time.monotonic()
-        self._kept = Profiles(options.profiles)
+        self._kept = Profiles(options.profiles, options.user)
         self._code = OwnCode(options)
         config = msgspec.json.encode(options.config).decode()
         command = python_command(options.target, config, options.directory, options.env)

@@ -115,6 +115,24 @@ def from_plain(kind: Any, value: Any) -> Any:
     return made
 
 
+def json_schema(kind: Any) -> dict[str, Any]:
+    """What values of ``kind`` look like, as JSON Schema; ``{}``: any. References lead into ``$defs`` beside it.
+
+    Raises:
+        Exception: code of others was asked, or there can be no values of ``kind``.
+    """
+    adapter = _adapter(kind)
+    found: dict[str, Any] = (
+        msgspec.json.schema(kind, schema_hook=_schema_of_own) if adapter is None else adapter.json_schema()
+    )
+    return found
+
+
+def _schema_of_own(kind: Any) -> dict[str, Any]:
+    """A registered type travels as what its encoder makes of it, of which nothing is known."""
+    return {"title": getattr(kind, "__name__", "")}
+
+
 encode: Final = msgspec.msgpack.Encoder(enc_hook=to_plain).encode
 _decode: Final = msgspec.msgpack.Decoder().decode
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from msgspec import Struct
 
+from grape.model.stored import OUTPUT
 from grape.model.topology import SlotSpec, TopologySpec
 
 
@@ -23,6 +24,12 @@ class Routing(Struct, frozen=True):
 
     def knows(self, event: str) -> bool:
         return event in self.listeners or event in self.outputs
+
+    def logs_of(self, event: str) -> list[str]:
+        """Where it goes that comes in from outside: to every pool that listens, or into the output; empty: nowhere."""
+        if event in self.outputs:
+            return [OUTPUT + event]
+        return [listener.pool for listener in self.listeners.get(event, ())]
 
 
 def route(topology: TopologySpec) -> Routing:

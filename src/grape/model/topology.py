@@ -13,6 +13,8 @@ T = TypeVar("T")
 MAX_NAMES: Final = 10_000
 """Nodes, slots and outputs of an app, and names that one of these lists."""
 MAX_POOLS: Final = 256
+MAX_SCHEMA: Final = 16 << 10
+"""Bytes of a JSON Schema."""
 
 Names = Annotated[tuple[T, ...], Meta(max_length=MAX_NAMES)]
 
@@ -44,7 +46,8 @@ class SlotSpec(Struct, frozen=True, omit_defaults=True):
     ``timeout`` 0: none. ``emits``: declared names; they allow chaining and early checks.
     ``batch`` above 1: the handler gets lists of up to that many payloads. ``eager``: a client's event runs while it is
     not accepted yet, and what it does is accepted with it. ``where``: file:line of the handler. ``rate``: events a
-    second over all workers, at most (0: any number), ``burst`` at once.
+    second over all workers, at most (0: any number), ``burst`` at once. ``takes``, ``gives``: JSON Schema of a payload,
+    and of a result, for people; "": any.
     """
 
     event: str
@@ -63,6 +66,8 @@ class SlotSpec(Struct, frozen=True, omit_defaults=True):
     eager: bool = False
     rate: float = 0.0
     burst: int = 1
+    takes: Annotated[str, Meta(max_length=MAX_SCHEMA)] = ""
+    gives: Annotated[str, Meta(max_length=MAX_SCHEMA)] = ""
 
 
 class PoolSpec(Struct, frozen=True, omit_defaults=True):
@@ -115,6 +120,14 @@ def names(topology: TopologySpec) -> list[str]:
     for slot in topology.slots:
         found += [slot.event, slot.node, *slot.emits]
     return found
+
+
+def without_schemas(topology: TopologySpec) -> TopologySpec:
+    """What counts of it: a default that a module works out when it is imported makes another schema in every worker."""
+    slots = tuple(
+        structs.replace(slot, takes="", gives="") if slot.takes or slot.gives else slot for slot in topology.slots
+    )
+    return structs.replace(topology, slots=slots)
 
 
 def with_pool(topology: TopologySpec, pool: str, part: TopologySpec) -> TopologySpec:

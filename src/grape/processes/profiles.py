@@ -28,10 +28,14 @@ class Profiles:
     Code chooses the names of its pools, and how many there are. If a pool that nobody has thought of were kept as
     usual, the code would choose how it is confined. So it gets the strictest level that any pool has, with the
     strictest value of each of its keys. Pools that run in the engine's own process count for themselves alone.
+
+    Args:
+        user: of workers that would be the engine's own otherwise; None: they are.
     """
 
-    def __init__(self, named: Mapping[str, Profile]) -> None:
+    def __init__(self, named: Mapping[str, Profile], user: int | None = None) -> None:
         self.named: Final = dict(named)
+        self._user = user
         self._floor: dict[str, Any] | None = None
 
     def of(self, pool: str) -> Profile:
@@ -40,7 +44,10 @@ class Profiles:
             UsageError: the profile does not say how this pool is confined, or has keys that do not fit.
         """
         found = self.named.get(pool, Profile())
-        return found if found.isolate else structs.replace(found, isolate=self.floor(pool))
+        isolate = found.isolate or self.floor(pool)
+        if self._user is not None and _level(isolate) == DEFAULT_ISOLATE and not isolate.keys() & {"uid", "gid"}:
+            isolate = {**isolate, "uid": self._user, "gid": self._user}
+        return structs.replace(found, isolate=isolate)
 
     def floor(self, pool: str) -> dict[str, Any]:
         """The isolate of a pool that does not have one of its own; empty: none is named.

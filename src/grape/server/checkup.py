@@ -19,6 +19,7 @@ from grape.server.audit import FILE as AUDIT
 from grape.server.config import FILE as CONFIG
 from grape.server.config import read_file
 from grape.server.home import Home, Installed
+from grape.server.users import FILE as USERS
 
 
 class Finding(Struct, frozen=True):
@@ -60,7 +61,7 @@ def _check_modes(home: Home) -> Iterator[Finding]:
             mode = stat.S_IMODE(path.stat().st_mode)
         except OSError:
             continue
-        right = 0o700 if path.is_dir() else 0o600
+        right = 0o711 if path == home.path and (home.path / USERS).exists() else 0o700 if path.is_dir() else 0o600
         if mode & ~right & 0o077:
             yield Finding(f"{path}: others may use it ({mode:04o})", f"chmod {right:o} {path}")
 
@@ -80,7 +81,8 @@ def _check_packages(home: Home, apps: list[Installed], *, knows_all: bool) -> It
                 continue
             key = environment.key_of(home.package(version.digest))
             if version.digest == app.current and key is not None and not (home.environments / key).is_dir():
-                text = f"{app.name} {version.version}: what its requirements.txt asks for is not installed"
+                asked = " and ".join(environment.asks(home.package(version.digest)))
+                text = f"{app.name} {version.version}: what {asked} asks for is not installed"
                 yield Finding(text, f"it is at the next start: grape app restart {app.name}")
     for place in sorted(home.packages.iterdir()) if knows_all else ():
         if not place.name.startswith(".") and place.name not in used:

@@ -58,6 +58,9 @@ class ServerConfig(Struct, frozen=True, kw_only=True, rename="kebab"):
     park_after: Annotated[
         Duration, Meta(description="An app with nothing to do for so long needs no process; 0: never.")
     ] = Duration(PARK_AFTER)
+    app_users: Annotated[bool, Meta(description="As root: whether the workers of each app are a user of its own.")] = (
+        True
+    )
     log_format: Annotated[
         str,
         Meta(description="Of the logs of apps and of the server itself.", extra_json_schema={"enum": list(_FORMATS)}),

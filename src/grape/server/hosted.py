@@ -6,19 +6,22 @@ import asyncio
 import contextlib
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Final, Protocol
 
 import msgspec
 from msgspec import Struct, structs
 
-from grape.apps.manifest import check_drivers, manifest_of
+from grape.apps import environment
+from grape.apps.manifest import Manifest, check_drivers, manifest_of
 from grape.apps.running import options_of
 from grape.drivers.told import DriverInfo
 from grape.errors import EngineError, Full, GrapeError, InUse, Stopping, UsageError, UserError
 from grape.host.options import MAX_DEAD, Options, check_options
 from grape.model.foreign import Peers
 from grape.model.numbers import AppNumbers
+from grape.model.profile import Profile
 from grape.model.topology import TopologySpec
 from grape.protocol.outcomes import Outcomes, Progress
 from grape.protocol.trial import Trial
@@ -26,6 +29,7 @@ from grape.server.home import Home, Installed, Version
 from grape.server.keeper import Keeper
 from grape.server.log import AppLog, LogKind
 from grape.server.process import EngineProcess
+from grape.server.users import AppUsers, check_claims
 
 _PATIENCE: Final = 30.0
 """Seconds that an engine may take to end when it is asked to; then it is killed, which loses nothing."""
@@ -74,7 +78,7 @@ class Hosted:
 
     Args:
         changed: called when there may be something to do.
-        around: what its events may go to. log: how its log is kept.
+        around: what its events may go to. users: who its workers are. log: how its log is kept.
     """
 
     def __init__(
@@ -83,12 +87,16 @@ class Hosted:
         installed: Installed,
         changed: Callable[[], None],
         around: Neighbours,
+        users: AppUsers,
         log: LogKind = LogKind(),
     ) -> None:
         self.installed = installed
         self.keeper = Keeper(time.monotonic())
         self.log = AppLog(home.log(installed.name), installed.name, log)
         self._home = home
+        self._users = users
+        self._is_root = ""
+        """Why its workers are: told once."""
         self._changed = changed
         self._around = around
         self._told_peers: Peers = {}
@@ -281,8 +289,11 @@ class Hosted:
             options.data = str(home.data(name))
             beside = home.environment(place)
             if beside is not None:
-                own = options.env.get("PYTHONPATH")
-                options.env = {**options.env, "PYTHONPATH": f"{beside}{os.pathsep}{own}" if own else str(beside)}
+                for variable, place_of_code in environment.variables(beside).items():
+                    own = options.env.get(variable)
+                    both = f"{place_of_code}{os.pathsep}{own}" if own else place_of_code
+                    options.env = {**options.env, variable: both}
+            options.user = self._user(manifest, place, beside, options.profiles.values())
             options.directory = str(place)
             options.keep_open = True
             options.keeps = manifest.output
@@ -295,6 +306,24 @@ class Hosted:
 
         peers, is_paused = self._around.of(name), self.installed.is_paused
         return await asyncio.to_thread(read)
+
+    def _user(self, manifest: Manifest, package: Path, beside: Path | None, profiles: Iterable[Profile]) -> int | None:
+        """Of its workers; None: that of the server. Blocking.
+
+        Raises:
+            UsageError: it says itself who it is.
+            Corrupt: who is who cannot be read.
+        """
+        user = self._users.of(self.name)
+        if user is None:
+            return None
+        check_claims(manifest)
+        are_others = any(profile.isolate.keys() & {"uid", "gid"} for profile in profiles)
+        why = self._users.let_in(user, package, beside, are_others=are_others)
+        if why and why != self._is_root:
+            self.log.note(f"its workers are root, unless a profile says otherwise: {why}")
+        self._is_root = why
+        return None if why else user
 
     async def tell_peers(self) -> None:
         """It hears which other apps there are, if that is something else than what it has heard."""

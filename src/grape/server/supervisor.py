@@ -35,6 +35,7 @@ from grape.server.log import LogKind, Say
 from grape.server.neighbours import Neighbours, Running
 from grape.server.notify import notify, watchdog_seconds
 from grape.server.saving import HUSH, Hush
+from grape.server.users import AppUsers
 
 T = TypeVar("T", bound=Struct)
 
@@ -113,6 +114,7 @@ class Supervisor:
         self._config = config
         self._park_after = float(config.park_after)
         self._audit = Audit(home.path, int(config.audit_size), config.audit_older)
+        self._users = AppUsers(home, is_wanted=config.app_users)
         self._happened = asyncio.Event()
         self._store = asyncio.Lock()
         self._gateways = Gateways(home, config, say, self._happened.set) if config.http else None
@@ -221,7 +223,7 @@ class Supervisor:
 
     def _host(self, installed: Installed) -> Hosted:
         app = self.apps[installed.name] = Hosted(
-            self.home, installed, self._happened.set, self._neighbours, LogKind.of(self._config)
+            self.home, installed, self._happened.set, self._neighbours, self._users, LogKind.of(self._config)
         )
         self._neighbours.changed()
         return app
