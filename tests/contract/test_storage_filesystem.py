@@ -52,7 +52,8 @@ def test_other_programs_read_and_write_the_same_tree(tmp_path: Path) -> None:
             before = await objects.stat("2026/a.png")
             (tmp_path / "photos/2026/a.png").write_bytes(b"theirs!")
             after = await objects.stat("2026/a.png")
-            assert before is not None and after is not None
+            assert before is not None
+            assert after is not None
             assert (before.tags, after.tags, after.size) == (("raw",), (), 7)
             with pytest.raises(Conflict):
                 await objects.put("2026/a.png", b"lost", if_version=before.version)

@@ -1,9 +1,10 @@
 """Where objects lie: bytes under keys, in namespaces. Few methods; whatever can be made of them stands once in
 `grape.storage.objects`.
 
-Everything is asynchronous, and may be called from many tasks of one event loop at the same time. What a method has returned from is
-durable, and seen by whoever asks after that; before that a write is seen as a whole or not at all, whatever dies. A write that
-failed, or was given up, may have happened: it is done again with the same condition, or looked for.
+Everything is asynchronous, and may be called from many tasks of one event loop at the same time. What a method has
+returned from is durable, and seen by whoever asks after that; before that a write is seen as a whole or not at all,
+whatever dies. A write that failed, or was given up, may have happened: it is done again with the same condition, or
+looked for.
 """
 
 from __future__ import annotations
@@ -249,8 +250,8 @@ class Storage(ABC):
     @abstractmethod
     async def page(self, namespace: str, prefix: str = "", position: str = "", limit: int = 1000) -> Page:
         """Some objects whose keys begin with ``prefix``, at most ``limit``. What is there all the time while one goes
-        through the pages comes once; what comes or goes meanwhile, perhaps. A position is good for ever, also after what
-        it was made from has gone.
+        through the pages comes once; what comes or goes meanwhile, perhaps. A position is good for ever, also after
+        what it was made from has gone.
 
         Raises:
             Unsupported: it does not know.

@@ -5,9 +5,10 @@
     ROOT/.grape/incoming/        what is being written
     ROOT/.grape/locks/           who may look and write as one step
 
-What is known of a file stands under its inode and the time of its change. So it is there before the file is put in its place by
-one rename, that of the file before stays until then, and of a file that another program has written since nothing wrong is said.
-A part of a key over 240 bytes is cut into pieces, of which all but the last end with DEL, which no key has.
+What is known of a file stands under its inode and the time of its change. So it is there before the file is put in its
+place by one rename, that of the file before stays until then, and of a file that another program has written since
+nothing wrong is said. A part of a key over 240 bytes is cut into pieces, of which all but the last end with DEL, which
+no key has.
 """
 
 from __future__ import annotations
@@ -101,7 +102,9 @@ class FilesystemStorage(Storage):
     @classmethod
     def settings_of(cls, place: str) -> dict[str, Any]:
         if not place.startswith("/"):
-            raise UsageError(f"file:// is followed by an absolute path, as in file:///srv/objects, not by {place!r:.100}")
+            raise UsageError(
+                f"file:// is followed by an absolute path, as in file:///srv/objects, not by {place!r:.100}"
+            )
         return {"root": unquote(place)}
 
     async def open(self) -> None:
@@ -256,7 +259,9 @@ class FilesystemStorage(Storage):
                 raise Conflict(conflict(place, put.when, there))
             before = _lstat(path)
             new = os.fstat(fd)
-            if before is not None and before.st_mtime_ns >= new.st_mtime_ns:  # a clock that steps makes no version again
+            if (
+                before is not None and before.st_mtime_ns >= new.st_mtime_ns
+            ):  # a clock that steps makes no version again
                 os.utime(fd, ns=(before.st_mtime_ns + 1, before.st_mtime_ns + 1))
                 new = os.fstat(fd)
             moment = time.time_ns() // 1000 if put.time is None else put.time
@@ -285,8 +290,8 @@ class FilesystemStorage(Storage):
 
     def _rename(self, temporary: Path, path: Path, place: Place) -> None:
         for _ in range(100):
-            made = _make_parents(path.parent, self._root)
             try:
+                made = _make_parents(path.parent, self._root)
                 os.rename(temporary, path)
             except FileNotFoundError:  # somebody has removed what was empty
                 if not temporary.exists():
@@ -420,7 +425,7 @@ def _write(fd: int, chunk: bytes) -> None:
 
 def _make_parents(folder: Path, root: Path) -> list[Path]:
     """Those in which something new stands, so that it has to be made durable."""
-    made = []
+    made: list[Path] = []
     missing = []
     while folder != root and not folder.is_dir():
         missing.append(folder)
@@ -446,6 +451,5 @@ def _removed_if_empty(folder: Path) -> bool:
 
 
 def _in_the_way(place: Place) -> str:
-    return (
-        f"{place.namespace}/{place.key}: in a file system no object can have a name that is the directory of another one's"
-    )
+    what = f"{place.namespace}/{place.key}"
+    return f"{what}: in a file system no object can have a name that is the directory of another one's"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import time
 from bisect import bisect_right
 from collections.abc import AsyncIterator
@@ -26,7 +27,7 @@ from grape.abc.storage import (
     Storage,
     StorageConfig,
 )
-from grape.errors import Conflict, UsageError
+from grape.errors import Conflict, TooLarge, UsageError
 from grape.storage.conditions import conflict
 from grape.storage.streams import Measured, collected
 
@@ -86,9 +87,9 @@ class MemoryStorage(Storage):
                 put, content_type=about.content_type, tags=about.tags, user=about.user, expires=about.expires
             )
             more = data + more
-        measured = Measured(_chunks(more), self.features.largest, Put())
-        await collected(aiter(measured))
-        return self._keep(place, more, measured.checksum, put)
+        if len(more) > self.features.largest:
+            raise TooLarge(f"an object of {len(more):,} bytes; the limit is {self.features.largest:,}")
+        return self._keep(place, more, f"sha256:{hashlib.sha256(more).hexdigest()}", put)
 
     async def remove(self, place: Place, when: If = ALWAYS) -> bool:
         self._check(place, when)

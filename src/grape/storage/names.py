@@ -81,7 +81,7 @@ def check_tags(tags: object) -> tuple[str, ...]:
         BadArgument: one cannot be.
     """
     if isinstance(tags, str) or not isinstance(tags, Iterable):
-        raise BadArgument(f"tags are a list of text, such as [\"raw\"], not {shown(tags)}")
+        raise BadArgument(f'tags are a list of text, such as ["raw"], not {shown(tags)}')
     found = list(tags)
     for tag in found:
         if type(tag) is not str or not tag or not tag.isprintable() or len(tag.encode("utf-8", "replace")) > MAX_TAG:
@@ -97,13 +97,11 @@ def check_user(user: object) -> dict[str, str]:
         BadArgument: it cannot be metadata.
     """
     if not isinstance(user, Mapping):
-        raise BadArgument(f"user metadata is a dictionary of text, such as {{\"camera\": \"b\"}}, not {shown(user)}")
+        raise BadArgument(f'user metadata is a dictionary of text, such as {{"camera": "b"}}, not {shown(user)}')
     size = 0
     for name, value in user.items():
         if type(name) is not str or _NAME.fullmatch(name) is None:
-            raise BadArgument(
-                f"a name of user metadata is small letters, digits, '-', '_' and '.', not {shown(name)}"
-            )
+            raise BadArgument(f"a name of user metadata is small letters, digits, '-', '_' and '.', not {shown(name)}")
         if type(value) is not str or not (value == "" or value.isprintable()):
             raise BadArgument(f"user metadata {name!r} is printable text, not {shown(value)}")
         size += len(name) + len(value.encode("utf-8", "replace"))

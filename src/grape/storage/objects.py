@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from typing import Final, TypeVar
@@ -43,7 +43,9 @@ class Objects:
     What any method raises: what the methods of `Storage` do.
     """
 
-    def __init__(self, storage: Storage, namespace: str, now: Callable[[], int] = lambda: time.time_ns() // 1000) -> None:
+    def __init__(
+        self, storage: Storage, namespace: str, now: Callable[[], int] = lambda: time.time_ns() // 1000
+    ) -> None:
         self.storage = storage
         self.namespace = check_namespace(namespace)
         self._now = now
@@ -125,14 +127,12 @@ class Objects:
             if found is None:
                 return await self.storage.write(place, chunks_of(more), structs.replace(put, when=If(absent=True)))
             about = found.about
-            put = Put(
-                about.content_type, about.tags, about.user, None, about.expires, If(version=about.version)
-            )
+            put = Put(about.content_type, about.tags, about.user, None, about.expires, If(version=about.version))
             return await self.storage.write(place, _both(found.chunks, more), put)
 
     async def swap(self, key: str, change: Callable[[bytes | None], bytes | None]) -> About | None:
-        """Write what ``change`` makes of what is there (None: nothing is), as one step, whoever else writes; as often as it
-        takes. What it makes None of is removed.
+        """Write what ``change`` makes of what is there (None: nothing is), as one step, whoever else writes; as often
+        as it takes. What it makes None of is removed.
 
         Raises:
             Unsupported: the storage does not ``swap``.
@@ -167,9 +167,7 @@ class Objects:
                 longest = min(2 * longest, _PAUSE[1])
         raise Conflict(f"{place.namespace}/{place.key}: somebody else was faster {_TRIES:,} times")
 
-    async def remove(
-        self, key: str, *, if_version: str | None = None, if_checksum: str | None = None
-    ) -> bool:
+    async def remove(self, key: str, *, if_version: str | None = None, if_checksum: str | None = None) -> bool:
         """Whether it was there.
 
         Raises:
@@ -187,7 +185,7 @@ class Objects:
         return None if found is None or self._is_gone(found) else found
 
     async def get(self, key: str, start: int = 0, end: int | None = None) -> Object | None:
-        """An object, or its bytes from ``start`` up to ``end`` (not included), as far as there are; None: there is none.
+        """An object, or its bytes from ``start`` up to ``end`` (not included), as far as there are.
 
         Raises:
             Corrupt: it is not what was written; known only if it is read whole.
@@ -227,7 +225,7 @@ class Objects:
     async def list(
         self, prefix: str = "", *, tags: Iterable[str] = (), any_tag: Iterable[str] = ()
     ) -> AsyncIterator[About]:
-        """All objects whose keys begin with ``prefix``, which have all of ``tags``, and one of ``any_tag`` if there are."""
+        """All objects whose keys begin with ``prefix``, which have all of ``tags``, and one of ``any_tag``."""
         position = ""
         while True:
             page = await self.page(prefix, position, tags=tags, any_tag=any_tag)
@@ -249,14 +247,14 @@ class Objects:
         """Some of them, perhaps none, and from where to go on ("": there are no more): a position is good for ever."""
         every, some = set(check_tags(tags)), set(check_tags(any_tag))
         page = await self.storage.page(self.namespace, check_prefix(prefix), position, limit)
-        items = [about for about in page.items if not self._is_gone(about)]
+        items: Sequence[About] = [about for about in page.items if not self._is_gone(about)]
         if every or some:
             if not self.storage.features.tells_all:
                 items = await self._whole(items)
             items = [a for a in items if every <= set(a.tags) and (not some or some & set(a.tags))]
         return Page(items, page.position)
 
-    async def _whole(self, items: list[About]) -> list[About]:
+    async def _whole(self, items: Sequence[About]) -> Sequence[About]:
         limit = asyncio.Semaphore(AT_ONCE)
 
         async def one(about: About) -> About | None:
@@ -335,9 +333,7 @@ class Objects:
         except (TypeError, ValueError) as e:
             raise BadArgument(str(e)) from None
 
-    def _when(
-        self, version: str | None, checksum: str | None, absent: bool, time: int | None, is_newer: bool
-    ) -> If:
+    def _when(self, version: str | None, checksum: str | None, absent: bool, time: int | None, is_newer: bool) -> If:
         for value, what in ((version, "if_version="), (checksum, "if_checksum=")):
             if value is not None and type(value) is not str:
                 raise BadArgument(f"{what} is text, as `About` has it, not {shown(value)}")
@@ -348,7 +344,7 @@ class Objects:
 
 def _time(value: object) -> int | None:
     if value is None or (type(value) is int and 0 <= value < 1 << 62):
-        return value  # type: ignore[return-value]
+        return value
     raise BadArgument(f"time= is microseconds since 1970, not {shown(value)}")
 
 

@@ -89,7 +89,6 @@ class Measured:
     """
 
     def __init__(self, chunks: AsyncIterator[bytes], largest: int, put: Put, kind: str = "sha256") -> None:
-        put = self._put
         if put.size is not None and put.size > largest:
             raise _too_large(largest)
         self._chunks = chunks
@@ -116,6 +115,7 @@ class Measured:
         Raises:
             BadArgument: they were not.
         """
+        put = self._put
         if put.size is not None and put.size != self.size:
             raise BadArgument(f"size: {put.size} bytes were announced, {self.size} came")
         if put.checksum and put.checksum.startswith(f"{self._kind}:") and put.checksum != self.checksum:
