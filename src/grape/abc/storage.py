@@ -17,43 +17,34 @@ from typing import Annotated, Any, ClassVar, Final
 from msgspec import Meta, Struct
 
 from grape.errors import Unsupported, UsageError
+from grape.model.objects import OCTETS, About
 
-OCTETS: Final = "application/octet-stream"
+__all__ = [
+    "ALWAYS",
+    "CHUNK",
+    "OCTETS",
+    "About",
+    "Change",
+    "Changes",
+    "Features",
+    "If",
+    "Page",
+    "Place",
+    "Put",
+    "Reading",
+    "Storage",
+    "StorageConfig",
+]
+
 CHUNK: Final = 1 << 20
 """Bytes of a chunk, about: what a stream holds in memory at one time is a few of them."""
 
 
 class Place(Struct, frozen=True, order=True):
-    """Where an object lies. Both are as `grape.storage.names` says."""
+    """Where an object lies. Both are as `grape.model.names` says."""
 
     namespace: str
     key: str
-
-
-class About(Struct, frozen=True):
-    """What is known of an object beside its bytes.
-
-    Args:
-        key: within its namespace.
-        size: bytes.
-        version: text that is another one after every write; told by whoever stores it, and compared alone.
-        checksum: "sha256:" and hexadecimal digits, or what the storage keeps of its own ("sha512:..", "md5:.."); "":
-            not known without reading it.
-        time: microseconds since 1970: as its writer says, else when it was written.
-        content_type: a media type.
-        tags: sorted, each once. user: whatever its writer wants to be known beside.
-        expires: microseconds since 1970 from which on it is gone; 0: never.
-    """
-
-    key: str
-    size: int
-    version: str
-    checksum: str = ""
-    time: int = 0
-    content_type: str = OCTETS
-    tags: tuple[str, ...] = ()
-    user: dict[str, str] = {}
-    expires: int = 0
 
 
 class If(Struct, frozen=True):

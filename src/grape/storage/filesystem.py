@@ -48,8 +48,8 @@ from grape.abc.storage import (
     StorageConfig,
 )
 from grape.errors import BadArgument, Conflict, StorageFailed, UsageError
+from grape.model.names import check_key
 from grape.storage.conditions import conflict
-from grape.storage.names import check_key
 from grape.storage.streams import Measured
 
 T = TypeVar("T")

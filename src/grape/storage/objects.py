@@ -14,8 +14,8 @@ from msgspec import Struct, structs
 
 from grape.abc.storage import ALWAYS, OCTETS, About, If, Page, Place, Put, Reading, Storage
 from grape.errors import BadArgument, Conflict, Unsupported
+from grape.model.names import check_key, check_namespace, check_prefix, check_tags, check_type, check_user
 from grape.model.values import seconds, shown
-from grape.storage.names import check_namespace, check_prefix, check_tags, check_type, check_user, place_of
 from grape.storage.streams import Data, chunks_of, collected, size_of, verified
 
 T = TypeVar("T")
@@ -91,7 +91,7 @@ class Objects:
             size_of(data),
             checksum,
         )
-        place = place_of(self.namespace, key)
+        place = Place(self.namespace, check_key(key))
         try:
             return await self.storage.write(place, chunks_of(data), put)
         except Conflict:
@@ -110,7 +110,7 @@ class Objects:
         )
         if unknown := options.keys() - {"content_type", "tags", "user"}:
             raise BadArgument(f"append takes content_type=, tags= and user=, not {', '.join(sorted(unknown))}=")
-        place = place_of(self.namespace, key)
+        place = Place(self.namespace, check_key(key))
         gone = await self._expired(place)
         if gone is not None:
             await self._removed(gone)
@@ -137,7 +137,7 @@ class Objects:
         Raises:
             Unsupported: the storage does not ``swap``.
         """
-        place = place_of(self.namespace, key)
+        place = Place(self.namespace, check_key(key))
         if not self.storage.features.swaps:
             raise Unsupported(f"storage {self.storage.name!r} does not look and write as one step")
         return await self._until_it_holds(place, lambda: self._swapped(place, change))
@@ -173,7 +173,7 @@ class Objects:
         Raises:
             Conflict: it is not what was asked for.
         """
-        place = place_of(self.namespace, key)
+        place = Place(self.namespace, check_key(key))
         was_gone = await self._expired(place) is not None
         return await self.storage.remove(place, If(if_version, if_checksum)) and not was_gone
 
@@ -181,7 +181,7 @@ class Objects:
 
     async def stat(self, key: str) -> About | None:
         """What is known of an object; None: there is none."""
-        found = await self.storage.stat(place_of(self.namespace, key))
+        found = await self.storage.stat(Place(self.namespace, check_key(key)))
         return None if found is None or self._is_gone(found) else found
 
     async def get(self, key: str, start: int = 0, end: int | None = None) -> Object | None:
@@ -198,7 +198,7 @@ class Objects:
         """The same, chunk by chunk: ``async for chunk in reading.chunks``."""
         if type(start) is not int or start < 0 or not (end is None or (type(end) is int and end >= start)):
             raise BadArgument(f"a range is from 0 or more to the same or more, not {shown(start)} to {shown(end)}")
-        place = place_of(self.namespace, key)
+        place = Place(self.namespace, check_key(key))
         async with self.storage.read(place, start, end) as found:
             if found is None or self._is_gone(found.about):
                 yield None

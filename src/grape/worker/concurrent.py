@@ -28,6 +28,7 @@ from grape.worker import children
 from grape.worker.effects import Assigned
 from grape.worker.emits import EmitColumns, Emitting
 from grape.worker.handin import HandIn
+from grape.worker.objects import Access
 from grape.worker.retries import Retries
 from grape.worker.runtime import Overdue, Runtime
 from grape.worker.stage import RootStage, RunColumns, Stage
@@ -93,6 +94,7 @@ class Job:
         self.stage = stage
         self.root = root
         self.part = root.part
+        self._pool = pool
         self.retry = retry
         self.columns = EmitColumns(pool.runtime.limits.max_result, single=True)
         self.emitter = Context()
@@ -116,6 +118,9 @@ class Job:
 
     def is_left(self) -> None:
         """What it has done is in columns of its own."""
+
+    def objects(self) -> Access | None:
+        return self._pool.runtime.ground.objects
 
     @property
     def line(self) -> tuple[int, int, str, str] | None:
@@ -401,6 +406,7 @@ class AsyncPool:
                     error = failure(e)
         wrote = tracer is not None and tracer.after(unit, stage, was_dirty)
         if error is not None:
+            job.columns.cut(0)
             runtime.ground.fail(unit, stage, 0, error)
         elif tracer is not None:
             stage = stage.pick([0])
@@ -616,6 +622,16 @@ class _SharedState:
         _access(self._name).delete(self._name)
 
 
+class _SharedStorage:
+    """Objects of the event that the running task handles."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(_job("storage").emitter.__dict__["storage"], name)
+
+    def __getitem__(self, namespace: str) -> Any:
+        return _job("storage").emitter.__dict__["storage"][namespace]
+
+
 def _nothing() -> None:
     pass
 
@@ -654,6 +670,7 @@ def _bind_shared(unit: Unit) -> None:
 
     for name in ("emit", "emit_many", "reply", "cancel_timer", "call"):
         emitter.__dict__[name] = shared_method(name)
+    emitter.__dict__["storage"] = _SharedStorage()
     if unit.handler.instance is not None and unit.handler.states:
         owner = type(emitter)
         shared = {name: _SharedState(name, state) for name, state in unit.handler.states.items()}

@@ -1,12 +1,12 @@
-"""What namespaces, keys, tags and metadata may be: one rule for all storages, such that each can keep them."""
+"""What namespaces, keys, tags and metadata of objects may be: one rule, such that every storage can keep them."""
 
 from __future__ import annotations
 
 import re
+import zlib
 from collections.abc import Iterable, Mapping
 from typing import Final
 
-from grape.abc.storage import Place
 from grape.errors import BadArgument
 from grape.model.values import shown
 
@@ -21,14 +21,6 @@ _NAME: Final = re.compile(r"[a-z0-9][a-z0-9_.-]{0,99}")
 _TYPE: Final = re.compile(r"[A-Za-z0-9!#$&^_.+-]{1,100}/[A-Za-z0-9!#$&^_.+-]{1,100}( *; *[\x20-\x7e]{1,200})?")
 
 
-def place_of(namespace: object, key: object) -> Place:
-    """
-    Raises:
-        BadArgument: one of them cannot be.
-    """
-    return Place(check_namespace(namespace), check_key(key))
-
-
 def check_namespace(name: object) -> str:
     """
     Raises:
@@ -40,6 +32,14 @@ def check_namespace(name: object) -> str:
             f"'..', not {shown(name)}"
         )
     return name
+
+
+def own_namespace(app: str) -> str:
+    """The namespace of an app's own objects: its name, if that can be one."""
+    if _NAMESPACE.fullmatch(app) is not None and ".." not in app:
+        return app
+    plain = re.sub(r"[^a-z0-9]+", "-", app.lower()).strip("-")[:40] or "app"
+    return f"{plain}-{zlib.crc32(app.encode()):08x}"
 
 
 def check_key(key: object) -> str:
