@@ -29,6 +29,10 @@ class Blobs(ABC):
         """At most ``size`` bytes from ``start`` on. Corrupt: it is not there."""
 
     @abstractmethod
+    def sizes(self, digests: Sequence[bytes], then: Callable[[Sequence[int | None]], None]) -> None:
+        """Bytes of each; None: it is not there. Nothing that is to be removed is found any more."""
+
+    @abstractmethod
     def remove(self, digests: Sequence[bytes]) -> None:
         """Nobody has these any more; what is not there is gone already."""
 
@@ -67,6 +71,9 @@ class MemoryBlobs(Blobs):
     def read(self, digest: bytes, start: int, size: int, then: Callable[[bytes | GrapeError], None]) -> None:
         found = self.blobs.get(digest)
         then(Corrupt(f"the bytes {digest.hex()} are not there") if found is None else found[start : start + size])
+
+    def sizes(self, digests: Sequence[bytes], then: Callable[[Sequence[int | None]], None]) -> None:
+        then([len(self.blobs[digest]) if digest in self.blobs else None for digest in digests])
 
     def remove(self, digests: Sequence[bytes]) -> None:
         for digest in digests:

@@ -19,10 +19,9 @@ from grape.model.batch import Context
 from grape.model.cursor import Progress
 from grape.model.depth import LET_IN
 from grape.model.foreign import MAX_FOREIGN, app_of, is_foreign, log_to
-from grape.model.names import check_key as check_object_key
-from grape.model.names import check_tags, check_type, check_user
+from grape.model.names import check_write
 from grape.model.near import did_you_mean
-from grape.model.objects import INLINE, REMOVED, ObjectWrite
+from grape.model.objects import ObjectWrite
 from grape.model.stored import NO_POOLS, OUTPUT
 from grape.model.topology import MAX_NAMES, TopologySpec
 from grape.model.tracing import MAX_TEXT, SPANS, Span, read_context
@@ -354,23 +353,11 @@ class Checker:
         if self._app.namespaces.get(write.namespace) != "write":
             raise ProtocolError(f"{what}, whose namespace the app may not write")
         try:
-            check_object_key(write.key)
-            check_type(write.content_type)
-            check_user(write.user)
-            if check_tags(write.tags) != tuple(write.tags):
-                raise ValueError("its tags are not in order")
+            check_write(write)
         except (TypeError, ValueError) as e:
             raise ProtocolError(f"{what}: {e}") from None
-        if not (0 <= write.time <= MAX_TIME and 0 <= write.expires <= MAX_TIME):
-            raise ProtocolError(f"{what} with times that cannot be")
-        if write.size == REMOVED:
-            is_right = not (write.data or write.checksum or write.blob)
-        elif write.blob:
-            is_right = not write.data and self._app.pins.size_of(write.checksum) == write.size
-        else:
-            is_right = len(write.data) == write.size <= INLINE and len(write.checksum) == 32
-        if not is_right:
-            raise ProtocolError(f"{what} of {write.size} bytes, which it does not have")
+        if write.blob and self._app.pins.size_of(write.checksum) != write.size:
+            raise ProtocolError(f"{what} of bytes that the worker has not brought")
 
     def counts(self, processed: dict[str, int], emitted: dict[str, int]) -> None:
         others = {name for name in emitted.keys() - self._names if self._is_of_other(name)}

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Final
 
+from msgspec import structs
+
 from grape.abc.blobs import Blobs
 from grape.abc.transport import Transport
 from grape.engine.app import App
@@ -168,9 +170,33 @@ class AppObjects:
 
     # ------------------------------------------------------------------ clients
 
-    def write(self, writes: Sequence[tuple[ObjectWrite, Wanted]], then: Callable[[Sequence[Done]], None]) -> None:
-        """Each if what it wants is so. What they have in files is held."""
-        self._transport.write_objects(self._app.objects, writes, then)
+    def write(
+        self, writes: Sequence[tuple[ObjectWrite, Wanted]], then: Callable[[Sequence[Done] | None], None]
+    ) -> None:
+        """Each if what it wants is so. What they have in files is held meanwhile; None: it is not there (any more)."""
+        now = self._clock.now()
+        timed = [(structs.replace(w, time=now) if not w.time and w.size >= 0 else w, wanted) for w, wanted in writes]
+        blobs = [write for write, _ in writes if write.blob]
+        for write in blobs:
+            self._app.pins.hold(write.checksum, write.size)
+
+        def done(found: Sequence[Done] | None) -> None:
+            for write in blobs:
+                self._app.pins.let_go(write.checksum)
+            then(found)
+
+        def sized(sizes: Sequence[int | None]) -> None:
+            if [write.size for write in blobs] == list(sizes):
+                self._transport.write_objects(self._app.objects, timed, done)
+            else:
+                done(None)
+
+        if not blobs:
+            sized([])
+        elif self._blobs is None:
+            done(None)
+        else:
+            self._blobs.sizes([write.checksum for write in blobs], sized)
 
     # ------------------------------------------------------------------ what nobody has
 

@@ -31,6 +31,7 @@ from grape.host.directory import DataDirectory, count_dead
 from grape.host.door import Door
 from grape.host.host import Host
 from grape.host.house import House
+from grape.host.objects import objects
 from grape.host.opening import Removals
 from grape.host.options import Options
 from grape.host.ordering import ordering
@@ -218,6 +219,7 @@ class Run:
         self._house.verbs.update(telemetry(engine, self._streams, self._workers.pids))
         self._house.verbs.update(answers(engine, self._house.fan))
         self._house.verbs.update(pausing(pause))
+        self._house.verbs.update(objects(engine))
         pause.set(self.options.is_paused)
         tails = Tails(app, engine.transport, engine.on_arrival, self._host, self._clock)
         queues = Queues(app.topology, assembled.attaching, tails, self._host, self._clock)

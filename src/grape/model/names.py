@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from typing import Final
 
 from grape.errors import BadArgument
+from grape.model.objects import INLINE, REMOVED, ObjectWrite
 from grape.model.values import shown
 
 MAX_KEY: Final = 900
@@ -16,6 +17,7 @@ MAX_TAGS: Final = 50
 MAX_TAG: Final = 200
 MAX_USER: Final = 2_000
 """Bytes of all user metadata of an object, names and values: what S3 takes."""
+_LATEST: Final = 1 << 62
 _NAMESPACE: Final = re.compile(r"[a-z0-9][a-z0-9_.-]{0,62}")
 _NAME: Final = re.compile(r"[a-z0-9][a-z0-9_.-]{0,99}")
 _TYPE: Final = re.compile(r"[A-Za-z0-9!#$&^_.+-]{1,100}/[A-Za-z0-9!#$&^_.+-]{1,100}( *; *[\x20-\x7e]{1,200})?")
@@ -32,6 +34,30 @@ def check_namespace(name: object) -> str:
             f"'..', not {shown(name)}"
         )
     return name
+
+
+def check_write(write: ObjectWrite) -> None:
+    """What comes from outside, or from a worker. Whether bytes in a file are there is not looked at.
+
+    Raises:
+        BadArgument: it cannot be.
+    """
+    check_namespace(write.namespace)
+    check_key(write.key)
+    check_type(write.content_type)
+    check_user(write.user)
+    if check_tags(write.tags) != tuple(write.tags):
+        raise BadArgument("the tags of an object are sorted, each once")
+    if not (0 <= write.time <= _LATEST and 0 <= write.expires <= _LATEST):
+        raise BadArgument(f"the times of an object are microseconds since 1970, not {write.time} and {write.expires}")
+    if write.size == REMOVED:
+        is_right = not (write.data or write.checksum or write.blob)
+    elif write.blob:
+        is_right = not write.data and len(write.checksum) == 32 and write.size > 0
+    else:
+        is_right = len(write.data) == write.size <= INLINE and len(write.checksum) == 32
+    if not is_right:
+        raise BadArgument(f"an object of {write.size} bytes, which it does not have")
 
 
 def own_namespace(app: str) -> str:

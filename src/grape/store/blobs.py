@@ -33,7 +33,7 @@ def path_of(directory: Path, digest: bytes) -> Path:
     return directory / FOLDER / name[:2] / name
 
 
-class _Coming:
+class Coming:
     """A file that is being written. Belongs to one thread at a time, as its parts come one after the other."""
 
     def __init__(self, folder: Path) -> None:
@@ -82,13 +82,20 @@ class FileBlobs(Blobs):
         self._folder = directory / FOLDER
         self._post = post
         self._threads = ThreadPoolExecutor(_THREADS, "blobs")
-        self._coming: dict[Hashable, _Coming] = {}
+        self._removing = ThreadPoolExecutor(1, "blobs-gone")
+        """What is looked for after it was to be removed is not there."""
+        self._coming: dict[Hashable, Coming] = {}
         self._is_closed = False
         for left in (self._folder / _INCOMING).glob("*"):
             with contextlib.suppress(OSError):
                 left.unlink()
 
-    def _do(self, what: Callable[[], T], then: Callable[[T | GrapeError], None]) -> None:
+    def _do(
+        self,
+        what: Callable[[], T],
+        then: Callable[[T | GrapeError], None],
+        threads: ThreadPoolExecutor | None = None,
+    ) -> None:
         def work() -> None:
             answer: Any
             try:
@@ -101,7 +108,7 @@ class FileBlobs(Blobs):
                 self._post(lambda: None if self._is_closed else then(answer))
 
         if not self._is_closed:
-            self._threads.submit(work)
+            (threads or self._threads).submit(work)
 
     def part(
         self, token: Hashable, data: bytes, last: bool, then: Callable[[tuple[bytes, int] | GrapeError | None], None]
@@ -109,7 +116,7 @@ class FileBlobs(Blobs):
         def write() -> tuple[bytes, int] | None:
             coming = self._coming.get(token)
             if coming is None:
-                coming = self._coming[token] = _Coming(self._folder)
+                coming = self._coming[token] = Coming(self._folder)
             try:
                 coming.add(data)
                 if not last:
@@ -150,7 +157,17 @@ class FileBlobs(Blobs):
             for path in paths:
                 path.unlink(missing_ok=True)
 
-        self._do(remove, lambda _: None)
+        self._do(remove, lambda _: None, self._removing)
+
+    def sizes(self, digests: Sequence[bytes], then: Callable[[Sequence[int | None]], None]) -> None:
+        paths = [path_of(self._folder.parent, digest) for digest in digests]
+
+        def look() -> Sequence[int | None]:
+            return [path.stat().st_size if path.exists() else None for path in paths]
+
+        self._do(
+            look, lambda found: then([None] * len(paths) if isinstance(found, GrapeError) else found), self._removing
+        )
 
     def all(self, then: Callable[[Sequence[bytes]], None]) -> None:
         def found() -> Sequence[bytes]:
@@ -161,6 +178,7 @@ class FileBlobs(Blobs):
 
     def close(self) -> None:
         self._is_closed = True
+        self._removing.shutdown(wait=True)
         self._threads.shutdown(wait=True)
         for coming in self._coming.values():
             coming.drop()
