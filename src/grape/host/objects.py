@@ -16,8 +16,8 @@ from grape.model.objects import Done, ObjectWrite, Wanted
 from grape.protocol.door import Answer, Ask, Refused
 
 WRITE_OBJECTS: Final = "write-objects"
-"""[(`ObjectWrite`, `Wanted`)], each looked at and done as one step; the answer, once all are durable: [`Done`]. The bytes
-of those that are too large for a row lie in the directory already."""
+"""[(`ObjectWrite`, `Wanted`)], each looked at and done as one step; the answer, once all are durable: [`Done`]. The
+bytes of those that are too large for a row lie in the directory already."""
 MOST: Final = 1_000
 _decode = msgspec.msgpack.Decoder(list[tuple[ObjectWrite, Wanted]]).decode
 _encode = msgspec.msgpack.Encoder().encode
