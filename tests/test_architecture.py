@@ -50,6 +50,7 @@ TOP = {
     "server",
     "gateway",
     "remote",
+    "storage",
     "traces",
     "running",
     "aio",

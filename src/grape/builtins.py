@@ -7,6 +7,7 @@ import importlib.metadata
 from typing import Final, cast
 
 from grape.abc.isolate import Isolate
+from grape.abc.storage import Storage
 from grape.abc.transport import DirectoryTransport
 from grape.errors import UsageError
 from grape.model.near import did_you_mean
@@ -19,6 +20,11 @@ BUILTINS: Final[dict[str, dict[str, str]]] = {
         "container": "grape.isolates.container:ContainerIsolate",
     },
     "transport": {"embedded": "grape.transports.embedded:EmbeddedTransport"},
+    "storage": {
+        "embedded": "grape.storage.embedded:EmbeddedStorage",
+        "file": "grape.storage.filesystem:FilesystemStorage",
+        "memory": "grape.storage.memory:MemoryStorage",
+    },
 }
 """Kind, name, "module:Class". Packages add to a kind with entry points of the group ``grape.KINDs``."""
 
@@ -43,6 +49,15 @@ def transport(name: str) -> type[DirectoryTransport]:
         UsageError: as `isolate`.
     """
     return cast(type[DirectoryTransport], _find("transport", name))
+
+
+def storage(name: str) -> type[Storage]:
+    """The storage of this name.
+
+    Raises:
+        UsageError: as `isolate`.
+    """
+    return cast(type[Storage], _find("storage", name))
 
 
 def names(kind: str) -> list[str]:

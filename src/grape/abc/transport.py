@@ -16,15 +16,17 @@ from msgspec import Struct
 
 from grape.errors import TooLarge
 from grape.model.address import PartitionId
+from grape.model.objects import Done, ObjectWrite, Wanted
 
-Table = Literal["state", "hold", "timer", "dead", "text", "expiry"]
+Table = Literal["state", "hold", "timer", "dead", "text", "expiry", "object", "change", "blob"]
 """Rows beside the log of a partition; one key space per (partition, table).
 
 ``state`` keyed state, ``hold`` failed events and what waits behind them, ``timer`` by due time, ``dead`` dead letters,
-``text`` tracebacks and the ids of remembered client events, ``expiry`` by due time what of these may go.
+``text`` tracebacks and the ids of remembered client events, ``expiry`` by due time what of these may go. ``object``,
+``change``, ``blob`` are the app's objects (`grape.model.objects`), all of one partition that has nothing else.
 """
 
-TABLES: tuple[Table, ...] = ("state", "hold", "timer", "dead", "text", "expiry")
+TABLES: tuple[Table, ...] = ("state", "hold", "timer", "dead", "text", "expiry", "object", "change", "blob")
 
 Outcome = Literal["committed", "fenced", "unknown"]
 """``committed``: durable, visible, and never undone. ``fenced``: refused and without any effect, as another term
@@ -65,6 +67,13 @@ class Send(Struct, frozen=True):
     events: int
 
 
+class ObjectWrites(Struct, frozen=True):
+    """Objects that are written, each whatever is there, in this order. ``home``: the partition with their rows."""
+
+    home: PartitionId
+    writes: Sequence[ObjectWrite]
+
+
 class Commit(Struct, frozen=True):
     """One atomic step of one partition: its head, its rows, and what it sends. Of no log does it take anything away.
 
@@ -79,6 +88,8 @@ class Commit(Struct, frozen=True):
     rows: Sequence[tuple[Table, Rows]] = ()
     rows_size: int = -1
     """Bytes of the rows, if that is known: they may be a million."""
+    objects: ObjectWrites | None = None
+    """What a handler has written: seen from this commit on, by everybody."""
 
 
 def size_of(commit: Commit) -> int:
@@ -86,7 +97,8 @@ def size_of(commit: Commit) -> int:
     rows = commit.rows_size
     if rows < 0:
         rows = sum(len(key) + len(value or b"") for _, rows in commit.rows for key, value in rows)
-    return len(commit.head) + sum(len(send.batch) for send in commit.sends) + rows
+    objects = 0 if commit.objects is None else sum(write.weight for write in commit.objects.writes)
+    return len(commit.head) + sum(len(send.batch) for send in commit.sends) + rows + objects
 
 
 class Claim(Struct, frozen=True):
@@ -203,6 +215,21 @@ class Transport(ABC):
     def close(self) -> None:
         """Finish or abandon what was submitted, release everything. Idempotent. No callback comes afterwards, also
         when called from within one."""
+
+    @abstractmethod
+    def write_objects(
+        self,
+        home: PartitionId,
+        writes: Sequence[tuple[ObjectWrite, Wanted]],
+        then: Callable[[Sequence[Done]], None],
+    ) -> None:
+        """Submit: writes that no commit has, of clients, each if what it wants is so, looked at when it is its turn.
+        ``then`` is called on the engine's thread when they are durable. Never blocks.
+        """
+
+    @abstractmethod
+    def drop_blobs(self, home: PartitionId, digests: Sequence[bytes], then: Callable[[Sequence[bytes]], None]) -> None:
+        """Submit: forget the rows of blobs that no object has. ``then`` gets those of which that was so."""
 
     def room(self) -> int:
         """Bytes that may still be committed before the backend is full; a bound from below, cheap."""
@@ -350,4 +377,5 @@ class Submissions:
             crc32(commit.head),
             [(send.target, len(send.batch), crc32(send.batch[:64])) for send in commit.sends],
             [(table, len(rows)) for table, rows in commit.rows],
+            None if commit.objects is None else [(each.place, each.checksum) for each in commit.objects.writes],
         )

@@ -14,6 +14,7 @@ from typing import Any, ClassVar, Final, Never
 
 from msgspec import Struct
 
+from grape.authoring.objects import NodeStorage, Recorded
 from grape.authoring.options import refuse_unknown
 from grape.model.address import check_key, check_timer_name
 from grape.model.own import encode
@@ -56,6 +57,13 @@ class Called(Struct, frozen=True):
     data: Any = None
     key: str | Inherit | None = INHERIT
     timeout: float = 30.0
+
+
+class _Storage:
+    """Not a property: an attribute of the instance, which a worker sets, goes before it."""
+
+    def __get__(self, emitter: Emitter | None, owner: type) -> NodeStorage:
+        return NodeStorage(Recorded() if emitter is None else emitter.recorded_objects, "app")
 
 
 class Emitter:
@@ -170,6 +178,15 @@ class Emitter:
         if isinstance(answer, BaseException):
             raise answer
         return answer
+
+    storage = _Storage()
+    """The app's objects (`NodeStorage`). Outside a worker they are in memory: ``recorded_objects``."""
+
+    @property
+    def recorded_objects(self) -> Recorded:
+        """What was written outside a worker."""
+        recorded: Recorded = self.__dict__.setdefault("_grape_objects", Recorded())
+        return recorded
 
     @property
     def emitted(self) -> list[Emitted]:

@@ -10,13 +10,14 @@ from typing import Annotated, Final
 import typer
 
 from grape.cli import app as apps
-from grape.cli import config, conformance, crashes, dead, held, log, profile, state, token
+from grape.cli import config, conformance, crashes, dead, held, log, profile, state, storage, token
 from grape.cli.audit import audit
 from grape.cli.backup import backup, restore
 from grape.cli.bench import bench
 from grape.cli.console import put
 from grape.cli.dev import dev
 from grape.cli.doctor import doctor
+from grape.cli.exec import execute
 from grape.cli.live import call, emit, status, stop
 from grape.cli.queue import pull, pump, push, tail
 from grape.cli.repair import repair
@@ -75,6 +76,8 @@ app.add_typer(held.app, name="held")
 app.add_typer(log.app, name="log")
 app.add_typer(state.app, name="state")
 app.add_typer(crashes.app, name="crashes")
+app.add_typer(storage.app, name="storage")
+app.command("exec")(execute)
 app.add_typer(conformance.app, name="conformance")
 app.command()(why)
 app.command()(doctor)

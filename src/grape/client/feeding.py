@@ -85,6 +85,15 @@ class Feeder:
         threading.Thread(target=self._run, name="grape-source", daemon=True).start()
 
     @property
+    def is_closed(self) -> bool:
+        """All of it is durable, or it was given up."""
+        return self._is_closed
+
+    def leave(self) -> None:
+        """Give it up, as it is."""
+        self._close(at_end=False)
+
+    @property
     def has_rest(self) -> bool:
         """Something was read that nobody can read again, and is not durable yet."""
         source = self.source

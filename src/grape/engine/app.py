@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Container, Iterable
 
+from grape.engine.pins import Pins
 from grape.engine.telemetry import PoolStats
 from grape.model.address import PartitionId
 from grape.model.foreign import Foreign, Peers, log_of, log_to
+from grape.model.names import own_namespace
+from grape.model.objects import OBJECTS
 from grape.model.routing import Routing, eager_events, route
 from grape.model.stored import OUTPUT, REPLIES, AppRecord
 from grape.model.topology import Limits, NodeSpec, SlotSpec, TopologySpec
@@ -64,6 +67,9 @@ class App:
         self.outgoing_events = 0
         self.outgoing_replies = 0
         self.outgoing_bytes = 0
+        self.pins = Pins()
+        self.namespaces: dict[str, str] = {own_namespace(topology.name): "write"}
+        """Of objects: what its workers may do there. Its own is the first."""
         self.backlog_events = 0
         self.backlog_bytes = 0
         self.holds = 0
@@ -109,6 +115,11 @@ class App:
     def log(self, name: str, number: int) -> PartitionId:
         """The log ``name`` (a pool, or an output, source, taker with its mark) of partition ``number``."""
         return PartitionId(self.record.id, self.record.logs[name], number)
+
+    @property
+    def objects(self) -> PartitionId:
+        """Where the rows of its objects lie."""
+        return self.log(OBJECTS, 0)
 
     def pools_of(self, events: Iterable[str]) -> set[str]:
         """The pools with a listener to one of these events."""

@@ -19,8 +19,10 @@ from grape.model.batch import Context
 from grape.model.cursor import Progress
 from grape.model.depth import LET_IN
 from grape.model.foreign import MAX_FOREIGN, app_of, is_foreign, log_to
+from grape.model.names import check_write
 from grape.model.near import did_you_mean
-from grape.model.stored import OUTPUT, REPLIES, SOURCE, TAKER
+from grape.model.objects import ObjectWrite
+from grape.model.stored import NO_POOLS, OUTPUT
 from grape.model.topology import MAX_NAMES, TopologySpec
 from grape.model.tracing import MAX_TEXT, SPANS, Span, read_context
 from grape.protocol.messages import DERIVED, Call, Emitted, Failure, Reply, StateChanges, Timer, TimerName
@@ -59,7 +61,7 @@ def check_topology(spec: TopologySpec) -> None:
     events = {slot.event for slot in spec.slots}
     problems = [
         *(f"name {name!r:.300}" for name in _names(spec) if not 1 <= len(name.encode()) <= MAX_NAME_BYTES),
-        *(f"pool {name!r}" for name in pools if name.startswith((OUTPUT, REPLIES, SOURCE, TAKER))),
+        *(f"pool {name!r}" for name in pools if name.startswith(NO_POOLS)),
         *(f"node {node.name!r} in pool {node.pool!r}" for node in spec.nodes if node.pool not in pools),
         *(f"slot {slot.event!r} of node {slot.node!r}" for slot in spec.slots if slot.node not in nodes),
         *(f"output {name!r}, which is a slot" for name in spec.outputs if name in events),
@@ -345,6 +347,17 @@ class Checker:
             raise ProtocolError("a reply that is not one msgpack value") from None
         if is_deeper(reply.data, LET_IN):
             raise ProtocolError(f"a reply that is not one msgpack value of at most {LET_IN} levels")
+
+    def object(self, write: ObjectWrite) -> None:
+        what = f"an object {write.namespace!r:.100}/{write.key!r:.200}"
+        if self._app.namespaces.get(write.namespace) != "write":
+            raise ProtocolError(f"{what}, whose namespace the app may not write")
+        try:
+            check_write(write)
+        except (TypeError, ValueError) as e:
+            raise ProtocolError(f"{what}: {e}") from None
+        if write.blob and self._app.pins.size_of(write.checksum) != write.size:
+            raise ProtocolError(f"{what} of bytes that the worker has not brought")
 
     def counts(self, processed: dict[str, int], emitted: dict[str, int]) -> None:
         others = {name for name in emitted.keys() - self._names if self._is_of_other(name)}

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 import msgspec
 
-from grape.abc.transport import Claim, Commit, Outcome, Rows, Send, Table, Transport
+from grape.abc.transport import Claim, Commit, ObjectWrites, Outcome, Rows, Send, Table, Transport
 from grape.errors import Corrupt
 from grape.model.address import PartitionId
 
@@ -74,6 +74,7 @@ class Committer:
         rows: Sequence[tuple[Table, Rows]] = (),
         rows_size: int = -1,
         *,
+        objects: ObjectWrites | None = None,
         then: Callable[[], None],
     ) -> None:
         """Submit the next commit; only when none is under way. ``then`` is called when it is durable.
@@ -81,7 +82,7 @@ class Committer:
         Raises:
             TooLarge, ValueError: the transport refuses it; nothing has changed then.
         """
-        commit = Commit(self.partition, self._term, self._number + 1, head, sends, rows, rows_size)
+        commit = Commit(self.partition, self._term, self._number + 1, head, sends, rows, rows_size, objects)
         self._transport.commit(commit)
         self._number += 1
         self._commit, self._then = commit, then

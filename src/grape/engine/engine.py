@@ -19,6 +19,7 @@ from grape.engine.first import Failed
 from grape.engine.gate import Gate
 from grape.engine.handshake import Handshake
 from grape.engine.numbers import numbers_of
+from grape.engine.objects import AppObjects
 from grape.engine.partition.partition import Partition
 from grape.engine.pool import Pool, what_says_most
 from grape.engine.questions import UNREAD_BYTES, Questions
@@ -31,7 +32,19 @@ from grape.model.address import PartitionId
 from grape.model.numbers import AppNumbers
 from grape.model.profile import Profile
 from grape.model.stored import CLIENT_ID
-from grape.protocol.messages import Announce, Ask, Beat, FromWorker, Hello, Lease, Refusal, Result, Stuck
+from grape.protocol.messages import (
+    Announce,
+    Ask,
+    Beat,
+    Fetch,
+    FromWorker,
+    Hello,
+    Keep,
+    Lease,
+    Refusal,
+    Result,
+    Stuck,
+)
 
 _CREDIT: Final = 3
 """Works a synchronous worker may have: one that runs, and what keeps it busy while that one is committed. With async
@@ -74,6 +87,7 @@ class Engine:
         self._arrivals: dict[PartitionId, list[Callable[[Arrival], None]]] = {}
         self._dues: Dues[Partition] = Dues(_due)
         self.questions = Questions(app)
+        self.objects = AppObjects(app, around.transport, around.blobs, around.clock)
         self.pools: dict[str, Pool] = {}
 
         def may_start() -> bool:
@@ -106,6 +120,7 @@ class Engine:
 
     def start(self) -> None:
         """Read what has come meanwhile, and start the workers."""
+        self.objects.sweep()
         for partition in self._owners.values():
             self._take_answers(partition)
         for pool in self.pools.values():
@@ -346,6 +361,8 @@ class Engine:
                 self._result(worker, message)
             case Ask():
                 self.questions.ask(worker, self._named(worker, message), message)
+            case Fetch() | Keep():
+                self.objects.ask(worker, self._assigned(worker, message), message)
             case Announce():
                 if self._named(worker, message) is not None:
                     worker.announces(message)
@@ -392,7 +409,7 @@ class Engine:
                     worker.queue(number)
                 self._pump(worker)
 
-    def _assigned(self, worker: Worker, message: Result | Ask | Announce | Stuck) -> Partition | None:
+    def _assigned(self, worker: Worker, message: Result | Ask | Announce | Stuck | Fetch | Keep) -> Partition | None:
         """The partition that a message is about; None, counted: it is no longer the worker's."""
         partition = worker.partitions.get(message.partition)
         if partition is None or partition.epoch != message.epoch:
@@ -450,6 +467,7 @@ class Engine:
                 self.app.stats.worker_deaths += 1
                 was_named = worker.is_named or blame(worker, why)
             lost = hopeless(worker)
+        self.objects.gone(worker)
         for partition in worker.partitions.values():
             self.questions.forget(partition)
             partition.flush()  # what it had of a draft is done again once that is committed
@@ -479,6 +497,7 @@ class Engine:
                     return None
         wakes = [at for pool in self.pools.values() if (at := pool.tick(now)) is not None]
         self.pump()
+        self.objects.tick(now)
         if not self.draining and (due := self._dues.next()) is not None:
             wakes.append(due)
         if (lease := self._rates.give(now)) is not None:

@@ -19,6 +19,8 @@ NEEDED: Final = frozenset({"partition", "cache"})
 RATES: Final = "rates"
 TRACES: Final = "traces"
 """It tells spans of traced events."""
+OBJECTS: Final = "objects"
+"""Its handlers read and write them."""
 PEERS: Final = "peers"
 """It emits to other apps, and hears which there are."""
 MAX_TEXT: Final = 16_000
@@ -47,6 +49,7 @@ class Handshake:
             raise TopologyError(problem)
         worker.hears_peers = PEERS in message.capabilities
         worker.tells_spans = TRACES in message.capabilities
+        worker.has_objects = OBJECTS in message.capabilities
         self._welcome(worker)
 
     def _problem(self, worker: Worker, message: Hello) -> str:
@@ -85,6 +88,7 @@ class Handshake:
                 profile.concurrency,
                 app.topology,
                 app.peers,
+                app.namespaces if worker.has_objects else {},
             )
         )
 

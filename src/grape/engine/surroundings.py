@@ -6,6 +6,7 @@ import random
 from collections.abc import Callable
 from typing import NamedTuple
 
+from grape.abc.blobs import Blobs
 from grape.abc.transport import Transport
 from grape.engine.clock import Clock
 from grape.engine.worker import Spawner
@@ -23,6 +24,7 @@ class Surroundings(NamedTuple):
     rng: random.Random
     failed: Callable[[GrapeError], None]
     notice: Callable[[str], None] = lambda text: None
+    blobs: Blobs | None = None
 
 
 class Sizes(NamedTuple):

@@ -43,7 +43,8 @@ class Worker:
         explained: why it ends. is_named: it has said itself over which event.
         has_refused, has_served: it once was in that state.
         idle_since: None while it has work. processed: events.
-        hears_peers: it is told which other apps there are. tells_spans: of traced events.
+        has_objects: its handlers read and write them. hears_peers: it is told which other apps there are.
+        tells_spans: of traced events.
         standstill: it has work, and says that it runs none; or none although its partitions have.
     """
 
@@ -65,6 +66,7 @@ class Worker:
         self.has_served = False
         self.idle_since: int | None = None
         self.processed = 0
+        self.has_objects = False
         self.hears_peers = False
         self.tells_spans = False
         self.standstill = Standstill()

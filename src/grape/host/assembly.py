@@ -20,6 +20,7 @@ from grape.host.attaching import Attaching
 from grape.host.opening import Opening, Removals
 from grape.model.address import PartitionId
 from grape.model.foreign import Peers, logs_to
+from grape.model.objects import OBJECTS
 from grape.model.topology import Limits, TopologySpec
 from grape.model.tracing import SPANS_LOG
 
@@ -82,7 +83,7 @@ class Assembler:
         limits = fit(plan.limits, around.transport.features)
         opening = self._opening = Opening(around.transport, around.clock, limits, around.rng, plan.removals)
         record = await opening.record(
-            plan.topology, plan.partitions, [SPANS_LOG, *(log for app in plan.peers for log in logs_to(app))]
+            plan.topology, plan.partitions, [SPANS_LOG, OBJECTS, *(log for app in plan.peers for log in logs_to(app))]
         )
         if opening.discarded:
             around.notice(f"{opening.discarded:,} events were given up without dead letters (--discard-slot)")

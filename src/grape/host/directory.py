@@ -13,6 +13,7 @@ from grape.abc.transport import Transport
 from grape.engine.app import App
 from grape.engine.logged import BURIED
 from grape.model.address import PartitionId
+from grape.model.objects import OBJECTS
 from grape.model.stored import OUTPUT, REPLIES, SOURCE, TAKER, decode_dead
 
 
@@ -53,7 +54,7 @@ def count_dead(app: App, transport: Transport, *, failed: bool = False) -> int:
     record = app.record
     total = 0
     for name in record.logs:
-        if not name.startswith((OUTPUT, REPLIES, TAKER)):
+        if not name.startswith((OUTPUT, REPLIES, TAKER, OBJECTS)):
             for number in range(1 if name.startswith(SOURCE) else record.partitions):
                 total += _count_rows(transport, app.log(name, number), failed=failed)
     return total

@@ -17,6 +17,7 @@ from typing import Final
 import msgspec
 from msgspec import structs
 
+from grape.abc.blobs import Blobs
 from grape.abc.transport import Transport
 from grape.builtins import DIRECTORY, transport
 from grape.engine.clock import SystemClock
@@ -30,6 +31,7 @@ from grape.host.directory import DataDirectory, count_dead
 from grape.host.door import Door
 from grape.host.host import Host
 from grape.host.house import House
+from grape.host.objects import objects
 from grape.host.opening import Removals
 from grape.host.options import Options
 from grape.host.ordering import ordering
@@ -52,6 +54,7 @@ from grape.processes.runtimes import python_command
 from grape.processes.workers import Workers
 from grape.protocol.door import Ended, Failed
 from grape.protocol.outcomes import Outcomes
+from grape.store.blobs import FileBlobs
 
 _MIN_RESERVE: Final = 256 << 20
 _FAREWELL: Final = 5.0
@@ -82,6 +85,7 @@ class Run:
         self._house = House(self._host, self._clock, self._directory.path, self._teller.notice)
         self._door = Door(self._house)
         self._transport: Transport | None = None
+        self._blobs: Blobs | None = None
         self._assembled: Assembled | None = None
 
     def _abandon(self, why: GrapeError) -> None:
@@ -177,7 +181,8 @@ class Run:
             max_size=self.options.max_size,
         )
         rng, failed, notice = random.Random(), self._host.stop_with, self._teller.notice
-        around = Surroundings(opened, self._spawning, self._clock, rng, failed, notice)
+        blobs = self._blobs = FileBlobs(Path(self._directory.path), self._host.call)
+        around = Surroundings(opened, self._spawning, self._clock, rng, failed, notice, blobs)
         return await assembler.assemble(self._plan(described, opened), around)
 
     def _plan(self, described: Described, opened: Transport) -> Plan:
@@ -214,6 +219,7 @@ class Run:
         self._house.verbs.update(telemetry(engine, self._streams, self._workers.pids))
         self._house.verbs.update(answers(engine, self._house.fan))
         self._house.verbs.update(pausing(pause))
+        self._house.verbs.update(objects(engine))
         pause.set(self.options.is_paused)
         tails = Tails(app, engine.transport, engine.on_arrival, self._host, self._clock)
         queues = Queues(app.topology, assembled.attaching, tails, self._host, self._clock)
@@ -285,6 +291,8 @@ class Run:
         self._close_transport()
 
     def _close_transport(self) -> None:
+        if self._blobs is not None:
+            self._blobs.close()
         if self._transport is not None:
             self._transport.close()
 

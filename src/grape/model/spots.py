@@ -11,7 +11,7 @@ from msgspec import Struct
 from grape.errors import UsageError
 from grape.model.address import PartitionId
 from grape.model.near import did_you_mean
-from grape.model.stored import NO_POOLS, OUTPUT, REPLIES, SOURCE, TAKER, AppRecord
+from grape.model.stored import NO_POOLS, SOURCE, AppRecord
 
 _DEAD: Final = re.compile(r"(?P<log>.+)\.(?P<partition>\d{1,5})-(?P<stopped>h?)(?P<number>\d{1,19})", re.DOTALL)
 _BAD_INPUT: Final = re.compile(r"(?P<event>.+):(?P<log>\d{1,5})-(?P<number>\d{1,19})", re.DOTALL)
@@ -77,8 +77,8 @@ def _place(record: AppRecord, logs: dict[int, str], text: str) -> Place:
     if (found := _DEAD.fullmatch(text)) is None:
         raise UsageError(f"{text!r} is no id of a dead letter, such as main.3-17; `grape dead list` shows them")
     log, n = found["log"], int(found["partition"])
-    if log not in record.logs or log.startswith((OUTPUT, REPLIES, TAKER, SOURCE)):
-        pools = [name for name in record.logs if not name.startswith((OUTPUT, REPLIES, TAKER, SOURCE))]
+    if log not in record.logs or log.startswith(NO_POOLS):
+        pools = [name for name in record.logs if not name.startswith(NO_POOLS)]
         raise UsageError(f"{text}: app {record.name!r} has no pool {log!r}; its pools: {', '.join(pools)}")
     if n >= record.partitions:
         raise UsageError(f"{text}: app {record.name!r} has partitions 0 to {record.partitions - 1}, not {n}")

@@ -10,6 +10,7 @@ from msgspec import Struct
 
 from grape.model.batch import Context
 from grape.model.cursor import Cursor
+from grape.model.objects import OBJECTS
 from grape.model.topology import TopologySpec
 
 FORMAT: Final = 2
@@ -21,7 +22,7 @@ TAKER: Final = "="
 REPLIES: Final = "?"
 """First characters of log names that are no pools: ``>total`` is an output, ``<line=/a/b`` a source, ``=total=/x`` a
 taker's position, ``?`` the home of replies."""
-NO_POOLS: Final = (OUTPUT, SOURCE, TAKER, REPLIES)
+NO_POOLS: Final = (OUTPUT, SOURCE, TAKER, REPLIES, OBJECTS[0])
 
 KEPT: Final = "="
 """What the ids of calls begin with whose replies are kept, for the reply-ttl, for whoever asks for them."""

@@ -6,11 +6,12 @@ Numbers: ``partition`` is a partition number of the worker's pool, ``epoch`` cou
 
 from __future__ import annotations
 
-from typing import Annotated, Final, TypeVar
+from typing import Annotated, Final, Literal, TypeVar
 
 from msgspec import Meta, Struct
 
 from grape.model.cursor import Progress
+from grape.model.objects import ObjectWrite, Stored
 from grape.model.topology import Limits, TopologySpec
 from grape.model.tracing import Span
 
@@ -45,7 +46,8 @@ class Welcome(Struct, frozen=True, array_like=True, tag=1):
     microseconds that make CLOCK_BOOTTIME the engine's time, by which state expires. ``heartbeat_timeout``: a worker
     that says nothing for so many seconds is killed. ``concurrency``: events of async slots to run at once.
     ``topology``: of the whole app, with what the workers of all languages have described; None: that of `Hello`.
-    ``peers``: the other apps of the server, with the events that they listen to (None: not known)."""
+    ``peers``: the other apps of the server, with the events that they listen to (None: not known). ``namespaces``: of
+    objects: the app's own first; "write" or "read"."""
 
     version: int
     pool: str
@@ -59,6 +61,7 @@ class Welcome(Struct, frozen=True, array_like=True, tag=1):
     concurrency: int = 1_000
     topology: TopologySpec | None = None
     peers: dict[str, list[str] | None] = {}
+    namespaces: dict[str, str] = {}
 
 
 class Assign(Struct, frozen=True, array_like=True, tag=2):
@@ -179,6 +182,19 @@ class Leased(Struct, frozen=True, array_like=True, tag=9):
     event: str
     node: str
     count: int
+
+
+class Fetched(Struct, frozen=True, array_like=True, tag=10):
+    """The answer to `Fetch` or `Keep` of that id. ``stored``: without its bytes; None: there is no such object.
+    ``data``: of a read, as many bytes as fit; of a `Keep` that was the last one, the digest. ``items``, ``position``:
+    of a page. ``error``: an error code and a text; nothing else counts then."""
+
+    id: int
+    stored: Stored | None = None
+    data: bytes = b""
+    items: list[tuple[str, Stored]] = []
+    position: str = ""
+    error: tuple[str, str] | None = None
 
 
 # ------------------------------------------------------------------ worker -> engine
@@ -333,11 +349,39 @@ class Tried(Struct, frozen=True, array_like=True, tag=39):
     problems: list[tuple[int, str]]
 
 
+class Fetch(Struct, frozen=True, array_like=True, tag=41):
+    """An object is asked for, as it is now, with what this partition has handed in: ``what`` "stat", "read" (from
+    ``start`` up to ``end``, -1: to its end; at most a frame at a time) or "page" (keys that begin with ``key``, from
+    ``position`` on)."""
+
+    partition: int
+    epoch: int
+    id: int
+    what: Literal["stat", "read", "page"]
+    namespace: str
+    key: str
+    start: int = 0
+    end: int = -1
+    position: str = ""
+    limit: int = 1000
+
+
+class Keep(Struct, frozen=True, array_like=True, tag=42):
+    """Bytes of an object that are too many for its row: each part is answered before the next one comes. They go into a
+    file, which a result then names by its digest."""
+
+    partition: int
+    epoch: int
+    id: int
+    data: bytes
+    last: bool
+
+
 class Result(Struct, frozen=True, array_like=True, tag=38):
     """Effects of finished events of one partition. ``ended``: works of which nothing more comes. ``done``: (position,
     progress) of every batch that moved. ``counts``: "event>node" -> processed; ``emits``: name -> emitted. ``derived``:
     contexts that it adds, which have the numbers from `DERIVED` on: (another context, the span that is the parent now).
-    ``spans``: of traced events."""
+    ``spans``: of traced events. ``objects``: in the order in which they are written."""
 
     partition: int
     epoch: int
@@ -353,6 +397,7 @@ class Result(Struct, frozen=True, array_like=True, tag=38):
     emits: Counts = {}
     derived: Items[tuple[int, str]] = []
     spans: Items[Span] = []
+    objects: Items[ObjectWrite] = []
 
     @property
     def is_progress(self) -> bool:
@@ -360,5 +405,5 @@ class Result(Struct, frozen=True, array_like=True, tag=38):
         return bool(self.ended or self.done or self.retried or self.failures)
 
 
-ToWorker = Welcome | Assign | Revoke | Work | Values | Drain | PeersChanged | Try | Leased
-FromWorker = Hello | Refusal | Ask | Announce | Beat | Stuck | Result | Tried | Lease
+ToWorker = Welcome | Assign | Revoke | Work | Values | Drain | PeersChanged | Try | Leased | Fetched
+FromWorker = Hello | Refusal | Ask | Announce | Beat | Stuck | Result | Tried | Lease | Fetch | Keep

@@ -162,6 +162,10 @@ class Reader:
         with self._reading() as txn:
             return self.head_in(txn, partition.packed())
 
+    def row_in(self, txn: lmdb.Transaction[bytes], packed: bytes, table: Table, key: bytes) -> bytes | None:
+        """One row of a table other than `LATE`."""
+        return self._get_in(txn, table, packed, [key])[0]
+
     def head_in(self, txn: lmdb.Transaction[bytes], packed: bytes) -> CommittedHead | None:
         value = txn.get(packed, db=self.databases["head"])
         if value is None:

@@ -145,6 +145,22 @@ class Writing:
         if self._txn.delete(POSITION.pack(log.packed(), position), db=self._dbs["log"]):
             self._trimmed.add(log)
 
+    def row(self, partition: PartitionId, table: Table, key: bytes) -> bytes | None:
+        """A row of a table other than `LATE`, as this transaction has it.
+
+        Raises:
+            Corrupt: it fails its checksum.
+        """
+        return self._reader.row_in(self._txn, partition.packed(), table, key)
+
+    def first(self, partition: PartitionId, table: Table, begin: bytes) -> bytes | None:
+        """The first key, not a long one, of such a table that is not before ``begin``."""
+        packed = partition.packed()
+        cursor = self._txn.cursor(self._dbs[table])
+        if not cursor.set_range(packed + begin) or cursor.key()[:6] != packed:
+            return None
+        return cursor.key()[6:]
+
     def put(self, partition: PartitionId, table: Table, rows: Rows) -> None:
         """Write or (value None) remove rows; the last one of a key counts."""
         packed = partition.packed()

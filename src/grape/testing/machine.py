@@ -17,6 +17,7 @@ from typing import Any, Final, TypeVar
 import msgspec
 from msgspec import Struct
 
+from grape.abc.blobs import MemoryBlobs
 from grape.abc.source import Chunk, Columns, Source
 from grape.abc.transport import Rows, Table
 from grape.authoring.topology import Topology
@@ -408,6 +409,7 @@ class Machine:
         self._rng = rng or Random(0)
         self.topology: Topology
         self.spec: TopologySpec
+        self.blobs = MemoryBlobs()
         self.outputs: dict[str, ListTaker] = {}
         self.replies = ListTaker(None)
         self.is_running = False
@@ -424,7 +426,9 @@ class Machine:
         self.workers: list[Worker] = []
         assembler = Assembler()
         self.transport = MemoryTransport(assembler.callbacks, self.broker)
-        around = Surroundings(self.transport, self, self.clock, self._rng, self._stop_with, self.notices.append)
+        around = Surroundings(
+            self.transport, self, self.clock, self._rng, self._stop_with, self.notices.append, self.blobs
+        )
         assembled = self._settle(assembler.assemble(self._plan(), around))
         self.app, self.engine = assembled.app, assembled.engine
         self.is_running = True

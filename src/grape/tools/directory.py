@@ -24,6 +24,7 @@ from grape.errors import Corrupt, EngineError, StorageFailed, UsageError
 from grape.model import batch as codec
 from grape.model.address import CATALOG, PartitionId, partition_of
 from grape.model.cursor import Cursor
+from grape.model.objects import OBJECTS
 from grape.model.spots import Place, near
 from grape.model.stored import (
     OUTPUT,
@@ -312,7 +313,7 @@ def rows_of(reader: AtRest, partition: PartitionId, table: Table, prefix: bytes 
 def partitions_of(record: AppRecord) -> Iterator[tuple[str, PartitionId]]:
     """Every (log name, partition) that may hold letters: of pools and of sources."""
     for name, number in record.logs.items():
-        if not name.startswith((OUTPUT, REPLIES, TAKER)):
+        if not name.startswith((OUTPUT, REPLIES, TAKER, OBJECTS)):
             for n in range(1 if name.startswith(SOURCE) else record.partitions):
                 yield name, PartitionId(record.id, number, n)
 

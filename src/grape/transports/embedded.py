@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Sequence
-from typing import Final, Self
+from collections.abc import Callable, Sequence
+from typing import Final, Self, TypeVar
 
 from grape.abc.transport import (
     Arrival,
@@ -24,9 +24,12 @@ from grape.abc.transport import (
     Table,
 )
 from grape.model.address import PartitionId
+from grape.model.objects import Done, ObjectTable, ObjectWrite, Wanted, apply, is_unused
 from grape.store.reader import MIB, Reader
 from grape.store.store import MAX_SIZE, Store
 from grape.store.writing import Writing
+
+T = TypeVar("T")
 
 FEATURES: Final = Features(
     durable=True,
@@ -67,8 +70,42 @@ def _apply(writing: Writing, commit: Commit) -> _Committed:
     positions = [writing.append(send.target, send.batch, send.events) for send in commit.sends]
     for table, rows in commit.rows:
         writing.put(commit.partition, table, rows)
+    if commit.objects is not None:
+        objects = _ObjectRows(writing, commit.objects.home)
+        for write in commit.objects.writes:
+            apply(objects, write)
     writing.set_head(commit.partition, commit.term, commit.number, commit.head)
     return commit, "committed", positions
+
+
+class _ObjectRows:
+    """Those of one app, in a transaction."""
+
+    def __init__(self, writing: Writing, home: PartitionId) -> None:
+        self._writing = writing
+        self._home = home
+
+    def get(self, table: ObjectTable, key: bytes) -> bytes | None:
+        return self._writing.row(self._home, table, key)
+
+    def put(self, table: ObjectTable, key: bytes, value: bytes | None) -> None:
+        self._writing.put(self._home, table, [(key, value)])
+
+    def first(self, table: ObjectTable, begin: bytes) -> bytes | None:
+        return self._writing.first(self._home, table, begin)
+
+
+def _write_objects(writing: Writing, asked: tuple[PartitionId, Sequence[tuple[ObjectWrite, Wanted]]]) -> Sequence[Done]:
+    home, writes = asked
+    rows = _ObjectRows(writing, home)
+    return [apply(rows, write, wanted) for write, wanted in writes]
+
+
+def _drop_blobs(writing: Writing, asked: tuple[PartitionId, Sequence[bytes]]) -> Sequence[bytes]:
+    home, digests = asked
+    unused = [each for each in digests if (row := writing.row(home, "blob", each)) is not None and is_unused(row)]
+    writing.put(home, "blob", [(each, None) for each in unused])
+    return unused
 
 
 def _trim(writing: Writing, hint: tuple[PartitionId, int, Sequence[int]]) -> None:
@@ -164,6 +201,23 @@ class EmbeddedTransport(DirectoryTransport):
     def commit(self, commit: Commit) -> None:
         size = self._submissions.check(commit)
         self.store.submit(_apply, commit, self._report, size)
+
+    def write_objects(
+        self,
+        home: PartitionId,
+        writes: Sequence[tuple[ObjectWrite, Wanted]],
+        then: Callable[[Sequence[Done]], None],
+    ) -> None:
+        size = sum(write.weight for write, _ in writes)
+        self.store.submit(_write_objects, (home, writes), lambda results: self._say(then, results), size)
+
+    def drop_blobs(self, home: PartitionId, digests: Sequence[bytes], then: Callable[[Sequence[bytes]], None]) -> None:
+        self.store.submit(_drop_blobs, (home, digests), lambda results: self._say(then, results), 40 * len(digests))
+
+    def _say(self, then: Callable[[T], None], results: Sequence[T]) -> None:
+        if not self._closed:
+            for result in results:
+                then(result)
 
     def trim(self, log: PartitionId, position: int, drops: Sequence[int] = ()) -> None:
         if not self._closed:

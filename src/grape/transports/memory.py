@@ -35,6 +35,7 @@ from grape.abc.transport import (
 )
 from grape.errors import StorageFailed
 from grape.model.address import PartitionId
+from grape.model.objects import Done, ObjectTable, ObjectWrite, Wanted, apply, is_unused
 
 MIB: Final = 1 << 20
 
@@ -89,6 +90,29 @@ class _Table:
         if self.order is None:
             self.order = sorted(self.rows)
         return self.order
+
+
+class _ObjectRows:
+    def __init__(self, tables: dict[tuple[PartitionId, Table], _Table], home: PartitionId) -> None:
+        self._tables = tables
+        self._home = home
+
+    def _table(self, table: ObjectTable) -> _Table:
+        found = self._tables.get((self._home, table))
+        if found is None:
+            found = self._tables[self._home, table] = _Table()
+        return found
+
+    def get(self, table: ObjectTable, key: bytes) -> bytes | None:
+        return self._table(table).rows.get(key)
+
+    def put(self, table: ObjectTable, key: bytes, value: bytes | None) -> None:
+        self._table(table).write([(key, value)])
+
+    def first(self, table: ObjectTable, begin: bytes) -> bytes | None:
+        keys = self._table(table).keys()
+        at = bisect_left(keys, begin)
+        return keys[at] if at < len(keys) else None
 
 
 class _Log:
@@ -205,6 +229,10 @@ class MemoryBroker:
             if key not in self._tables:
                 self._tables[key] = _Table()
             self._tables[key].write(rows)
+        if commit.objects is not None:
+            objects = _ObjectRows(self._tables, commit.objects.home)
+            for write in commit.objects.writes:
+                apply(objects, write)
         partition.number = commit.number
         partition.head = commit.head
         return "committed"
@@ -282,6 +310,7 @@ class MemoryTransport(Transport):
         self._forwards: deque[tuple[_SendId, Send]] = deque()
         self._marks: deque[_SendId] = deque()
         self._arrivals: deque[Arrival] = deque()
+        self._direct: deque[Callable[[], None]] = deque()
         self._announced: dict[PartitionId, tuple[int, int]] = {}
         self._faults: list[Fault] = []
         self.broker._transports.append(self)
@@ -300,6 +329,31 @@ class MemoryTransport(Transport):
         self._submissions.check(commit)
         self._queue.append(commit)
         self._wake()
+
+    def write_objects(
+        self,
+        home: PartitionId,
+        writes: Sequence[tuple[ObjectWrite, Wanted]],
+        then: Callable[[Sequence[Done]], None],
+    ) -> None:
+        rows = _ObjectRows(self.broker._tables, home)
+        self._directly(lambda: then([apply(rows, write, wanted) for write, wanted in writes]))
+
+    def drop_blobs(self, home: PartitionId, digests: Sequence[bytes], then: Callable[[Sequence[bytes]], None]) -> None:
+        rows = _ObjectRows(self.broker._tables, home)
+
+        def drop() -> None:
+            unused = [each for each in digests if (row := rows.get("blob", each)) is not None and is_unused(row)]
+            for each in unused:
+                rows.put("blob", each, None)
+            then(unused)
+
+        self._directly(drop)
+
+    def _directly(self, do: Callable[[], None]) -> None:
+        if not self.dead and not self._failed:
+            self._direct.append(do)
+            self._wake()
 
     def trim(self, log: PartitionId, position: int, drops: Sequence[int] = ()) -> None:
         if self.dead or self._failed:
@@ -390,6 +444,7 @@ class MemoryTransport(Transport):
                     self._do_ghost,
                     self._do_claim,
                     self._do_claimed,
+                    self._do_direct,
                 )[what](n)
         finally:
             self._pumping = False
@@ -418,6 +473,7 @@ class MemoryTransport(Transport):
             doomed.clear()
         self._claims.clear()
         self._claimed.clear()
+        self._direct.clear()
 
     def fail_next(self, fault: Fault, times: int = 1) -> None:
         """Let ``fault`` happen at the next opportunity.
@@ -445,6 +501,7 @@ class MemoryTransport(Transport):
             len(self.broker._ghosts),
             len(self._claims),
             len(self._claimed),
+            len(self._direct),
         )
 
     def _wake(self) -> None:
@@ -517,11 +574,15 @@ class MemoryTransport(Transport):
             if report.outcome == "committed":
                 self._announce(report.commit)
         claimed = self._claim_all()
+        direct, self._direct = self._direct, deque()
         arrivals, self._arrivals = self._arrivals, deque()
         if reports:
             self._callbacks.done([(report.commit, report.outcome) for report in reports])
         if claimed and not self.dead:
             self._callbacks.claimed(claimed)
+        for do in direct:
+            if not self.dead:
+                do()
         while self.broker._late:
             self.broker._apply_late(0)
         while self.broker._trims:
@@ -579,6 +640,9 @@ class MemoryTransport(Transport):
             self._reports.append(_Report(commit, outcome))
         elif self._failed:
             self._callbacks.failed(_told_to_fail())
+
+    def _do_direct(self, i: int) -> None:
+        self._direct.popleft()()  # in their order
 
     def _do_report(self, i: int) -> None:
         report = self._reports[i]

@@ -19,6 +19,7 @@ from grape.errors import CallFailed, HandlerError, NoAnswer
 from grape.model import own
 from grape.model.values import encode, seconds
 from grape.protocol.messages import Answer
+from grape.worker.objects import Access, Part
 
 _MOST: Final = 1_000
 """Calls that one event may make."""
@@ -51,6 +52,13 @@ class Running(Protocol):
 
     def is_left(self) -> None:
         """Its handler ends here."""
+
+    def objects(self) -> Access | None:
+        """By which it has objects; None: there are none."""
+
+    @property
+    def part(self) -> Part:
+        """The partition in which it runs."""
 
 
 class Calls:

@@ -400,6 +400,7 @@ class AsyncPool:
                     error = failure(e)
         wrote = tracer is not None and tracer.after(unit, stage, was_dirty)
         if error is not None:
+            job.columns.cut(0)
             runtime.ground.fail(unit, stage, 0, error)
         elif tracer is not None:
             stage = stage.pick([0])
@@ -431,6 +432,7 @@ class AsyncPool:
             if event.key is not None:
                 table.in_use.add(event.key)
             job.access = StateAccess(unit.node, table, event, runtime.ground.now_us())
+        job.access_to_objects = runtime.ground.objects
         emitting = Emitting(
             job.emitter,
             job.columns,
@@ -552,6 +554,16 @@ class _SharedState:
         _access(self._name).delete(self._name)
 
 
+class _SharedStorage:
+    """Objects of the event that the running task handles."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(_job("storage").emitter.__dict__["storage"], name)
+
+    def __getitem__(self, namespace: str) -> Any:
+        return _job("storage").emitter.__dict__["storage"][namespace]
+
+
 def _raise(error: BaseException) -> None:
     raise error
 
@@ -586,6 +598,7 @@ def _bind_shared(unit: Unit) -> None:
 
     for name in ("emit", "emit_many", "reply", "cancel_timer", "call"):
         emitter.__dict__[name] = shared_method(name)
+    emitter.__dict__["storage"] = _SharedStorage()
     if unit.handler.instance is not None and unit.handler.states:
         owner = type(emitter)
         shared = {name: _SharedState(name, state) for name, state in unit.handler.states.items()}

@@ -19,6 +19,7 @@ from grape.protocol.messages import Emitted, Reply, Timer, TimerName
 from grape.worker.calls import Suspended
 from grape.worker.effects import REPLY_COSTS, TIMER_COSTS, Assigned, Effects
 from grape.worker.emits import Cancelled, Delayed, Replied, weight
+from grape.worker.objects import OBJECT_COSTS, Written
 from grape.worker.outbox import Target
 from grape.worker.stage import ChildStage, Stage
 from grape.worker.units.unit import Emissions, Unit
@@ -196,6 +197,9 @@ class Delivery:
                     packed = bytes(value) if type(value) is Raw else encode(value)
                     self._effects.add_size(REPLY_COSTS)
                     self._effects.replies.append(Reply(context, packed, name.final))
+            elif type(name) is Written:
+                self._effects.add_size(OBJECT_COSTS + name.write.weight)
+                self._effects.written.append(name)
         return groups
 
     def _shares_nodes(self, names: set[str]) -> bool:

@@ -17,6 +17,7 @@ from grape.protocol.messages import (
     Assign,
     Beat,
     Drain,
+    Fetched,
     FromWorker,
     Leased,
     PeersChanged,
@@ -30,6 +31,7 @@ from grape.protocol.messages import (
 )
 from grape.worker import children
 from grape.worker.concurrent import AsyncPool
+from grape.worker.objects import Access
 from grape.worker.pacing import GivenBack
 from grape.worker.runtime import Runtime
 
@@ -82,6 +84,7 @@ class Dispatcher:
     def serve(self, runtime: Runtime) -> None:
         """Do it with this one."""
         self.runtime = runtime
+        runtime.objects = Access(self.send, self._wait)
 
     # ------------------------------------------------------------------ what comes
 
@@ -100,6 +103,11 @@ class Dispatcher:
             if self.runtime.pacer is None:
                 raise ProtocolError("a lease that nobody has asked for")
             self.runtime.pacer.leased(message)
+            return
+        if isinstance(message, Fetched):
+            if self.runtime.objects is None:
+                raise ProtocolError("an object that nobody has asked for")
+            self.runtime.objects.fetched(message)
             return
         self._inbox.append(message)
         self._schedule_step()

@@ -9,6 +9,7 @@ from grape.model.topology import Limits
 from grape.model.tracing import Span
 from grape.protocol.messages import Assign, Failure, Reply, Timer, Work
 from grape.worker.emits import TooMuch
+from grape.worker.objects import Written
 from grape.worker.outbox import Outbox
 from grape.worker.state import StateTable
 
@@ -35,6 +36,8 @@ class Assigned:
         """Of contexts that have one, by number."""
         self.traced: dict[int, str] = {}
         """Of contexts of traced events, what they carry."""
+        self.written: dict[bytes, list[Written]] = {}
+        """Objects that handlers have written and the engine does not know of yet, by place; the last one counts."""
         self.lines: dict[tuple[str, str], set[str]] = {}
         """Ids of the events that were handed in as failed or behind, by the (node, key) whose line they stand in, until
         they have been retried. When the engine sends the first one back it may not know all of them yet."""
@@ -54,6 +57,7 @@ class Assigned:
     def forget(self, locks: Locks) -> None:
         """What was done since the last result has not happened; ``locks`` are those of then."""
         self.tables = {}
+        self.written = {}
         self.empty = False
         self.locks, self.lines = locks
 
@@ -69,6 +73,7 @@ class Effects:
         self.timers: list[Timer] = []
         self.failures: list[Failure] = []
         self.replies: list[Reply] = []
+        self.written: list[Written] = []
         self.retried: list[int] = []
         self.done: dict[int, Progress] = {}
         self.counts: dict[str, int] = {}

@@ -11,6 +11,7 @@ from typing import Any, Final
 from msgspec import Struct
 
 from grape.authoring.emitter import INHERIT, Emitter, column_length
+from grape.authoring.objects import NodeStorage
 from grape.errors import EventOver, NoKey, TooLarge, UnknownEvent, Unstoppable
 from grape.hot import Tip, make_emit, make_emit_many
 from grape.hot.pure import MEASURE_BYTES, MEASURE_EMITS
@@ -19,6 +20,7 @@ from grape.model.foreign import Peers, is_foreign, problem_of
 from grape.model.near import did_you_mean
 from grape.model.values import Raw, encode, seconds, to_value
 from grape.worker.calls import Calls, Running
+from grape.worker.objects import HandlerObjects, Written
 
 _SMALL: Final = 256
 _EMIT_BYTES: Final = 64
@@ -83,7 +85,7 @@ class TooMuch(Unstoppable):
 
 class EmitColumns(Tip):
     """What a stage emits, in order. ``runs``: the places where the name changes, as (first emit, name). A name is text,
-    `Delayed`, `Cancelled` or `Replied`.
+    `Delayed`, `Cancelled`, `Replied` or `Written`.
 
     ``single``: all of it comes from one event, which fails if it is over ``max_result`` bytes; else it is `TooMuch`.
     """
@@ -129,6 +131,7 @@ class EmitColumns(Tip):
             self.pad_keys()
             keys = self.keys[:]
         data = self.data[:]
+        self.runs.clear()  # cut off it would count as undone
         self.cut(0)
         return names, keys, data
 
@@ -140,7 +143,9 @@ class EmitColumns(Tip):
         """Forget everything behind ``mark``."""
         del self.keys[mark:], self.data[mark:]
         while self.runs and self.runs[-1][0] >= mark:
-            self.runs.pop()
+            name = self.runs.pop()[1]
+            if type(name) is Written:
+                name.is_undone = True
         self.name = self.runs[-1][1] if self.runs else None
         self._size = self._size * mark // self.measured if mark < self.measured else self._size
         self.measured = min(self.measured, mark)
@@ -204,20 +209,42 @@ class Emitting:
         self.calls = Calls(node, running)
         self._emitter = emitter
         self._closures = _closures(columns, node, names, partitions, max_event, running, self.calls)
+        self._objects: HandlerObjects | None = None
+        access = running.objects()
+        if access is not None:
+            self._objects = HandlerObjects(access, columns, node, lambda: running.part)
+            self._closures["storage"] = NodeStorage(self._objects, access.own)
 
         def over(*args: Any, **kwargs: Any) -> None:
             raise EventOver(f"node {node!r} used emit, reply or a timer outside of the handling of an event")
 
-        self._over = dict.fromkeys(self._closures, over)
+        self._over: dict[str, Any] = {**dict.fromkeys(self._closures, over), "storage": _OverStorage(node)}
 
     def begin(self) -> None:
         """Events are handled from now on."""
         self.calls.begin()
+        if self._objects is not None:
+            self._objects.is_open = True
         self._emitter.__dict__.update(self._closures)
 
     def end(self) -> None:
         """None is."""
+        if self._objects is not None:
+            self._objects.is_open = False
         self._emitter.__dict__.update(self._over)
+
+
+class _OverStorage:
+    """In the place of objects while no event is handled."""
+
+    def __init__(self, node: str) -> None:
+        self._node = node
+
+    def __getattr__(self, name: str) -> Any:
+        raise EventOver(f"node {self._node!r} used storage outside of the handling of an event")
+
+    def __getitem__(self, name: str) -> Any:
+        return self.storage
 
 
 def _closures(

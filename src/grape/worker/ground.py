@@ -17,6 +17,7 @@ from grape.worker.blame import blame
 from grape.worker.calls import Suspended
 from grape.worker.delivery import Delivery
 from grape.worker.effects import FAILURE_COSTS, Assigned, Effects
+from grape.worker.objects import Access
 from grape.worker.stage import Stage
 from grape.worker.state import StateTable
 from grape.worker.tracing import Tracer
@@ -50,6 +51,7 @@ class Ground:
         self.effects = Effects(limits)
         self.retries: dict[tuple[str, str], RetryItem] = {}
         self.single = False
+        self.objects: Access | None = None
         self.tracer = Tracer(self)
         self.delivery: Delivery
         self._handlers = handlers

@@ -9,6 +9,7 @@ from grape.authoring.emitter import Context
 from grape.protocol.messages import Answer, BatchItem, RetryItem, Work
 from grape.worker.effects import Assigned
 from grape.worker.emits import EmitColumns
+from grape.worker.objects import Access
 from grape.worker.retries import Retries
 from grape.worker.stage import Stage
 from grape.worker.units.access import StateAccess
@@ -76,6 +77,7 @@ class Job:
         self.is_over = False
         self.is_late = False
         """It ran over its timeout, and was cancelled for that."""
+        self.access_to_objects: Access | None = None
         self.finish: Callable[[], None] = nothing
 
     def own_key(self) -> str | None:
@@ -89,6 +91,9 @@ class Job:
 
     def is_left(self) -> None:
         """What it has done is in columns of its own."""
+
+    def objects(self) -> Access | None:
+        return self.access_to_objects
 
     @property
     def line(self) -> tuple[int, int, str, str] | None:

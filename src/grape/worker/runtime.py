@@ -17,6 +17,7 @@ from grape.model.address import Partitions
 from grape.model.batch import Run, runs_of, split_run
 from grape.model.cursor import Progress
 from grape.model.foreign import Peers
+from grape.model.objects import ObjectWrite
 from grape.model.routing import Routing, route
 from grape.model.topology import Limits, SlotSpec, TopologySpec
 from grape.protocol.messages import (
@@ -42,6 +43,7 @@ from grape.worker.effects import Assigned, Effects
 from grape.worker.emits import Names, TooMuch
 from grape.worker.ground import Ground
 from grape.worker.mishaps import Complain
+from grape.worker.objects import Access
 from grape.worker.pacing import Pacer
 from grape.worker.retries import Retries
 from grape.worker.stage import RetryStage, RootStage, RunColumns, Stage
@@ -52,7 +54,7 @@ from grape.worker.units.unit import Emissions, Unit
 
 ADAPTED: Final = ["partition", "cache", "chain", "rates", "traces"]
 """What an adapter can do, whatever stands behind it."""
-CAPABILITIES: Final = [*ADAPTED, "timers", "calls", "peers", "try"]
+CAPABILITIES: Final = [*ADAPTED, "timers", "calls", "peers", "try", "objects"]
 """What `Runtime` does, as it is said to the engine."""
 
 _MAX_CHUNK: Final = 1024
@@ -118,6 +120,8 @@ class Runtime:
         """Counts calls of ``event.progress()``."""
         self.pacer: Pacer | None = None
         """Keeps rates; None: nobody does, as engine and worker are one thread."""
+        self.objects: Access | None = None
+        """How handlers have objects."""
         self._assigned: dict[int, Assigned] = {}
         self._chunk: dict[str, int] = {}
 
@@ -144,6 +148,9 @@ class Runtime:
         self.names = Names(self.topology.name, self.topology.events, self.topology.outputs, message.peers)
         self.ground = Ground(self.limits, self._handlers, self._ask, self.now_us)
         self.ground.tracer.worker = message.worker
+        if self.objects is not None and message.namespaces:
+            self.objects.namespaces = message.namespaces
+            self.ground.objects = self.objects
         routing = route(self.topology)
         self._routing: Routing = routing
         self.units: dict[str, Unit] = {}
@@ -351,6 +358,7 @@ class Runtime:
             effects.emit_counts,
             effects.derived,
             effects.spans,
+            _handed_in(part, effects),
         )
 
     def batches_of(self, work: Work) -> Iterator[tuple[BatchItem, int]]:
@@ -561,6 +569,17 @@ class Runtime:
     def deliver(self, unit: Unit, stage: Stage, emissions: Emissions) -> None:
         """Run what chains, collect the rest."""
         self.ground.delivery.deliver(self.ground.part, self.ground.effects, unit, stage, emissions)
+
+
+def _handed_in(part: Assigned, effects: Effects) -> list[ObjectWrite]:
+    """What was written; the engine knows of it from now on."""
+    for written in effects.written:
+        left = part.written.get(written.write.place, [])
+        if written in left:
+            left.remove(written)
+        if not left:
+            part.written.pop(written.write.place, None)
+    return [written.write for written in effects.written]
 
 
 def _done_up_to(progress: Progress, start: int, end: int) -> Progress:

@@ -13,7 +13,7 @@ from typing import Final, TypeVar
 
 import msgspec
 
-from grape.abc.transport import Claim, Rows, Send, Table, Transport
+from grape.abc.transport import Claim, ObjectWrites, Rows, Send, Table, Transport
 from grape.engine.app import App
 from grape.engine.clock import Clock
 from grape.engine.committer import Committer
@@ -24,6 +24,7 @@ from grape.model import batch as codec
 from grape.model.address import PartitionId
 from grape.model.batch import Context
 from grape.model.foreign import ReplyName, caller_of, replies_to
+from grape.model.objects import ObjectWrite
 from grape.model.stored import ERROR, OUTPUT, REPLIES, DeadLetter, Head, decode_head, encode, row_key
 from grape.model.tracing import SPAN, SPANS_LOG, Span
 
@@ -42,6 +43,7 @@ class Draft:
         self.sends: list[Send] = []
         self.rows: dict[Table, dict[bytes, bytes | None]] = {}
         self.timers: list[tuple[int, bytes]] = []
+        self.objects: dict[bytes, ObjectWrite] = {}
         self.then: list[Callable[[], None]] = []
         self.changed = False
         self.waits_until: int | None = None
@@ -51,6 +53,14 @@ class Draft:
     def put(self, table: Table, key: bytes, value: bytes | None) -> None:
         self.rows.setdefault(table, {})[key] = value
         self.rows_size += len(key) + len(value or b"")
+        self.changed = True
+
+    def put_object(self, write: ObjectWrite) -> None:
+        """The last one of a key counts: those before it in the same commit nobody would ever see."""
+        place = write.place
+        before = self.objects.pop(place, None)
+        self.objects[place] = write
+        self.rows_size += write.weight - (0 if before is None else before.weight)
         self.changed = True
 
     @property
@@ -172,6 +182,10 @@ class Ledger:
         """Write a row with the next commit; None removes it."""
         self.draft.put(table, key, value)
 
+    def put_object(self, write: ObjectWrite) -> None:
+        """Write an object with the next commit, or remove it."""
+        self.draft.put_object(write)
+
     def put_text(self, text: str) -> bytes:
         """Store a traceback once; returns its key."""
         if not text:
@@ -257,6 +271,7 @@ class Ledger:
             draft.sends,
             rows,
             draft.rows_size,
+            objects=ObjectWrites(self.app.objects, list(draft.objects.values())) if draft.objects else None,
             then=partial(self._committed, draft, done),
         )
         self.draft, self.committing = Draft(), draft

@@ -30,6 +30,7 @@ from grape.engine.partition.results import Results, size_of
 from grape.engine.partition.spans import Spans
 from grape.engine.partition.timers import Timers
 from grape.model import batch as codec
+from grape.model.objects import ObjectWrite
 from grape.protocol.messages import Result, Work
 
 
@@ -169,6 +170,17 @@ class Partition:
             return False
         self._later.append(result)
         return True
+
+    def object_write(self, place: bytes) -> ObjectWrite | None:
+        """The last one of an object that was handed in and is not committed; None: there is none."""
+        for result in reversed(self._later):
+            for write in reversed(result.objects):
+                if write.place == place:
+                    return write
+        for draft in self.ledger.uncommitted():
+            if place in draft.objects:
+                return draft.objects[place]
+        return None
 
     def next_result(self) -> Result | None:
         """One that had to wait, and can be applied now."""

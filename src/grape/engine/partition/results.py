@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, Final
 
 import msgspec
@@ -46,6 +47,7 @@ def size_of_events(result: Result) -> int:
     texts += sum(len(span.id) + len(span.text) + len(span.key or "") for span in result.spans)
     items = len(emitted) + len(calls) + len(result.failures) + len(result.replies) + len(result.retried)
     items += len(result.spans)
+    bodies += sum(write.weight for write in result.objects)
     return bodies + texts + replies + _ITEM * items
 
 
@@ -132,6 +134,11 @@ class Results:
                 continue
             context = contexts[event.contexts[0]] if event.contexts else None
             self._timers.add(now + timer.delay, TimerEntry(event.target, event.partition, event.body, context, name))
+        for write in result.objects:
+            ledger.put_object(write if write.time else msgspec.structs.replace(write, time=now))
+            if write.blob:
+                ledger.app.pins.hold(write.checksum, write.size)
+                ledger.then(partial(ledger.app.pins.let_go, write.checksum))
         failed: list[Failed] = []
         for failure in result.failures:
             if failure.hold >= 0:
@@ -217,4 +224,6 @@ class Results:
             check.failure(failure, contexts, held)
         for reply in result.replies:
             check.reply(reply, contexts)
+        for write in result.objects:
+            check.object(write)
         check.counts(result.counts, result.emits)

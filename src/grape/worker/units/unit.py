@@ -19,6 +19,7 @@ from grape.protocol.messages import Answer, Named
 from grape.worker import children
 from grape.worker.calls import Calls
 from grape.worker.emits import EmitColumns, Emitting, Names, TooMuch
+from grape.worker.objects import Access, Part
 from grape.worker.stage import Stage
 from grape.worker.state import StateTable
 
@@ -61,9 +62,14 @@ _ONE_EACH: Final = list(range(1, 8193))
 
 
 class Host(Protocol):
-    """What a unit needs of the runtime. ``single``: see `Runtime`."""
+    """What a unit needs of the runtime. ``single``: see `Runtime`. ``objects``: how handlers have them. ``part``: of
+    the stage that runs."""
 
     single: bool
+    objects: Access | None
+
+    @property
+    def part(self) -> Part: ...
 
     def fail(
         self, unit: Unit, stage: Stage, index: int, error: BaseException | None, named: Named | None = None
@@ -136,6 +142,13 @@ class Unit(ABC):
 
     def is_left(self) -> None:  # noqa: B027
         """For `_reopen`."""
+
+    def objects(self) -> Access | None:
+        return self._host.objects
+
+    @property
+    def part(self) -> Part:
+        return self._host.part
 
     def _reopen(self) -> None:
         """The only event of the stage counts as running again."""

@@ -1,0 +1,428 @@
+"""``grape storage``: objects of an app, or of any other storage."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Annotated, Any, Final, NoReturn, TypeVar
+
+import msgspec
+import typer
+
+from grape.cli.console import complain, put, say
+from grape.cli.home import HomeOption, or_exit
+from grape.cli.places import App, Data, place_of
+from grape.errors import Conflict, Corrupt, UsageError
+from grape.model.names import check_namespace
+from grape.model.objects import About
+from grape.model.plural import counted
+from grape.model.section import show_size
+from grape.storage.connect import opened
+from grape.storage.objects import AT_ONCE, Objects
+from grape.tools.directory import Directory
+
+T = TypeVar("T")
+
+EXIT_FAILED: Final = 1
+
+app = typer.Typer(
+    no_args_is_help=True,
+    help="""Objects: those of an app (--app of a server, --data DIR), or of any storage (--storage URL).
+
+OBJECT is NAMESPACE/KEY; an app's own namespace has its name.
+
+\b
+grape storage put photos/a.png a.png --tag raw --app photos
+grape storage ls photos/ --app photos
+grape storage cp photos/ file:///backup --app photos""",
+)
+
+Url = Annotated[
+    str | None,
+    typer.Option("--storage", metavar="URL", help="file:///DIR, s3://BUCKET/PREFIX, ...; else the app's own."),
+]
+Named = Annotated[str, typer.Argument(metavar="OBJECT", help="NAMESPACE/KEY")]
+Prefix = Annotated[str, typer.Argument(metavar="NAMESPACE/[PREFIX]", help="All objects whose keys begin so.")]
+Tags = Annotated[list[str] | None, typer.Option("--tag", metavar="TAG", help="That have it. Repeatable.")]
+AsJson = Annotated[bool, typer.Option("--json", help="JSON lines, with all that is known.")]
+
+
+def url_of(storage: str | None, data: str | None, name: str | None, home: str | None) -> str:
+    """The storage that is meant."""
+    if storage is not None:
+        if data is not None or name is not None:
+            complain("--storage is one storage, --app or --data another one: say which")
+            raise typer.Exit(2)
+        return storage
+    place = place_of(data, name, home)
+    query = f"?app={place.app}" if place.app else ""
+    return f"embedded://{Path(place.data).absolute()}{query}"
+
+
+def split(text: str, *, is_prefix: bool = False) -> tuple[str, str]:
+    """Namespace and key.
+
+    Raises:
+        UsageError: it is none.
+    """
+    namespace, slash, key = text.partition("/")
+    if not slash or not (key or is_prefix):
+        what = "NAMESPACE/ or NAMESPACE/PREFIX" if is_prefix else "NAMESPACE/KEY"
+        raise UsageError(f"{text!r:.200}: which one? {what}")
+    return check_namespace(namespace), key
+
+
+def run(do: Callable[[], Awaitable[T]]) -> T:
+    """Its outcome; an error of Grape ends the command."""
+
+    async def inside() -> T:
+        return await do()
+
+    return or_exit(lambda: asyncio.run(inside()))
+
+
+@asynccontextmanager
+async def _objects(url: str, namespace: str) -> AsyncIterator[Objects]:
+    async with opened(url) as storage:
+        yield Objects(storage, namespace)
+
+
+def _shown(namespace: str, about: About) -> str:
+    return msgspec.json.encode({"namespace": namespace, **msgspec.to_builtins(about)}).decode()
+
+
+@app.command("ls")
+def list_(
+    prefix: Prefix,
+    storage: Url = None,
+    data: Data = None,
+    name: App = None,
+    home: HomeOption = None,
+    tag: Tags = None,
+    as_json: AsJson = False,
+) -> None:
+    """List objects: size, time, key."""
+    url = url_of(storage, data, name, home)
+
+    async def do() -> None:
+        namespace, begin = split(prefix, is_prefix=True)
+        async with _objects(url, namespace) as objects:
+            async for about in objects.list(begin, tags=tag or ()):
+                put(_shown(namespace, about) if as_json else f"{about.size:>14,}  {_time(about.time)}  {about.key}")
+
+    run(do)
+
+
+@app.command()
+def stat(object: Named, storage: Url = None, data: Data = None, name: App = None, home: HomeOption = None) -> None:
+    """Show all that is known of an object, as JSON. Exit code 1: there is none."""
+    url = url_of(storage, data, name, home)
+
+    async def do() -> About | None:
+        namespace, key = split(object)
+        async with _objects(url, namespace) as objects:
+            return await objects.stat(key)
+
+    found = run(do)
+    if found is None:
+        _missing(object)
+    put(_shown(split(object)[0], found))
+
+
+@app.command()
+def get(
+    object: Named,
+    file: Annotated[str, typer.Argument(metavar="[FILE]", help="Where to; -: standard output.")] = "-",
+    storage: Url = None,
+    data: Data = None,
+    name: App = None,
+    home: HomeOption = None,
+) -> None:
+    """Write an object into a file, checked. Exit code 1: there is none."""
+    url = url_of(storage, data, name, home)
+
+    async def do() -> bool:
+        namespace, key = split(object)
+        async with _objects(url, namespace) as objects, objects.open(key) as found:
+            if found is None:
+                return False
+            if file == "-":
+                async for chunk in found.chunks:
+                    sys.stdout.buffer.write(chunk)
+                sys.stdout.flush()
+                return True
+            place, part = Path(file), Path(f"{file}.part")
+            try:
+                with open(part, "wb") as out:
+                    async for chunk in found.chunks:
+                        out.write(chunk)
+                part.rename(place)
+            except OSError as e:
+                raise UsageError(f"{e.filename or file}: {e.strerror}") from None
+            finally:
+                part.unlink(missing_ok=True)
+            return True
+
+    if not run(do):
+        _missing(object)
+
+
+@app.command("put")
+def put_(
+    object: Named,
+    file: Annotated[str, typer.Argument(metavar="[FILE]", help="What is in it; -: standard input.")] = "-",
+    storage: Url = None,
+    data: Data = None,
+    name: App = None,
+    home: HomeOption = None,
+    tag: Annotated[list[str] | None, typer.Option(metavar="TAG", help="That it gets. Repeatable.")] = None,
+    user: Annotated[list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="To be known beside.")] = None,
+    content_type: Annotated[str | None, typer.Option("--type", metavar="TYPE", help="Else as its name says.")] = None,
+    ttl: Annotated[float | None, typer.Option(metavar="SECONDS", help="After which it is gone.")] = None,
+    if_absent: Annotated[
+        bool, typer.Option("--if-absent", help="Only if there is none. Exit code 1: there is.")
+    ] = False,
+    if_version: Annotated[str | None, typer.Option(metavar="VERSION", help="Only if this one is there.")] = None,
+) -> None:
+    """Write a file, or what comes on standard input, as an object. It is durable when this ends with 0."""
+    import mimetypes
+
+    url = url_of(storage, data, name, home)
+
+    async def do() -> About:
+        namespace, key = split(object)
+        source: Any = sys.stdin.buffer if file == "-" else Path(file)
+        if file != "-" and not Path(file).is_file():
+            raise UsageError(f"{file}: there is no such file")
+        kind = content_type or mimetypes.guess_type(key)[0] or "application/octet-stream"
+        async with _objects(url, namespace) as objects:
+            return await objects.put(
+                key,
+                source,
+                content_type=kind,
+                tags=tag or (),
+                user=_pairs(user),
+                ttl=ttl,
+                if_absent=if_absent,
+                if_version=if_version,
+            )
+
+    try:
+        about = or_exit(lambda: asyncio.run(do())) if not (if_absent or if_version) else asyncio.run(do())
+    except Conflict as e:
+        complain(str(e))
+        raise typer.Exit(EXIT_FAILED) from None
+    put(_shown(split(object)[0], about))
+
+
+@app.command()
+def rm(
+    object: Named,
+    storage: Url = None,
+    data: Data = None,
+    name: App = None,
+    home: HomeOption = None,
+    recursive: Annotated[bool, typer.Option("-r", help="All whose keys begin so.")] = False,
+) -> None:
+    """Remove an object. Exit code 1: there was none."""
+    url = url_of(storage, data, name, home)
+
+    async def do() -> int:
+        namespace, key = split(object, is_prefix=recursive)
+        async with _objects(url, namespace) as objects:
+            if not recursive:
+                return int(await objects.remove(key))
+            removed = 0
+            async for about in objects.list(key):
+                removed += await objects.remove(about.key)
+            return removed
+
+    removed = run(do)
+    if recursive:
+        say(f"{counted(removed, 'object')} removed")
+    elif not removed:
+        _missing(object)
+
+
+@app.command()
+def cp(
+    prefix: Prefix,
+    target: Annotated[str, typer.Argument(metavar="URL", help="Of the other storage; namespace and keys stay.")],
+    storage: Url = None,
+    data: Data = None,
+    name: App = None,
+    home: HomeOption = None,
+    tag: Tags = None,
+    move: Annotated[bool, typer.Option("--move", help="Remove what has been copied and verified.")] = False,
+) -> None:
+    """Copy objects into another storage, several at a time, each checked.
+
+    What is there already and the same is passed over, so a copy that was ended goes on when it is started again.
+    """
+    url = url_of(storage, data, name, home)
+
+    async def do() -> tuple[int, int, int]:
+        namespace, begin = split(prefix, is_prefix=True)
+        async with _objects(url, namespace) as source, _objects(target, namespace) as into:
+            limit = asyncio.Semaphore(AT_ONCE // 2)
+            counts = [0, 0, 0]
+
+            async def one(about: About) -> None:
+                async with limit:
+                    copied = await _copied(source, into, about.key)
+                    counts[0 if copied else 1] += 1
+                    counts[2] += about.size if copied else 0
+                    if move:
+                        await source.remove(about.key)
+
+            position = ""
+            while True:
+                page = await source.page(begin, position, tags=tag or ())
+                async with asyncio.TaskGroup() as group:
+                    for about in page.items:
+                        group.create_task(one(about))
+                position = page.position
+                if not position:
+                    return counts[0], counts[1], counts[2]
+
+    try:
+        copied, same, size = run(do)
+    except BaseExceptionGroup as e:
+        first: BaseException = e
+        while isinstance(first, BaseExceptionGroup):
+            first = first.exceptions[0]
+        complain(f"{first}\nwhat was copied stays; the same command goes on where it was")
+        raise typer.Exit(2) from None
+    say(f"{counted(copied, 'object')} copied ({show_size(size)}), {same:,} were there already")
+
+
+async def _copied(source: Objects, into: Objects, key: str) -> bool:
+    """False: it was there, and the same."""
+    async with source.open(key) as found:
+        if found is None:
+            return False
+        about = found.about
+        there = await into.stat(key)
+        if there is not None and there.size == about.size and about.checksum and there.checksum == about.checksum:
+            return False
+        checksum = about.checksum if about.checksum.startswith("sha256:") else ""
+        options: dict[str, Any] = {}
+        if into.storage.features.keeps_about:
+            options = {"content_type": about.content_type, "tags": about.tags, "user": about.user, "time": about.time}
+        await into.put(key, found.chunks, checksum=checksum, **options)
+        return True
+
+
+@app.command()
+def verify(prefix: Prefix, storage: Url = None, data: Data = None, name: App = None, home: HomeOption = None) -> None:
+    """Read objects, and say which are not what was written. Exit code 1: some are not."""
+    url = url_of(storage, data, name, home)
+
+    async def do() -> tuple[int, int]:
+        namespace, begin = split(prefix, is_prefix=True)
+        good = bad = 0
+        async with _objects(url, namespace) as objects:
+            async for about in objects.list(begin):
+                try:
+                    await objects.verify(about.key)
+                    good += 1
+                except Corrupt as e:
+                    complain(str(e))
+                    bad += 1
+        return good, bad
+
+    good, bad = run(do)
+    say(f"{counted(good, 'object')} as they were written, {bad:,} not")
+    if bad:
+        raise typer.Exit(EXIT_FAILED)
+
+
+@app.command()
+def du(prefix: Prefix, storage: Url = None, data: Data = None, name: App = None, home: HomeOption = None) -> None:
+    """How many objects there are, and how large they are together."""
+    url = url_of(storage, data, name, home)
+
+    async def do() -> tuple[int, int]:
+        namespace, begin = split(prefix, is_prefix=True)
+        count = size = 0
+        async with _objects(url, namespace) as objects:
+            async for about in objects.list(begin):
+                count, size = count + 1, size + about.size
+        return count, size
+
+    count, size = run(do)
+    put(f"{counted(count, 'object')}, {size:,} bytes ({show_size(size)})")
+
+
+@app.command()
+def watch(prefix: Prefix, storage: Url = None, data: Data = None, name: App = None, home: HomeOption = None) -> None:
+    """Print what is written and removed from now on, as JSON lines, until Ctrl-C."""
+    url = url_of(storage, data, name, home)
+
+    async def do() -> None:
+        namespace, begin = split(prefix, is_prefix=True)
+        async with opened(url) as one:
+            position = (await one.changes(namespace, begin, None)).position
+            say("watching; stop with Ctrl-C")
+            while True:
+                found = await one.changes(namespace, begin, position)
+                position = found.position
+                for change in found.items:
+                    about = change.about
+                    gone = msgspec.json.encode({"namespace": namespace, "key": change.key, "removed": True}).decode()
+                    put(gone if about is None else _shown(namespace, about))
+                sys.stdout.flush()
+                if not found.items:
+                    await asyncio.sleep(0.2)
+
+    run(do)
+
+
+@app.command()
+def namespaces(data: Data = None, name: App = None, home: HomeOption = None) -> None:
+    """The namespaces in which an app has objects."""
+    place = place_of(data, name, home)
+
+    def find() -> list[str]:
+        from grape.model.address import PartitionId
+        from grape.model.objects import OBJECTS, split_place
+
+        found: list[str] = []
+        with Directory.open(place.data) as directory:
+            record = directory.app(place.app)
+            number = record.logs.get(OBJECTS)
+            after = b""
+            while number is not None:
+                rows = directory.reader.scan(PartitionId(record.id, number, 0), "object", after, 1)
+                if not rows:
+                    break
+                found.append(split_place(rows[0][0])[0])
+                after = found[-1].encode() + b"\x01"
+        return found
+
+    for each in or_exit(find):
+        put(each)
+
+
+def _missing(object: str) -> NoReturn:
+    complain(f"there is no object {object!r:.300}")
+    raise typer.Exit(EXIT_FAILED)
+
+
+def _time(us: int) -> str:
+    from datetime import UTC, datetime
+
+    return datetime.fromtimestamp(us / 1e6, UTC).strftime("%Y-%m-%d %H:%M:%S")
+
+
+def _pairs(texts: list[str] | None) -> dict[str, str]:
+    found = {}
+    for text in texts or ():
+        name, there_is, value = text.partition("=")
+        if not there_is:
+            raise UsageError(f"--set is NAME=VALUE, not {text!r:.100}")
+        found[name] = value
+    return found

@@ -1,0 +1,259 @@
+"""Objects as workers and clients ask for them: what is committed, and for a worker what its partition has handed in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Final
+
+from msgspec import structs
+
+from grape.abc.blobs import Blobs
+from grape.abc.transport import Transport
+from grape.engine.app import App
+from grape.engine.clock import Clock
+from grape.engine.partition.partition import Partition
+from grape.engine.worker import Worker
+from grape.errors import BadArgument, GrapeError, ProtocolError, Unsupported
+from grape.model.names import check_key, check_namespace, check_prefix
+from grape.model.objects import (
+    Done,
+    ObjectWrite,
+    Stored,
+    Wanted,
+    decode_stored,
+    is_unused,
+    place_key,
+    split_place,
+)
+from grape.protocol.messages import Fetch, Fetched, Keep
+
+CHUNK: Final = 1 << 20
+"""Bytes of an answer."""
+_PAGE: Final = 1_000
+_LEAST: Final = 60_000_000
+"""Microseconds between two looks for bytes that nobody has."""
+
+
+class AppObjects:
+    """Of one app. ``blobs`` None: there is no place for what is too large for a row."""
+
+    def __init__(self, app: App, transport: Transport, blobs: Blobs | None, clock: Clock) -> None:
+        self._app = app
+        self._transport = transport
+        self._blobs = blobs
+        self._clock = clock
+        self._looked = 0
+
+    # ------------------------------------------------------------------ workers
+
+    def ask(self, worker: Worker, partition: Partition | None, message: Fetch | Keep) -> None:
+        """Answer now or later. ``partition`` None: it is no longer the worker's."""
+
+        def say(answer: Fetched) -> None:
+            if worker.is_heard:
+                worker.link.send(answer)
+
+        if partition is None:
+            say(Fetched(message.id, error=("stale", "the partition is another worker's by now")))
+        elif isinstance(message, Keep):
+            self._keep(worker, message, say)
+        else:
+            self._fetch(partition, message, say)
+
+    def _keep(self, worker: Worker, message: Keep, say: Callable[[Fetched], None]) -> None:
+        if self._blobs is None:
+            error = Unsupported("there is no place for objects of over 64 KiB here")
+            say(Fetched(message.id, error=(error.code, str(error))))
+            return
+
+        def kept(found: tuple[bytes, int] | GrapeError | None) -> None:
+            if isinstance(found, GrapeError):
+                say(Fetched(message.id, error=(found.code, str(found))))
+            elif found is None:
+                say(Fetched(message.id))
+            else:
+                if worker.is_heard:
+                    self._app.pins.bring(worker, *found)
+                say(Fetched(message.id, data=found[0]))
+
+        self._blobs.part(worker, message.data, message.last, kept)
+
+    def gone(self, worker: Worker) -> None:
+        """It brings nothing any more, and names nothing."""
+        self._app.pins.gone(worker)
+        if self._blobs is not None:
+            self._blobs.forget(worker)
+
+    def _fetch(self, partition: Partition, message: Fetch, say: Callable[[Fetched], None]) -> None:
+        try:
+            if message.namespace not in self._app.namespaces:
+                raise ProtocolError(f"objects of the namespace {message.namespace!r:.100}, which is not granted")
+            if message.what == "page":
+                items, position = self.page(message.namespace, message.key, message.position, message.limit)
+                say(Fetched(message.id, items=items, position=position))
+                return
+            place = place_key(message.namespace, check_key(message.key))
+        except BadArgument as e:
+            raise ProtocolError(f"a question for an object: {e}") from None
+        stored = self._seen(partition, place, message.position)
+        if stored is None or message.what == "stat":
+            say(Fetched(message.id, None if stored is None else _without_data(stored)))
+        else:
+            self.chunk(stored, message.start, message.end, lambda found: say(_read(message.id, stored, found)))
+
+    def _seen(self, partition: Partition, place: bytes, digest: str) -> Stored | None:
+        """``digest``: of what the handler itself has written, and nobody knows of yet."""
+        if digest:
+            try:
+                size = self._app.pins.size_of(bytes.fromhex(digest))
+            except ValueError:
+                raise ProtocolError("an object by a digest that is none") from None
+            return None if size is None else Stored(0, size, bytes.fromhex(digest), blob=True)
+        write = partition.object_write(place)
+        if write is None:
+            return self.stored(place)
+        if write.size < 0:
+            return None
+        return Stored(
+            0,
+            write.size,
+            write.checksum,
+            write.time,
+            write.content_type,
+            tuple(write.tags),
+            write.user,
+            write.expires,
+            write.blob,
+            write.data,
+        )
+
+    # ------------------------------------------------------------------ what is committed
+
+    def stored(self, place: bytes) -> Stored | None:
+        """An object; None: there is none, or it has expired.
+
+        Raises:
+            Corrupt: its row fails its checksum.
+        """
+        (packed,) = self._transport.get(self._app.objects, "object", [place])
+        return None if packed is None else self._there(decode_stored(packed))
+
+    def _there(self, stored: Stored) -> Stored | None:
+        is_over = 0 < stored.expires <= self._clock.now()
+        return stored if stored.is_there and not is_over else None
+
+    def page(self, namespace: str, prefix: str, position: str, limit: int) -> tuple[list[tuple[str, Stored]], str]:
+        """In the order of keys, without their bytes."""
+        begin = check_namespace(namespace).encode() + b"\0" + check_prefix(prefix).encode()
+        after = begin if not position else place_key(namespace, position) + b"\0"
+        limit = max(1, min(limit, _PAGE))
+        rows = self._transport.scan(self._app.objects, "object", max(begin, after), limit, _behind(begin))
+        items = []
+        for place, packed in rows:
+            stored = self._there(decode_stored(packed))
+            if stored is not None:
+                items.append((split_place(place)[1], _without_data(stored)))
+        return items, split_place(rows[-1][0])[1] if len(rows) == limit else ""
+
+    def chunk(self, stored: Stored, start: int, end: int, then: Callable[[bytes | GrapeError], None]) -> None:
+        """Its bytes from ``start`` up to ``end`` (-1: to its end), at most `CHUNK` of them."""
+        last = stored.size if end < 0 else min(end, stored.size)
+        size = max(0, min(last - start, CHUNK))
+        if not stored.blob:
+            then(stored.data[start : start + size])
+        elif not size:
+            then(b"")
+        elif self._blobs is None:
+            then(Unsupported("there is no place for objects of over 64 KiB here"))
+        else:
+            self._blobs.read(stored.checksum, start, size, then)
+
+    # ------------------------------------------------------------------ clients
+
+    def write(
+        self, writes: Sequence[tuple[ObjectWrite, Wanted]], then: Callable[[Sequence[Done] | None], None]
+    ) -> None:
+        """Each if what it wants is so. What they have in files is held meanwhile; None: it is not there (any more)."""
+        now = self._clock.now()
+        timed = [(structs.replace(w, time=now) if not w.time and w.size >= 0 else w, wanted) for w, wanted in writes]
+        blobs = [write for write, _ in writes if write.blob]
+        for write in blobs:
+            self._app.pins.hold(write.checksum, write.size)
+
+        def done(found: Sequence[Done] | None) -> None:
+            for write in blobs:
+                self._app.pins.let_go(write.checksum)
+            then(found)
+
+        def sized(sizes: Sequence[int | None]) -> None:
+            if [write.size for write in blobs] == list(sizes):
+                self._transport.write_objects(self._app.objects, timed, done)
+            else:
+                done(None)
+
+        if not blobs:
+            sized([])
+        elif self._blobs is None:
+            done(None)
+        else:
+            self._blobs.sizes([write.checksum for write in blobs], sized)
+
+    # ------------------------------------------------------------------ what nobody has
+
+    def tick(self, now: int) -> None:
+        """Look now and then for bytes that no object has any more."""
+        if self._blobs is not None and now - self._looked >= _LEAST:
+            self._looked = now
+            self._drop_unused()
+
+    def sweep(self) -> None:
+        """At a start: files that no row names are of writes that never were."""
+        if self._blobs is not None:
+            self._blobs.all(self._sweep)
+            self._drop_unused()
+
+    def _sweep(self, digests: Sequence[bytes]) -> None:
+        assert self._blobs is not None
+        rows = self._transport.get(self._app.objects, "blob", digests)
+        pins = self._app.pins
+        nobodys = [d for d, row in zip(digests, rows, strict=True) if row is None and pins.size_of(d) is None]
+        if nobodys:
+            self._blobs.remove(nobodys)
+
+    def _drop_unused(self) -> None:
+        after, unused = b"", []
+        while rows := self._transport.scan(self._app.objects, "blob", after, _PAGE):
+            unused += [d for d, packed in rows if is_unused(packed) and self._app.pins.size_of(d) is None]
+            after = rows[-1][0] + b"\0"
+        if unused:
+            self._transport.drop_blobs(self._app.objects, unused, self._remove)
+
+    def _remove(self, digests: Sequence[bytes]) -> None:
+        assert self._blobs is not None
+        self._blobs.remove([digest for digest in digests if self._app.pins.size_of(digest) is None])
+
+
+def _without_data(stored: Stored) -> Stored:
+    return Stored(
+        stored.number,
+        stored.size,
+        stored.checksum,
+        stored.time,
+        stored.content_type,
+        stored.tags,
+        stored.user,
+        stored.expires,
+        stored.blob,
+    )
+
+
+def _read(number: int, stored: Stored, found: bytes | GrapeError) -> Fetched:
+    if isinstance(found, GrapeError):
+        return Fetched(number, error=(found.code, str(found)))
+    return Fetched(number, _without_data(stored), found)
+
+
+def _behind(begin: bytes) -> bytes | None:
+    """The first key behind all that begin so."""
+    cut = begin.rstrip(b"\xff")
+    return cut[:-1] + bytes([cut[-1] + 1]) if cut else None

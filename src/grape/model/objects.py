@@ -1,0 +1,256 @@
+"""Objects in an app's own store: what is written down of each, and what a write changes. Pure, over rows as any
+transport has them.
+
+    object   NAMESPACE \\0 KEY   `Stored`: what is known of it, and its bytes if they are few; or that it was removed
+    change   "c" + number       the key of the object that was written so, the last time
+             "t" + number       the key of one that was removed so
+             ""                 `Ledger`: the next number, and what has been forgotten of removed ones
+    blob     digest             how many objects have these bytes, which lie in a file; 0: none any more
+
+Every write has a number of its own, larger than all before: it is the object's version, and a position in what has
+changed.
+"""
+
+from __future__ import annotations
+
+from typing import Final, Literal, Protocol
+
+import msgspec
+from msgspec import Struct
+
+from grape.model.topology import Names
+
+OCTETS: Final = "application/octet-stream"
+INLINE: Final = 64 << 10
+"""Bytes of an object that lie in its row; more lie in a file."""
+REMOVED: Final = -1
+"""The size of an object that is none."""
+MOST_REMOVED: Final = 100_000
+"""Of so many removed ones it is known that they were."""
+OBJECTS: Final = "&objects"
+"""The log under whose number the rows lie. There is no batch in it."""
+
+ObjectTable = Literal["object", "change", "blob"]
+
+_WRITTEN: Final = b"c"
+_GONE: Final = b"t"
+
+
+class About(Struct, frozen=True):
+    """What is known of an object beside its bytes.
+
+    Args:
+        key: within its namespace.
+        size: bytes.
+        version: text that is another one after every write; told by whoever stores it, and compared alone.
+        checksum: "sha256:" and hexadecimal digits, or what the storage keeps of its own ("sha512:..", "md5:.."); "":
+            not known without reading it.
+        time: microseconds since 1970: as its writer says, else when it was written.
+        content_type: a media type.
+        tags: sorted, each once. user: whatever its writer wants to be known beside.
+        expires: microseconds since 1970 from which on it is gone; 0: never.
+    """
+
+    key: str
+    size: int
+    version: str
+    checksum: str = ""
+    time: int = 0
+    content_type: str = OCTETS
+    tags: tuple[str, ...] = ()
+    user: dict[str, str] = {}
+    expires: int = 0
+
+
+class ObjectWrite(Struct, frozen=True, array_like=True):
+    """A handler, or a client, wants an object to be so. ``size`` `REMOVED`: not to be. ``checksum``: SHA-256 of the
+    bytes. ``time``, ``expires``: microseconds since 1970; time 0: now. ``blob``: the bytes lie in a file named by their
+    checksum."""
+
+    namespace: str
+    key: str
+    size: int
+    checksum: bytes = b""
+    time: int = 0
+    content_type: str = OCTETS
+    tags: Names[str] = ()
+    user: dict[str, str] = {}
+    expires: int = 0
+    blob: bool = False
+    data: bytes = b""
+
+    @property
+    def place(self) -> bytes:
+        return place_key(self.namespace, self.key)
+
+    @property
+    def weight(self) -> int:
+        """Bytes in a commit, about."""
+        return 200 + len(self.place) + len(self.data) + sum(map(len, self.tags)) + 100 * len(self.user)
+
+
+class Stored(Struct, frozen=True, array_like=True):
+    """An object as it lies there. ``number``: of the write that made it so. The rest as `ObjectWrite`."""
+
+    number: int
+    size: int
+    checksum: bytes = b""
+    time: int = 0
+    content_type: str = OCTETS
+    tags: tuple[str, ...] = ()
+    user: dict[str, str] = {}
+    expires: int = 0
+    blob: bool = False
+    data: bytes = b""
+
+    @property
+    def is_there(self) -> bool:
+        return self.size != REMOVED
+
+    def about(self, key: str) -> About:
+        checksum = f"sha256:{self.checksum.hex()}" if self.checksum else ""
+        return About(
+            key, self.size, str(self.number), checksum, self.time, self.content_type, self.tags, self.user, self.expires
+        )
+
+
+class Wanted(Struct, frozen=True, array_like=True):
+    """What has to be so for a write to happen: see `grape.abc.storage.If`. ``number`` -1: whatever."""
+
+    number: int = -1
+    checksum: bytes = b""
+    absent: bool = False
+    not_newer_than: int = -1
+
+    def holds(self, there: Stored | None) -> bool:
+        if there is None:
+            return self.number < 0 and not self.checksum
+        return (
+            not self.absent
+            and self.number in (-1, there.number)
+            and self.checksum in (b"", there.checksum)
+            and not 0 <= self.not_newer_than < there.time
+        )
+
+
+ALWAYS: Final = Wanted()
+
+
+class Ledger(Struct, frozen=True, array_like=True):
+    """``removed``: how many are known. ``forgotten``: the largest number of a removal that is not known any more."""
+
+    next: int = 1
+    removed: int = 0
+    forgotten: int = 0
+
+
+class Done(Struct, frozen=True, array_like=True):
+    """What has become of a write. ``now``: what is there. ``holds``: what was wanted was so, else nothing has changed.
+    ``was_there``: something was."""
+
+    holds: bool
+    was_there: bool
+    now: Stored | None = None
+
+
+class Rows(Protocol):
+    """Of the objects of one app, with what this very transaction has written."""
+
+    def get(self, table: ObjectTable, key: bytes) -> bytes | None: ...
+
+    def put(self, table: ObjectTable, key: bytes, value: bytes | None) -> None: ...
+
+    def first(self, table: ObjectTable, begin: bytes) -> bytes | None:
+        """The first key that is not before ``begin``."""
+
+
+encode: Final = msgspec.msgpack.Encoder().encode
+decode_stored: Final = msgspec.msgpack.Decoder(Stored).decode
+decode_ledger: Final = msgspec.msgpack.Decoder(Ledger).decode
+_count: Final = msgspec.msgpack.Decoder(int).decode
+
+
+def place_key(namespace: str, key: str) -> bytes:
+    return namespace.encode() + b"\0" + key.encode()
+
+
+def split_place(place: bytes) -> tuple[str, str]:
+    namespace, _, key = place.partition(b"\0")
+    return namespace.decode(), key.decode()
+
+
+def written(number: int) -> bytes:
+    """The key of the row in ``change`` that says what was written so."""
+    return _WRITTEN + number.to_bytes(8, "big")
+
+
+def gone(number: int) -> bytes:
+    """The same of a removal."""
+    return _GONE + number.to_bytes(8, "big")
+
+
+def number_of(key: bytes) -> int:
+    return int.from_bytes(key[1:], "big")
+
+
+def apply(rows: Rows, write: ObjectWrite, wanted: Wanted = ALWAYS) -> Done:
+    """Do it, if what is wanted is so."""
+    place = write.place
+    packed = rows.get("object", place)
+    row = None if packed is None else decode_stored(packed)
+    before = row if row is not None and row.is_there else None
+    if not wanted.holds(before):
+        return Done(False, before is not None, before)
+    if write.size == REMOVED and before is None:
+        return Done(True, False)
+    packed = rows.get("change", b"")
+    ledger = Ledger() if packed is None else decode_ledger(packed)
+    number, removed = ledger.next, ledger.removed
+    if row is not None:
+        rows.put("change", written(row.number) if row.is_there else gone(row.number), None)
+        removed -= not row.is_there
+    if write.size == REMOVED:
+        now = Stored(number, REMOVED)
+        rows.put("change", gone(number), place)
+        removed += 1
+    else:
+        now = Stored(
+            number,
+            write.size,
+            write.checksum,
+            write.time,
+            write.content_type,
+            tuple(write.tags),
+            write.user,
+            write.expires,
+            write.blob,
+            write.data,
+        )
+        rows.put("change", written(number), place)
+    rows.put("object", place, encode(now))
+    if now.blob:
+        _count_blob(rows, now.checksum, 1)
+    if before is not None and before.blob:
+        _count_blob(rows, before.checksum, -1)
+    forgotten = ledger.forgotten
+    while removed > MOST_REMOVED:
+        oldest = rows.first("change", _GONE)
+        if oldest is None or not oldest.startswith(_GONE):
+            break
+        its = rows.get("change", oldest)
+        rows.put("change", oldest, None)
+        if its is not None:
+            rows.put("object", its, None)
+        forgotten, removed = number_of(oldest), removed - 1
+    rows.put("change", b"", encode(Ledger(number + 1, removed, forgotten)))
+    return Done(True, before is not None, now if now.is_there else None)
+
+
+def _count_blob(rows: Rows, digest: bytes, more: int) -> None:
+    packed = rows.get("blob", digest)
+    rows.put("blob", digest, encode(max(0, (0 if packed is None else _count(packed)) + more)))
+
+
+def is_unused(packed: bytes) -> bool:
+    """The row of a blob that no object has."""
+    return _count(packed) == 0

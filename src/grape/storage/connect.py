@@ -1,0 +1,63 @@
+"""A storage by its URL: NAME://PLACE?SETTING=VALUE."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from urllib.parse import parse_qsl
+
+from grape.abc.storage import Storage
+from grape.builtins import storage as find
+from grape.errors import UsageError
+from grape.model.section import read_section
+
+
+def storage_of(url: str) -> Storage:
+    """A storage that is not open yet.
+
+    Raises:
+        UsageError: there is no such storage, or what it is told cannot be.
+    """
+    name, there_is, rest = url.partition("://")
+    if not there_is:
+        raise UsageError(f"a storage is named by a URL, such as file:///srv/objects, not by {url!r:.100}")
+    place, _, query = rest.partition("?")
+    kind = find(name)
+    settings = kind.settings_of(place)
+    for key, value in parse_qsl(query, keep_blank_values=True):
+        if key in settings:
+            raise UsageError(f"{name}://...: {key} is said twice")
+        settings[key] = _value(value)
+    try:
+        config = read_section(kind.Config, settings, f"{name}://")
+    except ValueError as e:
+        raise UsageError(str(e)) from None
+    return kind(config)
+
+
+def _value(text: str) -> object:
+    if text in ("true", "false"):
+        return text == "true"
+    try:
+        return int(text)
+    except ValueError:
+        pass
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+@asynccontextmanager
+async def opened(url: str) -> AsyncIterator[Storage]:
+    """It, open until the block is left.
+
+    Raises:
+        UsageError: it cannot be used.
+    """
+    storage = storage_of(url)
+    await storage.open()
+    try:
+        yield storage
+    finally:
+        await storage.close()

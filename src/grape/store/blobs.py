@@ -1,0 +1,184 @@
+"""Bytes of large objects as files of a data directory.
+
+DIR/blobs/ab/DIGEST       each once, read-only
+DIR/blobs/incoming/       what is coming; what lies there at a start is nobody's
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import secrets
+from collections.abc import Callable, Hashable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+from grape.abc.blobs import Blobs
+from grape.abc.transport import Post
+from grape.errors import Corrupt, GrapeError, StorageFailed
+from grape.store.files import fsync_directory, make_directory
+
+T = TypeVar("T")
+
+FOLDER: Final = "blobs"
+_INCOMING: Final = "incoming"
+_THREADS: Final = 2
+
+
+def path_of(directory: Path, digest: bytes) -> Path:
+    """Where the bytes of this digest lie in a data directory."""
+    name = digest.hex()
+    return directory / FOLDER / name[:2] / name
+
+
+class Coming:
+    """A file that is being written. Belongs to one thread at a time, as its parts come one after the other."""
+
+    def __init__(self, folder: Path) -> None:
+        make_directory(folder / _INCOMING)
+        self.path = folder / _INCOMING / secrets.token_hex(12)
+        self._fd = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        self._sum = hashlib.sha256()
+        self._size = 0
+
+    def add(self, data: bytes) -> None:
+        view = memoryview(data)
+        while view:
+            view = view[os.write(self._fd, view) :]
+        self._sum.update(data)
+        self._size += len(data)
+
+    def keep(self, folder: Path) -> tuple[bytes, int]:
+        """Durable from now on, under its digest."""
+        os.fchmod(self._fd, 0o400)
+        os.fsync(self._fd)
+        os.close(self._fd)
+        self._fd = -1
+        digest = self._sum.digest()
+        target = path_of(folder.parent, digest)
+        make_directory(target.parent)
+        os.rename(self.path, target)  # over the same bytes, if they were there
+        fsync_directory(target.parent)
+        return digest, self._size
+
+    def drop(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+        with contextlib.suppress(OSError):
+            os.unlink(self.path)
+
+
+class FileBlobs(Blobs):
+    """
+    Args:
+        directory: of the data.
+        post: runs a function on the engine's thread, from any.
+    """
+
+    def __init__(self, directory: Path, post: Post) -> None:
+        self._folder = directory / FOLDER
+        self._post = post
+        self._threads = ThreadPoolExecutor(_THREADS, "blobs")
+        self._removing = ThreadPoolExecutor(1, "blobs-gone")
+        """What is looked for after it was to be removed is not there."""
+        self._coming: dict[Hashable, Coming] = {}
+        self._is_closed = False
+        for left in (self._folder / _INCOMING).glob("*"):
+            with contextlib.suppress(OSError):
+                left.unlink()
+
+    def _do(
+        self,
+        what: Callable[[], T],
+        then: Callable[[T | GrapeError], None],
+        threads: ThreadPoolExecutor | None = None,
+    ) -> None:
+        def work() -> None:
+            answer: Any
+            try:
+                answer = what()
+            except GrapeError as e:
+                answer = e
+            except OSError as e:
+                answer = StorageFailed(f"{e.filename or self._folder}: {e.strerror or e}")
+            if not self._is_closed:
+                self._post(lambda: None if self._is_closed else then(answer))
+
+        if not self._is_closed:
+            (threads or self._threads).submit(work)
+
+    def part(
+        self, token: Hashable, data: bytes, last: bool, then: Callable[[tuple[bytes, int] | GrapeError | None], None]
+    ) -> None:
+        def write() -> tuple[bytes, int] | None:
+            coming = self._coming.get(token)
+            if coming is None:
+                coming = self._coming[token] = Coming(self._folder)
+            try:
+                coming.add(data)
+                if not last:
+                    return None
+                del self._coming[token]
+                return coming.keep(self._folder)
+            except BaseException:
+                self._coming.pop(token, None)
+                coming.drop()
+                raise
+
+        self._do(write, then)
+
+    def forget(self, token: Hashable) -> None:
+        def drop() -> None:
+            coming = self._coming.pop(token, None)
+            if coming is not None:
+                coming.drop()
+
+        self._do(drop, lambda _: None)
+
+    def read(self, digest: bytes, start: int, size: int, then: Callable[[bytes | GrapeError], None]) -> None:
+        path = path_of(self._folder.parent, digest)
+
+        def read() -> bytes:
+            try:
+                with open(path, "rb") as file:
+                    return os.pread(file.fileno(), size, start)
+            except FileNotFoundError:
+                raise Corrupt(f"{path}: the bytes of an object are not there") from None
+
+        self._do(read, then)
+
+    def remove(self, digests: Sequence[bytes]) -> None:
+        paths = [path_of(self._folder.parent, digest) for digest in digests]
+
+        def remove() -> None:
+            for path in paths:
+                path.unlink(missing_ok=True)
+
+        self._do(remove, lambda _: None, self._removing)
+
+    def sizes(self, digests: Sequence[bytes], then: Callable[[Sequence[int | None]], None]) -> None:
+        paths = [path_of(self._folder.parent, digest) for digest in digests]
+
+        def look() -> Sequence[int | None]:
+            return [path.stat().st_size if path.exists() else None for path in paths]
+
+        self._do(
+            look, lambda found: then([None] * len(paths) if isinstance(found, GrapeError) else found), self._removing
+        )
+
+    def all(self, then: Callable[[Sequence[bytes]], None]) -> None:
+        def found() -> Sequence[bytes]:
+            names = [path.name for path in self._folder.glob("??/*")]
+            return [bytes.fromhex(name) for name in names if len(name) == 64]
+
+        self._do(found, lambda answer: None if isinstance(answer, GrapeError) else then(answer))
+
+    def close(self) -> None:
+        self._is_closed = True
+        self._removing.shutdown(wait=True)
+        self._threads.shutdown(wait=True)
+        for coming in self._coming.values():
+            coming.drop()

@@ -1,0 +1,311 @@
+"""Objects in a worker: what handlers write is part of what they emit; what they read is asked for, unless it was
+written here and the engine does not know of it yet."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from itertools import count
+from typing import Any, Final, Literal, Protocol
+
+from grape.errors import EventOver, HandlerError, ProtocolError
+from grape.model.near import did_you_mean
+from grape.model.objects import About, ObjectWrite, Stored
+from grape.protocol.messages import Fetch, Fetched, FromWorker, Keep
+
+OBJECT_COSTS: Final = 512
+"""About how many bytes a write takes in memory beside its data."""
+_AT_ONCE: Final = 8
+"""Questions of coroutines that are under way: each may bring a chunk."""
+
+
+class Written:
+    """Stands in the column of names for an object that is written. ``is_undone``: its event has failed."""
+
+    __slots__ = ("is_undone", "write")
+
+    def __init__(self, write: ObjectWrite) -> None:
+        self.write = write
+        self.is_undone = False
+
+
+class Part(Protocol):
+    """The partition that an event is of. ``written``: in it, and the engine does not know of it yet; by place."""
+
+    number: int
+    epoch: int
+    written: dict[bytes, list[Written]]
+
+
+class Columns(Protocol):
+    """Of what a handler emits."""
+
+    data: list[Any]
+
+    def go_on_as(self, name: Any) -> None: ...
+
+    def weigh(self, size: int) -> None: ...
+
+
+class Access:
+    """Of one worker process.
+
+    Args:
+        send: puts a message on its way. wait: returns when something new may have come; None: it cannot be waited for.
+
+    Attributes:
+        namespaces: what is granted: the app's own first.
+    """
+
+    def __init__(self, send: Callable[[FromWorker], None], wait: Callable[[], None]) -> None:
+        self.namespaces: Mapping[str, str] = {}
+        self._send = send
+        self._wait = wait
+        self._ids = count(1)
+        self._answers: dict[int, Fetched] = {}
+        self._waiting: dict[int, asyncio.Future[Fetched]] = {}
+        self._at_once: asyncio.Semaphore | None = None
+        self._upload: asyncio.Lock | None = None
+
+    def uploading(self) -> asyncio.Lock:
+        """Parts of two uploads of one worker must not come mixed."""
+        if self._upload is None:
+            self._upload = asyncio.Lock()
+        return self._upload
+
+    @property
+    def own(self) -> str:
+        """The app's own namespace."""
+        return next(iter(self.namespaces), "app")
+
+    def fetched(self, message: Fetched) -> None:
+        """
+        Raises:
+            ProtocolError: nobody has asked for it.
+        """
+        future = self._waiting.pop(message.id, None)
+        if future is not None:
+            if not future.done():
+                future.set_result(message)
+            return
+        if message.id not in self._answers:
+            raise ProtocolError("an object that nobody has asked for")
+        self._answers[message.id] = message
+
+    def ask(self, question: Callable[[int], Fetch | Keep]) -> Fetched:
+        """
+        Raises:
+            HandlerError: it cannot be had, and why.
+        """
+        number = next(self._ids)
+        self._answers[number] = _NONE
+        try:
+            self._send(question(number))
+            while self._answers[number] is _NONE:
+                self._wait()
+            return _checked(self._answers[number])
+        finally:
+            del self._answers[number]
+
+    async def aask(self, question: Callable[[int], Fetch | Keep]) -> Fetched:
+        """The same for coroutines."""
+        if self._at_once is None:
+            self._at_once = asyncio.Semaphore(_AT_ONCE)
+        async with self._at_once:
+            number = next(self._ids)
+            # It stays there if this is cancelled: the answer comes all the same.
+            future = self._waiting[number] = asyncio.get_running_loop().create_future()
+            self._send(question(number))
+            return _checked(await future)
+
+
+_NONE: Final = Fetched(0)
+
+
+def _checked(message: Fetched) -> Fetched:
+    if message.error is not None:
+        raise HandlerError(f"{message.error[0]}: {message.error[1]}")
+    return message
+
+
+class HandlerObjects:
+    """What `grape.authoring.objects` asks of a worker, for one emitter."""
+
+    def __init__(self, access: Access, columns: Columns, node: str, part: Callable[[], Part]) -> None:
+        self._access = access
+        self._columns = columns
+        self._node = node
+        self._part = part
+        self.is_open = True
+        """An event is handled."""
+
+    def may(self, namespace: str, what: str) -> None:
+        if not self.is_open:
+            raise EventOver(f"node {self._node!r} used storage outside of the handling of an event")
+        granted = self._access.namespaces.get(namespace)
+        if granted is None:
+            known = list(self._access.namespaces)
+            hint = did_you_mean(namespace, known, f"it may use {', '.join(map(repr, known))}")
+            raise HandlerError(
+                f"node {self._node!r} uses the namespace {namespace!r} of objects, which its app is not granted "
+                f"([storage.namespaces] in grape.toml); {hint}"
+            )
+        if what == "write" and granted != "write":
+            raise HandlerError(
+                f"node {self._node!r} writes into the namespace {namespace!r}, which its app may only read"
+            )
+
+    # ------------------------------------------------------------------ write
+
+    def write(self, write: ObjectWrite) -> None:
+        written = Written(write)
+        self._columns.go_on_as(written)
+        self._columns.data.append(None)
+        self._columns.weigh(write.weight)
+        self._part().written.setdefault(write.place, []).append(written)
+
+    def upload(self, chunks: Iterator[bytes]) -> tuple[bytes, int]:
+        size, part = 0, self._part()
+        ahead = next(chunks, None)
+        while ahead is not None:
+            chunk, ahead = ahead, next(chunks, None)
+            size += len(chunk)
+            answer = self._access.ask(_keep(part, chunk, last=ahead is None))
+        return answer.data, size
+
+    async def aupload(self, chunks: Iterator[bytes]) -> tuple[bytes, int]:
+        async with self._access.uploading():
+            size, part = 0, self._part()
+            ahead = next(chunks, None)
+            while ahead is not None:
+                chunk, ahead = ahead, next(chunks, None)
+                size += len(chunk)
+                answer = await self._access.aask(_keep(part, chunk, last=ahead is None))
+            return answer.data, size
+
+    # ------------------------------------------------------------------ read
+
+    def _own(self, namespace: str, key: str) -> ObjectWrite | None:
+        """What was written here and nobody else knows of yet; None: nothing was."""
+        write = ObjectWrite(namespace, key, 0)
+        found = self._part().written.get(write.place)
+        while found:
+            if not found[-1].is_undone:
+                return found[-1].write
+            found.pop()
+        return None
+
+    def stat(self, namespace: str, key: str) -> About | None:
+        own = self._own(namespace, key)
+        if own is not None:
+            return _about(own)
+        return _told(self._access.ask(self._fetch("stat", namespace, key)), key)
+
+    async def astat(self, namespace: str, key: str) -> About | None:
+        own = self._own(namespace, key)
+        if own is not None:
+            return _about(own)
+        return _told(await self._access.aask(self._fetch("stat", namespace, key)), key)
+
+    def read(self, namespace: str, key: str, start: int, end: int | None) -> Iterator[bytes] | None:
+        own = self._own(namespace, key)
+        if own is not None and not own.blob:
+            return None if own.size < 0 else iter([own.data[start:end]])
+        first = self._access.ask(self._fetch("read", namespace, key, start, end, own))
+        return None if first.stored is None else self._rest(first, namespace, key, start, end, own)
+
+    def _rest(
+        self, answer: Fetched, namespace: str, key: str, start: int, end: int | None, own: ObjectWrite | None
+    ) -> Iterator[bytes]:
+        first = answer.stored
+        assert first is not None
+        left = _left(first, start, end)
+        while answer.data:
+            yield answer.data
+            start, left = start + len(answer.data), left - len(answer.data)
+            if left <= 0:
+                return
+            answer = self._access.ask(self._fetch("read", namespace, key, start, end, own))
+            _check_same(first, answer, key)
+
+    async def aread(self, namespace: str, key: str, start: int, end: int | None) -> AsyncIterator[bytes] | None:
+        own = self._own(namespace, key)
+        if own is not None and not own.blob:
+            return None if own.size < 0 else _once(own.data[start:end])
+        first = await self._access.aask(self._fetch("read", namespace, key, start, end, own))
+        return None if first.stored is None else self._arest(first, namespace, key, start, end, own)
+
+    async def _arest(
+        self, answer: Fetched, namespace: str, key: str, start: int, end: int | None, own: ObjectWrite | None
+    ) -> AsyncIterator[bytes]:
+        first = answer.stored
+        assert first is not None
+        left = _left(first, start, end)
+        while answer.data:
+            yield answer.data
+            start, left = start + len(answer.data), left - len(answer.data)
+            if left <= 0:
+                return
+            answer = await self._access.aask(self._fetch("read", namespace, key, start, end, own))
+            _check_same(first, answer, key)
+
+    def page(self, namespace: str, prefix: str, position: str) -> tuple[list[About], str]:
+        return _listed(self._access.ask(self._fetch("page", namespace, prefix, position=position)))
+
+    async def apage(self, namespace: str, prefix: str, position: str) -> tuple[list[About], str]:
+        return _listed(await self._access.aask(self._fetch("page", namespace, prefix, position=position)))
+
+    def _fetch(
+        self,
+        what: Literal["stat", "read", "page"],
+        namespace: str,
+        key: str,
+        start: int = 0,
+        end: int | None = None,
+        own: ObjectWrite | None = None,
+        position: str = "",
+    ) -> Callable[[int], Fetch]:
+        part = self._part()
+        # One of its own that lies in a file: the file has the name of its digest already.
+        digest = own.checksum.hex() if own is not None else position
+
+        def question(number: int) -> Fetch:
+            return Fetch(
+                part.number, part.epoch, number, what, namespace, key, start, -1 if end is None else end, digest
+            )
+
+        return question
+
+
+def _keep(part: Part, chunk: bytes, *, last: bool) -> Callable[[int], Keep]:
+    return lambda number: Keep(part.number, part.epoch, number, chunk, last)
+
+
+def _left(stored: Stored, start: int, end: int | None) -> int:
+    return (stored.size if end is None else min(end, stored.size)) - start
+
+
+def _check_same(first: Stored, answer: Fetched, key: str) -> None:
+    if answer.stored is None or answer.stored.number != first.number:
+        raise HandlerError(f"object {key!r:.200} was written by somebody else while it was read; try again")
+
+
+def _about(write: ObjectWrite) -> About | None:
+    if write.size < 0:
+        return None
+    stored = Stored(
+        0, write.size, write.checksum, write.time, write.content_type, write.tags, write.user, write.expires
+    )
+    return stored.about(write.key)
+
+
+def _told(answer: Fetched, key: str) -> About | None:
+    return None if answer.stored is None else answer.stored.about(key)
+
+
+def _listed(answer: Fetched) -> tuple[list[About], str]:
+    return [stored.about(key) for key, stored in answer.items], answer.position
+
+
+async def _once(data: bytes) -> AsyncIterator[bytes]:
+    yield data

@@ -1,0 +1,161 @@
+"""Objects on the real thing: handlers in worker processes, an engine that dies, `grape storage` and `grape exec`."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import os
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from command import GRAPE, grape
+from grape.storage.connect import opened
+from grape.storage.objects import Objects
+from serving import Server, serving, until, write_app
+
+APP = """
+from grape import Event, Node, State, Topology
+
+class Store(Node):
+    seen: int = State(int, default=0)
+
+    def process(self, event):
+        self.seen += 1
+        old = self.storage.get("log/" + event.key) or b""
+        self.storage.put("log/" + event.key, old + event.data["text"].encode() + b"\\n", tags=["log"])
+        if event.data.get("large"):
+            self.storage.put("large/" + event.key, bytes([self.seen % 256]) * event.data["large"])
+        if event.data.get("fail"):
+            raise ValueError("no")
+        self.reply(self.seen)
+
+class Measure(Node):
+    count: int = State(int, default=0)
+
+    def process(self, event):
+        self.count += 1
+        if event.key.endswith("7"):
+            raise ValueError("seven")
+        data = self.storage.get(event.key)
+        self.emit("measured", [event.key, len(data), self.count])
+
+t = Topology("shop")
+t.add_slot("store", Store(), retries=0)
+t.add_slot("measure", Measure(), retries=0)
+t.add_output("measured")
+"""
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[Server]:
+    with serving(tmp_path / "home") as server:
+        server.grape("app", "deploy", write_app(tmp_path / "shop", APP))
+        yield server
+
+
+def storage(server: Server, *words: Any, code: int = 0, stdin: bytes = b"") -> str:
+    done = grape("storage", *words, "--app", "shop", "--home", server.home, stdin=stdin)
+    assert done.returncode == code, done.stdout + done.stderr
+    return done.stdout if code == 0 else done.stderr
+
+
+def test_what_handlers_write_others_read(server: Server, tmp_path: Path) -> None:
+    for n in range(3):
+        assert server.call("shop", "store", {"text": f"{n}", "large": 200_000}, params={"key": "k"}) == n + 1
+    server.post("/apps/shop/events/store", {"text": "lost", "fail": True}, params={"key": "k"})
+    until(lambda: "ValueError" in grape("dead", "list", "--app", "shop", "--home", server.home).stdout)
+    assert storage(server, "get", "shop/log/k") == "0\n1\n2\n"
+    about = json.loads(storage(server, "stat", "shop/log/k"))
+    assert (about["size"], about["tags"]) == (6, ["log"])
+    assert about["checksum"] == "sha256:" + hashlib.sha256(b"0\n1\n2\n").hexdigest()
+    storage(server, "get", "shop/large/k", tmp_path / "large")
+    assert (tmp_path / "large").read_bytes() == bytes([3]) * 200_000
+    assert storage(server, "du", "shop/").startswith("2 objects, 200,006 bytes")
+    blobs = server.home / "apps" / "shop" / "data" / "blobs"
+    names = {path.name for path in blobs.rglob("*") if path.is_file()}
+    assert hashlib.sha256(bytes([3]) * 200_000).hexdigest() in names
+    assert "there is no object" in storage(server, "get", "shop/nothing", code=1)
+    assert "NAMESPACE/KEY" in storage(server, "get", "shop", code=2)
+
+
+def test_objects_from_outside_and_between_storages(server: Server, tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("hello")
+    about = json.loads(storage(server, "put", "photos/a.txt", tmp_path / "a.txt", "--tag", "x", "--set", "by=me"))
+    assert (about["content_type"], about["tags"], about["user"]) == ("text/plain", ["x"], {"by": "me"})
+    (tmp_path / "b").write_bytes(b"b" * 100_000)
+    storage(server, "put", "photos/b", tmp_path / "b")
+    assert "is there already" in storage(server, "put", "photos/b", "--if-absent", code=1, stdin=b"c")
+    assert storage(server, "ls", "photos/", "--tag", "x").split()[-1] == "a.txt"
+    url = f"file://{tmp_path}/copy"
+    done = grape("storage", "cp", "photos/", url, "--app", "shop", "--home", server.home)
+    assert "2 objects copied" in done.stderr, done.stderr
+    assert (tmp_path / "copy/photos/a.txt").read_text() == "hello"
+    done = grape("storage", "cp", "photos/", url, "--app", "shop", "--home", server.home)
+    assert "0 objects copied" in done.stderr
+    assert "2 were there already" in done.stderr
+    done = grape("storage", "stat", "photos/a.txt", "--storage", url)
+    assert json.loads(done.stdout)["user"] == {"by": "me"}
+    assert grape("storage", "verify", "photos/", "--storage", url).returncode == 0
+    (tmp_path / "copy/photos/b").chmod(0o644)
+    mtime = os.stat(tmp_path / "copy/photos/b").st_mtime_ns
+    (tmp_path / "copy/photos/b").write_bytes(b"x" * 100_000)
+    os.utime(tmp_path / "copy/photos/b", ns=(mtime, mtime))  # damage, not another program's writing
+    done = grape("storage", "verify", "photos/", "--storage", url)
+    assert done.returncode == 1
+    assert "photos/b" in done.stderr
+    storage(server, "rm", "photos/", "-r")
+    assert storage(server, "ls", "photos/") == ""
+    server.grape("app", "stop", "shop")
+    storage(server, "put", "photos/rest", stdin=b"written at rest")
+    assert storage(server, "get", "photos/rest") == "written at rest"
+
+
+def test_an_event_for_each_object_once_although_everything_dies(server: Server) -> None:
+    """`grape exec` is killed, and so is the engine: none is missing, none is twice."""
+    count = 300
+    asyncio.run(put_raw(server.home / "apps" / "shop" / "data", count))
+    command = ["exec", "shop@measure", "--over", "shop/raw/", "--home", str(server.home), "--rate", "150/s"]
+    assert "300 objects" in grape(*command, "--dry-run").stderr
+    for _ in range(2):
+        process = subprocess.Popen([GRAPE, *command], stderr=subprocess.PIPE)
+        until(lambda: measured(server) > 0)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        assert process.stderr is not None
+        process.stderr.close()
+        os.kill(server.engine("shop"), signal.SIGKILL)
+        until(lambda: server.info("shop")["state"] == "running" and server.info("shop")["numbers"] is not None)
+    last = grape(*command)
+    assert last.returncode in (0, 1), last.stderr
+    failed = {f"raw/{i:04}" for i in range(count) if i % 10 == 7}
+    until(lambda: len(taken(server)) == count - len(failed))
+    found = taken(server)
+    assert sorted(key for key, _, _ in found) == sorted({f"raw/{i:04}" for i in range(count)} - failed)
+    assert {n for _, _, n in found} == {1}
+    dead = grape("dead", "list", "--app", "shop", "--home", server.home).stdout
+    assert {json.loads(line)["key"] for line in dead.splitlines()} == failed
+    assert "handed in before" in grape(*command).stderr
+    assert "300 events handed in" in grape(*command, "--again").stderr
+
+
+async def put_raw(data: Path, count: int) -> None:
+    async with opened(f"embedded://{data}") as one:
+        objects = Objects(one, "shop")
+        await asyncio.gather(*(objects.put(f"raw/{i:04}", f"{i}") for i in range(count)))
+
+
+def measured(server: Server) -> int:
+    numbers = server.info("shop")["numbers"]
+    return 0 if numbers is None else sum(numbers["processed"].values())
+
+
+def taken(server: Server) -> list[Any]:
+    """Looked at, not taken."""
+    answer = server.post("/apps/shop/outputs/measured/peek", {"count": 1000, "looks": True})
+    return [event["data"] for event in answer.json()["events"]]

@@ -1,0 +1,259 @@
+"""Objects in handlers: written with what else an event does, once, or not at all."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from grape import Context, Event, Node, State, Topology
+from grape.model import objects as model
+from grape.model.objects import MOST_REMOVED, ObjectWrite, Wanted, apply, decode_stored, place_key
+from grape.testing import Harness
+
+
+class Keep(Node):
+    count: int = State(int, default=0)
+
+    def process(self, event: Event) -> None:
+        self.count += 1
+        what = event.data
+        if what.get("put") is not None:
+            self.storage.put(what.get("key", event.key), what["put"], tags=what.get("tags", ()))
+        if what.get("remove"):
+            self.storage.remove(what["remove"])
+        if what.get("fail"):
+            raise ValueError("it fails after it has written")
+        if "get" in what:
+            self.emit("got", self.storage.get(what["get"]))
+        if "stat" in what:
+            about = self.storage.stat(what["stat"])
+            self.emit("got", None if about is None else [about.size, list(about.tags), about.checksum[:10]])
+        if "list" in what:
+            self.emit("got", [about.key for about in self.storage.list(what["list"])])
+
+
+def topology(**options: Any) -> Topology:
+    t = Topology("shop")
+    t.add_slot("do", Keep(), retries=0, **options)
+    t.add_output("got")
+    return t
+
+
+def outputs(run: Harness) -> list[Any]:
+    """What has come since the last time."""
+    run.settle()
+    return [event.data for event in run.outputs("got")]
+
+
+@pytest.mark.parametrize("size", [0, 5, 64 << 10, (64 << 10) + 1, 3_000_000])
+def test_what_a_handler_writes_another_reads(size: int) -> None:
+    with Harness(topology()) as run:
+        data = bytes(range(256)) * (size // 256) + b"x" * (size % 256)
+        run.feed("do", {"put": data, "tags": ["b", "a"]}, key="k")
+        run.settle()
+        run.feed("do", {"get": "k"}, key="other")
+        run.feed("do", {"stat": "k"}, key="third")
+        run.settle()
+        assert outputs(run) == [data, [size, ["a", "b"], "sha256:" + hashlib.sha256(data).hexdigest()[:3]]]
+        run.feed("do", {"remove": "k"}, key="k")
+        run.settle()
+        run.feed("do", {"get": "k"}, key="other")
+        assert outputs(run) == [None]
+
+
+def test_of_an_event_that_fails_nothing_is_written() -> None:
+    with Harness(topology()) as run:
+        run.feed("do", {"put": b"1"}, key="k")
+        run.feed("do", {"put": b"2", "fail": True}, key="k")
+        run.feed("do", {"put": b"3", "key": "new", "fail": True}, key="k")
+        for key in ("k", "new"):
+            run.feed("do", {"get": key}, key="k")
+        assert outputs(run) == [b"1", None]
+
+
+def test_what_was_written_before_is_read_also_before_it_is_committed() -> None:
+    """All in one work: by columns, by effects, by what the engine has not committed."""
+    with Harness(topology()) as run:
+        todo = []
+        for i in range(200):
+            todo += [{"put": f"{i}".encode(), "key": "same"}, {"get": "same"}]
+        for each in todo:
+            run.feed("do", each, key="k")
+        assert outputs(run) == [f"{i}".encode() for i in range(200)]
+
+
+def test_what_failed_is_not_read_by_those_behind_it() -> None:
+    with Harness(topology(ordered=False)) as run:
+        todo = [{"put": b"1"}, {"put": b"2", "fail": True}, {"get": "k"}, {"put": b"3"}, {"get": "k"}]
+        for each in todo:
+            run.feed("do", each, key="k")
+        assert outputs(run) == [b"1", b"3"]
+
+
+def test_lists() -> None:
+    with Harness(topology()) as run:
+        for i in range(5):
+            run.feed("do", {"put": b"1"}, key=f"a/{i}")
+        run.settle()
+        run.feed("do", {"put": b"1", "key": "b"}, key="x")
+        run.settle()
+        run.feed("do", {"list": "a/"}, key="x")
+        assert outputs(run) == [[f"a/{i}" for i in range(5)]]
+
+
+def test_a_namespace_that_is_not_granted() -> None:
+    t = Topology("shop")
+    t.add_output("got")
+
+    @t.slot("do", emits="got", retries=0)
+    def do(namespace: str, context: Context) -> str:
+        context.storage[namespace].put("k", b"1")
+        return "done"
+
+    with Harness(t) as run:
+        run.feed("do", "shop")
+        run.feed("do", "shp")
+        assert outputs(run) == ["done"]
+        (letter,) = run.dead()
+        assert "not granted" in letter.text
+        assert "did you mean 'shop'" in letter.text
+
+
+def test_coroutines_have_objects_too() -> None:
+    t = Topology("shop")
+    t.add_output("got")
+
+    class Later(Node):
+        async def process(self, event: Event) -> None:
+            if event.data == "put":
+                await self.storage.aio.put(event.key, b"z" * 200_000)
+                await asyncio.sleep(0)
+                return
+            data = await self.storage.aio.get(event.key)
+            about = await self.storage.aio.stat(event.key)
+            keys = [about.key async for about in self.storage.aio.list()]
+            self.emit("got", [None if data is None else len(data), about is not None and about.size, keys])
+
+    t.add_slot("do", Later(), retries=0)
+    with Harness(t) as run:
+        run.feed("do", "put", key="k")
+        run.settle()
+        run.feed("do", "get", key="k")
+        run.feed("do", "get", key="l")
+        assert outputs(run) == [[200_000, 200_000, ["k"]], [None, False, ["k"]]]
+
+
+def test_storage_outside_of_an_event_is_refused() -> None:
+    kept: list[Any] = []
+
+    class Keeps(Node):
+        def process(self, event: Event) -> None:
+            kept.append(self.storage)
+            self.storage.put("k", b"1")
+
+        def teardown(self) -> None:
+            kept.append(self.storage)
+
+    t = Topology("shop")
+    t.add_slot("do", Keeps())
+    with Harness(t) as run:
+        run.feed("do", 1)
+        run.settle()
+    with pytest.raises(Exception, match="outside of the handling"):
+        kept[-1].get("k")
+
+
+def test_a_handler_that_is_called_by_a_test_writes_into_memory() -> None:
+    node = Keep()
+    node.process(Event("do", "k", {"put": "text"}))
+    assert node.storage.get("k") == b"text"
+    assert node.recorded_objects.objects[("app", "k")][1] == b"text"
+
+
+# ---------------------------------------------------------------------- the rows
+
+
+class Rows:
+    def __init__(self) -> None:
+        self.tables: dict[str, dict[bytes, bytes]] = {"object": {}, "change": {}, "blob": {}}
+
+    def get(self, table: str, key: bytes) -> bytes | None:
+        return self.tables[table].get(key)
+
+    def put(self, table: str, key: bytes, value: bytes | None) -> None:
+        if value is None:
+            self.tables[table].pop(key, None)
+        else:
+            self.tables[table][key] = value
+
+    def first(self, table: str, begin: bytes) -> bytes | None:
+        return min((key for key in self.tables[table] if key >= begin), default=None)
+
+
+OPERATIONS = st.lists(
+    st.tuples(
+        st.sampled_from("abc"),
+        st.sampled_from([None, 0, 1, 2]),
+        st.sampled_from(["always", "absent", "right", "wrong"]),
+    ),
+    max_size=40,
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(OPERATIONS)
+def test_rows_say_what_a_dictionary_does(operations: list[tuple[str, int | None, str]]) -> None:
+    rows = Rows()
+    expected: dict[str, tuple[int, int]] = {}
+    for key, content, wanted in operations:
+        there = expected.get(key)
+        wants = {
+            "always": Wanted(),
+            "absent": Wanted(absent=True),
+            "right": Wanted(number=there[0] if there else 999),
+            "wrong": Wanted(number=998),
+        }[wanted]
+        holds = (
+            wanted == "always" or (wanted == "absent" and there is None) or (wanted == "right" and there is not None)
+        )
+        if content is None:
+            write = ObjectWrite("n", key, -1)
+        else:
+            write = ObjectWrite("n", key, 70_000 + content, bytes([content]) * 32, blob=True)
+        done = apply(rows, write, wants)
+        assert (done.holds, done.was_there) == (holds, there is not None)
+        if holds and content is None:
+            expected.pop(key, None)
+        elif holds:
+            assert done.now is not None
+            assert content is not None
+            expected[key] = done.now.number, content
+    stored = {key: decode_stored(row) for key, row in rows.tables["object"].items()}
+    there = {key: each.number for key, each in stored.items() if each.is_there}
+    assert there == {place_key("n", key): number for key, (number, _) in expected.items()}
+    counts = {digest: model._count(packed) for digest, packed in rows.tables["blob"].items()}
+    for content in (0, 1, 2):
+        assert counts.get(bytes([content]) * 32, 0) == sum(1 for _, has in expected.values() if has == content)
+    changes = {key for key in rows.tables["change"] if key}
+    assert changes == {
+        model.written(each.number) if each.is_there else model.gone(each.number) for each in stored.values()
+    }
+
+
+def test_of_removed_objects_so_many_are_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert MOST_REMOVED == 100_000
+    monkeypatch.setattr(model, "MOST_REMOVED", 3)
+    rows = Rows()
+    for i in range(10):
+        apply(rows, ObjectWrite("n", f"{i}", 0, b"1" * 32))
+        apply(rows, ObjectWrite("n", f"{i}", -1))
+    ledger = model.decode_ledger(rows.tables["change"][b""])
+    assert ledger.removed == 3
+    assert ledger.forgotten == 14
+    assert len(rows.tables["object"]) == 3
+    assert len(rows.tables["change"]) == 4
