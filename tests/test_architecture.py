@@ -72,12 +72,14 @@ HOT = "runs for every event: one function of closures, or a record without keywo
 SUITE = "a contract suite is read from top to bottom"
 ALLOWED: dict[tuple[str, str], tuple[int, str]] = {
     ("file", "grape.testing.contracts.isolate"): (800, SUITE),
+    ("class", "grape.testing.contracts.storage:StorageContract"): (530, SUITE),
     ("function", "grape.authoring.topology:Topology.add_slot"): (100, FACE),
     ("function", "grape.cli.run:run"): (130, CLI),
     ("function", "grape.cli.serve:serve"): (70, CLI),
     ("function", "grape.worker.emits:_closures"): (120, HOT),
     ("parameters", "grape.authoring.topology:Topology.add_slot"): (20, FACE),
     ("parameters", "grape.cli.bench:bench"): (13, CLI),
+    ("parameters", "grape.cli.exec:execute"): (11, CLI),
     ("parameters", "grape.cli.letters:_add_change.change"): (9, CLI),
     ("parameters", "grape.cli.letters:_add_list.list_"): (10, CLI),
     ("parameters", "grape.cli.log:bury"): (9, CLI),
@@ -85,10 +87,12 @@ ALLOWED: dict[tuple[str, str], tuple[int, str]] = {
     ("parameters", "grape.cli.log:list_"): (10, CLI),
     ("parameters", "grape.cli.run:run"): (24, CLI),
     ("parameters", "grape.cli.serve:serve"): (14, CLI),
+    ("parameters", "grape.cli.storage:put_"): (12, CLI),
     ("parameters", "grape.hot.pure:count_events"): (9, HOT),
     ("parameters", "grape.model.batch:seal"): (9, "the fields of a header, in its order"),
     ("parameters", "grape.running:open"): (16, FACE),
     ("parameters", "grape.running:run"): (18, FACE),
+    ("parameters", "grape.storage.objects:Objects.put"): (12, FACE),
     ("parameters", "grape.testing.machine:Machine.__init__"): (10, "the parts of a run, each with its name"),
     ("parameters", "grape.worker.stage:ChildStage.__init__"): (11, HOT),
 }

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import mimetypes
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, Final, NoReturn, TypeVar
 
@@ -16,8 +18,9 @@ from grape.cli.console import complain, put, say
 from grape.cli.home import HomeOption, or_exit
 from grape.cli.places import App, Data, place_of
 from grape.errors import Conflict, Corrupt, UsageError
+from grape.model.address import PartitionId
 from grape.model.names import check_namespace
-from grape.model.objects import About
+from grape.model.objects import OBJECTS, About, split_place
 from grape.model.plural import counted
 from grape.model.section import show_size
 from grape.storage.connect import opened
@@ -188,8 +191,6 @@ def put_(
     if_version: Annotated[str | None, typer.Option(metavar="VERSION", help="Only if this one is there.")] = None,
 ) -> None:
     """Write a file, or what comes on standard input, as an object. It is durable when this ends with 0."""
-    import mimetypes
-
     url = url_of(storage, data, name, home)
 
     async def do() -> About:
@@ -387,9 +388,6 @@ def namespaces(data: Data = None, name: App = None, home: HomeOption = None) -> 
     place = place_of(data, name, home)
 
     def find() -> list[str]:
-        from grape.model.address import PartitionId
-        from grape.model.objects import OBJECTS, split_place
-
         found: list[str] = []
         with Directory.open(place.data) as directory:
             record = directory.app(place.app)
@@ -413,8 +411,6 @@ def _missing(object: str) -> NoReturn:
 
 
 def _time(us: int) -> str:
-    from datetime import UTC, datetime
-
     return datetime.fromtimestamp(us / 1e6, UTC).strftime("%Y-%m-%d %H:%M:%S")
 
 

@@ -301,8 +301,7 @@ class Engine:
             worker.queue(partition.number)
 
     def _pump_owner(self, partition: Partition) -> None:
-        worker = self.pools[partition.pool].owner(partition.number)
-        if worker is not None:
+        if (worker := self.pools[partition.pool].owner(partition.number)) is not None:
             self._pump(worker)
 
     def pump(self) -> None:
@@ -389,8 +388,7 @@ class Engine:
 
     def broken(self, pool: str, index: int, link: object, error: ProtocolError) -> None:
         """What a worker sent is no protocol: replace it."""
-        worker = self._worker(pool, index, link)
-        if worker is not None:
+        if (worker := self._worker(pool, index, link)) is not None:
             worker.cut(f"it broke the protocol: {error}", self.clock.now())
 
     def _look_at(self, worker: Worker, beat: Beat) -> None:
@@ -509,8 +507,8 @@ class Engine:
     # ------------------------------------------------------------------ intake
 
     def feeding_is_open(self, pools: Iterable[str], *, is_of_other: bool = False) -> bool:
-        """Whether sources, or another app, may feed these pools. After a change of code that lets more pairs chain they
-        wait until nothing of before waits: only then can the pairs chain, and with a steady input that is never."""
+        """Whether sources, or another app, may feed these pools: after a change of code that lets more pairs chain not
+        until nothing of before waits. Only then can the pairs chain."""
         return self.intake_is_open(pools, is_of_other=is_of_other) and not self._is_catching_up()
 
     def _is_catching_up(self) -> bool:
@@ -536,11 +534,10 @@ class Engine:
 
     def check_room(self) -> None:
         """Stop a run that eats the reserve."""
-        if self.failure is None:
-            try:
-                self.gate.check_room()
-            except Runaway as e:
-                self.stop_with(e)
+        try:
+            self.gate.check_room()
+        except Runaway as e:
+            self.stop_with(e)
 
     def numbers(self) -> AppNumbers:
         """Everything that is measured, as it is now."""

@@ -35,6 +35,7 @@ from grape.abc.storage import (
     StorageConfig,
 )
 from grape.abc.transport import AtRest, Callbacks, Table
+from grape.builtins import DIRECTORY, transport
 from grape.errors import Conflict, Corrupt, GrapeError, InUse, Refused, StorageFailed, UsageError
 from grape.host.objects import WRITE_OBJECTS
 from grape.model.address import PartitionId
@@ -61,7 +62,6 @@ from grape.storage.streams import Measured
 from grape.store.blobs import FOLDER, Coming, path_of
 from grape.tools.directory import Directory
 from grape.tools.sharing import Shared, give_back, share
-from grape.transports.embedded import EmbeddedTransport
 
 T = TypeVar("T")
 
@@ -310,13 +310,13 @@ class EmbeddedStorage(Storage):
         callbacks = Callbacks(lambda _: None, lambda _: None, failed.append, lambda _: None)
         assert self._shared is not None, "open comes first"
         with self._shared.away():
-            transport = EmbeddedTransport.open(self._path, callbacks, calls.put)
+            writing = transport(DIRECTORY).open(self._path, callbacks, calls.put)
             try:
-                transport.write_objects(self._home, [(write, wanted)], found.extend)
+                writing.write_objects(self._home, [(write, wanted)], found.extend)
                 while not found and not failed:
                     calls.get()()
             finally:
-                transport.close()
+                writing.close()
         if failed:
             raise failed[0] if isinstance(failed[0], GrapeError) else StorageFailed(str(failed[0]))
         return found[0]
