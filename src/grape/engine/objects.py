@@ -30,7 +30,7 @@ from grape.protocol.messages import Fetch, Fetched, Keep
 CHUNK: Final = 1 << 20
 """Bytes of an answer."""
 _PAGE: Final = 1_000
-_LEAST: Final = 60_000_000
+_LEAST: Final = 300_000_000
 """Microseconds between two looks for bytes that nobody has."""
 
 
@@ -43,6 +43,8 @@ class AppObjects:
         self._blobs = blobs
         self._clock = clock
         self._looked = 0
+        self._were_unused: set[bytes] = set()
+        """At the last look. Only at the next one they go: a backup has so long to take what its moment had."""
 
     # ------------------------------------------------------------------ workers
 
@@ -225,8 +227,9 @@ class AppObjects:
         while rows := self._transport.scan(self._app.objects, "blob", after, _PAGE):
             unused += [d for d, packed in rows if is_unused(packed) and self._app.pins.size_of(d) is None]
             after = rows[-1][0] + b"\0"
-        if unused:
-            self._transport.drop_blobs(self._app.objects, unused, self._remove)
+        found, self._were_unused = [each for each in unused if each in self._were_unused], set(unused)
+        if found:
+            self._transport.drop_blobs(self._app.objects, found, self._remove)
 
     def _remove(self, digests: Sequence[bytes]) -> None:
         assert self._blobs is not None

@@ -26,10 +26,15 @@ import msgspec
 from msgspec import Struct
 
 import grape
+from grape.engine.catalog import read_catalog
 from grape.errors import Corrupt, StorageFailed, UsageError
+from grape.model.address import CATALOG, PartitionId
+from grape.model.objects import OBJECTS, is_unused
+from grape.store.blobs import path_of
 from grape.store.files import FORMAT, fsync_directory, stored_format, write_durably
+from grape.store.reader import Reader
 from grape.store.snapshot import Snapshot
-from grape.tools.directory import Checkup
+from grape.tools.directory import Checkup, rows_of
 
 NAME: Final = "backup.json"
 VERSION: Final = 1
@@ -107,6 +112,13 @@ class Writer:
             if is_doubtful or (source / "verify").exists():  # whoever opens it looks at every row first
                 write_durably(place / "verify", "of a directory whose last run ended with an I/O error\n")
             write_durably(place / "format", f"grape-data {stored_format(source) or FORMAT}\n")
+            for digest in _blobs_of(place):
+                blob = path_of(source, digest)
+                try:
+                    _copy(blob, path_of(place, digest), 0o400)
+                except FileNotFoundError:
+                    raise UsageError(f"{source} was changed meanwhile ({blob} has gone); make it again") from None
+            (place / "lock.mdb").unlink(missing_ok=True)
         except OSError as e:
             raise _refused(e, place) from None
 
@@ -218,6 +230,18 @@ def restore_files(backup: Path, made: Backup, folder: str, target: Path, progres
         for below, _, _ in os.walk(target):
             fsync_directory(Path(below))
     return count
+
+
+def _blobs_of(place: Path) -> list[bytes]:
+    """The digests of its large objects."""
+    found: list[bytes] = []
+    with contextlib.closing(Reader(place)) as reader:
+        head = reader.head(CATALOG)
+        for record in read_catalog(b"" if head is None else head.head).apps.values():
+            if OBJECTS in record.logs:
+                home = PartitionId(record.id, record.logs[OBJECTS], 0)
+                found += [digest for digest, count in rows_of(reader, home, "blob", b"") if not is_unused(count)]
+    return found
 
 
 def _described(file: Path) -> File:

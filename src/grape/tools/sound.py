@@ -20,6 +20,7 @@ from grape.model import batch as codec
 from grape.model.address import CATALOG, PartitionId, check_key
 from grape.model.batch import Header
 from grape.model.cursor import Progress
+from grape.model.objects import decode_ledger, decode_stored, is_unused
 from grape.model.stored import (
     CLIENT_ID,
     NO_POOLS,
@@ -75,6 +76,9 @@ class Rules:
             "dead": self._dead,
             "text": self._text,
             "expiry": self._expiry,
+            "object": self._object,
+            "change": self._changed,
+            "blob": self._blob,
         }
 
     def log(self, partition: PartitionId) -> tuple[AppRecord, str] | None:
@@ -193,6 +197,26 @@ class Rules:
             return "a timer's name that cannot be read"
         is_id = key.startswith(CLIENT_ID) and len(key) < 256
         return "a client's id that cannot be read" if is_id and len(value) < 8 else None
+
+    def _object(self, partition: PartitionId, key: bytes, value: bytes) -> str | None:
+        if b"\0" not in key:
+            return "a key that cannot be"
+        stored = decode_stored(value if len(key) < 256 else self._long(key, value))
+        if stored.number < 1 or (stored.is_there and (len(stored.checksum) != 32 or stored.size < 0)):
+            return "holds a number that cannot be"
+        return None if not stored.is_there or stored.blob or len(stored.data) == stored.size else "lacks its bytes"
+
+    @staticmethod
+    def _changed(partition: PartitionId, key: bytes, value: bytes) -> str | None:
+        if not key:
+            ledger = decode_ledger(value)
+            return None if ledger.next > ledger.forgotten >= 0 else "holds a number that cannot be"
+        return None if len(key) == 9 and key[:1] in b"ct" and b"\0" in value else "a key that cannot be"
+
+    @staticmethod
+    def _blob(partition: PartitionId, key: bytes, value: bytes) -> str | None:
+        is_unused(value)
+        return None if len(key) == 32 else "a key that cannot be"
 
     @staticmethod
     def _expiry(partition: PartitionId, key: bytes, value: bytes) -> str | None:
