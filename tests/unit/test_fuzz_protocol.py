@@ -30,8 +30,10 @@ from grape.protocol.messages import (
     Announce,
     Ask,
     Beat,
+    Fetch,
     FromWorker,
     Hello,
+    Keep,
     Refusal,
     Reply,
     Result,
@@ -104,6 +106,8 @@ def values_of(kind: Any) -> SearchStrategy[Any]:
         return st.just(TOPOLOGY)
     if origin is list:
         return st.lists(values_of(arguments[0]), max_size=3)
+    if origin is tuple and arguments[-1:] == (...,):
+        return st.lists(values_of(arguments[0]), max_size=3).map(tuple)
     if origin is tuple:
         return st.tuples(*map(values_of, arguments))
     if origin is dict:
@@ -114,7 +118,7 @@ def values_of(kind: Any) -> SearchStrategy[Any]:
     return st.builds(kind, **{name: values_of(fields[name]) for name in kind.__struct_fields__})
 
 
-words: Final = st.one_of(*map(values_of, (Ask, Announce, Stuck, Beat, Refusal, Hello)))
+words: Final = st.one_of(*map(values_of, (Ask, Announce, Stuck, Beat, Refusal, Hello, Fetch, Keep)))
 
 
 def right(rig: Rig) -> list[Any]:
@@ -223,6 +227,8 @@ def changed(data: st.DataObject, value: Any, kind: Any) -> Any:
         name = data.draw(st.sampled_from(value.__struct_fields__))
         field = typing.get_type_hints(type(value))[name]
         return msgspec.structs.replace(value, **{name: changed(data, getattr(value, name), field)})
+    if origin is tuple and arguments[-1:] == (...,):
+        return tuple(changed(data, list(value), list[arguments[0]]))  # type: ignore[valid-type]
     if origin is tuple and value:
         at = data.draw(st.integers(0, len(value) - 1))
         return (*value[:at], changed(data, value[at], arguments[at]), *value[at + 1 :])

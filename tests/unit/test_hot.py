@@ -230,6 +230,9 @@ class Running:
     def is_left(self) -> None:
         pass
 
+    def objects(self) -> None:
+        pass
+
 
 def emitting(short: Any, many: Any) -> tuple[Context, EmitColumns]:
     """``short``, ``many``: what makes the functions of the slow ones."""

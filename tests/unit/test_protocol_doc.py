@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from grape.model import batch as codec
-from grape.model import cursor, topology, tracing
+from grape.model import cursor, objects, topology, tracing
 from grape.model.address import MAX_KEY_BYTES, partition_of
 from grape.protocol import base, messages
 from grape.protocol.framing import MAX_FRAME, frame, worker_frames
@@ -27,6 +27,8 @@ SPOKEN: Final = {
     **structs_of(topology),
     "Progress": cursor.Progress,
     "Span": tracing.Span,
+    "ObjectWrite": objects.ObjectWrite,
+    "Stored": objects.Stored,
     "RunMeta": codec.RunMeta,
 }
 
