@@ -114,6 +114,8 @@ def values_of(kind: Any) -> SearchStrategy[Any]:
         return st.dictionaries(values_of(arguments[0]), values_of(arguments[1]), max_size=2)
     if origin in (typing.Union, types.UnionType):
         return st.one_of(*map(values_of, arguments))
+    if origin is typing.Literal:
+        return st.one_of(st.sampled_from(arguments), texts)
     fields = typing.get_type_hints(kind)
     return st.builds(kind, **{name: values_of(fields[name]) for name in kind.__struct_fields__})
 
