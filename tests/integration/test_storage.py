@@ -159,3 +159,89 @@ def taken(server: Server) -> list[Any]:
     """Looked at, not taken."""
     answer = server.post("/apps/shop/outputs/measured/peek", {"count": 1000, "looks": True})
     return [event["data"] for event in answer.json()["events"]]
+
+
+TRIGGERED = """
+from grape import Node, State, Topology
+
+class Thumb(Node):
+    seen: int = State(int, default=0)
+
+    def process(self, event):
+        self.seen += 1
+        data = self.storage.get(event.key)
+        self.storage.put("thumbs/" + event.key, data[:3])
+        self.emit("made", [event.key, event.data["version"], self.seen])
+
+t = Topology("shop")
+t.add_slot("photo", Thumb(), retries=0)
+t.add_output("made")
+"""
+DRIVER = """
+[driver.photos]
+kind = "objects"
+event = "photo"
+prefix = "raw/"
+existing = true
+"""
+
+
+def made(server: Server) -> list[Any]:
+    answer = server.post("/apps/shop/outputs/made/peek", {"count": 1000, "looks": True})
+    return [event["data"] for event in answer.json()["events"]]
+
+
+def test_an_object_that_is_written_is_an_event_once_although_everything_dies(tmp_path: Path) -> None:
+    app = write_app(tmp_path / "shop", TRIGGERED)
+    with open(app / "grape.toml", "a") as manifest:
+        manifest.write(DRIVER)
+    with serving(tmp_path / "home") as server:
+        server.grape("app", "deploy", app)
+        data = server.home / "apps" / "shop" / "data"
+        asyncio.run(put_raw(data, 20))
+        until(lambda: len(made(server)) == 20)
+        os.kill(server.engine("shop"), signal.SIGKILL)
+        until(lambda: server.info("shop")["state"] == "running")
+        for pid in server.pids():
+            if b"grape.drivers.process" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                os.kill(pid, signal.SIGKILL)
+        asyncio.run(put_raw(data, 5))  # written anew: another version of each
+        until(lambda: len(made(server)) == 25)
+    with serving(tmp_path / "home") as server:
+        asyncio.run(put_raw(data, 1))
+        until(lambda: len(made(server)) == 26)
+        found = made(server)
+        assert len({(key, version) for key, version, _ in found}) == 26
+        assert max(seen for key, _, seen in found if key == "raw/0000") == 3
+        assert storage(server, "get", "shop/thumbs/raw/0019") == "19"
+        assert "photos" in str(server.get("/apps/shop/drivers").json())
+
+
+def test_objects_over_http(server: Server) -> None:
+    place = "/apps/shop/objects/photos/a/b c.png"
+    body = bytes(range(256)) * 2_000
+    headers = {"content-type": "image/png", "x-grape-tags": "x,%C3%A4", "x-grape-user-by": "me"}
+    put = server.http.put(place, content=body, headers={**headers, "if-none-match": "*"})
+    assert put.status_code == 200, put.text
+    assert put.json()["checksum"] == "sha256:" + hashlib.sha256(body).hexdigest()
+    again = server.http.put(place, content=b"x", headers={"if-none-match": "*"})
+    assert (again.status_code, again.json()["code"]) == (412, "conflict")
+    got = server.http.get(place)
+    assert got.content == body
+    assert (got.headers["content-type"], got.headers["x-grape-tags"]) == ("image/png", "x,%C3%A4")
+    assert got.headers["etag"] == put.headers["etag"]
+    assert server.http.get(place, headers={"if-none-match": got.headers["etag"]}).status_code == 304
+    for wanted, expected in (("bytes=0-9", body[:10]), ("bytes=100-", body[100:]), ("bytes=-5", body[-5:])):
+        part = server.http.get(place, headers={"range": wanted})
+        assert (part.status_code, part.content) == (206, expected)
+    assert server.http.get(place, headers={"range": f"bytes={len(body)}-"}).status_code == 416
+    head = server.http.head(place)
+    assert (head.headers["content-length"], head.content) == (str(len(body)), b"")
+    listed = server.get("/apps/shop/objects/photos", params={"tag": "x"}).json()
+    assert [each["key"] for each in listed["objects"]] == ["a/b c.png"]
+    assert server.http.delete(place, headers={"if-match": '"0"'}).status_code == 412
+    assert server.http.delete(place).status_code == 204
+    assert server.http.get(place).status_code == 404
+    assert server.http.put("/apps/shop/objects/photos/..%2Fx", content=b"").status_code in (400, 404, 422)
+    assert server.http.get("/apps/shop/objects/UPPER/x").status_code == 400
+    assert server.get("/apps/nothing/objects/photos").status_code == 404

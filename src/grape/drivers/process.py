@@ -18,8 +18,9 @@ from msgspec import Struct
 
 from grape.apps.manifest import manifest_of
 from grape.drivers.driving import Driving
+from grape.drivers.objects import ObjectSource
 from grape.drivers.sources import MomentSource, Source, WatchSource
-from grape.drivers.spec import Driver, HookDriver, WatchDriver
+from grape.drivers.spec import Driver, HookDriver, ObjectsDriver, WatchDriver
 from grape.drivers.told import Known, Told, Wanted
 from grape.errors import GrapeError
 from grape.gateway.doors import Doors
@@ -81,7 +82,7 @@ async def _drive_app(name: str, digest: str, doors: Doors) -> None:
     driving = [
         Driving(name, digest, own, driver.event, source, doors, changed.set)
         for own, driver in found.driver.items()
-        if (source := _source_of(own, driver, changed.set)) is not None
+        if (source := _source_of(own, driver, name, str(doors.home.data(name)), changed.set)) is not None
     ]
 
     async def tell() -> None:
@@ -105,10 +106,12 @@ async def _drive_app(name: str, digest: str, doors: Doors) -> None:
             await tell()
 
 
-def _source_of(name: str, driver: Driver, told: Callable[[], None]) -> Source | None:
+def _source_of(name: str, driver: Driver, app: str, data: str, told: Callable[[], None]) -> Source | None:
     """None: it is one that others call."""
     if isinstance(driver, HookDriver):
         return None
+    if isinstance(driver, ObjectsDriver):
+        return ObjectSource(driver, app, data, told)
     return WatchSource(driver, told) if isinstance(driver, WatchDriver) else MomentSource(name, driver)
 
 

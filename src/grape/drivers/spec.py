@@ -13,6 +13,7 @@ from grape.drivers.cron import Cron, Every
 from grape.drivers.moments import CatchUp, Moments
 from grape.drivers.signing import GITHUB_ID, Encoding, Hash
 from grape.drivers.watching import Watching
+from grape.model.names import check_namespace, check_prefix
 from grape.model.near import did_you_mean
 from grape.model.secret import Secret
 from grape.model.section import Duration, Size, read_section
@@ -115,6 +116,35 @@ class WatchDriver(Struct, frozen=True, kw_only=True, rename="kebab", tag_field="
             raise ValueError(f"interval: {self.interval:g} s is too often; {_SHORTEST:g} s at least")
 
 
+class ObjectsDriver(Struct, frozen=True, kw_only=True, rename="kebab", tag_field="kind", tag="objects"):
+    """An event for each object that is written, with its key: once for each version.
+
+    Args:
+        namespace: of the objects; the app's own by default. prefix: how their keys begin.
+        storage: its URL; the app's own objects by default.
+        existing: whether those that are there already count. removed: whether an object that goes is told of.
+        interval: between two looks.
+    """
+
+    event: str
+    namespace: str = ""
+    prefix: str = ""
+    storage: str = ""
+    existing: bool = False
+    removed: bool = False
+    interval: Duration = Duration(0.5)
+
+    def check(self) -> None:
+        """As of `CronDriver`."""
+        if self.namespace:
+            check_namespace(self.namespace)
+        check_prefix(self.prefix)
+        if self.storage and "://" not in self.storage:
+            raise ValueError(f"storage: a URL, such as file:///srv/objects, not {self.storage!r:.100}")
+        if self.interval < _SHORTEST:
+            raise ValueError(f"interval: {self.interval:g} s is too often; {_SHORTEST:g} s at least")
+
+
 class HookDriver(Struct, frozen=True, kw_only=True, rename="kebab", tag_field="kind", tag="webhook"):
     """An event for each call over HTTP, at ``/apps/APP/hooks/NAME``.
 
@@ -181,10 +211,10 @@ class HookDriver(Struct, frozen=True, kw_only=True, rename="kebab", tag_field="k
 
 _PLAIN: Final = HookDriver(event="-")
 
-Driver = CronDriver | TimerDriver | WatchDriver | HookDriver
+Driver = CronDriver | TimerDriver | WatchDriver | ObjectsDriver | HookDriver
 
 KINDS: Final[dict[str, type[Driver]]] = {
-    str(kind.__struct_config__.tag): kind for kind in (CronDriver, TimerDriver, WatchDriver, HookDriver)
+    str(kind.__struct_config__.tag): kind for kind in (CronDriver, TimerDriver, WatchDriver, ObjectsDriver, HookDriver)
 }
 
 

@@ -12,11 +12,13 @@ import msgspec
 from msgspec import UNSET
 
 from grape.drivers.moments import Moments, MomentsAt
-from grape.drivers.spec import STREAM, CronDriver, Driver, HookDriver, TimerDriver, WatchDriver
+from grape.drivers.objects import ChangedAt
+from grape.drivers.spec import STREAM, CronDriver, Driver, HookDriver, ObjectsDriver, TimerDriver, WatchDriver
 from grape.drivers.told import DriverInfo
 from grape.drivers.watching import SeenAt
 from grape.gateway.looking import in_text
 from grape.model.address import PartitionId
+from grape.model.names import own_namespace
 from grape.model.stored import SOURCE, AppRecord, SourceHead, decode_source
 from grape.tools.directory import Directory, decoded
 
@@ -61,7 +63,7 @@ def shown(
 def _of(app: str, info: DriverInfo, driver: Driver, stored: SourceHead | None, runs: bool) -> dict[str, Any]:
     """Never a secret, nor where one lies."""
     events = None if isinstance(driver, HookDriver) else 0 if stored is None else stored.fed
-    found: dict[str, Any] = {"key": driver.key or None, "events": events, "last": info.last}
+    found: dict[str, Any] = {"key": getattr(driver, "key", None) or None, "events": events, "last": info.last}
     position = b"" if stored is None else stored.position
     match driver:
         case CronDriver():
@@ -78,6 +80,14 @@ def _of(app: str, info: DriverInfo, driver: Driver, stored: SourceHead | None, r
                 "files": 0 if seen is None else len(seen.seen) // 16,
             }
             found["last"] = info.last or (None if seen is None else seen.fired / 1e3 or None)
+        case ObjectsDriver():
+            at = _read(position, ChangedAt)
+            found |= {
+                "path": f"{driver.namespace or own_namespace(app)}/{driver.prefix}",
+                "position": None if at is None else at.position,
+                "interval": float(driver.interval),
+            }
+            found["last"] = info.last or (None if at is None else at.fired / 1e3 or None)
         case HookDriver():
             header, path = driver.id_of
             found |= {

@@ -25,6 +25,7 @@ from grape.gateway.bodies import items_of, media_of, named_events
 from grape.gateway.doors import Doors
 from grape.gateway.events import Events, bug, handed_in, wait_of
 from grape.gateway.hooks import Hooks
+from grape.gateway.objects import ObjectPages
 from grape.gateway.operating import Operating
 from grape.gateway.outputs import Outputs
 from grape.gateway.packages import Packages, who_asks
@@ -68,6 +69,7 @@ class Gateway:
             Route("/apps/{app}/answers/{id:path}", self._answer, methods=["GET"]),
             *Outputs(self.doors, self._may).routes(),
             *Hooks(self.doors, self._may).routes(),
+            *ObjectPages(self.doors, self._may).routes(),
             *Packages(self.doors, self._access, self._max_package).routes(),
             WebSocketRoute("/apps/{app}/ws", Talks(self.doors, self._access).talk),
             *(

@@ -6,7 +6,6 @@ Everything here blocks, takes no lock of the engine's, and reads a few rows at a
 from __future__ import annotations
 
 import os
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -26,6 +25,7 @@ from grape.model.stored import SOURCE, AppRecord, HoldEntry, decode_dead, decode
 from grape.tools.backlog import waiting
 from grape.tools.choice import Choice
 from grape.tools.directory import Directory, Letter, decoded, partitions_of
+from grape.tools.sharing import give_back, share
 
 T = TypeVar("T")
 
@@ -46,11 +46,7 @@ _pretty: Final = msgspec.json.Encoder(enc_hook=repr, decimal_format="string").en
 
 
 class Looker:
-    """Opens directories: each once at a time, as LMDB wants it. Any thread."""
-
-    def __init__(self) -> None:
-        self._gate = threading.Lock()
-        self._gates: dict[str, threading.Lock] = {}
+    """Opens directories, one look into each at a time. Any thread."""
 
     def look(self, data: str, name: str | None, do: Callable[[Directory, AppRecord], T]) -> T:
         """What ``do`` finds. ``name``: of the topology, if the directory holds several.
@@ -66,10 +62,12 @@ class Looker:
     @contextmanager
     def opened(self, data: Path) -> Iterator[Directory]:
         """A directory, which nobody else looks into meanwhile. Errors are those of `look`."""
-        with self._gate:
-            gate = self._gates.setdefault(str(data), threading.Lock())
-        with gate, Directory.open(data) as directory:
-            yield directory
+        shared = share(data)
+        try:
+            with shared.opened() as directory:
+                yield directory
+        finally:
+            give_back(shared)
 
 
 # ---------------------------------------------------------------------- dead letters, held events

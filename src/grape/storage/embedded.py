@@ -126,32 +126,35 @@ class EmbeddedStorage(Storage):
 
     # ------------------------------------------------------------------ read
 
-    def _look(self, do: Callable[[AtRest], T]) -> T:
+    async def _look(self, do: Callable[[AtRest], T]) -> T:
+        """In a thread: others may look into the same directory for long."""
         assert self._shared is not None, "open comes first"
-        return self._shared.look(lambda directory: do(directory.reader))
+        return await asyncio.to_thread(self._shared.look, lambda directory: do(directory.reader))
 
-    def _rows(self, table: Table, after: bytes, limit: int, before: bytes | None = None) -> list[tuple[bytes, bytes]]:
-        return self._look(lambda reader: reader.scan(self._home, table, after, limit, before))
+    async def _rows(
+        self, table: Table, after: bytes, limit: int, before: bytes | None = None
+    ) -> list[tuple[bytes, bytes]]:
+        return await self._look(lambda reader: reader.scan(self._home, table, after, limit, before))
 
-    def _stored(self, place: Place) -> Stored | None:
+    async def _stored(self, place: Place) -> Stored | None:
         key = place_key(place.namespace, place.key)
-        (packed,) = self._look(lambda reader: reader.get(self._home, "object", [key]))
+        (packed,) = await self._look(lambda reader: reader.get(self._home, "object", [key]))
         stored = None if packed is None else decode_stored(packed)
         return stored if stored is not None and stored.is_there else None
 
     async def stat(self, place: Place) -> About | None:
-        stored = self._stored(place)
+        stored = await self._stored(place)
         return None if stored is None else stored.about(place.key)
 
     @asynccontextmanager
     async def read(self, place: Place, start: int = 0, end: int | None = None) -> AsyncIterator[Reading | None]:
-        stored, fd = self._stored(place), -1
+        stored, fd = await self._stored(place), -1
         while stored is not None and stored.blob:
             try:
                 fd = os.open(path_of(self._path, stored.checksum), os.O_RDONLY | os.O_CLOEXEC)
                 break
             except FileNotFoundError:  # it was written anew meanwhile
-                again = self._stored(place)
+                again = await self._stored(place)
                 if again == stored:
                     raise Corrupt(
                         f"{place.namespace}/{place.key}: its bytes are not in {self._path / FOLDER}"
@@ -173,7 +176,7 @@ class EmbeddedStorage(Storage):
         after = place_key(namespace, position) + b"\0" if position else begin
         items: list[About] = []
         while len(items) < limit:
-            rows = self._rows("object", max(begin, after), min(_SCANNED, limit - len(items)), begin + b"\xff" * 4)
+            rows = await self._rows("object", max(begin, after), min(_SCANNED, limit - len(items)), begin + b"\xff" * 4)
             for place, packed in rows:
                 stored = decode_stored(packed)
                 if stored.is_there:
@@ -185,7 +188,7 @@ class EmbeddedStorage(Storage):
         return Page(items, split_place(after[:-1])[1])
 
     async def changes(self, namespace: str, prefix: str, position: str | None, limit: int = 1000) -> Changes:
-        row = next(iter(self._rows("change", b"", 1)), (b"-", b""))
+        row = next(iter(await self._rows("change", b"", 1)), (b"-", b""))
         ledger = decode_ledger(row[1]) if row[0] == b"" else Ledger()
         if position is None:
             return Changes([], str(ledger.next - 1))
@@ -196,14 +199,14 @@ class EmbeddedStorage(Storage):
             raise UsageError(f"position {at} is too old: it is not known any more what was removed since")
         found: list[tuple[int, bytes, bool]] = []
         for key_of, is_there in ((written, True), (gone, False)):
-            rows = self._rows("change", key_of(at + 1), limit, key_of((1 << 63) - 1))
+            rows = await self._rows("change", key_of(at + 1), limit, key_of((1 << 63) - 1))
             found += [(number_of(key), place, is_there) for key, place in rows]
         found.sort()
         items = []
         for _, place, is_there in found[:limit]:
             where = Place(*split_place(place))
             if where.namespace == namespace and where.key.startswith(prefix):
-                stored = self._stored(where) if is_there else None
+                stored = await self._stored(where) if is_there else None
                 items.append(Change(where.key, None if stored is None else stored.about(where.key)))
         return Changes(items, str(found[:limit][-1][0] if found else at))
 

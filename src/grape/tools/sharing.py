@@ -32,10 +32,16 @@ class Shared:
         Raises:
             UsageError, Corrupt, StorageFailed: as `Directory.open`, and as ``do``.
         """
+        with self.opened() as directory:
+            return do(directory)
+
+    @contextmanager
+    def opened(self) -> Iterator[Directory]:
+        """The same for as long as the block takes."""
         with self._lock:
             if self._directory is None:
                 self._directory = Directory.open(self._path)
-            return do(self._directory)
+            yield self._directory
 
     @contextmanager
     def away(self) -> Iterator[None]:

@@ -78,6 +78,7 @@ export class DriversTab {
     if (driver.kind === "cron") return h("code", {}, driver.schedule ?? "");
     if (driver.kind === "timer") return h("span", {}, "every ", h("code", {}, every(driver.every)));
     if (driver.kind === "watch") return h("code", {}, `${driver.path}/${driver.pattern}`);
+    if (driver.kind === "objects") return h("code", {}, driver.path ?? "");
     return h("code", {}, driver.path ?? driver.name);
   }
 

@@ -1,0 +1,167 @@
+"""Objects that are written, as events: what a storage tells of changes, or what can be seen of it by looking."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import time
+from collections.abc import Callable
+from typing import Any, Final
+
+import msgspec
+from msgspec import Struct
+
+from grape.abc.storage import About, Change, Storage
+from grape.client.events import ClientEvent, client_event
+from grape.drivers.sources import Step
+from grape.drivers.spec import ObjectsDriver
+from grape.drivers.watching import MOST, Watching
+from grape.errors import GrapeError, UsageError
+from grape.model.names import own_namespace
+from grape.storage.connect import storage_of
+from grape.storage.source import event_of
+
+_STEP: Final = 500
+_MAX_EVENT: Final = 64 << 20
+
+
+class ChangedAt(Struct, frozen=True, array_like=True, tag="objects"):
+    """A position. ``where``: which objects of which storage. ``position``: in what the storage tells; None: it is not
+    known yet from where on. ``fired``: when the last event was made, milliseconds since 1970."""
+
+    where: str
+    position: str | None = None
+    fired: int = 0
+
+
+class ObjectSource:
+    """
+    Args:
+        app: whose driver it is. data: its directory.
+        told: called when its error has changed.
+    """
+
+    def __init__(self, driver: ObjectsDriver, app: str, data: str, told: Callable[[], None]) -> None:
+        self.error = ""
+        self._driver = driver
+        self._told = told
+        self._url = driver.storage or f"embedded://{data}"
+        self._namespace = driver.namespace or own_namespace(app)
+        self._where = f"{driver.storage}/{self._namespace}/{driver.prefix}"
+        self._storage: Storage | None = None
+        self._at = ChangedAt(self._where)
+        self._watching = Watching(self._where, 0.0)
+        self._packed = b""
+
+    @property
+    def last(self) -> float | None:
+        return max(self._at.fired, self._watching.fired) / 1000 or None
+
+    @property
+    def next(self) -> float | None:
+        return None
+
+    def begin(self, position: bytes) -> None:
+        self._packed = position
+        self._watching.begin(position)
+        try:
+            at = msgspec.msgpack.decode(position, type=ChangedAt)
+        except msgspec.MsgspecError:
+            at = ChangedAt("")
+        self._at = at if at.where == self._where else ChangedAt(self._where)
+
+    async def step(self) -> Step:
+        while True:
+            try:
+                storage = await self._opened()
+                step = await (self._changed(storage) if storage.features.tells_changes else self._seen(storage))
+            except (GrapeError, OSError) as e:
+                await self._failed(str(e))
+                step = None
+            else:
+                self._say("")
+            if step is not None:
+                return step
+            await asyncio.sleep(self._driver.interval)
+
+    def took(self, step: Step) -> None:
+        self.begin(step.position)
+
+    # ------------------------------------------------------------------ a storage that tells
+
+    async def _changed(self, storage: Storage) -> Step | None:
+        """
+        Raises:
+            UsageError: something may have been missed.
+        """
+        at = self._at
+        if at.position is None:
+            begin = "0" if self._driver.existing else (await storage.changes(self._namespace, "", None)).position
+            return Step((), msgspec.msgpack.encode(ChangedAt(self._where, begin, at.fired)), None)
+        found = await storage.changes(self._namespace, self._driver.prefix, at.position, _STEP)
+        if found.position == at.position:
+            return None
+        events = [event for change in found.items if (event := self._event(change)) is not None]
+        fired = time.time_ns() // 1_000_000 if events else at.fired
+        return Step(events, msgspec.msgpack.encode(ChangedAt(self._where, found.position, fired)), None)
+
+    def _event(self, change: Change) -> ClientEvent | None:
+        if change.about is None:
+            if not self._driver.removed:
+                return None
+            return self._made(change.key, {"namespace": self._namespace, "key": change.key, "change": "removed"})
+        return self._of(change.about)
+
+    def _of(self, about: About) -> ClientEvent:
+        return self._made(about.key, {**event_of(self._namespace, about), "change": "written"})
+
+    def _made(self, key: str, data: dict[str, Any]) -> ClientEvent:
+        return client_event(self._driver.event, data, key, None, None, _MAX_EVENT)
+
+    # ------------------------------------------------------------------ one that is looked at
+
+    async def _seen(self, storage: Storage) -> Step | None:
+        abouts: dict[str, About] = {}
+        position = ""
+        while True:
+            page = await storage.page(self._namespace, self._driver.prefix, position)
+            abouts |= {about.key: about for about in page.items}
+            if len(abouts) > MOST:
+                raise UsageError(
+                    f"over {MOST:,} objects in {self._namespace}/{self._driver.prefix}: this storage does not tell "
+                    f"what changes, so all are compared; split them among drivers, or remove those that are done with"
+                )
+            position = page.position
+            if not position:
+                break
+        found = {key: (about.size, _number(about.version)) for key, about in abouts.items()}
+        is_first = not self._packed and not self._driver.existing
+        files = self._watching.look(found, time.monotonic())
+        if not files:
+            return None
+        packed = self._watching.position(files, found, time.time_ns() // 1_000_000)
+        return Step([] if is_first else [self._of(abouts[file.path]) for file in files], packed, None)
+
+    # ------------------------------------------------------------------
+
+    async def _opened(self) -> Storage:
+        if self._storage is None:
+            storage = storage_of(self._url)
+            await storage.open()
+            self._storage = storage
+        return self._storage
+
+    async def _failed(self, text: str) -> None:
+        self._say(text)
+        if self._storage is not None:
+            storage, self._storage = self._storage, None
+            await storage.close()
+
+    def _say(self, error: str) -> None:
+        if error != self.error:
+            self.error = error
+            self._told()
+
+
+def _number(version: str) -> int:
+    return int.from_bytes(hashlib.blake2b(version.encode(), digest_size=8).digest(), "big")

@@ -1,0 +1,198 @@
+"""Objects of apps over HTTP: whole or a range of them, with conditions; streamed, so that memory stays flat."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any, Final
+from urllib.parse import quote, unquote
+
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response, StreamingResponse
+from starlette.routing import Route
+
+from grape.errors import BadArgument, Conflict, GrapeError, UsageError
+from grape.gateway.access import Verb
+from grape.gateway.answers import as_json
+from grape.gateway.doors import Doors
+from grape.gateway.problems import Problem, no_app
+from grape.model.objects import OCTETS, About
+from grape.storage.embedded import EmbeddedConfig, EmbeddedStorage
+from grape.storage.objects import Objects
+
+May = Callable[[Request, str, Verb], None]
+
+_RANGE: Final = re.compile(r"bytes=(\d{0,18})-(\d{0,18})")
+_USER: Final = "x-grape-user-"
+_TAGS: Final = "x-grape-tags"
+_PAGE: Final = 1_000
+
+
+class ObjectPages:
+    """
+    Args:
+        may: raises if whoever asks may not.
+    """
+
+    def __init__(self, doors: Doors, may: May) -> None:
+        self._doors = doors
+        self._may = may
+
+    def routes(self) -> list[Route]:
+        base = "/apps/{app}/objects/{namespace}"
+        return [
+            Route(base, self._list, methods=["GET"]),
+            Route(f"{base}/{{key:path}}", self._get, methods=["GET", "HEAD"]),
+            Route(f"{base}/{{key:path}}", self._put, methods=["PUT"]),
+            Route(f"{base}/{{key:path}}", self._remove, methods=["DELETE"]),
+        ]
+
+    @contextlib.asynccontextmanager
+    async def _objects(self, request: Request, verb: Verb, *, writes: bool = False) -> AsyncIterator[Objects]:
+        """
+        Raises:
+            Problem: there is no such app, nothing of it is stored, or it is not for whoever asks.
+        """
+        name = request.path_params["app"]
+        self._may(request, name, verb)
+        info = await self._doors.look(name)
+        if info is None:
+            raise no_app(name)
+        if writes:  # through the engine, which has one order for all
+            await self._doors.app(name).door()
+        storage = EmbeddedStorage(EmbeddedConfig(directory=info.data))
+        try:
+            await storage.open()
+        except UsageError as e:
+            raise Problem(404, "no-data", f"{name} has not run yet: {e}") from None
+        try:
+            yield Objects(storage, request.path_params["namespace"])
+        finally:
+            await storage.close()
+
+    async def _list(self, request: Request) -> Response:
+        query = request.query_params
+        limit = query.get("limit", "100")
+        if not limit.isdecimal() or not 1 <= int(limit[:9]) <= _PAGE:
+            raise BadArgument(f"limit: a number from 1 to {_PAGE:,}, not {limit!r:.60}")
+        async with self._objects(request, "read") as objects:
+            page = await objects.page(
+                query.get("prefix", ""), query.get("position", ""), int(limit), tags=query.getlist("tag")
+            )
+        return as_json({"objects": list(page.items), "position": page.position})
+
+    async def _get(self, request: Request) -> Response:
+        async with contextlib.AsyncExitStack() as stack:
+            objects = await stack.enter_async_context(self._objects(request, "read"))
+            key = request.path_params["key"]
+            about = await objects.stat(key)
+            if about is None:
+                raise Problem(404, "no-object", f"there is no object {key!r:.200}")
+            headers = _headers(about)
+            if _is_named(request.headers.get("if-none-match", ""), about):
+                return Response(status_code=304, headers=headers)
+            wanted = request.headers.get("if-match", "")
+            if wanted and not _is_named(wanted, about):
+                raise Problem(412, "conflict", f"{key!r:.200} is version {about.version}")
+            start, end = _range(request.headers.get("range", ""), about.size)
+            status = 200
+            if (start, end) != (0, about.size):
+                status, headers["content-range"] = 206, f"bytes {start}-{end - 1}/{about.size}"
+            headers["content-length"] = str(end - start)
+            if request.method == "HEAD":
+                return Response(status_code=status, headers=headers)
+            found = await stack.enter_async_context(objects.open(key, start, None if end == about.size else end))
+            if found is None or found.about.version != about.version:
+                raise Problem(409, "conflict", f"{key!r:.200} was written just now; ask again")
+            opened = stack.pop_all()
+
+        async def body() -> AsyncIterator[bytes]:
+            async with opened:
+                async for chunk in found.chunks:
+                    yield chunk
+
+        return StreamingResponse(body(), status, headers)
+
+    async def _put(self, request: Request) -> Response:
+        """Durable when the answer comes."""
+        headers = request.headers
+        if headers.get("content-encoding", "identity") != "identity":
+            raise Problem(415, "media-type", "an object is stored as it comes: without Content-Encoding")
+        options: dict[str, Any] = {
+            "content_type": headers.get("content-type", OCTETS),
+            "tags": [unquote(tag) for tag in headers.get(_TAGS, "").split(",") if tag],
+            "user": {n.removeprefix(_USER): unquote(v) for n, v in headers.items() if n.startswith(_USER)},
+            "if_absent": headers.get("if-none-match", "") == "*",
+        }
+        if "if-match" in headers:
+            options["if_version"] = headers["if-match"].strip().strip('"')
+        if "ttl" in request.query_params:
+            try:
+                options["ttl"] = float(request.query_params["ttl"])
+            except ValueError:
+                raise BadArgument("ttl: seconds") from None
+        async with self._objects(request, "emit", writes=True) as objects:
+            about = await _or_412(lambda: objects.put(request.path_params["key"], request.stream(), **options))
+        return as_json(about, headers={"etag": f'"{about.version}"'})
+
+    async def _remove(self, request: Request) -> Response:
+        version = request.headers.get("if-match")
+        wanted = None if version is None else version.strip().strip('"')
+        key = request.path_params["key"]
+        async with self._objects(request, "emit", writes=True) as objects:
+            if not await _or_412(lambda: objects.remove(key, if_version=wanted)):
+                raise Problem(404, "no-object", f"there is no object {key!r:.200}")
+        return Response(status_code=204)
+
+
+async def _or_412(do: Callable[[], Awaitable[Any]]) -> Any:
+    try:
+        return await do()
+    except Conflict as e:
+        raise Problem(412, "conflict", str(e)) from None
+    except GrapeError:
+        raise
+    except ClientDisconnect:
+        raise Problem(400, "cut-off", "the body ended before it was whole; nothing was written") from None
+
+
+def _headers(about: About) -> dict[str, str]:
+    headers = {
+        "content-type": about.content_type,
+        "etag": f'"{about.version}"',
+        "accept-ranges": "bytes",
+        "x-grape-checksum": about.checksum,
+        "x-grape-time": str(about.time),
+        "x-content-type-options": "nosniff",
+        # What an object is, is for whoever asked: no page of this origin.
+        "content-security-policy": "default-src 'none'; sandbox",
+        "content-disposition": "attachment",
+    }
+    if about.tags:
+        headers[_TAGS] = ",".join(quote(tag) for tag in about.tags)
+    headers |= {f"{_USER}{name}": quote(value) for name, value in about.user.items()}
+    return headers
+
+
+def _is_named(header: str, about: About) -> bool:
+    names = [each.strip().removeprefix("W/").strip('"') for each in header.split(",") if each.strip()]
+    return "*" in names or about.version in names
+
+
+def _range(header: str, size: int) -> tuple[int, int]:
+    """The first byte, and the one behind the last.
+
+    Raises:
+        Problem: there is nothing.
+    """
+    found = _RANGE.fullmatch(header.strip())
+    if found is None or not (found[1] or found[2]):
+        return 0, size  # none, or several: all of it
+    if not found[1]:
+        start, end = max(0, size - int(found[2])), size
+    else:
+        start, end = int(found[1]), min(size, int(found[2]) + 1) if found[2] else size
+    if start >= end:
+        raise Problem(416, "range", f"there are {size} bytes", headers={"content-range": f"bytes */{size}"})
+    return start, end
