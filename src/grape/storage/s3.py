@@ -1,0 +1,765 @@
+"""Objects in a bucket of S3, or of any server that speaks as S3 does.
+
+    BUCKET/PREFIX/NAMESPACE/KEY   the bytes, and what is known of them as metadata (`grape.storage.s3about`)
+
+Conditions are kept by the server (If-Match, If-None-Match), which compares ETags. They are the same for the same bytes:
+between our look at an object and our write the same bytes may be written again, with other tags, and that is not
+noticed. Nothing else is lost.
+
+What a server does not keep of what Amazon's does is found out when the storage is opened, and `Features` say it.
+
+The checksum of an object stands before its bytes. So they are had whole before they are sent, in a temporary file if
+they are many; unless ``put`` says checksum and size, then they go as they come.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import secrets
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager, suppress
+from datetime import UTC, datetime, timedelta
+from os import environ
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Final, TypeVar
+from urllib.parse import unquote, unquote_plus, urlsplit
+from xml.etree import ElementTree
+
+from msgspec import Meta, Struct, structs
+
+from grape.abc.storage import (
+    ALWAYS,
+    CHUNK,
+    About,
+    Features,
+    If,
+    Page,
+    Place,
+    Put,
+    Reading,
+    Storage,
+    StorageConfig,
+)
+from grape.errors import BadArgument, Conflict, Corrupt, GrapeError, StorageFailed, Unsupported, UsageError
+from grape.storage.conditions import conflict
+from grape.storage.names import check_key
+from grape.storage.s3about import (
+    about_of,
+    etag_of,
+    key_of,
+    metadata_of,
+    stored_key,
+    stored_prefix,
+    version_of,
+    written_by,
+)
+from grape.storage.s3calls import PAUSE, TRIES, Answer, Calls
+from grape.storage.s3errors import NO_ANSWER, Refusal, Refused, Where, refusal_in, refusal_of
+from grape.storage.s3keys import OWN, KeyRing
+from grape.storage.spool import spooled
+from grape.storage.streams import Measured
+
+if TYPE_CHECKING:
+    from obstore import GetResult
+    from obstore.store import S3Store
+
+T = TypeVar("T")
+
+_LARGEST: Final = 5 << 40
+_PARTS: Final = 10_000
+_PART: Final = 16 << 20
+_SMALLEST_PART: Final = 5 << 20
+_AT_ONCE: Final = 4
+"""Parts of one upload that are under way."""
+_THREADS: Final = 16
+_SLOWEST: Final = 1 << 17
+"""Bytes a second, at least, of what is sent by one request; slower is as if nobody answered."""
+_MOST_LISTED: Final = 1000
+_OPENING: Final = 2
+"""Tries while it is opened: who opens it wants to know."""
+_RACES: Final = 20
+"""Writes that find each time that somebody else was faster."""
+_NEVER: Final = f'"{"0" * 32}"'
+"""An ETag that nothing has."""
+_BUCKET: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{1,254}")
+_AMAZON: Final = re.compile(r"https://([a-z0-9-]+\.)*amazonaws\.com(\.cn)?/?")
+
+
+class S3Config(StorageConfig, frozen=True, kw_only=True, rename="kebab"):
+    """
+    bucket, prefix: where the objects lie; the bucket is there already
+    endpoint: the server, as in http://127.0.0.1:8333; "": what AWS_ENDPOINT_URL says, or Amazon's
+    region: of the bucket; "": what AWS_REGION says, or us-east-1
+    variables: how the names of the environment's variables with the keys begin
+    anonymous: whether no request is signed, for buckets that ask for no keys
+    part: bytes that are sent by one request; larger objects go in parts
+    probe: whether a server that is not Amazon's is asked, when it is opened, what it keeps of conditions and order;
+        false: all that Amazon's does
+    abandoned: seconds after which uploads that were begun below the prefix are removed, as nobody ends them; 0: never
+    """
+
+    bucket: str
+    prefix: str = ""
+    endpoint: str = ""
+    region: str = ""
+    variables: str = OWN
+    anonymous: bool = False
+    part: Annotated[int, Meta(ge=_SMALLEST_PART, le=1 << 30)] = _PART
+    probe: bool = True
+    abandoned: Annotated[float, Meta(ge=0)] = 86_400.0
+
+
+class _Found(Struct, frozen=True):
+    """What a server does beside storing."""
+
+    absent: bool = True
+    matches: bool = True
+    removes: bool = True
+    is_tree: bool = False
+    """Its lists go through a tree, so that "a/b" is before "a!", and what is after "a" leaves out "a/b"."""
+
+
+class S3Storage(Storage):
+    name: ClassVar[str] = "s3"
+    Config: ClassVar[type[StorageConfig]] = S3Config
+
+    def __init__(self, config: S3Config) -> None:
+        endpoint, region = _endpoint(config), _region(config)
+        if _BUCKET.fullmatch(config.bucket) is None:
+            raise UsageError("the bucket of an S3 storage is 2 to 255 letters, digits, '-', '_' and '.'")
+        self._config = config
+        self._where = Where(endpoint, config.bucket, region, config.variables, config.timeout)
+        self._prefix = f"{config.prefix.strip('/')}/" if config.prefix.strip("/") else ""
+        self._ring = None if config.anonymous else KeyRing(config.variables, region)
+        self._calls = Calls(endpoint, config.bucket, region, self._ring, config.timeout)
+        self._threads = ThreadPoolExecutor(_THREADS, "s3")
+        self._server = _Found()
+        self._left: list[tuple[str, str]] = []
+        self._ending: set[asyncio.Task[None]] = set()
+        self._store: S3Store
+        self._sender: S3Store
+
+    @classmethod
+    def settings_of(cls, place: str) -> dict[str, Any]:
+        bucket, _, prefix = place.partition("/")
+        if "@" in bucket or ":" in bucket:  # perhaps a secret: it is not told
+            raise UsageError("s3:// is followed by BUCKET/PREFIX, and never by keys: they are in the environment")
+        if _BUCKET.fullmatch(bucket) is None:
+            raise UsageError(f"s3:// is followed by BUCKET/PREFIX, as in s3://photos/live, not by {place!r:.100}")
+        return {"bucket": bucket, "prefix": unquote(prefix)}
+
+    # ------------------------------------------------------------------ open and close
+
+    async def open(self) -> None:
+        try:
+            import obstore.store
+        except ImportError:
+            raise UsageError("storage 's3' needs the package obstore: pip install 'grape-engine[storage]'") from None
+        await self._found_usable()
+        if self._config.probe and _AMAZON.fullmatch(self._where.endpoint) is None:
+            try:
+                self._server = await self._in_thread(self._probed)
+            except Refused as e:
+                raise self._error(e.refusal, "find out what it keeps") from None
+        found = self._server
+        self.features = Features(
+            largest=_LARGEST,
+            swaps=found.absent and found.matches,
+            conditions=frozenset(
+                [*(["absent"] if found.absent else []), *(["version", "checksum"] if found.matches else [])]
+            ),
+            removes=found.removes,
+            in_order=not found.is_tree,
+            tells_all=False,
+        )
+        long = timedelta(days=30)  # a body may take as long as it flows
+        whole = self._config.timeout + self._config.part / _SLOWEST
+        self._store = self._made(obstore.store, long, timedelta(seconds=self._config.timeout))
+        self._sender = self._made(obstore.store, timedelta(seconds=whole), None)
+        await self._clean()
+
+    async def _found_usable(self) -> None:
+        """
+        Raises:
+            UsageError: no such bucket, no or wrong keys, another region, no right to list.
+            StorageFailed: nobody answers.
+        """
+        query = {"list-type": "2", "max-keys": "1", "prefix": self._prefix}
+        try:
+            await self._in_thread(lambda: self._calls.ask("GET", query=query, tries=_OPENING))
+        except Refused as e:
+            error = self._error(e.refusal, "open it")
+            raise UsageError(str(error)) from None if e.refusal.status in (400, 401, 403) else error
+
+    def _made(self, module: Any, whole: timedelta, silent: timedelta | None) -> S3Store:
+        options: dict[str, Any] = {
+            "allow_http": True,
+            "connect_timeout": timedelta(seconds=min(5.0, self._config.timeout)),
+            "timeout": whole,
+        }
+        if silent is not None:
+            options["read_timeout"] = silent
+        store: S3Store = module.S3Store(
+            self._config.bucket,
+            config={
+                "endpoint": self._where.endpoint,
+                "region": self._where.region,
+                "conditional_put": "etag",
+                "disable_bulk_delete": True,
+                "skip_signature": self._config.anonymous,
+                "virtual_hosted_style_request": False,
+            },
+            client_options=options,
+            retry_config={
+                "max_retries": TRIES - 1,
+                "backoff": {
+                    "init_backoff": timedelta(seconds=PAUSE[0]),
+                    "max_backoff": timedelta(seconds=PAUSE[1]),
+                    "base": 2,
+                },
+                "retry_timeout": timedelta(seconds=max(15.0, 2 * self._config.timeout)),
+            },
+            credential_provider=None if self._ring is None else _provider(self._ring),
+        )
+        return store
+
+    async def close(self) -> None:
+        if self._ending:
+            await asyncio.wait(self._ending)
+        if self._left:
+            await self._abort_left()
+        self._threads.shutdown(wait=False)
+        self._calls.close()
+
+    def _probed(self) -> _Found:
+        """Ask the server, by objects that nobody looks at and that are gone after it."""
+        begin = f"{self._prefix}.grape-probe/{secrets.token_hex(8)}/"
+        ask = self._calls.ask
+        below, beside = f"{begin}a/b", f"{begin}a!"
+
+        def holds(method: str, condition: dict[str, str]) -> bool:
+            """Whether the server refuses because of it."""
+            try:
+                ask(method, below, headers=condition, body=b"" if method == "DELETE" else b"1")
+            except Refused as e:
+                if e.refusal.was_unmet or e.refusal.code == "NoSuchKey":
+                    return True
+                if e.refusal.status not in (400, 501):  # it knows no such header
+                    raise
+            return False
+
+        try:
+            ask("PUT", below, body=b"1")
+            ask("PUT", beside, body=b"1")
+        except Refused as e:
+            if e.refusal.status != 403:
+                raise
+            # These keys may only read: there is nothing to ask but who it is.
+            who = ask("GET", query={"list-type": "2", "max-keys": "1"}).headers.get("server", "")
+            return _Found(is_tree=who.startswith("SeaweedFS"))
+        try:
+            listed = ask("GET", query={"list-type": "2", "prefix": begin}).text
+            return _Found(
+                absent=holds("PUT", {"if-none-match": "*"}),
+                matches=holds("PUT", {"if-match": _NEVER}),
+                removes=holds("DELETE", {"if-match": _NEVER}),
+                is_tree=listed.find("a/b</Key>") < listed.find("a!</Key>"),
+            )
+        finally:
+            for key in (below, beside):
+                ask("DELETE", key)
+
+    # ------------------------------------------------------------------ common to all
+
+    def _begin(self, namespace: str) -> str:
+        return f"{self._prefix}{namespace}/"
+
+    def _key(self, place: Place) -> str:
+        return stored_key(self._begin(place.namespace), place.key)
+
+    async def _in_thread(self, what: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._threads, what)
+
+    async def _call(
+        self,
+        method: str,
+        key: str = "",
+        query: Mapping[str, str] | None = None,
+        headers: Mapping[str, str] | None = None,
+        body: bytes | memoryview = b"",
+        tries: int = TRIES,
+    ) -> Answer:
+        return await self._in_thread(lambda: self._calls.ask(method, key, query, headers, body, tries))
+
+    def _error(self, refusal: Refusal, what: str) -> GrapeError:
+        return self._where.error(refusal, f"{what} in s3://{self._config.bucket}/{self._prefix}")
+
+    # ------------------------------------------------------------------ read
+
+    async def stat(self, place: Place) -> About | None:
+        return await self._stat(place, self._key(place))
+
+    async def _stat(self, place: Place, key: str) -> About | None:
+        try:
+            found = await self._get(key, {"head": True})
+        except Refused as e:
+            if e.refusal.is_gone:
+                return None
+            raise self._error(e.refusal, f"look at {_named(place)}") from None
+        return _about(place.key, found)
+
+    async def _get(self, key: str, options: Any) -> GetResult:
+        from obstore.exceptions import BaseError
+
+        try:
+            return await self._store.get_async(key, options=options)
+        except FileNotFoundError as e:
+            refusal = refusal_in(e)
+            raise Refused(structs.replace(refusal, status=refusal.status or 404)) from None
+        except BaseError as e:
+            raise Refused(refusal_in(e)) from None
+
+    @asynccontextmanager
+    async def read(self, place: Place, start: int = 0, end: int | None = None) -> AsyncIterator[Reading | None]:
+        found = await self._got(place, start, end)
+        if found is None:
+            yield None
+        elif isinstance(found, About):
+            yield Reading(found, _nothing())
+        else:
+            yield Reading(_about(place.key, found), self._chunks(found, place))
+
+    async def _got(self, place: Place, start: int, end: int | None) -> GetResult | About | None:
+        """`About`: there are no bytes in this range."""
+        key = self._key(place)
+        options: dict[str, Any] = {}
+        if end is not None:
+            options["range"] = (start, end)
+        elif start:
+            options["range"] = {"offset": start}
+        try:
+            if end is not None and end <= start:
+                return await self._stat(place, key)
+            return await self._get(key, options)
+        except Refused as e:
+            if e.refusal.is_gone:
+                return None
+            if options and e.refusal.status == 416:
+                return await self._stat(place, key)
+            raise self._error(e.refusal, f"read {_named(place)}") from None
+
+    async def _chunks(self, found: GetResult, place: Place) -> AsyncIterator[bytes]:
+        from obstore.exceptions import BaseError, PreconditionError
+
+        start, end = found.range
+        came = 0
+        try:
+            async for chunk in found.stream(CHUNK):
+                came += len(chunk)
+                yield bytes(chunk)
+        except PreconditionError:
+            raise StorageFailed(f"{_named(place)} was written while it was read: read it again") from None
+        except BaseError as e:
+            raise self._error(refusal_in(e), f"read {_named(place)}, of which {came:,} bytes came,") from None
+        if came != end - start:
+            raise Corrupt(f"{_named(place)}: {came:,} bytes came of {end - start:,}")
+
+    # ------------------------------------------------------------------ write
+
+    async def write(self, place: Place, chunks: AsyncIterator[bytes], put: Put) -> About:
+        key = self._key(place)
+        if not self.features.looks_at(put.when):
+            raise Unsupported(f"the server of {self._where.endpoint} does not look and write as one step")
+        measured = Measured(chunks, self.features.largest, put)
+        if put.size is not None and put.size > self._config.part and put.checksum.startswith("sha256:"):
+            return await self._write(place, key, _Streamed(measured, put.size), put.checksum, put)
+        async with spooled(aiter(measured)) as body:
+            measured.check()
+            return await self._write(place, key, _Held(body), measured.checksum, put)
+
+    async def _write(self, place: Place, key: str, body: _Held | _Streamed, checksum: str, put: Put) -> About:
+        write = secrets.token_hex(8)
+        moment = time.time_ns() // 1000 if put.time is None else put.time
+        metadata = metadata_of(put, checksum, moment, write)
+        for i in range(_RACES):
+            condition = await self._condition(place, key, put.when, i > 0)
+            try:
+                etag = await self._send(key, body, put.content_type, metadata, condition)
+            except Refused as e:
+                done = await self._done(key, write, e.refusal)
+                if done is None:
+                    if condition and e.refusal.was_unmet and body.can_again:
+                        await asyncio.sleep(0)
+                        continue
+                    if condition and e.refusal.was_unmet:
+                        raise Conflict(conflict(place, put.when, await self.stat(place))) from None
+                    raise self._error(e.refusal, f"write {_named(place)}") from None
+                etag = done
+            return About(
+                place.key,
+                body.size,
+                version_of(etag, write),
+                checksum,
+                moment,
+                put.content_type,
+                put.tags,
+                put.user,
+                put.expires,
+            )
+        raise Conflict(f"{_named(place)}: somebody else was faster {_RACES} times")
+
+    async def _done(self, key: str, write: str, refusal: Refusal) -> str | None:
+        """The ETag if the write that was refused has happened: an earlier try of it was done, but not answered."""
+        if not refusal.was_unmet and refusal.status not in (NO_ANSWER, 404, 500, 502, 503, 504):
+            return None
+        try:
+            found = await self._get(key, {"head": True})
+        except Refused:
+            return None
+        return found.meta["e_tag"] if written_by(found.attributes) == write else None
+
+    async def _condition(self, place: Place, key: str, when: If, is_again: bool) -> dict[str, str]:
+        """Headers by which the server keeps it.
+
+        Raises:
+            Conflict: it is known not to be so.
+        """
+        if not when.asks:
+            return {}
+        if not is_again:
+            if when == If(absent=True):
+                return {"if-none-match": "*"}
+            if when.version is not None and "." not in when.version and when == If(version=when.version):
+                return {"if-match": etag_of(when.version)}
+        there = await self._stat(place, key)
+        if not _holds(when, there):
+            raise Conflict(conflict(place, when, there))
+        return {"if-none-match": "*"} if there is None else {"if-match": etag_of(there.version)}
+
+    async def _send(
+        self,
+        key: str,
+        body: _Held | _Streamed,
+        content_type: str,
+        metadata: dict[str, str],
+        condition: dict[str, str],
+    ) -> str:
+        """
+        Raises:
+            Refused: it is not done.
+        """
+        if isinstance(body, _Streamed) or body.size > self._config.part:
+            return await self._upload(key, body, content_type, metadata, condition)
+        from obstore.exceptions import AlreadyExistsError, BaseError, PreconditionError
+
+        mode: Any = "overwrite"
+        if "if-match" in condition:
+            mode = {"e_tag": condition["if-match"]}
+        elif condition:
+            mode = "create"
+        store = self._store if body.size <= _SLOWEST else self._sender
+        attributes: Any = {"Content-Type": content_type, **metadata}
+        try:
+            done = await store.put_async(key, body.view, attributes=attributes, mode=mode, use_multipart=False)
+        except (AlreadyExistsError, PreconditionError):
+            raise Refused(Refusal(412, "PreconditionFailed")) from None
+        except (BaseError, FileNotFoundError) as e:
+            raise Refused(refusal_in(e)) from None
+        return done["e_tag"] or ""
+
+    # ------------------------------------------------------------------ in parts
+
+    async def _upload(
+        self,
+        key: str,
+        body: _Held | _Streamed,
+        content_type: str,
+        metadata: dict[str, str],
+        condition: dict[str, str],
+    ) -> str:
+        await self._abort_left()
+        headers = {"content-type": content_type, **{f"x-amz-meta-{name}": text for name, text in metadata.items()}}
+        begun = await self._call("POST", key, {"uploads": ""}, headers)
+        upload = _text(begun.text, "UploadId")
+        sent: dict[int, str] = {}
+        running: set[asyncio.Future[None]] = set()
+
+        def send(number: int, part: bytes | memoryview) -> None:
+            query = {"partNumber": str(number), "uploadId": upload}
+            sent[number] = self._calls.ask("PUT", key, query, body=part).headers.get("etag", "")
+
+        try:
+            number = 0
+            size = max(self._config.part, -(-body.size // _PARTS))
+            async for part in body.parts(size):
+                number += 1
+                running = await _until_fewer(running, _AT_ONCE)
+                running.add(asyncio.get_running_loop().run_in_executor(self._threads, send, number, part))
+            await _until_fewer(running, 1)
+            body.check()
+            return await self._complete(key, upload, sent, condition)
+        except BaseException as e:
+            task = asyncio.create_task(self._ended(key, upload, running))
+            self._ending.add(task)
+            task.add_done_callback(self._ending.discard)
+            if not isinstance(e, asyncio.CancelledError):
+                await asyncio.shield(task)
+            raise
+
+    async def _complete(self, key: str, upload: str, sent: dict[int, str], condition: dict[str, str]) -> str:
+        parts = "".join(
+            f"<Part><PartNumber>{number}</PartNumber><ETag>{etag}</ETag></Part>" for number, etag in sorted(sent.items())
+        )
+        text = f"<CompleteMultipartUpload>{parts}</CompleteMultipartUpload>".encode()
+        try:
+            done = await self._call("POST", key, {"uploadId": upload}, condition, text)
+        except Refused as e:
+            if condition and e.refusal.code == "NoSuchKey":  # so there is none to match
+                raise Refused(structs.replace(e.refusal, status=412), e.unsure) from None
+            raise
+        if "<Error>" in done.text:  # it begins to answer, well, before it knows
+            raise Refused(refusal_of(500, done.text), True)
+        return _text(done.text, "ETag")
+
+    async def _ended(self, key: str, upload: str, running: set[asyncio.Future[None]]) -> None:
+        """Nothing of an upload stays; not now, if the server is away."""
+        if running:  # a part that comes after the end would stay
+            await asyncio.wait(running)
+        try:
+            await self._call("DELETE", key, {"uploadId": upload}, tries=_OPENING)
+        except Refused as e:
+            if not e.refusal.is_gone:
+                self._left.append((key, upload))
+
+    async def _abort_left(self) -> None:
+        left, self._left = self._left, []
+        for key, upload in left:
+            await self._ended(key, upload, set())
+
+    async def _clean(self) -> None:
+        """Uploads that nobody will end. It is no error if these keys may not look for them."""
+        if not self._config.abandoned:
+            return
+        with suppress(Refused, ElementTree.ParseError, ValueError):
+            answer = await self._call("GET", "", {"uploads": "", "prefix": self._prefix}, tries=1)
+            for each in _elements(answer.text, "Upload"):
+                begun = datetime.fromisoformat(each["Initiated"]).timestamp()
+                if time.time() - begun > self._config.abandoned and each["Key"].startswith(self._prefix):
+                    await self._ended(each["Key"], each["UploadId"], set())
+
+    # ------------------------------------------------------------------ remove
+
+    async def remove(self, place: Place, when: If = ALWAYS) -> bool:
+        key = self._key(place)
+        if when.asks and not (self.features.removes and self.features.looks_at(when)):
+            raise Unsupported(f"the server of {self._where.endpoint} does not look and remove as one step")
+        for _ in range(_RACES):
+            there = await self._stat(place, key)
+            if not _holds(when, there):
+                raise Conflict(conflict(place, when, there))
+            if there is None:
+                return False
+            try:
+                headers = {"if-match": etag_of(there.version)} if when.asks else {}
+                await self._call("DELETE", key, headers=headers)
+            except Refused as e:
+                if e.unsure and (e.refusal.was_unmet or e.refusal.is_gone):
+                    raise StorageFailed(
+                        f"{_named(place)} is not there any more, but whether this has removed it is not known: "
+                        f"{self._where.endpoint} did not answer at first"
+                    ) from None
+                if when.asks and (e.refusal.was_unmet or e.refusal.is_gone):
+                    continue
+                if e.refusal.is_gone:
+                    return False
+                raise self._error(e.refusal, f"remove {_named(place)}") from None
+            return True
+        raise Conflict(f"{_named(place)}: somebody else was faster {_RACES} times")
+
+    # ------------------------------------------------------------------ list
+
+    async def page(self, namespace: str, prefix: str = "", position: str = "", limit: int = _MOST_LISTED) -> Page:
+        begin = self._begin(namespace)
+        query = {
+            "list-type": "2",
+            "encoding-type": "url",
+            "max-keys": str(min(limit, _MOST_LISTED)),
+            "prefix": stored_prefix(begin, prefix),
+        }
+        while True:
+            if position:
+                at = begin + position
+                query["start-after"] = f"{at}/" if self._server.is_tree and not at.endswith("/") else at
+            try:
+                answer = await self._call("GET", "", query)
+                found = list(_elements(answer.text, "Contents"))
+            except Refused as e:
+                raise self._error(e.refusal, f"list {namespace}/{prefix}") from None
+            except ElementTree.ParseError:
+                raise StorageFailed(f"list {namespace}/{prefix}: {self._where.endpoint} answers no list") from None
+            decoded = unquote_plus if "<EncodingType>url<" in answer.text else str
+            keys = [decoded(each["Key"]) for each in found]
+            items = [about for stored, each in zip(keys, found, strict=True) if (about := _listed(begin, stored, each))]
+            items = [about for about in items if about.key.startswith(prefix)]
+            if "<IsTruncated>true<" not in answer.text or not keys:
+                return Page(items)
+            position = keys[-1][len(begin) :]
+            if items:
+                return Page(items, position)
+
+
+class _Held(Struct, frozen=True):
+    """An object that is had whole, and can be sent again."""
+
+    view: memoryview
+
+    @property
+    def size(self) -> int:
+        return len(self.view)
+
+    @property
+    def can_again(self) -> bool:
+        return True
+
+    async def parts(self, size: int) -> AsyncIterator[memoryview]:
+        for at in range(0, len(self.view), size):
+            yield self.view[at : at + size]
+
+    def check(self) -> None:
+        pass
+
+
+class _Streamed(Struct, frozen=True):
+    """An object of which is known before what it will be, sent as it comes."""
+
+    measured: Measured
+    size: int
+
+    @property
+    def can_again(self) -> bool:
+        return False
+
+    async def parts(self, size: int) -> AsyncIterator[bytes]:
+        held = bytearray()
+        async for chunk in self.measured:
+            held += chunk
+            while len(held) >= size:
+                yield bytes(held[:size])
+                del held[:size]
+        if held:
+            yield bytes(held)
+
+    def check(self) -> None:
+        self.measured.check()
+
+
+async def _until_fewer(running: set[asyncio.Future[None]], count: int) -> set[asyncio.Future[None]]:
+    """
+    Raises:
+        Refused: one of them.
+    """
+    while len(running) >= count:
+        done, running = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
+        for each in done:
+            each.result()
+    return running
+
+
+async def _nothing() -> AsyncIterator[bytes]:
+    for _ in ():
+        yield b""
+
+
+def _named(place: Place) -> str:
+    return f"{place.namespace}/{place.key}"
+
+
+def _about(key: str, found: GetResult) -> About:
+    meta = found.meta
+    modified = int(meta["last_modified"].timestamp() * 1e6)
+    return about_of(key, meta["size"], meta["e_tag"] or "", modified, found.attributes)
+
+
+def _listed(begin: str, stored: str, each: dict[str, str]) -> About | None:
+    """None: another program's, which no key can name."""
+    key = key_of(begin, stored)
+    try:
+        if stored_key(begin, check_key(key)) != stored:
+            return None
+        modified = int(datetime.fromisoformat(each["LastModified"]).timestamp() * 1e6)
+        return About(key, int(each["Size"]), version_of(each["ETag"]), "", modified)
+    except (BadArgument, KeyError, ValueError):
+        return None
+
+
+def _holds(when: If, there: About | None) -> bool:
+    """A version without a write, as pages have it, is that of these bytes, by whatever write."""
+    version = when.version
+    if there is not None and version is not None and "." not in version and etag_of(there.version) == etag_of(version):
+        when = structs.replace(when, version=there.version)
+    return when.holds(there)
+
+
+def _elements(text: str, name: str) -> Iterator[dict[str, str]]:
+    """What each of the elements called so has, by name.
+
+    Raises:
+        ParseError: it is no XML.
+    """
+    for each in ElementTree.fromstring(text):
+        if each.tag.rpartition("}")[2] == name:
+            yield {child.tag.rpartition("}")[2]: child.text or "" for child in each}
+
+
+def _text(text: str, name: str) -> str:
+    """
+    Raises:
+        Refused: there is no such element.
+    """
+    try:
+        for each in ElementTree.fromstring(text):
+            if each.tag.rpartition("}")[2] == name and each.text:
+                return each.text
+    except ElementTree.ParseError:
+        pass
+    raise Refused(Refusal(200, "", f"no {name} in what it answers"), True)
+
+
+def _endpoint(config: S3Config) -> str:
+    """
+    Raises:
+        UsageError: it cannot be one.
+    """
+    said = config.endpoint
+    if not said and config.variables == OWN:
+        said = next((found for name in ("ENDPOINT_URL_S3", "ENDPOINT_URL") if (found := environ.get(f"AWS_{name}"))), "")
+    if not said:
+        return f"https://s3.{_region(config)}.amazonaws.com"
+    try:
+        parts = urlsplit(said)
+        is_one = parts.scheme in ("http", "https") and bool(parts.hostname) and not (parts.query or parts.fragment)
+        has_keys = parts.username is not None or parts.port == 0
+    except ValueError:
+        is_one, has_keys = False, True
+    if not is_one or has_keys:  # it may hold a secret: it is not told
+        raise UsageError("endpoint is as in http://127.0.0.1:8333, with http:// or https:// and without keys")
+    return said.rstrip("/")
+
+
+def _region(config: S3Config) -> str:
+    return config.region or environ.get("AWS_REGION") or environ.get("AWS_DEFAULT_REGION") or "us-east-1"
+
+
+def _provider(ring: KeyRing) -> Callable[[], Any]:
+    def keys() -> dict[str, Any]:
+        found = ring.keys()
+        return {
+            "access_key_id": found.key,
+            "secret_access_key": found.secret,
+            "token": found.token or None,
+            "expires_at": datetime.fromtimestamp(found.expires, UTC) if found.expires else None,
+        }
+
+    return keys
