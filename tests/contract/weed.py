@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-import ctypes
 import functools
 import http.client
 import json
@@ -29,9 +28,9 @@ SECRET: Final = "secret/of+the=tests"
 BUCKET: Final = "grape-tests"
 VARIABLES: Final = "GRAPE_WEED"
 """How the variables of the environment begin that have the keys."""
+READER: Final = "GRAPE_WEED_READER"
+"""The same, of keys that may only read."""
 _READY: Final = 60.0
-_PR_SET_PDEATHSIG: Final = 1
-_LIBC: Final = ctypes.CDLL(None, use_errno=True)
 
 
 class Weed:
@@ -41,6 +40,7 @@ class Weed:
     def __init__(self, volumes: int = 0, copies: int = 2) -> None:
         self.root = Path(tempfile.mkdtemp(prefix="grape-weed-"))
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
+        self._volumes = volumes
         self._commands: dict[str, list[str]] = {}
         names = ["master", "filer", "s3", *(f"volume{i}" for i in range(max(1, volumes)))]
         ports = iter(_free_ports(2 * len(names)))
@@ -81,6 +81,9 @@ class Weed:
             process.wait()
         self.processes.clear()
         shutil.rmtree(self.root, ignore_errors=True)
+        for port in (port for both in self._ports.values() for port in both):  # what it puts there by itself
+            for left in Path("/tmp").glob(f"seaweedfs-*-{port}.sock"):
+                left.unlink(missing_ok=True)
 
     # ------------------------------------------------------------------ what runs
 
@@ -97,7 +100,9 @@ class Weed:
             *(f"-master.{each}" for each in self._master_options()),
             "-filer",
             *(f"-filer.{each}" for each in self._port_options("filer")),
-            *self._s3_options(),
+            f"-filer.localSocket={self.root / 'filer.sock'}",
+            "-s3",
+            *(f"-s3.{each}" for each in self._s3_options()),
         ]
 
     def _cluster(self, volumes: int, copies: int) -> None:
@@ -127,7 +132,14 @@ class Weed:
             f"-defaultStoreDir={self.root / 'filer'}",
             f"-defaultReplicaPlacement={copies - 1:03}",
             *(f"-{each}" for each in self._port_options("filer")),
-            *self._s3_options(),
+            f"-localSocket={self.root / 'filer.sock'}",
+        ]
+        filer = f"127.0.0.1:{self._ports['filer'][0]}.{self._ports['filer'][1]}"
+        self._commands["s3"] = [
+            "s3",
+            f"-filer={filer}",
+            "-ip.bind=127.0.0.1",
+            *(f"-{each}" for each in self._s3_options()),
         ]
 
     def _master_options(self) -> list[str]:
@@ -140,25 +152,25 @@ class Weed:
 
     def _s3_options(self) -> list[str]:
         return [
-            "-s3",
-            *(f"-s3.{each}" for each in self._port_options("s3")),
-            f"-s3.config={self.root / 's3.json'}",
-            "-s3.port.iceberg=0",
-            "-s3.port.lance=0",
-            "-s3.autoCreateBucket=false",
+            *self._port_options("s3"),
+            f"config={self.root / 's3.json'}",
+            f"localSocket={self.root / 's3.sock'}",
+            "port.iceberg=0",
+            "port.lance=0",
+            "autoCreateBucket=false",
         ]
 
     def _start(self, name: str) -> None:
         with open(self.root / f"{name}.log", "ab") as log:
             self.processes[name] = subprocess.Popen(
-                [weed_command(), "-logtostderr=true", *self._commands[name]],
+                # It dies with this process, or thread, whatever becomes of that.
+                ["setpriv", "--pdeathsig", "KILL", weed_command(), "-logtostderr=true", *self._commands[name]],
                 cwd=self.root,
                 env={**os.environ, "HOME": str(self.root), "TMPDIR": str(self.root)},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
-                preexec_fn=_die_with_parent,
             )
 
     def _until_ready(self) -> None:
@@ -169,12 +181,24 @@ class Weed:
                 if process.poll() is not None:
                     raise RuntimeError(f"weed {name} has ended:\n{self.log(name)}")
             return (
-                self.ask("PUT", f"/{BUCKET}") in (200, 409)
+                self._nodes() >= self._volumes
+                and self.ask("PUT", f"/{BUCKET}") in (200, 409)
                 and self.ask("PUT", f"/{BUCKET}/.ready", b"ready") == 200
                 and self.ask("DELETE", f"/{BUCKET}/.ready") == 204
             )
 
         until(is_ready, _READY, lambda: "\n".join(self.log(name) for name in self.processes))
+
+    def _nodes(self) -> int:
+        """Volume servers that the master knows."""
+        connection = http.client.HTTPConnection("127.0.0.1", self._ports["master"][0], timeout=10)
+        try:
+            connection.request("GET", "/dir/status")
+            return connection.getresponse().read().count(b'"PublicUrl"')
+        except OSError:
+            return 0
+        finally:
+            connection.close()
 
     def ask(self, method: str, path: str, body: bytes = b"") -> int:
         """A signed request; the status, 0 if nobody answers."""
@@ -198,7 +222,8 @@ class Weed:
         return (self.root / f"{name}.log").read_text(errors="replace")[-3000:]
 
 
-os.environ[f"{VARIABLES}_ACCESS_KEY_ID"], os.environ[f"{VARIABLES}_SECRET_ACCESS_KEY"] = KEY, SECRET
+for _name, _key in ((VARIABLES, KEY), (READER, f"{KEY}READ")):
+    os.environ[f"{_name}_ACCESS_KEY_ID"], os.environ[f"{_name}_SECRET_ACCESS_KEY"] = _key, SECRET
 
 
 def weed_command() -> str:
@@ -260,7 +285,3 @@ def _free_ports(count: int) -> list[int]:
             one.bind(("127.0.0.1", 0))
             found.append(one.getsockname()[1])
     return found
-
-
-def _die_with_parent() -> None:
-    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

@@ -63,11 +63,13 @@ from grape.storage.streams import Measured
 
 if TYPE_CHECKING:
     from obstore import GetResult
-    from obstore.store import S3Store
+    from obstore.store import ClientConfig, S3Store
 
 T = TypeVar("T")
 
 _LARGEST: Final = 5 << 40
+_LARGEST_ONE: Final = 5 << 30
+"""Bytes that S3 takes in one request."""
 _PARTS: Final = 10_000
 _PART: Final = 16 << 20
 _SMALLEST_PART: Final = 5 << 20
@@ -77,6 +79,7 @@ _THREADS: Final = 16
 _SLOWEST: Final = 1 << 17
 """Bytes a second, at least, of what is sent by one request; slower is as if nobody answered."""
 _MOST_LISTED: Final = 1000
+_LIST: Final = "ListBucketResult"
 _OPENING: Final = 2
 """Tries while it is opened: who opens it wants to know."""
 _RACES: Final = 20
@@ -117,6 +120,10 @@ class _Found(Struct, frozen=True):
     absent: bool = True
     matches: bool = True
     removes: bool = True
+    completes: bool = True
+    """The end of an upload in parts looks and writes as one step too. Asking once does not tell: SeaweedFS refuses it
+    when the condition does not hold, but lets several through that come together. So only Amazon's is trusted, and to
+    others what has a condition goes by one request, however large."""
     is_tree: bool = False
     """Its lists go through a tree, so that "a/b" is before "a!", and what is after "a" leaves out "a/b"."""
 
@@ -154,7 +161,7 @@ class S3Storage(Storage):
 
     async def open(self) -> None:
         try:
-            import obstore.store
+            import obstore  # noqa: F401 - whether it is there
         except ImportError:
             raise UsageError("storage 's3' needs the package obstore: pip install 'grape-engine[storage]'") from None
         await self._found_usable()
@@ -176,8 +183,8 @@ class S3Storage(Storage):
         )
         long = timedelta(days=30)  # a body may take as long as it flows
         whole = self._config.timeout + self._config.part / _SLOWEST
-        self._store = self._made(obstore.store, long, timedelta(seconds=self._config.timeout))
-        self._sender = self._made(obstore.store, timedelta(seconds=whole), None)
+        self._store = self._made(long, timedelta(seconds=self._config.timeout))
+        self._sender = self._made(timedelta(seconds=whole), None)
         await self._clean()
 
     async def _found_usable(self) -> None:
@@ -188,20 +195,29 @@ class S3Storage(Storage):
         """
         query = {"list-type": "2", "max-keys": "1", "prefix": self._prefix}
         try:
-            await self._in_thread(lambda: self._calls.ask("GET", query=query, tries=_OPENING))
+            answer = await self._in_thread(lambda: self._calls.ask("GET", query=query, tries=_OPENING))
+            list(_elements(answer.text, _LIST, "Contents"))
         except Refused as e:
             error = self._error(e.refusal, "open it")
-            raise UsageError(str(error)) from None if e.refusal.status in (400, 401, 403) else error
+            raise (UsageError(str(error)) if e.refusal.status in (400, 401, 403) else error) from None
+        except ElementTree.ParseError:
+            raise UsageError(f"{self._where.endpoint} does not speak S3: look at endpoint") from None
 
-    def _made(self, module: Any, whole: timedelta, silent: timedelta | None) -> S3Store:
-        options: dict[str, Any] = {
+    def _made(self, whole: timedelta, silent: timedelta | None) -> S3Store:
+        """
+        Args:
+            whole: for a request from its first to its last byte. silent: without one.
+        """
+        from obstore.store import S3Store
+
+        options: ClientConfig = {
             "allow_http": True,
             "connect_timeout": timedelta(seconds=min(5.0, self._config.timeout)),
             "timeout": whole,
         }
         if silent is not None:
             options["read_timeout"] = silent
-        store: S3Store = module.S3Store(
+        return S3Store(
             self._config.bucket,
             config={
                 "endpoint": self._where.endpoint,
@@ -223,7 +239,6 @@ class S3Storage(Storage):
             },
             credential_provider=None if self._ring is None else _provider(self._ring),
         )
-        return store
 
     async def close(self) -> None:
         if self._ending:
@@ -258,13 +273,14 @@ class S3Storage(Storage):
                 raise
             # These keys may only read: there is nothing to ask but who it is.
             who = ask("GET", query={"list-type": "2", "max-keys": "1"}).headers.get("server", "")
-            return _Found(is_tree=who.startswith("SeaweedFS"))
+            return _Found(completes=False, is_tree=who.startswith("SeaweedFS"))
         try:
             listed = ask("GET", query={"list-type": "2", "prefix": begin}).text
             return _Found(
                 absent=holds("PUT", {"if-none-match": "*"}),
                 matches=holds("PUT", {"if-match": _NEVER}),
                 removes=holds("DELETE", {"if-match": _NEVER}),
+                completes=False,
                 is_tree=listed.find("a/b</Key>") < listed.find("a!</Key>"),
             )
         finally:
@@ -372,8 +388,9 @@ class S3Storage(Storage):
         key = self._key(place)
         if not self.features.looks_at(put.when):
             raise Unsupported(f"the server of {self._where.endpoint} does not look and write as one step")
-        measured = Measured(chunks, self.features.largest, put)
-        if put.size is not None and put.size > self._config.part and put.checksum.startswith("sha256:"):
+        in_parts = not put.when.asks or self._server.completes
+        measured = Measured(chunks, _LARGEST if in_parts else _LARGEST_ONE, put)
+        if in_parts and put.checksum.startswith("sha256:") and put.size is not None and put.size > self._config.part:
             return await self._write(place, key, _Streamed(measured, put.size), put.checksum, put)
         async with spooled(aiter(measured)) as body:
             measured.check()
@@ -450,7 +467,7 @@ class S3Storage(Storage):
         Raises:
             Refused: it is not done.
         """
-        if isinstance(body, _Streamed) or body.size > self._config.part:
+        if isinstance(body, _Streamed) or (body.size > self._config.part and (not condition or self._server.completes)):
             return await self._upload(key, body, content_type, metadata, condition)
         from obstore.exceptions import AlreadyExistsError, BaseError, PreconditionError
 
@@ -459,7 +476,11 @@ class S3Storage(Storage):
             mode = {"e_tag": condition["if-match"]}
         elif condition:
             mode = "create"
-        store = self._store if body.size <= _SLOWEST else self._sender
+        store = self._store
+        if body.size > self._config.part:
+            store = self._made(timedelta(seconds=self._config.timeout + body.size / _SLOWEST), None)
+        elif body.size > _SLOWEST:
+            store = self._sender
         attributes: Any = {"Content-Type": content_type, **metadata}
         try:
             done = await store.put_async(key, body.view, attributes=attributes, mode=mode, use_multipart=False)
@@ -510,7 +531,8 @@ class S3Storage(Storage):
 
     async def _complete(self, key: str, upload: str, sent: dict[int, str], condition: dict[str, str]) -> str:
         parts = "".join(
-            f"<Part><PartNumber>{number}</PartNumber><ETag>{etag}</ETag></Part>" for number, etag in sorted(sent.items())
+            f"<Part><PartNumber>{number}</PartNumber><ETag>{etag}</ETag></Part>"
+            for number, etag in sorted(sent.items())
         )
         text = f"<CompleteMultipartUpload>{parts}</CompleteMultipartUpload>".encode()
         try:
@@ -525,8 +547,8 @@ class S3Storage(Storage):
 
     async def _ended(self, key: str, upload: str, running: set[asyncio.Future[None]]) -> None:
         """Nothing of an upload stays; not now, if the server is away."""
-        if running:  # a part that comes after the end would stay
-            await asyncio.wait(running)
+        if running:  # a part that comes after the end would stay; why one failed is known already
+            await asyncio.gather(*running, return_exceptions=True)
         try:
             await self._call("DELETE", key, {"uploadId": upload}, tries=_OPENING)
         except Refused as e:
@@ -544,7 +566,7 @@ class S3Storage(Storage):
             return
         with suppress(Refused, ElementTree.ParseError, ValueError):
             answer = await self._call("GET", "", {"uploads": "", "prefix": self._prefix}, tries=1)
-            for each in _elements(answer.text, "Upload"):
+            for each in _elements(answer.text, "ListMultipartUploadsResult", "Upload"):
                 begun = datetime.fromisoformat(each["Initiated"]).timestamp()
                 if time.time() - begun > self._config.abandoned and each["Key"].startswith(self._prefix):
                     await self._ended(each["Key"], each["UploadId"], set())
@@ -594,7 +616,7 @@ class S3Storage(Storage):
                 query["start-after"] = f"{at}/" if self._server.is_tree and not at.endswith("/") else at
             try:
                 answer = await self._call("GET", "", query)
-                found = list(_elements(answer.text, "Contents"))
+                found = list(_elements(answer.text, _LIST, "Contents"))
             except Refused as e:
                 raise self._error(e.refusal, f"list {namespace}/{prefix}") from None
             except ElementTree.ParseError:
@@ -603,7 +625,9 @@ class S3Storage(Storage):
             keys = [decoded(each["Key"]) for each in found]
             items = [about for stored, each in zip(keys, found, strict=True) if (about := _listed(begin, stored, each))]
             items = [about for about in items if about.key.startswith(prefix)]
-            if "<IsTruncated>true<" not in answer.text or not keys:
+            # One that goes through a tree may say that it has ended when what is below its last key is still to come.
+            is_full = self._server.is_tree and len(keys) == min(limit, _MOST_LISTED)
+            if not keys or not (is_full or "<IsTruncated>true<" in answer.text):
                 return Page(items)
             position = keys[-1][len(begin) :]
             if items:
@@ -702,13 +726,16 @@ def _holds(when: If, there: About | None) -> bool:
     return when.holds(there)
 
 
-def _elements(text: str, name: str) -> Iterator[dict[str, str]]:
+def _elements(text: str, whole: str, name: str) -> Iterator[dict[str, str]]:
     """What each of the elements called so has, by name.
 
     Raises:
-        ParseError: it is no XML.
+        ParseError: it is no ``whole`` in XML.
     """
-    for each in ElementTree.fromstring(text):
+    root = ElementTree.fromstring(text)
+    if root.tag.rpartition("}")[2] != whole:
+        raise ElementTree.ParseError(whole)
+    for each in root:
         if each.tag.rpartition("}")[2] == name:
             yield {child.tag.rpartition("}")[2]: child.text or "" for child in each}
 
@@ -734,7 +761,9 @@ def _endpoint(config: S3Config) -> str:
     """
     said = config.endpoint
     if not said and config.variables == OWN:
-        said = next((found for name in ("ENDPOINT_URL_S3", "ENDPOINT_URL") if (found := environ.get(f"AWS_{name}"))), "")
+        said = next(
+            (found for name in ("ENDPOINT_URL_S3", "ENDPOINT_URL") if (found := environ.get(f"AWS_{name}"))), ""
+        )
     if not said:
         return f"https://s3.{_region(config)}.amazonaws.com"
     try:

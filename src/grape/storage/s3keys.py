@@ -138,7 +138,7 @@ class KeyRing:
         }
         service = self._get("ENDPOINT_URL_STS") or f"https://sts.{self._region}.amazonaws.com"
         text = _asked(service.rstrip("/") + "/", data=urlencode(query).encode())
-        found = {name: value for name, value in re.findall(r"<(\w+)>([^<]+)</\1>", text)}
+        found = dict(re.findall(r"<(\w+)>([^<]+)</\1>", text))
         return _told({**found, "Token": found.get("SessionToken", "")}, service)
 
     def _of_container(self) -> Keys | None:

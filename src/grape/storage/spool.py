@@ -42,7 +42,7 @@ async def spooled(chunks: AsyncIterator[bytes], small: int = SMALL) -> AsyncIter
 
 
 def _begun(held: list[bytes]) -> IO[Any]:
-    file = tempfile.TemporaryFile(prefix="grape-")
+    file = tempfile.TemporaryFile(prefix="grape-")  # noqa: SIM115 - whoever began it closes it
     for chunk in held:
         file.write(chunk)
     return file
