@@ -144,7 +144,7 @@ class Weed:
 
     def _master_options(self) -> list[str]:
         # It says nothing to anybody outside, and makes small volumes, so that they fit below /tmp.
-        return [*self._port_options("master"), "telemetry=false", "volumeSizeLimitMB=64"]
+        return [*self._port_options("master"), "telemetry=false", "volumeSizeLimitMB=64", "electionTimeout=1s"]
 
     def _port_options(self, name: str) -> list[str]:
         port, grpc = self._ports[name]

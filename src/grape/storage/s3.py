@@ -18,16 +18,16 @@ import asyncio
 import re
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from os import environ
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Final, TypeVar
 from urllib.parse import unquote, unquote_plus, urlsplit
 from xml.etree import ElementTree
 
-from msgspec import Meta, Struct, structs
+from msgspec import Meta, structs
 
 from grape.abc.storage import (
     ALWAYS,
@@ -55,9 +55,11 @@ from grape.storage.s3about import (
     version_of,
     written_by,
 )
-from grape.storage.s3calls import PAUSE, TRIES, Answer, Calls
-from grape.storage.s3errors import NO_ANSWER, Refusal, Refused, Where, refusal_in, refusal_of
+from grape.storage.s3calls import PAUSE, TRIES, Answer, Calls, elements
+from grape.storage.s3errors import Refusal, Refused, Where, refusal_in
 from grape.storage.s3keys import OWN, KeyRing
+from grape.storage.s3probe import Found, probed
+from grape.storage.s3uploads import Held, Streamed, Uploads
 from grape.storage.spool import spooled
 from grape.storage.streams import Measured
 
@@ -70,11 +72,8 @@ T = TypeVar("T")
 _LARGEST: Final = 5 << 40
 _LARGEST_ONE: Final = 5 << 30
 """Bytes that S3 takes in one request."""
-_PARTS: Final = 10_000
 _PART: Final = 16 << 20
 _SMALLEST_PART: Final = 5 << 20
-_AT_ONCE: Final = 4
-"""Parts of one upload that are under way."""
 _THREADS: Final = 16
 _SLOWEST: Final = 1 << 17
 """Bytes a second, at least, of what is sent by one request; slower is as if nobody answered."""
@@ -84,8 +83,6 @@ _OPENING: Final = 2
 """Tries while it is opened: who opens it wants to know."""
 _RACES: Final = 20
 """Writes that find each time that somebody else was faster."""
-_NEVER: Final = f'"{"0" * 32}"'
-"""An ETag that nothing has."""
 _BUCKET: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{1,254}")
 _AMAZON: Final = re.compile(r"https://([a-z0-9-]+\.)*amazonaws\.com(\.cn)?/?")
 
@@ -99,7 +96,7 @@ class S3Config(StorageConfig, frozen=True, kw_only=True, rename="kebab"):
     anonymous: whether no request is signed, for buckets that ask for no keys
     part: bytes that are sent by one request; larger objects go in parts
     probe: whether a server that is not Amazon's is asked, when it is opened, what it keeps of conditions and order;
-        false: all that Amazon's does
+        false: all that Amazon's does, but for uploads in parts
     abandoned: seconds after which uploads that were begun below the prefix are removed, as nobody ends them; 0: never
     """
 
@@ -112,20 +109,6 @@ class S3Config(StorageConfig, frozen=True, kw_only=True, rename="kebab"):
     part: Annotated[int, Meta(ge=_SMALLEST_PART, le=1 << 30)] = _PART
     probe: bool = True
     abandoned: Annotated[float, Meta(ge=0)] = 86_400.0
-
-
-class _Found(Struct, frozen=True):
-    """What a server does beside storing."""
-
-    absent: bool = True
-    matches: bool = True
-    removes: bool = True
-    completes: bool = True
-    """The end of an upload in parts looks and writes as one step too. Asking once does not tell: SeaweedFS refuses it
-    when the condition does not hold, but lets several through that come together. So only Amazon's is trusted, and to
-    others what has a condition goes by one request, however large."""
-    is_tree: bool = False
-    """Its lists go through a tree, so that "a/b" is before "a!", and what is after "a" leaves out "a/b"."""
 
 
 class S3Storage(Storage):
@@ -142,9 +125,8 @@ class S3Storage(Storage):
         self._ring = None if config.anonymous else KeyRing(config.variables, region)
         self._calls = Calls(endpoint, config.bucket, region, self._ring, config.timeout)
         self._threads = ThreadPoolExecutor(_THREADS, "s3")
-        self._server = _Found()
-        self._left: list[tuple[str, str]] = []
-        self._ending: set[asyncio.Task[None]] = set()
+        self._server = Found()
+        self._uploads = Uploads(self._calls, self._threads, config.part)
         self._store: S3Store
         self._sender: S3Store
 
@@ -165,9 +147,11 @@ class S3Storage(Storage):
         except ImportError:
             raise UsageError("storage 's3' needs the package obstore: pip install 'grape-engine[storage]'") from None
         await self._found_usable()
-        if self._config.probe and _AMAZON.fullmatch(self._where.endpoint) is None:
+        if _AMAZON.fullmatch(self._where.endpoint) is None:
+            self._server = Found(completes=False)
             try:
-                self._server = await self._in_thread(self._probed)
+                if self._config.probe:
+                    self._server = await self._in_thread(lambda: probed(self._calls, self._prefix))
             except Refused as e:
                 raise self._error(e.refusal, "find out what it keeps") from None
         found = self._server
@@ -185,7 +169,8 @@ class S3Storage(Storage):
         whole = self._config.timeout + self._config.part / _SLOWEST
         self._store = self._made(long, timedelta(seconds=self._config.timeout))
         self._sender = self._made(timedelta(seconds=whole), None)
-        await self._clean()
+        if self._config.abandoned:
+            await self._uploads.clean(self._prefix, self._config.abandoned)
 
     async def _found_usable(self) -> None:
         """
@@ -196,7 +181,7 @@ class S3Storage(Storage):
         query = {"list-type": "2", "max-keys": "1", "prefix": self._prefix}
         try:
             answer = await self._in_thread(lambda: self._calls.ask("GET", query=query, tries=_OPENING))
-            list(_elements(answer.text, _LIST, "Contents"))
+            list(elements(answer.text, _LIST, "Contents"))
         except Refused as e:
             error = self._error(e.refusal, "open it")
             raise (UsageError(str(error)) if e.refusal.status in (400, 401, 403) else error) from None
@@ -241,51 +226,9 @@ class S3Storage(Storage):
         )
 
     async def close(self) -> None:
-        if self._ending:
-            await asyncio.wait(self._ending)
-        if self._left:
-            await self._abort_left()
+        await self._uploads.close()
         self._threads.shutdown(wait=False)
         self._calls.close()
-
-    def _probed(self) -> _Found:
-        """Ask the server, by objects that nobody looks at and that are gone after it."""
-        begin = f"{self._prefix}.grape-probe/{secrets.token_hex(8)}/"
-        ask = self._calls.ask
-        below, beside = f"{begin}a/b", f"{begin}a!"
-
-        def holds(method: str, condition: dict[str, str]) -> bool:
-            """Whether the server refuses because of it."""
-            try:
-                ask(method, below, headers=condition, body=b"" if method == "DELETE" else b"1")
-            except Refused as e:
-                if e.refusal.was_unmet or e.refusal.code == "NoSuchKey":
-                    return True
-                if e.refusal.status not in (400, 501):  # it knows no such header
-                    raise
-            return False
-
-        try:
-            ask("PUT", below, body=b"1")
-            ask("PUT", beside, body=b"1")
-        except Refused as e:
-            if e.refusal.status != 403:
-                raise
-            # These keys may only read: there is nothing to ask but who it is.
-            who = ask("GET", query={"list-type": "2", "max-keys": "1"}).headers.get("server", "")
-            return _Found(completes=False, is_tree=who.startswith("SeaweedFS"))
-        try:
-            listed = ask("GET", query={"list-type": "2", "prefix": begin}).text
-            return _Found(
-                absent=holds("PUT", {"if-none-match": "*"}),
-                matches=holds("PUT", {"if-match": _NEVER}),
-                removes=holds("DELETE", {"if-match": _NEVER}),
-                completes=False,
-                is_tree=listed.find("a/b</Key>") < listed.find("a!</Key>"),
-            )
-        finally:
-            for key in (below, beside):
-                ask("DELETE", key)
 
     # ------------------------------------------------------------------ common to all
 
@@ -391,12 +334,12 @@ class S3Storage(Storage):
         in_parts = not put.when.asks or self._server.completes
         measured = Measured(chunks, _LARGEST if in_parts else _LARGEST_ONE, put)
         if in_parts and put.checksum.startswith("sha256:") and put.size is not None and put.size > self._config.part:
-            return await self._write(place, key, _Streamed(measured, put.size), put.checksum, put)
+            return await self._write(place, key, Streamed(measured, put.size), put.checksum, put)
         async with spooled(aiter(measured)) as body:
             measured.check()
-            return await self._write(place, key, _Held(body), measured.checksum, put)
+            return await self._write(place, key, Held(body), measured.checksum, put)
 
-    async def _write(self, place: Place, key: str, body: _Held | _Streamed, checksum: str, put: Put) -> About:
+    async def _write(self, place: Place, key: str, body: Held | Streamed, checksum: str, put: Put) -> About:
         write = secrets.token_hex(8)
         moment = time.time_ns() // 1000 if put.time is None else put.time
         metadata = metadata_of(put, checksum, moment, write)
@@ -405,15 +348,14 @@ class S3Storage(Storage):
             try:
                 etag = await self._send(key, body, put.content_type, metadata, condition)
             except Refused as e:
-                done = await self._done(key, write, e.refusal)
-                if done is None:
-                    if condition and e.refusal.was_unmet and body.can_again:
-                        await asyncio.sleep(0)
+                found = await self._written(key, write) if e.refusal.may_be_done else None
+                if found is None:
+                    if not (condition and e.refusal.was_unmet):
+                        raise self._error(e.refusal, f"write {_named(place)}") from None
+                    if body.can_again:
                         continue
-                    if condition and e.refusal.was_unmet:
-                        raise Conflict(conflict(place, put.when, await self.stat(place))) from None
-                    raise self._error(e.refusal, f"write {_named(place)}") from None
-                etag = done
+                    raise Conflict(conflict(place, put.when, await self.stat(place))) from None
+                etag = found
             return About(
                 place.key,
                 body.size,
@@ -427,10 +369,9 @@ class S3Storage(Storage):
             )
         raise Conflict(f"{_named(place)}: somebody else was faster {_RACES} times")
 
-    async def _done(self, key: str, write: str, refusal: Refusal) -> str | None:
-        """The ETag if the write that was refused has happened: an earlier try of it was done, but not answered."""
-        if not refusal.was_unmet and refusal.status not in (NO_ANSWER, 404, 500, 502, 503, 504):
-            return None
+    async def _written(self, key: str, write: str) -> str | None:
+        """The ETag if what is there is of this write, although it was not answered: or an earlier try of it was done,
+        and its own condition does not hold any more."""
         try:
             found = await self._get(key, {"head": True})
         except Refused:
@@ -458,7 +399,7 @@ class S3Storage(Storage):
     async def _send(
         self,
         key: str,
-        body: _Held | _Streamed,
+        body: Held | Streamed,
         content_type: str,
         metadata: dict[str, str],
         condition: dict[str, str],
@@ -467,8 +408,11 @@ class S3Storage(Storage):
         Raises:
             Refused: it is not done.
         """
-        if isinstance(body, _Streamed) or (body.size > self._config.part and (not condition or self._server.completes)):
-            return await self._upload(key, body, content_type, metadata, condition)
+        if isinstance(body, Streamed) or (body.size > self._config.part and (not condition or self._server.completes)):
+            headers = {"content-type": content_type, **{f"x-amz-meta-{name}": text for name, text in metadata.items()}}
+            return await self._uploads.send(
+                key, body, headers, condition, lambda: self._written(key, written_by(metadata))
+            )
         from obstore.exceptions import AlreadyExistsError, BaseError, PreconditionError
 
         mode: Any = "overwrite"
@@ -489,87 +433,6 @@ class S3Storage(Storage):
         except (BaseError, FileNotFoundError) as e:
             raise Refused(refusal_in(e)) from None
         return done["e_tag"] or ""
-
-    # ------------------------------------------------------------------ in parts
-
-    async def _upload(
-        self,
-        key: str,
-        body: _Held | _Streamed,
-        content_type: str,
-        metadata: dict[str, str],
-        condition: dict[str, str],
-    ) -> str:
-        await self._abort_left()
-        headers = {"content-type": content_type, **{f"x-amz-meta-{name}": text for name, text in metadata.items()}}
-        begun = await self._call("POST", key, {"uploads": ""}, headers)
-        upload = _text(begun.text, "UploadId")
-        sent: dict[int, str] = {}
-        running: set[asyncio.Future[None]] = set()
-
-        def send(number: int, part: bytes | memoryview) -> None:
-            query = {"partNumber": str(number), "uploadId": upload}
-            sent[number] = self._calls.ask("PUT", key, query, body=part).headers.get("etag", "")
-
-        try:
-            number = 0
-            size = max(self._config.part, -(-body.size // _PARTS))
-            async for part in body.parts(size):
-                number += 1
-                running = await _until_fewer(running, _AT_ONCE)
-                running.add(asyncio.get_running_loop().run_in_executor(self._threads, send, number, part))
-            await _until_fewer(running, 1)
-            body.check()
-            return await self._complete(key, upload, sent, condition)
-        except BaseException as e:
-            task = asyncio.create_task(self._ended(key, upload, running))
-            self._ending.add(task)
-            task.add_done_callback(self._ending.discard)
-            if not isinstance(e, asyncio.CancelledError):
-                await asyncio.shield(task)
-            raise
-
-    async def _complete(self, key: str, upload: str, sent: dict[int, str], condition: dict[str, str]) -> str:
-        parts = "".join(
-            f"<Part><PartNumber>{number}</PartNumber><ETag>{etag}</ETag></Part>"
-            for number, etag in sorted(sent.items())
-        )
-        text = f"<CompleteMultipartUpload>{parts}</CompleteMultipartUpload>".encode()
-        try:
-            done = await self._call("POST", key, {"uploadId": upload}, condition, text)
-        except Refused as e:
-            if condition and e.refusal.code == "NoSuchKey":  # so there is none to match
-                raise Refused(structs.replace(e.refusal, status=412), e.unsure) from None
-            raise
-        if "<Error>" in done.text:  # it begins to answer, well, before it knows
-            raise Refused(refusal_of(500, done.text), True)
-        return _text(done.text, "ETag")
-
-    async def _ended(self, key: str, upload: str, running: set[asyncio.Future[None]]) -> None:
-        """Nothing of an upload stays; not now, if the server is away."""
-        if running:  # a part that comes after the end would stay; why one failed is known already
-            await asyncio.gather(*running, return_exceptions=True)
-        try:
-            await self._call("DELETE", key, {"uploadId": upload}, tries=_OPENING)
-        except Refused as e:
-            if not e.refusal.is_gone:
-                self._left.append((key, upload))
-
-    async def _abort_left(self) -> None:
-        left, self._left = self._left, []
-        for key, upload in left:
-            await self._ended(key, upload, set())
-
-    async def _clean(self) -> None:
-        """Uploads that nobody will end. It is no error if these keys may not look for them."""
-        if not self._config.abandoned:
-            return
-        with suppress(Refused, ElementTree.ParseError, ValueError):
-            answer = await self._call("GET", "", {"uploads": "", "prefix": self._prefix}, tries=1)
-            for each in _elements(answer.text, "ListMultipartUploadsResult", "Upload"):
-                begun = datetime.fromisoformat(each["Initiated"]).timestamp()
-                if time.time() - begun > self._config.abandoned and each["Key"].startswith(self._prefix):
-                    await self._ended(each["Key"], each["UploadId"], set())
 
     # ------------------------------------------------------------------ remove
 
@@ -616,7 +479,7 @@ class S3Storage(Storage):
                 query["start-after"] = f"{at}/" if self._server.is_tree and not at.endswith("/") else at
             try:
                 answer = await self._call("GET", "", query)
-                found = list(_elements(answer.text, _LIST, "Contents"))
+                found = list(elements(answer.text, _LIST, "Contents"))
             except Refused as e:
                 raise self._error(e.refusal, f"list {namespace}/{prefix}") from None
             except ElementTree.ParseError:
@@ -632,63 +495,6 @@ class S3Storage(Storage):
             position = keys[-1][len(begin) :]
             if items:
                 return Page(items, position)
-
-
-class _Held(Struct, frozen=True):
-    """An object that is had whole, and can be sent again."""
-
-    view: memoryview
-
-    @property
-    def size(self) -> int:
-        return len(self.view)
-
-    @property
-    def can_again(self) -> bool:
-        return True
-
-    async def parts(self, size: int) -> AsyncIterator[memoryview]:
-        for at in range(0, len(self.view), size):
-            yield self.view[at : at + size]
-
-    def check(self) -> None:
-        pass
-
-
-class _Streamed(Struct, frozen=True):
-    """An object of which is known before what it will be, sent as it comes."""
-
-    measured: Measured
-    size: int
-
-    @property
-    def can_again(self) -> bool:
-        return False
-
-    async def parts(self, size: int) -> AsyncIterator[bytes]:
-        held = bytearray()
-        async for chunk in self.measured:
-            held += chunk
-            while len(held) >= size:
-                yield bytes(held[:size])
-                del held[:size]
-        if held:
-            yield bytes(held)
-
-    def check(self) -> None:
-        self.measured.check()
-
-
-async def _until_fewer(running: set[asyncio.Future[None]], count: int) -> set[asyncio.Future[None]]:
-    """
-    Raises:
-        Refused: one of them.
-    """
-    while len(running) >= count:
-        done, running = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
-        for each in done:
-            each.result()
-    return running
 
 
 async def _nothing() -> AsyncIterator[bytes]:
@@ -724,34 +530,6 @@ def _holds(when: If, there: About | None) -> bool:
     if there is not None and version is not None and "." not in version and etag_of(there.version) == etag_of(version):
         when = structs.replace(when, version=there.version)
     return when.holds(there)
-
-
-def _elements(text: str, whole: str, name: str) -> Iterator[dict[str, str]]:
-    """What each of the elements called so has, by name.
-
-    Raises:
-        ParseError: it is no ``whole`` in XML.
-    """
-    root = ElementTree.fromstring(text)
-    if root.tag.rpartition("}")[2] != whole:
-        raise ElementTree.ParseError(whole)
-    for each in root:
-        if each.tag.rpartition("}")[2] == name:
-            yield {child.tag.rpartition("}")[2]: child.text or "" for child in each}
-
-
-def _text(text: str, name: str) -> str:
-    """
-    Raises:
-        Refused: there is no such element.
-    """
-    try:
-        for each in ElementTree.fromstring(text):
-            if each.tag.rpartition("}")[2] == name and each.text:
-                return each.text
-    except ElementTree.ParseError:
-        pass
-    raise Refused(Refusal(200, "", f"no {name} in what it answers"), True)
 
 
 def _endpoint(config: S3Config) -> str:

@@ -11,9 +11,10 @@ import ssl
 import threading
 import time
 import urllib.request
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Final
 from urllib.parse import parse_qsl, quote, urlsplit
+from xml.etree import ElementTree
 
 from msgspec import Struct
 
@@ -160,6 +161,34 @@ class Calls:
         if self._proxy:
             made.set_tunnel(self._host)
         return made
+
+
+def elements(text: str, whole: str, name: str) -> Iterator[dict[str, str]]:
+    """What each of the elements called so has, by name.
+
+    Raises:
+        ParseError: it is no ``whole`` in XML.
+    """
+    root = ElementTree.fromstring(text)
+    if root.tag.rpartition("}")[2] != whole:
+        raise ElementTree.ParseError(whole)
+    for each in root:
+        if each.tag.rpartition("}")[2] == name:
+            yield {child.tag.rpartition("}")[2]: child.text or "" for child in each}
+
+
+def text_in(text: str, name: str) -> str:
+    """
+    Raises:
+        Refused: there is no such element.
+    """
+    try:
+        for each in ElementTree.fromstring(text):
+            if each.tag.rpartition("}")[2] == name and each.text:
+                return each.text
+    except ElementTree.ParseError:
+        pass
+    raise Refused(Refusal(200, "", f"no {name} in what it answers"), True)
 
 
 def _why(error: BaseException) -> str:

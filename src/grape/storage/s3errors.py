@@ -46,6 +46,11 @@ class Refusal(Struct, frozen=True):
         return self.status in (409, 412) or self.code in ("PreconditionFailed", "ConditionalRequestConflict")
 
     @property
+    def may_be_done(self) -> bool:
+        """Of a write: it, or an earlier try of it."""
+        return self.was_unmet or self.status in (NO_ANSWER, 200, 404, 500, 502, 503, 504)
+
+    @property
     def is_gone(self) -> bool:
         return self.status == 404 and self.code != "NoSuchBucket"
 
