@@ -120,7 +120,9 @@ class Faulty:
             self.asked.append(request)
         answer = None if request.is_probe else self.faults(request)
         if answer is None:
-            answer = self._done(request)
+            refused = self._unmet(request)
+            await self.between(request)
+            answer = refused or self._done(request)
             if not request.is_probe:
                 answer = self.after(request, answer)
         if answer is HANG:
@@ -138,20 +140,26 @@ class Faulty:
         await writer.drain()
         return answer.cut is None and answer.length is None
 
+    async def between(self, request: Request) -> None:
+        """Looking whether a condition holds, and doing it."""
+
     # ------------------------------------------------------------------ what it does when it behaves
 
-    def _done(self, request: Request) -> Answer:
+    def _unmet(self, request: Request) -> Answer | None:
         there = self.objects.get(request.key)
         etag = "" if there is None else there[1]["etag"]
         conditions = {
             name: value for name in ("if-match", "if-none-match") if (value := self._condition(request, name))
         }
-        kind = request.kind
-        if kind in ("put", "complete", "delete") and conditions:
+        if request.kind in ("put", "complete", "delete") and conditions:
             if "if-none-match" in conditions and there is not None:
                 return refusal(412, "PreconditionFailed")
             if "if-match" in conditions and conditions["if-match"] != etag:
                 return refusal(412, "PreconditionFailed")
+        return None
+
+    def _done(self, request: Request) -> Answer:
+        kind = request.kind
         if kind == "put":
             return self._keep(request.key, request.body, request.headers)
         if kind == "delete":

@@ -118,9 +118,10 @@ def test_a_server_that_says_nothing_is_told_in_time() -> None:
     run(test, timeout=0.2)
 
 
-def test_a_body_that_breaks_is_read_on() -> None:
+@pytest.mark.parametrize("size", [3 << 20, 9 << 20])
+def test_a_body_that_breaks_is_read_on(size: int) -> None:
     async def test(server: Faulty, objects: Objects) -> None:
-        data = os.urandom(3 << 20)
+        data = os.urandom(size)
         await objects.put("key", data)
         server.after = lambda request, answer: (
             Answer(answer.status, answer.headers, answer.body, cut=len(answer.body) // 2)
@@ -282,6 +283,24 @@ def test_what_a_server_does_not_keep_is_found_out_and_refused() -> None:
         faulty.ignored = ignored
         run(test, faulty)
         assert [key for key in faulty.objects if ".grape-probe" in key] == []
+
+
+def test_a_server_that_looks_first_and_writes_then_is_found_out() -> None:
+    """As SeaweedFS did before 4.17: each condition is refused when it does not hold, but of several that come together
+    all are let through."""
+
+    class Slow(Faulty):
+        async def between(self, request: Request) -> None:
+            if request.method == "PUT" and ("if-match" in request.headers or "if-none-match" in request.headers):
+                await asyncio.sleep(0.05)
+
+    async def test(server: Faulty, objects: Objects) -> None:
+        assert objects.storage.features.swaps is False
+        assert objects.storage.features.conditions == frozenset()
+        with pytest.raises(Unsupported, match="look and write as one step"):
+            await objects.put("key", b"1", if_absent=True)
+
+    run(test, Slow())
 
 
 def test_who_may_only_read_opens_it_and_is_refused_a_write() -> None:

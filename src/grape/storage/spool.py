@@ -10,7 +10,9 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import IO, Any, Final
 
-SMALL: Final = 4 << 20
+from grape.storage.streams import WHOLE
+
+SMALL: Final = WHOLE
 """Bytes that stay in memory."""
 
 
