@@ -125,8 +125,10 @@ class Features(Struct, frozen=True):
         swaps: it looks at `If` and writes as one step, whoever else writes; else a condition is refused, but for
             those in ``conditions``.
         conditions: names of fields of `If` that it looks at although it does not ``swap``.
+        removes: it looks at conditions when it removes, too; else a removal takes none.
         lists: it knows what it has. in_order: a `Page` is in the order of keys (as UTF-8).
-        tells_all: what a page says of an object is all that is known of it; else its key, size, version and time.
+        tells_all: what a page says of an object is all that is known of it; else its key and size, when it was written,
+            and a version that is good for `If`, but need not be that which ``stat`` tells.
         tells_changes: it can say what has changed; by whomever, if ``of_others``, else by this process alone.
         mixes: keys such as "a" and "a/b" can be there at the same time; else the second of them is refused (Conflict).
         keeps_about: it keeps content type, tags and user's metadata; else they are refused.
@@ -136,6 +138,7 @@ class Features(Struct, frozen=True):
     largest: int
     swaps: bool = True
     conditions: frozenset[str] = frozenset()
+    removes: bool = True
     lists: bool = True
     in_order: bool = True
     tells_all: bool = True

@@ -295,7 +295,15 @@ class Objects:
 
     async def cap(self, prefix: str = "", *, objects: int | None = None, size: int | None = None) -> int:
         """Remove the oldest until there are at most so many objects, with at most so many bytes; how many went."""
-        found = sorted([about async for about in self.list(prefix)], key=lambda about: (about.time, about.key))
+        found: list[About] = []
+        position = ""
+        while True:
+            page = await self.page(prefix, position)
+            found += page.items if self.storage.features.tells_all else await self._whole(page.items)
+            position = page.position
+            if not position:
+                break
+        found.sort(key=lambda about: (about.time, about.key))
         left, total, removed = len(found), sum(about.size for about in found), 0
         for about in found:
             if (objects is None or left <= objects) and (size is None or total <= size):
@@ -306,7 +314,8 @@ class Objects:
 
     async def _removed(self, about: About) -> bool:
         """It, and nothing that was written since."""
-        when = If(version=about.version) if self.storage.features.swaps else ALWAYS
+        features = self.storage.features
+        when = If(version=about.version) if features.swaps and features.removes else ALWAYS
         try:
             return await self.storage.remove(self._place(about), when)
         except Conflict:

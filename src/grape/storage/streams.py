@@ -13,6 +13,8 @@ from grape.model.values import shown
 
 Data = bytes | bytearray | memoryview | str | os.PathLike[str] | IO[bytes] | Iterable[bytes] | AsyncIterable[bytes]
 """What an object can be made of: bytes, text (as UTF-8), a path of a file, an open file, chunks."""
+WHOLE: Final = 8 << 20
+"""Bytes that stay one chunk where cutting them would only be copying them."""
 _KNOWN: Final = {"sha256": hashlib.sha256, "sha512": hashlib.sha512, "md5": hashlib.md5}
 
 
@@ -50,6 +52,9 @@ def size_of(data: Data) -> int | None:
 
 
 async def _once(data: bytes) -> AsyncIterator[bytes]:
+    if len(data) <= WHOLE:
+        yield data
+        return
     for start in range(0, len(data), CHUNK):
         yield data[start : start + CHUNK]
 
