@@ -40,7 +40,7 @@ def sha(data: bytes) -> bytes:
 class Record:
     """``buffer`` may have old bytes behind ``size``."""
 
-    __slots__ = ("buffer", "expires", "flags", "is_committed", "reserved", "size", "stamp", "sum", "user")
+    __slots__ = ("buffer", "expires", "flags", "is_committed", "is_rotten", "reserved", "size", "stamp", "user")
 
     def __init__(self) -> None:
         self.buffer = bytearray()
@@ -50,16 +50,12 @@ class Record:
         self.user = 0
         self.flags = 0x140
         self.is_committed = True
-        self.sum: bytes | None = None
+        self.is_rotten = False
         self.expires = 0.0
 
     @property
     def data(self) -> bytes:
         return bytes(self.buffer[: self.size])
-
-    @property
-    def is_rotten(self) -> bool:
-        return self.sum is not None and self.sum != sha(self.data)
 
 
 class Backend:
@@ -74,7 +70,9 @@ class Backend:
         self.delay = 0.0
 
     def rot(self, id: bytes) -> None:
+        """Its bytes on the disk are other ones now."""
         self.disk[id].buffer[0] ^= 0xFF
+        self.disk[id].is_rotten = True
 
     def cached(self, id: bytes) -> Record | None:
         found = self.cache.get(id)
@@ -89,8 +87,14 @@ class Backend:
 
 
 class Cluster:
+    """
+    Attributes:
+        rings: who has what; to be cleared when that changes.
+    """
+
     def __init__(self) -> None:
         self.nodes: list[Node] = []
+        self.rings: dict[int, tuple[list[bytes], list[tuple[Node, Backend]]]] = {}
 
     @property
     def alive(self) -> list[Node]:
@@ -108,18 +112,18 @@ class Cluster:
             await node.stop()
 
     def owner(self, group: int, id: bytes) -> tuple[Node, Backend] | None:
-        claims = [
-            (ring, node, backend)
-            for node in self.alive
-            for backend in node.backends
-            if backend.group == group and not backend.is_off
-            for ring in backend.ids
-        ]
-        if not claims:
-            return None
-        claims.sort(key=lambda each: each[0])
-        _, node, backend = claims[bisect_right([each[0] for each in claims], id) - 1]
-        return node, backend
+        ring = self.rings.get(group)
+        if ring is None:
+            claims = [
+                (id, node, backend)
+                for node in self.alive
+                for backend in node.backends
+                if backend.group == group and not backend.is_off
+                for id in backend.ids
+            ]
+            claims.sort(key=lambda each: each[0])
+            ring = self.rings[group] = ([each[0] for each in claims], [each[1:] for each in claims])
+        return ring[1][bisect_right(ring[0], id) - 1] if ring[0] else None
 
     def backends(self, group: int) -> list[Backend]:
         return [backend for node in self.nodes for backend in node.backends if backend.group == group]
@@ -149,7 +153,14 @@ class Node:
         self.locks: dict[bytes, asyncio.Lock] = {}
         self.is_up = False
         self._server: asyncio.Server | None = None
-        self._rings: dict[int, tuple[Any, list[bytes], list[Any]]] = {}
+        self._handlers = {
+            LOOKUP: self._do_1,
+            WRITE: self._do_4,
+            READ: self._do_5,
+            REMOVE: self._do_11,
+            BULK_READ: self._do_17,
+            ITERATE: self._do_19,
+        }
 
     @property
     def address(self) -> bytes:
@@ -161,9 +172,11 @@ class Node:
         self._server = await loop.create_server(lambda: Link(self), "127.0.0.1", self.port)
         self.port = self._server.sockets[0].getsockname()[1]
         self.is_up = True
+        self.cluster.rings.clear()
 
     async def stop(self) -> None:
         self.is_up = False
+        self.cluster.rings.clear()
         if self._server is not None:
             self._server.close()
             for link in list(self.links):
@@ -193,6 +206,7 @@ class Node:
         backend = self.backend(number)
         assert backend is not None
         backend.is_off = is_off
+        self.cluster.rings.clear()
         self.push(backend)
 
     def backend(self, number: int) -> Backend | None:
@@ -225,7 +239,7 @@ class Node:
         node.serve(link, fields, payload, backend)
 
     def serve(self, link: Link, fields: tuple[Any, ...], payload: bytes, backend: Backend) -> None:
-        handler = getattr(self, f"_do_{fields[4]}", None)
+        handler = self._handlers.get(fields[4])
         if handler is None:
             link.answer(fields, -95, number=backend.number)
         elif backend.delay:
@@ -247,7 +261,7 @@ class Node:
             return
         link.is_greeted = True
         body = struct.pack("<ii", 1, 1) + self.address + self.told(each for each in self.backends if not each.is_off)
-        link.answer((self.version, *fields[1:]), 0, body, number=0)
+        link.answer((self.version, *fields[1:7], fields[7] & ~DIRECT, *fields[8:]), 0, body, number=0)
         if fields[7] & ACK:
             link.answer((self.version, *fields[1:]), 0, number=0)
 
@@ -266,7 +280,7 @@ class Node:
 
     def _node_25(self, link: Link, fields: Any, payload: bytes) -> None:
         number, action = struct.unpack_from("<II", payload)
-        level, delay, _ = struct.unpack_from("<III", payload, 60)
+        _, delay, _ = struct.unpack_from("<III", payload, 60)
         backend = self.backend(number)
         if backend is None:
             link.answer(fields, -22, number=-1)
@@ -288,7 +302,9 @@ class Node:
 
     # ------------------------------------------------------------------ records
 
-    def _info(self, backend: Backend, record: Record, size: int, checksum: bytes = bytes(64), name: bool = True) -> bytes:
+    def _info(
+        self, backend: Backend, record: Record, size: int, checksum: bytes = bytes(64), name: bool = True
+    ) -> bytes:
         path = backend.path.encode() + b"\0" if name else b""
         packed = INFO.pack(
             self.address, len(path), checksum, record.flags if name else 0, size, 144 if name else 0, *record.stamp
@@ -313,7 +329,7 @@ class Node:
     def _do_4(self, link: Link, fields: Any, payload: bytes, backend: Backend) -> None:
         if len(payload) < IO.size:
             return link.answer(fields, -22, number=backend.number)
-        parent, id, start, num, seconds, nanos, user, _, _, _, mode, offset, size = IO.unpack_from(payload)
+        parent, id, _, num, seconds, nanos, user, _, _, _, mode, offset, size = IO.unpack_from(payload)
         data = payload[IO.size :][:size]
         data += RUBBISH * (size - len(data))
         status = self._check(backend, id, parent, (seconds, nanos), mode)
@@ -328,9 +344,7 @@ class Node:
         backend.cache.pop(id, None)
         record.stamp, record.user = (seconds, nanos), user
         if record.is_committed:
-            is_chunked = mode & UNVERIFIED
-            record.sum = None if is_chunked else sha(record.data)
-            record.flags = 0x142 if is_chunked else record.flags
+            record.flags = 0x142 if mode & UNVERIFIED else record.flags
         if id in backend.disk and (not mode & PLAIN or mode & PREPARE):
             backend.dead += 1
             del backend.disk[id]
@@ -355,7 +369,6 @@ class Node:
         _, id, start, _, seconds, nanos, user, _, _, _, mode, _, _ = IO.unpack_from(payload)
         record = Record()
         record.buffer, record.size, record.stamp, record.user = bytearray(data), len(data), (seconds, nanos), user
-        record.sum = sha(data)
         record.expires = time.monotonic() + start if start else 0.0
         backend.cache[id] = record
         if not mode & CACHE_ONLY:
@@ -384,9 +397,7 @@ class Node:
             parent = sha(data)
         flags = 0 if cached is not None else found.flags
         mode |= CACHE if cached is not None else 0
-        head = IO.pack(
-            parent, id, start, num, *found.stamp, found.user, found.size, flags, 0, mode, offset, len(data)
-        )
+        head = IO.pack(parent, id, start, num, *found.stamp, found.user, found.size, flags, 0, mode, offset, len(data))
         return 0, head + data
 
     def _do_11(self, link: Link, fields: Any, payload: bytes, backend: Backend) -> None:
@@ -429,9 +440,7 @@ class Node:
                 continue
             data = record.data if flags & 1 else b""
             status = -84 if flags & 1 and record.is_rotten else 0
-            item = ITEM.pack(
-                0, id, status, *record.stamp, record.user, record.size, seen, total, record.flags
-            )
+            item = ITEM.pack(0, id, status, *record.stamp, record.user, record.size, seen, total, record.flags)
             link.answer(fields, 0, item + data, True, backend.number)
         link.answer(fields, 0, number=backend.number)
 

@@ -85,17 +85,19 @@ class WithHeads:
         record = await self._core.there(group, id, 0, heads.MOST)
         return None if record is None else Seen(heads.decode(record.data, place), record.checksum)
 
-    async def _newest(self, place: Place) -> Found[Seen] | None:
+    async def _newest(self, place: Place, everyone: bool = False) -> Found[Seen] | None:
         id = heads.head_id(place)
         found = await self._groups.newest(
-            _name(place), lambda group: self._seen(group, place, id), lambda seen: seen.head.order
+            _name(place), lambda group: self._seen(group, place, id), lambda seen: seen.head.order, everyone
         )
         repairs = self._core.limits.repairs
-        if found is not None and repairs != "off":
-            behind = found.behind + (found.unasked if repairs == "all" else ())
-            if behind:
-                head = found.value.head
-                self._core.repairs.want(id, lambda: self._copy(place, found.group, head, behind))
+        if found is None or everyone or repairs == "off":
+            return found
+        if found.is_all or repairs == "seen":
+            if found.behind:
+                self._core.repairs.want(id, lambda: self._copy(place, found))
+        else:
+            self._core.repairs.want(id, lambda: self._compare(place))
         return found
 
     async def _head(self, place: Place) -> Found[Seen] | None:
@@ -189,20 +191,17 @@ class WithHeads:
         """Bulk reads of the heads, if one group is enough; what it lacks is read as always."""
         ids = {place: heads.head_id(place) for place in places}
         is_one = self._groups.asked == 1 or self._decides is not None
-        held = await self._core.bulk(list(dict.fromkeys(ids.values())), heads.MOST) if is_one else {}
-        limit = asyncio.Semaphore(32)
-
-        async def one(place: Place) -> tuple[About, bytes] | None:
-            record = held.get(ids[place])
+        held = await self._core.bulk(list(ids.values()), heads.MOST) if is_one else {}
+        found: dict[Place, tuple[About, bytes] | None] = {}
+        for place, id in ids.items():
+            record = held.get(id)
             if record is not None:
                 head = heads.decode(record.data, place)
                 about = head.about
                 if about is not None and head.inline:
-                    return about, head.data
-            async with limit, self.read(place) as found:
-                return None if found is None else (found.about, b"".join([chunk async for chunk in found.chunks]))
-
-        return list(await asyncio.gather(*map(one, places)))
+                    found[place] = about, head.data
+        await self._core.read_each([place for place in ids if place not in found], self.read, found)
+        return [found[place] for place in places]
 
     # ------------------------------------------------------------------ write
 
@@ -289,7 +288,7 @@ class WithHeads:
         if seen is None and len(self._groups.all) > 1:
             found = await self._newest(place)
             if found is not None:  # it has lost what others still have: it gets it back first
-                await self._copy(place, found.group, found.value.head, [group])
+                await self._copy(place, Found(found.group, found.value, (group,)))
                 seen = await self._seen(group, place, id)
         return seen
 
@@ -373,18 +372,24 @@ class WithHeads:
 
     # ------------------------------------------------------------------ repair
 
-    async def _copy(self, place: Place, source: int, head: Head, behind: Sequence[int]) -> None:
+    async def _compare(self, place: Place) -> None:
+        """All groups, whatever it takes to answer."""
+        found = await self._newest(place, everyone=True)
+        if found is not None:
+            await self._copy(place, found)
+
+    async def _copy(self, place: Place, found: Found[Seen]) -> None:
         """To groups that have an older head, or none: its bytes first."""
-        id = heads.head_id(place)
-        for group in behind:
+        id, head = heads.head_id(place), found.value.head
+        for group in found.behind:
             if not (head.is_gone or head.inline):
-                await self._copy_data(place, source, group, head)
+                await self._copy_data(place, found.group, group, head)
             await self._guarded(group, id, head)
 
     async def _copy_data(self, place: Place, source: int, group: int, head: Head) -> None:
         id = heads.data_id(place, head.nonce)
         try:
-            if (await self._client.lookup(group, id)).size == head.size:
+            if (await self._client.lookup(group, id, True, head.size)).checksum == head.digest:
                 return
         except Refusal as e:
             if e.status not in (Status.NOT_THERE, Status.ROTTEN):

@@ -35,6 +35,7 @@ _MANY: Final = 20
 """Time-outs that one request with many answers may take in all."""
 _SUMMED: Final = 2e7
 """Bytes that a server reads and sums in a second, at least."""
+_ACK: Final = int(Flag.ACK)
 _UNLOCKED: Final = int(Flag.ACK | Flag.NO_LOCK)
 _CHECKSUM: Final = int(Mode.CHECKSUM)
 
@@ -91,10 +92,14 @@ class Client:
     """
     Args:
         wrap: for tests: what stands between this client and the address it connects to.
+
+    Attributes:
+        trace: stands in all requests, and in the logs of the servers.
     """
 
     def __init__(self, settings: Settings, wrap: Callable[[tuple[str, int]], tuple[str, int]] = lambda to: to) -> None:
         self.settings = settings
+        self.trace = 0
         self._wrap = wrap
         self._nodes: dict[Address, _Node] = {}
         self._routes = NO_ROUTES
@@ -224,8 +229,7 @@ class Client:
                     self._greeted(node, slot, link, welcome)
             if link is not None:
                 await asyncio.shield(link.closed)
-                node.links[slot], link = None, None
-                self._lost(node)
+                link = None
                 if self._now() - began >= _STEADY:
                     pause = _PAUSE[0]
             if node.away_since is not None and node.address not in self._routes.away:
@@ -242,8 +246,11 @@ class Client:
             self._ring = None
         if slot == 0:
             link.listen(lambda payload: self._told(node, link, payload))
+        link.ended = lambda: self._ended(node, slot)
         node.is_tried.set()
         node.wake()
+        if link.is_ended:
+            self._ended(node, slot)
 
     def _told(self, node: _Node, link: Connection, payload: bytes) -> None:
         try:
@@ -253,7 +260,8 @@ class Client:
             return
         self._routes, self._ring = self._routes.updated(node.address, backends, self._now()), None
 
-    def _lost(self, node: _Node) -> None:
+    def _ended(self, node: _Node, slot: int) -> None:
+        node.links[slot] = None
         if any(link is not None for link in node.links):
             return
         node.away_since = self._now()
@@ -341,7 +349,7 @@ class Client:
         is_again = False
         while True:
             owner, link = await self._link(group, id)
-            request = make(To(group, id, owner.backend))
+            request = make(To(group, id, owner.backend, _ACK, self.trace))
             try:
                 header, payload = await link.call(request)
             except (Away, Unknown) as e:
@@ -479,7 +487,7 @@ class Client:
             found.append(one)
 
         owner, link = await self._link(group, ids[0])
-        request = wire.bulk_read(To(group, ids[0], owner.backend), ids, most)
+        request = wire.bulk_read(To(group, ids[0], owner.backend, _ACK, self.trace), ids, most)
         header, _ = await link.call(request, each, self.settings.timeout * _MANY)
         if header.status:
             raise Refusal(header.status, request.name, f"{link.where}, group {group}")
@@ -509,7 +517,7 @@ class Client:
             each(found)
 
         try:
-            request = wire.iterate(To(group, id, 0, _UNLOCKED), scan, most)
+            request = wire.iterate(To(group, id, 0, _UNLOCKED, self.trace), scan, most)
             header, _ = await link.call(request, take, self.settings.timeout * _MANY)
             if header.status:
                 raise Refusal(header.status, request.name, f"{link.where}, group {group}")

@@ -50,6 +50,7 @@ class Connection(asyncio.Protocol):
 
     Attributes:
         dropped: answers that nobody waited for any more.
+        closed: done when it has ended. ended: called at once, before anybody hears that something was lost.
     """
 
     def __init__(self, where: str, timeout: float) -> None:
@@ -70,6 +71,7 @@ class Connection(asyncio.Protocol):
         self._listener: Callable[[bytes], None] | None = None
         self._news: deque[bytes] = deque(maxlen=_NEWS)
         self.closed: asyncio.Future[None] = self._loop.create_future()
+        self.ended: Callable[[], None] | None = None
 
     def __repr__(self) -> str:
         return f"<Connection to {self.where}, {len(self._open)} open>"
@@ -79,6 +81,10 @@ class Connection(asyncio.Protocol):
         """Whom it is connected to."""
         found = None if self._transport is None else self._transport.get_extra_info("peername")
         return None if found is None else Address(found[0], found[1])
+
+    @property
+    def is_ended(self) -> bool:
+        return bool(self._why)
 
     # ------------------------------------------------------------------ transactions
 
@@ -271,7 +277,9 @@ class Connection(asyncio.Protocol):
         self._end(why)
 
     def _end(self, why: str) -> None:
-        self._why = self._why or why
+        is_first, self._why = not self._why, self._why or why
+        if is_first and self.ended is not None:
+            self.ended()
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None

@@ -6,12 +6,12 @@ import asyncio
 import hashlib
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Final
 
 from msgspec import Struct
 
-from grape.abc.storage import CHUNK
+from grape.abc.storage import CHUNK, About, Place, Reading
 from grape.errors import StorageFailed
 from grape.storage.elliptics.bodies import Body
 from grape.storage.elliptics.client import Client
@@ -22,6 +22,7 @@ from grape.storage.elliptics.wire import Mode, Record, Writing
 
 AHEAD: Final = 3
 """Chunks of one object that are on their way at the same time."""
+_AT_ONCE: Final = 32
 _BULK: Final = 100
 """Keys of one bulk read."""
 _NOT_THERE: Final = frozenset((Status.NOT_THERE,))
@@ -122,6 +123,23 @@ class Core:
 
         await asyncio.gather(*map(one, parts))
         return found
+
+    async def read_each(
+        self,
+        places: Sequence[Place],
+        read: Callable[[Place], AbstractAsyncContextManager[Reading | None]],
+        into: dict[Place, tuple[About, bytes] | None],
+    ) -> None:
+        """Some objects, one by one, some of them at the same time."""
+        limit = asyncio.Semaphore(_AT_ONCE)
+
+        async def one(place: Place) -> None:
+            async with limit, read(place) as found:
+                into[place] = (
+                    None if found is None else (found.about, b"".join([chunk async for chunk in found.chunks]))
+                )
+
+        await asyncio.gather(*map(one, places))
 
     # ------------------------------------------------------------------ write
 

@@ -37,13 +37,13 @@ class Found(Struct, Generic[T], frozen=True):
 
     Args:
         behind: groups that have none, an older or a rotten one.
-        unasked: those that nobody has asked.
+        is_all: whether all groups were asked.
     """
 
     group: int
     value: T
-    behind: tuple[int, ...]
-    unasked: tuple[int, ...] = ()
+    behind: tuple[int, ...] = ()
+    is_all: bool = True
 
 
 class Groups:
@@ -138,11 +138,20 @@ class Groups:
 
     # ------------------------------------------------------------------ read
 
+    async def settled(self) -> None:
+        """Wait until the others have it too."""
+        while self._late:
+            await asyncio.wait(self._late)
+
     async def newest(
-        self, what: str, look: Callable[[int], Awaitable[T | None]], order: Callable[[T], Any]
+        self,
+        what: str,
+        look: Callable[[int], Awaitable[T | None]],
+        order: Callable[[T], Any],
+        everyone: bool = False,
     ) -> Found[T] | None:
         """What the groups have; None: they have none. One that says so does not count before all others have been
-        asked: a node that stands in for another one says it too.
+        asked: a node that stands in for another one says it too. ``everyone``: ask all of them.
 
         Raises:
             StorageFailed: too few have answered. Corrupt: what there is is rotten.
@@ -150,6 +159,9 @@ class Groups:
         told: dict[int, T | None] = {}
         failed: dict[int, StorageFailed] = {}
         left = list(self.all)
+        if everyone:
+            await self._ask(left, look, told, failed)
+            left = []
         while left and not self._is_enough(told):
             missing = 1 if self.decides is not None and left[0] == self.decides else self.asked - len(told)
             some, left = left[: max(1, missing)], left[max(1, missing) :]
@@ -170,7 +182,7 @@ class Groups:
         assert value is not None
         behind = [each for each in self.all if each in told and (highest, each) not in there]
         behind += [each for each, e in failed.items() if _is_rotten(e)]
-        return Found(group, value, tuple(behind), tuple(left))
+        return Found(group, value, tuple(behind), not left)
 
     def _is_enough(self, told: dict[int, T | None]) -> bool:
         return len(told) >= self.asked or self.decides in told

@@ -127,21 +127,20 @@ class Plain:
         first = self._groups.all[0]
         if self._is_one:
             view = await self._view(first, id, size)
-            return None if view is None or view.is_gone else Found(first, view, ())
+            return None if view is None or view.is_gone else Found(first, view)
         found = await self._groups.newest(
             _name(place), lambda group: self._view(group, id, size if group == first else MARK), lambda view: view.order
         )
         if found is None:
             return None
-        if found.behind or (found.unasked and self._core.limits.repairs == "all"):
-            self._repair(place, id, found)
+        self._repair(place, id, found)
         if found.value.is_gone:
             return None
         if found.group != first and not found.value.is_all and size > MARK:
             view = await self._view(found.group, id, size)
             if view is None or view.version != found.value.version:
                 raise _Changed(f"{_name(place)}: it was written while it was looked at")
-            return Found(found.group, view, ())
+            return Found(found.group, view)
         return found
 
     async def _view(self, group: int, id: bytes, size: int) -> View | None:
@@ -212,20 +211,16 @@ class Plain:
     async def read_many(self, places: Sequence[Place]) -> list[tuple[About, bytes] | None]:
         """Bulk reads of one group, if one is enough; what it lacks is read as always."""
         ids = {place: self._id_of(place) for place in places}
-        held = await self._core.bulk(list(dict.fromkeys(ids.values())), CHUNK) if self._groups.asked == 1 else {}
-        limit = asyncio.Semaphore(32)
-
-        async def one(place: Place) -> tuple[About, bytes] | None:
-            record = held.get(ids[place])
+        held = await self._core.bulk(list(ids.values()), CHUNK) if self._groups.asked == 1 else {}
+        found: dict[Place, tuple[About, bytes] | None] = {}
+        for place, id in ids.items():
+            record = held.get(id)
             if record is not None:
                 view = View(record)
-                if not view.is_gone:
-                    data = record.data[view.shift :]
-                    return _about(place, view, sum_of(data)), data
-            async with limit, self.read(place) as found:
-                return None if found is None else (found.about, b"".join([chunk async for chunk in found.chunks]))
-
-        return list(await asyncio.gather(*map(one, places)))
+                data = record.data[view.shift :]
+                found[place] = None if view.is_gone else (_about(place, view, sum_of(data)), data)
+        await self._core.read_each([place for place in ids if place not in found], self.read, found)
+        return [found[place] for place in places]
 
     # ------------------------------------------------------------------ write
 
@@ -441,18 +436,33 @@ class Plain:
 
     def _repair(self, place: Place, id: bytes, found: Found[View]) -> None:
         limits = self._core.limits
-        if limits.repairs == "off" or limits.mode or found.value.size > limits.whole:
+        if limits.repairs == "off" or limits.mode:
             return
-        behind = found.behind + (found.unasked if limits.repairs == "all" else ())
-        self._core.repairs.want(id, lambda: self._copy(place, id, found.group, found.value, behind))
+        if found.is_all or limits.repairs == "seen":
+            if found.behind:
+                self._core.repairs.want(id, lambda: self._copy(place, id, found))
+        else:
+            self._core.repairs.want(id, lambda: self._compare(place, id))
 
-    async def _copy(self, place: Place, id: bytes, source: int, view: View, behind: Sequence[int]) -> None:
-        """To groups that have none, or an older one: if what they had is still what they have."""
-        data = await self._all(source, id, view)
-        for group in behind:
+    async def _compare(self, place: Place, id: bytes) -> None:
+        """All groups, whatever it takes to answer."""
+        found = await self._groups.newest(
+            _name(place), lambda group: self._view(group, id, MARK), lambda view: view.order, everyone=True
+        )
+        if found is not None:
+            await self._copy(place, id, found)
+
+    async def _copy(self, place: Place, id: bytes, found: Found[View]) -> None:
+        """To groups that have none, or an older one: if what they had is still what they have. A large one is not: it
+        would not be there meanwhile."""
+        view = found.value
+        if not found.behind or view.size > self._core.limits.whole:
+            return
+        data = await self._all(found.group, id, view)
+        for group in found.behind:
             if not await self._copied(group, id, data, view):
                 continue
-            still = await self._view(source, id, MARK)
+            still = await self._view(found.group, id, MARK)
             if still is not None:
                 continue
             # It was removed meanwhile: what has just been copied must not come back.

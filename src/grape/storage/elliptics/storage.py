@@ -165,7 +165,8 @@ class EllipticsStorage(Storage):
         return await self._objects.page(namespace, prefix, position, limit)
 
     async def settled(self) -> None:
-        """Wait for what goes on after answers: repairs, and bytes that go."""
+        """Wait for what goes on after answers: in groups that are late, repairs, bytes that go."""
+        await self._groups.settled()
         await self._core.repairs.settled()
         await self._core.removals.settled()
 
