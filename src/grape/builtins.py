@@ -22,8 +22,10 @@ BUILTINS: Final[dict[str, dict[str, str]]] = {
     "transport": {"embedded": "grape.transports.embedded:EmbeddedTransport"},
     "storage": {
         "embedded": "grape.storage.embedded:EmbeddedStorage",
+        "elliptics": "grape.storage.elliptics.storage:EllipticsStorage",
         "file": "grape.storage.filesystem:FilesystemStorage",
         "memory": "grape.storage.memory:MemoryStorage",
+        "s3": "grape.storage.s3:S3Storage",
     },
 }
 """Kind, name, "module:Class". Packages add to a kind with entry points of the group ``grape.KINDs``."""

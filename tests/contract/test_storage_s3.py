@@ -14,9 +14,8 @@ import psutil
 import pytest
 
 from contract import weed
-from grape.abc.storage import Put, Storage
+from grape.abc.storage import Place, Put, Storage
 from grape.errors import BadArgument, Conflict, StorageFailed
-from grape.storage.names import place_of
 from grape.storage.objects import Objects
 from grape.storage.s3 import S3Config, S3Storage
 from grape.storage.s3calls import Answer
@@ -239,7 +238,7 @@ def test_a_server_that_is_killed_in_the_middle_of_a_write() -> None:
 
     async def run(server: weed.Weed) -> None:
         async with opened(server, prefix="killed", part=PART, timeout=5.0) as objects:
-            place = place_of("photos", "key")
+            place = Place("photos", "key")
             data = os.urandom(6 * PART)
             put = Put(size=len(data), checksum=f"sha256:{hashlib.sha256(data).hexdigest()}")
             await objects.put("key", b"before")

@@ -15,15 +15,14 @@ import pytest
 
 from contract import weed
 from contract.faulty import HANG, RESET, Answer, Faulty, Request, refusal
-from grape.abc.storage import Put
+from grape.abc.storage import Place, Put
 from grape.errors import BadArgument, Conflict, Corrupt, GrapeError, StorageFailed, Unsupported, UsageError
-from grape.storage.names import place_of
 from grape.storage.objects import Objects
 from grape.storage.s3 import S3Config, S3Storage
 from grape.storage.streams import chunks_of
 
 PART = 5 << 20
-PLACE = place_of("n", "key")
+PLACE = Place("n", "key")
 
 
 def run(test: Callable[[Faulty, Objects], Awaitable[None]], faulty: Faulty | None = None, **settings: object) -> None:

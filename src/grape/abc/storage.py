@@ -260,6 +260,14 @@ class Storage(ABC):
         """
         raise Unsupported(f"storage {self.name!r} does not append in one step")
 
+    async def read_many(self, places: Sequence[Place]) -> Sequence[tuple[About, bytes] | None]:
+        """Several objects, whole, in fewer requests than one each; None: there is none.
+
+        Raises:
+            Unsupported: it cannot; `Objects.get_many` reads them one by one.
+        """
+        raise Unsupported(f"storage {self.name!r} reads one object at a time")
+
     async def changes(self, namespace: str, prefix: str, position: str | None, limit: int = 1000) -> Changes:
         """What has changed since ``position``, which `Changes` gave; None: from now on, with nothing in it.
 

@@ -16,7 +16,7 @@ from grape.abc.storage import ALWAYS, OCTETS, About, If, Page, Place, Put, Readi
 from grape.errors import BadArgument, Conflict, Unsupported
 from grape.model.names import check_key, check_namespace, check_prefix, check_tags, check_type, check_user
 from grape.model.values import seconds, shown
-from grape.storage.streams import Data, chunks_of, collected, size_of, verified
+from grape.storage.streams import Data, chunks_of, collected, size_of, verified, whole
 
 T = TypeVar("T")
 
@@ -211,6 +211,18 @@ class Objects:
     async def get_many(self, keys: Iterable[str]) -> dict[str, Object]:
         """Those that are there, by key."""
         wanted = list(dict.fromkeys(keys))
+        places = [Place(self.namespace, check_key(key)) for key in wanted]
+        try:
+            several = await self.storage.read_many(places)
+        except Unsupported:
+            return await self._get_each(wanted)
+        return {
+            place.key: Object(one[0], whole(one[1], one[0].checksum, one[0].size, f"{self.namespace}/{place.key}"))
+            for place, one in zip(places, several, strict=True)
+            if one is not None and not self._is_gone(one[0])
+        }
+
+    async def _get_each(self, wanted: Sequence[str]) -> dict[str, Object]:
         limit = asyncio.Semaphore(AT_ONCE)
 
         async def one(key: str) -> Object | None:

@@ -43,8 +43,8 @@ from grape.abc.storage import (
     StorageConfig,
 )
 from grape.errors import BadArgument, Conflict, Corrupt, GrapeError, StorageFailed, Unsupported, UsageError
+from grape.model.names import check_key
 from grape.storage.conditions import conflict
-from grape.storage.names import check_key
 from grape.storage.s3about import (
     about_of,
     etag_of,

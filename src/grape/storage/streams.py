@@ -151,6 +151,18 @@ async def verified(chunks: AsyncIterator[bytes], checksum: str, size: int, what:
         raise Corrupt(f"{what}: what is stored is not what was written, its checksum is another one")
 
 
+def whole(data: bytes, checksum: str, size: int, what: str) -> bytes:
+    """The bytes of a whole object.
+
+    Raises:
+        Corrupt: they are not what was written.
+    """
+    kind, _, expected = checksum.partition(":")
+    if len(data) != size or (kind in _KNOWN and _KNOWN[kind](data).hexdigest() != expected):
+        raise Corrupt(f"{what}: what is stored is not what was written")
+    return data
+
+
 async def collected(chunks: AsyncIterator[bytes]) -> bytes:
     """All of them as one."""
     return b"".join([chunk async for chunk in chunks])

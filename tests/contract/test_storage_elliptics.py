@@ -1,0 +1,69 @@
+"""Elliptics as a storage: both ways to keep objects, in one group and in two, on a cluster of two nodes."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any, ClassVar
+
+from elliptics.server import Backend, cluster_of
+from grape.abc.storage import Storage
+from grape.storage.elliptics.storage import EllipticsConfig, EllipticsStorage
+from grape.testing.contracts.storage import StorageContract
+
+
+class TestPlain(StorageContract):
+    options: ClassVar[dict[str, Any]] = {"groups": "1"}
+
+    @asynccontextmanager
+    async def opened(self, count: int = 1) -> AsyncIterator[list[Storage]]:
+        cluster = await cluster_of(
+            [Backend(1, 1, ("A1-0", "A1-1")), Backend(2, 2, ("A2-0", "A2-1"))],
+            [Backend(0, 1, ("B1-0", "B1-1")), Backend(1, 2, ("B2-0", "B2-1"))],
+        )
+        seeds = f"127.0.0.1:{cluster.nodes[0].port}"
+        storages: list[Storage] = [
+            EllipticsStorage(EllipticsConfig(seeds=seeds, timeout=10.0, **self.options)) for _ in range(count)
+        ]
+        for storage in storages:
+            await storage.open()
+        yield storages
+        for storage in storages:
+            await storage.close()
+        await cluster.stop()
+
+
+class TestPlainTwoGroups(TestPlain):
+    options: ClassVar[dict[str, Any]] = {"groups": "1,2"}
+
+
+class TestPlainAnyOfTwo(TestPlain):
+    options: ClassVar[dict[str, Any]] = {"groups": "1,2", "success": "any"}
+
+
+class TestPlainForwarded(TestPlain):
+    options: ClassVar[dict[str, Any]] = {"groups": "1", "forward": True}
+
+
+class TestPlainCached(TestPlain):
+    options: ClassVar[dict[str, Any]] = {"groups": "1", "cache": "on", "lifetime": 60}
+
+
+class TestAbout(TestPlain):
+    options: ClassVar[dict[str, Any]] = {"groups": "1", "about": True}
+
+
+class TestAboutTwoGroups(TestPlain):
+    options: ClassVar[dict[str, Any]] = {"groups": "1,2", "about": True}
+
+
+class TestAboutOneDecides(TestPlain):
+    options: ClassVar[dict[str, Any]] = {"groups": "1,2", "about": True, "decides": 2}
+
+
+class TestAboutAnyOfTwo(TestPlain):
+    options: ClassVar[dict[str, Any]] = {"groups": "1,2", "about": True, "success": "any", "connections": 3}
+
+
+class TestAboutForwarded(TestPlain):
+    options: ClassVar[dict[str, Any]] = {"groups": "1", "about": True, "forward": True, "inline": 0}
