@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from typing import Annotated, Final
+from urllib.parse import quote
 
 import msgspec
 import typer
@@ -56,7 +57,7 @@ def execute(
     """
     app, slot = split_event(event)
     with connected(app, data, home) as engine:
-        url = storage or f"embedded://{_data_of(engine.connected())}"
+        url = storage or f"embedded://{quote(_data_of(engine.connected()))}"
         namespace, prefix = or_exit(lambda: split_place(over, is_prefix=True))
         wanted = Over(url, namespace, prefix, or_exit(lambda: check_tags(tag or ())))
         count, size = run_async(lambda: _counted(wanted))

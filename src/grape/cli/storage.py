@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, Final, NoReturn, TypeVar
+from urllib.parse import quote
 
 import msgspec
 import typer
@@ -61,8 +62,8 @@ def url_of(storage: str | None, data: str | None, name: str | None, home: str | 
             raise typer.Exit(2)
         return storage
     place = place_of(data, name, home)
-    query = f"?app={place.app}" if place.app else ""
-    return f"embedded://{Path(place.data).absolute()}{query}"
+    query = f"?app={quote(place.app)}" if place.app else ""
+    return f"embedded://{quote(str(Path(place.data).absolute()))}{query}"
 
 
 def split(text: str, *, is_prefix: bool = False) -> tuple[str, str]:

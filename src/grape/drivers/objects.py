@@ -7,6 +7,7 @@ import hashlib
 import time
 from collections.abc import Callable
 from typing import Any, Final
+from urllib.parse import quote
 
 import msgspec
 from msgspec import Struct
@@ -45,7 +46,7 @@ class ObjectSource:
         self.error = ""
         self._driver = driver
         self._told = told
-        self._url = driver.storage or f"embedded://{data}"
+        self._url = driver.storage or f"embedded://{quote(data)}"
         self._namespace = driver.namespace or own_namespace(app)
         self._where = f"{driver.storage}/{self._namespace}/{driver.prefix}"
         self._storage: Storage | None = None

@@ -18,7 +18,7 @@ from grape.gateway.answers import as_json
 from grape.gateway.doors import Doors
 from grape.gateway.problems import Problem, no_app
 from grape.model.objects import OCTETS, About
-from grape.storage.embedded import EmbeddedConfig, EmbeddedStorage
+from grape.storage.connect import storage_of
 from grape.storage.objects import Objects
 
 May = Callable[[Request, str, Verb], None]
@@ -61,7 +61,7 @@ class ObjectPages:
             raise no_app(name)
         if writes:  # through the engine, which has one order for all
             await self._doors.app(name).door()
-        storage = EmbeddedStorage(EmbeddedConfig(directory=info.data))
+        storage = storage_of(f"embedded://{quote(info.data)}")
         try:
             await storage.open()
         except UsageError as e:
