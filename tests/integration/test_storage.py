@@ -217,6 +217,38 @@ def test_an_object_that_is_written_is_an_event_once_although_everything_dies(tmp
         assert "photos" in str(server.get("/apps/shop/drivers").json())
 
 
+GRANTED = """
+from grape import Context, Topology
+t = Topology("shop")
+
+@t.slot("do", retries=0)
+def do(what: list, context: Context) -> None:
+    verb, namespace, key = what
+    objects = context.storage[namespace]
+    if verb == "put":
+        objects.put(key, "granted")
+    context.reply((objects.get(key) or b"").decode())
+"""
+
+
+def test_namespaces_are_granted_by_the_manifest(tmp_path: Path) -> None:
+    app = write_app(tmp_path / "shop", GRANTED)
+    with open(app / "grape.toml", "a") as manifest:
+        manifest.write('[namespaces]\nphotos = "read"\nthumbs = "write"\n')
+    with serving(tmp_path / "home") as server:
+        server.grape("app", "deploy", app)
+        storage(server, "put", "photos/x", stdin=b"theirs")
+        assert server.call("shop", "do", ["get", "photos", "x"]) == "theirs"
+        assert server.call("shop", "do", ["put", "thumbs", "x"]) == "granted"
+        for what, says in ((["put", "photos", "x"], "may only read"), (["get", "other", "x"], "not granted")):
+            answer = server.post("/apps/shop/events/do?wait=20", what)
+            assert answer.status_code == 502, answer.text
+            assert says in answer.json()["detail"]
+        with open(app / "grape.toml", "a") as manifest:
+            manifest.write('UPPER = "read"\n')
+        assert "a namespace is" in server.grape("app", "deploy", app, code=2)
+
+
 def test_objects_over_http(server: Server) -> None:
     place = "/apps/shop/objects/photos/a/b c.png"
     body = bytes(range(256)) * 2_000

@@ -17,6 +17,7 @@ from grape.authoring.loading import parse_target
 from grape.drivers.spec import Driver, HookDriver, read_driver
 from grape.errors import TopologyError, UsageError
 from grape.model.address import MAX_PARTITIONS
+from grape.model.names import check_namespace
 from grape.model.near import did_you_mean
 from grape.model.profile import read_profiles
 from grape.model.retention import KEPT_SPANS, Keeping
@@ -47,6 +48,7 @@ class Manifest(Struct, frozen=True, kw_only=True, rename="kebab"):
         env: variables of its workers. secrets: the same, by reference.
         pool: profiles, by pool.
         output: how much of it a server keeps, by output.
+        namespaces: of objects that it may use beside its own: "read" or "write", by namespace.
         driver: what a server makes events of by itself, by name.
         trace: share of events from clients that are traced although nobody has said so; None: as the server's
             environment says ($OTEL_TRACES_SAMPLER), else none.
@@ -65,6 +67,7 @@ class Manifest(Struct, frozen=True, kw_only=True, rename="kebab"):
     secrets: dict[str, Secret] = {}
     pool: dict[str, dict[str, Any]] = {}
     output: dict[str, Keeping] = {}
+    namespaces: dict[str, str] = {}
     driver: dict[str, Driver] = {}
     trace: float | None = None
     trace_age: Duration = KEPT_SPANS.age
@@ -103,7 +106,7 @@ def _read(found: dict[str, Any], directory: Path) -> Manifest:
     for key, example in (("name", "orders"), ("app", "orders.py")):
         if key not in found:
             raise Misfit((), f'{key} is missing; say it as in {key} = "{example}"')
-    tables = {key: _table(found, key) for key in ("env", "secrets", "pool", "config", "output", "driver")}
+    tables = {key: _table(found, key) for key in ("env", "secrets", "pool", "config", "output", "namespaces", "driver")}
     for name, value in (*tables["env"].items(), *tables["secrets"].items()):
         table = "env" if name in tables["env"] else "secrets"
         if not _VARIABLE.fullmatch(name):
@@ -119,6 +122,8 @@ def _read(found: dict[str, Any], directory: Path) -> Manifest:
         name: guarded(("output", name), keys, partial(read_section, Keeping, _keys("output", name, keys), ""))
         for name, keys in tables["output"].items()
     }
+    for name, right in tables["namespaces"].items():
+        guarded(("namespaces", name), {}, partial(_check_namespace, name, right))
     drivers = {
         name: guarded(("driver", name), keys, partial(read_driver, name, _keys("driver", name, keys)))
         for name, keys in tables["driver"].items()
@@ -134,6 +139,7 @@ def _read(found: dict[str, Any], directory: Path) -> Manifest:
         secrets=secrets,
         pool=tables["pool"],
         output=outputs,
+        namespaces=tables["namespaces"],
         driver=drivers,
     )
 
@@ -153,6 +159,16 @@ def _table(found: dict[str, Any], key: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise Misfit((key,), f"{key} is a table, [{key}], not {value!r:.60}")
     return value
+
+
+def _check_namespace(name: str, right: Any) -> None:
+    """
+    Raises:
+        ValueError: it cannot be one, or nobody can have such a right.
+    """
+    check_namespace(name)
+    if right not in ("read", "write"):
+        raise ValueError(f'{name} is "read" or "write", not {right!r:.60}')
 
 
 def _secret(name: str, value: Any) -> Secret:

@@ -67,6 +67,7 @@ def options_of(
         profiles=load_profiles(profile, pools),
         env={**manifest.env, **secrets_of(manifest, path, environment)},
         code=f"version {manifest.version}",
+        namespaces=manifest.namespaces,
         traced=share_of(environment) if manifest.trace is None else manifest.trace,
         spans=Keeping(age=manifest.trace_age, size=manifest.trace_size),
         max_size=MAX_SIZE if manifest.max_size is None else int(manifest.max_size),

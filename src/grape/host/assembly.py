@@ -31,7 +31,7 @@ class Plan(Struct, frozen=True, kw_only=True):
     ``limits``: cut to what the transport holds. ``parts``: what workers of a pool describe, if that is not the whole.
     ``partitions``: of a new app, or those that there must be. ``reserve``: bytes of room at which nothing comes in any
     more. ``owned``: numbers of the partitions that this engine serves; None: all. ``peers``: other apps of its server.
-    ``code``, ``traced``: see `App`.
+    ``code``, ``traced``, ``namespaces`` (beside its own): see `App`.
     """
 
     topology: TopologySpec
@@ -45,6 +45,7 @@ class Plan(Struct, frozen=True, kw_only=True):
     peers: Peers = {}
     code: str = ""
     traced: float = 0.0
+    namespaces: dict[str, str] = {}
 
 
 class Assembled(Struct, frozen=True):
@@ -89,6 +90,7 @@ class Assembler:
             around.notice(f"{opening.discarded:,} events were given up without dead letters (--discard-slot)")
         app = App(record, plan.topology, limits, plan.parts)
         app.peers, app.code, app.traced = plan.peers, plan.code, plan.traced
+        app.namespaces |= {name: right for name, right in plan.namespaces.items() if name not in app.namespaces}
         claims = await opening.claim(_owned(plan, app))
         engine = self._engine = Engine(app, around, plan.sizes, claims, plan.reserve)
         engine.arrived(opening.missed)

@@ -79,6 +79,8 @@ class Options(Struct, kw_only=True):
     """Of workers that would be this process's own user otherwise."""
     code: str = ""
     """Which version runs, for people."""
+    namespaces: dict[str, str] = {}
+    """Of objects, that the app may use beside its own: "read" or "write"."""
     traced: float = 0.0
     """Share of events of clients that are traced although nobody has said so."""
     spans: Keeping = KEPT_SPANS

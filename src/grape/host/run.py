@@ -203,6 +203,7 @@ class Run:
             peers=options.peers,
             code=options.code,
             traced=options.traced,
+            namespaces=options.namespaces,
         )
 
     def _connect(self, assembled: Assembled, described: Described) -> Serving:

@@ -148,7 +148,7 @@ class HandlerObjects:
             hint = did_you_mean(namespace, known, f"it may use {', '.join(map(repr, known))}")
             raise HandlerError(
                 f"node {self._node!r} uses the namespace {namespace!r} of objects, which its app is not granted "
-                f"([storage.namespaces] in grape.toml); {hint}"
+                f"([namespaces] in grape.toml); {hint}"
             )
         if what == "write" and granted != "write":
             raise HandlerError(
