@@ -190,6 +190,21 @@ def test_what_is_written_over_while_it_is_read_is_not_mixed() -> None:
 # ---------------------------------------------------------------------- done, but not answered
 
 
+def test_connections_that_the_server_closes_are_not_noticed() -> None:
+    async def test(server: Faulty, objects: Objects) -> None:
+        server.closes = True
+        about = await objects.put("key", b"0")
+        for i in range(40):
+            about = await objects.put("key", f"{i}".encode(), if_version=about.version)
+            await objects.put(f"new{i}", b"1", if_absent=True)
+            await objects.remove(f"new{i}", if_version=(await objects.page("new")).items[0].version)
+        found = await objects.get("key")
+        assert found is not None
+        assert found.data == b"39"
+
+    run(test)
+
+
 @pytest.mark.parametrize(("is_amazon", "kind"), [(False, "put"), (True, "complete")])
 def test_a_write_that_was_done_but_not_answered_is_known_as_ones_own(
     is_amazon: bool, kind: str, monkeypatch: pytest.MonkeyPatch
