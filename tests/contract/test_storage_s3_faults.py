@@ -90,6 +90,12 @@ def test_what_may_be_repeated_is_repeated() -> None:
     run(test)
 
 
+@pytest.fixture
+def few_tries(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("grape.storage.s3.TRIES", 2)
+
+
+@pytest.mark.usefixtures("few_tries")
 def test_a_server_that_is_not_well_is_told() -> None:
     async def test(server: Faulty, objects: Objects) -> None:
         server.faults = lambda request: Answer(503)
@@ -101,6 +107,7 @@ def test_a_server_that_is_not_well_is_told() -> None:
     run(test)
 
 
+@pytest.mark.usefixtures("few_tries")
 def test_a_server_that_says_nothing_is_told_in_time() -> None:
     async def test(server: Faulty, objects: Objects) -> None:
         server.faults = lambda request: HANG

@@ -248,10 +248,8 @@ class S3Storage(Storage):
         key: str = "",
         query: Mapping[str, str] | None = None,
         headers: Mapping[str, str] | None = None,
-        body: bytes | memoryview = b"",
-        tries: int = TRIES,
     ) -> Answer:
-        return await self._in_thread(lambda: self._calls.ask(method, key, query, headers, body, tries))
+        return await self._in_thread(lambda: self._calls.ask(method, key, query, headers, tries=TRIES))
 
     def _error(self, refusal: Refusal, what: str) -> GrapeError:
         return self._where.error(refusal, f"{what} in s3://{self._config.bucket}/{self._prefix}")
