@@ -314,12 +314,12 @@ class S3Storage(Storage):
         start, end = found.range
         came = 0
         try:
-            if end - start <= WHOLE:  # in one go, which is half the work
+            if end - start <= CHUNK:  # in one go, which is half the work
                 chunk = bytes(await found.bytes_async())
                 came = len(chunk)
                 yield chunk
             else:
-                async for each in found.stream(CHUNK):
+                async for each in found.stream(WHOLE if end - start <= WHOLE else CHUNK):
                     came += len(each)
                     yield bytes(each)
         except PreconditionError:
