@@ -61,7 +61,7 @@ class Faulty:
     Attributes:
         faults: asked before a request is done; what it gives is answered instead.
         after: asked when it has been done. asked: all requests, but for probes.
-        ignored: headers that it does not look at.
+        ignored: headers that it does not look at. closes: it closes connections after each answer, and does not say so.
     """
 
     def __init__(self) -> None:
@@ -71,6 +71,7 @@ class Faulty:
         self.after: Callable[[Request, Answer], Answer] = lambda request, answer: answer
         self.asked: list[Request] = []
         self.ignored: set[str] = set()
+        self.closes = False
         self.port = 0
         self._writers: set[asyncio.StreamWriter] = set()
         self._hangs = asyncio.Event()
@@ -138,7 +139,7 @@ class Faulty:
         if method != "HEAD":
             writer.write(answer.body if answer.cut is None else answer.body[: answer.cut])
         await writer.drain()
-        return answer.cut is None and answer.length is None
+        return not self.closes and answer.cut is None and (answer.length is None or method == "HEAD")
 
     async def between(self, request: Request) -> None:
         """Looking whether a condition holds, and doing it."""

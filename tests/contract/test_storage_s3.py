@@ -9,6 +9,7 @@ import secrets
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from random import Random
+from typing import Any
 
 import psutil
 import pytest
@@ -202,32 +203,41 @@ def test_conditions_of_what_is_large() -> None:
     asyncio.run(run())
 
 
-def test_memory_stays_flat() -> None:
+@pytest.mark.parametrize("condition", [{}, {"if_absent": True}], ids=["in parts", "by one request"])
+def test_memory_stays_flat(condition: dict[str, Any]) -> None:
     """An object of many times of what may be in memory goes up and down."""
 
     async def run() -> None:
-        size = 160 << 20
+        size = 100 << 20
         process = psutil.Process()
         piece = os.urandom(1 << 20)
+        seen: list[int] = []
 
         async def chunks() -> AsyncIterator[bytes]:
             for _ in range(size >> 20):
-                seen.append(process.memory_info())
                 yield piece
 
-        seen: list[psutil._pslinux.pmem] = []
-        async with opened(weed.shared(), prefix="flat", part=PART) as objects:
+        def taken() -> int:
+            """What is shared is the temporary file, of which the system may take back what it needs."""
+            found = process.memory_info()
+            return int(found.rss - found.shared)
+
+        async def watch() -> None:
+            while True:
+                seen.append(taken())
+                await asyncio.sleep(0.01)
+
+        async with opened(weed.shared(), prefix=f"flat{secrets.token_hex(4)}", part=PART) as objects:
             await objects.put("warm", os.urandom(PART + 1))
             await objects.get("warm")
-            before = process.memory_info()
-            await objects.put("key", chunks())
-            async with objects.open("key") as reading:
-                assert reading is not None
-                async for _ in reading.chunks:
-                    seen.append(process.memory_info())
-            # What is shared is the temporary file, of which the system may take back what it needs.
-            most = max(each.rss - each.shared for each in seen) - (before.rss - before.shared)
-            assert most < 64 << 20, most
+            before = taken()
+            watcher = asyncio.create_task(watch())
+            about = await objects.put("key", chunks(), **condition)
+            assert ("-" in about.version) == (not condition)
+            assert await objects.verify("key") == about
+            watcher.cancel()
+            assert len(seen) > 20
+            assert max(seen) - before < 64 << 20, (max(seen) - before) >> 20
             await objects.remove("key")
 
     asyncio.run(run())

@@ -89,6 +89,12 @@ def test_what_may_be_repeated_is_repeated() -> None:
     run(test)
 
 
+@pytest.fixture
+def few_tries(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("grape.storage.s3.TRIES", 2)
+
+
+@pytest.mark.usefixtures("few_tries")
 def test_a_server_that_is_not_well_is_told() -> None:
     async def test(server: Faulty, objects: Objects) -> None:
         server.faults = lambda request: Answer(503)
@@ -100,6 +106,7 @@ def test_a_server_that_is_not_well_is_told() -> None:
     run(test)
 
 
+@pytest.mark.usefixtures("few_tries")
 def test_a_server_that_says_nothing_is_told_in_time() -> None:
     async def test(server: Faulty, objects: Objects) -> None:
         server.faults = lambda request: HANG
@@ -187,6 +194,21 @@ def test_what_is_written_over_while_it_is_read_is_not_mixed() -> None:
 
 
 # ---------------------------------------------------------------------- done, but not answered
+
+
+def test_connections_that_the_server_closes_are_not_noticed() -> None:
+    async def test(server: Faulty, objects: Objects) -> None:
+        server.closes = True
+        about = await objects.put("key", b"0")
+        for i in range(40):
+            about = await objects.put("key", f"{i}".encode(), if_version=about.version)
+            await objects.put(f"new{i}", b"1", if_absent=True)
+            await objects.remove(f"new{i}", if_version=(await objects.page("new")).items[0].version)
+        found = await objects.get("key")
+        assert found is not None
+        assert found.data == b"39"
+
+    run(test)
 
 
 @pytest.mark.parametrize(("is_amazon", "kind"), [(False, "put"), (True, "complete")])

@@ -15,6 +15,7 @@ they are many; unless ``put`` says checksum and size, then they go as they come.
 from __future__ import annotations
 
 import asyncio
+import random
 import re
 import secrets
 import time
@@ -247,10 +248,8 @@ class S3Storage(Storage):
         key: str = "",
         query: Mapping[str, str] | None = None,
         headers: Mapping[str, str] | None = None,
-        body: bytes | memoryview = b"",
-        tries: int = TRIES,
     ) -> Answer:
-        return await self._in_thread(lambda: self._calls.ask(method, key, query, headers, body, tries))
+        return await self._in_thread(lambda: self._calls.ask(method, key, query, headers, tries=TRIES))
 
     def _error(self, refusal: Refusal, what: str) -> GrapeError:
         return self._where.error(refusal, f"{what} in s3://{self._config.bucket}/{self._prefix}")
@@ -315,12 +314,12 @@ class S3Storage(Storage):
         start, end = found.range
         came = 0
         try:
-            if end - start <= WHOLE:  # in one go, which is half the work
+            if end - start <= CHUNK:  # in one go, which is half the work
                 chunk = bytes(await found.bytes_async())
                 came = len(chunk)
                 yield chunk
             else:
-                async for each in found.stream(CHUNK):
+                async for each in found.stream(WHOLE if end - start <= WHOLE else CHUNK):
                     came += len(each)
                     yield bytes(each)
         except PreconditionError:
@@ -347,31 +346,48 @@ class S3Storage(Storage):
     async def _write(self, place: Place, key: str, body: Held | Streamed, checksum: str, put: Put) -> About:
         write = secrets.token_hex(8)
         moment = time.time_ns() // 1000 if put.time is None else put.time
-        metadata = metadata_of(put, checksum, moment, write)
-        for i in range(_RACES):
-            condition = await self._condition(place, key, put.when, i > 0)
+        etag = await self._put(place, key, body, put, metadata_of(put, checksum, moment, write))
+        return About(
+            place.key,
+            body.size,
+            version_of(etag, write),
+            checksum,
+            moment,
+            put.content_type,
+            put.tags,
+            put.user,
+            put.expires,
+        )
+
+    async def _put(self, place: Place, key: str, body: Held | Streamed, put: Put, metadata: dict[str, str]) -> str:
+        """The ETag."""
+        write = written_by(metadata)
+        races = lost = 0
+        while races < _RACES:
             try:
-                etag = await self._send(key, body, put.content_type, metadata, condition)
-            except Refused as e:
-                found = await self._written(key, write) if e.refusal.may_be_done else None
+                condition = await self._condition(place, key, put.when, races > 0)
+                return await self._send(key, body, put.content_type, metadata, condition)
+            except Conflict:
+                found = await self._written(key, write) if lost else None
                 if found is None:
-                    if not (condition and e.refusal.was_unmet):
-                        raise self._error(e.refusal, f"write {_named(place)}") from None
-                    if body.can_again:
-                        continue
-                    raise Conflict(conflict(place, put.when, await self.stat(place))) from None
-                etag = found
-            return About(
-                place.key,
-                body.size,
-                version_of(etag, write),
-                checksum,
-                moment,
-                put.content_type,
-                put.tags,
-                put.user,
-                put.expires,
-            )
+                    raise
+                return found
+            except Refused as e:
+                refusal = e.refusal
+            found = await self._written(key, write) if refusal.may_be_done else None
+            if found is not None:
+                return found
+            if put.when.asks and refusal.why == "broken" and body.can_again and lost < TRIES:
+                # It may have been lost on a connection that the server has just closed. If it was not lost after all,
+                # the condition does not hold the second time, and what is there is ours.
+                lost += 1
+                await asyncio.sleep(random.uniform(0, PAUSE[0] * 2**lost))
+            elif put.when.asks and refusal.was_unmet and body.can_again:
+                races += 1
+            elif put.when.asks and refusal.was_unmet:
+                raise Conflict(conflict(place, put.when, await self.stat(place)))
+            else:
+                raise self._error(refusal, f"write {_named(place)}")
         raise Conflict(f"{_named(place)}: somebody else was faster {_RACES} times")
 
     async def _written(self, key: str, write: str) -> str | None:
