@@ -7,6 +7,8 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import pytest
+
 import grape
 from grape.abc.storage import Storage
 from grape.storage.embedded import EmbeddedConfig, EmbeddedStorage
@@ -48,6 +50,7 @@ class TestRunning(_Embedded):
     is_running = True
 
 
+@pytest.mark.slow
 class TestAtRest(_Embedded):
     is_running = False
     incrementers = 10

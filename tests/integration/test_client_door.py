@@ -141,7 +141,7 @@ def test_it_served_on(engine: RunningEngine) -> None:
         (("x", 1, "\ud800"), BadArgument, "valid UTF-8"),
         (("", 1, None), BadArgument, "the name of an event"),
         (("xx", 1, None), UnknownEvent, "did you mean 'x'?"),
-        (("out", 1, None), UnknownEvent, "no slot 'out'"),
+        (("oute", 1, None), UnknownEvent, "no slot 'oute'"),
         (("x", "t" * 2001, None), TooLarge, "over max-event (2000)"),
         (("x", ["t" * 1001, "t" * 1001], None), TooLarge, "over max-event (2000)"),
         (("x", 2**63, None), BadValue, "from -2^63"),

@@ -243,6 +243,7 @@ def test_an_id_that_is_typed_leads_to_its_tree(page: Page, server: Server, tmp_p
 
 
 @needs_chromium
+@pytest.mark.slow
 def test_the_tree_works_by_keyboard(page: Page, server: Server) -> None:
     trace = traced(server, "good", "keys")
     until(lambda: set(nodes_of(why(server, trace))) == WHOLE)
@@ -263,6 +264,7 @@ def test_the_tree_works_by_keyboard(page: Page, server: Server) -> None:
 
 
 @needs_chromium
+@pytest.mark.slow
 def test_a_dead_letter_leads_to_its_tree_and_back(page: Page, server: Server, tmp_path: Path) -> None:
     traced(server, "bad", "letter")
     until(lambda: server.get("/apps/shop/dead", params={"key": "letter"}).json()["letters"])
@@ -279,6 +281,7 @@ def test_a_dead_letter_leads_to_its_tree_and_back(page: Page, server: Server, tm
 
 
 @needs_chromium
+@pytest.mark.slow
 def test_of_what_was_not_traced_is_told_what_is_known(page: Page, server: Server, tmp_path: Path) -> None:
     assert server.post("/apps/shop/events/order", "bad", params={"key": "plain"}).status_code == 202
     until(lambda: server.get("/apps/shop/dead", params={"key": "plain"}).json()["letters"])
@@ -331,6 +334,7 @@ def test_what_comes_into_an_output_is_looked_on_and_leads_to_its_tree(
 
 
 @needs_chromium
+@pytest.mark.slow
 def test_an_output_is_not_followed_while_nobody_looks(page: Page, server: Server) -> None:
     page.goto(f"{server.url}/#/shop/api?output=packed")
     page.get_by_role("button", name="Look on from now").click()
@@ -512,6 +516,7 @@ def test_an_event_is_sent_and_called_from_the_page(page: Page, server: Server, t
 
 @needs_chromium
 @pytest.mark.parametrize("key", ["ann", 'it\'s $(touch x) `y` "z" & \\ %0a'])
+@pytest.mark.slow
 def test_the_line_for_a_shell_does_the_same(page: Page, server: Server, tmp_path: Path, key: str) -> None:
     page.goto(f"{server.url}/#/shop/api?event=order")
     page.get_by_label("Data").fill('{\n  "say": "it\'s $(touch x)",\n  "n": 12345678901234567890 }')
@@ -624,6 +629,7 @@ def test_f110_a_schema_is_shown_as_text_and_a_payload_made_of_it(page: Page, ser
 
 @needs_chromium
 @pytest.mark.parametrize("name", ["Ring", "Tree", "Line", "nobody", "__proto__"])
+@pytest.mark.slow
 def test_any_schema_is_shown(page: Page, server: Server, name: str) -> None:
     described(page, {"$ref": f"#/components/schemas/{name}"})
     page.goto(f"{server.url}/#/shop/api?event=order")
@@ -633,6 +639,7 @@ def test_any_schema_is_shown(page: Page, server: Server, name: str) -> None:
 
 @needs_chromium
 @pytest.mark.parametrize("schema", [True, False, {}, None, 3, [], "x", {"type": 3}, {"enum": []}, {"properties": []}])
+@pytest.mark.slow
 def test_what_is_no_schema_stops_nothing(page: Page, server: Server, schema: Any) -> None:
     described(page, schema)
     page.goto(f"{server.url}/#/shop/api?event=order")
@@ -641,6 +648,7 @@ def test_what_is_no_schema_stops_nothing(page: Page, server: Server, schema: Any
 
 
 @needs_chromium
+@pytest.mark.slow
 def test_outputs_have_their_verbs(page: Page, server: Server, tmp_path: Path) -> None:
     assert server.post("/apps/shop/events/show", 1).status_code == 202
     page.goto(f"{server.url}/#/shop/api?output=packed")
@@ -676,6 +684,7 @@ def test_a_tail_begins_where_it_is_said(server: Server) -> None:
 
 
 @needs_chromium
+@pytest.mark.slow
 def test_who_may_not_hand_in_sees_how_and_cannot(browser: Browser, tmp_path: Path) -> None:
     with serving(tmp_path / "home") as server:
         for name, code in (("mail", MAIL), ("shop", SHOP)):
@@ -746,6 +755,7 @@ def test_f110_what_events_bring_is_text_in_traces_tails_and_answers(page: Page, 
 
 
 @needs_chromium
+@pytest.mark.slow
 def test_json_is_laid_out_and_taken_apart_as_it_is(page: Page, server: Server) -> None:
     page.goto(server.url)
     run = """async ([name, text]) => { const json = await import("/dashboard/json.js"); const found = json[name](text);
@@ -768,6 +778,7 @@ def test_json_is_laid_out_and_taken_apart_as_it_is(page: Page, server: Server) -
 
 @needs_chromium
 @pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.slow
 def test_nothing_new_is_wider_than_a_small_telephone(
     browser: Browser, server: Server, tmp_path: Path, scheme: Any
 ) -> None:

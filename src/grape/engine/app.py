@@ -121,6 +121,11 @@ class App:
         """Where the rows of its objects lie."""
         return self.log(OBJECTS, 0)
 
+    def logs_of(self, event: str) -> list[str]:
+        """Where it goes that comes in from outside; empty: nowhere. An output that nobody takes takes nothing."""
+        is_idle = event in self.routing.outputs and event not in self.taken
+        return [] if is_idle else self.routing.logs_of(event)
+
     def pools_of(self, events: Iterable[str]) -> set[str]:
         """The pools with a listener to one of these events."""
         return {listener.pool for event in events for listener in self.routing.listeners.get(event, ())}

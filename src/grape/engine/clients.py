@@ -77,7 +77,7 @@ class Clients:
         engine, app = self._engine, self._app
         if engine.failure is not None:
             raise engine.failure
-        logs = app.routing.logs_of(event.name)
+        logs = app.logs_of(event.name)
         if not logs:
             hint = did_you_mean(event.name, app.topology.events, f"it has {', '.join(map(repr, app.topology.events))}")
             raise UnknownEvent(f"app {app.record.name!r} has no slot {event.name!r:.300}; {hint}")

@@ -190,7 +190,7 @@ class Feed:
         """Where it goes: the replies of another app to whoever waits for them, all else by its name."""
         if part.name.startswith(REPLIES):
             return [part.name] if part.name in self._app.record.logs else []
-        return self._app.routing.logs_of(part.name)
+        return self._app.logs_of(part.name)
 
     def _check_rest(self, append: Append) -> None:
         what = f"stream {self.name!r:.300}: append {append.number}"
@@ -215,7 +215,7 @@ class Feed:
     def _check(self, part: Part, *, is_ours: bool) -> None:
         what = f"stream {self.name!r:.300}: a part of {part.name!r:.300}"
         is_replies = self.is_of_other and part.name.startswith(REPLIES)
-        if not is_replies and not self._app.routing.knows(part.name):
+        if not is_replies and not self._app.logs_of(part.name):
             raise ProtocolError(f"{what}, to which no slot listens")
         if part.name in self._app.routing.outputs and (self.calls or self.is_of_other):
             raise ProtocolError(f"{what}, which is an output: it answers no calls, and is no slot for other apps")

@@ -44,6 +44,7 @@ export function operationsOf(description, app) {
       }
     }
   }
+  for (const name of found.outputs.keys()) found.events.delete(name); // what is pushed into one is no slot's event
   return found;
 }
 
