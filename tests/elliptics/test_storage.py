@@ -212,6 +212,29 @@ def test_the_cache_lets_go() -> None:
     asyncio.run(run())
 
 
+def test_what_is_rotten_is_corrupt() -> None:
+    async def run() -> None:
+        for options in ({}, ABOUT, {**ABOUT, "inline": 0}):
+            for size in (100, 3 << 20):
+                async with clustered(node_per_group(1)) as cluster, opened(cluster, **options) as storage:
+                    objects = objects_of(storage)
+                    await objects.put("key", bytes(size))
+                    backend = cluster.nodes[0].backends[0]
+                    for id in backend.disk:
+                        backend.rot(id)
+                    for doing in (objects.get("key"), objects.verify("key"), objects.put("key", b"", if_checksum="x")):
+                        with pytest.raises(Corrupt if options or size == 100 else (Corrupt, Conflict)):
+                            await doing
+                    await objects.put("key", b"new")  # who writes over it has it whole again
+                    assert await got(objects) == b"new"
+                    for id in backend.disk:
+                        backend.rot(id)
+                    assert await objects.storage.remove(PLACE) is True
+                    assert await got(objects) is None
+
+    asyncio.run(run())
+
+
 # ---------------------------------------------------------------------- groups
 
 
@@ -352,6 +375,28 @@ def test_repairs_are_bounded_and_switched_off() -> None:
     asyncio.run(run())
 
 
+def test_groups_that_are_late_are_waited_for_in_the_end() -> None:
+    async def run() -> None:
+        options = {**TWO, "success": "any", "timeout": 5.0}
+        async with clustered(node_per_group(2)) as cluster, opened(cluster, **options) as storage:
+            objects = objects_of(storage)
+            cluster.nodes[1].backends[0].delay = 0.2
+            most = 0
+
+            async def some(n: int) -> None:
+                nonlocal most
+                for i in range(20):
+                    await objects.put(f"{n}/{i}", b"1")
+                    most = max(most, len(storage._groups._late))
+
+            await asyncio.gather(*(some(n) for n in range(40)))
+            assert 200 < most <= 256 + 40
+            await storage.settled()
+            assert disks(cluster)[0].keys() == disks(cluster)[1].keys()
+
+    asyncio.run(run())
+
+
 def test_what_is_removed_while_it_is_repaired_does_not_come_back() -> None:
     async def run() -> None:
         async with clustered(node_per_group(2)) as cluster, opened(cluster, **TWO) as storage:
@@ -418,6 +463,11 @@ def test_a_group_that_decides_decides_for_all() -> None:
             with pytest.raises(Conflict):
                 await objects.put("key", b"3", if_absent=True)
             # It has lost what it had: it gets it back before it decides.
+            for id in second.backends[0].disk:
+                second.backends[0].rot(id)
+            with pytest.raises(Conflict):
+                await objects.put("other", b"3", if_absent=True)
+            assert not second.backends[0].disk[heads.head_id(Place("ns", "other"))].is_rotten
             second.backends[0].disk.clear()
             with pytest.raises(Conflict):
                 await objects.put("other", b"3", if_absent=True)

@@ -13,13 +13,13 @@ from typing import Final
 from msgspec import Struct
 
 from grape.abc.storage import ALWAYS, CHUNK, OCTETS, About, Features, If, Place, Put, Reading
-from grape.errors import Conflict, StorageFailed, TooLarge, Unsupported
+from grape.errors import Conflict, Corrupt, StorageFailed, TooLarge, Unsupported
 from grape.storage.conditions import conflict
 from grape.storage.elliptics import marks
 from grape.storage.elliptics.bodies import Body, gathered
 from grape.storage.elliptics.core import Core, Keyed, is_behind, sum_of
 from grape.storage.elliptics.failures import Refusal, Status, Unknown
-from grape.storage.elliptics.groups import Found
+from grape.storage.elliptics.groups import Found, is_rotten
 from grape.storage.elliptics.marks import BEGINS, GONE, MARK, Kind
 from grape.storage.elliptics.wire import NOTHING, Mode, Record, Stamp, Writing, stamp
 
@@ -110,17 +110,19 @@ class Plain:
         and not large, or if that costs nothing."""
         id = self._id_of(place)
         for _ in range(_AGAIN):
-            found = await self._newest(place, id, size)
-            if found is None:
-                return None
-            view = found.value
             try:
+                found = await self._newest(place, id, size)
+                if found is None:
+                    return None
+                view = found.value
                 checksum = ""
                 if view.is_all or (is_whole and view.size <= self._core.limits.whole):
                     checksum = await self._checksum(found.group, id, view)
                 return found.group, _about(place, view, checksum), view
             except _Changed:
                 continue
+            except StorageFailed as e:
+                raise _honest(place, e) from None
         raise StorageFailed(f"{_name(place)}: somebody writes it again and again while it is looked at")
 
     async def _newest(self, place: Place, id: bytes, size: int) -> Found[View] | None:
@@ -206,7 +208,9 @@ class Plain:
                 continue
             if View(record).version == view.version and len(record.data) == size:
                 return record.data
-        raise why or StorageFailed(f"{_name(place)}: it was written or removed while it was read: read it again")
+        if why is not None:
+            raise _honest(place, why)
+        raise StorageFailed(f"{_name(place)}: it was written or removed while it was read: read it again")
 
     async def read_many(self, places: Sequence[Place]) -> list[tuple[About, bytes] | None]:
         """Bulk reads of one group, if one is enough; what it lacks is read as always."""
@@ -333,10 +337,10 @@ class Plain:
         """What there is, and what a swap has to expect."""
         group = self._groups.all[0]
         for _ in range(_AGAIN):
-            view = await self._view(group, id, _PEEK)
-            if view is None:
-                return None, NOTHING
             try:
+                view = await self._view(group, id, _PEEK)
+                if view is None:
+                    return None, NOTHING
                 if view.is_gone:
                     return None, view.record.checksum
                 is_small = view.size <= self._core.limits.whole
@@ -344,6 +348,8 @@ class Plain:
                 return about, await self._digest(group, id, view)
             except _Changed:
                 continue
+            except StorageFailed as e:
+                raise _honest(place, e) from None
         raise StorageFailed(f"{_name(place)}: somebody writes it again and again while it is looked at")
 
     async def _write_large(self, place: Place, body: Body, put: Put) -> About:
@@ -483,6 +489,11 @@ class Plain:
                 raise
             how = how._replace(mode=Mode.NOT_OLDER, num=0)
         return await self._try(group, id, data, how)
+
+
+def _honest(place: Place, e: StorageFailed) -> StorageFailed | Corrupt:
+    """The same, for who has asked: rotten is corrupt."""
+    return Corrupt(f"{_name(place)}: {e}") if is_rotten(e) else e
 
 
 def _about(place: Place, view: View, checksum: str) -> About:
