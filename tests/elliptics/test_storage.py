@@ -729,6 +729,65 @@ async def _drained(chunks: AsyncIterator[bytes], only: int) -> None:
         assert set(chunk) == {only}
 
 
+def test_conditions_on_what_is_large() -> None:
+    async def run() -> None:
+        async with clustered(node_per_group(1)) as cluster, opened(cluster, whole=4096) as storage:
+            objects = objects_of(storage)
+            about = await objects.put("key", _stream(100_000))
+            await objects.put("key", b"small", if_version=about.version)
+            about = await objects.put("key", _stream(100_000))
+            with pytest.raises(Conflict):
+                await objects.put("key", b"small", if_version="other")
+            assert await objects.remove("key", if_version=about.version) is True
+
+    asyncio.run(run())
+
+
+def test_there_is_no_room_for_a_large_one() -> None:
+    async def run() -> None:
+        async with (
+            clustered(node_per_group(1)) as cluster,
+            opened(cluster, whole=4096, folder="/proc/nowhere") as storage,
+        ):
+            with pytest.raises(StorageFailed, match="name another directory"):
+                await objects_of(storage).put("key", _stream(100_000))
+
+    asyncio.run(run())
+
+
+def test_who_stops_reading_leaves_nothing_under_way() -> None:
+    async def run() -> None:
+        async with clustered(node_per_group(1)) as cluster, opened(cluster) as storage:
+            objects = objects_of(storage)
+            await objects.put("key", bytes(8 << 20))
+            cluster.nodes[0].backends[0].delay = 0.05
+            async with objects.open("key") as found:
+                assert found is not None
+                async for _ in found.chunks:
+                    break
+            (node,) = storage.client._nodes.values()
+            assert node.links[0] is not None
+            assert not node.links[0]._open
+
+    asyncio.run(run())
+
+
+def test_a_time_to_come_is_written_over() -> None:
+    """By who gives none, in several groups; and nobody else's clock is put forward by it."""
+
+    async def run() -> None:
+        async with clustered(node_per_group(2)) as cluster, opened(cluster, **TWO) as storage:
+            objects = objects_of(storage)
+            await objects.put("key", b"1", time=4_000_000_000_000_000)
+            about = await objects.put("key", b"2")
+            assert await got(objects) == b"2"
+            assert about.time < 3_000_000_000_000_000
+            assert (await objects.put("other", b"1")).time < 3_000_000_000_000_000
+            assert [disk[ID].data for disk in disks(cluster)] == [b"2", b"2"]
+
+    asyncio.run(run())
+
+
 def test_two_who_write_a_large_one_at_the_same_time_do_not_mix() -> None:
     """Two processes, in place: Elliptics would mix them. Who was last sees it, and writes again."""
 

@@ -14,8 +14,8 @@ import asyncio
 import random
 import time
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from contextlib import aclosing, asynccontextmanager, suppress
 from typing import Final
 
 from msgspec import Struct
@@ -131,7 +131,8 @@ class WithHeads:
             yield None
             return
         about, group, head, first = begun
-        yield Reading(about, self._chunks(place, group, head, start, end, first))
+        async with aclosing(self._chunks(place, group, head, start, end, first)) as chunks:
+            yield Reading(about, chunks)
 
     async def _begin(self, place: Place, start: int, end: int | None) -> tuple[About, int, Head, bytes] | None:
         """The head, and the first of its bytes; another one, if it has been written over before they were read."""
@@ -157,7 +158,7 @@ class WithHeads:
 
     async def _chunks(
         self, place: Place, group: int, head: Head, start: int, end: int | None, first: bytes
-    ) -> AsyncIterator[bytes]:
+    ) -> AsyncGenerator[bytes, None]:
         stop = head.size if end is None else min(end, head.size)
         if first:
             yield first
@@ -169,8 +170,9 @@ class WithHeads:
             return found
 
         if start + len(first) < stop:
-            async for data in self._core.pieces(start + len(first), stop, piece):
-                yield data
+            async with aclosing(self._core.pieces(start + len(first), stop, piece)) as pieces:
+                async for data in pieces:
+                    yield data
 
     async def _piece(self, place: Place, group: int, head: Head, at: int, size: int) -> bytes | None:
         """Bytes of this version; None: no group has it any more."""
@@ -200,7 +202,9 @@ class WithHeads:
         found: dict[Place, tuple[About, bytes] | None] = {}
         for place, id in ids.items():
             record = held.get(id)
-            if record is not None:
+            if record is None:
+                continue
+            with suppress(Corrupt):  # it is read once more, and other groups may have it
                 head = heads.decode(record.data, place)
                 about = head.about
                 if about is None:
@@ -216,7 +220,7 @@ class WithHeads:
         self._check(put.when)
         limits = self._core.limits
         body = await gathered(chunks, put, limits.whole, limits.largest, limits.folder)
-        nonce = random.getrandbits(64)
+        nonce, now = random.getrandbits(64), self._core.moments.next()
         inline = body.data if body.data is not None and body.size <= limits.inline else None
         try:
             seen = await self._looked(place, put.when)
@@ -231,7 +235,7 @@ class WithHeads:
                     nonce,
                     body.size,
                     body.digest,
-                    moment if put.time is None else put.time,
+                    now if put.time is None else put.time,
                     put.content_type,
                     put.tags,
                     put.user,

@@ -516,7 +516,7 @@ class Client:
             if found.status == 1:  # it is alive, and looking
                 return
             count += 1
-            if count > found.total:
+            if found.total and count > found.total:
                 raise Nonsense(f"an iterator over {found.total} keys has told {count}")
             each(found)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Final
 
@@ -86,7 +86,7 @@ class Core:
 
     async def pieces(
         self, start: int, stop: int, piece: Callable[[int, int], Awaitable[bytes]]
-    ) -> AsyncIterator[bytes]:
+    ) -> AsyncGenerator[bytes, None]:
         """Bytes from ``start`` to ``stop``; some are on their way while others are looked at."""
         under_way: deque[asyncio.Task[bytes]] = deque()
         asked = start
