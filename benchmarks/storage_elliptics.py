@@ -1,6 +1,6 @@
 """Reads of 1 KB from Elliptics, beside what asyncio can at most: the same frames, echoed by nobody who looks at them.
 
-    python -m benchmarks.storage_elliptics [--reads 20000] [--at HOST:PORT --groups 1]
+    python -m benchmarks.storage_elliptics [--reads 20000] [--at HOST:PORT --groups 1] [--uvloop]
 
 Without ``--at`` against the server of the tests, in a process of its own. All numbers are of the same run; what counts
 is how much of the bare echo is left.
@@ -17,6 +17,9 @@ import sys
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import cast
+
+import uvloop
 
 from grape.storage.elliptics.storage import EllipticsConfig, EllipticsStorage
 from grape.storage.elliptics.wire import HEADER, IO, To, id_of, read
@@ -35,8 +38,7 @@ class _Echo(asyncio.Protocol):
     REQUEST = HEADER + IO
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport, self._left = transport, 0
+        self._transport, self._left = cast(asyncio.Transport, transport), 0
 
     def data_received(self, data: bytes) -> None:
         count, self._left = divmod(self._left + len(data), self.REQUEST)
@@ -52,8 +54,7 @@ class _Bare(asyncio.Protocol):
         self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        self._transport = cast(asyncio.Transport, transport)
         self._send(OPEN)
 
     def _send(self, count: int) -> None:
@@ -147,8 +148,11 @@ def main() -> None:
     parser.add_argument("--reads", type=int, default=20_000)
     parser.add_argument("--at", default="")
     parser.add_argument("--groups", default="1")
+    parser.add_argument("--uvloop", action="store_true", help="all of them with uvloop")
     parser.add_argument("--echo", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.uvloop:
+        uvloop.install()
     if options.echo:
         asyncio.run(_serve_echo())
         return
@@ -163,7 +167,7 @@ def main() -> None:
 
     try:
         at = options.at or f"127.0.0.1:{start('-m', 'elliptics.server', '0')}"
-        echo = start("-m", "benchmarks.storage_elliptics", "--echo")
+        echo = start("-m", "benchmarks.storage_elliptics", "--echo", *(["--uvloop"] if options.uvloop else []))
         print(f"{SIZE} bytes, {OPEN} under way, SHA-512 of them takes {_sum():.1f} us")
         asyncio.run(_run(at, options.groups, echo, options.reads))
     finally:

@@ -6,6 +6,8 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any, ClassVar
 
+import pytest
+
 from elliptics.server import Backend, cluster_of
 from grape.abc.storage import Storage
 from grape.storage.elliptics.storage import EllipticsConfig, EllipticsStorage
@@ -37,33 +39,42 @@ class TestPlainTwoGroups(TestPlain):
     options: ClassVar[dict[str, Any]] = {"groups": "1,2"}
 
 
-class TestPlainAnyOfTwo(TestPlain):
-    options: ClassVar[dict[str, Any]] = {"groups": "1,2", "success": "any"}
-
-
-class TestPlainForwarded(TestPlain):
-    options: ClassVar[dict[str, Any]] = {"groups": "1", "forward": True}
-
-
-class TestPlainCached(TestPlain):
-    options: ClassVar[dict[str, Any]] = {"groups": "1", "cache": "on", "lifetime": 60}
-
-
 class TestAbout(TestPlain):
-    options: ClassVar[dict[str, Any]] = {"groups": "1", "about": True}
+    """What is over 1 MiB in several messages."""
+
+    options: ClassVar[dict[str, Any]] = {"groups": "1", "about": True, "whole": 1 << 20}
 
 
 class TestAboutTwoGroups(TestPlain):
     options: ClassVar[dict[str, Any]] = {"groups": "1,2", "about": True}
+    largest_written = 1 << 21
 
 
 class TestAboutOneDecides(TestPlain):
     options: ClassVar[dict[str, Any]] = {"groups": "1,2", "about": True, "decides": 2}
+    largest_written = 1 << 21
 
 
+@pytest.mark.slow
+class TestPlainAnyOfTwo(TestPlain):
+    options: ClassVar[dict[str, Any]] = {"groups": "1,2", "success": "any"}
+
+
+@pytest.mark.slow
+class TestPlainForwarded(TestPlain):
+    options: ClassVar[dict[str, Any]] = {"groups": "1", "forward": True}
+
+
+@pytest.mark.slow
+class TestPlainCached(TestPlain):
+    options: ClassVar[dict[str, Any]] = {"groups": "1", "cache": "on", "lifetime": 60}
+
+
+@pytest.mark.slow
 class TestAboutAnyOfTwo(TestPlain):
     options: ClassVar[dict[str, Any]] = {"groups": "1,2", "about": True, "success": "any", "connections": 3}
 
 
+@pytest.mark.slow
 class TestAboutForwarded(TestPlain):
     options: ClassVar[dict[str, Any]] = {"groups": "1", "about": True, "forward": True, "inline": 0}

@@ -107,7 +107,7 @@ class Chaos:
                 ]
                 await asyncio.wait(others, return_when=asyncio.FIRST_COMPLETED)
                 forth.transport.abort()
-            except OSError:
+            except (OSError, asyncio.CancelledError):  # of `stop`
                 pass
             finally:
                 for other in others:

@@ -124,7 +124,7 @@ def test_what_a_dead_node_has_is_not_said_to_be_missing() -> None:
             for doing in (objects.get(key), objects.put(key, b"lost"), objects.remove(key)):
                 with pytest.raises(StorageFailed, match="is away"):
                     await doing
-            assert time.monotonic() - began < 3.5, "it fails at once, but for the first second"
+            assert time.monotonic() - began < 8, "it fails at once, but for the first second"
             found = await objects.get(other)
             assert found is not None
             await second.start()
@@ -285,7 +285,7 @@ def test_a_late_answer_is_nobodys() -> None:
             await objects.put(key, b"1")
             link = storage.client._nodes[wire.Address("127.0.0.1", first.port)].links[0]
             assert link is not None
-            first.backends[0].delay = 1.0
+            first.backends[0].delay = 3.0
             began = time.monotonic()
             slow = asyncio.ensure_future(objects.get(key))
             while not slow.done():  # somebody is heard of on this connection, so it is not given up
@@ -293,9 +293,9 @@ def test_a_late_answer_is_nobodys() -> None:
                 await asyncio.sleep(0.02)
             with pytest.raises(Unknown, match="no answer from"):
                 await slow
-            assert 0.35 < time.monotonic() - began < 0.9
+            assert 0.35 < time.monotonic() - began < 2.5
             first.backends[0].delay = 0.0
-            for _ in range(100):
+            for _ in range(500):
                 found = await objects.get(key)
                 assert found is not None
                 assert found.data == b"1"

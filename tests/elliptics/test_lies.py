@@ -9,16 +9,18 @@ import os
 import random
 import struct
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
 import pytest
 
 from elliptics.clusters import Chaos, clustered, node_per_group, objects_of, opened, two_nodes, until
 from elliptics.server import BULK_READ, HEADER, IO, ITERATE, MORE, READ, WRITE, Cluster, Node
-from grape.errors import Conflict, Corrupt, StorageFailed, Unsupported
-from grape.storage.elliptics import wire
+from grape.abc.storage import Place
+from grape.errors import Conflict, Corrupt, GrapeError, StorageFailed, Unsupported
+from grape.storage.elliptics import heads, wire
 from grape.storage.elliptics.failures import Nonsense
 from grape.storage.elliptics.storage import EllipticsStorage
 
@@ -96,7 +98,7 @@ def test_a_read_that_is_a_lie_is_an_error_in_time(name: str) -> None:
             began = time.monotonic()
             with pytest.raises((StorageFailed, Corrupt)):
                 await objects.get("key")
-            assert time.monotonic() - began < 8 * TIMEOUT
+            assert time.monotonic() - began < 20 * TIMEOUT
             node.lie = None
             await speaks_again(storage)
             found = await objects.get("key")
@@ -120,7 +122,7 @@ def test_a_write_that_is_answered_by_a_lie_is_an_error_or_done(name: str, about:
                 await objects.put("key", b"new")
             except StorageFailed:
                 pass
-            assert time.monotonic() - began < 8 * TIMEOUT
+            assert time.monotonic() - began < 20 * TIMEOUT
             node.lie = None
             await speaks_again(storage)
             found = await objects.get("key")
@@ -161,7 +163,7 @@ def test_a_list_that_is_a_lie_is_an_error_in_time(name: str) -> None:
                 pass
             else:
                 assert found == {f"{i}" for i in range(5)}
-            assert time.monotonic() - began < 25 * TIMEOUT
+            assert time.monotonic() - began < 40 * TIMEOUT
             node.lie = None
             assert len([about async for about in objects.list()]) == 5
 
@@ -370,8 +372,57 @@ def test_in_any_weather_what_is_read_was_written(weather: str, options: dict[str
                     if "none of the addresses" not in str(e):
                         raise
             await chaos.stop()
-            if chaos.drop:
-                assert chaos.cut
+
+    try:
+        asyncio.run(run())
+    except BaseException:
+        print(f"GRAPE_ELLIPTICS_SEED={seed}")
+        raise
+
+
+@pytest.mark.parametrize("weather", ["shuffled", "cut", "all of it"])
+@pytest.mark.parametrize(
+    "options",
+    [{"groups": "1"}, {"groups": "1,2", "about": True, "decides": 1}],
+    ids=["plain", "about, one decides"],
+)
+def test_in_any_weather_swaps_lose_nothing(weather: str, options: dict[str, Any]) -> None:
+    """Twelve who count, by storages of their own. In the end all groups have the same."""
+    seed = int(os.environ.get("GRAPE_ELLIPTICS_SEED", "0")) or random.getrandbits(30)
+
+    async def count(storage: EllipticsStorage, counted: Counter[str]) -> None:
+        for _ in range(4):
+            try:
+                await objects_of(storage).swap("count", lambda there: str(int(there or b"0") + 1).encode())
+                counted["done"] += 1
+            except StorageFailed:
+                counted["unknown"] += 1
+
+    async def run() -> None:
+        chaos = Chaos(seed, **WEATHER[weather])
+        counted: Counter[str] = Counter()
+        async with clustered(two_nodes()) as cluster:
+            wrap = await chaos.between(cluster)
+            async with AsyncExitStack() as stack:
+                storages = []
+                while len(storages) < 3:
+                    try:
+                        storages.append(await stack.enter_async_context(opened(cluster, wrap, timeout=2.0, **options)))
+                    except GrapeError:  # it was cut while it was opened
+                        pass
+                await asyncio.gather(*(count(storages[n % 3], counted) for n in range(12)))
+            await chaos.stop()
+            async with opened(cluster, repairs="all", **options) as storage:
+                found = await objects_of(storage).get("count")
+                assert found is not None
+                assert counted["done"] <= int(found.data) <= 48
+                await storage.settled()
+                if "about" in options:
+                    id = heads.head_id(Place("ns", "count"))
+                    first, second = (
+                        [each.disk[id].data for each in cluster.backends(g) if id in each.disk] for g in (1, 2)
+                    )
+                    assert first == second
 
     try:
         asyncio.run(run())

@@ -179,9 +179,9 @@ def test_flags_of_others_are_not_ours(flags: int) -> None:
 
 
 def test_moments_are_each_another_one() -> None:
-    clock = iter([10, 10, 9, 50])
+    clock = iter([10, 10, 9, 50, 50])
     moments = marks.Moments(lambda: next(clock))
-    assert [moments.next(), moments.next(), moments.next(), moments.next(100)] == [10, 11, 12, 101]
+    assert [moments.next(), moments.next(), moments.next(), moments.next(100), moments.next()] == [10, 11, 12, 101, 51]
 
 
 @given(st.binary(max_size=40))

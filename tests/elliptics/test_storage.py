@@ -212,6 +212,29 @@ def test_the_cache_lets_go() -> None:
     asyncio.run(run())
 
 
+def test_what_is_rotten_is_corrupt() -> None:
+    async def run() -> None:
+        for options in ({}, ABOUT, {**ABOUT, "inline": 0}):
+            for size in (100, 3 << 20):
+                async with clustered(node_per_group(1)) as cluster, opened(cluster, **options) as storage:
+                    objects = objects_of(storage)
+                    await objects.put("key", bytes(size))
+                    backend = cluster.nodes[0].backends[0]
+                    for id in backend.disk:
+                        backend.rot(id)
+                    for doing in (objects.get("key"), objects.verify("key"), objects.put("key", b"", if_checksum="x")):
+                        with pytest.raises(Corrupt if options or size == 100 else (Corrupt, Conflict)):
+                            await doing
+                    await objects.put("key", b"new")  # who writes over it has it whole again
+                    assert await got(objects) == b"new"
+                    for id in backend.disk:
+                        backend.rot(id)
+                    assert await objects.storage.remove(PLACE) is True
+                    assert await got(objects) is None
+
+    asyncio.run(run())
+
+
 # ---------------------------------------------------------------------- groups
 
 
@@ -352,6 +375,28 @@ def test_repairs_are_bounded_and_switched_off() -> None:
     asyncio.run(run())
 
 
+def test_groups_that_are_late_are_waited_for_in_the_end() -> None:
+    async def run() -> None:
+        options = {**TWO, "success": "any", "timeout": 5.0}
+        async with clustered(node_per_group(2)) as cluster, opened(cluster, **options) as storage:
+            objects = objects_of(storage)
+            cluster.nodes[1].backends[0].delay = 0.2
+            most = 0
+
+            async def some(n: int) -> None:
+                nonlocal most
+                for i in range(20):
+                    await objects.put(f"{n}/{i}", b"1")
+                    most = max(most, len(storage._groups._late))
+
+            await asyncio.gather(*(some(n) for n in range(40)))
+            assert 200 < most <= 256 + 40
+            await storage.settled()
+            assert disks(cluster)[0].keys() == disks(cluster)[1].keys()
+
+    asyncio.run(run())
+
+
 def test_what_is_removed_while_it_is_repaired_does_not_come_back() -> None:
     async def run() -> None:
         async with clustered(node_per_group(2)) as cluster, opened(cluster, **TWO) as storage:
@@ -418,6 +463,11 @@ def test_a_group_that_decides_decides_for_all() -> None:
             with pytest.raises(Conflict):
                 await objects.put("key", b"3", if_absent=True)
             # It has lost what it had: it gets it back before it decides.
+            for id in second.backends[0].disk:
+                second.backends[0].rot(id)
+            with pytest.raises(Conflict):
+                await objects.put("other", b"3", if_absent=True)
+            assert not second.backends[0].disk[heads.head_id(Place("ns", "other"))].is_rotten
             second.backends[0].disk.clear()
             with pytest.raises(Conflict):
                 await objects.put("other", b"3", if_absent=True)
@@ -677,6 +727,65 @@ def test_large_objects_come_in_parts(options: dict[str, Any], groups: str) -> No
 async def _drained(chunks: AsyncIterator[bytes], only: int) -> None:
     async for chunk in chunks:
         assert set(chunk) == {only}
+
+
+def test_conditions_on_what_is_large() -> None:
+    async def run() -> None:
+        async with clustered(node_per_group(1)) as cluster, opened(cluster, whole=4096) as storage:
+            objects = objects_of(storage)
+            about = await objects.put("key", _stream(100_000))
+            await objects.put("key", b"small", if_version=about.version)
+            about = await objects.put("key", _stream(100_000))
+            with pytest.raises(Conflict):
+                await objects.put("key", b"small", if_version="other")
+            assert await objects.remove("key", if_version=about.version) is True
+
+    asyncio.run(run())
+
+
+def test_there_is_no_room_for_a_large_one() -> None:
+    async def run() -> None:
+        async with (
+            clustered(node_per_group(1)) as cluster,
+            opened(cluster, whole=4096, folder="/proc/nowhere") as storage,
+        ):
+            with pytest.raises(StorageFailed, match="name another directory"):
+                await objects_of(storage).put("key", _stream(100_000))
+
+    asyncio.run(run())
+
+
+def test_who_stops_reading_leaves_nothing_under_way() -> None:
+    async def run() -> None:
+        async with clustered(node_per_group(1)) as cluster, opened(cluster) as storage:
+            objects = objects_of(storage)
+            await objects.put("key", bytes(8 << 20))
+            cluster.nodes[0].backends[0].delay = 0.05
+            async with objects.open("key") as found:
+                assert found is not None
+                async for _ in found.chunks:
+                    break
+            (node,) = storage.client._nodes.values()
+            assert node.links[0] is not None
+            assert not node.links[0]._open
+
+    asyncio.run(run())
+
+
+def test_a_time_to_come_is_written_over() -> None:
+    """By who gives none, in several groups; and nobody else's clock is put forward by it."""
+
+    async def run() -> None:
+        async with clustered(node_per_group(2)) as cluster, opened(cluster, **TWO) as storage:
+            objects = objects_of(storage)
+            await objects.put("key", b"1", time=4_000_000_000_000_000)
+            about = await objects.put("key", b"2")
+            assert await got(objects) == b"2"
+            assert about.time < 3_000_000_000_000_000
+            assert (await objects.put("other", b"1")).time < 3_000_000_000_000_000
+            assert [disk[ID].data for disk in disks(cluster)] == [b"2", b"2"]
+
+    asyncio.run(run())
 
 
 def test_two_who_write_a_large_one_at_the_same_time_do_not_mix() -> None:

@@ -14,8 +14,8 @@ import asyncio
 import random
 import time
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from contextlib import aclosing, asynccontextmanager, suppress
 from typing import Final
 
 from msgspec import Struct
@@ -27,7 +27,7 @@ from grape.storage.elliptics import heads, marks
 from grape.storage.elliptics.bodies import Body, body_of, gathered
 from grape.storage.elliptics.core import Core
 from grape.storage.elliptics.failures import Refusal, Status, Unknown
-from grape.storage.elliptics.groups import Found
+from grape.storage.elliptics.groups import Found, is_rotten
 from grape.storage.elliptics.heads import Head, Smallest
 from grape.storage.elliptics.marks import Kind
 from grape.storage.elliptics.ring import Owner
@@ -37,6 +37,7 @@ _AGAIN: Final = 10
 _TRIES: Final = 100
 _PAUSE: Final = 0.02
 """Seconds, at most, before a swap is tried again."""
+_PAGE: Final = 10_000
 _AHEAD: Final = 5_000
 """Heads that a list keeps for its next pages."""
 _LISTS: Final = 8
@@ -47,7 +48,8 @@ _BATCH: Final = 50_000
 
 
 class Seen(Struct, frozen=True):
-    """A head as a group has it. ``digest``: of its record, which a swap has to expect."""
+    """A head as a group has it. ``digest``: of its record, which a swap has to expect; b"": it is rotten, and nobody
+    knows."""
 
     head: Head
     digest: bytes
@@ -83,7 +85,10 @@ class WithHeads:
 
     async def _seen(self, group: int, place: Place, id: bytes) -> Seen | None:
         record = await self._core.there(group, id, 0, heads.MOST)
-        return None if record is None else Seen(heads.decode(record.data, place), record.checksum)
+        try:
+            return None if record is None else Seen(heads.decode(record.data, place), record.checksum)
+        except Corrupt as e:  # as one whose bytes are not what was written: other groups may have it
+            raise Refusal(Status.ROTTEN, str(e), f"of group {group}") from None
 
     async def _newest(self, place: Place, everyone: bool = False) -> Found[Seen] | None:
         id = heads.head_id(place)
@@ -126,7 +131,8 @@ class WithHeads:
             yield None
             return
         about, group, head, first = begun
-        yield Reading(about, self._chunks(place, group, head, start, end, first))
+        async with aclosing(self._chunks(place, group, head, start, end, first)) as chunks:
+            yield Reading(about, chunks)
 
     async def _begin(self, place: Place, start: int, end: int | None) -> tuple[About, int, Head, bytes] | None:
         """The head, and the first of its bytes; another one, if it has been written over before they were read."""
@@ -152,7 +158,7 @@ class WithHeads:
 
     async def _chunks(
         self, place: Place, group: int, head: Head, start: int, end: int | None, first: bytes
-    ) -> AsyncIterator[bytes]:
+    ) -> AsyncGenerator[bytes, None]:
         stop = head.size if end is None else min(end, head.size)
         if first:
             yield first
@@ -164,8 +170,9 @@ class WithHeads:
             return found
 
         if start + len(first) < stop:
-            async for data in self._core.pieces(start + len(first), stop, piece):
-                yield data
+            async with aclosing(self._core.pieces(start + len(first), stop, piece)) as pieces:
+                async for data in pieces:
+                    yield data
 
     async def _piece(self, place: Place, group: int, head: Head, at: int, size: int) -> bytes | None:
         """Bytes of this version; None: no group has it any more."""
@@ -183,7 +190,7 @@ class WithHeads:
                 return record.data
         if why is None:
             return None
-        if isinstance(why, Refusal) and why.status == Status.ROTTEN:
+        if is_rotten(why):
             raise Corrupt(f"{_name(place)}: {why}") from None
         raise why
 
@@ -195,10 +202,14 @@ class WithHeads:
         found: dict[Place, tuple[About, bytes] | None] = {}
         for place, id in ids.items():
             record = held.get(id)
-            if record is not None:
+            if record is None:
+                continue
+            with suppress(Corrupt):  # it is read once more, and other groups may have it
                 head = heads.decode(record.data, place)
                 about = head.about
-                if about is not None and head.inline:
+                if about is None:
+                    found[place] = None
+                elif head.inline:
                     found[place] = about, head.data
         await self._core.read_each([place for place in ids if place not in found], self.read, found)
         return [found[place] for place in places]
@@ -209,7 +220,7 @@ class WithHeads:
         self._check(put.when)
         limits = self._core.limits
         body = await gathered(chunks, put, limits.whole, limits.largest, limits.folder)
-        nonce = random.getrandbits(64)
+        nonce, now = random.getrandbits(64), self._core.moments.next()
         inline = body.data if body.data is not None and body.size <= limits.inline else None
         try:
             seen = await self._looked(place, put.when)
@@ -224,7 +235,7 @@ class WithHeads:
                     nonce,
                     body.size,
                     body.digest,
-                    moment if put.time is None else put.time,
+                    now if put.time is None else put.time,
                     put.content_type,
                     put.tags,
                     put.user,
@@ -272,11 +283,17 @@ class WithHeads:
         Raises:
             Conflict: it is not.
         """
-        if self._decides is None:
-            found = await self._newest(place)
-            seen = None if found is None else found.value
-        else:
-            seen = await self._decided(place, self._decides)
+        seen: Seen | None
+        try:
+            if self._decides is None:
+                found = await self._newest(place)
+                seen = None if found is None else found.value
+            else:
+                seen = await self._decided(place, self._decides)
+        except Corrupt:
+            if when.asks:
+                raise
+            seen = Seen(Head(place.namespace, place.key, 0, 0), b"")  # it is written over, whatever it was
         there = None if seen is None else seen.head.about
         if not when.holds(there):
             raise Conflict(conflict(place, when, there))
@@ -284,13 +301,22 @@ class WithHeads:
 
     async def _decided(self, place: Place, group: int) -> Seen | None:
         id = heads.head_id(place)
-        seen = await self._seen(group, place, id)
-        if seen is None and len(self._groups.all) > 1:
-            found = await self._newest(place)
-            if found is not None:  # it has lost what others still have: it gets it back first
-                await self._copy(place, Found(found.group, found.value, (group,)))
-                seen = await self._seen(group, place, id)
-        return seen
+        rotten: Refusal | None = None
+        try:
+            seen = await self._seen(group, place, id)
+            if seen is not None:
+                return seen
+        except Refusal as e:
+            if not is_rotten(e):
+                raise
+            rotten = e
+        found = await self._newest(place) if len(self._groups.all) > 1 else None
+        if found is not None:  # it has lost what others still have: it gets it back first
+            await self._copy(place, Found(found.group, found.value, (group,)))
+            return await self._seen(group, place, id)
+        if rotten is not None:
+            raise Corrupt(f"{_name(place)}: {rotten}")
+        return None
 
     async def _commit(self, place: Place, seen: Seen | None, when: If, make: Callable[[int], Head]) -> Head:
         """From now on the object is what this head says. What the one before has named goes."""
@@ -320,7 +346,10 @@ class WithHeads:
         """Whether the group that decides had what was seen, and has this head now."""
         assert self._decides is not None
         data = heads.encode(head)
-        how = self._writing(head, Mode.SWAP, NOTHING if seen is None else seen.digest, len(data))
+        if seen is not None and not seen.digest:
+            how = self._writing(head, Mode.NOT_OLDER)
+        else:
+            how = self._writing(head, Mode.SWAP, NOTHING if seen is None else seen.digest, len(data))
         try:
             await self._client.write(self._decides, id, data, how)
         except Refusal as e:
@@ -344,7 +373,7 @@ class WithHeads:
     async def remove(self, place: Place, when: If = ALWAYS) -> bool:
         self._check(when)
         seen = await self._looked(place, when)
-        while seen is not None and not seen.head.is_gone:
+        while seen is not None and not (seen.head.is_gone and seen.digest):
             nonce = random.getrandbits(64)
             try:
                 await self._commit(
@@ -404,7 +433,7 @@ class WithHeads:
     # ------------------------------------------------------------------ list
 
     async def page(self, namespace: str, prefix: str = "", position: str = "", limit: int = 1000) -> Page:
-        now = time.monotonic()
+        now, limit = time.monotonic(), min(limit, _PAGE)
         for name in [name for name, rest in self._lists.items() if now - rest.since > _STALE]:
             del self._lists[name]
         found = self._lists.pop((namespace, prefix, position), None)

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator
 from typing import IO
 
 from grape.abc.storage import Put
+from grape.errors import StorageFailed
 from grape.storage.streams import Measured
 
 
@@ -57,15 +58,13 @@ async def gathered(chunks: AsyncIterator[bytes], put: Put, small: int, largest: 
         async for chunk in outer:
             parts.append(chunk)
             if outer.size > small:
-                if file is None:
-                    file = await asyncio.to_thread(_file, folder)
-                await asyncio.to_thread(file.write, b"".join(parts))
+                file = await asyncio.to_thread(_kept, file, b"".join(parts), folder)
                 parts = []
         for measured in (inner, outer):
             if measured is not None:
                 measured.check()
         if file is not None:
-            await asyncio.to_thread(file.flush)
+            await asyncio.to_thread(_kept, file, b"", folder)
     except BaseException:
         if file is not None:
             file.close()
@@ -74,8 +73,23 @@ async def gathered(chunks: AsyncIterator[bytes], put: Put, small: int, largest: 
     return Body(b"".join(parts) if file is None else None, file, outer.size, digest)
 
 
-def _file(folder: str) -> IO[bytes]:
-    return tempfile.TemporaryFile(prefix="grape-", dir=folder or None)
+def _kept(file: IO[bytes] | None, data: bytes, folder: str) -> IO[bytes]:
+    """
+    Raises:
+        StorageFailed: there is no room.
+    """
+    try:
+        if file is None:
+            file = tempfile.TemporaryFile(prefix="grape-", dir=folder or None)  # noqa: SIM115 - it stays
+        file.write(data)
+        file.flush()
+    except OSError as e:
+        where = folder or tempfile.gettempdir()
+        raise StorageFailed(
+            f"{where}, where a large object waits until all of it is there: {e.strerror}; make room, or name another "
+            f"directory (folder=)"
+        ) from None
+    return file
 
 
 def body_of(data: bytes) -> Body:

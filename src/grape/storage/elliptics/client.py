@@ -118,9 +118,13 @@ class Client:
             StorageFailed: none of the seeds is there.
         """
         self._is_closed = False
-        await self._bootstrap()
-        await self._refresh()
-        await asyncio.gather(*(node.is_tried.wait() for node in self._nodes.values()))
+        try:
+            await self._bootstrap()
+            await self._refresh()
+            await asyncio.gather(*(node.is_tried.wait() for node in self._nodes.values()))
+        except BaseException:
+            await self.close()
+            raise
         self._refresher = asyncio.create_task(self._refresh_for_ever())
 
     async def close(self) -> None:
@@ -512,7 +516,7 @@ class Client:
             if found.status == 1:  # it is alive, and looking
                 return
             count += 1
-            if count > found.total:
+            if found.total and count > found.total:
                 raise Nonsense(f"an iterator over {found.total} keys has told {count}")
             each(found)
 

@@ -7,10 +7,11 @@ more is read over. A server that says what cannot be is not listened to any long
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 from collections import deque
 from collections.abc import Callable
-from typing import Final
+from typing import Final, cast
 
 from grape.storage.elliptics import wire
 from grape.storage.elliptics.failures import Away, Nonsense, Unknown
@@ -230,11 +231,11 @@ class Connection(asyncio.Protocol):
     # ------------------------------------------------------------------ the socket
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
+        transport = cast(asyncio.Transport, transport)  # those of other loops do not inherit it
         self._transport = transport
         transport.set_write_buffer_limits(_BUFFER)
         found = transport.get_extra_info("socket")
-        if found is not None:
+        with contextlib.suppress(TypeError, AttributeError):  # other loops do not show their sockets
             found.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
 
     def _write(self, head: bytes, data: bytes) -> None:

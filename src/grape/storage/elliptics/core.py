@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Final
 
@@ -22,6 +22,10 @@ from grape.storage.elliptics.wire import Mode, Record, Writing
 
 AHEAD: Final = 3
 """Chunks of one object that are on their way at the same time."""
+REPAIRS: Final = 64
+"""Records to be repaired; more are not."""
+REMOVALS: Final = 256
+"""Bytes to be removed that no head names any more; beyond that a writer does it itself."""
 _AT_ONCE: Final = 32
 _BULK: Final = 100
 """Keys of one bulk read."""
@@ -61,8 +65,8 @@ class Core:
         self.groups = groups
         self.limits = limits
         self.moments = Moments()
-        self.repairs = Later()
-        self.removals = Later(at_once=16, most=256)
+        self.repairs = Later(4, REPAIRS)
+        self.removals = Later(16, REMOVALS)
 
     async def close(self) -> None:
         await self.removals.close(min(2.0, self.limits.timeout))
@@ -82,7 +86,7 @@ class Core:
 
     async def pieces(
         self, start: int, stop: int, piece: Callable[[int, int], Awaitable[bytes]]
-    ) -> AsyncIterator[bytes]:
+    ) -> AsyncGenerator[bytes, None]:
         """Bytes from ``start`` to ``stop``; some are on their way while others are looked at."""
         under_way: deque[asyncio.Task[bytes]] = deque()
         asked = start

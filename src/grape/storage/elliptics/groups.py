@@ -18,7 +18,7 @@ T = TypeVar("T")
 Success = Literal["any", "quorum", "all"]
 
 _LOG: Final = logging.getLogger("grape.storage.elliptics")
-_LATE: Final = 256
+LATE: Final = 256
 """Requests to groups for which nobody waits any more; beyond that the next one waits."""
 
 
@@ -128,7 +128,7 @@ class Groups:
         for task in pending:
             self._late.add(task)
             task.add_done_callback(self._ended)
-        while len(self._late) > _LATE:
+        while len(self._late) > LATE:
             await asyncio.wait(self._late, return_when=asyncio.FIRST_COMPLETED)
 
     def _ended(self, task: asyncio.Task[Any]) -> None:
@@ -173,7 +173,7 @@ class Groups:
             raise _failure(what, failed)
         there = [(order(value), group) for group, value in told.items() if value is not None]
         if not there:
-            if any(_is_rotten(e) for e in failed.values()):
+            if any(is_rotten(e) for e in failed.values()):
                 raise _failure(what, failed)
             return None
         highest = max(each[0] for each in there)
@@ -181,7 +181,7 @@ class Groups:
         value = told[group]
         assert value is not None
         behind = [each for each in self.all if each in told and (highest, each) not in there]
-        behind += [each for each, e in failed.items() if _is_rotten(e)]
+        behind += [each for each, e in failed.items() if is_rotten(e)]
         return Found(group, value, tuple(behind), not left)
 
     def _is_enough(self, told: dict[int, T | None]) -> bool:
@@ -215,7 +215,7 @@ class Later:
         done, failed, refused: how many jobs.
     """
 
-    def __init__(self, at_once: int = 4, most: int = 64) -> None:
+    def __init__(self, at_once: int, most: int) -> None:
         self.done = self.failed = self.refused = 0
         self._limit = asyncio.Semaphore(at_once)
         self._most = most
@@ -258,12 +258,13 @@ class Later:
             await asyncio.gather(*self._jobs.values(), return_exceptions=True)
 
 
-def _is_rotten(e: StorageFailed) -> bool:
+def is_rotten(e: BaseException | None) -> bool:
+    """Whether it is that a record is not what was written."""
     return isinstance(e, Refusal) and e.status == Status.ROTTEN
 
 
 def _failure(what: str, failed: dict[int, StorageFailed]) -> StorageFailed | Corrupt:
-    if failed and all(_is_rotten(e) for e in failed.values()):
+    if failed and all(is_rotten(e) for e in failed.values()):
         return Corrupt(f"{what}: {_reasons(failed)}")
     return StorageFailed(f"{what}: {_reasons(failed)}")
 

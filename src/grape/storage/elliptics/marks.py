@@ -82,6 +82,6 @@ class Moments:
         self._last = 0
 
     def next(self, after: int = 0) -> int:
-        """Later than all before, and than ``after``."""
-        self._last = max(self._clock(), self._last + 1, after + 1)
-        return self._last
+        """Later than ``after``; what somebody else's clock says makes no later than it has to."""
+        self._last = max(self._clock(), self._last + 1)
+        return max(self._last, after + 1)

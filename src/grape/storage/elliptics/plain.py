@@ -6,27 +6,30 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+import random
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from contextlib import aclosing, asynccontextmanager
 from typing import Final
 
 from msgspec import Struct
 
 from grape.abc.storage import ALWAYS, CHUNK, OCTETS, About, Features, If, Place, Put, Reading
-from grape.errors import Conflict, StorageFailed, TooLarge, Unsupported
+from grape.errors import Conflict, Corrupt, StorageFailed, TooLarge, Unsupported
 from grape.storage.conditions import conflict
 from grape.storage.elliptics import marks
 from grape.storage.elliptics.bodies import Body, gathered
 from grape.storage.elliptics.core import Core, Keyed, is_behind, sum_of
 from grape.storage.elliptics.failures import Refusal, Status, Unknown
-from grape.storage.elliptics.groups import Found
+from grape.storage.elliptics.groups import Found, is_rotten
 from grape.storage.elliptics.marks import BEGINS, GONE, MARK, Kind
-from grape.storage.elliptics.wire import NOTHING, Mode, Record, Stamp, Writing, stamp
+from grape.storage.elliptics.wire import APPENDED, NOTHING, Mode, Record, Stamp, Writing, stamp
 
 _PEEK: Final = 4096
 """Bytes that are read of a record to know what it is; all of it, if it is small."""
 _AGAIN: Final = 10
 _TRIES: Final = 100
+_SKEW: Final = 60_000_000
+"""Microseconds that clocks of writers may differ."""
 _LAST_NANOS: Final = 999
 """A guard looks at nanoseconds; here times are microseconds, and the same one is not after itself."""
 
@@ -103,24 +106,27 @@ class Plain:
             yield None
             return
         group, about, view = found
-        yield Reading(about, self._chunks(group, place, view, start, about.size if end is None else end))
+        async with aclosing(self._chunks(group, place, view, start, about.size if end is None else end)) as chunks:
+            yield Reading(about, chunks)
 
     async def _begin(self, place: Place, size: int, is_whole: bool = True) -> tuple[int, About, View] | None:
         """The newest there is, its first ``size`` bytes, and what is known of it; its checksum if it is looked at whole
         and not large, or if that costs nothing."""
         id = self._id_of(place)
         for _ in range(_AGAIN):
-            found = await self._newest(place, id, size)
-            if found is None:
-                return None
-            view = found.value
             try:
+                found = await self._newest(place, id, size)
+                if found is None:
+                    return None
+                view = found.value
                 checksum = ""
                 if view.is_all or (is_whole and view.size <= self._core.limits.whole):
                     checksum = await self._checksum(found.group, id, view)
                 return found.group, _about(place, view, checksum), view
             except _Changed:
                 continue
+            except StorageFailed as e:
+                raise _honest(place, e) from None
         raise StorageFailed(f"{_name(place)}: somebody writes it again and again while it is looked at")
 
     async def _newest(self, place: Place, id: bytes, size: int) -> Found[View] | None:
@@ -162,7 +168,8 @@ class Plain:
         if view.record.flags == 0:  # in the cache, which lookups do not see
             return hashlib.sha512(await self._all(group, id, view)).digest()
         info = await self._client.lookup(group, id, True, view.record.total)
-        if (info.size, info.stamp) != (view.record.total, view.record.stamp):
+        is_same = info.size == view.record.total or view.record.flags & APPENDED
+        if info.stamp != view.record.stamp or not is_same:
             raise _Changed("a record was written while it was looked at")
         return info.checksum
 
@@ -175,7 +182,7 @@ class Plain:
             raise _Changed("a record was written while it was looked at")
         return found.record.data
 
-    async def _chunks(self, group: int, place: Place, view: View, start: int, end: int) -> AsyncIterator[bytes]:
+    async def _chunks(self, group: int, place: Place, view: View, start: int, end: int) -> AsyncGenerator[bytes, None]:
         stop = min(end, view.size)
         held = view.record.data[view.shift :]
         if start < min(len(held), stop):
@@ -188,8 +195,9 @@ class Plain:
         async def piece(at: int, size: int) -> bytes:
             return await self._piece(place, id, group, view, at, size)
 
-        async for data in self._core.pieces(start, stop, piece):
-            yield data
+        async with aclosing(self._core.pieces(start, stop, piece)) as pieces:
+            async for data in pieces:
+                yield data
 
     async def _piece(self, place: Place, id: bytes, group: int, view: View, at: int, size: int) -> bytes:
         """From another group, if that one has gone, as long as it is the same version."""
@@ -206,7 +214,9 @@ class Plain:
                 continue
             if View(record).version == view.version and len(record.data) == size:
                 return record.data
-        raise why or StorageFailed(f"{_name(place)}: it was written or removed while it was read: read it again")
+        if why is not None:
+            raise _honest(place, why)
+        raise StorageFailed(f"{_name(place)}: it was written or removed while it was read: read it again")
 
     async def read_many(self, places: Sequence[Place]) -> list[tuple[About, bytes] | None]:
         """Bulk reads of one group, if one is enough; what it lacks is read as always."""
@@ -258,7 +268,8 @@ class Plain:
 
     def _how(self, put: Put, after: int = 0, mode: int = 0, num: int = 0, parent: bytes = NOTHING) -> Writing:
         moment = self._core.moments.next(after)
-        at = stamp(moment if put.time is None else put.time)
+        # Below the microseconds is chance: of two at the same time each group has to keep the same one.
+        at = stamp(moment, random.randrange(_LAST_NANOS)) if put.time is None else stamp(put.time)
         return self._core.writing(Writing(at, marks.flags_of(moment, Kind.OBJECT), mode, 0, num, 0, parent))
 
     async def _write_all(self, place: Place, data: bytes, put: Put) -> Writing:
@@ -269,14 +280,16 @@ class Plain:
             how = self._how(put)
             await self._client.write(self._groups.all[0], id, data, how)
             return how
-        after = 0
+        after, is_guarded = 0, put.time is None
         for attempt in range(_AGAIN):
-            is_guarded = put.time is None and attempt < _AGAIN - 1
             how = self._how(put, after, Mode.NOT_OLDER if is_guarded else 0)
             newer = await self._write_once(place, id, data, how)
             if not newer:
                 break
-            after = newer
+            if newer - self._core.moments.next() > _SKEW or attempt == _AGAIN - 2:
+                is_guarded = False  # that is no other writer's clock, but a time that somebody has given it
+            else:
+                after = newer
         return how
 
     async def _write_once(self, place: Place, id: bytes, data: bytes, how: Writing) -> int:
@@ -333,10 +346,10 @@ class Plain:
         """What there is, and what a swap has to expect."""
         group = self._groups.all[0]
         for _ in range(_AGAIN):
-            view = await self._view(group, id, _PEEK)
-            if view is None:
-                return None, NOTHING
             try:
+                view = await self._view(group, id, _PEEK)
+                if view is None:
+                    return None, NOTHING
                 if view.is_gone:
                     return None, view.record.checksum
                 is_small = view.size <= self._core.limits.whole
@@ -344,6 +357,8 @@ class Plain:
                 return about, await self._digest(group, id, view)
             except _Changed:
                 continue
+            except StorageFailed as e:
+                raise _honest(place, e) from None
         raise StorageFailed(f"{_name(place)}: somebody writes it again and again while it is looked at")
 
     async def _write_large(self, place: Place, body: Body, put: Put) -> About:
@@ -483,6 +498,11 @@ class Plain:
                 raise
             how = how._replace(mode=Mode.NOT_OLDER, num=0)
         return await self._try(group, id, data, how)
+
+
+def _honest(place: Place, e: StorageFailed) -> StorageFailed | Corrupt:
+    """The same, for who has asked: rotten is corrupt."""
+    return Corrupt(f"{_name(place)}: {e}") if is_rotten(e) else e
 
 
 def _about(place: Place, view: View, checksum: str) -> About:

@@ -123,7 +123,6 @@ class EllipticsStorage(Storage):
         try:
             await self.client.open()
         except StorageFailed as e:
-            await self.client.close()
             raise UsageError(str(e)) from None
         served = self.client.ring.groups
         there = [group for group in self._groups.all if group in served]

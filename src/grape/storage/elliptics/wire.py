@@ -295,6 +295,9 @@ class Writing(NamedTuple):
     parent: bytes = NOTHING
 
 
+_SMALL: Final = 1 << 16
+_SENT: Final = 1e6
+"""Bytes that go to a server in a second, at least: sending is not waiting."""
 _ONCE: Final = int(Mode.APPEND | Mode.SWAP | Mode.COMMIT)
 """What is another thing if it is done twice."""
 ROUTES_MOST: Final = 1 << 24
@@ -355,6 +358,7 @@ def write(to: To, data: bytes, how: Writing) -> Request:
         to.trace,
         _INFO_MOST,
         again=not how.mode & _ONCE,
+        extra=len(data) / _SENT if len(data) > _SMALL else 0.0,
     )
 
 
