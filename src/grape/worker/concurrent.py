@@ -316,23 +316,26 @@ class AsyncPool:
         if not self.begin(job):
             return
         self._begun += 1
+        error: BaseException | None = None
+        if job.part.traced and job.stage.contexts is not None:
+            job.said = self.runtime.ground.tracer.begin(job.unit, job.stage)
         try:
-            await self._run_begun(job)
+            # Here, in the coroutine of the task itself: a GeneratorExit out of a task that the handler awaits closes all
+            # that is awaited, and is raised in this one alone.
+            await self._call(job)
+        except BaseException as e:
+            error = e
+        try:
+            self._is_run(job, error)
         finally:
             self._begun -= 1
             self._look_whether_drained()
 
-    async def _run_begun(self, job: Job) -> None:
+    def _is_run(self, job: Job, raised: BaseException | None) -> None:
         unit, stage, runtime = job.unit, job.stage, self.runtime
-        error: BaseException | None = None
-        if job.part.traced and stage.contexts is not None:
-            job.said = runtime.ground.tracer.begin(unit, stage)
-        try:
-            await self._call(job)
-        except BaseException as e:
-            error = failure(e)
-            if job.is_late and isinstance(e, asyncio.CancelledError):
-                error = Timeout(f"{unit.node!r} ran over its timeout of {unit.slots[stage.name_of(0)].timeout:g} s")
+        error = None if raised is None else failure(raised)
+        if job.is_late and isinstance(raised, asyncio.CancelledError):
+            error = Timeout(f"{unit.node!r} ran over its timeout of {unit.slots[stage.name_of(0)].timeout:g} s")
         children.end_child()
         job.is_over = True
         if self._is_current(job.part):
