@@ -320,8 +320,8 @@ class AsyncPool:
         if job.part.traced and job.stage.contexts is not None:
             job.said = self.runtime.ground.tracer.begin(job.unit, job.stage)
         try:
-            # Here, in the coroutine of the task itself: a GeneratorExit out of a task that the handler awaits closes all
-            # that is awaited, and is raised in this one alone.
+            # Here, in the coroutine of the task itself: a GeneratorExit out of a task that the handler awaits closes
+            # all that is awaited, and is raised in this one alone.
             await self._call(job)
         except BaseException as e:
             error = e
