@@ -301,7 +301,6 @@ WRONG: Final[dict[str, tuple[FromClient, str]]] = {
     "partition": (Append(0, 2, b"", [part("x", 1, partition=4)]), "partition 4 of 4"),
     "no partition": (Append(0, 2, b"", [part("x", 1, partition=-1)]), "partition -1"),
     "name": (Append(0, 2, b"", [part("y", 1)]), "no slot listens"),
-    "an output": (Append(0, 2, b"", [part("out", 1)]), "no slot listens"),
     "another name": (Append(0, 2, b"", [forged(1, codec.one("ask", None, 1))]), "a run of ['ask']"),
     "the second part": (Append(0, 2, b"", [part("x", 1), forged(1, b"")]), ""),
     "count": (Append(0, 2, b"", [forged(2, ONE)]), "holds 1"),

@@ -275,7 +275,8 @@ def _closures(
         size = 0
         if data is not None:
             data = to_value(data, max_event)
-            size = weight(data)
+            if key is not INHERIT or type(data) is not str or len(data) > _SMALL or not data.isascii():
+                size = weight(data)  # short text alone counts for nothing, as in the short ways
         name: Any = event
         if delay is not None:
             name = Delayed(event, int(seconds(delay, "delay") * 1e6), "" if timer is None else timer_name(timer))
