@@ -46,6 +46,7 @@ class OpenOptions(TypedDict, total=False):
     inline: bool
     profile: Profiles
     env: Mapping[str, str] | None
+    storages: Mapping[str, str] | None
     limits: Limits | None
     max_dead: int
     max_size: int

@@ -6,6 +6,7 @@ import importlib
 import importlib.metadata
 from typing import Final, cast
 
+from grape.abc.elsewhere import OtherStorages
 from grape.abc.isolate import Isolate
 from grape.abc.storage import Storage
 from grape.abc.transport import DirectoryTransport
@@ -20,6 +21,7 @@ BUILTINS: Final[dict[str, dict[str, str]]] = {
         "container": "grape.isolates.container:ContainerIsolate",
     },
     "transport": {"embedded": "grape.transports.embedded:EmbeddedTransport"},
+    "elsewhere": {"storages": "grape.storage.beside:StorageThread"},
     "storage": {
         "embedded": "grape.storage.embedded:EmbeddedStorage",
         "elliptics": "grape.storage.elliptics.storage:EllipticsStorage",
@@ -60,6 +62,11 @@ def storage(name: str) -> type[Storage]:
         UsageError: as `isolate`.
     """
     return cast(type[Storage], _find("storage", name))
+
+
+def other_storages() -> type[OtherStorages]:
+    """What an engine has beside it for namespaces that are in other storages."""
+    return cast(type[OtherStorages], _find("elsewhere", "storages"))
 
 
 def names(kind: str) -> list[str]:

@@ -100,6 +100,7 @@ def run(
     wait: bool = True,
     profile: Profiles = None,
     env: Mapping[str, str] | None = None,
+    storages: Mapping[str, str] | None = None,
     limits: Limits | None = None,
     max_dead: int = 1000,
     max_size: int = MAX_SIZE,
@@ -116,6 +117,7 @@ def run(
         profile: how pools are kept and confined: a TOML file, or pool -> its keys ({"main": {"pool-limit": 4}}).
         inline: run the slots in this process.
         env: environment variables for the workers, which get hardly any else.
+        storages: where namespaces of objects lie, if not in ``data``: {"pictures": "s3://bucket"}.
         wait: for timers that are due later; else they stay in ``data``, which must be given.
         max_dead: dead letters after which feeding stops.
         max_size: bytes that the data may grow to; ``reserve``: how much of it is kept for commits (a tenth).
@@ -144,6 +146,7 @@ def open(
     inline: bool = False,
     profile: Profiles = None,
     env: Mapping[str, str] | None = None,
+    storages: Mapping[str, str] | None = None,
     limits: Limits | None = None,
     max_dead: int = 1000,
     max_size: int = MAX_SIZE,
@@ -443,6 +446,7 @@ def options_of(topology: object, profile: object, given: dict[str, Any]) -> tupl
     target = where_is(built, caller(), inline is True) if built is not None else path_of(topology, "topology=")
     feed = mapping_of(given.get("feed"), "feed=", '{"line": "book.txt"}')
     env = mapping_of(given["env"], "env=", '{"API_KEY": "..."}')
+    storages = mapping_of(given["storages"], "storages=", '{"pictures": "s3://bucket"}')
     options = Options(
         target=target,
         config={} if given["config"] is None else given["config"],
@@ -458,6 +462,7 @@ def options_of(topology: object, profile: object, given: dict[str, Any]) -> tupl
         directory=_working_directory(),
         topology=built if inline is True else None,
         env={"PYTHONPATH": os.pathsep.join(p for p in sys.path if p), **env},
+        storages=storages,
     )
     check_options(options)
     options.profiles = _profiles(profile, options.config)

@@ -33,6 +33,8 @@ from grape.connectors.feeds import parse_feed
 from grape.connectors.takes import parse_take, replies_to, taken_to
 from grape.errors import BadArgument, Corrupt, EngineError, GrapeError, Interrupted, StorageFailed, UsageError
 from grape.host.options import Options, check_options
+from grape.model.bound import Bound
+from grape.model.names import check_namespace
 from grape.model.plural import counted
 from grape.model.topology import Limits
 from grape.processes.profile_file import load_profiles
@@ -106,6 +108,12 @@ def run(
     env: Annotated[
         list[str] | None, typer.Option(metavar="NAME[=V]", help="An environment variable for the workers. Repeatable.")
     ] = None,
+    storage: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAMESPACE=URL", help="Objects of a namespace lie there, not in DIR: s3://, file:// .. Repeatable."
+        ),
+    ] = None,
     max_dead: Annotated[int, typer.Option(metavar="N", min=0, help="Dead letters after which feeding stops.")] = 1000,
     max_size: Annotated[
         str | None, typer.Option(metavar="SIZE", help="How large the data may grow: 500M, 64G (the default), bytes.")
@@ -140,6 +148,7 @@ def run(
             workers=parse_workers(workers) or base.workers,
             partitions=base.partitions if partitions is None else partitions,
             env={**base.env, **dict(parse_env(env or ()))},
+            storages=dict(parse_storage(text) for text in storage or ()),
             max_dead=max_dead,
             wait=not no_wait,
             inline=inline,
@@ -211,6 +220,14 @@ def parse_size(text: str) -> int:
     if found is None:
         raise UsageError(f"--max-size {text}: a number of bytes, or one with K, M, G or T, such as 64G")
     return int(found[1]) << {"": 0, "K": 10, "M": 20, "G": 30, "T": 40}[found[2].upper()]
+
+
+def parse_storage(text: str) -> tuple[str, Bound]:
+    """ "pictures=s3://bucket"."""
+    name, given, url = text.partition("=")
+    if not given or "://" not in url:
+        raise UsageError(f"--storage {text}: it is --storage NAMESPACE=URL, such as pictures=file:///srv/pictures")
+    return check_namespace(name), Bound(url, name)
 
 
 def parse_env(items: Iterable[str]) -> Iterable[tuple[str, str]]:

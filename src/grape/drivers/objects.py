@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 from urllib.parse import quote
 
@@ -18,6 +18,7 @@ from grape.drivers.sources import Step
 from grape.drivers.spec import ObjectsDriver
 from grape.drivers.watching import MOST, Watching
 from grape.errors import GrapeError, UsageError
+from grape.model.bound import Bound
 from grape.model.names import own_namespace
 from grape.storage.connect import storage_of
 from grape.storage.source import event_of
@@ -38,17 +39,21 @@ class ChangedAt(Struct, frozen=True, array_like=True, tag="objects"):
 class ObjectSource:
     """
     Args:
-        app: whose driver it is. data: its directory.
+        app: whose driver it is. data: its directory. bound: the namespaces that it has in other storages.
         told: called when its error has changed.
     """
 
-    def __init__(self, driver: ObjectsDriver, app: str, data: str, told: Callable[[], None]) -> None:
+    def __init__(
+        self, driver: ObjectsDriver, app: str, data: str, bound: Mapping[str, Bound], told: Callable[[], None]
+    ) -> None:
         self.error = ""
         self._driver = driver
         self._told = told
-        self._url = driver.storage or f"embedded://{quote(data)}"
-        self._namespace = driver.namespace or own_namespace(app)
-        self._where = f"{driver.storage}/{self._namespace}/{driver.prefix}"
+        namespace = self._named = driver.namespace or own_namespace(app)
+        there = bound.get(namespace)
+        self._url = f"embedded://{quote(data)}" if there is None else there.url
+        self._namespace = namespace if there is None else there.namespace
+        self._where = f"{'' if there is None else there.url}/{self._namespace}/{driver.prefix}"
         self._storage: Storage | None = None
         self._at = ChangedAt(self._where)
         self._watching = Watching(self._where, 0.0)
@@ -110,11 +115,11 @@ class ObjectSource:
         if change.about is None:
             if not self._driver.removed:
                 return None
-            return self._made(change.key, {"namespace": self._namespace, "key": change.key, "change": "removed"})
+            return self._made(change.key, {"namespace": self._named, "key": change.key, "change": "removed"})
         return self._of(change.about)
 
     def _of(self, about: About) -> ClientEvent:
-        return self._made(about.key, {**event_of(self._namespace, about), "change": "written"})
+        return self._made(about.key, {**event_of(self._named, about), "change": "written"})
 
     def _made(self, key: str, data: dict[str, Any]) -> ClientEvent:
         return client_event(self._driver.event, data, key, None, None, _MAX_EVENT)

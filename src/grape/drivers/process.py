@@ -9,7 +9,7 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Final
 
 import msgspec
@@ -25,6 +25,7 @@ from grape.drivers.told import Known, Told, Wanted
 from grape.errors import GrapeError
 from grape.gateway.doors import Doors
 from grape.gateway.problems import Problem
+from grape.model.bound import Bound
 from grape.server.home import Home
 from grape.server.telling import begin_logging
 
@@ -63,7 +64,8 @@ async def _drive(options: DriversOptions, server_pid: int) -> None:
                 del driven[name]
         for name, digest in wanted.apps:
             if name not in driven:
-                task = asyncio.ensure_future(_drive_app(name, digest, doors))
+                bound = wanted.storages.get(name, {})
+                task = asyncio.ensure_future(_drive_app(name, digest, doors, bound))
                 task.add_done_callback(_ended)
                 driven[name] = digest, task
 
@@ -75,14 +77,14 @@ def _ended(task: asyncio.Task[None]) -> None:
         os._exit(70)
 
 
-async def _drive_app(name: str, digest: str, doors: Doors) -> None:
+async def _drive_app(name: str, digest: str, doors: Doors, bound: Mapping[str, Bound]) -> None:
     """All drivers of one version of an app, until it is cancelled."""
     changed = asyncio.Event()
     found = await asyncio.to_thread(manifest_of, doors.home.package(digest))
     driving = [
         Driving(name, digest, own, driver.event, source, doors, changed.set)
         for own, driver in found.driver.items()
-        if (source := _source_of(own, driver, name, str(doors.home.data(name)), changed.set)) is not None
+        if (source := _source_of(own, driver, name, str(doors.home.data(name)), bound, changed.set)) is not None
     ]
 
     async def tell() -> None:
@@ -106,12 +108,14 @@ async def _drive_app(name: str, digest: str, doors: Doors) -> None:
             await tell()
 
 
-def _source_of(name: str, driver: Driver, app: str, data: str, told: Callable[[], None]) -> Source | None:
+def _source_of(
+    name: str, driver: Driver, app: str, data: str, bound: Mapping[str, Bound], told: Callable[[], None]
+) -> Source | None:
     """None: it is one that others call."""
     if isinstance(driver, HookDriver):
         return None
     if isinstance(driver, ObjectsDriver):
-        return ObjectSource(driver, app, data, told)
+        return ObjectSource(driver, app, data, bound, told)
     return WatchSource(driver, told) if isinstance(driver, WatchDriver) else MomentSource(name, driver)
 
 

@@ -120,8 +120,7 @@ class ObjectsDriver(Struct, frozen=True, kw_only=True, rename="kebab", tag_field
     """An event for each object that is written, with its key: once for each version.
 
     Args:
-        namespace: of the objects; the app's own by default. prefix: how their keys begin.
-        storage: its URL; the app's own objects by default.
+        namespace: of the objects, wherever the app has it; its own by default. prefix: how their keys begin.
         existing: whether those that are there already count. removed: whether an object that goes is told of.
         interval: between two looks.
     """
@@ -129,7 +128,6 @@ class ObjectsDriver(Struct, frozen=True, kw_only=True, rename="kebab", tag_field
     event: str
     namespace: str = ""
     prefix: str = ""
-    storage: str = ""
     existing: bool = False
     removed: bool = False
     interval: Duration = Duration(0.5)
@@ -139,8 +137,6 @@ class ObjectsDriver(Struct, frozen=True, kw_only=True, rename="kebab", tag_field
         if self.namespace:
             check_namespace(self.namespace)
         check_prefix(self.prefix)
-        if self.storage and "://" not in self.storage:
-            raise ValueError(f"storage: a URL, such as file:///srv/objects, not {self.storage!r:.100}")
         if self.interval < _SHORTEST:
             raise ValueError(f"interval: {self.interval:g} s is too often; {_SHORTEST:g} s at least")
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from msgspec import Struct
 
+from grape.model.bound import Bound
+
 
 class Known(Struct, frozen=True, forbid_unknown_fields=True):
     """Asks for `Wanted`, once it is another one. ``revision``: of the one that is known; 0: none."""
@@ -12,10 +14,12 @@ class Known(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Wanted(Struct, frozen=True):
-    """What is to be driven. ``apps``: name and digest of each that is to run and has drivers."""
+    """What is to be driven. ``apps``: name and digest of each that is to run and has drivers. ``storages``: the
+    namespaces that each has in other storages."""
 
     revision: int
     apps: tuple[tuple[str, str], ...]
+    storages: dict[str, dict[str, Bound]] = {}
 
 
 class DriverState(Struct, frozen=True):

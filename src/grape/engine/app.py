@@ -42,7 +42,8 @@ class Stats:
 
 
 class App:
-    """``backlog_*``: what waits in the logs of its pools. ``outgoing_*``: what waits for other apps. ``taken``: outputs
+    """``backlog_*``: what waits in the logs of its pools. ``outgoing_*``: what waits for other apps. ``unshipped_*``:
+    objects that wait for other storages. ``taken``: outputs
     that have a taker. ``parts``: what workers of a pool describe, where that is not the whole of it. ``eager``: events
     that may run before they are accepted. ``peers``: the other apps of a server. ``code``: which version of it runs,
     for people. ``traced``: share of events of clients that are traced although nobody has said so."""
@@ -70,6 +71,11 @@ class App:
         self.pins = Pins()
         self.namespaces: dict[str, str] = {own_namespace(topology.name): "write"}
         """Of objects: what its workers may do there. Its own is the first."""
+        self.elsewhere: frozenset[str] = frozenset()
+        """Namespaces that are in other storages."""
+        self.unshipped_objects = 0
+        self.unshipped_bytes = 0
+        self.stuck_objects = 0
         self.backlog_events = 0
         self.backlog_bytes = 0
         self.holds = 0
@@ -92,12 +98,12 @@ class App:
 
     @property
     def waiting_events(self) -> int:
-        """In this app, or for others."""
-        return self.backlog_events + self.outgoing_events
+        """In this app, or for others; an object that waits for another storage counts as one."""
+        return self.backlog_events + self.outgoing_events + self.unshipped_objects
 
     @property
     def waiting_bytes(self) -> int:
-        return self.backlog_bytes + self.outgoing_bytes
+        return self.backlog_bytes + self.outgoing_bytes + self.unshipped_bytes
 
     def described(self, pool: str) -> TopologySpec:
         """What a worker of ``pool`` has to say of the app."""

@@ -87,7 +87,7 @@ class Engine:
         self._arrivals: dict[PartitionId, list[Callable[[Arrival], None]]] = {}
         self._dues: Dues[Partition] = Dues(_due)
         self.questions = Questions(app)
-        self.objects = AppObjects(app, around.transport, around.blobs, around.clock)
+        self.objects = AppObjects(app, around)
         self.pools: dict[str, Pool] = {}
 
         def may_start() -> bool:
@@ -120,7 +120,7 @@ class Engine:
 
     def start(self) -> None:
         """Read what has come meanwhile, and start the workers."""
-        self.objects.sweep()
+        self.objects.start()
         for partition in self._owners.values():
             self._take_answers(partition)
         for pool in self.pools.values():
@@ -151,13 +151,14 @@ class Engine:
     @property
     def finished(self) -> bool:
         """Nothing is left to do, now or later."""
-        return all(p.finished for p in self._owners.values())
+        return self.objects.is_shipped and all(p.finished for p in self._owners.values())
 
     @property
     def waits_only_for_time(self) -> bool:
         """Whatever is left becomes due later."""
         now = self.clock.now()
-        return all(p.quiet and p.backlog.events == 0 and (p.next_due() or now + 1) > now for p in self._owners.values())
+        quiet = (p.quiet and not p.backlog.events and (p.next_due() or now + 1) > now for p in self._owners.values())
+        return all(quiet) and self.objects.is_shipped
 
     @property
     def stopped_events(self) -> int:
@@ -206,17 +207,18 @@ class Engine:
             owner = self._owners.get(commit.partition) or self._others.get(commit.partition)
             if owner is not None:  # else it was lost
                 self._told(owner, partial(owner.done, commit, outcome))
+            self.objects.done(commit, outcome)
 
     def claimed(self, claims: list[tuple[PartitionId, Claim]]) -> None:
         """`Callbacks.claimed`: of those whose commits ended unknown, and of new ones."""
         for partition, claim in claims:
-            joined = self._joining.pop(partition, None)
-            if joined is not None:
+            if (joined := self._joining.pop(partition, None)) is not None:
                 joined(claim)
                 continue
             owner = self._owners.get(partition) or self._others.get(partition)
             if owner is not None:
                 self._told(owner, partial(owner.claimed, claim))
+        self.objects.claimed()
 
     def _told(self, owner: Partition | Committer, tell: Callable[[], None]) -> None:
         """The transport has something for it."""
@@ -495,11 +497,9 @@ class Engine:
                     return None
         wakes = [at for pool in self.pools.values() if (at := pool.tick(now)) is not None]
         self.pump()
-        self.objects.tick(now)
         if not self.draining and (due := self._dues.next()) is not None:
             wakes.append(due)
-        if (lease := self._rates.give(now)) is not None:
-            wakes.append(lease)
+        wakes += [at for at in (self._rates.give(now), self.objects.tick(now)) if at is not None]
         if self._is_catching_up():
             wakes.append(self._catch_up_until)
         return max(min(wakes), now) if wakes else None

@@ -59,8 +59,9 @@ class Gate:
         return events - app.waiting_events, size - app.waiting_bytes
 
     def _elsewhere(self) -> str:
-        outgoing = self._app.outgoing_events
-        return f", {outgoing:,} of them for other apps" if outgoing else ""
+        outgoing, unshipped = self._app.outgoing_events, self._app.unshipped_objects
+        apps = f", {outgoing:,} of them for other apps" if outgoing else ""
+        return apps + (f", {unshipped:,} of them objects for other storages" if unshipped else "")
 
     @property
     def is_full(self) -> bool:

@@ -29,6 +29,9 @@ def numbers_of(app: App, pools: Mapping[str, Pool], now: int) -> AppNumbers:
         backlog_bytes=app.backlog_bytes,
         outgoing_events=app.outgoing_events,
         outgoing_bytes=app.outgoing_bytes,
+        unshipped_objects=app.unshipped_objects,
+        unshipped_bytes=app.unshipped_bytes,
+        stuck_objects=app.stuck_objects,
         timers=app.timers,
         pools={name: pool.numbers(now) for name, pool in pools.items()},
     )

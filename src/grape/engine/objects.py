@@ -7,23 +7,26 @@ from typing import Final
 
 from msgspec import structs
 
-from grape.abc.blobs import Blobs
-from grape.abc.transport import Transport
+from grape.abc.transport import Commit, Outcome
 from grape.engine.app import App
-from grape.engine.clock import Clock
 from grape.engine.partition.partition import Partition
+from grape.engine.shipping import Shipping
+from grape.engine.surroundings import Surroundings
 from grape.engine.worker import Worker
 from grape.errors import BadArgument, GrapeError, ProtocolError, Unsupported
 from grape.model.names import check_key, check_namespace, check_prefix
 from grape.model.objects import (
+    REMOVED,
     Done,
     ObjectWrite,
     Stored,
     Wanted,
+    as_stored,
     decode_stored,
     is_unused,
     place_key,
     split_place,
+    waiting_place,
 )
 from grape.protocol.messages import Fetch, Fetched, Keep
 
@@ -35,14 +38,23 @@ _LEAST: Final = 300_000_000
 
 
 class AppObjects:
-    """Of one app. ``blobs`` None: there is no place for what is too large for a row."""
+    """Of one app. ``blobs`` None: there is no place for what is too large for a row.
 
-    def __init__(self, app: App, transport: Transport, blobs: Blobs | None, clock: Clock) -> None:
+    Attributes:
+        shipping: what is written to other storages; None: there are none.
+    """
+
+    def __init__(self, app: App, around: Surroundings) -> None:
         self._app = app
-        self._transport = transport
-        self._blobs = blobs
-        self._clock = clock
+        self._transport = around.transport
+        self._blobs = around.blobs
+        self._clock = around.clock
+        self._elsewhere = around.elsewhere
+        self.shipping: Shipping | None = None
+        if around.elsewhere is not None:
+            self.shipping = Shipping(app, around.transport, around.elsewhere, around.clock, around.notice)
         self._looked = 0
+        self._is_in_doubt = False
         self._were_unused: set[bytes] = set()
         """At the last look. Only at the next one they go: a backup has so long to take what its moment had."""
 
@@ -90,6 +102,9 @@ class AppObjects:
         try:
             if message.namespace not in self._app.namespaces:
                 raise ProtocolError(f"objects of the namespace {message.namespace!r:.100}, which is not granted")
+            if message.namespace in self._app.elsewhere:
+                self._fetch_elsewhere(partition, message, say)
+                return
             if message.what == "page":
                 items, position = self.page(message.namespace, message.key, message.position, message.limit)
                 say(Fetched(message.id, items=items, position=position))
@@ -97,37 +112,65 @@ class AppObjects:
             place = place_key(message.namespace, check_key(message.key))
         except BadArgument as e:
             raise ProtocolError(f"a question for an object: {e}") from None
-        stored = self._seen(partition, place, message.position)
-        if stored is None or message.what == "stat":
-            say(Fetched(message.id, None if stored is None else _without_data(stored)))
+        written = self._written(partition, place, message.position)
+        self._tell(message, self.stored(place) if written is None else written, say)
+
+    def _tell(self, message: Fetch, stored: Stored | None, say: Callable[[Fetched], None]) -> None:
+        if stored is None or not stored.is_there:
+            say(Fetched(message.id))
+        elif message.what == "stat":
+            say(Fetched(message.id, _without_data(stored)))
         else:
             self.chunk(stored, message.start, message.end, lambda found: say(_read(message.id, stored, found)))
 
-    def _seen(self, partition: Partition, place: bytes, digest: str) -> Stored | None:
-        """``digest``: of what the handler itself has written, and nobody knows of yet."""
+    def _fetch_elsewhere(self, partition: Partition, message: Fetch, say: Callable[[Fetched], None]) -> None:
+        """What waits to be written there is as good as written; `list` shows what has arrived."""
+        elsewhere, namespace = self._elsewhere, message.namespace
+        assert elsewhere is not None
+
+        def told(found: Stored | tuple[Stored, bytes] | GrapeError | None) -> None:
+            stored, data = found if isinstance(found, tuple) else (found, b"")
+            if isinstance(stored, GrapeError):
+                say(Fetched(message.id, error=(stored.code, str(stored))))
+            elif stored is None or self._there(stored) is None:
+                say(Fetched(message.id))
+            else:
+                say(Fetched(message.id, stored, data))
+
+        def listed(found: tuple[list[tuple[str, Stored]], str] | GrapeError) -> None:
+            if isinstance(found, GrapeError):
+                say(Fetched(message.id, error=(found.code, str(found))))
+            else:
+                items = [(key, stored) for key, stored in found[0] if self._there(stored) is not None]
+                say(Fetched(message.id, items=items, position=found[1]))
+
+        if message.what == "page":
+            limit = max(1, min(message.limit, _PAGE))
+            elsewhere.page(namespace, check_prefix(message.key), message.position, limit, listed)
+            return
+        stored = self._written(partition, place_key(namespace, check_key(message.key)), message.position)
+        if stored is None:
+            (packed,) = self._transport.get(self._app.objects, "object", [waiting_place(namespace, message.key)])
+            stored = None if packed is None else decode_stored(packed)
+        if stored is not None:
+            self._tell(message, stored, say)
+        elif message.what == "stat":
+            elsewhere.stat(namespace, message.key, told)
+        else:
+            size = CHUNK if message.end < 0 else max(0, min(message.end - message.start, CHUNK))
+            elsewhere.read(namespace, message.key, message.start, size, told)
+
+    def _written(self, partition: Partition, place: bytes, digest: str) -> Stored | None:
+        """What the partition has written and is not committed. ``digest``: of what the handler itself has written, and
+        nobody knows of yet."""
         if digest:
             try:
                 size = self._app.pins.size_of(bytes.fromhex(digest))
             except ValueError:
                 raise ProtocolError("an object by a digest that is none") from None
-            return None if size is None else Stored(0, size, bytes.fromhex(digest), blob=True)
+            return Stored(0, REMOVED) if size is None else Stored(0, size, bytes.fromhex(digest), blob=True)
         write = partition.object_write(place)
-        if write is None:
-            return self.stored(place)
-        if write.size < 0:
-            return None
-        return Stored(
-            0,
-            write.size,
-            write.checksum,
-            write.time,
-            write.content_type,
-            tuple(write.tags),
-            write.user,
-            write.expires,
-            write.blob,
-            write.data,
-        )
+        return None if write is None else as_stored(write, 0)
 
     # ------------------------------------------------------------------ what is committed
 
@@ -202,17 +245,39 @@ class AppObjects:
 
     # ------------------------------------------------------------------ what nobody has
 
-    def tick(self, now: int) -> None:
-        """Look now and then for bytes that no object has any more."""
+    def tick(self, now: int) -> int | None:
+        """Look now and then for bytes that no object has any more. Returns when to look again at the latest."""
         if self._blobs is not None and now - self._looked >= _LEAST:
             self._looked = now
             self._drop_unused()
+        return None if self.shipping is None else self.shipping.tick(now)
 
-    def sweep(self) -> None:
-        """At a start: files that no row names are of writes that never were."""
+    def done(self, commit: Commit, outcome: Outcome) -> None:
+        """Handlers have written something; of an unknown outcome it is found out after the next claim."""
+        if self.shipping is None or commit.objects is None:
+            return
+        if outcome == "committed":
+            self.shipping.committed(commit.objects.writes)
+        self._is_in_doubt = self._is_in_doubt or outcome == "unknown"
+
+    def claimed(self) -> None:
+        """What was in doubt is not any more."""
+        if self._is_in_doubt and self.shipping is not None:
+            self.shipping.start()
+        self._is_in_doubt = False
+
+    @property
+    def is_shipped(self) -> bool:
+        """All that was written for other storages is there, or refused by them."""
+        return self.shipping is None or self.shipping.is_done
+
+    def start(self) -> None:
+        """Ship what was left; files that no row names are of writes that never were."""
         if self._blobs is not None:
             self._blobs.all(self._sweep)
             self._drop_unused()
+        if self.shipping is not None:
+            self.shipping.start()
 
     def _sweep(self, digests: Sequence[bytes]) -> None:
         assert self._blobs is not None

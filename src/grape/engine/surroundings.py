@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from grape.abc.blobs import Blobs
+from grape.abc.elsewhere import Elsewhere
 from grape.abc.transport import Transport
 from grape.engine.clock import Clock
 from grape.engine.worker import Spawner
@@ -25,6 +26,7 @@ class Surroundings(NamedTuple):
     failed: Callable[[GrapeError], None]
     notice: Callable[[str], None] = lambda text: None
     blobs: Blobs | None = None
+    elsewhere: Elsewhere | None = None
 
 
 class Sizes(NamedTuple):

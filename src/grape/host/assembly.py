@@ -31,7 +31,7 @@ class Plan(Struct, frozen=True, kw_only=True):
     ``limits``: cut to what the transport holds. ``parts``: what workers of a pool describe, if that is not the whole.
     ``partitions``: of a new app, or those that there must be. ``reserve``: bytes of room at which nothing comes in any
     more. ``owned``: numbers of the partitions that this engine serves; None: all. ``peers``: other apps of its server.
-    ``code``, ``traced``, ``namespaces`` (beside its own): see `App`.
+    ``code``, ``traced``, ``namespaces`` (beside its own), ``elsewhere``: see `App`.
     """
 
     topology: TopologySpec
@@ -46,6 +46,7 @@ class Plan(Struct, frozen=True, kw_only=True):
     code: str = ""
     traced: float = 0.0
     namespaces: dict[str, str] = {}
+    elsewhere: frozenset[str] = frozenset()
 
 
 class Assembled(Struct, frozen=True):
@@ -91,6 +92,7 @@ class Assembler:
         app = App(record, plan.topology, limits, plan.parts)
         app.peers, app.code, app.traced = plan.peers, plan.code, plan.traced
         app.namespaces |= {name: right for name, right in plan.namespaces.items() if name not in app.namespaces}
+        app.elsewhere = plan.elsewhere
         claims = await opening.claim(_owned(plan, app))
         engine = self._engine = Engine(app, around, plan.sizes, claims, plan.reserve)
         engine.arrived(opening.missed)

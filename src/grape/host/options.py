@@ -14,7 +14,9 @@ from grape.authoring.loading import parse_target
 from grape.authoring.topology import Topology
 from grape.errors import BadArgument, GrapeError
 from grape.model.address import MAX_PARTITIONS
+from grape.model.bound import Bound
 from grape.model.foreign import Peers
+from grape.model.names import check_namespace
 from grape.model.near import did_you_mean
 from grape.model.profile import Profile
 from grape.model.retention import KEPT_SPANS, Keeping
@@ -81,6 +83,8 @@ class Options(Struct, kw_only=True):
     """Which version runs, for people."""
     namespaces: dict[str, str] = {}
     """Of objects, that the app may use beside its own: "read" or "write"."""
+    storages: dict[str, Bound] = {}
+    """Namespaces that are in other storages."""
     traced: float = 0.0
     """Share of events of clients that are traced although nobody has said so."""
     spans: Keeping = KEPT_SPANS
@@ -105,6 +109,7 @@ def check_options(options: Options) -> Options:
     options.data = None if options.data is None else path_of(options.data, "data=")
     options.config = _config(options.config)
     options.env = _env(options.env)
+    options.storages = _storages(options.storages)
     options.workers = _number(options.workers, "workers=", 0, MAX_WORKERS, "0: one a core")
     if options.partitions is not None:
         options.partitions = _number(options.partitions, "partitions=", 1, MAX_PARTITIONS)
@@ -125,6 +130,23 @@ def check_options(options: Options) -> Options:
     if options.data is not None:
         check_directory(options.data)
     return options
+
+
+def _storages(value: object) -> dict[str, Bound]:
+    """Also as people write it: {"pictures": "s3://bucket"}."""
+    if not isinstance(value, Mapping):
+        raise BadArgument(f"storages= is a mapping of namespaces to URLs of storages, not {shown(value)}")
+    found: dict[str, Bound] = {}
+    for name, where in value.items():
+        check_namespace(name)
+        bound = where if isinstance(where, Bound) else Bound(where, name) if type(where) is str else None
+        if bound is None or "://" not in bound.url:
+            raise BadArgument(
+                f"storages= says the URL of a storage for the namespace {name!r}, such as file:///srv/objects, not "
+                f"{shown(where)}"
+            )
+        found[name] = bound
+    return found
 
 
 def path_of(value: object, what: str) -> str:

@@ -18,8 +18,9 @@ import msgspec
 from msgspec import structs
 
 from grape.abc.blobs import Blobs
+from grape.abc.elsewhere import OtherStorages
 from grape.abc.transport import Transport
-from grape.builtins import DIRECTORY, transport
+from grape.builtins import DIRECTORY, other_storages, transport
 from grape.engine.clock import SystemClock
 from grape.engine.engine import Engine
 from grape.engine.pausing import Pause
@@ -45,6 +46,8 @@ from grape.host.tails import Tails
 from grape.host.telling import Teller
 from grape.host.trial import Trials
 from grape.host.verbs import answers, counts_of, pausing, telemetry
+from grape.model.bound import Bound
+from grape.model.names import own_namespace
 from grape.model.near import no_such
 from grape.model.topology import DEFAULT_POOL, TopologySpec
 from grape.processes.crashes import CrashLog
@@ -86,6 +89,7 @@ class Run:
         self._door = Door(self._house)
         self._transport: Transport | None = None
         self._blobs: Blobs | None = None
+        self._elsewhere: OtherStorages | None = None
         self._assembled: Assembled | None = None
 
     def _abandon(self, why: GrapeError) -> None:
@@ -182,8 +186,27 @@ class Run:
         )
         rng, failed, notice = random.Random(), self._host.stop_with, self._teller.notice
         blobs = self._blobs = FileBlobs(Path(self._directory.path), self._host.call)
-        around = Surroundings(opened, self._spawning, self._clock, rng, failed, notice, blobs)
+        elsewhere = None
+        if bound := self._bound(described):
+            elsewhere = self._elsewhere = other_storages()(bound, Path(self._directory.path), self._host.call)
+            await elsewhere.open()
+        around = Surroundings(opened, self._spawning, self._clock, rng, failed, notice, blobs, elsewhere)
         return await assembler.assemble(self._plan(described, opened), around)
+
+    def _bound(self, described: Described) -> dict[str, Bound]:
+        """Of the namespaces that the app uses, those that are in other storages.
+
+        Raises:
+            UsageError: it would write where it may not.
+        """
+        own = own_namespace(described.topology.name)
+        rights = {**self.options.namespaces, own: "write"}
+        found = {name: bound for name, bound in self.options.storages.items() if name in rights}
+        for name, bound in found.items():
+            if bound.is_read_only and rights[name] == "write":
+                what = "is where the app's own objects lie" if name == own else 'is "write" in its grape.toml'
+                raise UsageError(f"the app may only read the storage of the namespace {name!r}, which {what}")
+        return found
 
     def _plan(self, described: Described, opened: Transport) -> Plan:
         options = self.options
@@ -204,6 +227,7 @@ class Run:
             code=options.code,
             traced=options.traced,
             namespaces=options.namespaces,
+            elsewhere=frozenset(self._bound(described)),
         )
 
     def _connect(self, assembled: Assembled, described: Described) -> Serving:
@@ -292,6 +316,8 @@ class Run:
         self._close_transport()
 
     def _close_transport(self) -> None:
+        if self._elsewhere is not None:
+            self._elsewhere.close()
         if self._blobs is not None:
             self._blobs.close()
         if self._transport is not None:

@@ -92,7 +92,7 @@ def progress_of(engine: Engine, streams: Streams, pids: list[tuple[str, int]]) -
         streams=streams.left,
         fed_bytes=streams.fed_bytes,
         pids=[("engine", os.getpid()), *pids],
-        outgoing=app.outgoing_events + app.outgoing_replies,
+        outgoing=app.outgoing_events + app.outgoing_replies + app.unshipped_objects,
     )
 
 

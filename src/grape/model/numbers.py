@@ -75,6 +75,9 @@ class AppNumbers(Struct, frozen=True):
     backlog_bytes: Annotated[int, _number("gauge", "bytes", "wait, over all pools")]
     outgoing_events: Annotated[int, _number("gauge", "events", "wait for other apps of the server")]
     outgoing_bytes: Annotated[int, _number("gauge", "bytes", "wait for other apps of the server")]
+    unshipped_objects: Annotated[int, _number("gauge", "objects", "written, not yet in their other storages")]
+    unshipped_bytes: Annotated[int, _number("gauge", "bytes", "written, not yet in their other storages")]
+    stuck_objects: Annotated[int, _number("gauge", "objects", "that their other storages refuse")]
     timers: Annotated[int, _number("gauge", "events", "emitted with a delay, not due yet")]
     pools: dict[str, PoolNumbers]
 

@@ -7,6 +7,9 @@ transport has them.
              ""                 `Ledger`: the next number, and what has been forgotten of removed ones
     blob     digest             how many objects have these bytes, which lie in a file; 0: none any more
 
+An object that is to be written to another storage waits in the row ">" NAMESPACE \\0 KEY of ``object`` until it is
+there, also as one that was removed. Nothing else tells of it.
+
 Every write has a number of its own, larger than all before: it is the object's version, and a position in what has
 changed.
 """
@@ -16,7 +19,7 @@ from __future__ import annotations
 from typing import Final, Literal, Protocol
 
 import msgspec
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from grape.model.topology import Names
 
@@ -25,6 +28,10 @@ INLINE: Final = 64 << 10
 """Bytes of an object that lie in its row; more lie in a file."""
 REMOVED: Final = -1
 """The size of an object that is none."""
+SHIPPED: Final = -2
+"""The size in a write that says: what waits in this row is in the other storage by now."""
+WAITING: Final = ">"
+"""How the namespaces of rows begin that wait for another storage."""
 MOST_REMOVED: Final = 100_000
 """Of so many removed ones it is known that they were."""
 OBJECTS: Final = "&objects"
@@ -90,7 +97,9 @@ class ObjectWrite(Struct, frozen=True, array_like=True):
 
 
 class Stored(Struct, frozen=True, array_like=True):
-    """An object as it lies there. ``number``: of the write that made it so. The rest as `ObjectWrite`."""
+    """An object as it lies there. ``number``: of the write that made it so. ``version``, ``told``: of one in another
+    storage, its version and checksum as `About` has them; ``number`` is another one after every write there, too. The
+    rest as `ObjectWrite`."""
 
     number: int
     size: int
@@ -102,15 +111,18 @@ class Stored(Struct, frozen=True, array_like=True):
     expires: int = 0
     blob: bool = False
     data: bytes = b""
+    version: str = ""
+    told: str = ""
 
     @property
     def is_there(self) -> bool:
         return self.size != REMOVED
 
     def about(self, key: str) -> About:
-        checksum = f"sha256:{self.checksum.hex()}" if self.checksum else ""
+        checksum = self.told or (f"sha256:{self.checksum.hex()}" if self.checksum else "")
+        version = self.version or str(self.number)
         return About(
-            key, self.size, str(self.number), checksum, self.time, self.content_type, self.tags, self.user, self.expires
+            key, self.size, version, checksum, self.time, self.content_type, self.tags, self.user, self.expires
         )
 
 
@@ -198,6 +210,8 @@ def apply(rows: Rows, write: ObjectWrite, wanted: Wanted = ALWAYS) -> Done:
     place = write.place
     packed = rows.get("object", place)
     row = None if packed is None else decode_stored(packed)
+    if write.namespace.startswith(WAITING):
+        return _wait(rows, write, wanted, row)
     before = row if row is not None and row.is_there else None
     if not wanted.holds(before):
         return Done(False, before is not None, before)
@@ -214,24 +228,9 @@ def apply(rows: Rows, write: ObjectWrite, wanted: Wanted = ALWAYS) -> Done:
         rows.put("change", gone(number), place)
         removed += 1
     else:
-        now = Stored(
-            number,
-            write.size,
-            write.checksum,
-            write.time,
-            write.content_type,
-            tuple(write.tags),
-            write.user,
-            write.expires,
-            write.blob,
-            write.data,
-        )
+        now = as_stored(write, number)
         rows.put("change", written(number), place)
-    rows.put("object", place, encode(now))
-    if now.blob:
-        _count_blob(rows, now.checksum, 1)
-    if before is not None and before.blob:
-        _count_blob(rows, before.checksum, -1)
+    _replace(rows, place, before, now)
     forgotten = ledger.forgotten
     while removed > MOST_REMOVED:
         oldest = rows.first("change", _GONE)
@@ -244,6 +243,54 @@ def apply(rows: Rows, write: ObjectWrite, wanted: Wanted = ALWAYS) -> Done:
         forgotten, removed = number_of(oldest), removed - 1
     rows.put("change", b"", encode(Ledger(number + 1, removed, forgotten)))
     return Done(True, before is not None, now if now.is_there else None)
+
+
+def _wait(rows: Rows, write: ObjectWrite, wanted: Wanted, row: Stored | None) -> Done:
+    """The same for what waits for another storage. Once it is there, it waits no more, if it is still the same."""
+    if write.size == SHIPPED:
+        if row is None or row.number != wanted.number:
+            return Done(False, row is not None, row)
+        _replace(rows, write.place, row, None)
+        return Done(True, True)
+    packed = rows.get("change", b"")
+    ledger = Ledger() if packed is None else decode_ledger(packed)
+    now = as_stored(write, ledger.next)
+    _replace(rows, write.place, row, now)
+    rows.put("change", b"", encode(structs.replace(ledger, next=ledger.next + 1)))
+    return Done(True, row is not None, now)
+
+
+def as_stored(write: ObjectWrite, number: int) -> Stored:
+    return Stored(
+        number,
+        write.size,
+        write.checksum,
+        write.time,
+        write.content_type,
+        tuple(write.tags),
+        write.user,
+        write.expires,
+        write.blob,
+        write.data,
+    )
+
+
+def _replace(rows: Rows, place: bytes, before: Stored | None, now: Stored | None) -> None:
+    rows.put("object", place, None if now is None else encode(now))
+    if now is not None and now.blob:
+        _count_blob(rows, now.checksum, 1)
+    if before is not None and before.blob:
+        _count_blob(rows, before.checksum, -1)
+
+
+def waiting(write: ObjectWrite) -> ObjectWrite:
+    """The same, to wait for another storage."""
+    return structs.replace(write, namespace=WAITING + write.namespace)
+
+
+def waiting_place(namespace: str, key: str) -> bytes:
+    """Where it waits."""
+    return place_key(WAITING + namespace, key)
 
 
 def _count_blob(rows: Rows, digest: bytes, more: int) -> None:

@@ -43,7 +43,8 @@ class Outcomes(Struct, kw_only=True, frozen=True):
 
 class Progress(Struct, frozen=True):
     """A run at one moment. ``workers``: that serve. ``pids``: of the engine and its workers, by name. ``due``: when the
-    next timer or retry is (microseconds of wall time). ``outgoing``: what waits for other apps."""
+    next timer or retry is (microseconds of wall time). ``outgoing``: what waits for other apps,
+    and for other storages."""
 
     finished: int
     backlog: int

@@ -10,15 +10,18 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, Literal
 
 import msgspec
 from msgspec import Meta, Struct, structs
 
 from grape.apps.lines import Misfit, guarded, read_toml
-from grape.errors import UsageError
+from grape.errors import BadArgument, UsageError
+from grape.model.bound import Bound
+from grape.model.names import check_namespace
 from grape.model.near import did_you_mean
 from grape.model.section import Duration, Size, read_section, show_size
+from grape.storage.connect import storage_of
 
 FILE: Final = "grape-server.toml"
 VARIABLE: Final = "GRAPE_SERVER_"
@@ -41,6 +44,22 @@ _YES_NO: Final = {
 _LEAST_LOG: Final = 1 << 10
 
 _FORMATS: Final = ("text", "json")
+
+
+class Granted(Struct, frozen=True, kw_only=True, rename="kebab", forbid_unknown_fields=True):
+    """A storage in which apps may have a namespace.
+
+    Args:
+        url: of it, as `grape storage --storage` takes it.
+        apps: that may; "*": all.
+        namespace: its name there, if that is another one.
+        access: "write", or "read": they may do no more.
+    """
+
+    url: str
+    apps: tuple[str, ...]
+    namespace: str = ""
+    access: Literal["read", "write"] = "write"
 
 
 class ServerConfig(Struct, frozen=True, kw_only=True, rename="kebab"):
@@ -68,8 +87,20 @@ class ServerConfig(Struct, frozen=True, kw_only=True, rename="kebab"):
     log_file: Annotated[str, Meta(description="Where the server's own log goes, instead of standard error.")] = ""
     log_size: Annotated[Size, Meta(description="At which a log is turned over.")] = Size(10 << 20)
     log_older: Annotated[int, Meta(ge=0, le=1000, description="Older parts of a log that are kept.")] = 5
+    storages: Annotated[
+        dict[str, Granted], Meta(description="Namespaces of objects that are in other storages: [storages.NAME].")
+    ] = {}
     audit_size: Annotated[Size, Meta(description="At which the audit log is turned over.")] = Size(10 << 20)
     audit_older: Annotated[int, Meta(ge=0, le=10_000, description="Older parts of it that are kept.")] = 20
+
+
+def bound_for(config: ServerConfig, app: str) -> dict[str, Bound]:
+    """The namespaces that an app has in other storages."""
+    return {
+        name: Bound(granted.url, granted.namespace or name, granted.access == "read")
+        for name, granted in config.storages.items()
+        if app in granted.apps or "*" in granted.apps
+    }
 
 
 class Effective(Struct, frozen=True):
@@ -171,8 +202,29 @@ def _check(config: ServerConfig) -> None:
             raise Misfit((key,), f"{key}: at least {_LEAST_LOG} bytes, not {size}")
     if not config.max_package:
         raise Misfit(("max-package",), "max-package: at least one byte; without HTTP nothing comes: http = false")
+    for name, granted in config.storages.items():
+        _check_granted(name, granted)
     if config.tls_key and not config.tls_certificate:  # the other way round one file may have both
         raise Misfit(("tls-key",), "tls-key: it is the key of a certificate: say tls-certificate too")
+
+
+def _check_granted(name: str, granted: Granted) -> None:
+    """
+    Raises:
+        Misfit: it leads nowhere.
+    """
+    way = ("storages", name)
+    for namespace in (name, granted.namespace or name):
+        try:
+            check_namespace(namespace)
+        except BadArgument as e:
+            raise Misfit(way, f"storages.{name}: {e}") from None
+    try:
+        storage_of(granted.url)
+    except UsageError as e:
+        raise Misfit((*way, "url"), f"storages.{name}: {e}") from None
+    if not granted.apps:
+        raise Misfit((*way, "apps"), f'storages.{name}: apps: those that may use it, or ["*"]')
 
 
 # ---------------------------------------------------------------------- the environment
@@ -197,6 +249,8 @@ def _of_environment(environment: Mapping[str, str]) -> tuple[dict[str, Any], tup
         if not name.startswith(VARIABLE) or name == FILE_VARIABLE:
             continue
         field = known.get(name)
+        if field is not None and isinstance(field.default_factory, type) and field.default_factory is dict:
+            raise UsageError(f"{name}: [{field.encode_name}] is a table, and stands in {FILE} alone")
         if field is None:
             hint = did_you_mean(name, known, "grape config schema shows all settings", 0.8)
             strangers.append(f"{name} in the environment is no setting of a server; {hint}")
@@ -252,21 +306,31 @@ def schema() -> dict[str, Any]:
         return {"anyOf": [{"type": "number", "minimum": 0}, {"type": "string"}], "examples": [example]}
 
     properties: dict[str, Any] = {}
+    definitions: dict[str, Any] = {}
     for field in structs.fields(ServerConfig):
         default = field.default
         plain = float(default) if isinstance(default, Duration) else int(default) if type(default) is Size else default
-        properties[field.encode_name] = {**msgspec.json.schema(field.type, schema_hook=quantity), "default": plain}
+        its = msgspec.json.schema(field.type, schema_hook=quantity)
+        definitions |= its.pop("$defs", {})
+        properties[field.encode_name] = {**its, "default": plain}
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": FILE,
         "type": "object",
         "properties": properties,
+        "$defs": definitions,
         "additionalProperties": False,
     }
 
 
 def shown(value: Any) -> str:
     """A value as it would stand in the file."""
+    if isinstance(value, Granted):
+        keys = structs.fields(Granted)
+        parts = [f"{key.encode_name} = {shown(getattr(value, key.name))}" for key in keys if getattr(value, key.name)]
+        return f"{{ {', '.join(parts)} }}"
+    if isinstance(value, dict):
+        return f"{{ {', '.join(f'{key} = {shown(each)}' for key, each in value.items())} }}" if value else "{}"
     if isinstance(value, tuple):
         return f"[{', '.join(map(shown, value))}]"
     if isinstance(value, bool | str):

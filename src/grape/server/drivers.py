@@ -15,6 +15,7 @@ from grape.drivers.spec import Driver, HookDriver, kind_of
 from grape.drivers.told import AskHook, DriverInfo, DriverState, Hook, Known, Told, Wanted
 from grape.errors import UsageError
 from grape.server.beside import SideProcess
+from grape.server.config import ServerConfig, bound_for
 from grape.server.control import Verb
 from grape.server.home import Home
 from grape.server.hosted import Hosted
@@ -33,7 +34,10 @@ class Drivers:
         verbs: of the control socket.
     """
 
-    def __init__(self, home: Home, apps: Mapping[str, Hosted], say: Say, changed: Callable[[], None]) -> None:
+    def __init__(
+        self, home: Home, config: ServerConfig, apps: Mapping[str, Hosted], say: Say, changed: Callable[[], None]
+    ) -> None:
+        self._config = config
         self._home = home
         self._apps = apps
         self._process = SideProcess("what drives apps", "drivers.process", {"home": str(home.path)}, say, changed)
@@ -53,7 +57,8 @@ class Drivers:
             ):
                 found.append((app.name, digest))
         if tuple(found) != self._wanted.apps:
-            self._wanted = Wanted(self._wanted.revision + 1, tuple(found))
+            storages = {name: bound_for(self._config, name) for name, _ in found}
+            self._wanted = Wanted(self._wanted.revision + 1, tuple(found), storages)
             self._is_other.set()
             self._is_other = asyncio.Event()
             self._forget()

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Final, Protocol
 
@@ -19,6 +19,7 @@ from grape.apps.running import options_of
 from grape.drivers.told import DriverInfo
 from grape.errors import EngineError, Full, GrapeError, InUse, Stopping, UsageError, UserError
 from grape.host.options import MAX_DEAD, Options, check_options
+from grape.model.bound import Bound
 from grape.model.foreign import Peers
 from grape.model.numbers import AppNumbers
 from grape.model.profile import Profile
@@ -79,6 +80,7 @@ class Hosted:
     Args:
         changed: called when there may be something to do.
         around: what its events may go to. users: who its workers are. log: how its log is kept.
+        storages: namespaces that it has in other storages.
     """
 
     def __init__(
@@ -89,12 +91,14 @@ class Hosted:
         around: Neighbours,
         users: AppUsers,
         log: LogKind = LogKind(),
+        storages: Mapping[str, Bound] | None = None,
     ) -> None:
         self.installed = installed
         self.keeper = Keeper(time.monotonic())
         self.log = AppLog(home.log(installed.name), installed.name, log)
         self._home = home
         self._users = users
+        self._storages = dict(storages or {})
         self._is_root = ""
         """Why its workers are: told once."""
         self._changed = changed
@@ -300,6 +304,7 @@ class Hosted:
             options.max_dead = MAX_DEAD
             options.drop_slots = drop_slots
             options.peers = peers
+            options.storages = self._storages
             options.code = f"{options.code} ({digest[:12]})"
             options.is_paused = is_paused
             return check_options(options)

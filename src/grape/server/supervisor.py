@@ -24,7 +24,7 @@ from grape.protocol.place import CONTROL
 from grape.protocol.trial import Trial
 from grape.server.audit import Asker, Audit, Done
 from grape.server.beside import Beside, SideProcess
-from grape.server.config import ServerConfig
+from grape.server.config import ServerConfig, bound_for
 from grape.server.control import ControlConnection, Verb
 from grape.server.drivers import Drivers
 from grape.server.exporter import TraceExport
@@ -120,7 +120,7 @@ class Supervisor:
         self._gateways = Gateways(home, config, say, self._happened.set) if config.http else None
         bridge = SideProcess("the bridge", "bridge.process", {"home": str(home.path)}, say, self._happened.set)
         self._neighbours = Neighbours(self.apps, bridge)
-        self._drivers = Drivers(home, self.apps, say, self._happened.set)
+        self._drivers = Drivers(home, config, self.apps, say, self._happened.set)
         export = TraceExport(home, self.apps, say, self._happened.set)
         self._beside: list[Beside] = [self._neighbours, self._drivers, export]
         if self._gateways is not None:
@@ -223,7 +223,13 @@ class Supervisor:
 
     def _host(self, installed: Installed) -> Hosted:
         app = self.apps[installed.name] = Hosted(
-            self.home, installed, self._happened.set, self._neighbours, self._users, LogKind.of(self._config)
+            self.home,
+            installed,
+            self._happened.set,
+            self._neighbours,
+            self._users,
+            LogKind.of(self._config),
+            bound_for(self._config, installed.name),
         )
         self._neighbours.changed()
         return app

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import datetime
+from hashlib import sha256
 from random import Random
 from types import TracebackType
 from typing import Any, Final
@@ -21,11 +22,14 @@ from grape.model import own
 from grape.model.address import check_key, partition_of
 from grape.model.event import Event
 from grape.model.foreign import output_to
+from grape.model.names import check_key as check_object_key
+from grape.model.names import check_namespace, own_namespace
 from grape.model.near import did_you_mean
+from grape.model.objects import ALWAYS, INLINE, ObjectWrite, place_key
 from grape.model.stored import decode_dead, decode_hold, state_key
 from grape.model.topology import Limits
 from grape.model.values import to_value
-from grape.testing.machine import ListTaker, Machine
+from grape.testing.machine import Granted, ListTaker, Machine
 from grape.transports.memory import MemoryBroker
 
 _MOST_MOVES: Final = 1_000_000
@@ -103,6 +107,8 @@ class Harness:
         partitions: of the app.
         limits: sizes and counts, see `grape.model.topology.Limits`.
         apps: other apps beside this one, each with its slots, so that it can emit to them: see `sent`.
+        namespaces: of objects that it may use beside its own: {"photos": "read"}. elsewhere: which of them (or its own)
+            are in another storage, where what is written arrives after its commit.
 
     Raises:
         TopologyError: it cannot be built as written.
@@ -116,6 +122,8 @@ class Harness:
         partitions: int = 4,
         limits: Limits | None = None,
         apps: Mapping[str, Iterable[str]] | None = None,
+        namespaces: Mapping[str, str] | None = None,
+        elsewhere: Iterable[str] = (),
     ) -> None:
         def given() -> Topology:
             assert isinstance(topology, Topology)
@@ -135,6 +143,7 @@ class Harness:
             limits=limits,
             rng=Random(0),
             peers={app: list(slots) for app, slots in (apps or {}).items()},
+            granted=Granted(dict(namespaces or {}), frozenset(elsewhere)),
         )
         self._seen: dict[str, int] = {}
         self._calls: dict[str, str] = {}
@@ -332,6 +341,47 @@ class Harness:
             if row.startswith(prefix)
         }
         return {key: found[key] for key in sorted(found) if found[key]}
+
+    def objects(self, namespace: str | None = None) -> dict[str, bytes]:
+        """All objects of a namespace (None: the app's own) that are committed, and there, by key."""
+        machine = self._machine
+        name = own_namespace(machine.spec.name) if namespace is None else namespace
+        if name in machine.elsewhere.namespaces:
+            return {key: data for (its, key), (_, data) in sorted(machine.elsewhere.objects.items()) if its == name}
+        found: dict[str, bytes] = {}
+        position = ""
+        while True:
+            items, position = machine.engine.objects.page(name, "", position, 1000)
+            for key, _ in items:
+                stored = machine.engine.objects.stored(place_key(name, key))
+                assert stored is not None
+                found[key] = machine.blobs.blobs[stored.checksum] if stored.blob else stored.data
+            if not position:
+                return found
+
+    def put_object(self, key: str, data: bytes | str, namespace: str | None = None) -> None:
+        """Write an object from outside, at once.
+
+        Raises:
+            BadArgument: it cannot be one.
+        """
+        machine = self._machine
+        name = own_namespace(machine.spec.name) if namespace is None else check_namespace(namespace)
+        content = data.encode() if isinstance(data, str) else bytes(data)
+        if name in machine.elsewhere.namespaces:
+            machine.elsewhere.put(name, check_object_key(key), content)
+            return
+        digest = sha256(content).digest()
+        is_large = len(content) > INLINE
+        if is_large:
+            machine.blobs.blobs[digest] = content
+        write = ObjectWrite(
+            name, check_object_key(key), len(content), digest, blob=is_large, data=b"" if is_large else content
+        )
+        done: list[object] = []
+        machine.engine.objects.write([(write, ALWAYS)], done.append)
+        while not done:
+            machine.transport.step()
 
     def dead(self) -> list[Dead]:
         """All dead letters."""

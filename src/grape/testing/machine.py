@@ -42,6 +42,7 @@ from grape.model.stored import OUTPUT, REPLIES
 from grape.model.topology import Limits, TopologySpec
 from grape.protocol.door import Append, Opened, StreamOpened
 from grape.protocol.messages import Announce, Ask, FromWorker, ToWorker, Welcome
+from grape.testing.elsewhere import MemoryElsewhere
 from grape.testing.loop import FakeLoop
 from grape.transports.memory import MemoryBroker, MemoryTransport
 from grape.worker.process import serve_on_loop
@@ -355,6 +356,14 @@ class Share(Struct, frozen=True):
     takes: bool = True
 
 
+class Granted(Struct, frozen=True):
+    """``namespaces``: of objects, that an app may use beside its own: "read" or "write". ``elsewhere``: those that are
+    in another storage."""
+
+    namespaces: dict[str, str] = {}
+    elsewhere: frozenset[str] = frozenset()
+
+
 class Machine:
     """One engine at a time; `stop` and `start` are a kill and a new start on what is committed.
 
@@ -369,6 +378,7 @@ class Machine:
         rng: jitter of the back-off, and incarnations.
         share: if there are other machines on the broker, for the same app: what this one has of it.
         peers: other apps, with their slots; what goes there is kept as in outputs.
+        granted: of objects.
 
     Attributes:
         interrupt: called with a worker in the middle of its work (it asks for state, or announces an event); may raise
@@ -390,8 +400,10 @@ class Machine:
         rng: Random | None = None,
         share: Share | None = None,
         peers: Peers | None = None,
+        granted: Granted | None = None,
     ) -> None:
         self.clock = clock
+        self._granted = granted or Granted()
         self._peers: Peers = peers or {}
         self.broker = broker
         self.share = share or Share()
@@ -410,6 +422,7 @@ class Machine:
         self.topology: Topology
         self.spec: TopologySpec
         self.blobs = MemoryBlobs()
+        self.elsewhere = MemoryElsewhere(self._granted.elsewhere, self.blobs)
         self.outputs: dict[str, ListTaker] = {}
         self.replies = ListTaker(None)
         self.is_running = False
@@ -427,7 +440,14 @@ class Machine:
         assembler = Assembler()
         self.transport = MemoryTransport(assembler.callbacks, self.broker)
         around = Surroundings(
-            self.transport, self, self.clock, self._rng, self._stop_with, self.notices.append, self.blobs
+            self.transport,
+            self,
+            self.clock,
+            self._rng,
+            self._stop_with,
+            self.notices.append,
+            self.blobs,
+            self.elsewhere,
         )
         assembled = self._settle(assembler.assemble(self._plan(), around))
         self.app, self.engine = assembled.app, assembled.engine
@@ -451,6 +471,8 @@ class Machine:
             partitions=self._partitions,
             owned=self.share.owned,
             peers=self._peers,
+            namespaces=self._granted.namespaces,
+            elsewhere=self.elsewhere.namespaces,
         )
 
     def _attach(self, attaching: Attaching) -> None:
@@ -505,6 +527,7 @@ class Machine:
         """Everything is gone at once but what is committed, or under way in the broker."""
         self.is_running = False
         self.transport.kill()
+        self.elsewhere.kill(self._rng.randrange(len(self.elsewhere.pending) + 1))
         for worker in self.workers:
             worker.bury()
         self.workers = []
@@ -556,6 +579,8 @@ class Machine:
         if self._prepared and not self.feed.is_busy and self.engine.feeding_is_open(self.engine.pools):
             moves.append(self._feed)
         moves += [taker.move for taker in self._takers() if taker.has_work()]
+        if self.elsewhere.pending:
+            moves.append(self.elsewhere.step)
         if self._soon:
             moves.append(self._do_soon)
         if self._later and (not moves or self._rng.random() < _LATE):

@@ -24,7 +24,7 @@ from grape.model import batch as codec
 from grape.model.address import PartitionId
 from grape.model.batch import Context
 from grape.model.foreign import ReplyName, caller_of, replies_to
-from grape.model.objects import ObjectWrite
+from grape.model.objects import ObjectWrite, waiting
 from grape.model.stored import ERROR, OUTPUT, REPLIES, DeadLetter, Head, decode_head, encode, row_key
 from grape.model.tracing import SPAN, SPANS_LOG, Span
 
@@ -271,10 +271,17 @@ class Ledger:
             draft.sends,
             rows,
             draft.rows_size,
-            objects=ObjectWrites(self.app.objects, list(draft.objects.values())) if draft.objects else None,
+            objects=self._objects(draft),
             then=partial(self._committed, draft, done),
         )
         self.draft, self.committing = Draft(), draft
+
+    def _objects(self, draft: Draft) -> ObjectWrites | None:
+        if not draft.objects:
+            return None
+        elsewhere = self.app.elsewhere
+        writes = [waiting(each) if each.namespace in elsewhere else each for each in draft.objects.values()]
+        return ObjectWrites(self.app.objects, writes)
 
     def _committed(self, draft: Draft, done: list[tuple[int, set[int]]]) -> None:
         self.committing = None

@@ -1,0 +1,152 @@
+"""Other storages beside an engine, which reads from and writes to them, on a thread of their own."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Coroutine, Mapping
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+from grape.abc.elsewhere import OtherStorages
+from grape.abc.storage import Place, Storage
+from grape.abc.transport import Post
+from grape.errors import GrapeError, StorageFailed, UsageError
+from grape.model.bound import Bound
+from grape.model.objects import Stored
+from grape.storage import elsewhere
+from grape.storage.connect import storage_of
+from grape.store.blobs import path_of
+
+T = TypeVar("T")
+
+_OPENING: Final = 5.0
+"""Seconds that a start waits for storages. One that does not answer by then is opened when it does."""
+_CLOSING: Final = 2.0
+
+
+class StorageThread(OtherStorages):
+    """
+    Args:
+        bound: by namespace.
+        directory: of the data, in which the bytes of large objects lie.
+        post: runs a function on the engine's thread, from any.
+
+    Raises:
+        UsageError: a URL leads nowhere.
+    """
+
+    def __init__(self, bound: Mapping[str, Bound], directory: Path, post: Post) -> None:
+        self._bound = dict(bound)
+        self._directory = directory
+        self._post = post
+        self._storages = {url: storage_of(url) for url in dict.fromkeys(each.url for each in bound.values())}
+        self._opened: dict[str, asyncio.Task[None]] = {}
+        self._is_closed = False
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="storages", daemon=True)
+        self._thread.start()
+
+    async def open(self) -> None:
+        """
+        Raises:
+            UsageError: one of them cannot be used as it was set up.
+        """
+        opening = asyncio.run_coroutine_threadsafe(self._open_all(), self._loop)
+        await asyncio.wrap_future(opening)
+
+    async def _open_all(self) -> None:
+        found = await asyncio.gather(*(self._open_soon(url) for url in self._storages), return_exceptions=True)
+        for error in found:
+            if isinstance(error, UsageError):
+                raise error
+
+    async def _open_soon(self, url: str) -> None:
+        await asyncio.wait_for(self._ready(url), _OPENING)
+
+    async def _ready(self, url: str) -> Storage:
+        """It, open. Opened anew, if it could not be before."""
+        task = self._opened.get(url)
+        if task is None or (task.done() and (task.cancelled() or task.exception() is not None)):
+            task = self._opened[url] = asyncio.get_running_loop().create_task(self._storages[url].open())
+        await asyncio.shield(task)
+        return self._storages[url]
+
+    # ------------------------------------------------------------------ what an engine asks
+
+    def _do(
+        self,
+        namespace: str,
+        what: Callable[[Storage, str], Coroutine[Any, Any, T]],
+        then: Callable[[T | GrapeError], None],
+    ) -> None:
+        bound = self._bound[namespace]
+
+        async def work() -> None:
+            answer: T | GrapeError
+            try:
+                answer = await what(await self._ready(bound.url), bound.namespace)
+            except UsageError as e:  # it could be used, so it can be again
+                answer = StorageFailed(str(e))
+            except GrapeError as e:
+                answer = e
+            except (OSError, TimeoutError) as e:
+                answer = StorageFailed(f"{bound.url}: {e}")
+            except Exception as e:  # of a storage that is not ours
+                answer = StorageFailed(f"{bound.url}: {type(e).__name__}: {e}")
+            if not self._is_closed:
+                self._post(lambda: None if self._is_closed else then(answer))
+
+        if not self._is_closed:
+            asyncio.run_coroutine_threadsafe(work(), self._loop)
+
+    def stat(self, namespace: str, key: str, then: Callable[[Stored | GrapeError | None], None]) -> None:
+        self._do(namespace, lambda storage, name: elsewhere.stat(storage, Place(name, key)), then)
+
+    def read(
+        self,
+        namespace: str,
+        key: str,
+        start: int,
+        size: int,
+        then: Callable[[tuple[Stored, bytes] | GrapeError | None], None],
+    ) -> None:
+        self._do(namespace, lambda storage, name: elsewhere.read(storage, Place(name, key), start, size), then)
+
+    def page(
+        self,
+        namespace: str,
+        prefix: str,
+        position: str,
+        limit: int,
+        then: Callable[[tuple[list[tuple[str, Stored]], str] | GrapeError], None],
+    ) -> None:
+        self._do(namespace, lambda storage, name: elsewhere.page(storage, name, prefix, position, limit), then)
+
+    def ship(self, namespace: str, key: str, stored: Stored, then: Callable[[GrapeError | None], None]) -> None:
+        def blob(digest: bytes) -> Any:
+            return open(path_of(self._directory, digest), "rb")
+
+        self._do(namespace, lambda storage, name: elsewhere.ship(storage, Place(name, key), stored, blob), then)
+
+    # ------------------------------------------------------------------ its end
+
+    def close(self) -> None:
+        if self._is_closed:
+            return
+        self._is_closed = True
+        closing = asyncio.run_coroutine_threadsafe(self._close_all(), self._loop)
+        try:
+            closing.result(_CLOSING)
+        except (TimeoutError, GrapeError, OSError):
+            pass  # whatever is under way is done again
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(_CLOSING)
+
+    async def _close_all(self) -> None:
+        me = asyncio.current_task()
+        for task in asyncio.all_tasks():
+            if task is not me:
+                task.cancel()
+        for storage in self._storages.values():
+            await storage.close()
