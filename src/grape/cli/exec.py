@@ -19,6 +19,7 @@ from grape.client.connection import Connection, answered
 from grape.client.faults import Told
 from grape.client.feeding import Feeder
 from grape.errors import GrapeError, UsageError
+from grape.model.bound import Bound
 from grape.model.names import check_tags
 from grape.model.plural import counted
 from grape.model.rate import rate_of
@@ -57,9 +58,10 @@ def execute(
     """
     app, slot = split_event(event)
     with connected(app, data, home) as engine:
-        url = storage or f"embedded://{quote(_data_of(engine.connected()))}"
         namespace, prefix = or_exit(lambda: split_place(over, is_prefix=True))
-        wanted = Over(url, namespace, prefix, or_exit(lambda: check_tags(tag or ())))
+        bound = Bound(storage, namespace) if storage else or_exit(lambda: _bound(engine.connected(), namespace))
+        url = bound.url
+        wanted = Over(url, bound.namespace, prefix, or_exit(lambda: check_tags(tag or ())), namespace)
         count, size = run_async(lambda: _counted(wanted))
         say(f"{counted(count, 'object')} ({show_size(size)}) in {wanted}")
         if dry_run:
@@ -81,8 +83,13 @@ def _rate(text: str) -> float:
         raise UsageError(f"--rate: {e}") from None
 
 
-def _data_of(connection: Connection) -> str:
-    return connection.described.result().data
+def _bound(connection: Connection, namespace: str) -> Bound:
+    """Where the app has it."""
+    found = msgspec.msgpack.decode(
+        answered(connection.ask_verb("storages", None), 60.0, "no answer"), type=dict[str, Bound]
+    )
+    own = f"embedded://{quote(connection.described.result().data)}"
+    return found.get(namespace, Bound(own, namespace))
 
 
 async def _counted(over: Over) -> tuple[int, int]:

@@ -321,7 +321,7 @@ def _run(options: Options, sources: list[Source], takers: list[Taker], as_json: 
     report(outcomes, meter, options, as_json)
     if got and (outcomes.stopped or outcomes.backlog):
         return EXIT_INT if got[0] == signal.SIGINT else EXIT_TERM
-    return EXIT_DEAD if outcomes.dead_stored or outcomes.stopped_events else EXIT_OK
+    return EXIT_DEAD if outcomes.dead_stored or outcomes.stopped_events or outcomes.stuck else EXIT_OK
 
 
 def _until_over(session: Session, meter: Meter) -> Outcomes:
@@ -380,6 +380,8 @@ def summary_of(outcomes: Outcomes, meter: Meter) -> dict[str, Any]:
         "dropped_outputs": counts.dropped,
         "dead": outcomes.dead_stored,
         "backlog": outcomes.backlog,
+        "unshipped": outcomes.unshipped,
+        "stuck": outcomes.stuck,
         "commits": counts.commits,
         "worker_deaths": counts.worker_deaths,
         "stale_frames": counts.stale_frames,
@@ -411,6 +413,18 @@ def report(outcomes: Outcomes, meter: Meter, options: Options, as_json: bool) ->
             due = f"; the next is due {time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(outcomes.due))}"
         wait = f"{counted(outcomes.backlog, 'event')} {'waits' if outcomes.backlog == 1 else 'wait'}"
         say(f"{wait} in {outcomes.data}{due}. Resume with the same command and {where}")
+    if outcomes.unshipped:
+        what = "object waits" if outcomes.unshipped == 1 else "objects wait"
+        say(
+            f"{outcomes.unshipped:,} {what} for another storage in {outcomes.data}. "
+            f"Resume with the same command and {where}"
+        )
+    if outcomes.stuck:
+        what = "object is" if outcomes.stuck == 1 else "objects are"
+        say(
+            f"{outcomes.stuck:,} {what} refused by another storage, and kept in {outcomes.data}. "
+            f"The next run with {where} tries again"
+        )
     if outcomes.stopped_events:
         hold = "holds its key" if outcomes.stopped_events == 1 else "hold their keys"
         say(

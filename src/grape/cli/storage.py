@@ -4,26 +4,31 @@ from __future__ import annotations
 
 import asyncio
 import mimetypes
+import os
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from concurrent.futures import Future
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any, Final, NoReturn, TypeVar
+from typing import Annotated, Any, Final, NamedTuple, NoReturn, TypeVar
 from urllib.parse import quote
 
 import msgspec
 import typer
 
 from grape.cli.console import complain, put, say
-from grape.cli.home import HomeOption, or_exit
-from grape.cli.places import App, Data, place_of
+from grape.cli.home import HomeOption, home_of, or_exit
+from grape.cli.places import App, Data, Place, place_of
+from grape.client.connection import answered, dial
 from grape.errors import Conflict, Corrupt, UsageError
 from grape.model.address import PartitionId
+from grape.model.bound import Bound
 from grape.model.names import check_namespace
 from grape.model.objects import OBJECTS, About, split_place
 from grape.model.plural import counted
 from grape.model.section import show_size
+from grape.server.config import bound_for, effective
 from grape.storage.connect import opened
 from grape.storage.objects import AT_ONCE, Objects
 from grape.tools.directory import Directory
@@ -54,16 +59,40 @@ Tags = Annotated[list[str] | None, typer.Option("--tag", metavar="TAG", help="Th
 AsJson = Annotated[bool, typer.Option("--json", help="JSON lines, with all that is known.")]
 
 
-def url_of(storage: str | None, data: str | None, name: str | None, home: str | None) -> str:
+class Where(NamedTuple):
+    """``url``: of a storage. ``bound``: the namespaces of its app that are in other ones."""
+
+    url: str
+    bound: Mapping[str, Bound] = {}
+
+
+def where_of(storage: str | None, data: str | None, name: str | None, home: str | None) -> Where:
     """The storage that is meant."""
     if storage is not None:
         if data is not None or name is not None:
             complain("--storage is one storage, --app or --data another one: say which")
             raise typer.Exit(2)
-        return storage
+        return Where(storage)
     place = place_of(data, name, home)
     query = f"?app={quote(place.app)}" if place.app else ""
-    return f"embedded://{quote(str(Path(place.data).absolute()))}{query}"
+    url = f"embedded://{quote(str(Path(place.data).absolute()))}{query}"
+    return Where(url, or_exit(lambda: _bound(place)))
+
+
+def _bound(place: Place) -> Mapping[str, Bound]:
+    """As the server of an app says it, or the engine that runs on a directory."""
+    if place.name:
+        root = Path(home_of(place.home))
+        return bound_for(effective(root, None, os.environ, {}).config, place.name)
+    try:
+        connection = dial(place.data).start()
+    except UsageError:  # none runs there
+        return {}
+    try:
+        asked: Future[msgspec.Raw] = connection.ask_verb("storages", None)
+        return msgspec.msgpack.decode(answered(asked, 10.0, "no answer"), type=dict[str, Bound])
+    finally:
+        connection.close()
 
 
 def split(text: str, *, is_prefix: bool = False) -> tuple[str, str]:
@@ -89,9 +118,10 @@ def run(do: Callable[[], Awaitable[T]]) -> T:
 
 
 @asynccontextmanager
-async def _objects(url: str, namespace: str) -> AsyncIterator[Objects]:
-    async with opened(url) as storage:
-        yield Objects(storage, namespace)
+async def _objects(where: Where, namespace: str) -> AsyncIterator[Objects]:
+    bound = where.bound.get(namespace, Bound(where.url, namespace))
+    async with opened(bound.url) as storage:
+        yield Objects(storage, bound.namespace)
 
 
 def _shown(namespace: str, about: About) -> str:
@@ -109,11 +139,11 @@ def list_(
     as_json: AsJson = False,
 ) -> None:
     """List objects: size, time, key."""
-    url = url_of(storage, data, name, home)
+    where = where_of(storage, data, name, home)
 
     async def do() -> None:
         namespace, begin = split(prefix, is_prefix=True)
-        async with _objects(url, namespace) as objects:
+        async with _objects(where, namespace) as objects:
             async for about in objects.list(begin, tags=tag or ()):
                 put(_shown(namespace, about) if as_json else f"{about.size:>14,}  {_time(about.time)}  {about.key}")
 
@@ -123,11 +153,11 @@ def list_(
 @app.command()
 def stat(object: Named, storage: Url = None, data: Data = None, name: App = None, home: HomeOption = None) -> None:
     """Show all that is known of an object, as JSON. Exit code 1: there is none."""
-    url = url_of(storage, data, name, home)
+    where = where_of(storage, data, name, home)
 
     async def do() -> About | None:
         namespace, key = split(object)
-        async with _objects(url, namespace) as objects:
+        async with _objects(where, namespace) as objects:
             return await objects.stat(key)
 
     found = run(do)
@@ -146,11 +176,11 @@ def get(
     home: HomeOption = None,
 ) -> None:
     """Write an object into a file, checked. Exit code 1: there is none."""
-    url = url_of(storage, data, name, home)
+    where = where_of(storage, data, name, home)
 
     async def do() -> bool:
         namespace, key = split(object)
-        async with _objects(url, namespace) as objects, objects.open(key) as found:
+        async with _objects(where, namespace) as objects, objects.open(key) as found:
             if found is None:
                 return False
             if file == "-":
@@ -192,7 +222,7 @@ def put_(
     if_version: Annotated[str | None, typer.Option(metavar="VERSION", help="Only if this one is there.")] = None,
 ) -> None:
     """Write a file, or what comes on standard input, as an object. It is durable when this ends with 0."""
-    url = url_of(storage, data, name, home)
+    where = where_of(storage, data, name, home)
 
     async def do() -> About:
         namespace, key = split(object)
@@ -200,7 +230,7 @@ def put_(
         if file != "-" and not Path(file).is_file():
             raise UsageError(f"{file}: there is no such file")
         kind = content_type or mimetypes.guess_type(key)[0] or "application/octet-stream"
-        async with _objects(url, namespace) as objects:
+        async with _objects(where, namespace) as objects:
             return await objects.put(
                 key,
                 source,
@@ -230,11 +260,11 @@ def rm(
     recursive: Annotated[bool, typer.Option("-r", help="All whose keys begin so.")] = False,
 ) -> None:
     """Remove an object. Exit code 1: there was none."""
-    url = url_of(storage, data, name, home)
+    where = where_of(storage, data, name, home)
 
     async def do() -> int:
         namespace, key = split(object, is_prefix=recursive)
-        async with _objects(url, namespace) as objects:
+        async with _objects(where, namespace) as objects:
             if not recursive:
                 return int(await objects.remove(key))
             removed = 0
@@ -264,11 +294,11 @@ def cp(
 
     What is there already and the same is passed over, so a copy that was ended goes on when it is started again.
     """
-    url = url_of(storage, data, name, home)
+    where = where_of(storage, data, name, home)
 
     async def do() -> tuple[int, int, int]:
         namespace, begin = split(prefix, is_prefix=True)
-        async with _objects(url, namespace) as source, _objects(target, namespace) as into:
+        async with _objects(where, namespace) as source, _objects(Where(target), namespace) as into:
             limit = asyncio.Semaphore(AT_ONCE // 2)
             counts = [0, 0, 0]
 
@@ -321,12 +351,12 @@ async def _copied(source: Objects, into: Objects, key: str) -> bool:
 @app.command()
 def verify(prefix: Prefix, storage: Url = None, data: Data = None, name: App = None, home: HomeOption = None) -> None:
     """Read objects, and say which are not what was written. Exit code 1: some are not."""
-    url = url_of(storage, data, name, home)
+    where = where_of(storage, data, name, home)
 
     async def do() -> tuple[int, int]:
         namespace, begin = split(prefix, is_prefix=True)
         good = bad = 0
-        async with _objects(url, namespace) as objects:
+        async with _objects(where, namespace) as objects:
             async for about in objects.list(begin):
                 try:
                     await objects.verify(about.key)
@@ -345,12 +375,12 @@ def verify(prefix: Prefix, storage: Url = None, data: Data = None, name: App = N
 @app.command()
 def du(prefix: Prefix, storage: Url = None, data: Data = None, name: App = None, home: HomeOption = None) -> None:
     """How many objects there are, and how large they are together."""
-    url = url_of(storage, data, name, home)
+    where = where_of(storage, data, name, home)
 
     async def do() -> tuple[int, int]:
         namespace, begin = split(prefix, is_prefix=True)
         count = size = 0
-        async with _objects(url, namespace) as objects:
+        async with _objects(where, namespace) as objects:
             async for about in objects.list(begin):
                 count, size = count + 1, size + about.size
         return count, size
@@ -362,15 +392,16 @@ def du(prefix: Prefix, storage: Url = None, data: Data = None, name: App = None,
 @app.command()
 def watch(prefix: Prefix, storage: Url = None, data: Data = None, name: App = None, home: HomeOption = None) -> None:
     """Print what is written and removed from now on, as JSON lines, until Ctrl-C."""
-    url = url_of(storage, data, name, home)
+    where = where_of(storage, data, name, home)
 
     async def do() -> None:
         namespace, begin = split(prefix, is_prefix=True)
-        async with opened(url) as one:
-            position = (await one.changes(namespace, begin, None)).position
+        async with _objects(where, namespace) as objects:
+            one, there = objects.storage, objects.namespace
+            position = (await one.changes(there, begin, None)).position
             say("watching; stop with Ctrl-C")
             while True:
-                found = await one.changes(namespace, begin, position)
+                found = await one.changes(there, begin, position)
                 position = found.position
                 for change in found.items:
                     about = change.about

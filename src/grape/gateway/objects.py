@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -12,11 +13,13 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
-from grape.errors import BadArgument, Conflict, GrapeError, UsageError
+from grape.abc.storage import Storage
+from grape.errors import BadArgument, Conflict, GrapeError, StorageFailed, UsageError
 from grape.gateway.access import Verb
 from grape.gateway.answers import as_json
 from grape.gateway.doors import Doors
 from grape.gateway.problems import Problem, no_app
+from grape.model.bound import Bound
 from grape.model.objects import OCTETS, About
 from grape.storage.connect import storage_of
 from grape.storage.objects import Objects
@@ -38,6 +41,8 @@ class ObjectPages:
     def __init__(self, doors: Doors, may: May) -> None:
         self._doors = doors
         self._may = may
+        self._others: dict[str, Storage] = {}
+        self._opening = asyncio.Lock()
 
     def routes(self) -> list[Route]:
         base = "/apps/{app}/objects/{namespace}"
@@ -59,6 +64,13 @@ class ObjectPages:
         info = await self._doors.look(name)
         if info is None:
             raise no_app(name)
+        namespace = request.path_params["namespace"]
+        bound = (await self._doors.ask("storages", {"name": name}, dict[str, Bound])).get(namespace)
+        if bound is not None:
+            if writes and bound.is_read_only:
+                raise Problem(403, "read-only", f"{namespace!r:.100} is in another storage, which {name} may only read")
+            yield Objects(await self._opened(bound.url), bound.namespace)
+            return
         if writes:  # through the engine, which has one order for all
             await self._doors.app(name).door()
         storage = storage_of(f"embedded://{quote(info.data)}")
@@ -67,9 +79,25 @@ class ObjectPages:
         except UsageError as e:
             raise Problem(404, "no-data", f"{name} has not run yet: {e}") from None
         try:
-            yield Objects(storage, request.path_params["namespace"])
+            yield Objects(storage, namespace)
         finally:
             await storage.close()
+
+    async def _opened(self, url: str) -> Storage:
+        """Another storage, which stays open.
+
+        Raises:
+            StorageFailed: it cannot be used.
+        """
+        async with self._opening:
+            if url not in self._others:
+                storage = storage_of(url)
+                try:
+                    await storage.open()
+                except UsageError as e:
+                    raise StorageFailed(str(e)) from None
+                self._others[url] = storage
+        return self._others[url]
 
     async def _list(self, request: Request) -> Response:
         query = request.query_params

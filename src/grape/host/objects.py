@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 import msgspec
@@ -11,6 +11,7 @@ from grape.engine.engine import Engine
 from grape.errors import BadArgument, Full, ProtocolError, StorageFailed
 from grape.host.house import Verb
 from grape.host.streams import Say
+from grape.model.bound import Bound
 from grape.model.names import check_write
 from grape.model.objects import Done, ObjectWrite, Wanted
 from grape.protocol.door import Answer, Ask, Refused
@@ -18,12 +19,16 @@ from grape.protocol.door import Answer, Ask, Refused
 WRITE_OBJECTS: Final = "write-objects"
 """[(`ObjectWrite`, `Wanted`)], each looked at and done as one step; the answer, once all are durable: [`Done`]. The
 bytes of those that are too large for a row lie in the directory already."""
+STORAGES: Final = "storages"
+"""nil; the answer: `Bound` of each namespace that is in another storage, by name."""
 MOST: Final = 1_000
 _decode = msgspec.msgpack.Decoder(list[tuple[ObjectWrite, Wanted]]).decode
 _encode = msgspec.msgpack.Encoder().encode
 
 
-def objects(engine: Engine) -> dict[str, Verb]:
+def objects(engine: Engine, bound: Mapping[str, Bound]) -> dict[str, Verb]:
+    """``bound``: namespaces that are in other storages."""
+
     def write(ask: Ask, say: Say) -> None:
         try:
             writes = _decode(ask.argument)
@@ -45,7 +50,10 @@ def objects(engine: Engine) -> dict[str, Verb]:
 
         engine.objects.write(writes, done)
 
-    return {WRITE_OBJECTS: write}
+    def storages(ask: Ask, say: Say) -> None:
+        say(Answer(ask.number, msgspec.Raw(_encode(bound))))
+
+    return {WRITE_OBJECTS: write, STORAGES: storages}
 
 
 def _brief(done: Done) -> Done:

@@ -48,7 +48,7 @@ from grape.host.trial import Trials
 from grape.host.verbs import answers, counts_of, pausing, telemetry
 from grape.model.bound import Bound
 from grape.model.names import own_namespace
-from grape.model.near import no_such
+from grape.model.near import did_you_mean, no_such
 from grape.model.topology import DEFAULT_POOL, TopologySpec
 from grape.processes.crashes import CrashLog
 from grape.processes.output import Line
@@ -197,11 +197,15 @@ class Run:
         """Of the namespaces that the app uses, those that are in other storages.
 
         Raises:
-            UsageError: it would write where it may not.
+            UsageError: it would write where it may not, or does not use one that was said.
         """
         own = own_namespace(described.topology.name)
         rights = {**self.options.namespaces, own: "write"}
         found = {name: bound for name, bound in self.options.storages.items() if name in rights}
+        if self.options.keeps is None:  # else a server has more than one app
+            for name in self.options.storages.keys() - found.keys():
+                hint = did_you_mean(name, rights, f"it uses {', '.join(map(repr, rights))}")
+                raise UsageError(f"the app uses no namespace {name!r} of objects; {hint} ([namespaces] in grape.toml)")
         for name, bound in found.items():
             if bound.is_read_only and rights[name] == "write":
                 what = "is where the app's own objects lie" if name == own else 'is "write" in its grape.toml'
@@ -244,7 +248,7 @@ class Run:
         self._house.verbs.update(telemetry(engine, self._streams, self._workers.pids))
         self._house.verbs.update(answers(engine, self._house.fan))
         self._house.verbs.update(pausing(pause))
-        self._house.verbs.update(objects(engine))
+        self._house.verbs.update(objects(engine, self._bound(described)))
         pause.set(self.options.is_paused)
         tails = Tails(app, engine.transport, engine.on_arrival, self._host, self._clock)
         queues = Queues(app.topology, assembled.attaching, tails, self._host, self._clock)
@@ -284,6 +288,8 @@ class Run:
             stopped_events=engine.stopped_events,
             feeding_stopped=serving.feeding_stopped,
             numbers=numbers,
+            unshipped=app.unshipped_objects,
+            stuck=app.stuck_objects,
         )
         return structs.replace(outcomes, kept=not self._directory.is_temporary or self._is_worth_keeping(outcomes))
 
@@ -296,7 +302,8 @@ class Run:
     def _is_worth_keeping(self, outcomes: Outcomes) -> bool:
         """Of a temporary directory: something is left in it to do, to look at, or to go on from."""
         goes_on = outcomes.stopped and bool(outcomes.counts.fed) and self._streams.can_go_on
-        return goes_on or outcomes.dead_stored > 0 or outcomes.stopped_events > 0 or outcomes.backlog > 0
+        is_left = outcomes.dead_stored or outcomes.stopped_events or outcomes.backlog
+        return bool(goes_on or is_left or outcomes.unshipped or outcomes.stuck)
 
     @property
     def _has_rest(self) -> bool:

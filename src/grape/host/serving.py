@@ -109,4 +109,4 @@ class Serving:
             host.look_anew()
             await host.wait(0.05)
         host.check()
-        return bool(app.backlog_events or app.holds or app.timers or streams.left)
+        return bool(app.backlog_events or app.holds or app.timers or app.unshipped_objects or streams.left)

@@ -25,7 +25,8 @@ class Counts(Struct, frozen=True):
 
 class Outcomes(Struct, kw_only=True, frozen=True):
     """How a run ended. ``stopped``: by a signal or an order, with work left. ``feeding_stopped``: before the end of the
-    input, as there were too many dead letters. ``due``: when the next timer or retry is (seconds of wall time)."""
+    input, as there were too many dead letters. ``due``: when the next timer or retry is (seconds of wall time).
+    ``unshipped``: objects that wait for other storages; ``stuck``: that these refuse."""
 
     counts: Counts
     app: str
@@ -39,6 +40,8 @@ class Outcomes(Struct, kw_only=True, frozen=True):
     stopped_events: int
     feeding_stopped: bool
     numbers: AppNumbers | None = None
+    unshipped: int = 0
+    stuck: int = 0
 
 
 class Progress(Struct, frozen=True):

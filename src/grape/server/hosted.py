@@ -235,7 +235,7 @@ class Hosted:
             self._changed()
 
     def _may_be_parked(self, outcomes: Outcomes) -> bool:
-        return not outcomes.backlog or outcomes.due is not None
+        return not outcomes.unshipped and (not outcomes.backlog or outcomes.due is not None)
 
     def _park(self, due: float | None) -> None:
         now = time.monotonic()

@@ -19,6 +19,7 @@ from msgspec import Struct, structs
 from grape.apps.manifest import Manifest
 from grape.errors import Corrupt, Full, GrapeError, UsageError
 from grape.host.door import listening
+from grape.model.bound import Bound
 from grape.model.near import did_you_mean
 from grape.protocol.place import CONTROL
 from grape.protocol.trial import Trial
@@ -131,6 +132,7 @@ class Supervisor:
             "apps": self._apps,
             "app": self._app,
             "look": self._look,
+            "storages": self._storages,
             "running": self._running,
             "wake": self._wake,
             "hush": self._hush,
@@ -262,6 +264,10 @@ class Supervisor:
 
     async def _look(self, packed: msgspec.Raw) -> AppInfo:
         return self._named(packed).look()
+
+    async def _storages(self, packed: msgspec.Raw) -> dict[str, Bound]:
+        """The namespaces of an app that are in other storages."""
+        return bound_for(self._config, self._named(packed).name)
 
     async def _running(self, packed: msgspec.Raw) -> Running:
         return await self._neighbours.running(msgspec.msgpack.decode(packed, type=int))

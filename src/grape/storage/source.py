@@ -20,16 +20,18 @@ _PAGE: Final = 1_000
 
 
 class Over(Struct, frozen=True):
-    """Which objects. ``storage``: its URL. ``tags``: they have all of these."""
+    """Which objects. ``storage``: its URL. ``tags``: they have all of these. ``named``: what the app calls the
+    namespace, if it is another name."""
 
     storage: str
     namespace: str
     prefix: str = ""
     tags: tuple[str, ...] = ()
+    named: str = ""
 
     def __str__(self) -> str:
         tags = "".join(f"#{tag}" for tag in self.tags)
-        return f"{self.namespace}/{self.prefix}{tags}"
+        return f"{self.named or self.namespace}/{self.prefix}{tags}"
 
 
 class Position(Struct, frozen=True, array_like=True):
@@ -108,7 +110,9 @@ class ObjectsSource(Source):
         items: Sequence[About] = page.items
         size = sum(about.size for about in items)
         self.seen = Position(page.position, not page.position, at.count + len(items), at.size + size)
-        columns = Columns(self._event, [a.key for a in items], [event_of(over.namespace, a) for a in items])
+        columns = Columns(
+            self._event, [a.key for a in items], [event_of(over.named or over.namespace, a) for a in items]
+        )
         return Chunk([columns] if items else [], msgspec.msgpack.encode(self.seen), [], size)
 
     def _waited(self) -> bool:
