@@ -73,7 +73,7 @@ def test_a_run_that_is_killed_leaves_every_object_there_once(tmp_path: Path, see
     done = grape(*command)
     assert done.returncode in (0, 1), done.stderr
     expected = {f"r/{n}": b"\1" * (n * 400) for n in range(count) if n % 10 < 8}
-    assert found_in(url) == expected
+    assert found_in(url) == expected, done.stderr
     seen = [json.loads(line)["data"] for line in (tmp_path / "seen.jsonl").read_text().splitlines()]
     assert sorted(seen) == [[n, 1, n % 10 < 8] for n in range(count) if n % 10 < 9]
     assert grape("doctor", "--data", str(tmp_path / "d")).returncode == 0

@@ -81,4 +81,6 @@ def _plain(value: object) -> object:
         return value
     if isinstance(value, tuple):
         return list(value)
+    if isinstance(value, dict):
+        return msgspec.to_builtins(value)
     return float(value) if isinstance(value, float) else int(value)  # type: ignore[call-overload]

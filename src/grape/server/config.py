@@ -249,7 +249,7 @@ def _of_environment(environment: Mapping[str, str]) -> tuple[dict[str, Any], tup
         if not name.startswith(VARIABLE) or name == FILE_VARIABLE:
             continue
         field = known.get(name)
-        if field is not None and isinstance(field.default_factory, type) and field.default_factory is dict:
+        if field is not None and field.default is msgspec.NODEFAULT:
             raise UsageError(f"{name}: [{field.encode_name}] is a table, and stands in {FILE} alone")
         if field is None:
             hint = did_you_mean(name, known, "grape config schema shows all settings", 0.8)
@@ -308,7 +308,7 @@ def schema() -> dict[str, Any]:
     properties: dict[str, Any] = {}
     definitions: dict[str, Any] = {}
     for field in structs.fields(ServerConfig):
-        default = field.default
+        default = {} if field.default is msgspec.NODEFAULT else field.default
         plain = float(default) if isinstance(default, Duration) else int(default) if type(default) is Size else default
         its = msgspec.json.schema(field.type, schema_hook=quantity)
         definitions |= its.pop("$defs", {})

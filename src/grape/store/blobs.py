@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import os
 import secrets
+from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -50,18 +51,27 @@ class Coming:
         self._sum.update(data)
         self._size += len(data)
 
-    def keep(self, folder: Path) -> tuple[bytes, int]:
-        """Durable from now on, under its digest."""
+    def finish(self, folder: Path) -> tuple[bytes, int]:
+        """All of it is durable, and there is a directory for it."""
         os.fchmod(self._fd, 0o400)
         os.fsync(self._fd)
         os.close(self._fd)
         self._fd = -1
         digest = self._sum.digest()
-        target = path_of(folder.parent, digest)
-        make_directory(target.parent)
-        os.rename(self.path, target)  # over the same bytes, if they were there
-        fsync_directory(target.parent)
+        make_directory(path_of(folder.parent, digest).parent)
         return digest, self._size
+
+    def land(self, target: Path) -> None:
+        """Under its digest: over the same bytes, if they were there. Durable once the directory is."""
+        os.rename(self.path, target)
+
+    def keep(self, folder: Path) -> tuple[bytes, int]:
+        """Durable from now on, under its digest."""
+        digest, size = self.finish(folder)
+        target = path_of(folder.parent, digest)
+        self.land(target)
+        fsync_directory(target.parent)
+        return digest, size
 
     def drop(self) -> None:
         if self._fd >= 0:
@@ -82,20 +92,15 @@ class FileBlobs(Blobs):
         self._folder = directory / FOLDER
         self._post = post
         self._threads = ThreadPoolExecutor(_THREADS, "blobs")
-        self._removing = ThreadPoolExecutor(1, "blobs-gone")
-        """What is looked for after it was to be removed is not there."""
+        self._landing: Counter[bytes] = Counter()
+        """They have their names, and whoever has brought them does not know of it yet."""
         self._coming: dict[Hashable, Coming] = {}
         self._is_closed = False
         for left in (self._folder / _INCOMING).glob("*"):
             with contextlib.suppress(OSError):
                 left.unlink()
 
-    def _do(
-        self,
-        what: Callable[[], T],
-        then: Callable[[T | GrapeError], None],
-        threads: ThreadPoolExecutor | None = None,
-    ) -> None:
+    def _do(self, what: Callable[[], T], then: Callable[[T | GrapeError], None]) -> None:
         def work() -> None:
             answer: Any
             try:
@@ -108,12 +113,12 @@ class FileBlobs(Blobs):
                 self._post(lambda: None if self._is_closed else then(answer))
 
         if not self._is_closed:
-            (threads or self._threads).submit(work)
+            self._threads.submit(work)
 
     def part(
         self, token: Hashable, data: bytes, last: bool, then: Callable[[tuple[bytes, int] | GrapeError | None], None]
     ) -> None:
-        def write() -> tuple[bytes, int] | None:
+        def write() -> Coming | None:
             coming = self._coming.get(token)
             if coming is None:
                 coming = self._coming[token] = Coming(self._folder)
@@ -122,13 +127,46 @@ class FileBlobs(Blobs):
                 if not last:
                     return None
                 del self._coming[token]
-                return coming.keep(self._folder)
+                found.append(coming.finish(self._folder))
+                return coming
             except BaseException:
                 self._coming.pop(token, None)
                 coming.drop()
                 raise
 
-        self._do(write, then)
+        def written(coming: Coming | GrapeError | None) -> None:
+            if isinstance(coming, Coming):
+                self._land(coming, *found[0], then)
+            else:
+                then(coming)
+
+        found: list[tuple[bytes, int]] = []
+        self._do(write, written)
+
+    def _land(
+        self,
+        coming: Coming,
+        digest: bytes,
+        size: int,
+        then: Callable[[tuple[bytes, int] | GrapeError | None], None],
+    ) -> None:
+        """Names change on the engine's thread alone, so that nothing is removed that has just come."""
+        target = path_of(self._folder.parent, digest)
+        try:
+            coming.land(target)
+        except OSError as e:
+            coming.drop()
+            then(StorageFailed(f"{target}: {e.strerror}"))
+            return
+        self._landing[digest] += 1
+
+        def landed(error: GrapeError | None) -> None:
+            self._landing[digest] -= 1
+            if not self._landing[digest]:
+                del self._landing[digest]
+            then((digest, size) if error is None else error)
+
+        self._do(lambda: fsync_directory(target.parent), landed)
 
     def forget(self, token: Hashable) -> None:
         def drop() -> None:
@@ -151,13 +189,20 @@ class FileBlobs(Blobs):
         self._do(read, then)
 
     def remove(self, digests: Sequence[bytes]) -> None:
-        paths = [path_of(self._folder.parent, digest) for digest in digests]
+        gone: list[Path] = []
+        for digest in digests:
+            place = self._folder / _INCOMING / secrets.token_hex(12)
+            if digest not in self._landing:
+                with contextlib.suppress(OSError):
+                    os.rename(path_of(self._folder.parent, digest), place)
+                    gone.append(place)
 
-        def remove() -> None:
-            for path in paths:
+        def remove() -> None:  # which takes a while, of what is large
+            for path in gone:
                 path.unlink(missing_ok=True)
 
-        self._do(remove, lambda _: None, self._removing)
+        if gone:
+            self._do(remove, lambda _: None)
 
     def sizes(self, digests: Sequence[bytes], then: Callable[[Sequence[int | None]], None]) -> None:
         paths = [path_of(self._folder.parent, digest) for digest in digests]
@@ -165,9 +210,7 @@ class FileBlobs(Blobs):
         def look() -> Sequence[int | None]:
             return [path.stat().st_size if path.exists() else None for path in paths]
 
-        self._do(
-            look, lambda found: then([None] * len(paths) if isinstance(found, GrapeError) else found), self._removing
-        )
+        self._do(look, lambda found: then([None] * len(paths) if isinstance(found, GrapeError) else found))
 
     def all(self, then: Callable[[Sequence[bytes]], None]) -> None:
         def found() -> Sequence[bytes]:
@@ -178,7 +221,6 @@ class FileBlobs(Blobs):
 
     def close(self) -> None:
         self._is_closed = True
-        self._removing.shutdown(wait=True)
         self._threads.shutdown(wait=True)
         for coming in self._coming.values():
             coming.drop()
