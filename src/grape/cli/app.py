@@ -18,6 +18,7 @@ from rich.table import Table
 from grape.apps.manifest import check_drivers, manifest_of
 from grape.apps.package import pack as pack_app
 from grape.apps.running import options_of
+from grape.apps.signature import signature_of
 from grape.cli.console import put, put_table, say, show_line
 from grape.cli.home import HomeOption, home_of, or_exit, told
 from grape.cli.run import fail
@@ -119,6 +120,13 @@ def upload(source: Source, home: HomeOption = None, server: Server = None, token
     """Give a server the package of an app; nothing that runs changes."""
     found = _uploaded(source, home) if server is None else _sent(source, server, token)
     put(f"{found.name} {found.version} {found.digest[:12]}{' (known already)' if found.is_known else ''}")
+
+
+@app.command("sync")
+def sync(home: HomeOption = None) -> None:
+    """Look what the server's repository says of its apps, and do it. (It looks at its start, too.)"""
+    changed = told(home, "sync", {}, list[str])
+    say(f"changed: {', '.join(changed)}" if changed else "all is as the repository says")
 
 
 @app.command("deploy")
@@ -300,7 +308,8 @@ def logs(
 def _uploaded(source: str, home: str | None) -> Uploaded:
     path = Path(source)
     if not path.is_dir():
-        return told(home, "upload", Upload(str(path.absolute())), Uploaded)
+        signature = or_exit(lambda: signature_of(path))
+        return told(home, "upload", Upload(str(path.absolute()), signature=signature), Uploaded)
     with tempfile.TemporaryDirectory(prefix="grape-") as folder:
         file = Path(folder) / f"{path.absolute().name}.tar.gz"
         or_exit(lambda: pack_app(path, file))

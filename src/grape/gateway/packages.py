@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
 import os
 import uuid
@@ -13,6 +14,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from grape.apps.signature import MAX_BYTES
 from grape.gateway.access import Access
 from grape.gateway.answers import as_json
 from grape.gateway.bodies import media_of
@@ -34,6 +36,20 @@ def who_asks(access: Access, request: Request) -> Who:
     client = request.client
     address = "" if client is None else f"{client.host}:{client.port}"
     return Who(access.who(dict(request.scope["headers"])), address)
+
+
+def _signature(header: str) -> bytes:
+    """
+    Raises:
+        Problem: it cannot be one.
+    """
+    try:
+        found = base64.b64decode(header, validate=True)
+    except ValueError:
+        found = bytes(MAX_BYTES + 1)
+    if len(found) > MAX_BYTES:
+        raise Problem(400, "bad-argument", "grape-signature: the file of a signature, in base64")
+    return found
 
 
 class Packages:
@@ -64,11 +80,12 @@ class Packages:
         if self._coming >= AT_ONCE:
             text = f"{AT_ONCE} packages are on their way already; ask again"
             raise Problem(429, "full", text, {"retriable": True}, {"connection": "close", "retry-after": "5"})
+        signature = _signature(request.headers.get("grape-signature", ""))
         path = self._doors.home.incoming / f"{uuid.uuid4().hex}.tar.gz"
         self._coming += 1
         try:
             await self._write(request, path)
-            found = await self._doors.ask_for(who, "upload", Upload(str(path), apps), Uploaded)
+            found = await self._doors.ask_for(who, "upload", Upload(str(path), apps, signature), Uploaded)
         finally:
             self._coming -= 1
             with contextlib.suppress(OSError):

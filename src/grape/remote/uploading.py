@@ -3,6 +3,7 @@ start fast, and to need nothing more."""
 
 from __future__ import annotations
 
+import base64
 import http.client
 import ssl
 from collections.abc import Mapping
@@ -13,6 +14,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
+from grape.apps.signature import signature_of
 from grape.errors import EngineError, NoAnswer, Unreachable, UsageError
 from grape.remote.asked import Order, Verb
 from grape.remote.http import heard_of, request_of, token_of, url_of
@@ -60,6 +62,9 @@ class Deployer:
             Refused, EngineError: the server is not there, or has failed.
         """
         headers = {"content-type": "application/gzip", "content-length": str(file.stat().st_size)}
+        signature = signature_of(file)
+        if signature:
+            headers["grape-signature"] = base64.b64encode(signature).decode()
         with open(file, "rb") as content:
             status, answered, body = self._ask("POST", "/packages", headers, content)
         if status not in (200, 201):

@@ -16,6 +16,7 @@ import msgspec
 from msgspec import Meta, Struct, structs
 
 from grape.apps.lines import Misfit, guarded, read_toml
+from grape.apps.manifest import APP
 from grape.errors import BadArgument, UsageError
 from grape.model.bound import Bound
 from grape.model.names import check_namespace
@@ -87,6 +88,13 @@ class ServerConfig(Struct, frozen=True, kw_only=True, rename="kebab"):
     log_file: Annotated[str, Meta(description="Where the server's own log goes, instead of standard error.")] = ""
     log_size: Annotated[Size, Meta(description="At which a log is turned over.")] = Size(10 << 20)
     log_older: Annotated[int, Meta(ge=0, le=1000, description="Older parts of a log that are kept.")] = 5
+    repository: Annotated[
+        str, Meta(description="URL of a storage that has packages, profiles and the run-list; the home is its cache.")
+    ] = ""
+    run_list: Annotated[str, Meta(description="Which apps of the repository are this server's.")] = "main"
+    signed_by: Annotated[
+        tuple[str, ...], Meta(description="Files of public keys (minisign, cosign); a package is signed by one.")
+    ] = ()
     storages: Annotated[
         dict[str, Granted], Meta(description="Namespaces of objects that are in other storages: [storages.NAME].")
     ] = {}
@@ -183,7 +191,9 @@ def _checked(found: dict[str, Any], directory: Path) -> dict[str, Any]:
         Misfit: something in it cannot be.
     """
     _check(guarded((), found, lambda: read_section(ServerConfig, found, "")))
-    below = {key: str(directory / found[key]) for key in _PATHS if found.get(key)}
+    below: dict[str, Any] = {key: str(directory / found[key]) for key in _PATHS if found.get(key)}
+    if "signed-by" in found:
+        below["signed-by"] = [str(directory / path) for path in found["signed-by"]]
     return found | below
 
 
@@ -202,6 +212,13 @@ def _check(config: ServerConfig) -> None:
             raise Misfit((key,), f"{key}: at least {_LEAST_LOG} bytes, not {size}")
     if not config.max_package:
         raise Misfit(("max-package",), "max-package: at least one byte; without HTTP nothing comes: http = false")
+    if config.repository:
+        try:
+            storage_of(config.repository)
+        except UsageError as e:
+            raise Misfit(("repository",), f"repository: {e}") from None
+    if not APP.fullmatch(config.run_list):
+        raise Misfit(("run-list",), f"run-list: {config.run_list!r:.100}: small letters, digits, '-', '_' and '.'")
     for name, granted in config.storages.items():
         _check_granted(name, granted)
     if config.tls_key and not config.tls_certificate:  # the other way round one file may have both

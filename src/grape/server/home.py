@@ -61,6 +61,7 @@ class Installed(Struct, frozen=True):
         is_paused: its workers are given nothing, at the operator's wish.
         is_parked: it had nothing to do. due: until then; seconds of wall time, None: for ever.
         events: to which the one that ran last listens; None: none has run.
+        repository: the version of what its server's repository says of it, as it was written or read last.
     """
 
     name: str
@@ -73,6 +74,7 @@ class Installed(Struct, frozen=True):
     is_parked: bool = False
     due: float | None = None
     events: tuple[str, ...] | None = None
+    repository: str = ""
 
     def version(self, digest: str) -> Version | None:
         return next((version for version in self.versions if version.digest == digest), None)
@@ -168,8 +170,12 @@ class Home:
         """Of all apps."""
         return sorted(place.parent.name for place in self.apps.glob("*/app.json"))
 
+    @staticmethod
+    def may_be_installed(name: str) -> bool:
+        return APP.fullmatch(name) is not None
+
     def is_installed(self, name: str) -> bool:
-        return APP.fullmatch(name) is not None and (self.apps / name / "app.json").exists()
+        return self.may_be_installed(name) and (self.apps / name / "app.json").exists()
 
     def installed(self, name: str) -> Installed:
         """

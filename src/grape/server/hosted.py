@@ -99,6 +99,8 @@ class Hosted:
         self._home = home
         self._users = users
         self._storages = dict(storages or {})
+        self.noted: Callable[[Installed, Installed], None] = lambda before, after: None
+        """Called with what was known of it, and what is."""
         self._is_root = ""
         """Why its workers are: told once."""
         self._changed = changed
@@ -124,8 +126,13 @@ class Hosted:
 
     def note(self, installed: Installed) -> None:
         """It is so from now on, also after the next start."""
-        self._home.note(installed)
-        self.installed = installed
+        before, self.installed = self.installed, installed
+        try:
+            self._home.note(installed)
+        except BaseException:
+            self.installed = before
+            raise
+        self.noted(before, installed)
         self._changed()
 
     # ------------------------------------------------------------------ as the keeper says

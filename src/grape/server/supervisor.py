@@ -17,6 +17,8 @@ import msgspec
 from msgspec import Struct, structs
 
 from grape.apps.manifest import Manifest
+from grape.apps.signature import MAX_BYTES as MAX_SIGNATURE
+from grape.apps.signature import check_signature, read_key
 from grape.errors import Corrupt, Full, GrapeError, UsageError
 from grape.host.door import listening
 from grape.model.bound import Bound
@@ -35,7 +37,9 @@ from grape.server.hosted import AppInfo, Hosted
 from grape.server.log import LogKind, Say
 from grape.server.neighbours import Neighbours, Running
 from grape.server.notify import notify, watchdog_seconds
+from grape.server.repository import Repository
 from grape.server.saving import HUSH, Hush
+from grape.server.syncing import Syncing
 from grape.server.users import AppUsers
 
 T = TypeVar("T", bound=Struct)
@@ -51,10 +55,12 @@ class Named(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Upload(Struct, frozen=True, forbid_unknown_fields=True):
-    """``path``: of a package, which the server can read. ``apps``: of one of which it has to be; None: of any."""
+    """``path``: of a package, which the server can read. ``apps``: of one of which it has to be; None: of any.
+    ``signature``: of it, as its file has it."""
 
     path: str
     apps: tuple[str, ...] | None = None
+    signature: bytes = b""
 
 
 class Uploaded(Struct, frozen=True):
@@ -93,7 +99,7 @@ class _Asked(Struct, frozen=True):
 
 
 AUDITED: Final = frozenset(
-    {"upload", "start", "stop", "restart", "pause", "resume", "change", "rollback", "remove", "shutdown"}
+    {"upload", "sync", "start", "stop", "restart", "pause", "resume", "change", "rollback", "remove", "shutdown"}
 )
 VERBS: Final = {"change": "upgrade"}
 """As people call them."""
@@ -127,6 +133,11 @@ class Supervisor:
         if self._gateways is not None:
             self._beside.insert(0, self._gateways)
         self._connections: list[ControlConnection] = []
+        self._keys = tuple(read_key(Path(path)) for path in config.signed_by)
+        self._syncing: Syncing | None = None
+        if config.repository:
+            repository = Repository(config.repository, config.run_list, home, self._keys)
+            self._syncing = Syncing(repository, home, self.apps, self._host_more, say, self._store)
         self.verbs: dict[str, Verb] = {
             "names": self._names,
             "apps": self._apps,
@@ -137,6 +148,7 @@ class Supervisor:
             "wake": self._wake,
             "hush": self._hush,
             "upload": self._upload,
+            "sync": self._sync,
             "start": self._start,
             "stop": self._stop_app,
             "restart": self._restart,
@@ -170,10 +182,13 @@ class Supervisor:
                     loop.add_signal_handler(number, self.stop)
                 notify("READY=1")
                 beating = asyncio.ensure_future(_beat())
+                syncing = asyncio.ensure_future(self._syncing.run()) if self._syncing is not None else None
                 resting = asyncio.ensure_future(self._rest()) if self._park_after else None
                 await self._until_stopped()
                 notify("STOPPING=1")
                 beating.cancel()
+                if syncing is not None:
+                    syncing.cancel()
                 if resting is not None:
                     resting.cancel()
             finally:
@@ -233,8 +248,14 @@ class Supervisor:
             LogKind.of(self._config),
             bound_for(self._config, installed.name),
         )
+        if self._syncing is not None:
+            app.noted = self._syncing.noted
         self._neighbours.changed()
         return app
+
+    def _host_more(self, installed: Installed) -> None:
+        self._host(installed).begin()
+        self._happened.set()
 
     # ------------------------------------------------------------------ verbs
 
@@ -327,14 +348,25 @@ class Supervisor:
         self._check_serving()
         asked = _read(packed, Upload)
         async with self._store:
-            digest, manifest = await asyncio.to_thread(self._take_in, Path(asked.path), asked.apps)
+            digest, manifest = await asyncio.to_thread(self._take_in, asked)
+            if self._syncing is not None:
+                await self._syncing.repository.keep(digest, Path(asked.path), asked.signature)
             app = self._with(digest, manifest)
             await self._drop_unused()
         return app
 
-    def _take_in(self, path: Path, apps: tuple[str, ...] | None) -> tuple[str, Manifest]:
+    async def _sync(self, packed: msgspec.Raw) -> list[str]:
+        """The apps that have changed by what the repository says."""
+        self._check_serving()
+        if self._syncing is None:
+            raise UsageError("this server has no repository: grape config show")
+        return await self._syncing.now()
+
+    def _take_in(self, asked: Upload) -> tuple[str, Manifest]:
         """With what it needs beside it: whoever uploads hears of it if that cannot be had."""
-        digest, manifest = self.home.take_in(path, apps)
+        if self._keys:
+            check_signature(Path(asked.path), asked.signature[:MAX_SIGNATURE], self._keys)
+        digest, manifest = self.home.take_in(Path(asked.path), asked.apps)
         self.home.environment(self.home.package(digest))
         return digest, manifest
 
@@ -354,6 +386,8 @@ class Supervisor:
         if known is None:
             self.home.note(installed)
             self._host(installed)
+            if self._syncing is not None:
+                self._syncing.changed(name)
         else:
             known.note(installed)
         return Uploaded(name, manifest.version, digest, is_known)
@@ -425,6 +459,8 @@ class Supervisor:
         async with self._store:
             await asyncio.to_thread(self.home.forget, app.name)
             await self._drop_unused()
+        if self._syncing is not None:
+            self._syncing.changed(app.name)
 
     async def _shutdown(self, packed: msgspec.Raw) -> None:
         self.stop()

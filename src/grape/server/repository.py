@@ -1,0 +1,254 @@
+"""What a server has installed, in a storage: packages, profiles, and which apps are to run. Its own disk is a cache of
+it.
+
+    grape/packages/DIGEST.tar.gz          as it was uploaded; DIGEST.sig: its signature, if it has one
+    grape/lists/LIST/NAME.json            `Entry`: an app of the servers with this run-list
+    grape/lists/LIST/NAME.toml            how its operator keeps it (`grape profile`)
+
+An entry is written by compare-and-swap: a server knows which version of it was its own. Another one was written by
+somebody else, and counts.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import tempfile
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Final, TypeVar
+
+import msgspec
+from msgspec import Struct, structs
+
+from grape.apps import package
+from grape.apps.signature import Key, check_signature
+from grape.errors import Conflict, Corrupt, GrapeError, StorageFailed, UsageError
+from grape.server.home import Home, Installed, Version, Wanted
+from grape.storage.connect import opened
+from grape.storage.objects import Objects
+from grape.store.files import make_directory, write_durably
+
+T = TypeVar("T")
+
+NAMESPACE: Final = "grape"
+
+
+class Entry(Struct, frozen=True):
+    """An app, as `Installed`."""
+
+    name: str
+    current: str
+    versions: tuple[Version, ...] = ()
+    previous: str = ""
+    wanted: Wanted = "stopped"
+    is_paused: bool = False
+
+
+class Listed(Struct, frozen=True):
+    """``version``: of the object."""
+
+    entry: Entry
+    version: str
+
+
+def entry_of(installed: Installed) -> Entry:
+    kept = {installed.current, installed.previous}
+    versions = tuple(version for version in installed.versions if version.digest in kept)
+    return Entry(installed.name, installed.current, versions, installed.previous, installed.wanted, installed.is_paused)
+
+
+def adopted(entry: Entry, version: str, known: Installed | None) -> Installed:
+    """What is known of an app, once ``entry`` counts."""
+    before = Installed(entry.name) if known is None else known
+    own = {each.digest for each in before.versions}
+    return structs.replace(
+        before,
+        versions=(*before.versions, *(each for each in entry.versions if each.digest not in own)),
+        current=entry.current,
+        previous=entry.previous or before.current,
+        wanted=entry.wanted,
+        is_paused=entry.is_paused,
+        repository=version,
+    )
+
+
+class Repository:
+    """
+    Args:
+        url: of the storage.
+        run_list: which apps of it are this server's.
+        keys: by one of which a package has to be signed; none: by nobody.
+    """
+
+    def __init__(self, url: str, run_list: str, home: Home, keys: tuple[Key, ...] = ()) -> None:
+        self.url = url
+        self._list = f"lists/{run_list}"
+        self._home = home
+        self._keys = keys
+
+    async def _do(self, what: Callable[[Objects], Awaitable[T]]) -> T:
+        """On a thread: a package is large, and files block.
+
+        Raises:
+            StorageFailed: the storage does not answer, or cannot be used.
+        """
+
+        async def do() -> T:
+            async with opened(self.url) as storage:
+                return await what(Objects(storage, NAMESPACE))
+
+        try:
+            return await asyncio.to_thread(lambda: asyncio.run(do()))
+        except UsageError as e:
+            raise StorageFailed(f"the repository cannot be used: {e}") from None
+        except OSError as e:
+            raise StorageFailed(f"the repository cannot be used: {e.strerror or e}") from None
+
+    # ------------------------------------------------------------------ packages
+
+    async def keep(self, digest: str, file: Path, signature: bytes) -> None:
+        """A package is there from now on."""
+
+        async def write(objects: Objects) -> None:
+            if signature:
+                await objects.put(f"packages/{digest}.sig", signature)
+            if await objects.stat(f"packages/{digest}.tar.gz") is None or signature:
+                await objects.put(f"packages/{digest}.tar.gz", file, content_type="application/gzip")
+
+        await self._do(write)
+
+    async def fetch(self, digest: str) -> None:
+        """A package is in the home from now on.
+
+        Raises:
+            Corrupt: it is not there, or another one. Forbidden: nobody who may has signed it.
+        """
+        if self._home.package(digest).is_dir():
+            return
+        with tempfile.TemporaryDirectory(prefix="fetch-", dir=self._home.incoming) as folder:
+            file = Path(folder) / f"{digest}.tar.gz"
+
+            async def read(objects: Objects) -> bytes:
+                async with objects.open(f"packages/{digest}.tar.gz") as found:
+                    if found is None:
+                        raise Corrupt(f"the repository has no package {digest[:12]}")
+                    with open(file, "wb") as target:
+                        async for chunk in found.chunks:
+                            target.write(chunk)
+                signature = await objects.get(f"packages/{digest}.sig")
+                return b"" if signature is None else signature.data
+
+            signature = await self._do(read)
+            await asyncio.to_thread(self._take_in, digest, file, signature)
+
+    def _take_in(self, digest: str, file: Path, signature: bytes) -> None:
+        if self._keys:
+            check_signature(file, signature, self._keys)
+        found, _ = self._home.take_in(file)
+        if found != digest:
+            raise Corrupt(f"the repository's package {digest[:12]} is {found[:12]}: something else lies there")
+
+    async def _push(self, digest: str) -> None:
+        """One that is in the home alone: installed before there was a repository."""
+        with tempfile.TemporaryDirectory(prefix="push-", dir=self._home.incoming) as folder:
+            file = Path(folder) / f"{digest}.tar.gz"
+
+            async def write(objects: Objects) -> None:
+                if await objects.stat(f"packages/{digest}.tar.gz") is None:
+                    await asyncio.to_thread(package.pack, self._home.package(digest), file)
+                    await objects.put(f"packages/{digest}.tar.gz", file, content_type="application/gzip")
+
+            await self._do(write)
+
+    # ------------------------------------------------------------------ the run-list
+
+    async def listed(self) -> dict[str, Listed]:
+        """All apps of the run-list, by name.
+
+        Raises:
+            Corrupt: an entry cannot be read.
+        """
+
+        async def read(objects: Objects) -> dict[str, Listed]:
+            found: dict[str, Listed] = {}
+            async for about in objects.list(f"{self._list}/"):
+                if not about.key.endswith(".json"):
+                    continue
+                one = await objects.get(about.key)
+                if one is None:
+                    continue
+                try:
+                    entry = msgspec.json.decode(one.data, type=Entry)
+                except msgspec.MsgspecError as e:
+                    raise Corrupt(f"the repository's {about.key} cannot be read: {e}") from None
+                if about.key != f"{self._list}/{entry.name}.json" or not self._home.may_be_installed(entry.name):
+                    raise Corrupt(f"the repository's {about.key} is of an app {entry.name!r:.100}")
+                found[entry.name] = Listed(entry, one.about.version)
+            return found
+
+        return await self._do(read)
+
+    async def note(self, installed: Installed) -> str:
+        """It is so from now on; the version of its entry.
+
+        Raises:
+            Conflict: somebody else has written it.
+        """
+        for digest in dict.fromkeys((installed.current, installed.previous)):
+            if digest:
+                await self._push(digest)
+        data = msgspec.json.format(msgspec.json.encode(entry_of(installed)))
+        profile = self._home.profile(installed.name)
+
+        async def write(objects: Objects) -> str:
+            place = f"{self._list}/{installed.name}"
+            if profile is not None:
+                await objects.put(f"{place}.toml", Path(profile), content_type="application/toml")
+            else:
+                await objects.remove(f"{place}.toml")
+            if not objects.storage.features.swaps:
+                return (await objects.put(f"{place}.json", data, content_type="application/json")).version
+            about = await objects.put(
+                f"{place}.json",
+                data,
+                content_type="application/json",
+                if_version=installed.repository or None,
+                if_absent=not installed.repository,
+            )
+            return about.version
+
+        return await self._do(write)
+
+    async def forget(self, name: str) -> None:
+        """The app is no more."""
+
+        async def remove(objects: Objects) -> None:
+            for ending in (".json", ".toml"):
+                await objects.remove(f"{self._list}/{name}{ending}")
+
+        await self._do(remove)
+
+    async def fetch_app(self, entry: Entry) -> None:
+        """Its packages and its profile are in the home from now on.
+
+        Raises:
+            GrapeError: they cannot be had.
+        """
+        await self.fetch(entry.current)
+        if entry.previous:
+            with contextlib.suppress(GrapeError):  # one that ran once
+                await self.fetch(entry.previous)
+
+        async def read(objects: Objects) -> bytes | None:
+            found = await objects.get(f"{self._list}/{entry.name}.toml")
+            return None if found is None else found.data
+
+        profile = await self._do(read)
+        place = self._home.profiles / f"{entry.name}.toml"
+        if profile is not None:
+            make_directory(place.parent)
+            write_durably(place, profile.decode())
+
+
+__all__ = ["Conflict", "Entry", "Listed", "Repository", "adopted", "entry_of"]
