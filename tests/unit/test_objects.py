@@ -276,8 +276,8 @@ def test_what_breaks_off_while_it_is_brought_is_in_no_other_object() -> None:
     t.add_slot("do", Bring(), retries=0)
     t.add_slot("read", Keep(), retries=0)
     with Harness(t) as run:
-        run.feed("do", "x")
-        run.feed("do", "y")
+        run.feed("do", "x", key="k")
+        run.feed("do", "y", key="k")
         assert outputs(run) == ["y"]
         run.feed("read", {"get": "y"}, key="k")
         run.feed("read", {"get": "x"}, key="k")
