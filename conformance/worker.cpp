@@ -5,10 +5,14 @@
 #include <cstdint>
 #include <cstdio>
 #include <grape/worker.hpp>
+#include <map>
+#include <optional>
 #include <stdexcept>
 #include <string>
 #include <thread>
+#include <string_view>
 #include <tuple>
+#include <vector>
 
 static grape::Emit key_of(const grape::Value& value) {
   grape::Emit how;
@@ -18,6 +22,76 @@ static grape::Emit key_of(const grape::Value& value) {
     how.key(value.as<std::string>());
   }
   return how;
+}
+
+static std::int64_t number_at(const grape::Value::Array& words, std::size_t index, std::int64_t otherwise) {
+  return words.size() > index && !words[index].is_nil() ? words[index].as<std::int64_t>() : otherwise;
+}
+
+static grape::Put how_of(const grape::Value::Array& words) {
+  grape::Put how;
+  if (words.size() < 5) return how;
+  for (const auto& [name, value] : words[4].as<std::map<std::string, grape::Value>>()) {
+    if (name == "content_type") how.content_type(value.as<std::string>());
+    if (name == "ttl") how.ttl(std::chrono::seconds(value.as<std::int64_t>()));
+    if (name == "tags") {
+      for (const auto& tag : value.as<std::vector<std::string>>()) how.tag(tag);
+    }
+    if (name == "user") {
+      for (const auto& [key, text] : value.as<std::map<std::string, std::string>>()) how.user(key, text);
+    }
+  }
+  return how;
+}
+
+static grape::Value known(const std::optional<grape::About>& about) {
+  if (!about) return {};
+  grape::Value::Array tags(about->tags.begin(), about->tags.end());
+  grape::Value::Map user;
+  for (const auto& [name, value] : about->user) user.emplace_back(name, value);
+  const bool has_time = about->time.time_since_epoch().count() > 0;
+  return grape::Value::Array{about->size, about->version, about->checksum, about->content_type, tags, user, has_time, about->expires.has_value()};
+}
+
+static void keep_one(grape::Event& event, const grape::Value::Array& words) {
+  const auto what = words[0].as<std::string>();
+  auto storage = words[1].is_nil() ? event.storage() : event.storage(words[1].as<std::string>());
+  const auto key = words[2].as<std::string>();
+  if (what == "put") {
+    storage.put(key, words[3].as<std::string>(), how_of(words));
+  } else if (what == "large") {
+    const auto text = words[3].as<std::string>();
+    auto left = words[4].as<std::int64_t>();
+    storage.put(key, [&] { return left-- > 0 ? text : std::string(); });
+  } else if (what == "broken") {
+    int left = 40;
+    storage.put(key, [&] {
+      if (left-- == 0) throw std::runtime_error("it breaks off");
+      return std::string(65'536, 'z');
+    });
+  } else if (what == "get") {
+    event.emit("out", storage.get(key, number_at(words, 3, 0), number_at(words, 4, -1)));
+  } else if (what == "count") {
+    std::int64_t size = 0;
+    storage.chunks(key, [&](std::string_view chunk) { size += static_cast<std::int64_t>(chunk.size()); }, number_at(words, 3, 0), number_at(words, 4, -1));
+    event.emit("out", size);
+  } else if (what == "stat") {
+    event.emit("out", known(storage.stat(key)));
+  } else if (what == "list") {
+    std::vector<std::string> keys;
+    for (const auto& about : storage.list(key, words.size() > 3 ? words[3].as<std::vector<std::string>>() : std::vector<std::string>())) {
+      keys.push_back(about.key);
+    }
+    event.emit("out", keys);
+  } else if (what == "remove") {
+    storage.remove(key);
+  } else if (what == "pass") {
+    event.emit(key, words[3]);
+  } else if (what == "ask") {
+    event.emit("out", event.call(key, words[3]));
+  } else {
+    throw std::runtime_error(key);
+  }
 }
 
 int main(int argc, char** argv) {
@@ -131,6 +205,11 @@ int main(int argc, char** argv) {
   });
   worker.slot("paced", Slot("Paced").rate("10/s").burst(3).timeout(Seconds(1)), [](Event& event) { event.emit("out", event.data()); });
   worker.slot("hurry", Slot("Hurry").emits("paced"), [](Event& event) { event.emit("paced", event.data()); });
+  const auto keep = [](Event& event) {
+    for (const auto& words : event.as<std::vector<grape::Value::Array>>()) keep_one(event, words);
+  };
+  worker.slot("keep", Slot("Keep").emits("kept"), keep);
+  worker.slot("kept", Slot("Kept"), keep);
   worker.slot("sleep", Slot("Sleep").timeout(Seconds(1)), [](Event& event) {
     std::this_thread::sleep_for(Seconds(event.as<double>()));
     event.emit("out", event.data());

@@ -79,6 +79,46 @@ worker.slot("export", { node: "Export" }, (event) => event.emit(...event.data));
 worker.slot("consult", { node: "Consult" }, (event) => event.emit("out", event.call(...event.data)));
 worker.slot("paced", { node: "Paced", rate: "10/s", burst: 3, timeout: 1 }, (event) => event.emit("out", event.data));
 worker.slot("hurry", { node: "Hurry", emits: ["paced"] }, (event) => event.emit("paced", event.data));
+function* repeated(text, count) {
+  for (let i = 0; i < count; i++) yield Buffer.from(text);
+}
+function* broken() {
+  yield* repeated("z".repeat(65_536), 40);
+  throw new Error("it breaks off");
+}
+const keeping = {
+  put: (event, storage, key, data, { content_type: contentType, ...about } = {}) => {
+    storage.put(key, data, contentType === undefined ? about : { contentType, ...about });
+  },
+  large: (event, storage, key, text, count) => storage.put(key, repeated(text, count)),
+  broken: (event, storage, key) => storage.put(key, broken()),
+  get: (event, storage, key, start, end) => event.emit("out", storage.get(key, start, end)?.toString()),
+  count: (event, storage, key, start, end) => {
+    let size = 0;
+    for (const chunk of storage.chunks(key, start, end)) size += chunk.length;
+    event.emit("out", size);
+  },
+  stat: (event, storage, key) => event.emit("out", known(storage.stat(key))),
+  list: (event, storage, prefix, tags = []) => event.emit("out", Array.from(storage.list(prefix, { tags }), (about) => about.key)),
+  remove: (event, storage, key) => storage.remove(key),
+  pass: (event, storage, name, data) => event.emit(name, data),
+  ask: (event, storage, name, data) => event.emit("out", event.call(name, data)),
+  fail: (event, storage, text) => {
+    throw new Error(text);
+  },
+};
+function known(about) {
+  if (about === null) return null;
+  const { size, version, checksum, contentType, tags, user, time, expires } = about;
+  return [size, version, checksum, contentType, tags, user, time.getTime() > 0, expires !== null];
+}
+function keep(event) {
+  for (const [what, namespace, ...words] of event.data) {
+    keeping[what](event, namespace === null ? event.storage : event.storage.namespace(namespace), ...words);
+  }
+}
+worker.slot("keep", { node: "Keep", emits: ["kept"] }, keep);
+worker.slot("kept", { node: "Kept" }, keep);
 worker.slot("sleep", { node: "Sleep", timeout: 1 }, (event) => {
   wait(event.data);
   event.emit("out", event.data);

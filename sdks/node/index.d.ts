@@ -34,6 +34,68 @@ export interface CallOptions {
   timeout?: number;
 }
 
+export interface PutOptions {
+  /** A media type ("application/octet-stream"). */
+  contentType?: string;
+  tags?: Iterable<string>;
+  /** Metadata of your own. */
+  user?: Record<string, string>;
+  /** Without it that of now. */
+  time?: Date;
+  /** Seconds after which it is gone. */
+  ttl?: number;
+}
+
+/** What is known of an object beside its bytes. */
+export interface About {
+  key: string;
+  /** Bytes. */
+  size: number;
+  /** Another one after every write; "0": it is not committed. */
+  version: string;
+  /** "sha256:" and hexadecimal digits. */
+  checksum: string;
+  time: Date;
+  contentType: string;
+  tags: string[];
+  user: Record<string, string>;
+  expires: Date | null;
+}
+
+/** Bytes, text (as UTF-8), a file (a URL that begins with "file:"), or chunks. */
+export type ObjectData = string | Uint8Array | ArrayBuffer | URL | Iterable<Uint8Array>;
+
+/**
+ * The objects of a namespace. What is written is committed with what else the event does, or not at all; later events of its
+ * key see it at once. These methods wait for the engine, and keep everything else waiting: async handlers use `promises`.
+ */
+export interface Storage {
+  /** Write an object, whole. Over 64 KiB go to a file at once, chunk by chunk. */
+  put(key: string, data: ObjectData, options?: PutOptions): void;
+  /** Its bytes, from `start` up to `end` (not included); null: there is none. */
+  get(key: string, start?: number, end?: number): Buffer | null;
+  /** The same, as chunks of up to 1 MiB. */
+  chunks(key: string, start?: number, end?: number): Iterable<Buffer> | null;
+  stat(key: string): About | null;
+  /** Those that are committed, in the order of keys. */
+  list(prefix?: string, options?: { tags?: Iterable<string> }): Iterable<About>;
+  remove(key: string): void;
+  /** Those of another namespace, if grape.toml grants it. */
+  namespace(name: string): Storage;
+  readonly promises: AsyncStorage;
+}
+
+/** The same for async handlers. */
+export interface AsyncStorage {
+  put(key: string, data: ObjectData | AsyncIterable<Uint8Array>, options?: PutOptions): Promise<void>;
+  get(key: string, start?: number, end?: number): Promise<Buffer | null>;
+  chunks(key: string, start?: number, end?: number): Promise<AsyncIterable<Buffer> | null>;
+  stat(key: string): Promise<About | null>;
+  list(prefix?: string, options?: { tags?: Iterable<string> }): AsyncIterable<About>;
+  remove(key: string): Promise<void>;
+  namespace(name: string): AsyncStorage;
+}
+
 /** One state value per (node, key). Reading gives undefined where there is none; assigning undefined deletes. */
 export type State = Record<string, any>;
 
@@ -68,6 +130,8 @@ export interface Event<Data = any, S extends object = State> {
    * @throws CallFailed, NoAnswer
    */
   call(name: string, data?: unknown, options?: CallOptions): any;
+  /** The objects of the app's own namespace. */
+  readonly storage: Storage;
   /** The handler is alive: its timeout begins anew. */
   progress(): void;
 }
@@ -143,6 +207,7 @@ export class UnknownEvent extends HandlerError {}
 export class NoKey extends HandlerError {}
 export class BadKey extends HandlerError {}
 export class BadValue extends HandlerError {}
+export class BadArgument extends HandlerError {}
 export class BadState extends HandlerError {}
 export class BadPayload extends HandlerError {}
 export class TooLarge extends HandlerError {}

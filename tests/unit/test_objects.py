@@ -257,3 +257,54 @@ def test_of_removed_objects_so_many_are_known(monkeypatch: pytest.MonkeyPatch) -
     assert ledger.forgotten == 14
     assert len(rows.tables["object"]) == 3
     assert len(rows.tables["change"]) == 4
+
+
+def test_what_breaks_off_while_it_is_brought_is_in_no_other_object() -> None:
+    class Bring(Node):
+        def process(self, event: Event) -> None:
+            def chunks() -> Any:
+                yield event.data.encode() * 1_750_000
+                yield event.data.encode() * 1_750_000
+                if event.data == "x":
+                    raise ValueError("it breaks off")
+
+            self.storage.put(event.data, chunks())
+            self.emit("got", event.data)
+
+    t = Topology("shop")
+    t.add_output("got")
+    t.add_slot("do", Bring(), retries=0)
+    t.add_slot("read", Keep(), retries=0)
+    with Harness(t) as run:
+        run.feed("do", "x", key="k")
+        run.feed("do", "y", key="k")
+        assert outputs(run) == ["y"]
+        run.feed("read", {"get": "y"}, key="k")
+        run.feed("read", {"get": "x"}, key="k")
+        assert outputs(run) == [b"y" * 3_500_000, None]
+
+
+def test_several_bring_at_once_also_those_that_block() -> None:
+    class Slow(Node):
+        async def process(self, event: Event) -> None:
+            await self.storage.aio.put(event.key, event.key.encode() * 3_000_000)
+
+    class Quick(Node):
+        def process(self, event: Event) -> None:
+            self.storage.put(event.key, event.key.encode() * 3_000_000)
+
+    t = Topology("shop")
+    t.add_output("got")
+    t.add_slot("slow", Slow(), retries=0)
+    t.add_slot("quick", Quick(), retries=0)
+    t.add_slot("read", Keep(), retries=0)
+    with Harness(t) as run:
+        keys = "abcdefgh"
+        for i, key in enumerate(keys):
+            run.feed("quick" if i % 2 else "slow", None, key=key)
+        run.settle()
+        for key in keys:
+            run.feed("read", {"get": key}, key=key)
+        got = outputs(run)
+        assert sorted(data[:1] for data in got) == [key.encode() for key in keys]
+        assert all(len(set(data)) == 1 and len(data) == 3_000_000 for data in got)

@@ -3,6 +3,7 @@
 #include <optional>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "grape/grape.h"
 #include "grape/worker.hpp"
@@ -18,6 +19,10 @@ struct grape_event {
   grape::Event& event;
   std::optional<grape::Error> failure;
   std::string id;
+  std::string object;  ///< bytes of the last one that was asked for
+  grape::About about;
+  std::vector<const char*> tags;
+  std::vector<const char*> user;
 
   explicit grape_event(grape::Event& of) : event(of) {}
 
@@ -49,6 +54,40 @@ int attempt(grape_event* event, Do&& what) {
     event->fail(why.kind, why.text);
     return -1;
   }
+}
+
+grape::Storage storage_of(grape::Event& event, const char* space) { return space == nullptr ? event.storage() : event.storage(space); }
+
+grape::Put how_of(const grape_object_options* options) {
+  grape::Put how;
+  if (options == nullptr) return how;
+  if (options->content_type != nullptr) how.content_type(options->content_type);
+  for (size_t i = 0; i < options->tag_count; ++i) how.tag(or_empty(options->tags[i]));
+  for (size_t i = 0; i < options->user_count; ++i) how.user(or_empty(options->user[2 * i]), or_empty(options->user[2 * i + 1]));
+  if (options->time != 0) how.time(grape::detail::time_of(options->time));
+  if (options->ttl != 0) how.ttl(grape::Seconds(options->ttl));
+  return how;
+}
+
+/// The reader wants no more.
+struct Enough {};
+
+int64_t micros_of(std::chrono::system_clock::time_point time) {
+  return std::chrono::duration_cast<std::chrono::microseconds>(time.time_since_epoch()).count();
+}
+
+grape_about give_about(grape_event* event, grape::About about) {
+  event->about = std::move(about);
+  const grape::About& it = event->about;
+  event->tags.clear();
+  event->user.clear();
+  for (const auto& tag : it.tags) event->tags.push_back(tag.c_str());
+  for (const auto& [name, value] : it.user) {
+    event->user.push_back(name.c_str());
+    event->user.push_back(value.c_str());
+  }
+  return {it.key.c_str(),          it.size,           it.version.c_str(), it.checksum.c_str(), micros_of(it.time), it.content_type.c_str(),
+          event->tags.data(),      it.tags.size(),    event->user.data(), it.user.size(),      it.expires ? micros_of(*it.expires) : 0};
 }
 
 grape::Raw value_of(const void* data, size_t size) { return data == nullptr ? grape::Raw() : grape::Raw(bytes(data, size)); }
@@ -183,6 +222,78 @@ int grape_state_set(grape_event* event, const char* state, const void* data, siz
 
 int grape_state_erase(grape_event* event, const char* state) {
   return attempt(event, [&](grape::Event& of) { of.state(or_empty(state)).erase(); });
+}
+
+int grape_object_put(grape_event* event, const char* space, const char* key, const void* data, size_t size, const grape_object_options* options) {
+  return attempt(event, [&](grape::Event& of) { storage_of(of, space).put(or_empty(key), bytes(data, size), how_of(options)); });
+}
+
+int grape_object_put_chunks(grape_event* event, const char* space, const char* key, grape_source source, void* user,
+                            const grape_object_options* options) {
+  return attempt(event, [&](grape::Event& of) {
+    const auto next = [&] {
+      const void* chunk = nullptr;
+      const int64_t size = source(&chunk, user);
+      if (size < 0) throw grape::Error("handler", "what object '" + grape::detail::clean_text(or_empty(key), 100) + "' is made of broke off");
+      return std::string(bytes(chunk, static_cast<size_t>(size)));
+    };
+    storage_of(of, space).put(or_empty(key), next, how_of(options));
+  });
+}
+
+int grape_object_get(grape_event* event, const char* space, const char* key, int64_t start, int64_t end, const void** data, size_t* size) {
+  bool is_there = false;
+  const int done = attempt(event, [&](grape::Event& of) {
+    auto found = storage_of(of, space).get(or_empty(key), start, end);
+    is_there = found.has_value();
+    event->object = is_there ? std::move(*found) : std::string();
+  });
+  *data = is_there ? give(event->object, size) : give({}, size);
+  return done < 0 ? done : is_there ? 1 : 0;
+}
+
+int grape_object_chunks(grape_event* event, const char* space, const char* key, int64_t start, int64_t end, grape_sink sink, void* user) {
+  bool is_there = true;
+  const int done = attempt(event, [&](grape::Event& of) {
+    const auto take = [&](std::string_view chunk) {
+      if (sink(chunk.data(), chunk.size(), user) != 0) throw Enough();
+    };
+    try {
+      is_there = storage_of(of, space).chunks(or_empty(key), take, start, end);
+    } catch (const Enough&) {  // NOLINT(bugprone-empty-catch): that is what it wanted
+    }
+  });
+  return done < 0 ? done : is_there ? 1 : 0;
+}
+
+int grape_object_stat(grape_event* event, const char* space, const char* key, grape_about* about) {
+  bool is_there = false;
+  const int done = attempt(event, [&](grape::Event& of) {
+    auto found = storage_of(of, space).stat(or_empty(key));
+    is_there = found.has_value();
+    if (is_there) *about = give_about(event, std::move(*found));
+  });
+  return done < 0 ? done : is_there ? 1 : 0;
+}
+
+int grape_object_list(grape_event* event, const char* space, const char* prefix, const char* const* tags, size_t tag_count, grape_each each,
+                      void* user) {
+  return attempt(event, [&](grape::Event& of) {
+    std::vector<std::string> wanted;
+    for (size_t i = 0; i < tag_count; ++i) wanted.emplace_back(or_empty(tags[i]));
+    const auto take = [&](grape::About& about) {
+      const grape_about given = give_about(event, std::move(about));
+      if (each(&given, user) != 0) throw Enough();
+    };
+    try {
+      storage_of(of, space).each(or_empty(prefix), take, wanted);
+    } catch (const Enough&) {  // NOLINT(bugprone-empty-catch): that is what it wanted
+    }
+  });
+}
+
+int grape_object_remove(grape_event* event, const char* space, const char* key) {
+  return attempt(event, [&](grape::Event& of) { storage_of(of, space).remove(or_empty(key)); });
 }
 
 void grape_fail(grape_event* event, const char* kind, const char* text) {

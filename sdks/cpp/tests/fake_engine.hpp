@@ -148,6 +148,7 @@ struct Result {
   Value::Array timers, replies;
   std::vector<Failed> failures;
   std::map<std::string, std::int64_t> counts, emits;
+  Value::Array objects;
 
   explicit Result(const Value& message) {
     REQUIRE(number(at(message, 0)) == tag::result);
@@ -180,6 +181,7 @@ struct Result {
     }
     replies = items(at(message, 10));
     counts = at(message, 11).as<std::map<std::string, std::int64_t>>();
+    if (!at(message, 15).is_nil()) objects = items(at(message, 15));
     emits = at(message, 12).as<std::map<std::string, std::int64_t>>();
   }
 };
@@ -193,6 +195,7 @@ class Engine {
   bool has_topology = true;  ///< in the welcome: what the worker describes, and what follows
   std::vector<std::string> outputs{"out", "total", "dropped"};
   std::vector<std::array<std::string, 3>> foreign;  ///< event, node, pool
+  Value namespaces = grape::map({{"app", "write"}, {"photos", "read"}});
   double heartbeat = 30.0;
   int partitions = 4;
 
@@ -239,7 +242,7 @@ class Engine {
     Value hello = receive();
     REQUIRE(number(at(hello, 0)) == tag::hello);
     send(Value::Array{tag::welcome, 1, "cpp", "cpp.0", partitions, limits, taken, Value::Array(), 0, heartbeat, 1000,
-                      has_topology ? merged(at(hello, 4)) : Value(), Value::Map(), "a field of later versions"});
+                      has_topology ? merged(at(hello, 4)) : Value(), Value::Map(), namespaces, "a field of later versions"});
     return hello;
   }
   void assign(int partition, int epoch = 1, bool empty = true, const Value::Array& held = {}) {

@@ -8,6 +8,7 @@ const { BadPayload, BadState, HandlerError, Suspended } = require("./errors");
 const { Event, OVER } = require("./event");
 const { blame } = require("./failures");
 const messages = require("./messages");
+const { Access } = require("./objects");
 const { Part } = require("./part");
 const { Partitions } = require("./partitions");
 const { Pending, tooMuch } = require("./pending");
@@ -19,7 +20,7 @@ const { Unit } = require("./unit");
 /**
  * What sync and async pools share: the partitions, the nodes, how one event runs and fails.
  *
- * `link`: `send(frame)`, and `ask(frame)`, which promises the values of the answer.
+ * `link`: `send(frame)`, `ask(frame)`, which promises the values of the answer, and `waitUntil(done)`: see `Access`.
  */
 class Core {
   constructor(declaration, link, watch) {
@@ -27,6 +28,7 @@ class Core {
     this.link = link;
     this.watch = watch;
     this.pacer = new Pacer(link.send, watch);
+    this.objects = new Access(link);
     this.parts = new Map();
     this.units = new Map();
     /** The node that runs synchronously right now, "" for none. */
@@ -42,6 +44,7 @@ class Core {
     const { limits, pool, taken } = message;
     this.limits = limits;
     this.concurrency = message.concurrency;
+    this.objects.namespaces = message.namespaces;
     this.clock = new EngineClock(message.bootOffset);
     // Without a topology in the welcome this is all of the app, and in the pool that nodes are in by default.
     this.routing = new Routing(message.topology ?? ownTopology, message.topology ? pool : "main", taken, message.peers);
@@ -69,7 +72,7 @@ class Core {
   }
 
   newPending(onProgress, Kind = Pending) {
-    return new Kind(this.routing, this.partitions, this.limits, onProgress);
+    return new Kind(this.routing, this.partitions, this.limits, this.objects, onProgress);
   }
 
   newEffects() {
@@ -234,6 +237,7 @@ class Core {
       if (size > this.limits.max_result) throw tooMuch(this.limits.max_result, "emits, state and replies together");
     } catch (error) {
       if (event !== null) event._sink = OVER;
+      pending.undo();
       this.fail(part, effects, unit, slot, source, index, pending.leftBy(error));
       return false;
     }
@@ -254,7 +258,7 @@ class Core {
       effects.size += table.weigh(entry, changes);
       table.apply(entry, changes, now);
     }
-    if (pending.count !== 0) pending.commit(effects, source, index);
+    if (pending.count !== 0 || pending.written.length !== 0) pending.commit(effects, source, index);
     effects.ran[slot.id]++;
   }
 

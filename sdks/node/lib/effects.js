@@ -24,6 +24,7 @@ class Effects {
     this.timers = [];
     this.failures = [];
     this.replies = [];
+    this.objects = [];
     this.emitted.fill(0);
     this.ran.fill(0);
     this.outbox.clear();
@@ -52,13 +53,14 @@ class Effects {
       !this.retried.length &&
       !this.timers.length &&
       !this.failures.length &&
-      !this.replies.length
+      !this.replies.length &&
+      !this.objects.length
     );
   }
 
   /** Write all of it as a Result of `part` into `frame`, and start anew. `names`: those of routes and slots, by id. */
   pack(frame, part, names) {
-    frame.start(RESULT, 12);
+    frame.start(RESULT, this.objects.length ? 15 : 12);
     frame.int(part.number);
     frame.int(part.epoch);
     writeInts(frame, this.ended);
@@ -88,6 +90,13 @@ class Effects {
     }
     writeCounts(frame, this.ran, names.slots);
     writeCounts(frame, this.emitted, names.routes);
+    if (this.objects.length) {
+      frame.array(0); // contexts and spans
+      frame.array(0);
+      frame.array(this.objects.length);
+      for (const written of this.objects) written.pack(frame);
+      part.handedIn(this.objects);
+    }
     this.clear();
     return frame.finish();
   }

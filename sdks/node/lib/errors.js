@@ -71,6 +71,13 @@ class BadValue extends HandlerError {
   }
 }
 
+/** A name, a tag, a range or metadata of an object that cannot be. */
+class BadArgument extends HandlerError {
+  constructor(message) {
+    super(message, "bad-argument");
+  }
+}
+
 /** A state that the node does not have. */
 class BadState extends HandlerError {
   constructor(message) {
@@ -150,6 +157,7 @@ module.exports = {
   NoKey,
   BadKey,
   BadValue,
+  BadArgument,
   BadState,
   BadPayload,
   TooLarge,

@@ -9,6 +9,8 @@ const OVER = Object.freeze({
   reply: over,
   cancelTimer: over,
   call: over,
+  storage: over,
+  mayUse: over,
   progress() {},
 });
 
@@ -77,6 +79,11 @@ class Event {
 
   progress() {
     this._sink.progress();
+  }
+
+  /** The objects of the app's own namespace. */
+  get storage() {
+    return this._sink.storage(this);
   }
 
   /** What `console.log(event)` shows. */

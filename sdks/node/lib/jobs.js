@@ -398,6 +398,7 @@ class JobPool {
       const changes = table === null ? null : table.changes(entry, view, now);
       return { error: null, table, entry, changes, now };
     } catch (error) {
+      pending.undo();
       const thrown = error ?? new Error(`a handler threw ${String(error)}`);
       return { error: job.isLate ? job.timeout() : pending.leftBy(thrown) };
     } finally {
@@ -549,8 +550,10 @@ class JobPool {
       const size = effects.size - core.rootStart + pending.size + (changes === null ? 0 : table.weigh(entry, changes));
       if (size > limit) error = tooMuch(limit, "emits, state and replies together");
     }
-    if (error !== null) core.fail(part, effects, unit, slot, source, index, error);
-    else core.commit(effects, pending, source, index, slot, table, entry, changes, now);
+    if (error !== null) {
+      pending.undo();
+      core.fail(part, effects, unit, slot, source, index, error);
+    } else core.commit(effects, pending, source, index, slot, table, entry, changes, now);
     retries?.end(unit, slot, source, effects, error !== null);
     job.pending = null;
     if (this.#spare.length < KEPT_PENDING) this.#spare.push(pending);

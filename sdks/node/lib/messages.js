@@ -10,7 +10,7 @@ const { Progress } = require("./progress");
 const VERSION = 1;
 const MAX_FRAME = 96 << 20;
 
-const TAG = { welcome: 1, assign: 2, revoke: 3, work: 4, values: 5, drain: 6, peersChanged: 7, leased: 9 };
+const TAG = { welcome: 1, assign: 2, revoke: 3, work: 4, values: 5, drain: 6, peersChanged: 7, leased: 9, fetched: 10 };
 const HELLO = 32;
 const REFUSAL = 33;
 const ASK = 34;
@@ -19,6 +19,11 @@ const BEAT = 36;
 const STUCK = 37;
 const RESULT = 38;
 const LEASE = 40;
+const FETCH = 41;
+const KEEP = 42;
+
+const OCTETS = "application/octet-stream";
+const NONE = Buffer.alloc(0);
 
 const DEFAULT_LIMITS = {
   max_event: 8 << 20,
@@ -58,6 +63,11 @@ function decode(bytes) {
       return { kind: "peers", peers: fields[1] };
     case TAG.leased:
       return { kind: "leased", event: fields[1], node: fields[2], count: fields[3] };
+    case TAG.fetched: {
+      const [, id, stored = null, data = NONE, items = [], position = "", error = null] = fields;
+      const shown = items.map(([key, item]) => [key, storedOf(item)]);
+      return { kind: "fetched", id, stored: stored && storedOf(stored), data, items: shown, position, error };
+    }
     default:
       throw new ProtocolError(`a message with the unknown tag ${String(fields[0])}`);
   }
@@ -80,7 +90,18 @@ function welcome(fields) {
     concurrency: most,
     topology: fields[11] ?? null,
     peers: fields[12] ?? {},
+    namespaces: new Map(Object.entries(fields[13] ?? {})),
   };
+}
+
+/** An object as it lies there. */
+function storedOf([number, size, checksum = NONE, time = 0, contentType = OCTETS, tags = [], user = {}, expires = 0]) {
+  return { number, size, checksum, time, contentType, tags, user, expires };
+}
+
+/** Whether a frame holds a `Fetched`, which somebody may wait for who keeps all else from going on. */
+function isFetched(frame) {
+  return frame.length > 1 && frame[0] >> 4 === 9 && frame[1] === TAG.fetched;
 }
 
 function work(fields) {
@@ -134,7 +155,7 @@ function hello(pid, topology) {
   frame.int(pid);
   frame.str("javascript");
   frame.value(topology);
-  frame.value(["partition", "cache", "chain", "timers", "calls", "peers", "rates"]);
+  frame.value(["partition", "cache", "chain", "timers", "calls", "peers", "rates", "objects"]);
   return frame.finish();
 }
 
@@ -190,4 +211,46 @@ function lease(event, node, count) {
   return frame.finish();
 }
 
-module.exports = { VERSION, MAX_FRAME, RESULT, Frame, decode, hello, refusal, ask, announce, beat, stuck, lease };
+function fetch({ number, epoch }, id, what, namespace, key, start, end, position) {
+  const frame = new Frame(512).start(FETCH, 9);
+  frame.int(number);
+  frame.int(epoch);
+  frame.int(id);
+  frame.str(what);
+  frame.str(namespace);
+  frame.str(key);
+  frame.int(start);
+  frame.int(end);
+  frame.str(position);
+  return frame.finish();
+}
+
+function keep({ number, epoch }, id, data, isLast, upload, isGivenUp) {
+  const frame = new Frame(data.length + 64).start(KEEP, 7);
+  frame.int(number);
+  frame.int(epoch);
+  frame.int(id);
+  frame.bytes(data);
+  frame.bool(isLast);
+  frame.int(upload);
+  frame.bool(isGivenUp);
+  return frame.finish();
+}
+
+module.exports = {
+  VERSION,
+  MAX_FRAME,
+  RESULT,
+  Frame,
+  decode,
+  isFetched,
+  hello,
+  refusal,
+  ask,
+  announce,
+  beat,
+  stuck,
+  lease,
+  fetch,
+  keep,
+};

@@ -21,6 +21,8 @@ class Part {
      * have been retried. When the engine sends the first of them back it may not know all of them yet.
      */
     this.lines = new Map();
+    /** Objects that handlers have written and the engine does not know of yet, by place; the last one counts. */
+    this.written = new Map();
     /** Of contexts that have one, by number: wall time in microseconds. */
     this.deadlines = new Map();
     /** Works that are begun and not ended. */
@@ -50,7 +52,25 @@ class Part {
     this.locks = locks;
     this.lines = lines;
     this.tables.clear();
+    this.written.clear();
     this.isEmpty = false;
+  }
+
+  /** An object is written. */
+  note(written) {
+    const there = this.written.get(written.place);
+    if (there === undefined) this.written.set(written.place, [written]);
+    else there.push(written);
+  }
+
+  /** The engine knows of these from now on. */
+  handedIn(objects) {
+    const known = new Set(objects);
+    for (const { place } of objects) {
+      const left = (this.written.get(place) ?? []).filter((one) => !one.isUndone && !known.has(one));
+      if (left.length) this.written.set(place, left);
+      else this.written.delete(place);
+    }
   }
 
   /** Of a unit that has states. */

@@ -16,8 +16,11 @@ const {
 } = require("./errors");
 const { Reader } = require("./msgpack/reader");
 const { Writer } = require("./msgpack/writer");
+const { HandlerObjects } = require("./objects");
+const { checkOptions, microseconds } = require("./options");
 const { branchOf } = require("./routing");
 const { didYouMean } = require("./similar");
+const { Storage } = require("./storage");
 
 /**
  * What one running event emits and replies: encoded at the line that says it, so that what cannot travel is an error
@@ -32,7 +35,6 @@ const CANCEL = Symbol("cancelled timer");
 const KEPT = 1 << 20;
 /** Bytes of an emit beside its data. */
 const PER_EMIT = 24;
-const MAX_DELAY = 2 ** 62;
 const MAX_WAIT = 2 ** 61;
 /** Bytes of a timer beside what it emits. */
 const PER_TIMER = 64;
@@ -46,27 +48,20 @@ const EMIT_MANY = { keys: true, data: true };
 const REPLY = { final: true };
 const CALL = { key: true, timeout: true };
 
-/** A wrong name would be an emit without what it was meant to have. */
-function check(method, options, known) {
-  for (const name in options) {
-    if (known[name] !== true) {
-      throw new HandlerError(`${method} has no option '${name}'${didYouMean(name, Object.keys(known))}`);
-    }
-  }
-}
-
 class Pending {
   /**
-   * `routing`, `partitions` and `limits` of the worker; `onProgress`: called by `event.progress()`.
+   * `routing`, `partitions`, `limits` and `access` (to objects) of the worker; `onProgress`: called by `event.progress()`.
    */
-  constructor(routing, partitions, limits, onProgress) {
+  constructor(routing, partitions, limits, access, onProgress) {
     this.routing = routing;
     this.partitions = partitions;
     this.limits = limits;
+    this.access = access;
     this.progress = onProgress;
     this.writer = new Writer(1024);
     this.node = "";
     this.own = 0;
+    this.part = null;
     this.chains = null;
     this.count = 0;
     /** About how many bytes of a result it is. */
@@ -83,12 +78,15 @@ class Pending {
     this.delays = [];
     this.timers = [];
     this.ends = [];
+    /** Objects that are written. */
+    this.written = [];
   }
 
   /** An event of `unit` in `part` begins. */
   start(unit, part) {
     this.node = unit.node;
     this.own = part.number;
+    this.part = part;
     this.chains = unit.chains[part.chainNew ? 1 : 0];
     this.suspended = null;
     this.called = 0;
@@ -98,6 +96,7 @@ class Pending {
   /** Forget what was emitted. */
   clear() {
     this.count = this.size = 0;
+    if (this.written.length) this.written = [];
     this.writer.pos = 0;
     if (this.writer.buffer.length > KEPT) this.writer = new Writer(1024);
   }
@@ -116,7 +115,7 @@ class Pending {
   }
 
   #emitAs(event, route, data, options) {
-    check("emit", options, EMIT);
+    checkOptions("emit", options, EMIT);
     const key = options.key === undefined ? event.key : options.key;
     const delay = options.delay === undefined ? -1 : microseconds(options.delay);
     const timer = options.timer === undefined ? null : this.#timerName(event, options.timer);
@@ -131,7 +130,7 @@ class Pending {
   }
 
   emitMany(event, name, columns = {}) {
-    check("emitMany", columns, EMIT_MANY);
+    checkOptions("emitMany", columns, EMIT_MANY);
     const { keys, data } = columns;
     const route = this.routing.routes.get(name) ?? this.#other(name);
     const count = keys?.length ?? data?.length;
@@ -154,7 +153,7 @@ class Pending {
   }
 
   reply(event, data, options) {
-    check("reply", options, REPLY);
+    checkOptions("reply", options, REPLY);
     this.#put(options?.final === false ? PART : FINAL, data, null, this.own, -1, null);
   }
 
@@ -178,6 +177,36 @@ class Pending {
     return name;
   }
 
+  // ---------------------------------------------------------------- objects
+
+  storage(event) {
+    return new Storage(event, this.access.own);
+  }
+
+  mayUse(event, namespace, what) {
+    this.access.mayUse(this.node, namespace, what);
+  }
+
+  objects() {
+    return new HandlerObjects(this.access, this.part);
+  }
+
+  /** An object is to be so; later events of the partition see it from now on. */
+  write(written) {
+    const { weight } = written;
+    if (this.size + weight > this.limits.max_result) {
+      throw tooMuch(this.limits.max_result, `${this.written.length + 1} objects`);
+    }
+    this.size += weight;
+    this.written.push(written);
+    this.part.note(written);
+  }
+
+  /** The event has failed. */
+  undo() {
+    for (const written of this.written) written.isUndone = true;
+  }
+
   // ---------------------------------------------------------------- calls
 
   /**
@@ -185,7 +214,7 @@ class Pending {
    * beginning, and this returns it. Calls are told apart by their order.
    */
   call(event, name, data, options = {}) {
-    check("call", options, CALL);
+    checkOptions("call", options, CALL);
     const { key: given, timeout = 30 } = options;
     const route = this.routing.routes.get(name) ?? this.#other(name, "calls");
     if (route.isOutput && !route.isForeign) {
@@ -351,6 +380,10 @@ class Pending {
       }
       start = end;
     }
+    for (const written of this.written) {
+      effects.objects.push(written);
+      effects.size += written.weight;
+    }
   }
 
   #cancel(effects, key, timer) {
@@ -377,14 +410,6 @@ function tooMuch(maxResult, what) {
     `one event had effects of over ${maxResult >> 20} MiB (max-result): ${what}; do less, or emit events to itself ` +
       `that go on with the rest`,
   );
-}
-
-function microseconds(seconds, what = "delay", most = MAX_DELAY) {
-  const us = Math.round(Number(seconds) * 1e6);
-  if (typeof seconds !== "number" || !(us >= 0 && us <= most)) {
-    throw new HandlerError(`${what} is a number of seconds, from 0 on, not ${String(seconds)}`);
-  }
-  return us;
 }
 
 module.exports = { Pending, tooMuch };

@@ -6,7 +6,7 @@ const { userStack } = require("./failures");
 const { JobPool } = require("./jobs");
 const messages = require("./messages");
 const output = require("./output");
-const { readFrames, writeAll } = require("./socket");
+const { Inbox, writeAll } = require("./socket");
 const { SyncPool } = require("./sync");
 const { Board, Watch } = require("./watch");
 
@@ -21,6 +21,7 @@ class Session {
   #pool = null;
   #watch;
   #topology;
+  #inbox = null;
   #answer = null;
   #asking = Promise.resolve();
   #isEnding = false;
@@ -37,6 +38,7 @@ class Session {
     const link = {
       send: (frame) => this.#send(frame),
       ask: (frame) => this.#ask(frame),
+      waitUntil: (done) => this.#inbox.waitUntil(done),
     };
     this.#core = new Core(worker.declaration, link, this.#watch);
   }
@@ -46,8 +48,12 @@ class Session {
     this.#topology = this.#worker.declaration.topology();
     output.install(() => JobPool.speaker() || this.#core.speaker);
     this.#send(messages.hello(process.pid, this.#topology));
-    const failed = (error) => this.fail(error);
-    readFrames(this.#fd, (bytes) => this.#received(messages.decode(bytes)), () => this.#exit(0), failed);
+    this.#inbox = new Inbox(this.#fd, {
+      got: (bytes) => this.#received(messages.decode(bytes)),
+      isUrgent: messages.isFetched,
+      ended: () => this.#exit(0),
+      failed: (error) => this.fail(error),
+    });
   }
 
   /** Something that no event can be blamed for: tell the engine, and end. */
@@ -103,6 +109,9 @@ class Session {
         resolve(message.values);
         return;
       }
+      case "fetched":
+        this.#core.objects.fetched(message);
+        return;
       case "assign":
         this.#core.assign(message);
         return;

@@ -7,6 +7,8 @@ const { ProtocolError } = require("./errors");
 const { MAX_FRAME } = require("./messages");
 
 const READ = 1 << 20;
+/** Milliseconds between two looks for what is waited for. */
+const SHORTEST = 0.02;
 
 const pause = new Int32Array(new SharedArrayBuffer(4));
 
@@ -62,31 +64,96 @@ class FrameReader {
   }
 }
 
-/** Read whole messages from the socket `fd`. `got` is called with each; `ended` once, when the engine is gone. */
-function readFrames(fd, got, ended, failed) {
-  const frames = new FrameReader();
-  const buffer = Buffer.allocUnsafeSlow(READ);
-  const socket = new net.Socket({
-    fd,
-    readable: true,
-    writable: false, // frames are written beside it, by `writeAll`
-    onread: {
-      buffer,
-      callback(size) {
-        try {
-          frames.feed(buffer.subarray(0, size), got);
-        } catch (error) {
-          failed(error);
-        }
-        return true;
+/**
+ * Whole messages from the socket `fd`. `got` is called with each, in order; those that are `isUrgent` come at once, also to
+ * whoever keeps all else from going on (`waitUntil`). `ended`: the engine is gone.
+ */
+class Inbox {
+  #fd;
+  #to;
+  #frames = new FrameReader();
+  #queue = [];
+  #isDelivering = false;
+  #beside = null;
+
+  constructor(fd, to) {
+    this.#fd = fd;
+    this.#to = to;
+    const buffer = Buffer.allocUnsafeSlow(READ);
+    const socket = new net.Socket({
+      fd,
+      readable: true,
+      writable: false, // frames are written beside it, by `writeAll`
+      onread: {
+        buffer,
+        callback: (size) => {
+          try {
+            this.#take(buffer.subarray(0, size));
+            this.#deliver();
+          } catch (error) {
+            to.failed(error);
+          }
+          return true;
+        },
       },
-    },
-  });
-  socket.on("end", ended);
-  socket.on("error", ended);
-  socket.on("close", ended);
-  socket.resume();
-  return socket;
+    });
+    for (const how of ["end", "error", "close"]) socket.on(how, to.ended);
+    socket.resume();
+  }
+
+  /** Block until `done()`, which what is urgent brings about. The rest waits for its turn. */
+  waitUntil(done) {
+    this.#beside ??= Buffer.allocUnsafeSlow(READ);
+    let wait = SHORTEST;
+    while (!done()) {
+      const size = this.#readNow();
+      if (size < 0) {
+        Atomics.wait(pause, 0, 0, wait);
+        wait = Math.min(wait * 1.5, 2);
+      } else if (size === 0) this.#to.ended();
+      else {
+        this.#take(this.#beside.subarray(0, size));
+        wait = SHORTEST;
+      }
+    }
+    if (this.#queue.length && !this.#isDelivering) setImmediate(() => this.#deliverOrFail());
+  }
+
+  /** -1: nothing is there yet. */
+  #readNow() {
+    try {
+      return fs.readSync(this.#fd, this.#beside, 0, READ, null);
+    } catch (error) {
+      if (error.code === "EAGAIN") return -1;
+      if (error.code === "ECONNRESET") return 0;
+      throw error;
+    }
+  }
+
+  #take(bytes) {
+    this.#frames.feed(bytes, (frame) => {
+      if (this.#to.isUrgent(frame)) this.#to.got(frame);
+      else this.#queue.push(frame);
+    });
+  }
+
+  #deliver() {
+    if (this.#isDelivering) return;
+    this.#isDelivering = true;
+    try {
+      while (this.#queue.length) this.#to.got(this.#queue.shift());
+    } finally {
+      this.#isDelivering = false;
+    }
+  }
+
+  #deliverOrFail() {
+    try {
+      this.#deliver();
+    } catch (error) {
+      this.#to.failed(error);
+    }
+  }
 }
 
-module.exports = { FrameReader, readFrames, writeAll };
+module.exports = { FrameReader, Inbox, writeAll };

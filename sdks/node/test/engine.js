@@ -1,5 +1,6 @@
 "use strict";
 
+const { createHash } = require("node:crypto");
 const { spawn } = require("node:child_process");
 const path = require("node:path");
 
@@ -12,7 +13,7 @@ const { FrameReader } = require("../lib/socket");
  * it says as plain objects.
  */
 
-const NAMES = { 32: "hello", 33: "refusal", 34: "ask", 35: "announce", 36: "beat", 37: "stuck", 38: "result", 40: "lease" };
+const NAMES = { 32: "hello", 33: "refusal", 34: "ask", 35: "announce", 36: "beat", 37: "stuck", 38: "result", 40: "lease", 41: "fetch", 42: "keep" };
 
 const FAILURE = [
   "node",
@@ -65,6 +66,13 @@ class Engine {
     this.isMute = false;
     this.unanswered = null;
     this.askers = [];
+    /** "namespace/key" -> bytes */
+    this.objects = new Map();
+    this.blobs = new Map();
+    this.coming = new Map();
+    /** What was asked of objects, and whether answers take a while. */
+    this.stored = [];
+    this.isSlow = false;
     this.seq = 0;
     const frames = new FrameReader();
     this.socket.on("data", (data) => frames.feed(data, (frame) => this.#received(frame)));
@@ -77,6 +85,12 @@ class Engine {
     if (kind === "beat") {
       this.beats++;
       this.running.push(fields[0] ?? true);
+      return;
+    }
+    if (kind === "fetch" || kind === "keep") {
+      this.stored.push([kind, ...fields]);
+      if (this.isSlow) setTimeout(() => this.fetched(kind, fields), 20);
+      else this.fetched(kind, fields);
       return;
     }
     const message = { kind, fields };
@@ -92,6 +106,34 @@ class Engine {
     const waiter = this.waiting.shift();
     if (waiter) waiter(message);
     else this.messages.push(message);
+  }
+
+  /** The answer to a question for objects. */
+  fetched(kind, [, , id, ...fields]) {
+    if (kind === "keep") {
+      const [data, last, upload, isGivenUp] = fields;
+      const parts = [...(this.coming.get(upload) ?? []), data];
+      if (last) this.coming.delete(upload);
+      else this.coming.set(upload, parts);
+      let digest = Buffer.alloc(0);
+      if (last && !isGivenUp) {
+        const whole = Buffer.concat(parts);
+        digest = digestOf(whole);
+        this.blobs.set(digest.toString("hex"), whole);
+      }
+      this.send(10, [id, null, digest]);
+      return;
+    }
+    const [what, namespace, key, start, end, position] = fields;
+    const known = (bytes) => [1, bytes.length, digestOf(bytes), 1_700_000_000_000_000, "text/plain"];
+    if (what === "page") {
+      const keys = [...this.objects.keys()].filter((one) => one.startsWith(`${namespace}/${key}`)).sort();
+      this.send(10, [id, null, Buffer.alloc(0), keys.map((one) => [one.slice(namespace.length + 1), known(this.objects.get(one))])]);
+      return;
+    }
+    const found = position ? this.blobs.get(position) : this.objects.get(`${namespace}/${key}`);
+    if (found === undefined) this.send(10, [id]);
+    else this.send(10, [id, known(found), what === "read" ? found.subarray(start, end < 0 ? undefined : end).subarray(0, 1 << 20) : Buffer.alloc(0)]);
   }
 
   /** Wait until the worker's "output" or "errors" match: pipes of their own, not in step with the socket. */
@@ -135,7 +177,7 @@ class Engine {
   }
 
   /** Take the hello, welcome the worker and give it partition 0. Returns its topology. */
-  async welcome({ limits = {}, taken = [], outputs = [], extra = {}, partitions = 1, held = [], empty = true, beat = 30 } = {}) {
+  async welcome({ limits = {}, taken = [], outputs = [], extra = {}, partitions = 1, held = [], empty = true, beat = 30, namespaces = { app: "write" } } = {}) {
     const hello = await this.next("hello");
     const own = hello.fields[3];
     this.topology = {
@@ -145,7 +187,7 @@ class Engine {
       outputs,
       pools: [{ name: "js" }],
     };
-    this.send(1, [1, "js", "js-1", partitions, limits, taken, [], 0, beat, 1000, this.topology]);
+    this.send(1, [1, "js", "js-1", partitions, limits, taken, [], 0, beat, 1000, this.topology, {}, namespaces]);
     for (let number = 0; number < partitions; number++) this.assign(number, 1, held, empty);
     return own;
   }
@@ -175,7 +217,7 @@ class Engine {
   /** Run events, and return all that they did as one result. */
   async run(events, more = {}) {
     const seq = this.work({ events, ...more });
-    const all = { emitted: [], states: [], failures: [], timers: [], replies: [], retried: [], counts: {}, emits: {}, done: [] };
+    const all = { emitted: [], states: [], failures: [], timers: [], replies: [], retried: [], objects: [], counts: {}, emits: {}, done: [] };
     for (;;) {
       const result = await this.next("result");
       if (result.epoch !== (more.epoch ?? 1)) continue; // as the engine: of an epoch that is over
@@ -198,7 +240,14 @@ class Engine {
   }
 }
 
-function showResult([partition, epoch, ended, done, retried, emitted, states, timers, failures, replies, counts, emits]) {
+const digests = new WeakMap();
+
+function digestOf(bytes) {
+  if (!digests.has(bytes)) digests.set(bytes, createHash("sha256").update(bytes).digest());
+  return digests.get(bytes);
+}
+
+function showResult([partition, epoch, ended, done, retried, emitted, states, timers, failures, replies, counts, emits, , , objects = []]) {
   return {
     partition,
     epoch,
@@ -221,6 +270,7 @@ function showResult([partition, epoch, ended, done, retried, emitted, states, ti
     replies: replies.map(([context, data, final]) => ({ context, data: new Reader(data).value(), final })),
     counts,
     emits,
+    objects: objects.map(([namespace, key, size, checksum, , , , , , isFile]) => ({ namespace, key, size, checksum, isFile: isFile ?? false })),
   };
 }
 

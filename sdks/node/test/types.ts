@@ -25,6 +25,21 @@ worker.slot<Order, { count?: number }>("order", { node: "Orders", states: ["coun
   event.reply({ id }, { final: false });
 });
 
+worker.slot("store", { node: "Store" }, (event) => {
+  event.storage.put("a/b", "text", { contentType: "text/plain", tags: ["x"], user: { by: "me" }, time: new Date(), ttl: 60 });
+  const size: number | undefined = event.storage.stat("a/b")?.size;
+  const bytes: Uint8Array | null = event.storage.namespace("photos").get("c", 0, size);
+  for (const { key, tags } of event.storage.list("a/", { tags: ["x"] })) event.emit("total", [key, tags, bytes]);
+  event.storage.remove("a/b");
+});
+
+worker.slot("bring", { node: "Bring" }, async (event: Event) => {
+  const { promises } = event.storage;
+  const chunks = await promises.chunks("a/b");
+  if (chunks !== null) await promises.put("c", chunks);
+  for await (const about of promises.list()) event.emit("total", about.expires?.getTime());
+});
+
 worker.slot("fetch", { node: "Fetch", concurrency: 8, rate: "100/s", burst: 20 }, async (event: Event) => {
   event.signal?.throwIfAborted();
   if (event.attempt > 1) throw new HandlerError("again", "mine");

@@ -33,6 +33,8 @@ from grape.protocol.messages import Fetch, Fetched, Keep
 CHUNK: Final = 1 << 20
 """Bytes of an answer."""
 _PAGE: Final = 1_000
+_UPLOADS: Final = 64
+"""Objects that a worker brings at a time."""
 _LEAST: Final = 300_000_000
 """Microseconds between two looks for bytes that nobody has."""
 
@@ -53,6 +55,7 @@ class AppObjects:
         self.shipping: Shipping | None = None
         if around.elsewhere is not None:
             self.shipping = Shipping(app, around.transport, around.elsewhere, around.clock, around.notice)
+        self._uploads: dict[Worker, set[int]] = {}
         self._looked = 0
         self._is_in_doubt = False
         self._were_unused: set[bytes] = set()
@@ -67,7 +70,10 @@ class AppObjects:
             if worker.is_heard:
                 worker.link.send(answer)
 
-        if partition is None:
+        if isinstance(message, Keep) and message.given_up:
+            self._give_up(worker, message.upload)
+            say(Fetched(message.id))
+        elif partition is None:
             say(Fetched(message.id, error=("stale", "the partition is another worker's by now")))
         elif isinstance(message, Keep):
             self._keep(worker, message, say)
@@ -80,8 +86,16 @@ class AppObjects:
             say(Fetched(message.id, error=(error.code, str(error))))
             return
 
+        uploads = self._uploads.setdefault(worker, set())
+        uploads.add(message.upload)
+        if len(uploads) > _UPLOADS:
+            raise ProtocolError(f"parts of over {_UPLOADS} objects at a time")
+        if message.last:
+            uploads.discard(message.upload)
+
         def kept(found: tuple[bytes, int] | GrapeError | None) -> None:
             if isinstance(found, GrapeError):
+                uploads.discard(message.upload)
                 say(Fetched(message.id, error=(found.code, str(found))))
             elif found is None:
                 say(Fetched(message.id))
@@ -90,13 +104,18 @@ class AppObjects:
                     self._app.pins.bring(worker, *found)
                 say(Fetched(message.id, data=found[0]))
 
-        self._blobs.part(worker, message.data, message.last, kept)
+        self._blobs.part((worker, message.upload), message.data, message.last, kept)
+
+    def _give_up(self, worker: Worker, upload: int) -> None:
+        self._uploads.get(worker, set()).discard(upload)
+        if self._blobs is not None:
+            self._blobs.forget((worker, upload))
 
     def gone(self, worker: Worker) -> None:
         """It brings nothing any more, and names nothing."""
         self._app.pins.gone(worker)
-        if self._blobs is not None:
-            self._blobs.forget(worker)
+        for upload in list(self._uploads.pop(worker, ())):
+            self._give_up(worker, upload)
 
     def _fetch(self, partition: Partition, message: Fetch, say: Callable[[Fetched], None]) -> None:
         try:

@@ -20,6 +20,8 @@ MAX_USER: Final = 2_000
 _LATEST: Final = 1 << 62
 _NAMESPACE: Final = re.compile(r"[a-z0-9][a-z0-9_.-]{0,62}")
 _NAME: Final = re.compile(r"[a-z0-9][a-z0-9_.-]{0,99}")
+_UNPLAIN: Final = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+"""What no tag has: nothing that needs tables of Unicode, as workers of every language have to know it."""
 _TYPE: Final = re.compile(r"[A-Za-z0-9!#$&^_.+-]{1,100}/[A-Za-z0-9!#$&^_.+-]{1,100}( *; *[\x20-\x7e]{1,200})?")
 
 
@@ -110,7 +112,7 @@ def check_tags(tags: object) -> tuple[str, ...]:
         raise BadArgument(f'tags are a list of text, such as ["raw"], not {shown(tags)}')
     found = list(tags)
     for tag in found:
-        if type(tag) is not str or not tag or not tag.isprintable() or len(tag.encode("utf-8", "replace")) > MAX_TAG:
+        if type(tag) is not str or not tag or _UNPLAIN.search(tag) or len(tag.encode()) > MAX_TAG:
             raise BadArgument(f"a tag is printable text of 1 to {MAX_TAG} bytes, not {shown(tag)}")
     if len(set(found)) > MAX_TAGS:
         raise BadArgument(f"an object has at most {MAX_TAGS} tags, not {len(set(found))}")
@@ -128,9 +130,9 @@ def check_user(user: object) -> dict[str, str]:
     for name, value in user.items():
         if type(name) is not str or _NAME.fullmatch(name) is None:
             raise BadArgument(f"a name of user metadata is small letters, digits, '-', '_' and '.', not {shown(name)}")
-        if type(value) is not str or not (value == "" or value.isprintable()):
+        if type(value) is not str or _UNPLAIN.search(value):
             raise BadArgument(f"user metadata {name!r} is printable text, not {shown(value)}")
-        size += len(name) + len(value.encode("utf-8", "replace"))
+        size += len(name) + len(value.encode())
     if size > MAX_USER:
         raise BadArgument(f"the user metadata of an object has at most {MAX_USER} bytes, not {size}")
     return dict(user)

@@ -368,13 +368,16 @@ class Fetch(Struct, frozen=True, array_like=True, tag=41):
 
 class Keep(Struct, frozen=True, array_like=True, tag=42):
     """Bytes of an object that are too many for its row: each part is answered before the next one comes. They go into a
-    file, which a result then names by its digest."""
+    file, which a result then names by its digest. ``upload``: which object's; parts of several may come mixed.
+    ``given_up``: no more of it comes, and what has come is nothing."""
 
     partition: int
     epoch: int
     id: int
     data: bytes
     last: bool
+    upload: int = 0
+    given_up: bool = False
 
 
 class Result(Struct, frozen=True, array_like=True, tag=38):

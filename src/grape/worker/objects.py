@@ -16,7 +16,7 @@ from grape.protocol.messages import Fetch, Fetched, FromWorker, Keep
 OBJECT_COSTS: Final = 512
 """About how many bytes a write takes in memory beside its data."""
 _AT_ONCE: Final = 8
-"""Questions of coroutines that are under way: each may bring a chunk."""
+"""Questions of coroutines that are under way, and objects that they bring: each has a chunk in memory."""
 
 
 class Written:
@@ -64,14 +64,20 @@ class Access:
         self._ids = count(1)
         self._answers: dict[int, Fetched] = {}
         self._waiting: dict[int, asyncio.Future[Fetched]] = {}
+        self._unheard: set[int] = set()
+        self._uploads = count(1)
         self._at_once: asyncio.Semaphore | None = None
-        self._upload: asyncio.Lock | None = None
+        self._bringing: asyncio.Semaphore | None = None
 
-    def uploading(self) -> asyncio.Lock:
-        """Parts of two uploads of one worker must not come mixed."""
-        if self._upload is None:
-            self._upload = asyncio.Lock()
-        return self._upload
+    def bringing(self) -> asyncio.Semaphore:
+        """Coroutines bring some objects at a time."""
+        if self._bringing is None:
+            self._bringing = asyncio.Semaphore(_AT_ONCE)
+        return self._bringing
+
+    def new_upload(self) -> int:
+        """Its number."""
+        return next(self._uploads)
 
     @property
     def own(self) -> str:
@@ -83,6 +89,9 @@ class Access:
         Raises:
             ProtocolError: nobody has asked for it.
         """
+        if message.id in self._unheard:
+            self._unheard.discard(message.id)
+            return
         future = self._waiting.pop(message.id, None)
         if future is not None:
             if not future.done():
@@ -91,6 +100,12 @@ class Access:
         if message.id not in self._answers:
             raise ProtocolError("an object that nobody has asked for")
         self._answers[message.id] = message
+
+    def tell(self, question: Callable[[int], Keep]) -> None:
+        """Nobody waits for the answer."""
+        number = next(self._ids)
+        self._unheard.add(number)
+        self._send(question(number))
 
     def ask(self, question: Callable[[int], Fetch | Keep]) -> Fetched:
         """
@@ -165,23 +180,35 @@ class HandlerObjects:
         self._part().written.setdefault(write.place, []).append(written)
 
     def upload(self, chunks: Iterator[bytes]) -> tuple[bytes, int]:
-        size, part = 0, self._part()
-        ahead = next(chunks, None)
-        while ahead is not None:
-            chunk, ahead = ahead, next(chunks, None)
-            size += len(chunk)
-            answer = self._access.ask(_keep(part, chunk, last=ahead is None))
-        return answer.data, size
-
-    async def aupload(self, chunks: Iterator[bytes]) -> tuple[bytes, int]:
-        async with self._access.uploading():
-            size, part = 0, self._part()
+        size, part, upload = 0, self._part(), self._access.new_upload()
+        try:
             ahead = next(chunks, None)
             while ahead is not None:
                 chunk, ahead = ahead, next(chunks, None)
                 size += len(chunk)
-                answer = await self._access.aask(_keep(part, chunk, last=ahead is None))
+                answer = self._access.ask(_keep(part, upload, chunk, last=ahead is None))
+        except BaseException:
+            self._give_up(part, upload, size)
+            raise
+        return answer.data, size
+
+    async def aupload(self, chunks: Iterator[bytes]) -> tuple[bytes, int]:
+        async with self._access.bringing():
+            size, part, upload = 0, self._part(), self._access.new_upload()
+            try:
+                ahead = next(chunks, None)
+                while ahead is not None:
+                    chunk, ahead = ahead, next(chunks, None)
+                    size += len(chunk)
+                    answer = await self._access.aask(_keep(part, upload, chunk, last=ahead is None))
+            except BaseException:
+                self._give_up(part, upload, size)
+                raise
             return answer.data, size
+
+    def _give_up(self, part: Part, upload: int, sent: int) -> None:
+        if sent:
+            self._access.tell(lambda number: Keep(part.number, part.epoch, number, b"", True, upload, True))
 
     # ------------------------------------------------------------------ read
 
@@ -277,8 +304,8 @@ class HandlerObjects:
         return question
 
 
-def _keep(part: Part, chunk: bytes, *, last: bool) -> Callable[[int], Keep]:
-    return lambda number: Keep(part.number, part.epoch, number, chunk, last)
+def _keep(part: Part, upload: int, chunk: bytes, *, last: bool) -> Callable[[int], Keep]:
+    return lambda number: Keep(part.number, part.epoch, number, chunk, last, upload)
 
 
 def _left(stored: Stored, start: int, end: int | None) -> int:

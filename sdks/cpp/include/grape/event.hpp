@@ -16,6 +16,7 @@
 #include "batch.hpp"
 #include "error.hpp"
 #include "messages.hpp"
+#include "objects.hpp"
 #include "routes.hpp"
 #include "state.hpp"
 #include "value.hpp"
@@ -93,6 +94,7 @@ class Ask {
 
 class Event;
 class State;
+class Storage;
 
 namespace detail {
 
@@ -303,11 +305,17 @@ class Event {
     check_size();
   }
 
+  /// The objects of the app's own namespace.
+  [[nodiscard]] Storage storage();
+  /// Those of another one, if grape.toml grants it. Throws Error "bad-argument": it cannot be the name of one.
+  [[nodiscard]] Storage storage(std::string_view name);
+
   /// The handler is alive: its timeout starts anew.
   void progress() noexcept { watch_->tick(); }
 
  private:
   friend class State;
+  friend class Storage;
   friend class detail::Runtime;
 
   Event() = default;
@@ -317,6 +325,7 @@ class Event {
   detail::Routes* routes_ = nullptr;
   const detail::Limits* limits_ = nullptr;
   detail::Watch* watch_ = nullptr;
+  detail::Objects* objects_ = nullptr;
   detail::Table* table_ = nullptr;
   std::int64_t now_ = 0;
   bool is_open_ = false;
@@ -326,6 +335,8 @@ class Event {
   std::vector<detail::Replied> replies_;
   detail::Buffer values_;  ///< of states
   std::vector<detail::Stored> stored_;
+  std::vector<detail::WrittenPtr> written_;  ///< objects
+  std::size_t objects_size_ = 0;
   detail::Buffer scratch_;      ///< a new value may be a slice of the old one: it is packed here first
   std::string_view last_name_;  ///< the one of the last emit: most handlers emit one name only
   std::uint32_t last_number_ = 0;
@@ -450,7 +461,7 @@ class Event {
   }
 
   void check_size() const {
-    if (texts_.size() + values_.size() > limits_->max_result) {
+    if (texts_.size() + values_.size() + objects_size_ > limits_->max_result) {
       throw Error("too-large", "one event had effects of over " + std::to_string(limits_->max_result) +
                                    " bytes (max-result); do less, or emit events to itself that go on with the rest");
     }
@@ -490,10 +501,17 @@ class Event {
     replies_.clear();
     values_.clear();
     stored_.clear();
+    written_.clear();
+    objects_size_ = 0;
     answers_ = answers;
     calls_ = 0;
     called_.reset();
     is_open_ = true;
+  }
+
+  /// The event has failed.
+  void undo() noexcept {
+    for (const auto& written : written_) written->is_undone = true;
   }
 
   void end() noexcept {

@@ -84,6 +84,55 @@ int grape_reply(grape_event* event, const void* data, size_t size, int is_final)
 const void* grape_state_get(grape_event* event, const char* state, size_t* size);
 int grape_state_set(grape_event* event, const char* state, const void* data, size_t size);
 int grape_state_erase(grape_event* event, const char* state);
+/* ---- objects: `space` is a namespace that grape.toml grants; null: the app's own ---- */
+
+/* All of it may be 0 or null. */
+typedef struct {
+  const char* content_type;
+  const char* const* tags;
+  size_t tag_count;
+  const char* const* user; /* metadata of your own: name, value, name, value, ... */
+  size_t user_count;       /* pairs */
+  int64_t time;            /* microseconds since 1970; 0: now */
+  double ttl;              /* seconds after which it is gone; 0: never */
+} grape_object_options;
+
+/* What is known of an object. Texts end with a NUL, and are valid until the next question for objects. */
+typedef struct {
+  const char* key;
+  int64_t size;
+  const char* version;
+  const char* checksum; /* "sha256:" and hexadecimal digits */
+  int64_t time;
+  const char* content_type;
+  const char* const* tags;
+  size_t tag_count;
+  const char* const* user;
+  size_t user_count;
+  int64_t expires; /* microseconds since 1970; 0: never */
+} grape_about;
+
+/* Gives the next chunk, valid until it is called again: its bytes, 0 at the end, or -1: it cannot go on, and the event fails. */
+typedef int64_t (*grape_source)(const void** chunk, void* user);
+/* Takes a chunk; what is not 0 ends the reading. */
+typedef int (*grape_sink)(const void* chunk, size_t size, void* user);
+typedef int (*grape_each)(const grape_about* about, void* user);
+
+/* Written with what else the event does. `options` may be null. */
+int grape_object_put(grape_event* event, const char* space, const char* key, const void* data, size_t size, const grape_object_options* options);
+int grape_object_put_chunks(grape_event* event, const char* space, const char* key, grape_source source, void* user,
+                            const grape_object_options* options);
+/* From `start` up to `end` (not included; -1: all). 1: it is there, 0: it is not. `data` is valid until the next question for objects. */
+int grape_object_get(grape_event* event, const char* space, const char* key, int64_t start, int64_t end, const void** data, size_t* size);
+int grape_object_chunks(grape_event* event, const char* space, const char* key, int64_t start, int64_t end, grape_sink sink, void* user);
+int grape_object_stat(grape_event* event, const char* space, const char* key, grape_about* about);
+/* Those that are committed, begin with `prefix`, and have all of these tags, in the order of keys. */
+int grape_object_list(grape_event* event, const char* space, const char* prefix, const char* const* tags, size_t tag_count, grape_each each,
+                      void* user);
+int grape_object_remove(grape_event* event, const char* space, const char* key);
+
+/* ---- how it ends ---- */
+
 /* The event fails when the handler returns; nothing that it did becomes effective. */
 void grape_fail(grape_event* event, const char* kind, const char* text);
 /* The timeout starts anew. */

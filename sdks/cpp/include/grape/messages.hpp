@@ -18,8 +18,10 @@ inline constexpr std::int64_t protocol_version = 1;
 inline constexpr std::size_t max_frame = 96U << 20U;
 
 namespace tag {
-inline constexpr std::int64_t welcome = 1, assign = 2, revoke = 3, work = 4, values = 5, drain = 6, peers_changed = 7, leased = 9;
-inline constexpr std::int64_t hello = 32, refusal = 33, ask = 34, announce = 35, beat = 36, stuck = 37, result = 38, lease = 40;
+inline constexpr std::int64_t welcome = 1, assign = 2, revoke = 3, work = 4, values = 5, drain = 6, peers_changed = 7, leased = 9,
+                              fetched = 10;
+inline constexpr std::int64_t hello = 32, refusal = 33, ask = 34, announce = 35, beat = 36, stuck = 37, result = 38, lease = 40,
+                              fetch = 41, keep = 42;
 }  // namespace tag
 
 /// The fields of an array by position: those that were left out keep their default, those behind are passed over.
@@ -98,6 +100,7 @@ struct Welcome {
   double heartbeat_timeout = 30.0;
   std::optional<TopologySpec> topology;
   Peers peers;
+  std::vector<std::pair<std::string, std::string>> namespaces;
 
   explicit Welcome(Reader& reader) {
     Fields fields(reader);
@@ -115,6 +118,12 @@ struct Welcome {
     if (fields.next()) reader.skip();  // concurrency: of async slots
     if (fields.next() && !reader.nil()) topology = read_topology(reader);
     if (fields.next()) peers = read_peers(reader);
+    if (fields.next()) {
+      for (std::uint32_t left = reader.map(); left > 0; --left) {
+        std::string name(reader.text());
+        namespaces.emplace_back(std::move(name), reader.text());
+      }
+    }
     fields.done();
   }
 };
@@ -373,8 +382,8 @@ Buffer hello_frame(std::int64_t pid, const Nodes& nodes, const Slots& slots) {
   pack_int(frame, pid);
   pack_str(frame, "cpp");
   pack_topology(frame, nodes, slots);
-  pack_array(frame, 7);
-  for (const auto* capability : {"partition", "cache", "chain", "timers", "calls", "peers", "rates"}) pack_str(frame, capability);
+  pack_array(frame, 8);
+  for (const auto* capability : {"partition", "cache", "chain", "timers", "calls", "peers", "rates", "objects"}) pack_str(frame, capability);
   close_frame(frame);
   return frame;
 }

@@ -34,6 +34,7 @@
 #include "routes.hpp"
 #include "slot.hpp"
 #include "state.hpp"
+#include "storage.hpp"
 #include "watch.hpp"
 
 namespace grape::detail {
@@ -97,7 +98,7 @@ struct Declared {
 
 class Runtime {
  public:
-  Runtime(Channel& channel, const std::deque<NodeSpec>& nodes, const std::deque<Declared>& slots) : channel_(channel), slots_(slots) {
+  Runtime(Channel& channel, const std::deque<NodeSpec>& nodes, const std::deque<Declared>& slots) : channel_(channel), slots_(slots), objects_(channel) {
     for (const auto& node : nodes) {
       Unit& unit = units_.emplace_back();
       unit.node = &node;
@@ -125,6 +126,8 @@ class Runtime {
     event_.routes_ = routes_.get();
     event_.limits_ = &limits_;
     event_.watch_ = &watch();
+    objects_.namespaces = welcome.namespaces;
+    event_.objects_ = &objects_;
   }
 
   void change_peers(const PeersChanged& message) {
@@ -268,6 +271,7 @@ class Runtime {
     Locks locks;
     Lines lines;
     std::unordered_map<std::int64_t, std::int64_t> deadlines;
+    Shelf shelf;
   };
 
   /// Of a slot with a rate. `has`: given and not used.
@@ -290,6 +294,7 @@ class Runtime {
 
   Channel& channel_;
   const std::deque<Declared>& slots_;
+  Objects objects_;
   std::vector<std::string> branches_;  ///< by the number of a slot
   std::deque<Unit> units_;
   Limits limits_;
@@ -337,6 +342,7 @@ class Runtime {
   std::size_t failure_count_ = 0;
   Buffer replies_;
   std::size_t reply_count_ = 0;
+  std::vector<WrittenPtr> written_;
   std::vector<std::string> counted_;
   std::vector<std::int64_t> processed_;
   std::vector<std::int64_t> emit_counts_;
@@ -900,6 +906,7 @@ class Runtime {
     stuck_ = before.stuck;
     part_->tables.clear();
     for (const auto& unit : units_) part_->tables.emplace_back(*unit.node, false);
+    part_->shelf.clear();
     outbox_->clear();
     chained_.clear();
     std::fill(processed_.begin(), processed_.end(), 0);
@@ -1010,6 +1017,7 @@ class Runtime {
   bool execute(const Unit& unit, const Declared& slot, const Incoming& in, const RetryItem* retry) {
     Table& table = part_->tables[unit.number];
     const std::int64_t time = table.has_ttl() ? now() : 0;
+    objects_.enter(part_->number, part_->epoch, part_->shelf);
     event_.begin(in, *unit.node, &table, time, retry == nullptr ? nullptr : &retry->answers);
     try {
       watch().enter(slot.spec, in, part_->number, part_->epoch);
@@ -1022,6 +1030,7 @@ class Runtime {
       const std::string text = "waits for an answer";
       end_child(&text);
       watch().leave();
+      event_.undo();
       event_.end();
       if (event_.called_) {
         suspend(unit, slot, in, retry);
@@ -1034,6 +1043,7 @@ class Runtime {
       end_child(&blamed.text);
       watch().leave();
       if (event_.called_) blamed = {"handler", caught().what(), ""};
+      event_.undo();
       event_.end();
       fail(unit, slot, in, retry, blamed, nullptr, false);
       return false;
@@ -1052,7 +1062,7 @@ class Runtime {
 
   /// What can still be refused of what the event did. Throws what it fails of.
   void check_effects(const Incoming& in, Table& table, std::int64_t time) {
-    std::size_t size = event_.texts_.size();
+    std::size_t size = event_.texts_.size() + event_.objects_size_;
     if (size > (1U << 20U)) {  // then it matters that an emit goes to every pool that listens
       for (const auto& emitted : event_.emitted_) {
         const std::size_t leads = (*routes_)[emitted.name].leads.size();
@@ -1110,6 +1120,8 @@ class Runtime {
         }
       }
     }
+    for (const auto& written : event_.written_) written_.push_back(written);
+    size_ += event_.objects_size_;
     if (in.context < 0) return;  // nobody waits for an answer
     for (const auto& reply : event_.replies_) {
       pack_array(replies_, 3);
@@ -1266,7 +1278,7 @@ class Runtime {
   /// Sends what has been done since the last result. `ended`: the work of which nothing more comes.
   void hand_in(const std::int64_t* ended) {
     frame_.assign(4, '\0');
-    pack_array(frame_, 13);
+    pack_array(frame_, written_.empty() ? 13 : 16);
     pack_int(frame_, tag::result);
     pack_int(frame_, part_->number);
     pack_int(frame_, part_->epoch);
@@ -1293,8 +1305,15 @@ class Runtime {
     frame_.append(replies_);
     pack_counts(processed_, [&](std::size_t i) -> const std::string& { return counted_[i]; });
     pack_counts(emit_counts_, [&](std::size_t i) -> const std::string& { return (*routes_)[static_cast<std::uint32_t>(i)].text; });
+    if (!written_.empty()) {
+      pack_array(frame_, 0);  // contexts and spans
+      pack_array(frame_, 0);
+      pack_array(frame_, written_.size());
+      for (const auto& written : written_) written->pack(frame_);
+    }
     close_frame(frame_);
     channel_.send(frame_);
+    part_->shelf.clear();  // the engine knows of it: nothing runs now
     forget();
     if (frame_.capacity() > 2 * work_bytes) frame_ = Buffer();
   }
@@ -1302,6 +1321,7 @@ class Runtime {
   void forget() {
     moved_.clear();
     retried_.clear();
+    written_.clear();
     for (auto* buffer : {&timers_, &failures_, &replies_}) buffer->clear();
     timer_count_ = failure_count_ = reply_count_ = 0;
     size_ = chunk_start_ = 0;

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from grape import CallFailed, Event, NoAnswer, Node, State, Topology
+from grape.authoring.objects import NodeStorage
 
 
 class Echo(Node):
@@ -169,6 +171,62 @@ class Hurry(Node):
         self.emit("paced", event.data)
 
 
+class Keep(Node):
+    def process(self, event: Event) -> None:
+        for what, namespace, *words in event.data:
+            storage = self.storage if namespace is None else self.storage[namespace]
+            getattr(self, f"_{what}")(storage, *words)
+
+    def _put(self, storage: NodeStorage, key: Any, data: str, about: dict[str, Any] | None = None) -> None:
+        storage.put(key, data, **(about or {}))
+
+    def _large(self, storage: NodeStorage, key: str, text: str, count: int) -> None:
+        storage.put(key, (text.encode() for _ in range(count)))
+
+    def _broken(self, storage: NodeStorage, key: str) -> None:
+        def chunks() -> Iterator[bytes]:
+            for _ in range(40):
+                yield b"z" * 65_536
+            raise ValueError("it breaks off")
+
+        storage.put(key, chunks())
+
+    def _get(self, storage: NodeStorage, key: Any, start: int = 0, end: int | None = None) -> None:
+        data = storage.get(key, start, end)
+        self.emit("out", None if data is None else data.decode())
+
+    def _count(self, storage: NodeStorage, key: str, start: int = 0, end: int | None = None) -> None:
+        found = storage.chunks(key, start, end)
+        self.emit("out", None if found is None else sum(map(len, found)))
+
+    def _stat(self, storage: NodeStorage, key: str) -> None:
+        about = storage.stat(key)
+        said = None
+        if about is not None:
+            said = [about.size, about.version, about.checksum, about.content_type, list(about.tags), about.user]
+            said += [about.time > 0, about.expires > 0]
+        self.emit("out", said)
+
+    def _list(self, storage: NodeStorage, prefix: str, tags: Sequence[str] = ()) -> None:
+        self.emit("out", [about.key for about in storage.list(prefix, tags=tags)])
+
+    def _remove(self, storage: NodeStorage, key: str) -> None:
+        storage.remove(key)
+
+    def _pass(self, storage: NodeStorage, event: str, data: Any) -> None:
+        self.emit(event, data)
+
+    def _ask(self, storage: NodeStorage, event: str, data: Any) -> None:
+        self.emit("out", self.call(event, data))
+
+    def _fail(self, storage: NodeStorage, text: str) -> None:
+        raise ValueError(text)
+
+
+class Kept(Keep):
+    pass
+
+
 def topology() -> Topology:
     t = Topology("conformance")
     t.add_output("out")
@@ -196,6 +254,8 @@ def topology() -> Topology:
     t.add_slot("consult", Consult())
     t.add_slot("paced", Paced(), rate="10/s", burst=3, timeout=1.0)
     t.add_slot("hurry", Hurry(), emits=["paced"])
+    t.add_slot("keep", Keep(), emits=["kept"])
+    t.add_slot("kept", Kept())
     t.add_slot("sleep", Sleep(), timeout=1.0)
     t.add_slot("unknown", Unknown())
     t.add_slot("say", Say())

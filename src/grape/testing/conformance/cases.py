@@ -41,6 +41,7 @@ CAPABILITY_OF: Final = {
     "calls": "calls",
     "peers": "peers",
     "rates": "rates",
+    "objects": "objects",
 }
 """Of the chapters that are about one. Workers that lack it are not asked."""
 

@@ -16,10 +16,16 @@ A step of a case is an object with one of these keys, or of those of `Peer`:
     stuck     {"node"}: it has to report an overrun timeout, and end
     peers     the other apps of the server from now on, as in `Welcome`
     rated     [[event, node, rate, burst], ...]: as it describes these slots
+    there     objects that are committed: {namespace: {key: text, or null}}, or [text, tags]
     waits     [event, node]: it has to ask for the turn of an event of this slot, which it does not get
 
 Whoever asks for turns in a step "work" or "retry" is given one at a time: at once, or after so many seconds as "wait"
 says, within which it has to hand in what had one. "gives": {"turns": how many it was given}.
+
+Questions for objects are answered with "piece" bytes at most (65,536); "refused": with this error, [code, text];
+"changing": as if somebody wrote them meanwhile. "gives": "objects" that are written ([[namespace, key, text, or null],
+...]), "fetched" ([[what, namespace, key], ...], once however often it was asked in a row), "brought" (how often
+all bytes of an object went ahead), "given_up".
 """
 
 from __future__ import annotations
@@ -48,6 +54,8 @@ from grape.protocol.messages import (
     Beat,
     Call,
     Emitted,
+    Fetch,
+    Keep,
     Lease,
     Leased,
     Named,
@@ -61,6 +69,7 @@ from grape.protocol.messages import (
     Work,
 )
 from grape.testing.conformance.cases import Case, same
+from grape.testing.conformance.objects import Shelf
 from grape.testing.conformance.peer import PARTITIONS, Failed, Peer, in_order_of_key
 
 _SILENCE: Final = 0.4
@@ -95,6 +104,7 @@ class Driver(Peer):
         self._digests: list[bytes] = []
         self._leases: dict[tuple[str, str], int] = {}
         self._store: dict[tuple[str, int, bytes], bytes] = {}
+        self._objects = Shelf()
         super().__init__(command, directory, env, case, worker_frames)
 
     def _start(self) -> None:
@@ -108,7 +118,9 @@ class Driver(Peer):
                 self._send(Assign(number, self._epoch, [], not self._store))
 
     def _meanwhile(self, message: Struct, wanted: str) -> None:
-        if isinstance(message, Ask):
+        if isinstance(message, Fetch | Keep):
+            self._send(self._objects.answer(message))
+        elif isinstance(message, Ask):
             found = [self._store.get((message.node, message.partition, key)) for key in message.keys]
             self._send(Values(found[:2] or found))  # an answer may hold the first values only
         else:
@@ -117,7 +129,10 @@ class Driver(Peer):
     # ------------------------------------------------------------------ steps
 
     def _step(self, step: dict[str, Any]) -> None:
+        self._objects.begin(step)
         match step:
+            case {"there": objects}:
+                self._objects.fill(objects)
             case {"work": events}:
                 self._check(self._work(events, step), step.get("gives", {}))
             case {"begin": events}:
@@ -300,6 +315,7 @@ class Driver(Peer):
         self._silence("it answers what is not its own")
 
     def _take(self, result: Result, number: int, effects: Effects) -> None:
+        self._objects.take(result.objects)
         if (result.partition, result.epoch) != (number, self._epoch):
             raise Failed(f"a result of partition {result.partition} in epoch {result.epoch}")
         for emitted in result.emitted:
@@ -363,6 +379,7 @@ class Driver(Peer):
     # ------------------------------------------------------------------ what should come of it
 
     def _check(self, effects: Effects, gives: dict[str, Any]) -> None:
+        self._objects.check(gives)
         for target, wanted in gives.get("emits", {}).items():
             found = effects.emits.get(target, [])
             if not same(in_order_of_key(found), in_order_of_key(wanted)):

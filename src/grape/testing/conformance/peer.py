@@ -168,8 +168,15 @@ class Peer:
                 heartbeat_timeout=self._case.heartbeat,
                 topology=self.topology,
                 peers=self._case.peers,
+                namespaces=self._namespaces(),
             )
         )
+
+    def _namespaces(self) -> dict[str, str]:
+        """For whoever can have objects."""
+        if "objects" not in self.hello.capabilities:
+            return {}
+        return {"conformance": "write", "photos": "read", "videos": "write"}
 
     def _send(self, message: ToWorker | ToSpeaker, *, torn: bool = False) -> None:
         """``torn``: byte by byte."""
