@@ -337,6 +337,9 @@ WRONG: Final[dict[str, tuple[FromClient, str]]] = {
     "no data": (Emit(1, "x", None, b""), ""),
     "two values": (Emit(1, "x", None, b"\xc0\xc0"), ""),
     "a wait": (emit(1, 1, wait=-1), "wait"),
+    "an argument of no text": (Ask(1, "answer", msgspec.Raw(b"\xa1\xff")), "verb 'answer'"),  # F41
+    "nor in a list": (Ask(1, "outgoing", msgspec.Raw(b"\x91\xa1\xff")), "verb 'outgoing'"),
+    "a deep argument": (Ask(1, "outgoing", msgspec.Raw(b"\x91" * 100_000 + b"\xc0")), ""),
     "greeted again": (Greeting(1), "greet"),
 }
 

@@ -178,7 +178,7 @@ class Access:
             Problem: there is none that is known.
         """
         self._check_page(headers)
-        if self._asks_nobody:
+        if self.asks_nobody:
             return None
         kind, _, text = headers.get(b"authorization", b"").decode("latin-1").partition(" ")
         if kind.lower() != "bearer" or not text:
@@ -191,7 +191,7 @@ class Access:
         return token
 
     @property
-    def _asks_nobody(self) -> bool:
+    def asks_nobody(self) -> bool:
         """There never was a token. Who takes the last one back does not mean that everybody may do everything."""
         return self._is_open and self._stamp is None
 
@@ -223,7 +223,7 @@ class Access:
         here."""
         origin = headers.get(b"origin")
         host = headers.get(b"host", b"").decode("latin-1")
-        if self._asks_nobody and host.rpartition(":")[0].strip() not in _LOCAL and host not in _LOCAL:
+        if self.asks_nobody and host.rpartition(":")[0].strip() not in _LOCAL and host not in _LOCAL:
             text = f"without tokens this is for {', '.join(sorted(_LOCAL))} only, not {host!r:.100}"
             raise Problem(403, "forbidden", text)
         if origin is None:

@@ -163,7 +163,8 @@ class Gateway:
         return Response(found, media_type="text/plain; version=0.0.4; charset=utf-8")
 
     async def _openapi(self, request: Request) -> Response:
-        return as_json(openapi.document(await self._told(request), package_version("grape-engine")))
+        found, version = await self._told(request), package_version("grape-engine")
+        return as_json(openapi.document(found, version, asks_nobody=self._access.asks_nobody))
 
     async def _asyncapi(self, request: Request) -> Response:
         found, url = await self._told(request), request.url

@@ -48,10 +48,17 @@ class ObjectPages:
         base = "/apps/{app}/objects/{namespace}"
         return [
             Route(base, self._list, methods=["GET"]),
-            Route(f"{base}/{{key:path}}", self._get, methods=["GET", "HEAD"]),
-            Route(f"{base}/{{key:path}}", self._put, methods=["PUT"]),
-            Route(f"{base}/{{key:path}}", self._remove, methods=["DELETE"]),
+            # One route: one for each method would tell those of the first alone of whatever is not allowed.
+            Route(f"{base}/{{key:path}}", self._object, methods=["GET", "HEAD", "PUT", "DELETE"]),
         ]
+
+    async def _object(self, request: Request) -> Response:
+        match request.method:
+            case "PUT":
+                return await self._put(request)
+            case "DELETE":
+                return await self._remove(request)
+        return await self._get(request)
 
     @contextlib.asynccontextmanager
     async def _objects(self, request: Request, verb: Verb, *, writes: bool = False) -> AsyncIterator[Objects]:

@@ -15,12 +15,15 @@ _PROBLEM = {
 _ANY: dict[str, Any] = {}
 
 
-def document(apps: dict[str, TopologySpec], version: str) -> dict[str, Any]:
-    """``apps``: those that run, by name."""
+def document(apps: dict[str, TopologySpec], version: str, *, asks_nobody: bool = True) -> dict[str, Any]:
+    """``apps``: those that run, by name. ``asks_nobody``: no token is needed."""
+    some = {"200": _json("So", {"type": "object"})}
     paths: dict[str, Any] = {
-        "/healthz": {"get": _operation("The gateway lives", "server", {"200": _json("It does", {"type": "object"})})},
-        "/readyz": {"get": _operation("The server answers", "server", {"200": _json("It does", {"type": "object"})})},
-        "/metrics": {"get": _operation("What is measured, for Prometheus", "server", {"200": {"description": "Text"}})},
+        "/healthz": {"get": _operation("The gateway lives", "server", some) | _FREE},
+        "/readyz": {"get": _operation("The server answers", "server", some) | _FREE},
+        "/metrics": {"get": _operation("What is measured, for Prometheus", "server", {"200": _METRICS})},
+        "/openapi.json": {"get": _operation("This document", "server", some)},
+        "/asyncapi.json": {"get": _operation("Events and outputs, as AsyncAPI 3.0", "server", some)},
         "/apps": {"get": _operation("All apps", "apps", {"200": _json("They are", {"type": "array", "items": _APP})})},
         "/apps/{app}": {
             "parameters": [_path("app")],
@@ -42,9 +45,10 @@ def document(apps: dict[str, TopologySpec], version: str) -> dict[str, Any]:
             "hooks",
             {"200": _json("It was there before", _ACCEPTED), "202": _json("It is durable", _ACCEPTED)},
             _ANY,
-        ),
+        )
+        | _FREE,
     }
-    for verb in ("start", "stop", "restart", "upgrade", "rollback"):
+    for verb in ("start", "stop", "restart", "pause", "resume", "upgrade", "rollback"):
         parameters = [_path("app")]
         if verb in ("upgrade", "rollback"):
             parameters += [_query("version", "Its name, or how its digest begins"), _query("drop-slot", "EVENT>NODE")]
@@ -52,7 +56,7 @@ def document(apps: dict[str, TopologySpec], version: str) -> dict[str, Any]:
             "parameters": parameters,
             "post": _operation(f"{verb.capitalize()} an app", "apps", {"200": _json("So it is now", _APP)}),
         }
-    paths |= _looking()
+    paths |= _looking() | _objects()
     shapes = Shapes()
     for name, topology in apps.items():
         paths |= _paths_of(name, topology, shapes)
@@ -71,25 +75,23 @@ def document(apps: dict[str, TopologySpec], version: str) -> dict[str, Any]:
             "schemas": {"Problem": _PROBLEM_SCHEMA, "Delivery": _DELIVERY, **shapes.schemas},
             "securitySchemes": {"token": {"type": "http", "scheme": "bearer"}},
         },
-        "security": [{}, {"token": []}],
+        "security": [{}, {"token": []}] if asks_nobody else [{"token": []}],
     }
 
 
 def _looking() -> dict[str, Any]:
     """What people ask who look into an app."""
-    app, limit = _path("app"), _query("limit", "How many at most", "integer")
+    app, limit = _path("app"), _most(500)
     some = {"200": _json("So", {"type": "object"})}
     found: dict[str, Any] = {
         "/overview": {"get": _operation("All apps, as the dashboard shows them", "server", some)},
         "/packages": {
             "post": _operation(
-                "Upload a package, made by grape app pack", "server", {"200": _json("It is there", {"type": "object"})}
+                "Upload a package, made by grape app pack",
+                "server",
+                {"200": _json("It was there", {"type": "object"}), "201": _json("It is there", {"type": "object"})},
             )
-            | {
-                "requestBody": {
-                    "content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
-                }
-            }
+            | {"requestBody": {"required": True, "content": {"application/gzip": _BYTES}}}
         },
     }
     told: tuple[tuple[str, str, list[dict[str, Any]]], ...] = (
@@ -99,10 +101,14 @@ def _looking() -> dict[str, Any]:
         ("backlog", "What waits, by slot", []),
         ("state", "State by node and key", [_query("node", "Of this node"), _query("prefix", "Of its keys"), limit]),
         ("crashes", "Workers that died", [_query("number", "This one, with what it said last")]),
-        ("log", "What it printed last", [limit]),
+        ("log", "What it printed last", [_most(5_000)]),
+        ("drivers", "What makes events of it by itself", []),
+        ("traces", "The newest traces", [limit]),
+        ("why", "What led to an event, and what came of it", [_needed("id", "Of the event, or of a trace", 4_000)]),
     )
     for name, text, asked in told:
         found[f"/apps/{{app}}/{name}"] = {"parameters": [app, *asked], "get": _operation(text, "apps", some)}
+    found["/apps/{app}/readyz"]["get"] |= _FREE
     chosen = [_query(name, f"Of this {name}") for name in ("node", "event", "kind", "key")]
     for name, what in (("dead", "Dead letters"), ("held", "Held events")):
         place = f"/apps/{{app}}/{name}"
@@ -110,12 +116,52 @@ def _looking() -> dict[str, Any]:
         found[place] = {"parameters": asked, "get": _operation(what, "failures", some)}
         found[f"{place}/kinds"] = {"parameters": [app], "get": _operation(f"{what} counted by kind", "failures", some)}
         found[f"{place}/letter"] = {
-            "parameters": [app, _query("id", "Of which")],
+            "parameters": [app, _needed("id", "Of which")],
             "get": _operation("One of them, whole", "failures", some),
         }
         for verb, text in (("retry", "Try again"), ("drop", "Drop")):
-            found[f"{place}/{verb}"] = {"parameters": [app], "post": _operation(text, "failures", some, _LETTERS)}
+            found[f"{place}/{verb}"] = {"parameters": [app], "post": _letters(text, some)}
     return found
+
+
+def _objects() -> dict[str, Any]:
+    page = {
+        "type": "object",
+        "required": ["objects", "position"],
+        "properties": {"objects": {"type": "array", "items": _ABOUT}, "position": {"type": "string"}},
+    }
+    asked = [
+        _query("prefix", "What keys begin with"),
+        _query("tag", "That they have"),
+        _query("position", "Of the page before"),
+        _most(1_000),
+    ]
+    namespace, key = _path("namespace"), _path("key")
+    namespace["schema"] |= {"pattern": "^[a-z0-9](\\.?[a-z0-9_-])*\\.?$", "maxLength": 63}
+    key["schema"] |= {"minLength": 1, "maxLength": 900}
+    these, one = [_path("app"), namespace], [_path("app"), namespace, key]
+    found = {"200": _WHOLE, "206": {**_WHOLE, "description": "The range"}, "304": {"description": "As it was"}}
+    gone = {"204": {"description": "It is gone"}}
+    headers = [_header("If-Match", "Only if this is its version"), _header("If-None-Match", "Only if it is not")]
+    get = _operation("The bytes of an object", "objects", found)
+    get["parameters"] = [*headers, _header("Range", "Bytes of it")]
+    put = _operation("Write an object", "objects", {"200": _json("It is durable", _ABOUT)})
+    put["parameters"] = [
+        *headers,
+        _header("x-grape-tags", "With commas between them"),
+        _query("ttl", "Seconds", "number"),
+    ]
+    put["requestBody"] = {"content": {"application/octet-stream": _BYTES}}
+    remove = _operation("Remove an object", "objects", gone)
+    remove["parameters"] = headers[:1]
+    return {
+        "/apps/{app}/objects/{namespace}": {
+            "parameters": these,
+            "get": _operation("Objects of a namespace", "objects", {"200": _json("Some of them", page)})
+            | {"parameters": asked},
+        },
+        "/apps/{app}/objects/{namespace}/{key}": {"parameters": one, "get": get, "put": put, "delete": remove},
+    }
 
 
 def _paths_of(app: str, topology: TopologySpec, shapes: Shapes) -> dict[str, Any]:
@@ -127,25 +173,35 @@ def _paths_of(app: str, topology: TopologySpec, shapes: Shapes) -> dict[str, Any
                 "Several events",
                 app,
                 {"202": _json("All are durable", _ACCEPTED)},
-                {"type": "array", "items": {"anyOf": [_item(*each) for each in (events | outputs).items()]}},
+                {
+                    "type": "array",
+                    "maxItems": 100_000,
+                    "items": {"anyOf": [_item(*each) for each in (events | outputs).items()]},
+                },
+                needs_body=True,
             )
         }
     }
     for event, schema in events.items():
         found[f"/apps/{app}/events/{event}"] = {
-            "parameters": [_query("key", "The event's key"), _query("deadline", "Seconds", "number"), _WAIT, _ID],
+            "parameters": [_KEY, _DEADLINE, _WAIT, _ID],
             "post": _operation(
                 f"Hand in {event!r}, or call it with wait",
                 app,
                 {"200": _json("The answer", _ANY), "202": _json("It is durable", _ACCEPTED)},
                 schema,
+                needs_body=bool(schema),
             ),
         }
     for output, schema in outputs.items():
         found[f"/apps/{app}/events/{output}"] = {
-            "parameters": [_query("key", "The event's key"), _ID],
+            "parameters": [_KEY, _ID],
             "post": _operation(
-                f"Push into the output {output!r}", app, {"202": _json("It is durable", _ACCEPTED)}, schema
+                f"Push into the output {output!r}",
+                app,
+                {"202": _json("It is durable", _ACCEPTED)},
+                schema,
+                needs_body=bool(schema),
             ),
         }
         place = f"/apps/{app}/outputs/{output}"
@@ -155,7 +211,9 @@ def _paths_of(app: str, topology: TopologySpec, shapes: Shapes) -> dict[str, Any
             "get": _operation("Who takes it, and how far he is", app, {"200": _json("So", {"type": "object"})})
         }
         tail = {"200": {"description": "Events as they come", "content": {"text/event-stream": {"schema": _ANY}}}}
-        found[f"{place}/tail"] = {"get": _operation("Look on", app, tail)}
+        begin = _query("from", "Where to begin")
+        begin["schema"]["enum"] = ["now", "start"]
+        found[f"{place}/tail"] = {"parameters": [begin, _AFTER], "get": _operation("Look on", app, tail)}
         for verb, text in (("peek", "Lend events"), ("pop", "Take events out")):
             found[f"{place}/{verb}"] = {"post": _operation(text, app, {"200": _json("Some", deliveries)}, _PEEK)}
         for verb, text, asked in (
@@ -165,14 +223,16 @@ def _paths_of(app: str, topology: TopologySpec, shapes: Shapes) -> dict[str, Any
             ("forget", "Keep nothing more for a consumer", _WHICH),
         ):
             done = {"200": _json("How many", {"type": "object"})}
-            found[f"{place}/{verb}"] = {"post": _operation(text, app, done, asked)}
+            found[f"{place}/{verb}"] = {"post": _operation(text, app, done, asked, needs_body=asked is _TOKENS)}
     return found
 
 
-def _operation(summary: str, tag: str, responses: dict[str, Any], body: dict[str, Any] | None = None) -> dict[str, Any]:
+def _operation(
+    summary: str, tag: str, responses: dict[str, Any], body: dict[str, Any] | None = None, *, needs_body: bool = False
+) -> dict[str, Any]:
     found: dict[str, Any] = {"summary": summary, "tags": [tag], "responses": {**responses, "default": _PROBLEM}}
     if body is not None:
-        found["requestBody"] = {"content": {_JSON: {"schema": body}}}
+        found["requestBody"] = {"required": needs_body, "content": {_JSON: {"schema": body}}}
     return found
 
 
@@ -188,27 +248,54 @@ def _query(name: str, text: str, kind: str = "string") -> dict[str, Any]:
     return {"name": name, "in": "query", "description": text, "schema": {"type": kind}}
 
 
+def _letters(text: str, responses: dict[str, Any]) -> dict[str, Any]:
+    return _operation(text, "failures", responses, _LETTERS, needs_body=True)
+
+
+def _needed(name: str, text: str, most: int = 0) -> dict[str, Any]:
+    schema: dict[str, Any] = {"type": "string", "minLength": 1}
+    return {**_query(name, text), "required": True, "schema": schema | ({"maxLength": most} if most else {})}
+
+
+def _most(most: int) -> dict[str, Any]:
+    found = _query("limit", "How many at most", "integer")
+    found["schema"] |= {"minimum": 1, "maximum": most}
+    return found
+
+
+def _header(name: str, text: str) -> dict[str, Any]:
+    return {"name": name, "in": "header", "description": text, "schema": {"type": "string"}}
+
+
 def _item(event: str, schema: dict[str, Any]) -> dict[str, Any]:
     return {
         "type": "object",
-        "required": ["event"],
+        "required": ["event", "data"] if schema else ["event"],
         "additionalProperties": False,
         "properties": {
             "event": {"const": event},
             "data": schema,
-            "key": {"type": ["string", "null"]},
-            "id": {"type": ["string", "null"]},
+            "key": {"type": ["string", "null"], **_KEYS},
+            "id": {"type": ["string", "null"], "minLength": 1},
         },
     }
 
 
+_FREE: dict[str, Any] = {"security": []}
+"""Asks for no token."""
+_BYTES = {"schema": {"type": "string", "format": "binary"}}
+_WHOLE = {"description": "Its bytes", "content": {"*/*": {}}}
+_METRICS = {"description": "Text", "content": {"text/plain": {"schema": {"type": "string"}}}}
+_KEYS = {"minLength": 1, "maxLength": 4_096}
+_KEY = _query("key", "The event's key")
+_KEY["schema"] |= _KEYS
+_DEADLINE = _query("deadline", "Seconds after which nobody is interested", "number")
+_DEADLINE["schema"] |= {"minimum": 0, "maximum": 3_155_760_000}
 _WAIT = _query("wait", "Seconds to wait for the answer", "number")
-_ID = {
-    "name": "Idempotency-Key",
-    "in": "header",
-    "description": "The event's own id: the same one is accepted once",
-    "schema": {"type": "string", "minLength": 1, "maxLength": 255},
-}
+_WAIT["schema"] |= {"exclusiveMinimum": 0, "maximum": 300}
+_ID = _header("Idempotency-Key", "The event's own id: the same one is accepted once")
+_ID["schema"] |= {"minLength": 1, "maxLength": 255}
+_AFTER = _header("Last-Event-ID", "Where to go on, as a tail before has said")
 _ACCEPTED = {"type": "object", "required": ["accepted"], "properties": {"accepted": {"type": "integer"}}}
 _APP = {
     "type": "object",
@@ -249,6 +336,21 @@ _PEEK = {
         "count": {"type": "integer", "minimum": 1, "maximum": 10_000},
         "lease": {"type": "number", "exclusiveMinimum": 0, "maximum": 86_400},
         "wait": {"type": "number", "minimum": 0, "maximum": 300},
+        "looks": {"type": "boolean"},
+    },
+}
+_ABOUT = {
+    "type": "object",
+    "required": ["key", "size", "version"],
+    "properties": {
+        "key": {"type": "string"},
+        "size": {"type": "integer"},
+        "version": {"type": "string"},
+        "checksum": {"type": "string"},
+        "content_type": {"type": "string"},
+        "tags": {"type": "array", "items": {"type": "string"}},
+        "user": {"type": "object"},
+        "expires": {"type": "integer"},
     },
 }
 _TOKENS = {

@@ -22,5 +22,5 @@ def argument_of(ask: Ask, kind: type[T]) -> T:
         return msgspec.msgpack.decode(ask.argument, type=kind)
     except msgspec.ValidationError as e:
         raise BadArgument(f"{ask.verb}: {e}") from None
-    except msgspec.MsgspecError as e:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as e:
         raise ProtocolError(f"verb {ask.verb!r}: {e}") from None

@@ -34,7 +34,7 @@ def objects(engine: Engine, bound: Mapping[str, Bound]) -> dict[str, Verb]:
             writes = _decode(ask.argument)
             for each, _ in writes:
                 check_write(each)
-        except (msgspec.MsgspecError, TypeError, ValueError) as e:
+        except (msgspec.MsgspecError, TypeError, ValueError, RecursionError) as e:
             raise (e if isinstance(e, BadArgument) else ProtocolError(f"verb {ask.verb!r}: {e}")) from None
         if len(writes) > MOST:
             raise BadArgument(f"{len(writes):,} objects at once; at most {MOST:,}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import msgspec
 
@@ -12,6 +12,7 @@ from grape.abc.transport import Arrival, Transport
 from grape.engine.app import App
 from grape.engine.engine import Engine
 from grape.engine.outlet import DeadOutputs, Take
+from grape.errors import Full
 from grape.host.argument import argument_of
 from grape.host.attaching import Attaching, TakenBy
 from grape.host.house import Verb
@@ -20,6 +21,7 @@ from grape.model.foreign import AT, Peers, logs_to
 from grape.model.stored import OUTPUT, REPLIES
 from grape.protocol.door import Answer, Ask
 
+_MOST_WAITING: Final = 1_000
 _encode = msgspec.msgpack.Encoder().encode
 
 
@@ -105,6 +107,8 @@ class Outgoing:
     # ------------------------------------------------------------------ who asks
 
     def _ask(self, ask: Ask, say: Say) -> None:
+        if len(self._waiting) >= _MOST_WAITING:
+            raise Full(f"{_MOST_WAITING:,} wait for what goes out of this app already")
         self._waiting.append(_Waiting(ask.number, frozenset(argument_of(ask, list[str])), say))
         self._tell()
 

@@ -10,7 +10,8 @@ import msgspec
 from grape.engine.app import App
 from grape.engine.engine import Engine
 from grape.engine.pausing import Pause
-from grape.errors import BadArgument, ProtocolError
+from grape.errors import BadArgument
+from grape.host.argument import argument_of
 from grape.host.house import Verb
 from grape.host.readers import ReplyFan
 from grape.host.streams import Say, Streams
@@ -38,11 +39,7 @@ def pausing(pause: Pause) -> dict[str, Verb]:
     """ "pause": nothing is handed out any more (true), or it goes on (false)."""
 
     def set_it(ask: Ask, say: Say) -> None:
-        try:
-            paused = msgspec.msgpack.decode(ask.argument, type=bool)
-        except msgspec.MsgspecError as e:
-            raise ProtocolError(f"verb {ask.verb!r}: {e}") from None
-        pause.set(paused)
+        pause.set(argument_of(ask, bool))
         say(Answer(ask.number, msgspec.Raw(_encode(None))))
 
     return {"pause": set_it}
@@ -52,10 +49,7 @@ def answers(engine: Engine, fan: ReplyFan) -> dict[str, Verb]:
     """ "answer": `Kept`, of the call whose id is the argument."""
 
     def answer(ask: Ask, say: Say) -> None:
-        try:
-            request = msgspec.msgpack.decode(ask.argument, type=str)
-        except msgspec.MsgspecError as e:
-            raise ProtocolError(f"verb {ask.verb!r}: {e}") from None
+        request = argument_of(ask, str)
         if not request.startswith((KEPT, KEPT_BRIEFLY)) or len(request.encode()) > MAX_ID_BYTES:
             raise BadArgument(
                 f"the replies to {request!r:.100} are not kept: the id of such a call begins with {KEPT!r}"

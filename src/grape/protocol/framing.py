@@ -22,6 +22,10 @@ reads it. Without it the two would take turns on the processor, some hundred kil
 _SMALL: Final = 4096
 _WORTH_A_WRITE: Final = 1 << 15
 _SCRATCH: Final = 1 << 18
+_AT_ONCE: Final = 1 << 19
+"""Bytes of memory that a large frame gets at least, as it begins."""
+_GROWS: Final = 8
+"""How many times as much as has come it gets, then and whenever it is full."""
 LENGTH: Final = struct.Struct("<I")
 
 _ARRAY_MARKS: Final = bytes(0x90 <= mark <= 0x9F or mark in (0xDC, 0xDD) for mark in range(256))
@@ -116,7 +120,7 @@ class FrameReader(Generic[T]):
 
 class FrameBuffer(Generic[T]):
     """As `FrameReader`, for whoever reads into memory that is given: a large frame comes to lie where it stays, and a
-    `memoryview` in it is never copied."""
+    `memoryview` in it is never copied. It takes memory as it comes, whatever length it says it has."""
 
     def __init__(self, kind: type[T] | object, limit: int = MAX_FRAME) -> None:
         self._decode = msgspec.msgpack.Decoder(kind).decode
@@ -124,6 +128,8 @@ class FrameBuffer(Generic[T]):
         self._small = bytearray(_SCRATCH)
         self._have = 0
         self._large: bytearray | None = None
+        self._size = 0
+        """Of the large one, with its length."""
         self._error: ProtocolError | None = None
 
     def check(self) -> None:
@@ -147,9 +153,11 @@ class FrameBuffer(Generic[T]):
         try:
             if self._large is None:
                 self._take_small(out)
-            elif self._have == len(self._large):
+            elif self._have == self._size:
                 large, self._large, self._have = self._large, None, 0
                 out.append(self._message(memoryview(large)[LENGTH.size :]))
+            elif self._have == len(self._large):
+                self._begin(memoryview(self._large))
         except ProtocolError as e:
             if not out:
                 raise
@@ -175,15 +183,20 @@ class FrameBuffer(Generic[T]):
             begin, after = at + LENGTH.size, at + LENGTH.size + size
             if after > end:
                 if LENGTH.size + size > _SCRATCH:
-                    self._large = bytearray(LENGTH.size + size)
-                    self._large[: end - at] = view[at:end]
-                    self._have = end - at
+                    self._size = LENGTH.size + size
+                    self._begin(view[at:end])
                     return
                 break
             at = after
             out.append(self._message(bytes(view[begin:after])))
         self._small[: end - at] = bytes(view[at:end])
         self._have = end - at
+
+    def _begin(self, come: memoryview) -> None:
+        """A large one, of which this has come; the rest of what it says it has may never."""
+        self._large = bytearray(min(self._size, max(_AT_ONCE, _GROWS * len(come))))
+        self._large[: len(come)] = come
+        self._have = len(come)
 
     def _message(self, packed: bytes | memoryview) -> T:
         try:

@@ -89,7 +89,7 @@ class ControlConnection(asyncio.BufferedProtocol):
             self._say(Refused(ask.number, e.code, str(e)))
         except OSError as e:  # of the home: a disk that is full, say
             self._say(Refused(ask.number, EngineError.code, f"{e.filename or ask.verb}: {e.strerror or e}"))
-        except msgspec.MsgspecError as e:
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as e:
             self._say(Refused(ask.number, "bad-argument", f"{ask.verb}: {e}"))
 
     async def _done(self, ask: Ask) -> Any:
