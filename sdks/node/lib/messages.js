@@ -95,8 +95,10 @@ function welcome(fields) {
 }
 
 /** An object as it lies there. */
-function storedOf([number, size, checksum = NONE, time = 0, contentType = OCTETS, tags = [], user = {}, expires = 0]) {
-  return { number, size, checksum, time, contentType, tags, user, expires };
+function storedOf(fields) {
+  const [number, size, checksum = NONE, time = 0, contentType = OCTETS, tags = [], user = {}, expires = 0] = fields;
+  const [version = "", told = ""] = fields.slice(10);
+  return { number, size, checksum, time, contentType, tags, user, expires, version, told };
 }
 
 /** Whether a frame holds a `Fetched`, which somebody may wait for who keeps all else from going on. */

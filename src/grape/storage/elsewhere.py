@@ -65,7 +65,7 @@ def stored_of(about: About) -> Stored:
     if told.startswith(_SHA256):
         checksum, told = bytes.fromhex(told.removeprefix(_SHA256)), ""
     # A number that is another one after every write, as its version is.
-    number = int.from_bytes(hashlib.sha256(about.version.encode()).digest()[:7], "big")
+    number = int.from_bytes(hashlib.sha256(about.version.encode()).digest()[:6], "big")
     return Stored(
         number,
         about.size,

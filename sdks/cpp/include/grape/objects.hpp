@@ -373,6 +373,8 @@ class Objects {
     std::vector<std::string> tags;
     std::map<std::string, std::string> user;
     std::int64_t expires = 0;
+    std::string_view version;  ///< of an object in another storage
+    std::string_view told;     ///< its checksum there, if it is no SHA-256
 
     explicit Stored(Reader& reader) {
       Fields fields(reader);
@@ -389,6 +391,12 @@ class Objects {
         }
       }
       fields.integer(expires);
+      bool is_file = false;
+      std::string_view data;
+      fields.boolean(is_file);
+      fields.bytes(data);
+      fields.text(version);
+      fields.text(told);
       fields.done();
     }
   };
@@ -436,7 +444,8 @@ class Objects {
     About out;
     out.key = std::move(key);
     out.size = stored.size;
-    out.version = std::to_string(stored.number);
+    out.version = stored.version.empty() ? std::to_string(stored.number) : std::string(stored.version);
+    out.checksum = stored.told;
     if (!stored.checksum.empty()) out.checksum = "sha256:" + hex_of(stored.checksum);
     out.time = time_of(stored.time);
     out.content_type = stored.content_type;
