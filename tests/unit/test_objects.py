@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from grape import Context, Event, Node, State, Topology
+from grape.abc.source import Columns
 from grape.model import objects as model
 from grape.model.objects import MOST_REMOVED, ObjectWrite, Wanted, apply, decode_stored, place_key
 from grape.testing import Harness
@@ -308,3 +309,80 @@ def test_several_bring_at_once_also_those_that_block() -> None:
         got = outputs(run)
         assert sorted(data[:1] for data in got) == [key.encode() for key in keys]
         assert all(len(set(data)) == 1 and len(data) == 3_000_000 for data in got)
+
+
+class Named(Node):
+    """Reads what is named by the keys of its events, and writes there."""
+
+    count: int = State(int, default=0)
+
+    def process(self, event: Event) -> None:
+        old = self.storage.get(f"by/{event.key}.txt")
+        self.emit("got", [event.key, old])
+        if event.data == "remove":
+            self.storage.remove(f"by/{event.key}.txt")
+        elif event.data is not None:
+            self.storage.put(f"by/{event.key}.txt", event.data)
+        if event.data == b"fail":
+            raise ValueError("it fails")
+
+
+def feed_batch(run: Harness, keys: list[str], data: list[Any]) -> None:
+    """As a source reads many at once."""
+    run._machine.source.chunks.append([Columns("do", keys, data)])
+    run._machine.read()
+
+
+many = st.lists(
+    st.tuples(
+        st.sampled_from(["a", "b", "c", "x/../y", "by"]),
+        st.sampled_from([b"1", b"22", b"x" * 70_000, b"fail", "remove", None]),
+    ),
+    max_size=30,
+)
+
+
+@settings(max_examples=80, deadline=None)
+@given(st.lists(many, max_size=4))
+def test_what_is_asked_for_ahead_is_what_would_be_found(works: list[list[tuple[str, Any]]]) -> None:
+    t = Topology("shop")
+    t.add_slot("do", Named(), retries=0)
+    t.add_output("got")
+    there: dict[str, Any] = {}
+    expected: list[Any] = []
+    with Harness(t, partitions=1) as run:
+        for work in works:
+            if work:
+                feed_batch(run, [key for key, _ in work], [data for _, data in work])
+            for key, data in work:
+                if ".." in key:
+                    continue
+                if data != b"fail":
+                    expected.append([key, there.get(key)])
+                    if data is not None:
+                        there[key] = None if data == "remove" else data
+            run.settle()
+        assert [event.data for event in run.outputs("got")] == expected
+        assert run.objects() == {f"by/{key}.txt": data for key, data in there.items() if data is not None}
+
+
+def test_a_stage_asks_once_for_all_that_it_reads_by_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    from grape.worker.objects import Access
+
+    asked: list[str] = []
+    before = Access.ask
+
+    def ask(self: Access, question: Any) -> Any:
+        asked.append(question(0).what)
+        return before(self, question)
+
+    monkeypatch.setattr(Access, "ask", ask)
+    t = Topology("shop")
+    t.add_slot("do", Named(), retries=0)
+    t.add_output("got")
+    with Harness(t, partitions=1) as run:
+        for _ in range(2):
+            feed_batch(run, [f"k{n}" for n in range(900)], [b"1"] * 900)
+        assert len(outputs(run)) == 1800
+    assert asked.count("many") >= 1
+    assert len(asked) < 40

@@ -39,6 +39,9 @@ _LEAST: Final = 300_000_000
 """Microseconds between two looks for bytes that nobody has."""
 
 
+_NONE: Final = Stored(0, REMOVED)
+
+
 class AppObjects:
     """Of one app. ``blobs`` None: there is no place for what is too large for a row.
 
@@ -121,6 +124,9 @@ class AppObjects:
         try:
             if message.namespace not in self._app.namespaces:
                 raise ProtocolError(f"objects of the namespace {message.namespace!r:.100}, which is not granted")
+            if message.what == "many":
+                say(Fetched(message.id, items=self._many(partition, message)))
+                return
             if message.namespace in self._app.elsewhere:
                 self._fetch_elsewhere(partition, message, say)
                 return
@@ -133,6 +139,27 @@ class AppObjects:
             raise ProtocolError(f"a question for an object: {e}") from None
         written = self._written(partition, place, message.position)
         self._tell(message, self.stored(place) if written is None else written, say)
+
+    def _many(self, partition: Partition, message: Fetch) -> list[tuple[str, Stored]]:
+        """Those that are at hand, with their bytes."""
+        keys = message.keys
+        if len(keys) > _PAGE:
+            raise ProtocolError(f"a question for {len(keys)} objects; at most {_PAGE}")
+        if message.namespace in self._app.elsewhere:
+            return []
+        places = [place_key(message.namespace, check_key(key)) for key in keys]
+        rows = self._transport.get(self._app.objects, "object", places)
+        found: list[tuple[str, Stored]] = []
+        left = CHUNK
+        for key, place, packed in zip(keys, places, rows, strict=True):
+            stored = self._written(partition, place, "")
+            if stored is None and packed is not None:
+                stored = self._there(decode_stored(packed))
+            if stored is None or not stored.is_there:
+                found.append((key, _NONE))
+            elif not stored.blob and (left := left - stored.size) >= 0:
+                found.append((key, stored))
+        return found
 
     def _tell(self, message: Fetch, stored: Stored | None, say: Callable[[Fetched], None]) -> None:
         if stored is None or not stored.is_there:

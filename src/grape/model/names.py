@@ -83,6 +83,15 @@ def check_key(key: object) -> str:
     return key
 
 
+def may_be_key(key: str) -> bool:
+    """Whether `check_key` takes it."""
+    try:
+        check_key(key)
+    except BadArgument:
+        return False
+    return True
+
+
 def check_prefix(prefix: object) -> str:
     """What keys may begin with.
 

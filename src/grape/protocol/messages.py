@@ -351,19 +351,20 @@ class Tried(Struct, frozen=True, array_like=True, tag=39):
 
 class Fetch(Struct, frozen=True, array_like=True, tag=41):
     """An object is asked for, as it is now, with what this partition has handed in: ``what`` "stat", "read" (from
-    ``start`` up to ``end``, -1: to its end; at most a frame at a time) or "page" (keys that begin with ``key``, from
-    ``position`` on)."""
+    ``start`` up to ``end``, -1: to its end; at most a frame at a time), "page" (keys that begin with ``key``, from
+    ``position`` on), or "many" (those of ``keys`` that are small, whole)."""
 
     partition: int
     epoch: int
     id: int
-    what: Literal["stat", "read", "page"]
+    what: Literal["stat", "read", "page", "many"]
     namespace: str
     key: str
     start: int = 0
     end: int = -1
     position: str = ""
     limit: int = 1000
+    keys: list[str] = []
 
 
 class Keep(Struct, frozen=True, array_like=True, tag=42):

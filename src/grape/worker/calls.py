@@ -44,6 +44,9 @@ class Running(Protocol):
     def own_key(self) -> str | None:
         """Its key."""
 
+    def keys_ahead(self) -> Sequence[str | None]:
+        """Its key and those of the events that its handler gets next; empty: none is known."""
+
     def answers(self) -> Sequence[Answer]:
         """To the calls that it has made before."""
 

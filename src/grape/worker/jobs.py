@@ -86,6 +86,9 @@ class Job:
     def answers(self) -> Sequence[Answer]:
         return () if self.retry is None else self.retry.item.answers
 
+    def keys_ahead(self) -> Sequence[str | None]:
+        return ()
+
     def place(self) -> object:
         return self
 

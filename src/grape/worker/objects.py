@@ -4,17 +4,19 @@ written here and the engine does not know of it yet."""
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from itertools import count
 from typing import Any, Final, Literal, Protocol
 
 from grape.errors import EventOver, HandlerError, ProtocolError
+from grape.model.names import may_be_key
 from grape.model.near import did_you_mean
 from grape.model.objects import About, ObjectWrite, Stored
 from grape.protocol.messages import Fetch, Fetched, FromWorker, Keep
 
 OBJECT_COSTS: Final = 512
 """About how many bytes a write takes in memory beside its data."""
+_MANY: Final = 1_000
 _AT_ONCE: Final = 8
 """Questions of coroutines that are under way, and objects that they bring: each has a chunk in memory."""
 
@@ -35,6 +37,15 @@ class Part(Protocol):
     number: int
     epoch: int
     written: dict[bytes, list[Written]]
+
+
+class Running(Protocol):
+    """The event that a handler runs for."""
+
+    def keys_ahead(self) -> Sequence[str | None]: ...
+
+    @property
+    def part(self) -> Part: ...
 
 
 class Columns(Protocol):
@@ -146,13 +157,25 @@ def _checked(message: Fetched) -> Fetched:
 class HandlerObjects:
     """What `grape.authoring.objects` asks of a worker, for one emitter."""
 
-    def __init__(self, access: Access, columns: Columns, node: str, part: Callable[[], Part]) -> None:
+    def __init__(self, access: Access, columns: Columns, node: str, running: Running) -> None:
         self._access = access
         self._columns = columns
         self._node = node
-        self._part = part
+        self._running = running
+        self._ahead: dict[tuple[str, str], Stored] = {}
+        """What the events of this stage were found to ask for, with its bytes."""
+        self._patterns: dict[str, tuple[str, str]] = {}
+        """By namespace: what stood around the key of the event in the key of an object that was read last."""
         self.is_open = True
         """An event is handled."""
+
+    def begin(self) -> None:
+        """Events are handled from now on. What was read for others may be otherwise by now."""
+        self.is_open = True
+        self._ahead.clear()
+
+    def _part(self) -> Part:
+        return self._running.part
 
     def may(self, namespace: str, what: str) -> None:
         if not self.is_open:
@@ -226,6 +249,9 @@ class HandlerObjects:
         own = self._own(namespace, key)
         if own is not None:
             return _about(own)
+        stored = self._ahead.get((namespace, key))
+        if stored is not None:
+            return stored.about(key) if stored.is_there else None
         return _told(self._access.ask(self._fetch("stat", namespace, key)), key)
 
     async def astat(self, namespace: str, key: str) -> About | None:
@@ -238,8 +264,36 @@ class HandlerObjects:
         own = self._own(namespace, key)
         if own is not None and not own.blob:
             return None if own.size < 0 else iter([own.data[start:end]])
+        if own is None:
+            stored = self._found_ahead(namespace, key)
+            if stored is not None:
+                return None if not stored.is_there else iter([stored.data[start:end]])
         first = self._access.ask(self._fetch("read", namespace, key, start, end, own))
         return None if first.stored is None else self._rest(first, namespace, key, start, end, own)
+
+    def _found_ahead(self, namespace: str, key: str) -> Stored | None:
+        """An object, or that there is none, if it is known. A handler that reads objects named by the keys of its
+        events will do so again: those of all that follow in this stage are asked for at once."""
+        found = self._ahead.get((namespace, key))
+        if found is not None:
+            return found
+        keys = self._running.keys_ahead()
+        own = keys[0] if keys else None
+        if not own or own not in key:
+            return None
+        before, _, behind = key.partition(own)
+        if self._patterns.get(namespace) != (before, behind):
+            self._patterns[namespace] = before, behind
+            return None
+        wanted = list(dict.fromkeys(f"{before}{each}{behind}" for each in keys[:_MANY] if each))
+        wanted = [each for each in wanted if each == key or may_be_key(each)]
+        if len(wanted) < 2:
+            return None
+        answer = self._access.ask(self._fetch("many", namespace, "", keys=wanted))
+        self._ahead.update(((namespace, each), stored) for each, stored in answer.items)
+        if not answer.items:
+            del self._patterns[namespace]  # they do not come so
+        return self._ahead.get((namespace, key))
 
     def _rest(
         self, answer: Fetched, namespace: str, key: str, start: int, end: int | None, own: ObjectWrite | None
@@ -284,22 +338,22 @@ class HandlerObjects:
 
     def _fetch(
         self,
-        what: Literal["stat", "read", "page"],
+        what: Literal["stat", "read", "page", "many"],
         namespace: str,
         key: str,
         start: int = 0,
         end: int | None = None,
         own: ObjectWrite | None = None,
         position: str = "",
+        keys: list[str] | None = None,
     ) -> Callable[[int], Fetch]:
         part = self._part()
         # One of its own that lies in a file: the file has the name of its digest already.
         digest = own.checksum.hex() if own is not None else position
 
         def question(number: int) -> Fetch:
-            return Fetch(
-                part.number, part.epoch, number, what, namespace, key, start, -1 if end is None else end, digest
-            )
+            last = -1 if end is None else end
+            return Fetch(part.number, part.epoch, number, what, namespace, key, start, last, digest, keys=keys or [])
 
         return question
 

@@ -133,6 +133,11 @@ class Unit(ABC):
         assert self.stage is not None
         return self.stage.key_of(self.position())
 
+    def keys_ahead(self) -> Sequence[str | None]:
+        assert self.stage is not None
+        keys, at = self.stage.keys, self.position()
+        return () if keys is None else keys[at:]
+
     def answers(self) -> Sequence[Answer]:
         assert self.stage is not None
         return self._host.answers(self, self.stage, self.position())
