@@ -48,15 +48,7 @@ def document(apps: dict[str, TopologySpec], version: str, *, asks_nobody: bool =
         )
         | _FREE,
     }
-    for verb in ("start", "stop", "restart", "pause", "resume", "upgrade", "rollback"):
-        parameters = [_path("app")]
-        if verb in ("upgrade", "rollback"):
-            parameters += [_query("version", "Its name, or how its digest begins"), _query("drop-slot", "EVENT>NODE")]
-        paths[f"/apps/{{app}}/{verb}"] = {
-            "parameters": parameters,
-            "post": _operation(f"{verb.capitalize()} an app", "apps", {"200": _json("So it is now", _APP)}),
-        }
-    paths |= _looking() | _objects()
+    paths |= _orders() | _looking() | _objects()
     shapes = Shapes()
     for name, topology in apps.items():
         paths |= _paths_of(name, topology, shapes)
@@ -77,6 +69,19 @@ def document(apps: dict[str, TopologySpec], version: str, *, asks_nobody: bool =
         },
         "security": [{}, {"token": []}] if asks_nobody else [{"token": []}],
     }
+
+
+def _orders() -> dict[str, Any]:
+    paths: dict[str, Any] = {}
+    for verb in ("start", "stop", "restart", "pause", "resume", "upgrade", "rollback"):
+        parameters = [_path("app")]
+        if verb in ("upgrade", "rollback"):
+            parameters += [_query("version", "Its name, or how its digest begins"), _query("drop-slot", "EVENT>NODE")]
+        paths[f"/apps/{{app}}/{verb}"] = {
+            "parameters": parameters,
+            "post": _operation(f"{verb.capitalize()} an app", "apps", {"200": _json("So it is now", _APP)}),
+        }
+    return paths
 
 
 def _looking() -> dict[str, Any]:
