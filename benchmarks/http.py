@@ -3,8 +3,8 @@
     python -m benchmarks.http [--seconds 10] [--rounds 2]
 
 wrk is the client. *events*: 64 connections, one event a request, durable; beside uvicorn and Starlette that just read
-the body. *calls*: answered after five hops; alone, and 64 at a time. *batches*: lines of JSON in bodies of 20,000,
-beside `grape run` with the same file.
+the body. *calls*: answered after five hops, each durable or all chained; alone, and 64 at a time. *batches*: lines of
+JSON in bodies of 20,000, beside `grape run` with the same file.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ CODE = """
 from grape import Node, State, Topology
 
 class Hop(Node):
-    def __init__(self, number):
-        self.number = number
+    def __init__(self, kind, number):
+        self.kind, self.number = kind, number
 
     def process(self, event):
         if self.number < 5:
-            self.emit(f"hop{self.number + 1}", event.data)
+            self.emit(f"{self.kind}{self.number + 1}", event.data)
         else:
             self.reply(event.data)
 
@@ -51,10 +51,13 @@ def topology(config):
     t = Topology("bench")
     t.add_slot("one", drop, name="drop")
     for i in range(1, 6):
-        t.add_slot(f"hop{i}", Hop(i), name=f"Hop{i}", emits=f"hop{i + 1}" if i < 5 else (), chain=False)
+        for kind, chain in (("hop", False), ("step", True)):
+            then = f"{kind}{i + 1}" if i < 5 else ()
+            t.add_slot(f"{kind}{i}", Hop(kind, i), name=f"{kind}-{i}", emits=then, chain=chain)
     return t
 """
 LINES = 400_000
+ROWS = ("events", "echo", "call", "calls", "chained call", "chained calls", "batches", "own")
 
 
 @contextmanager
@@ -155,14 +158,14 @@ def main() -> None:
     options = parser.parse_args()
     if shutil.which("wrk") is None:
         raise SystemExit("wrk is missing: apt-get install wrk")
-    found: dict[str, list[Any]] = {name: [] for name in ("events", "echo", "call", "calls", "batches", "own")}
+    found: dict[str, list[Any]] = {name: [] for name in ROWS}
     base = Path(tempfile.mkdtemp(prefix="grape-bench-", dir=ROOT))
     try:
         lines = base / "lines.jsonl"
         with open(lines, "w") as file:
             for i in range(LINES):
                 file.write(f'{{"k": "k{i % 1000}", "n": {i}, "text": "{"x" * 60}"}}\n')
-        one, call = "/apps/bench/events/one?", "/apps/bench/events/hop1?wait=30&"
+        one, call, chained = (f"/apps/bench/events/{what}" for what in ("one?", "hop1?wait=30&", "step1?wait=30&"))
         for _ in range(options.rounds):
             with echo_server() as url:
                 found["echo"].append(wrk(url, one, 64, options.seconds, base))
@@ -172,6 +175,8 @@ def main() -> None:
                 found["events"].append(wrk(url, one, 64, options.seconds, base))
                 found["call"].append(wrk(url, call, 1, options.seconds, base))
                 found["calls"].append(wrk(url, call, 64, options.seconds, base))
+                found["chained call"].append(wrk(url, chained, 1, options.seconds, base))
+                found["chained calls"].append(wrk(url, chained, 64, options.seconds, base))
                 found["batches"].append(batches(url, lines))
             found["own"].append(own_ingest(base, lines))
     finally:
@@ -182,9 +187,11 @@ def main() -> None:
     print(
         f"one event a request, 64 connections: {events:,.0f}/s, {events / echo:.2f} x echo ({echo:,.0f}/s); floor 0.6 x"
     )
-    print(f"a call through five hops, alone: p50 {shown['call']['p50_ms']:.2f} ms (floor 2 ms)")
-    calls = shown["calls"]
-    print(f"64 at a time: {calls['rate']:,.0f}/s, p50 {calls['p50_ms']:.1f}, p99 {calls['p99_ms']:.1f} ms (3,000, 60)")
+    for name, what in (("", "each hop durable"), ("chained ", "chained, as they are unless it is said otherwise")):
+        calls = shown[f"{name}calls"]
+        print(f"a call through five hops, {what}, alone: p50 {shown[f'{name}call']['p50_ms']:.2f} ms (floor 2 ms)")
+        times = f"p50 {calls['p50_ms']:.1f}, p99 {calls['p99_ms']:.1f} ms"
+        print(f"  64 at a time: {calls['rate']:,.0f}/s, {times} (3,000, 60)")
     ratio = shown["batches"] / shown["own"]
     print(f"lines in batches: {shown['batches']:,.0f}/s, {ratio:.2f} x grape run ({shown['own']:,.0f}/s); floor 0.5 x")
     RESULTS.write_text(

@@ -66,6 +66,7 @@ class Load:
 
 
 def test_apps_under_load_are_copied_at_one_moment_and_go_on_from_there(tmp_path: Path) -> None:
+    """F95: and restored elsewhere, where each event was done once."""
     backup = tmp_path / "backup"
     with serving(tmp_path / "home") as server:
         server.grape("app", "deploy", count_app(tmp_path / "count"))
@@ -112,6 +113,7 @@ def test_apps_under_load_are_copied_at_one_moment_and_go_on_from_there(tmp_path:
 
 
 def test_one_directory_is_copied_and_equals_its_moment(tmp_path: Path) -> None:
+    """F95: with all that was durable, and nothing else."""
     with serving(tmp_path / "home") as server:
         server.grape("app", "deploy", count_app(tmp_path / "count"))
         data = server.home / "apps/count/data"

@@ -99,6 +99,7 @@ def driver(server: Server, name: str = "often", app: str = "log") -> dict[str, A
 
 
 def test_each_moment_comes_once_whatever_is_killed(tmp_path: Path) -> None:
+    """F32: as the server, its engine and its drivers have it."""
     home = tmp_path / "home"
     with serving(home) as server:
         drivers = timer() + CRON

@@ -340,6 +340,12 @@ def test_what_can_be_asked_is_told_as_openapi_and_is_so(server: Server) -> None:
             assert answer.status_code not in (405, 500), (method, path)
 
 
+def test_what_is_not_allowed_is_told_with_all_that_is(server: Server) -> None:
+    answer = server.http.request("PATCH", "/apps/count/objects/count/key")
+    assert (answer.status_code, answer.json()["code"]) == (405, "method")
+    assert set(answer.headers["allow"].split(", ")) == {"GET", "HEAD", "PUT", "DELETE"}
+
+
 # ---------------------------------------------------------------------- mistakes, and attacks
 
 

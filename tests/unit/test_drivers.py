@@ -81,6 +81,7 @@ def after(schedule: str, zone: str, start: str, count: int) -> list[str]:
     ],
 )
 def test_the_moments_of_a_calendar(schedule: str, zone: str, start: str, found: list[str]) -> None:
+    """F32: hours that there are twice, and none."""
     assert after(schedule, zone, start, len(found)) == found
 
 
@@ -246,6 +247,7 @@ def test_a_clock_that_was_wrong_by_far_begins_anew() -> None:
 def test_whatever_dies_and_whatever_the_clock_does_none_is_fired_twice(
     seed: int, catch_up: CatchUp, every: int
 ) -> None:
+    """F32: a clock that is set forward and back."""
     rng, now, fired = random.Random(seed), 1_000 * DAY, list[int]()
     latest = now
     stored = b""

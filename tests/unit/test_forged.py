@@ -405,6 +405,7 @@ def test_an_old_epoch_is_dropped_and_counted() -> None:
     ],
 )
 def test_a_hello_that_no_restart_would_mend_stops_the_engine(field: str, value: Any, why: str) -> None:
+    """F96: of another version, or of other code."""
     rig = Rig(says_hello=False)
     rig.say(replace(Hello(VERSION, 1, "test", TOPOLOGY, CAPABILITIES), **{field: value}))
     assert isinstance(rig.failure, TopologyError)

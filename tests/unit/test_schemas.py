@@ -119,7 +119,10 @@ def test_documents_have_all_schemas_and_every_reference_leads_somewhere() -> Non
             found: Any = document
             for part in place.removeprefix("#/").split("/"):
                 found = found[part]
+    assert {} in openapi.document(apps, "1")["security"]
+    assert openapi.document(apps, "1", asks_nobody=False)["security"] == [{"token": []}]
     body = openapi.document(apps, "1")["paths"]["/apps/shop/events/order"]["post"]["requestBody"]
+    assert body["required"]
     assert body["content"]["application/json"]["schema"] == {"$ref": "#/components/schemas/shop.Order"}
     found = asyncapi.document(apps, "1", "host", True)
     assert found["operations"]["other.sends.shop.order"]["channel"] == {"$ref": "#/channels/shop.order"}

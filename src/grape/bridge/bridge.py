@@ -56,7 +56,7 @@ class Bridge:
         while name in self._apps.now.apps:
             try:
                 door = await knock(str(self._home.data(name)))
-            except (OSError, GrapeError, TimeoutError):
+            except (OSError, GrapeError):
                 await asyncio.sleep(_BACK)
                 continue
             self._doors[name] = door

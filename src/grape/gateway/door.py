@@ -6,21 +6,20 @@ Everything belongs to one loop. What is said within one turn of it goes out with
 from __future__ import annotations
 
 import asyncio
-import socket
 from collections.abc import Callable, Sequence
-from typing import Any, Final, cast
+from typing import Any, Final
 
 import msgspec
 
+from grape.client import asynchronous
+from grape.client.asynchronous import AsyncDoor
 from grape.client.connection import error_of
 from grape.client.events import ClientEvent
-from grape.errors import EngineError, Full, GrapeError, NoAnswer, ProtocolError, Stopping
+from grape.errors import Full, GrapeError, NoAnswer, Stopping
 from grape.model.routing import eager_events
 from grape.model.topology import Limits, TopologySpec
 from grape.protocol.door import (
-    VERSION,
     Accepted,
-    Answer,
     Append,
     Ask,
     Begun,
@@ -31,24 +30,20 @@ from grape.protocol.door import (
     Failed,
     FromClient,
     FromEngine,
-    Greeting,
     Opened,
-    Refused,
     Replies,
     StreamOpened,
     TakeReplies,
 )
-from grape.protocol.framing import SEND_BUFFER, FrameBuffer, Piece, append_frame, door_frames, frame
-from grape.protocol.place import door_of
+from grape.protocol.framing import Piece, frame
 
 MAX_ASKED: Final = 20_000
 """Events and questions of one gateway that an engine has not answered."""
 MAX_BYTES: Final = 64 << 20
-_PATIENCE: Final = 30.0
 _UNKNOWN: Final = NoAnswer("the engine died before it answered: it is not known whether the event was accepted")
 
 
-class Door(asyncio.BufferedProtocol):
+class Door(AsyncDoor):
     """A connection. Made by `knock`.
 
     Args:
@@ -64,6 +59,7 @@ class Door(asyncio.BufferedProtocol):
         gone: Callable[[], None],
         heard: Callable[[FromEngine], None] | None = None,
     ) -> None:
+        super().__init__()
         self._heard_of_stream = heard
         self.partitions = 0
         self._replied = replied
@@ -74,13 +70,7 @@ class Door(asyncio.BufferedProtocol):
         self.limits: Limits
         self.traced = 0.0
         self.is_open = False
-        self._loop = asyncio.get_running_loop()
-        self._begun: asyncio.Future[None] = self._loop.create_future()
-        self._frames: FrameBuffer[FromEngine] = door_frames()
-        self._transport: asyncio.Transport | None = None
-        self._asked: dict[int, asyncio.Future[Any]] = {}
         self._heard_answer: dict[int, Callable[[], None]] = {}
-        self._number = 0
         self._unsent: list[Piece] = []
         self._unsent_bytes = 0
 
@@ -104,10 +94,6 @@ class Door(asyncio.BufferedProtocol):
             self._heard_answer[message.number] = heard
         return self._ask(message)
 
-    def _next(self) -> int:
-        self._number += 1
-        return self._number
-
     def _ask(self, message: Emit | Ask) -> asyncio.Future[Any]:
         asked: asyncio.Future[Any] = self._loop.create_future()
         if not self.is_open:
@@ -116,7 +102,7 @@ class Door(asyncio.BufferedProtocol):
             asked.set_exception(Full("too many events of this gateway wait for the engine"))
         else:
             self._asked[message.number] = asked
-            self._send(message)
+            self._write([frame(message)])
         return asked
 
     @property
@@ -124,19 +110,14 @@ class Door(asyncio.BufferedProtocol):
         return 0 if self._transport is None else self._transport.get_write_buffer_size()
 
     def send(self, message: FromClient) -> None:
-        """What has no answer of its own."""
         if self.is_open:
-            self._send(message)
+            super().send(message)
 
     def send_append(self, append: Append) -> None:
-        """A step of a stream, whose bodies are not copied."""
         if self.is_open:
-            self._add(append_frame(append))
+            super().send_append(append)
 
-    def _send(self, message: FromClient) -> None:
-        self._add([frame(message)])
-
-    def _add(self, pieces: Sequence[Piece]) -> None:
+    def _write(self, pieces: Sequence[Piece]) -> None:
         if not self._unsent:
             self._loop.call_soon(self._flush)
         self._unsent += pieces
@@ -149,31 +130,12 @@ class Door(asyncio.BufferedProtocol):
 
     # ------------------------------------------------------------------ what is heard
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast(asyncio.Transport, transport)
-        self._send(Greeting(VERSION))
-
-    def get_buffer(self, sizehint: int) -> memoryview:
-        return self._frames.buffer()
-
-    def buffer_updated(self, count: int) -> None:
-        try:
-            for message in self._frames.filled(count):
-                self._heard(message)
-            self._frames.check()
-        except ProtocolError as e:
-            self._over(EngineError(f"what the engine says cannot be understood: {e}"))
-
     def _heard(self, message: FromEngine) -> None:
         match message:
             case Emitted():
-                self._answer(message.number, None)
+                self._answered(message.number, None)
             case Replies():
                 self._replied(message.batches)
-            case Answer():
-                self._answer(message.number, message.value)
-            case Refused():
-                self._refused(message.number, error_of(message.code, message.text))
             case Described():
                 self.topology = message.topology
                 self.events = frozenset((*message.topology.events, *message.topology.outputs))
@@ -185,58 +147,30 @@ class Door(asyncio.BufferedProtocol):
             case Begun():
                 self.is_open = True
                 if self._heard_of_stream is None:
-                    self._send(TakeReplies())
-                if not self._begun.done():
-                    self._begun.set_result(None)
+                    self.send(TakeReplies())
+                super()._heard(message)
             case StreamOpened() | Accepted() if self._heard_of_stream is not None:
                 self._heard_of_stream(message)
             case Ended():
                 self._over(Stopping("the engine has ended"), Stopping("the engine has ended: it was not accepted"))
             case Failed():
                 self._over(error_of(message.code, message.text))
+            case _:
+                super()._heard(message)
 
-    def _answer(self, number: int, value: msgspec.Raw | None) -> None:
-        asked = self._asked.pop(number, None)
+    def _answered(self, number: int, found: Any) -> None:
         heard = self._heard_answer.pop(number, None)
-        if asked is not None and not asked.done():
-            asked.set_result(value)
-            if heard is not None:
-                heard()
-
-    def _refused(self, number: int, error: GrapeError) -> None:
-        asked = self._asked.pop(number, None)
-        self._heard_answer.pop(number, None)
-        if asked is not None and not asked.done():
-            asked.set_exception(error)
-
-    def connection_lost(self, error: Exception | None) -> None:
-        self._transport = None
-        self._over(EngineError("the engine has gone without a word"))
+        asked = self._asked.get(number)
+        is_waited_for = asked is not None and not asked.done()
+        super()._answered(number, found)
+        if heard is not None and is_waited_for and not isinstance(found, GrapeError):
+            heard()
 
     def _over(self, error: GrapeError, unanswered: GrapeError = _UNKNOWN) -> None:
-        """``unanswered``: what those get that have no answer."""
         if self.is_open:
-            asyncio.get_running_loop().call_soon(self._gone)
+            self._loop.call_soon(self._gone)
         self.is_open = False
-        if not self._begun.done():
-            self._begun.set_exception(error)
-            self._begun.exception()  # it may be that nobody waits for it
-        for number in tuple(self._asked):
-            self._refused(number, unanswered)
-        self.close()
-
-    async def begun(self) -> None:
-        """Wait until events are taken.
-
-        Raises:
-            GrapeError: they are not.
-        """
-        async with asyncio.timeout(_PATIENCE):
-            await asyncio.shield(self._begun)
-
-    def close(self) -> None:
-        if self._transport is not None:
-            self._transport.close()
+        self._end(error, unanswered)
 
 
 async def knock(
@@ -251,14 +185,4 @@ async def knock(
         OSError: none runs there.
         GrapeError: it does not take events.
     """
-    with door_of(directory) as path:
-        transport, door = await asyncio.get_running_loop().create_unix_connection(
-            lambda: Door(replied, gone, heard), path
-        )
-    transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
-    try:
-        await door.begun()
-    except TimeoutError:
-        door.close()
-        raise NoAnswer("the engine has not begun") from None
-    return door
+    return await asynchronous.knock(directory, lambda: Door(replied, gone, heard))

@@ -48,15 +48,7 @@ def document(apps: dict[str, TopologySpec], version: str, *, asks_nobody: bool =
         )
         | _FREE,
     }
-    for verb in ("start", "stop", "restart", "pause", "resume", "upgrade", "rollback"):
-        parameters = [_path("app")]
-        if verb in ("upgrade", "rollback"):
-            parameters += [_query("version", "Its name, or how its digest begins"), _query("drop-slot", "EVENT>NODE")]
-        paths[f"/apps/{{app}}/{verb}"] = {
-            "parameters": parameters,
-            "post": _operation(f"{verb.capitalize()} an app", "apps", {"200": _json("So it is now", _APP)}),
-        }
-    paths |= _looking() | _objects()
+    paths |= _orders() | _looking() | _objects()
     shapes = Shapes()
     for name, topology in apps.items():
         paths |= _paths_of(name, topology, shapes)
@@ -77,6 +69,19 @@ def document(apps: dict[str, TopologySpec], version: str, *, asks_nobody: bool =
         },
         "security": [{}, {"token": []}] if asks_nobody else [{"token": []}],
     }
+
+
+def _orders() -> dict[str, Any]:
+    paths: dict[str, Any] = {}
+    for verb in ("start", "stop", "restart", "pause", "resume", "upgrade", "rollback"):
+        parameters = [_path("app")]
+        if verb in ("upgrade", "rollback"):
+            parameters += [_query("version", "Its name, or how its digest begins"), _query("drop-slot", "EVENT>NODE")]
+        paths[f"/apps/{{app}}/{verb}"] = {
+            "parameters": parameters,
+            "post": _operation(f"{verb.capitalize()} an app", "apps", {"200": _json("So it is now", _APP)}),
+        }
+    return paths
 
 
 def _looking() -> dict[str, Any]:
@@ -194,36 +199,40 @@ def _paths_of(app: str, topology: TopologySpec, shapes: Shapes) -> dict[str, Any
             ),
         }
     for output, schema in outputs.items():
-        found[f"/apps/{app}/events/{output}"] = {
-            "parameters": [_KEY, _ID],
-            "post": _operation(
-                f"Push into the output {output!r}",
-                app,
-                {"202": _json("It is durable", _ACCEPTED)},
-                schema,
-                needs_body=bool(schema),
-            ),
-        }
-        place = f"/apps/{app}/outputs/{output}"
-        delivery = {"allOf": [_REFERENCE, {"properties": {"data": schema}}]} if schema else _REFERENCE
-        deliveries = {"type": "object", "properties": {"events": {"type": "array", "items": delivery}}}
-        found[place] = {
-            "get": _operation("Who takes it, and how far he is", app, {"200": _json("So", {"type": "object"})})
-        }
-        tail = {"200": {"description": "Events as they come", "content": {"text/event-stream": {"schema": _ANY}}}}
-        begin = _query("from", "Where to begin")
-        begin["schema"]["enum"] = ["now", "start"]
-        found[f"{place}/tail"] = {"parameters": [begin, _AFTER], "get": _operation("Look on", app, tail)}
-        for verb, text in (("peek", "Lend events"), ("pop", "Take events out")):
-            found[f"{place}/{verb}"] = {"post": _operation(text, app, {"200": _json("Some", deliveries)}, _PEEK)}
-        for verb, text, asked in (
-            ("ack", "These are done with", _TOKENS),
-            ("nack", "These come again", _TOKENS),
-            ("clear", "All are done with", _WHICH),
-            ("forget", "Keep nothing more for a consumer", _WHICH),
-        ):
-            done = {"200": _json("How many", {"type": "object"})}
-            found[f"{place}/{verb}"] = {"post": _operation(text, app, done, asked, needs_body=asked is _TOKENS)}
+        found |= _output(app, output, schema)
+    return found
+
+
+def _output(app: str, output: str, schema: dict[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    found[f"/apps/{app}/events/{output}"] = {
+        "parameters": [_KEY, _ID],
+        "post": _operation(
+            f"Push into the output {output!r}",
+            app,
+            {"202": _json("It is durable", _ACCEPTED)},
+            schema,
+            needs_body=bool(schema),
+        ),
+    }
+    place = f"/apps/{app}/outputs/{output}"
+    delivery = {"allOf": [_REFERENCE, {"properties": {"data": schema}}]} if schema else _REFERENCE
+    deliveries = {"type": "object", "properties": {"events": {"type": "array", "items": delivery}}}
+    found[place] = {"get": _operation("Who takes it, and how far he is", app, {"200": _json("So", {"type": "object"})})}
+    tail = {"200": {"description": "Events as they come", "content": {"text/event-stream": {"schema": _ANY}}}}
+    begin = _query("from", "Where to begin")
+    begin["schema"]["enum"] = ["now", "start"]
+    found[f"{place}/tail"] = {"parameters": [begin, _AFTER], "get": _operation("Look on", app, tail)}
+    for verb, text in (("peek", "Lend events"), ("pop", "Take events out")):
+        found[f"{place}/{verb}"] = {"post": _operation(text, app, {"200": _json("Some", deliveries)}, _PEEK)}
+    for verb, text, asked in (
+        ("ack", "These are done with", _TOKENS),
+        ("nack", "These come again", _TOKENS),
+        ("clear", "All are done with", _WHICH),
+        ("forget", "Keep nothing more for a consumer", _WHICH),
+    ):
+        done = {"200": _json("How many", {"type": "object"})}
+        found[f"{place}/{verb}"] = {"post": _operation(text, app, done, asked, needs_body=asked is _TOKENS)}
     return found
 
 
