@@ -277,3 +277,102 @@ def test_objects_over_http(server: Server) -> None:
     assert server.http.put("/apps/shop/objects/photos/..%2Fx", content=b"").status_code in (400, 404, 422)
     assert server.http.get("/apps/shop/objects/UPPER/x").status_code == 400
     assert server.get("/apps/nothing/objects/photos").status_code == 404
+
+
+def test_an_object_and_the_event_that_tells_of_it_are_one(tmp_path: Path) -> None:
+    app = write_app(tmp_path / "shop", TRIGGERED)
+    with serving(tmp_path / "home") as server:
+        server.grape("app", "deploy", app)
+        (tmp_path / "a").write_bytes(b"abcdef")
+        (tmp_path / "large").write_bytes(b"l" * 300_000)
+        about = json.loads(server.grape("storage", "put", "shop/raw/a", tmp_path / "a", "--emit", "shop@photo"))
+        assert (about["key"], about["size"]) == ("raw/a", 6)
+        server.grape("storage", "put", "shop/raw/large", tmp_path / "large", "--emit", "shop@photo")
+        until(lambda: len(made(server)) == 2)
+        assert storage(server, "get", "shop/thumbs/raw/a") == "abc"
+        answer = server.http.put("/apps/shop/objects/shop/raw/web?emit=photo", content=b"xyzabc")
+        assert answer.status_code == 200, answer.text
+        until(lambda: len(made(server)) == 3)
+        assert storage(server, "get", "shop/thumbs/raw/web") == "xyz"
+        for words, says in (
+            (("--emit", "shop@phto"), "did you mean 'photo'"),
+            (("--emit", "shop@photo", "--if-absent"), "without a condition"),
+        ):
+            done = grape("storage", "put", "shop/raw/b", tmp_path / "a", *words, "--home", server.home)
+            assert done.returncode == 2
+            assert says in done.stderr
+        assert server.http.put("/apps/shop/objects/shop/raw/b?emit=phto", content=b"x").status_code == 404
+        assert storage(server, "ls", "shop/raw/b") == ""
+        for _ in range(3):  # the engine dies in the middle: both, or neither, and once
+            os.kill(server.engine("shop"), signal.SIGKILL)
+            server.grape("storage", "put", f"shop/raw/{_}", tmp_path / "a", "--emit", "shop@photo")
+        until(lambda: len(made(server)) == 6)
+        assert sorted(key for key, _, _ in made(server))[:3] == ["raw/0", "raw/1", "raw/2"]
+    done = grape(
+        "storage", "put", "shop/raw/b", tmp_path / "a", "--emit", "photo", "--data", server.home / "apps/shop/data"
+    )
+    assert done.returncode == 2
+    assert "only one takes events" in done.stderr
+
+
+def test_objects_get_other_names(server: Server, tmp_path: Path) -> None:
+    for n in range(5):
+        storage(server, "put", f"shop/old/{n}", "--tag", "t", stdin=b"%d" % n)
+    storage(server, "mv", "shop/old/", "photos/new/")
+    assert storage(server, "ls", "shop/old/") == ""
+    assert len(storage(server, "ls", "photos/new/", "--tag", "t").splitlines()) == 5
+    storage(server, "mv", "photos/new/3", "photos/three")
+    assert storage(server, "get", "photos/three") == "3"
+    assert "there is no object" in storage(server, "mv", "photos/new/3", "photos/four", code=1)
+    assert "both end with /" in storage(server, "mv", "photos/new/", "photos/x", code=2)
+    assert "lies below" in storage(server, "mv", "photos/new/", "photos/new/er/", code=2)
+
+
+def test_an_object_over_http_in_parts(server: Server) -> None:
+    place = "/apps/shop/objects/shop/film/a"
+    begun = server.http.post(f"{place}?uploads", headers={"content-type": "video/mp4"})
+    assert begun.status_code == 201, begun.text
+    upload = begun.json()["upload"]
+    parts = [bytes([n]) * 200_000 for n in range(1, 6)]
+    assert server.http.post(f"{place}?upload={upload}").status_code == 409
+    for n in (5, 1, 3, 4):
+        answer = server.http.put(f"{place}?upload={upload}&part={n}", content=parts[n - 1])
+        assert answer.json()["checksum"] == "sha256:" + hashlib.sha256(parts[n - 1]).hexdigest()
+    missing = server.http.post(f"{place}?upload={upload}")
+    assert (missing.status_code, "part 2" in missing.text) == (409, True)
+    os.kill(server.engine("shop"), signal.SIGKILL)
+    until(lambda: server.info("shop")["state"] == "running")
+    server.http.put(f"{place}?upload={upload}&part=2", content=b"cut off before")
+    server.http.put(f"{place}?upload={upload}&part=2", content=parts[1])  # again: the last one counts
+    done = server.http.post(f"{place}?upload={upload}")
+    assert done.status_code == 200, done.text
+    got = server.http.get(place)
+    assert (got.content, got.headers["content-type"]) == (b"".join(parts), "video/mp4")
+    assert storage(server, "ls", "uploads/") == ""
+    assert server.http.post(f"{place}?upload={upload}").status_code == 404
+    other = server.http.post(f"{place}?uploads").json()["upload"]
+    server.http.put(f"{place}?upload={other}&part=1", content=b"x")
+    assert server.http.put(f"/apps/shop/objects/shop/film/b?upload={other}&part=1", content=b"x").status_code == 404
+    assert server.http.put(f"{place}?upload={other}&part=0", content=b"x").status_code == 400
+    assert server.http.delete(f"{place}?upload={other}").status_code == 204
+    assert storage(server, "ls", "uploads/") == ""
+
+
+def test_what_has_expired_leaves_nothing_behind(server: Server, tmp_path: Path) -> None:
+    (tmp_path / "large").write_bytes(b"l" * 300_000)
+    storage(server, "put", "shop/brief", tmp_path / "large", "--ttl", "1")
+    storage(server, "put", "shop/long", tmp_path / "large", "--ttl", "3600")
+    storage(server, "put", "shop/again", "--ttl", "1", stdin=b"x")
+    storage(server, "put", "shop/again", stdin=b"for ever")
+    data = server.home / "apps" / "shop" / "data"
+
+    def rows() -> set[str]:
+        async def read() -> set[str]:
+            async with opened(f"embedded://{data}") as one:
+                return {about.key for about in (await one.page("shop")).items}
+
+        return asyncio.run(read())
+
+    until(lambda: rows() == {"long", "again"})
+    assert storage(server, "get", "shop/again") == "for ever"
+    assert server.grape("doctor", "shop") is not None

@@ -17,20 +17,26 @@ from urllib.parse import quote
 import msgspec
 import typer
 
+from grape.abc.storage import Place as ObjectPlace
 from grape.cli.console import complain, put, say
 from grape.cli.home import HomeOption, home_of, or_exit
+from grape.cli.live import connected
+from grape.cli.live import split as split_event
 from grape.cli.places import App, Data, Place, place_of
 from grape.client.connection import answered, dial
 from grape.errors import Conflict, Corrupt, UsageError
 from grape.model.address import PartitionId
 from grape.model.bound import Bound
-from grape.model.names import check_namespace
+from grape.model.names import check_key, check_namespace
 from grape.model.objects import OBJECTS, About, split_place
 from grape.model.plural import counted
 from grape.model.section import show_size
 from grape.server.config import bound_for, effective
 from grape.storage.connect import opened
+from grape.storage.embedded import EmbeddedStorage
 from grape.storage.objects import AT_ONCE, Objects
+from grape.storage.source import told_of
+from grape.storage.streams import chunks_of
 from grape.tools.directory import Directory
 
 T = TypeVar("T")
@@ -220,8 +226,23 @@ def put_(
         bool, typer.Option("--if-absent", help="Only if there is none. Exit code 1: there is.")
     ] = False,
     if_version: Annotated[str | None, typer.Option(metavar="VERSION", help="Only if this one is there.")] = None,
+    emit: Annotated[
+        str | None,
+        typer.Option(metavar="[APP@]EVENT", help="With an event that tells of it: both, or neither."),
+    ] = None,
 ) -> None:
-    """Write a file, or what comes on standard input, as an object. It is durable when this ends with 0."""
+    """Write a file, or what comes on standard input, as an object. It is durable when this ends with 0.
+
+    \b
+    grape storage put photos/a.png a.png --emit photos@photo
+    """
+    slot = ""
+    if emit is not None:
+        if storage is not None or if_absent or if_version:
+            complain("--emit writes among the objects of an app, and without a condition")
+            raise typer.Exit(2)
+        app, slot = split_event(emit)
+        name = name if data is not None or not app else app
     where = where_of(storage, data, name, home)
 
     async def do() -> About:
@@ -230,6 +251,16 @@ def put_(
         if file != "-" and not Path(file).is_file():
             raise UsageError(f"{file}: there is no such file")
         kind = content_type or mimetypes.guess_type(key)[0] or "application/octet-stream"
+        if slot:
+            if data is None:
+                await asyncio.to_thread(lambda: connected(name or "", None, home).close())  # it runs, or is woken
+            async with opened(where.url) as one:
+                assert isinstance(one, EmbeddedStorage)
+                put = Objects(one, namespace).described(kind, tag or (), _pairs(user), ttl=ttl)
+                place = ObjectPlace(namespace, check_key(key))
+                return await one.write_and_emit(
+                    place, chunks_of(source), put, lambda about: told_of(slot, place, about)
+                )
         async with _objects(where, namespace) as objects:
             return await objects.put(
                 key,
@@ -277,6 +308,52 @@ def rm(
         say(f"{counted(removed, 'object')} removed")
     elif not removed:
         _missing(object)
+
+
+@app.command()
+def mv(
+    object: Annotated[str, typer.Argument(metavar="OBJECT", help="NAMESPACE/KEY, or NAMESPACE/PREFIX/ of many.")],
+    target: Annotated[str, typer.Argument(metavar="TARGET", help="The same of the new name.")],
+    storage: Url = None,
+    data: Data = None,
+    name: App = None,
+    home: HomeOption = None,
+) -> None:
+    """Give an object, or all below a prefix, another name in the same storage. (Into another one: cp --move.)
+
+    Each is written anew, compared, and removed if nobody has changed it meanwhile; the same command goes on where it
+    was ended.
+    """
+    where = where_of(storage, data, name, home)
+
+    async def do() -> int:
+        is_many = object.endswith("/")
+        if is_many != target.endswith("/"):
+            raise UsageError("either both end with /, and all below is moved, or none of both")
+        (namespace, key), (new_namespace, new_key) = split(object, is_prefix=is_many), split(target, is_prefix=is_many)
+        if is_many and (namespace, key) == (new_namespace, new_key[: len(key)]):
+            raise UsageError(f"{target} lies below {object}")
+        moved = 0
+        async with _objects(where, namespace) as source, _objects(where, new_namespace) as into:
+            keys = [about.key async for about in source.list(key)] if is_many else [key]
+            for each in keys:
+                moved += await _moved(source, into, each, new_key + each[len(key) :] if is_many else new_key)
+        return moved
+
+    moved = run(do)
+    if not moved and not object.endswith("/"):
+        _missing(object)
+    say(f"{counted(moved, 'object')} moved")
+
+
+async def _moved(source: Objects, into: Objects, key: str, new: str) -> bool:
+    about = await source.stat(key)
+    if about is None:
+        return False
+    await _copied(source, into, key, new)
+    features = source.storage.features
+    version = about.version if features.swaps and features.removes else None
+    return await source.remove(key, if_version=version)
 
 
 @app.command()
@@ -331,20 +408,20 @@ def cp(
     say(f"{counted(copied, 'object')} copied ({show_size(size)}), {same:,} were there already")
 
 
-async def _copied(source: Objects, into: Objects, key: str) -> bool:
+async def _copied(source: Objects, into: Objects, key: str, new: str = "") -> bool:
     """False: it was there, and the same."""
     async with source.open(key) as found:
         if found is None:
             return False
         about = found.about
-        there = await into.stat(key)
+        there = await into.stat(new or key)
         if there is not None and there.size == about.size and about.checksum and there.checksum == about.checksum:
             return False
         checksum = about.checksum if about.checksum.startswith("sha256:") else ""
         options: dict[str, Any] = {}
         if into.storage.features.keeps_about:
             options = {"content_type": about.content_type, "tags": about.tags, "user": about.user, "time": about.time}
-        await into.put(key, found.chunks, checksum=checksum, **options)
+        await into.put(new or key, found.chunks, checksum=checksum, **options)
         return True
 
 

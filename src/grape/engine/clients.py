@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from functools import partial
 from typing import Final
 
 import msgspec
+from msgspec import structs
 
 from grape.engine.engine import Engine
 from grape.engine.partition.partition import Partition
@@ -21,6 +23,7 @@ from grape.model.address import MAX_ID_BYTES, check_key, check_text, partition_o
 from grape.model.batch import Context
 from grape.model.ids import content_of
 from grape.model.near import did_you_mean
+from grape.model.objects import ObjectWrite
 from grape.model.stored import NO_POOLS
 from grape.model.tracing import MAX_VIA, NOBODY, Trace, sampled
 from grape.protocol.door import Emit
@@ -65,8 +68,9 @@ class Clients:
         self._spread = 0
         self._rng = random.Random()
 
-    def accept(self, event: Emit, now: int, durable: Callable[[], None]) -> None:
-        """``durable`` is called when it is, also if it was accepted before.
+    def accept(self, event: Emit, now: int, durable: Callable[[], None], write: ObjectWrite | None = None) -> None:
+        """``durable`` is called when it is, also if it was accepted before. ``write``: an object that is written with
+        it, by one commit; its bytes are there, or in it.
 
         Raises:
             UnknownEvent: nothing listens to it.
@@ -94,7 +98,8 @@ class Clients:
         first = next(iter(engine.pools)) if is_pushed else logs[0]
         number = self._partition_of(event, first)
         home = self._home(event, first, number)
-        if not home.ledger.has_room((len(event.data) + len(event.key or "") + _BESIDE) * len(logs)):
+        size = (len(event.data) + len(event.key or "") + _BESIDE) * len(logs)
+        if not home.ledger.has_room(size + (0 if write is None else write.weight)):
             raise Full("what has come before it is being committed")
         known = self._remembered(event.id, number) if event.id else None
         content = content_of(event.name, event.key, event.data)
@@ -103,10 +108,13 @@ class Clients:
         if known is None:
             is_eager = (
                 event.name in app.eager
+                and write is None
                 and len(event.data) <= _MOST_EAGER
                 and home.number == number
                 and engine.pools[home.pool].may_be_eager(home)
             )
+            if write is not None:
+                self._write(home, write, now)
             if event.id:
                 home.memory.remember(event.id, content, now)
             due = 0 if event.wait is None else now + event.wait
@@ -122,6 +130,13 @@ class Clients:
                 home.memory.take_in(log, number, event.name, event.key, event.data, event.id, context, now)
         home.ledger.then(durable)
         home.flush()
+
+    def _write(self, home: Partition, write: ObjectWrite, now: int) -> None:
+        home.ledger.put_object(write if write.time else structs.replace(write, time=now))
+        if write.blob:
+            pins = self._app.pins
+            pins.hold(write.checksum, write.size)
+            home.ledger.then(partial(pins.let_go, write.checksum))
 
     def _traced(self, event: Emit, home: Partition, now: int) -> str:
         """What its context carries, as it has come in; "": it is not traced."""

@@ -23,8 +23,10 @@ from grape.model.objects import (
     Wanted,
     as_stored,
     decode_stored,
+    expiring,
     is_unused,
     place_key,
+    place_of,
     split_place,
     waiting_place,
 )
@@ -35,6 +37,8 @@ CHUNK: Final = 1 << 20
 _PAGE: Final = 1_000
 _UPLOADS: Final = 64
 """Objects that a worker brings at a time."""
+_OFTEN: Final = 10_000_000
+"""Microseconds between two looks for what has expired."""
 _LEAST: Final = 300_000_000
 """Microseconds between two looks for bytes that nobody has."""
 
@@ -60,6 +64,8 @@ class AppObjects:
             self.shipping = Shipping(app, around.transport, around.elsewhere, around.clock, around.notice)
         self._uploads: dict[Worker, set[int]] = {}
         self._looked = 0
+        self._swept = 0
+        self._is_sweeping = False
         self._is_in_doubt = False
         self._were_unused: set[bytes] = set()
         """At the last look. Only at the next one they go: a backup has so long to take what its moment had."""
@@ -289,10 +295,28 @@ class AppObjects:
         else:
             self._blobs.sizes([write.checksum for write in blobs], sized)
 
+    def holding(self, write: ObjectWrite, then: Callable[[bool], None]) -> None:
+        """Whether the bytes of ``write`` are there; held while ``then`` is called."""
+        if not write.blob or self._blobs is None:
+            then(not write.blob)
+            return
+        self._app.pins.hold(write.checksum, write.size)
+
+        def sized(sizes: Sequence[int | None]) -> None:
+            try:
+                then(list(sizes) == [write.size])
+            finally:
+                self._app.pins.let_go(write.checksum)
+
+        self._blobs.sizes([write.checksum], sized)
+
     # ------------------------------------------------------------------ what nobody has
 
     def tick(self, now: int) -> int | None:
         """Look now and then for bytes that no object has any more. Returns when to look again at the latest."""
+        if now - self._swept >= _OFTEN and not self._is_sweeping:
+            self._swept = now
+            self._remove_expired(now)
         if self._blobs is not None and now - self._looked >= _LEAST:
             self._looked = now
             self._drop_unused()
@@ -332,6 +356,25 @@ class AppObjects:
         nobodys = [d for d, row in zip(digests, rows, strict=True) if row is None and pins.size_of(d) is None]
         if nobodys:
             self._blobs.remove(nobodys)
+
+    def _remove_expired(self, now: int) -> None:
+        """What nobody sees any more."""
+        rows = self._transport.scan(self._app.objects, "change", expiring(0), _PAGE, expiring(now))
+        places = [place_of(key) for key, _ in rows]
+        found = self._transport.get(self._app.objects, "object", places) if places else []
+        over = [
+            (ObjectWrite(*split_place(place), REMOVED), Wanted(stored.number))
+            for place, packed in zip(places, found, strict=True)
+            if packed is not None and 0 < (stored := decode_stored(packed)).expires <= now
+        ]
+        if over:
+            self._is_sweeping = True
+            self._transport.write_objects(self._app.objects, over, lambda _: self._has_swept(len(rows) == _PAGE))
+
+    def _has_swept(self, is_more: bool) -> None:
+        self._is_sweeping = False
+        if is_more:
+            self._swept = 0
 
     def _drop_unused(self) -> None:
         after, unused = b"", []

@@ -5,24 +5,28 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from typing import Any, Final
 from urllib.parse import quote, unquote
 
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
-from grape.abc.storage import Storage
-from grape.errors import BadArgument, Conflict, GrapeError, StorageFailed, UsageError
+from grape.abc.storage import Place, Storage
+from grape.errors import BadArgument, StorageFailed, UsageError
 from grape.gateway.access import Verb
 from grape.gateway.answers import as_json
 from grape.gateway.doors import Doors
 from grape.gateway.problems import Problem, no_app
+from grape.gateway.uploads import Uploads, or_412
 from grape.model.bound import Bound
+from grape.model.names import check_key
 from grape.model.objects import OCTETS, About
 from grape.storage.connect import storage_of
+from grape.storage.embedded import EmbeddedStorage
 from grape.storage.objects import Objects
+from grape.storage.source import told_of
 
 May = Callable[[Request, str, Verb], None]
 
@@ -42,6 +46,7 @@ class ObjectPages:
         self._doors = doors
         self._may = may
         self._others: dict[str, Storage] = {}
+        self._uploads = Uploads(self._objects)
         self._opening = asyncio.Lock()
 
     def routes(self) -> list[Route]:
@@ -49,10 +54,12 @@ class ObjectPages:
         return [
             Route(base, self._list, methods=["GET"]),
             # One route: one for each method would tell those of the first alone of whatever is not allowed.
-            Route(f"{base}/{{key:path}}", self._object, methods=["GET", "HEAD", "PUT", "DELETE"]),
+            Route(f"{base}/{{key:path}}", self._object, methods=["GET", "HEAD", "PUT", "POST", "DELETE"]),
         ]
 
     async def _object(self, request: Request) -> Response:
+        if request.method == "POST":
+            return await self._uploads.post(request)
         match request.method:
             case "PUT":
                 return await self._put(request)
@@ -61,8 +68,11 @@ class ObjectPages:
         return await self._get(request)
 
     @contextlib.asynccontextmanager
-    async def _objects(self, request: Request, verb: Verb, *, writes: bool = False) -> AsyncIterator[Objects]:
-        """
+    async def _objects(
+        self, request: Request, verb: Verb, *, writes: bool = False, own: bool = False
+    ) -> AsyncIterator[Objects]:
+        """``own``: in the app's own directory, wherever the namespace is.
+
         Raises:
             Problem: there is no such app, nothing of it is stored, or it is not for whoever asks.
         """
@@ -73,7 +83,7 @@ class ObjectPages:
             raise no_app(name)
         namespace = request.path_params["namespace"]
         bound = (await self._doors.ask("storages", {"name": name}, dict[str, Bound])).get(namespace)
-        if bound is not None:
+        if bound is not None and not (own and not bound.is_read_only):
             if writes and bound.is_read_only:
                 raise Problem(403, "read-only", f"{namespace!r:.100} is in another storage, which {name} may only read")
             yield Objects(await self._opened(bound.url), bound.namespace)
@@ -167,29 +177,36 @@ class ObjectPages:
                 options["ttl"] = float(request.query_params["ttl"])
             except ValueError:
                 raise BadArgument("ttl: seconds") from None
+        if "upload" in request.query_params:
+            return await self._uploads.part(request)
+        if "emit" in request.query_params:
+            return await self._put_and_emit(request, options)
         async with self._objects(request, "emit", writes=True) as objects:
-            about = await _or_412(lambda: objects.put(request.path_params["key"], request.stream(), **options))
+            about = await or_412(lambda: objects.put(request.path_params["key"], request.stream(), **options))
         return as_json(about, headers={"etag": f'"{about.version}"'})
 
+    async def _put_and_emit(self, request: Request, options: dict[str, Any]) -> Response:
+        """With an event that tells of it, by one commit."""
+        if options.pop("if_absent") or options.pop("if_version", None) is not None:
+            raise BadArgument("with emit= an object is written without a condition")
+        slot, key = request.query_params["emit"], check_key(request.path_params["key"])
+        place = Place(request.path_params["namespace"], key)
+        async with self._objects(request, "emit", writes=True, own=True) as objects:
+            assert isinstance(objects.storage, EmbeddedStorage)
+            put, both = objects.described(**options), objects.storage.write_and_emit
+            about = await or_412(lambda: both(place, request.stream(), put, lambda about: told_of(slot, place, about)))
+        return as_json(about)
+
     async def _remove(self, request: Request) -> Response:
+        if "upload" in request.query_params:
+            return await self._uploads.abort(request)
         version = request.headers.get("if-match")
         wanted = None if version is None else version.strip().strip('"')
         key = request.path_params["key"]
         async with self._objects(request, "emit", writes=True) as objects:
-            if not await _or_412(lambda: objects.remove(key, if_version=wanted)):
+            if not await or_412(lambda: objects.remove(key, if_version=wanted)):
                 raise Problem(404, "no-object", f"there is no object {key!r:.200}")
         return Response(status_code=204)
-
-
-async def _or_412(do: Callable[[], Awaitable[Any]]) -> Any:
-    try:
-        return await do()
-    except Conflict as e:
-        raise Problem(412, "conflict", str(e)) from None
-    except GrapeError:
-        raise
-    except ClientDisconnect:
-        raise Problem(400, "cut-off", "the body ended before it was whole; nothing was written") from None
 
 
 def _headers(about: About) -> dict[str, str]:

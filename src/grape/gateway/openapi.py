@@ -156,16 +156,33 @@ def _objects() -> dict[str, Any]:
         _header("x-grape-tags", "With commas between them"),
         _query("ttl", "Seconds", "number"),
     ]
+    put["parameters"] += [
+        _query("emit", "A slot of the app: with an event that tells of it, both or neither"),
+        _query("upload", "It is a part of this upload"),
+        _query("part", "Which, from 1", "integer"),
+    ]
+    post = _operation(
+        "Begin (uploads) or end (upload) an upload in parts", "objects", {"200": _json("It is durable", _ABOUT)}
+    )
+    begun = {"type": "object", "required": ["upload"], "properties": {"upload": {"type": "string"}}}
+    post["responses"]["201"] = _json("It is begun", begun)
+    post["parameters"] = [_query("uploads", "Begin one"), _query("upload", "The one that ends")]
     put["requestBody"] = {"content": {"application/octet-stream": _BYTES}}
     remove = _operation("Remove an object", "objects", gone)
-    remove["parameters"] = headers[:1]
+    remove["parameters"] = [headers[0], _query("upload", "That is given up")]
     return {
         "/apps/{app}/objects/{namespace}": {
             "parameters": these,
             "get": _operation("Objects of a namespace", "objects", {"200": _json("Some of them", page)})
             | {"parameters": asked},
         },
-        "/apps/{app}/objects/{namespace}/{key}": {"parameters": one, "get": get, "put": put, "delete": remove},
+        "/apps/{app}/objects/{namespace}/{key}": {
+            "parameters": one,
+            "get": get,
+            "put": put,
+            "post": post,
+            "delete": remove,
+        },
     }
 
 

@@ -32,7 +32,7 @@ from grape.host.directory import DataDirectory, count_dead
 from grape.host.door import Door
 from grape.host.host import Host
 from grape.host.house import House
-from grape.host.objects import objects
+from grape.host.objects import objects, put_emit
 from grape.host.opening import Removals
 from grape.host.options import Options
 from grape.host.ordering import ordering
@@ -261,6 +261,7 @@ class Run:
             queues.begin(self.options.keeps)
         self._house.verbs.update(ordering(engine, assembled.attaching, self._streams, self._host))
         self._house.opened(assembled, self._streams)
+        self._house.verbs.update(put_emit(engine, self._house.inside.clients, self._clock.now))
         return Serving(assembled, self._streams, self._house, self._host, self._clock, self.options)
 
     async def _serve(self, assembled: Assembled, serving: Serving) -> Outcomes:

@@ -4,6 +4,7 @@ transport has them.
     object   NAMESPACE \\0 KEY   `Stored`: what is known of it, and its bytes if they are few; or that it was removed
     change   "c" + number       the key of the object that was written so, the last time
              "t" + number       the key of one that was removed so
+             "e" + time + key   one that is gone from then on
              ""                 `Ledger`: the next number, and what has been forgotten of removed ones
     blob     digest             how many objects have these bytes, which lie in a file; 0: none any more
 
@@ -41,6 +42,7 @@ ObjectTable = Literal["object", "change", "blob"]
 
 _WRITTEN: Final = b"c"
 _GONE: Final = b"t"
+_EXPIRING: Final = b"e"
 
 
 class About(Struct, frozen=True):
@@ -201,6 +203,16 @@ def gone(number: int) -> bytes:
     return _GONE + number.to_bytes(8, "big")
 
 
+def expiring(time: int, place: bytes = b"") -> bytes:
+    """The key of the row in ``change`` that says when an object is gone."""
+    return _EXPIRING + time.to_bytes(8, "big") + place
+
+
+def place_of(key: bytes) -> bytes:
+    """Of such a key."""
+    return key[9:]
+
+
 def number_of(key: bytes) -> int:
     return int.from_bytes(key[1:], "big")
 
@@ -223,6 +235,8 @@ def apply(rows: Rows, write: ObjectWrite, wanted: Wanted = ALWAYS) -> Done:
     if row is not None:
         rows.put("change", written(row.number) if row.is_there else gone(row.number), None)
         removed -= not row.is_there
+        if row.expires:
+            rows.put("change", expiring(row.expires, place), None)
     if write.size == REMOVED:
         now = Stored(number, REMOVED)
         rows.put("change", gone(number), place)
@@ -230,6 +244,8 @@ def apply(rows: Rows, write: ObjectWrite, wanted: Wanted = ALWAYS) -> Done:
     else:
         now = as_stored(write, number)
         rows.put("change", written(number), place)
+        if now.expires:
+            rows.put("change", expiring(now.expires, place), b"")
     _replace(rows, place, before, now)
     forgotten = ledger.forgotten
     while removed > MOST_REMOVED:

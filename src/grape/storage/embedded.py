@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import secrets
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -18,6 +19,7 @@ from typing import Any, ClassVar, Final, TypeVar
 from urllib.parse import unquote
 
 import msgspec
+from msgspec import structs
 
 from grape.abc.storage import (
     ALWAYS,
@@ -36,8 +38,9 @@ from grape.abc.storage import (
 )
 from grape.abc.transport import AtRest, Callbacks, Table
 from grape.builtins import DIRECTORY, transport
-from grape.errors import Conflict, Corrupt, GrapeError, InUse, Refused, StorageFailed, UsageError
-from grape.host.objects import WRITE_OBJECTS
+from grape.client.events import ClientEvent
+from grape.errors import Conflict, Corrupt, GrapeError, InUse, Refused, StorageFailed, Unsupported, UsageError
+from grape.host.objects import PUT_EMIT, WRITE_OBJECTS, PutEmit
 from grape.model.address import PartitionId
 from grape.model.objects import (
     INLINE,
@@ -48,6 +51,7 @@ from grape.model.objects import (
     ObjectWrite,
     Stored,
     Wanted,
+    as_stored,
     decode_ledger,
     decode_stored,
     gone,
@@ -213,6 +217,48 @@ class EmbeddedStorage(Storage):
     # ------------------------------------------------------------------ write
 
     async def write(self, place: Place, chunks: AsyncIterator[bytes], put: Put) -> About:
+        done = await self._submit(await self._brought(place, chunks, put), put.when, place)
+        assert done.now is not None
+        return done.now.about(place.key)
+
+    async def write_and_emit(
+        self, place: Place, chunks: AsyncIterator[bytes], put: Put, event: Callable[[About], ClientEvent]
+    ) -> About:
+        """Write an object, and hand in an event that comes of it, by one commit. What is known of the object before
+        that, which is no version, is what ``event`` gets and this returns.
+
+        Raises:
+            UsageError: no engine runs here. Refused: the app has no such slot, or takes nothing now.
+            Unsupported: ``put`` has a condition.
+        """
+        if put.when.asks:
+            raise Unsupported("an object that is written with an event is written without a condition")
+        write = await self._brought(place, chunks, put)
+        about = structs.replace(as_stored(write, 0).about(place.key), version="")
+        handed_in = event(about)
+        asked = PutEmit(write, handed_in.name, handed_in.key, handed_in.data, handed_in.id or secrets.token_hex(16))
+        for attempt in range(_AGAIN):
+            engine = await self._connected()
+            if engine is None:
+                if not attempt:
+                    raise UsageError(f"no engine runs on {self._path}, and only one takes events")
+                await asyncio.sleep(_PAUSE)
+                continue
+            try:
+                await asyncio.wait_for(asyncio.wrap_future(engine.connected().ask_verb(PUT_EMIT, asked)), self._timeout)
+            except TimeoutError:
+                raise StorageFailed(f"the engine on {self._path} has not answered within {self._timeout:g} s") from None
+            except Refused as e:
+                if not e.retriable or self._is_alive(engine):
+                    raise
+                self._engine = None  # it has ended; under its id the event is accepted once
+                await asyncio.sleep(_PAUSE)
+            else:
+                return about
+        raise StorageFailed(f"the engine on {self._path} comes and goes; try again")
+
+    async def _brought(self, place: Place, chunks: AsyncIterator[bytes], put: Put) -> ObjectWrite:
+        """Its bytes are there, or in it."""
         measured = Measured(chunks, self.features.largest, put)
         begin, coming = bytearray(), None
         try:
@@ -232,7 +278,7 @@ class EmbeddedStorage(Storage):
         finally:
             if coming is not None:
                 coming.drop()
-        write = ObjectWrite(
+        return ObjectWrite(
             place.namespace,
             place.key,
             measured.size,
@@ -245,9 +291,6 @@ class EmbeddedStorage(Storage):
             coming is not None,
             b"" if coming is not None else bytes(begin),
         )
-        done = await self._submit(write, put.when, place)
-        assert done.now is not None
-        return done.now.about(place.key)
 
     async def remove(self, place: Place, when: If = ALWAYS) -> bool:
         return (await self._submit(ObjectWrite(place.namespace, place.key, REMOVED), when, place)).was_there

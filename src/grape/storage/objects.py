@@ -81,16 +81,8 @@ class Objects:
             Conflict: what is asked for is not so; nothing has happened.
         """
         when = self._when(if_version, if_checksum, if_absent, time if if_newer else None, if_newer)
-        put = Put(
-            check_type(content_type),
-            check_tags(tags),
-            check_user({} if user is None else user),
-            _time(time),
-            self._expires(ttl),
-            when,
-            size_of(data),
-            checksum,
-        )
+        about = self.described(content_type, tags, user, time=time, ttl=ttl)
+        put = structs.replace(about, when=when, size=size_of(data), checksum=checksum)
         place = Place(self.namespace, check_key(key))
         try:
             return await self.storage.write(place, chunks_of(data), put)
@@ -100,6 +92,23 @@ class Objects:
                 raise
             put = structs.replace(put, when=If(version=gone.version))
             return await self.storage.write(place, chunks_of(data), put)
+
+    def described(
+        self,
+        content_type: str = OCTETS,
+        tags: Iterable[str] = (),
+        user: Mapping[str, str] | None = None,
+        *,
+        time: int | None = None,
+        ttl: float | timedelta | None = None,
+    ) -> Put:
+        """What `put` says of an object, checked.
+
+        Raises:
+            BadArgument: something of it cannot be.
+        """
+        kind, labels = check_type(content_type), check_tags(tags)
+        return Put(kind, labels, check_user({} if user is None else user), _time(time), self._expires(ttl))
 
     async def append(self, key: str, data: Data, **options: object) -> About:
         """Write behind what is there, or a new object. The options are those of `put`, for one that is new."""

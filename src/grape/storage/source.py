@@ -11,12 +11,15 @@ import msgspec
 from msgspec import Struct
 
 from grape.abc.source import Chunk, Columns, Source
+from grape.abc.storage import Place
+from grape.client.events import ClientEvent, client_event
 from grape.errors import UsageError
 from grape.model.objects import About
 from grape.storage.connect import storage_of
 from grape.storage.objects import Objects
 
 _PAGE: Final = 1_000
+_MAX_EVENT: Final = 1 << 20
 
 
 class Over(Struct, frozen=True):
@@ -67,6 +70,15 @@ def event_of(namespace: str, about: About) -> dict[str, Any]:
         "user": about.user,
         "time": about.time,
     }
+
+
+def told_of(event: str, place: Place, about: About) -> ClientEvent:
+    """An event that tells of an object, with its key.
+
+    Raises:
+        BadArgument: the name cannot be one.
+    """
+    return client_event(event, event_of(place.namespace, about), place.key, None, None, _MAX_EVENT)
 
 
 class ObjectsSource(Source):

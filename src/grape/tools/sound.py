@@ -211,6 +211,8 @@ class Rules:
         if not key:
             ledger = decode_ledger(value)
             return None if ledger.next > ledger.forgotten >= 0 else "holds a number that cannot be"
+        if key[:1] == b"e":
+            return None if len(key) > 10 and b"\0" in key[9:] and not value else "a key that cannot be"
         return None if len(key) == 9 and key[:1] in b"ct" and b"\0" in value else "a key that cannot be"
 
     @staticmethod

@@ -74,22 +74,34 @@ def _apply(writing: Writing, commit: Commit) -> _Committed:
         objects = _ObjectRows(writing, commit.objects.home)
         for write in commit.objects.writes:
             apply(objects, write)
+        objects.finish()
     writing.set_head(commit.partition, commit.term, commit.number, commit.head)
     return commit, "committed", positions
 
 
 class _ObjectRows:
-    """Those of one app, in a transaction."""
+    """Those of one app, in a transaction. The row that counts the writes, which each of them changes, is written
+    once."""
 
     def __init__(self, writing: Writing, home: PartitionId) -> None:
         self._writing = writing
         self._home = home
+        self._ledger: bytes | None = None
 
     def get(self, table: ObjectTable, key: bytes) -> bytes | None:
+        if table == "change" and not key and self._ledger is not None:
+            return self._ledger
         return self._writing.row(self._home, table, key)
 
     def put(self, table: ObjectTable, key: bytes, value: bytes | None) -> None:
-        self._writing.put(self._home, table, [(key, value)])
+        if table == "change" and not key:
+            self._ledger = value
+        else:
+            self._writing.put(self._home, table, [(key, value)])
+
+    def finish(self) -> None:
+        if self._ledger is not None:
+            self._writing.put(self._home, "change", [(b"", self._ledger)])
 
     def first(self, table: ObjectTable, begin: bytes) -> bytes | None:
         return self._writing.first(self._home, table, begin)
@@ -98,7 +110,9 @@ class _ObjectRows:
 def _write_objects(writing: Writing, asked: tuple[PartitionId, Sequence[tuple[ObjectWrite, Wanted]]]) -> Sequence[Done]:
     home, writes = asked
     rows = _ObjectRows(writing, home)
-    return [apply(rows, write, wanted) for write, wanted in writes]
+    found = [apply(rows, write, wanted) for write, wanted in writes]
+    rows.finish()
+    return found
 
 
 def _drop_blobs(writing: Writing, asked: tuple[PartitionId, Sequence[bytes]]) -> Sequence[bytes]:
