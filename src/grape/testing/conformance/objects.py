@@ -46,7 +46,12 @@ class Shelf:
                     self._there.pop((namespace, key), None)
                 else:
                     data = text.encode()
-                    self._put(ObjectWrite(namespace, key, len(data), hashlib.sha256(data).digest(), 0, "text/plain", tuple(tags)), data)
+                    self._put(
+                        ObjectWrite(
+                            namespace, key, len(data), hashlib.sha256(data).digest(), 0, "text/plain", tuple(tags)
+                        ),
+                        data,
+                    )
 
     def _put(self, write: ObjectWrite, data: bytes) -> None:
         self._number += 1

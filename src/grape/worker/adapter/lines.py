@@ -151,7 +151,7 @@ class LinesSpeaker:
     def change_peers(self, peers: Peers) -> None:
         self._names.change_peers(peers)
 
-    def run(self, run: Run, progressed: Progressed) -> Iterator[Ran]:
+    def run(self, run: Run, progressed: Progressed, objects: RunObjects) -> Iterator[Ran]:
         pending = _Pending(run)
         effects = _Effects(run, self._names, self._states[run.node], self._limits)
         handed_in = time.monotonic()
