@@ -147,7 +147,7 @@ class NodeStorage(_Base):
         return self._backend.read(self._namespace, self._asks(key), *_range(start, end))
 
     def part(self, key: str, start: int = 0, end: int | None = None) -> tuple[About, bytes] | None:
-        """What is known of an object, and the first bytes of a range: at most 1 MiB, and one at least if there are any."""
+        """What is known of an object, and what begins a range: at most 1 MiB, one byte at least if there are any."""
         return self._backend.part(self._namespace, self._asks(key), *_range(start, end))
 
     def stat(self, key: str) -> About | None:
