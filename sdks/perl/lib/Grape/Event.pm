@@ -128,6 +128,7 @@ sub ask_for_object {
     my %got;
     @got{qw(kind text found about data items position more)} = @{$answer};
     _fail($got{kind}, $got{text}) if $got{kind} ne q{};
+    utf8::encode($got{data}) if utf8::is_utf8($got{data});    # bytes that can be read as UTF-8 come as characters
     return \%got;
 }
 
