@@ -50,6 +50,8 @@ def answer(event):
         return {"emit": "out", "data": data}
     if name == "hurry":
         return {"emit": "paced", "data": data}
+    if name in ("keep", "kept"):
+        return keep(data)
     if name == "sleep":
         time.sleep(data)
         return {"emit": "out", "data": data}
@@ -60,10 +62,48 @@ def answer(event):
     os._exit(3)
 
 
+def ask(**what):
+    say({name: value for name, value in what.items() if value is not None})
+    return json.loads(sys.stdin.readline())
+
+
+def keep(ops):
+    """All that it does with objects; returns what it emits."""
+    emits = []
+    for what, namespace, key, *words in ops:
+        if what == "put":
+            ask(object="put", namespace=namespace, key=key, text=words[0], **(words[1] if words[1:] else {}))
+        elif what == "large":
+            with open("/tmp/large%d" % os.getpid(), "w") as file:
+                file.write(words[0] * words[1])
+            ask(object="put", namespace=namespace, key=key, file=file.name)
+            os.unlink(file.name)
+        elif what in ("get", "count"):
+            start, end = (words + [None, None])[:2]
+            got = ask(object="get", namespace=namespace, key=key, start=start, end=end)
+            text = got.get("text")
+            emits.append(text if what == "get" or text is None else len(text))
+        elif what == "stat":
+            got = ask(object="stat", namespace=namespace, key=key)
+            names = ("size", "version", "checksum", "content_type", "tags", "user")
+            said = [got[name] for name in names] + [got["time"] > 0, got["expires"] > 0] if got.get("found") else None
+            emits.append(said)
+        elif what == "list":
+            got = ask(object="list", namespace=namespace, prefix=key, tags=words[0] if words else None)
+            emits.append([about["key"] for about in got.get("objects", ())])
+        elif what == "remove":
+            ask(object="remove", namespace=namespace, key=key)
+        elif what == "pass":
+            say({"emit": key, "data": words[0], "more": True})
+        else:
+            return {"error": key}
+    return {"emit": [{"event": "out", "data": data} for data in emits]}
+
+
 def say(line):
     sys.stdout.write(json.dumps(line) + "\n")
     sys.stdout.flush()
 
 
-for text in sys.stdin:
+while text := sys.stdin.readline():
     say(answer(json.loads(text)))

@@ -89,6 +89,57 @@ node(export => 'Export', sub { my ($event) = @_; $event->emit(@{ $event->data })
 node(consult => 'Consult', sub { my ($event) = @_; $event->emit(out => $event->call(@{ $event->data })) });
 node(paced => 'Paced', sub { my ($event) = @_; $event->emit(out => $event->data) }, rate => '10/s', burst => 3, timeout => 1);
 node(hurry => 'Hurry', sub { my ($event) = @_; $event->emit(paced => $event->data) }, emits => ['paced']);
+sub text {
+    my ($bytes) = @_;
+    utf8::decode($bytes) if defined $bytes;
+    return $bytes;
+}
+
+sub repeated {
+    my ($text, $count) = @_;
+    return sub { return $count-- > 0 ? $text : undef };
+}
+
+sub broken {
+    my $next = repeated('z' x 65_536, 40);
+    return sub { my $chunk = $next->(); die "it breaks off\n" if !defined $chunk; return $chunk };
+}
+
+sub said {
+    my ($about) = @_;
+    return if !defined $about;
+    return [@{$about}{qw(size version checksum content_type tags user)}, $about->{time} > 0 ? \1 : \0, defined $about->{expires} ? \1 : \0];
+}
+
+my %keep = (
+    put => sub { my ($event, $storage, $key, $data, $about) = @_; $storage->put($key, $data, %{ $about || {} }) },
+    large => sub { my ($event, $storage, $key, $text, $count) = @_; $storage->put($key, repeated($text, $count)) },
+    broken => sub { my ($event, $storage, $key) = @_; $storage->put($key, broken()) },
+    get => sub { my ($event, $storage, @range) = @_; $event->emit(out => text($storage->get(@range))) },
+    count => sub {
+        my ($event, $storage, @range) = @_;
+        my ($next, $size) = ($storage->chunks(@range), 0);
+        while (defined(my $chunk = $next->())) { $size += length $chunk }
+        $event->emit(out => $size);
+    },
+    stat => sub { my ($event, $storage, $key) = @_; $event->emit(out => said($storage->stat($key))) },
+    list => sub { my ($event, $storage, $prefix, $tags) = @_; $event->emit(out => [map { $_->{key} } $storage->list($prefix, tags => $tags)]) },
+    remove => sub { my ($event, $storage, $key) = @_; $storage->remove($key) },
+    pass => sub { my ($event, $storage, $name, $data) = @_; $event->emit($name, $data) },
+    ask => sub { my ($event, $storage, $name, $data) = @_; $event->emit(out => $event->call($name, $data)) },
+    fail => sub { my ($event, $storage, $text) = @_; die "$text\n" },
+);
+
+sub keep {
+    my ($event) = @_;
+    for my $words (@{ $event->data }) {
+        my ($what, $namespace, @rest) = @{$words};
+        $keep{$what}->($event, defined $namespace ? $event->storage->namespace($namespace) : $event->storage, @rest);
+    }
+    return;
+}
+node(keep => 'Keep', \&keep, emits => ['kept']);
+node(kept => 'Kept', \&keep);
 node(sleep => 'Sleep', sub { my ($event) = @_; sleep $event->data; $event->emit(out => $event->data) }, timeout => 1);
 node(unknown => 'Unknown', sub { my ($event) = @_; $event->emit(nowhere => $event->data) });
 node(say => 'Say', sub { my ($event) = @_; print $event->data, "\n" });

@@ -29,6 +29,7 @@ SPOKEN: Final = {
     "Span": tracing.Span,
     "ObjectWrite": objects.ObjectWrite,
     "Stored": objects.Stored,
+    "About": objects.About,
     "RunMeta": codec.RunMeta,
 }
 
@@ -40,7 +41,7 @@ def test_a_table_is_what_the_code_speaks(name: str) -> None:
 
 def test_maps_and_arrays_are_told_apart() -> None:
     maps = {name for name, struct in SPOKEN.items() if not struct.__struct_config__.array_like}
-    assert maps == {"TopologySpec", "NodeSpec", "StateSpec", "SlotSpec", "PoolSpec", "Limits", "RunMeta"}
+    assert maps == {"TopologySpec", "NodeSpec", "StateSpec", "SlotSpec", "PoolSpec", "Limits", "RunMeta", "About"}
 
 
 def test_all_messages_are_described_and_nothing_else() -> None:

@@ -18,7 +18,7 @@ $worker->slot(b => { node => 'A', emits => 'c' }, sub { my ($e) = @_; $e->emit(a
 $worker->slot(c => { node => 'B', states => { s => 60, t => undef } }, sub { });
 PERL
     my $hello = $worker->begin;
-    is_deeply([@{$hello}[0, 1, 2, 3, 5]], [32, 1, $worker->{pid}, 'perl', [qw(base timers calls peers)]], 'who it is');
+    is_deeply([@{$hello}[0, 1, 2, 3, 5]], [32, 1, $worker->{pid}, 'perl', [qw(base timers calls peers objects)]], 'who it is');
     my $topology = $hello->[4];
     is_deeply($topology->{nodes}, [{ name => 'A', states => [{ name => 'x' }, { name => 'y' }] },
         { name => 'B', states => [{ name => 's', ttl => 60 }, { name => 't' }] }], 'its nodes');

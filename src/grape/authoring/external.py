@@ -18,14 +18,22 @@ class External:
         name: the node's name.
         states: names of its states, or a mapping of names to how long a value lives after it was set (seconds, or a
             timedelta; None: until it is deleted).
+        objects: it asks for objects; then it gets the next event when it has answered the last one.
 
     Raises:
         TopologyError: a state has no name, or a time that cannot be.
     """
 
-    def __init__(self, name: str, states: Iterable[str] | Mapping[str, float | timedelta | None] = ()) -> None:
+    def __init__(
+        self,
+        name: str,
+        states: Iterable[str] | Mapping[str, float | timedelta | None] = (),
+        *,
+        objects: bool = False,
+    ) -> None:
         self.where = place_of_caller()
         self.name = name
+        self.objects = bool(objects)
         times = (
             states if isinstance(states, Mapping) else dict.fromkeys([states] if isinstance(states, str) else states)
         )

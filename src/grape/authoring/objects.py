@@ -41,6 +41,8 @@ class Backend(Protocol):
 
     def read(self, namespace: str, key: str, start: int, end: int | None) -> Iterator[bytes] | None: ...
 
+    def part(self, namespace: str, key: str, start: int, end: int | None) -> tuple[About, bytes] | None: ...
+
     def page(self, namespace: str, prefix: str, position: str) -> tuple[list[About], str]: ...
 
     async def aupload(self, chunks: Iterator[bytes]) -> tuple[bytes, int]: ...
@@ -70,15 +72,16 @@ class _Base:
         self._backend.may(self._namespace, "write")
         self._backend.write(ObjectWrite(self._namespace, check_key(key), REMOVED))
 
-    def _checked(
+    def checked(
         self,
         key: str,
-        content_type: str,
-        tags: Iterable[str],
-        user: Mapping[str, str] | None,
-        time: int | None,
-        ttl: float | timedelta | None,
+        content_type: str = OCTETS,
+        tags: Iterable[str] = (),
+        user: Mapping[str, str] | None = None,
+        time: int | None = None,
+        ttl: float | timedelta | None = None,
     ) -> dict[str, Any]:
+        """What is put, but for its bytes."""
         self._backend.may(self._namespace, "write")
         if time is not None and (type(time) is not int or not 0 < time < 1 << 62):
             raise HandlerError(f"time= is microseconds since 1970, not {shown(time)}")
@@ -126,7 +129,7 @@ class NodeStorage(_Base):
         Raises:
             HandlerError: the namespace is not granted. BadArgument: a name that cannot be.
         """
-        about = self._checked(key, content_type, tags, user, time, ttl)
+        about = self.checked(key, content_type, tags, user, time, ttl)
         begin, rest = first_of(data)
         if rest is None:
             self._backend.write(inline(about, begin))
@@ -142,6 +145,10 @@ class NodeStorage(_Base):
     def chunks(self, key: str, start: int = 0, end: int | None = None) -> Iterator[bytes] | None:
         """The same, as chunks of up to 1 MiB."""
         return self._backend.read(self._namespace, self._asks(key), *_range(start, end))
+
+    def part(self, key: str, start: int = 0, end: int | None = None) -> tuple[About, bytes] | None:
+        """What is known of an object, and what begins a range: at most 1 MiB, one byte at least if there are any."""
+        return self._backend.part(self._namespace, self._asks(key), *_range(start, end))
 
     def stat(self, key: str) -> About | None:
         """What is known of an object; None: there is none."""
@@ -176,7 +183,7 @@ class AsyncNodeStorage(_Base):
         ttl: float | timedelta | None = None,
     ) -> None:
         """See `NodeStorage.put`."""
-        about = self._checked(key, content_type, tags, user, time, ttl)
+        about = self.checked(key, content_type, tags, user, time, ttl)
         begin, rest = first_of(data)
         if rest is None:
             self._backend.write(inline(about, begin))
@@ -313,6 +320,10 @@ class Recorded:
     def read(self, namespace: str, key: str, start: int, end: int | None) -> Iterator[bytes] | None:
         found = self.objects.get((namespace, key))
         return None if found is None else iter([found[1][start:end]])
+
+    def part(self, namespace: str, key: str, start: int, end: int | None) -> tuple[About, bytes] | None:
+        found = self.objects.get((namespace, key))
+        return None if found is None else (found[0], found[1][start:end][:CHUNK])
 
     def page(self, namespace: str, prefix: str, position: str) -> tuple[list[About], str]:
         return [a for (n, k), (a, _) in sorted(self.objects.items()) if n == namespace and k.startswith(prefix)], ""

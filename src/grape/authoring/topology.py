@@ -434,6 +434,7 @@ class Topology:
                 pool=said.get(name, DEFAULT_POOL),
                 states=target.states if isinstance(target, External) else _states_of(handlers[name]),
                 is_async=name in handlers and handlers[name].is_async,
+                objects=isinstance(target, External) and target.objects,
             )
             for name, target in targets.items()
         )

@@ -31,12 +31,14 @@ class StateSpec(Struct, frozen=True, omit_defaults=True):
 
 
 class NodeSpec(Struct, frozen=True, omit_defaults=True):
-    """``is_async``: its handler is a coroutine; such a node is never chained."""
+    """``is_async``: its handler is a coroutine; such a node is never chained. ``objects``: a program of lines that asks
+    for objects, so that it gets one event at a time."""
 
     name: str
     pool: str = DEFAULT_POOL
     states: Names[StateSpec] = ()
     is_async: bool = False
+    objects: bool = False
 
 
 class SlotSpec(Struct, frozen=True, omit_defaults=True):

@@ -9,6 +9,7 @@ from typing import Any
 
 from msgspec import Raw, Struct
 
+from grape.model.objects import About
 from grape.protocol.messages import Answer, Beat, Drain, Hello, Refusal, Welcome
 
 # ------------------------------------------------------------------ adapter -> speaker
@@ -41,7 +42,38 @@ class OtherApps(Struct, frozen=True, array_like=True, tag=10):
     peers: dict[str, list[str] | None]
 
 
+class Got(Struct, frozen=True, array_like=True, tag=11):
+    """The answer to `Want`. ``kind``: of the failure that it is, "" if it is none. ``more``: there are bytes behind
+    ``data``."""
+
+    kind: str = ""
+    text: str = ""
+    found: bool = True
+    about: About | None = None
+    data: bytes = b""
+    items: list[About] = []
+    position: str = ""
+    more: bool = False
+
+
 # ------------------------------------------------------------------ speaker -> adapter
+
+
+class Want(Struct, frozen=True, array_like=True, tag=43):
+    """A handler does something with objects: the event ``index`` of the run. ``upload``: which object's bytes these
+    are, of which ``last`` is the last part."""
+
+    index: int
+    what: str
+    namespace: str | None
+    key: str
+    start: int = 0
+    end: int | None = None
+    position: str = ""
+    about: dict[str, Any] = {}
+    data: bytes = b""
+    upload: int = 0
+    last: bool = True
 
 
 class Emits(Struct, frozen=True, array_like=True):
@@ -104,5 +136,5 @@ class Ran(Struct, frozen=True, array_like=True, tag=39):
     failed: Failed | None = None
 
 
-ToSpeaker = Welcome | Run | OtherApps | Drain
-FromSpeaker = Hello | Refusal | Beat | Ran
+ToSpeaker = Welcome | Run | OtherApps | Got | Drain
+FromSpeaker = Hello | Refusal | Beat | Ran | Want

@@ -211,7 +211,7 @@ class HandlerObjects:
                 size += len(chunk)
                 answer = self._access.ask(_keep(part, upload, chunk, last=ahead is None))
         except BaseException:
-            self._give_up(part, upload, size)
+            self.give_up(upload, size)
             raise
         return answer.data, size
 
@@ -225,12 +225,18 @@ class HandlerObjects:
                     size += len(chunk)
                     answer = await self._access.aask(_keep(part, upload, chunk, last=ahead is None))
             except BaseException:
-                self._give_up(part, upload, size)
+                self.give_up(upload, size)
                 raise
             return answer.data, size
 
-    def _give_up(self, part: Part, upload: int, sent: int) -> None:
+    def bring(self, upload: int, chunk: bytes, *, last: bool) -> bytes:
+        """One part of an object; with the last one its digest."""
+        return self._access.ask(_keep(self._part(), upload, chunk, last=last)).data
+
+    def give_up(self, upload: int, sent: int) -> None:
+        """No more of it comes."""
         if sent:
+            part = self._part()
             self._access.tell(lambda number: Keep(part.number, part.epoch, number, b"", True, upload, True))
 
     # ------------------------------------------------------------------ read
@@ -329,6 +335,14 @@ class HandlerObjects:
                 return
             answer = await self._access.aask(self._fetch("read", namespace, key, start, end, own))
             _check_same(first, answer, key)
+
+    def part(self, namespace: str, key: str, start: int, end: int | None) -> tuple[About, bytes] | None:
+        own = self._own(namespace, key)
+        if own is not None and not own.blob:
+            about = _about(own)
+            return None if about is None else (about, own.data[start:end])
+        answer = self._access.ask(self._fetch("read", namespace, key, start, end, own))
+        return None if answer.stored is None else (answer.stored.about(key), answer.data)
 
     def page(self, namespace: str, prefix: str, position: str) -> tuple[list[About], str]:
         return _listed(self._access.ask(self._fetch("page", namespace, prefix, position=position)))

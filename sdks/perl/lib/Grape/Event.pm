@@ -5,11 +5,13 @@ use warnings;
 no warnings 'recursion';    ## no critic (ProhibitNoWarnings): data may be nested
 use Digest::SHA ();
 use Scalar::Util qw(blessed looks_like_number);
+use Grape::Bytes ();
 use Grape::CallFailed ();
 use Grape::Failure ();
 use Grape::Event::Watched ();
 use Grape::MsgPack ();
 use Grape::NoAnswer ();
+use Grape::Storage ();
 use Grape::Suspended ();
 use Grape::Worker::Output ();
 
@@ -106,6 +108,28 @@ sub reply {
     push @{ $made->{answering} }, $self->[$INDEX];
     push @{ $made->{replies} }, $packed . ($is_final ? "\xc3" : "\xc2");
     return;
+}
+
+sub storage { my ($self) = @_; return Grape::Storage->new($self, undef) }
+
+# Of Grape::Storage: a question, and its answer.
+sub ask_for_object {
+    my ($self, %want) = @_;
+    my $run = $self->[$RUN] || _over();
+    my $key = $want{key};
+    _fail('bad-argument', 'the key of an object is text') if !defined $key || ref $key;
+    $key = "$key";
+    _fail('bad-argument', 'the key of an object is text that can be UTF-8') if !eval { Grape::MsgPack::is_text($key) };
+    my $answer = $run->{worker}->want(
+        $self->[$INDEX], $want{what}, $want{namespace}, $key, $want{start} || 0, $want{end}, defined $want{position} ? $want{position} : q{},
+        $want{about} || {}, Grape::Bytes->new(defined $want{data} ? $want{data} : q{}), $want{upload} || 0,
+        exists $want{last} && !$want{last} ? Data::MessagePack::false() : Data::MessagePack::true(),
+    );
+    my %got;
+    @got{qw(kind text found about data items position more)} = @{$answer};
+    _fail($got{kind}, $got{text}) if $got{kind} ne q{};
+    utf8::encode($got{data}) if utf8::is_utf8($got{data});    # bytes that can be read as UTF-8 come as characters
+    return \%got;
 }
 
 sub progress {

@@ -19,7 +19,7 @@ use Grape::Worker::Output ();
 our $VERSION = '0.1.0';
 
 my $PROTOCOL = 1;
-my ($WELCOME, $DRAIN, $RUN, $OTHER_APPS, $HELLO, $REFUSAL, $BEAT, $RAN) = (1, 6, 7, 10, 32, 33, 36, 39);
+my ($WELCOME, $DRAIN, $RUN, $OTHER_APPS, $GOT, $HELLO, $REFUSAL, $BEAT, $RAN, $WANT) = (1, 6, 7, 10, 11, 32, 33, 36, 39, 43);
 my $MAX_FRAME = 100_663_296;
 my $MAX_EVENT = 8_388_608;    # if Welcome does not say
 my $HAND_IN_BYTES = 4 << 20;
@@ -190,7 +190,7 @@ sub run {
     local $SIG{INT} = 'IGNORE';
     local $SIG{PIPE} = sub { };    # not IGNORE: programs that handlers start would inherit it
     my @nodes = map { { name => $_->{name}, states => $_->{states} } } @{ $self->{order} };
-    $self->_send(Grape::MsgPack::encode([$HELLO, $PROTOCOL, $$, 'perl', { name => q{}, nodes => \@nodes, slots => $self->{slots} }, [qw(base timers calls peers)]]));
+    $self->_send(Grape::MsgPack::encode([$HELLO, $PROTOCOL, $$, 'perl', { name => q{}, nodes => \@nodes, slots => $self->{slots} }, [qw(base timers calls peers objects)]]));
     $self->{log} = Grape::Worker::Output::raw(\*STDERR);
     $self->{output} = tie *STDOUT, 'Grape::Worker::Output', $self, \*STDOUT;    ## no critic (ProhibitTies): print has to say who printed
     while (defined(my $message = $self->_receive)) {
@@ -312,6 +312,17 @@ sub _left {
     return ['handler', $text, $text];
 }
 
+# Of an event that asks for objects: the fields of the answer.
+sub want {
+    my ($self, @fields) = @_;
+    $self->_send(Grape::MsgPack::encode([$WANT, @fields]));
+    my $message = $self->_receive;
+    exit 0 if !defined $message;    # Grape has gone
+    my ($tag, @answer) = @{$message};
+    croak("a message with the tag $tag, where objects were asked for") if $tag != $GOT;
+    return \@answer;
+}
+
 sub beat { my ($self) = @_; $self->_send("\x91" . pack 'C', $BEAT); return }
 
 # -------------------------------------------------------------------------------------------------------- failures
@@ -348,7 +359,7 @@ sub _frames {
     my ($depth, @frames) = (0);
     while (my ($package, $file, $line) = caller ++$depth) {
         last if $package eq __PACKAGE__;
-        next if $package =~ /\AGrape::(?:Event|MsgPack|Bytes|Time|Ext|Failure)\z/x;
+        next if $package =~ /\AGrape::(?:Event|MsgPack|Bytes|Time|Ext|Failure|Storage)\z/x;
         my $sub = (caller $depth + 1)[3] || q{};
         push @frames, "$file line $line" . ($sub eq '(eval)' || $sub =~ /__ANON__\z/x ? q{} : " in $sub");
     }

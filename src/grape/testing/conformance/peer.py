@@ -100,7 +100,10 @@ class Peer:
         assert isinstance(hello, Hello)
         self.hello = hello
         described = hello.topology if hello.topology.slots else topology().spec()  # programs of lines describe nothing
-        nodes = tuple(structs.replace(node, pool=POOL) for node in described.nodes)
+        nodes = tuple(
+            structs.replace(node, pool=POOL, objects=not hello.topology.slots and node.name in ("Keep", "Kept"))
+            for node in described.nodes
+        )
         self.topology = structs.replace(described, name="conformance", outputs=("out",), nodes=nodes)
 
     def close(self) -> None:

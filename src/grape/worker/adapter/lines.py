@@ -2,7 +2,8 @@
 
 An event is one line, its answer too, unless that says ``"more": true``; an empty line is the answer that nothing was
 done. Lines are written ahead, so that a program is never waited for without need, but for events of one key: the next
-one goes out when the last one was answered, with the state that this has left.
+one goes out when the last one was answered, with the state that this has left. A node that asks for objects gets one
+event at a time, so that the line behind its question is the answer.
 
 Which event a line answers follows from its place alone, unless the answers name their events. So once a line is none,
 nothing can be said of those behind it: its event fails, and the program is started anew.
@@ -16,19 +17,23 @@ import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
-from typing import Any, Final
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any, Final, Literal
 
 import msgspec
-from msgspec import UNSET, Raw, Struct, UnsetType
+from msgspec import UNSET, Raw, Struct, UnsetType, to_builtins
 
-from grape.errors import GrapeError, ProtocolError
+from grape.authoring.objects import NodeStorage
+from grape.errors import GrapeError, ProtocolError, TooLarge
 from grape.model.address import check_key, check_timer_name
 from grape.model.foreign import Peers
 from grape.model.topology import Limits
 from grape.model.values import decode, encode, seconds, to_value
 from grape.protocol.base import Answered, Emits, Failed, Ran, Run, StateChange
 from grape.protocol.messages import Welcome
+from grape.worker.adapter.objects import PAGE, RunObjects, kind_of
 from grape.worker.adapter.speaker import Gone, Progressed, how_it_ended, start
 from grape.worker.emits import Names
 
@@ -96,10 +101,42 @@ class Answer(Struct, forbid_unknown_fields=True):
         return [self.cancel] if isinstance(self.cancel, str) else self.cancel or []
 
 
+class Question(Struct, forbid_unknown_fields=True, rename={"as_": "as", "is_tried": "try"}):
+    """A line of the program that asks for objects, before its answer. ``text``, ``base64``, ``file``: what is put; a
+    file is also where what is got goes. ``after``: where a list goes on. ``is_tried``: if it cannot be done the event
+    need not fail."""
+
+    object: Literal["put", "get", "stat", "list", "remove"]
+    key: Any = UNSET
+    prefix: Any = ""
+    id: str | None = None
+    namespace: Any = None
+    text: str | None = None
+    base64: bytes | None = None
+    file: str | None = None
+    as_: Literal["text", "base64"] = "text"
+    start: Any = 0
+    end: Any = None
+    after: str = ""
+    content_type: Any = UNSET
+    tags: Any = UNSET
+    user: Any = UNSET
+    time: Any = UNSET
+    ttl: Any = UNSET
+    is_tried: bool = False
+
+    def about(self) -> dict[str, Any]:
+        """What is put beside the bytes."""
+        names = ("content_type", "tags", "user", "time", "ttl")
+        return {name: value for name in names if (value := getattr(self, name)) is not UNSET}
+
+
 _NOTHING: Final = Answer()
 _NIL: Final = Raw(b"\xc0")
 _Emit = tuple[int, str, Raw, str | bool | None, int, str | None]
 _answer = msgspec.json.Decoder(Answer).decode
+_question = msgspec.json.Decoder(Question).decode
+_plain_question = msgspec.json.Decoder(dict[str, Any]).decode
 
 
 class LinesSpeaker:
@@ -143,6 +180,7 @@ class LinesSpeaker:
         assert topology is not None
         self._names = Names(topology.name, [*topology.events, *topology.outputs], (), dict(message.peers))
         self._states = {node.name: frozenset(state.name for state in node.states) for node in topology.nodes}
+        self._asks = {node.name for node in topology.nodes if node.objects}
         self._limits = message.limits
 
     def setup(self) -> None:
@@ -151,8 +189,8 @@ class LinesSpeaker:
     def change_peers(self, peers: Peers) -> None:
         self._names.change_peers(peers)
 
-    def run(self, run: Run, progressed: Progressed) -> Iterator[Ran]:
-        pending = _Pending(run)
+    def run(self, run: Run, progressed: Progressed, objects: RunObjects) -> Iterator[Ran]:
+        pending = _Pending(run, 1 if run.node in self._asks else _AHEAD)
         effects = _Effects(run, self._names, self._states[run.node], self._limits)
         handed_in = time.monotonic()
         self._check_silent()
@@ -173,6 +211,10 @@ class LinesSpeaker:
                 if not pending.out:
                     raise ProtocolError(f"a line that answers nothing: {line[:200]!r}")
                 try:
+                    question = self._question(line, run.node, pending.id)
+                    if question is not None:
+                        self._unsent += effects.ask(question, objects.storage, pending.answered)
+                        continue
                     if effects.add(pending.answered, self._answer(line, pending.id), len(line)):
                         pending.pop()
                         if effects.failed is not None:
@@ -189,6 +231,28 @@ class LinesSpeaker:
                 yield effects.take()
             if pending.is_over or (effects.has_failed and not pending.out):
                 return
+
+    def _question(self, line: bytes, node: str, event_id: str) -> Question | None:
+        """None: it is none.
+
+        Raises:
+            _Lost: nothing can be answered to it.
+        """
+        if b'"object"' not in line or b'"emit"' in line:
+            return None
+        try:
+            if "object" not in _plain_question(line):
+                return None
+            question = _question(line)
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as e:
+            raise _Lost("bad-line", f"{line[:500].decode('utf-8', 'replace')!r} asks for no object: {e}") from None
+        if node not in self._asks:
+            raise _Lost(
+                "bad-line", f"node {node!r} asks for objects, and is not declared so: External(.., objects=True)"
+            )
+        if question.id not in (None, event_id):
+            raise _Lost("bad-line", f"a question of the event {question.id!r:.100}, where {event_id!r} runs")
+        return question
 
     def _answer(self, line: bytes, event_id: str) -> Answer:
         """
@@ -274,8 +338,9 @@ class LinesSpeaker:
 class _Pending:
     """Which events of a run were sent, and which answered. ``out``: how many are not answered yet."""
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run: Run, ahead: int) -> None:
         self._run = run
+        self._ahead = ahead
         self._keys: set[str] = set()
         self._sizes: deque[int] = deque()
         self._bytes = 0
@@ -303,7 +368,12 @@ class _Pending:
         return None if self._run.keys is None else self._run.keys[index]
 
     def may_send(self, unsent: int) -> bool:
-        if self.sent == self._run.events or self.out >= _AHEAD or self._bytes >= _AHEAD_BYTES or unsent > _AHEAD_BYTES:
+        if (
+            self.sent == self._run.events
+            or self.out >= self._ahead
+            or self._bytes >= _AHEAD_BYTES
+            or unsent > _AHEAD_BYTES
+        ):
             return False
         return self._key(self.sent) not in self._keys
 
@@ -373,6 +443,7 @@ class _Effects:
         self._changes: dict[str, tuple[dict[str, Raw], set[str]]] = {}
         self._lines: list[Answer] = []
         self._kept = 0
+        self._refused: GrapeError | None = None
         self._events = 0
         self.size = 0
         self.failed: Failed | None = None
@@ -408,8 +479,9 @@ class _Effects:
         if answer.more:
             return False
         lines, self._lines, self._kept = self._lines, [], 0
+        refused, self._refused = self._refused, None
         try:
-            self._apply(index, lines)
+            self._apply(index, lines, refused)
         except GrapeError as e:
             self.fail(index, e)
         else:
@@ -423,7 +495,66 @@ class _Effects:
         self.failed = Failed(index, error.code, str(error), trace)
         self.has_failed = True
 
-    def _apply(self, index: int, lines: list[Answer]) -> None:
+    def ask(self, question: Question, storage: Callable[[int, str | None], NodeStorage], index: int) -> bytes:
+        """What the program reads as the answer. What cannot be done is the failure of its event."""
+        try:
+            said = self._asked(question, storage(index, question.namespace))
+        except ProtocolError:
+            raise
+        except (GrapeError, ValueError, TypeError, OSError) as e:
+            said = {"error": str(e), "kind": kind_of(e)}
+            if not question.is_tried:
+                self._refused = self._refused or _Said(kind_of(e), str(e), "")
+        return _to_json({"object": question.object, **said}) + b"\n"
+
+    def _asked(self, question: Question, storage: NodeStorage) -> dict[str, Any]:
+        key = None if question.key is UNSET else question.key
+        match question.object:
+            case "put":
+                given = [what for what in (question.text, question.base64, question.file) if what is not None]
+                if len(given) != 1:
+                    raise BadLine("an object is put with one of text, base64 and file")
+                data = Path(question.file) if question.file is not None else given[0]
+                storage.put(key, data, **question.about())  # type: ignore[arg-type]
+                return {}
+            case "get":
+                return self._got(question, storage, key)
+            case "stat":
+                about = storage.stat(key)  # type: ignore[arg-type]
+                return {"found": about is not None} if about is None else {"found": True, **to_builtins(about)}
+            case "list":
+                tags = () if question.tags is UNSET else question.tags
+                found = (a for a in storage.list(question.prefix, tags=tags) if a.key > question.after)
+                items = list(islice(found, PAGE))
+                more = {"after": items[-1].key} if len(items) == PAGE else {}
+                return {"objects": to_builtins(items), **more}
+            case "remove":
+                storage.remove(key)  # type: ignore[arg-type]
+                return {}
+
+    def _got(self, question: Question, storage: NodeStorage, key: Any) -> dict[str, Any]:
+        chunks = storage.chunks(key, question.start, question.end)
+        if chunks is None:
+            return {"found": False}
+        if question.file is not None:
+            with open(question.file, "wb") as file:
+                return {"found": True, "size": sum(file.write(chunk) for chunk in chunks)}
+        data = bytearray()
+        for chunk in chunks:
+            data += chunk
+            if len(data) > self._limits.max_event:
+                raise TooLarge(
+                    f"object {key!r:.200} is over max-event ({self._limits.max_event} bytes): get it into a "
+                    f'"file", or a part of it with "start" and "end"'
+                )
+        if question.as_ == "base64":
+            return {"found": True, "base64": bytes(data)}
+        try:
+            return {"found": True, "text": data.decode()}
+        except UnicodeDecodeError:
+            raise BadLine(f'object {key!r:.200} is no text: get it "as": "base64", or into a "file"') from None
+
+    def _apply(self, index: int, lines: list[Answer], refused: GrapeError | None) -> None:
         """
         Raises:
             GrapeError: the event has failed; nothing of it was taken.
@@ -439,6 +570,8 @@ class _Effects:
             if line.reply is not UNSET:
                 replies.append(Answered(index, self._packed(line.reply)))
             changes.update(line.state or {})
+        if refused is not None:
+            raise refused
         if changes:
             self._store(index, changes)
         self._emits += emits

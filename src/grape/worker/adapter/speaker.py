@@ -15,9 +15,10 @@ from typing import Final, Protocol
 
 from grape.errors import ProtocolError
 from grape.model.foreign import Peers
-from grape.protocol.base import FromSpeaker, OtherApps, Ran, Run, ToSpeaker
+from grape.protocol.base import FromSpeaker, OtherApps, Ran, Run, ToSpeaker, Want
 from grape.protocol.framing import frame, speaker_frames
 from grape.protocol.messages import VERSION, Beat, Drain, Hello, Refusal, Welcome
+from grape.worker.adapter.objects import RunObjects
 
 _READ: Final = 1 << 20
 _PR_SET_PDEATHSIG: Final = 1
@@ -45,7 +46,7 @@ class Speaker(Protocol):
     def change_peers(self, peers: Peers) -> None:
         """The other apps are these from now on; between two runs."""
 
-    def run(self, run: Run, progressed: Progressed) -> Iterator[Ran]:
+    def run(self, run: Run, progressed: Progressed, objects: RunObjects) -> Iterator[Ran]:
         """Run events in their order; ends when they are finished, or at some place behind one that failed.
 
         Raises:
@@ -159,7 +160,7 @@ class BaseSpeaker:
         if self._hears_peers:
             self._send(OtherApps(peers))
 
-    def run(self, run: Run, progressed: Progressed) -> Iterator[Ran]:
+    def run(self, run: Run, progressed: Progressed, objects: RunObjects) -> Iterator[Ran]:
         self._send(run)
         done = 0
         while done < run.events:
@@ -174,6 +175,10 @@ class BaseSpeaker:
                         return
                 case Beat():
                     progressed(done)
+                case Want() as want:
+                    if not done <= want.index < run.events:
+                        raise ProtocolError(f"objects of the event {want.index} of a run, of which {done} are finished")
+                    self._send(objects.answer(want))
                 case Refusal() as refusal:
                     raise Gone(refusal.text)
                 case other:

@@ -13,13 +13,16 @@ from grape.errors import ProtocolError, UnknownEvent
 from grape.model.address import check_timer_name
 from grape.protocol.base import Asked, Emits, Ran, Run
 from grape.protocol.messages import Named
+from grape.worker.adapter.objects import RunObjects
 from grape.worker.adapter.speaker import Speaker
 from grape.worker.calls import Suspended
 from grape.worker.emits import Cancelled, Delayed, Replied, TooMuch
+from grape.worker.objects import OBJECT_COSTS
 from grape.worker.stage import Stage
 from grape.worker.state import MISSING
 from grape.worker.units.unit import Emissions, Unit
 
+_NIL: Final = Raw(b"\xc0")
 _LATEST: Final = 1 << 62
 
 
@@ -74,10 +77,23 @@ class ForeignUnit(Unit):
         self.is_exact = self._speaker.is_exact or len(todo) == 1
         run = self._ask(stage, todo)
         done = 0
-        for ran in self._speaker.run(run, self._progressed):
-            done += ran.events
-            self._take(stage, todo, ran)
+        objects = RunObjects(self._host.objects, self.node, lambda: self._host.part)
+        try:
+            for ran in self._speaker.run(run, self._progressed, objects):
+                done += ran.events
+                if ran.failed is not None:
+                    objects.failed(ran.failed.index)
+                self._take(stage, todo, ran)
+                self._wrote(todo, objects, done)
+        finally:
+            objects.end()
         return done
+
+    def _wrote(self, todo: list[int], objects: RunObjects, done: int) -> None:
+        """What the first ``done`` events have written."""
+        for index, written in objects.take(done):
+            self._size += OBJECT_COSTS + written.write.weight
+            self._put([todo[index]], [written], None, [_NIL])
 
     def _progressed(self, done: int) -> None:
         self._done = done
