@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
 import collections
+import io
 import json
+import os
+import secrets
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
-from serving import serving
+import pytest
+from PIL import Image
+
+from contract import weed
+from grape.storage.connect import opened
+from grape.storage.objects import Objects
+from serving import serving, until
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 GRAPE = str(Path(sys.executable).parent / "grape")
@@ -112,3 +122,57 @@ def test_04_shop(tmp_path: Path) -> None:
         assert "orders 2 " in done.stdout
         call = server.grape("call", "orders@order", '{"customer":"x","count":1}', "--key", "new")
         assert json.loads(call) == {"status": "paid"}
+
+
+def picture(width: int, height: int, kind: str = "PNG") -> bytes:
+    out = io.BytesIO()
+    Image.linear_gradient("L").resize((width, height)).convert("RGB").save(out, kind)
+    return out.getvalue()
+
+
+def objects_of(url: str, namespace: str) -> dict[str, bytes]:
+    async def read() -> dict[str, bytes]:
+        async with opened(url) as storage:
+            objects = Objects(storage, namespace)
+            return {
+                key: one.data for key, one in (await objects.get_many([a.key async for a in objects.list()])).items()
+            }
+
+    return asyncio.run(read())
+
+
+@pytest.mark.parametrize("where", ["embedded", "file", "s3"])
+def test_05_thumbnails(tmp_path: Path, where: str) -> None:
+    """The same code on three storages, by a driver, in a sandbox."""
+    home = tmp_path / "home"
+    home.mkdir()
+    env: dict[str, str] = {}
+    url = f"embedded://{home}/apps/thumbnails/data"
+    if where == "s3":
+        server = weed.shared()
+        url = f"s3://{weed.BUCKET}/{secrets.token_hex(4)}?endpoint={server.endpoint}&variables={weed.VARIABLES}"
+        env = {name: value for name, value in os.environ.items() if name.startswith(weed.VARIABLES)}
+    elif where == "file":
+        url = f"file://{tmp_path}/objects"
+    if where != "embedded":
+        tables = [f'[storages.{name}]\nurl = "{url}"\napps = ["thumbnails"]\n' for name in ("pictures", "thumbnails")]
+        (home / "grape-server.toml").write_text("\n".join(tables))
+    with serving(home, env=env) as server:
+        server.grape("app", "deploy", EXAMPLES / "05-thumbnails")
+        files = {"a.png": picture(400, 100), "b/c.jpg": picture(30, 300, "JPEG"), "bad.png": b"\x89PNG nonsense"}
+        for key, data in files.items():
+            (tmp_path / "one").write_bytes(data)
+            server.grape("storage", "put", f"pictures/{key}", tmp_path / "one", "--app", "thumbnails")
+        until(lambda: len(objects_of(url, "thumbnails")) == 4)
+        sizes = {key: Image.open(io.BytesIO(data)).size for key, data in objects_of(url, "thumbnails").items()}
+        assert sizes == {
+            "a.png.small.webp": (64, 16),
+            "a.png.medium.webp": (256, 64),
+            "b/c.jpg.small.webp": (6, 64),
+            "b/c.jpg.medium.webp": (26, 256),
+        }
+        until(lambda: "UnidentifiedImageError" in server.grape("dead", "list", "--app", "thumbnails"))
+        server.grape("storage", "rm", "pictures/a.png", "--app", "thumbnails")
+        until(lambda: set(objects_of(url, "thumbnails")) == {"b/c.jpg.small.webp", "b/c.jpg.medium.webp"})
+        if where == "file":
+            assert (tmp_path / "objects" / "thumbnails" / "b" / "c.jpg.small.webp").read_bytes()[:4] == b"RIFF"

@@ -176,6 +176,7 @@ class Storage(ABC):
     Attributes:
         name: in URLs ("s3://...") and settings. Config: what can be set.
         features: what it can, known once it is open.
+        variables: how the names of variables of the environment begin that it reads.
 
     What any method raises beside what it says:
         StorageFailed: whoever stores it refuses, or is not there. Corrupt: what is stored is not what was written.
@@ -185,6 +186,7 @@ class Storage(ABC):
     name: ClassVar[str]
     Config: ClassVar[type[StorageConfig]] = StorageConfig
     features: Features
+    variables: tuple[str, ...] = ()
 
     @abstractmethod
     def __init__(self, config: Any) -> None:

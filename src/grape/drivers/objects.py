@@ -36,6 +36,14 @@ class ChangedAt(Struct, frozen=True, array_like=True, tag="objects"):
     fired: int = 0
 
 
+class KeysAt(Struct, frozen=True, array_like=True, tag="keys"):
+    """A position, of a storage that is compared with what was seen: what tells the version of each object."""
+
+    where: str
+    seen: dict[str, int]
+    fired: int = 0
+
+
 class ObjectSource:
     """
     Args:
@@ -58,10 +66,11 @@ class ObjectSource:
         self._at = ChangedAt(self._where)
         self._watching = Watching(self._where, 0.0)
         self._packed = b""
+        self._fired = 0
 
     @property
     def last(self) -> float | None:
-        return max(self._at.fired, self._watching.fired) / 1000 or None
+        return max(self._at.fired, self._watching.fired, self._fired) / 1000 or None
 
     @property
     def next(self) -> float | None:
@@ -75,6 +84,10 @@ class ObjectSource:
         except msgspec.MsgspecError:
             at = ChangedAt("")
         self._at = at if at.where == self._where else ChangedAt(self._where)
+        try:
+            self._fired = msgspec.msgpack.decode(position, type=KeysAt).fired
+        except msgspec.MsgspecError:
+            self._fired = 0
 
     async def step(self) -> Step:
         while True:
@@ -140,6 +153,8 @@ class ObjectSource:
             position = page.position
             if not position:
                 break
+        if self._driver.removed:
+            return self._compared(abouts)
         found = {key: (about.size, _number(about.version)) for key, about in abouts.items()}
         is_first = not self._packed and not self._driver.existing
         files = self._watching.look(found, time.monotonic())
@@ -147,6 +162,30 @@ class ObjectSource:
             return None
         packed = self._watching.position(files, found, time.time_ns() // 1_000_000)
         return Step([] if is_first else [self._of(abouts[file.path]) for file in files], packed, None)
+
+    def _compared(self, abouts: Mapping[str, About]) -> Step | None:
+        """With what was there the last time, by name: only so it can be said what has gone."""
+        try:
+            before = msgspec.msgpack.decode(self._packed, type=KeysAt)
+        except msgspec.MsgspecError:
+            before = KeysAt("", {})
+        is_first = before.where != self._where
+        seen = {} if is_first else dict(before.seen)
+        marks = {key: _number(about.version) for key, about in abouts.items()}
+        gone = [key for key in seen if key not in marks][:_STEP]
+        written = [key for key, mark in marks.items() if seen.get(key) != mark][
+            : MOST if is_first else _STEP - len(gone)
+        ]
+        if not gone and not written and not is_first:
+            return None
+        for key in gone:
+            del seen[key]
+        seen |= {key: marks[key] for key in written}
+        changes = [Change(key, None) for key in gone] + [Change(key, abouts[key]) for key in written]
+        tells = changes if not is_first or self._driver.existing else []
+        fired = time.time_ns() // 1_000_000 if tells else before.fired
+        events = [event for change in tells if (event := self._event(change)) is not None]
+        return Step(events, msgspec.msgpack.encode(KeysAt(self._where, seen, fired)), None)
 
     # ------------------------------------------------------------------
 

@@ -111,6 +111,12 @@ def bound_for(config: ServerConfig, app: str) -> dict[str, Bound]:
     }
 
 
+def variables_for(config: ServerConfig, environment: Mapping[str, str]) -> dict[str, str]:
+    """What the processes beside the engines have to know of the environment to reach other storages."""
+    begins = tuple(begin for granted in config.storages.values() for begin in storage_of(granted.url).variables)
+    return {name: value for name, value in environment.items() if begins and name.startswith(begins)}
+
+
 class Effective(Struct, frozen=True):
     """``config``: what counts. ``origins``: by key, where its value comes from: "option", "environment GRAPE_SERVER_X",
     "FILE", "default". ``file``: that was read; "": none. ``strangers``: what is said of variables that are none of

@@ -15,7 +15,7 @@ from grape.drivers.spec import Driver, HookDriver, kind_of
 from grape.drivers.told import AskHook, DriverInfo, DriverState, Hook, Known, Told, Wanted
 from grape.errors import UsageError
 from grape.server.beside import SideProcess
-from grape.server.config import ServerConfig, bound_for
+from grape.server.config import ServerConfig, bound_for, variables_for
 from grape.server.control import Verb
 from grape.server.home import Home
 from grape.server.hosted import Hosted
@@ -40,7 +40,8 @@ class Drivers:
         self._config = config
         self._home = home
         self._apps = apps
-        self._process = SideProcess("what drives apps", "drivers.process", {"home": str(home.path)}, say, changed)
+        options, env = {"home": str(home.path)}, variables_for(config, os.environ)
+        self._process = SideProcess("what drives apps", "drivers.process", options, say, changed, env=env)
         self._manifests: dict[str, dict[str, Driver]] = {}
         self._states: dict[str, dict[str, DriverState]] = {}
         self._wanted = Wanted(1, ())

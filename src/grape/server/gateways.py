@@ -12,7 +12,7 @@ from typing import Final
 
 from grape.errors import UsageError
 from grape.server.beside import SideProcess
-from grape.server.config import ServerConfig, here
+from grape.server.config import ServerConfig, here, variables_for
 from grape.server.home import Home
 from grape.server.log import Say
 
@@ -84,7 +84,8 @@ class Gateways:
             "certificate": here(self._config.tls_certificate),
             "key": here(self._config.tls_key),
         }
-        return SideProcess(f"gateway {number}", "gateway.process", options, self._say, self._changed, [fd])
+        env = variables_for(self._config, os.environ)
+        return SideProcess(f"gateway {number}", "gateway.process", options, self._say, self._changed, [fd], env)
 
     def step(self) -> None:
         """Do what is to be done now."""

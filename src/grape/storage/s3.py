@@ -121,6 +121,7 @@ class S3Storage(Storage):
         if _BUCKET.fullmatch(config.bucket) is None:
             raise UsageError("the bucket of an S3 storage is 2 to 255 letters, digits, '-', '_' and '.'")
         self._config = config
+        self.variables = (f"{config.variables}_", "AWS_")
         self._where = Where(endpoint, config.bucket, region, config.variables, config.timeout)
         self._prefix = f"{config.prefix.strip('/')}/" if config.prefix.strip("/") else ""
         self._ring = None if config.anonymous else KeyRing(config.variables, region)

@@ -212,7 +212,7 @@ class Emitting:
         self._objects: HandlerObjects | None = None
         access = running.objects()
         if access is not None:
-            self._objects = HandlerObjects(access, columns, node, running)
+            self._objects = HandlerObjects(access, columns, node, lambda: running.part, running.keys_ahead)
             self._closures["storage"] = NodeStorage(self._objects, access.own)
 
         def over(*args: Any, **kwargs: Any) -> None:
@@ -224,7 +224,7 @@ class Emitting:
         """Events are handled from now on."""
         self.calls.begin()
         if self._objects is not None:
-            self._objects.begin()
+            self._objects.begin_stage()
         self._emitter.__dict__.update(self._closures)
 
     def end(self) -> None:

@@ -39,15 +39,6 @@ class Part(Protocol):
     written: dict[bytes, list[Written]]
 
 
-class Running(Protocol):
-    """The event that a handler runs for."""
-
-    def keys_ahead(self) -> Sequence[str | None]: ...
-
-    @property
-    def part(self) -> Part: ...
-
-
 class Columns(Protocol):
     """Of what a handler emits."""
 
@@ -155,13 +146,25 @@ def _checked(message: Fetched) -> Fetched:
 
 
 class HandlerObjects:
-    """What `grape.authoring.objects` asks of a worker, for one emitter."""
+    """What `grape.authoring.objects` asks of a worker, for one emitter.
 
-    def __init__(self, access: Access, columns: Columns, node: str, running: Running) -> None:
+    Args:
+        keys_ahead: of the event that runs, and of those that its handler gets next.
+    """
+
+    def __init__(
+        self,
+        access: Access,
+        columns: Columns,
+        node: str,
+        part: Callable[[], Part],
+        keys_ahead: Callable[[], Sequence[str | None]] = tuple,
+    ) -> None:
         self._access = access
         self._columns = columns
         self._node = node
-        self._running = running
+        self._part = part
+        self._keys_ahead = keys_ahead
         self._ahead: dict[tuple[str, str], Stored] = {}
         """What the events of this stage were found to ask for, with its bytes."""
         self._patterns: dict[str, tuple[str, str]] = {}
@@ -169,13 +172,10 @@ class HandlerObjects:
         self.is_open = True
         """An event is handled."""
 
-    def begin(self) -> None:
+    def begin_stage(self) -> None:
         """Events are handled from now on. What was read for others may be otherwise by now."""
         self.is_open = True
         self._ahead.clear()
-
-    def _part(self) -> Part:
-        return self._running.part
 
     def may(self, namespace: str, what: str) -> None:
         if not self.is_open:
@@ -283,7 +283,7 @@ class HandlerObjects:
         found = self._ahead.get((namespace, key))
         if found is not None:
             return found
-        keys = self._running.keys_ahead()
+        keys = self._keys_ahead()
         own = keys[0] if keys else None
         if not own or own not in key:
             return None
