@@ -599,6 +599,13 @@ def test_who_never_reads_is_cut_at_its_bound(owner: Owner, monkeypatch: pytest.M
     still_serves(owner)
 
 
+def test_who_asks_without_an_end_what_goes_out_is_refused(owner: Owner, client: Client) -> None:
+    asked = msgspec.Raw(codec.encode([]))
+    client.say(*(Ask(number, "outgoing", asked) for number in range(1_010)))
+    assert client.hear(Refused).code == "full"
+    still_serves(owner)
+
+
 # ------------------------------------------------------------------ ends
 
 

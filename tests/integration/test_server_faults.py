@@ -270,7 +270,7 @@ def test_what_is_in_flight_is_done_by_the_server_that_comes_next(tmp_path: Path)
     server.http.close()
     with serving(tmp_path / "home") as server:
         server.grape("app", "resume", "count")
-        assert server.get("/apps/count/answers/asked?wait=30").json() == ["1", 501]
+        until(lambda: server.get("/apps/count/answers/asked?wait=30").json() == ["1", 501])
         assert server.call("count", "add", params={"key": "b"}) == ["1", 502]
         assert (server.home / "apps" / "count" / "data" / "format").read_text() == written
 
