@@ -10,9 +10,9 @@ looked for.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
-from typing import Annotated, Any, ClassVar, Final
+from typing import Annotated, Any, ClassVar, Final, Protocol
 
 from msgspec import Meta, Struct
 
@@ -27,6 +27,7 @@ __all__ = [
     "Change",
     "Changes",
     "Features",
+    "HandedIn",
     "If",
     "Page",
     "Place",
@@ -162,6 +163,22 @@ class Reading(Struct, frozen=True):
     chunks: AsyncIterator[bytes]
 
 
+class HandedIn(Protocol):
+    """An event for an app. ``data``: msgpack. ``id``: "": it has none."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def key(self) -> str | None: ...
+
+    @property
+    def data(self) -> bytes: ...
+
+    @property
+    def id(self) -> str: ...
+
+
 class StorageConfig(Struct, frozen=True, kw_only=True, rename="kebab"):
     """Every storage has settings of its own; these all have.
 
@@ -261,6 +278,18 @@ class Storage(ABC):
             as ``write``. Unsupported: it cannot in one step; `Objects.append` can where it ``swaps``.
         """
         raise Unsupported(f"storage {self.name!r} does not append in one step")
+
+    async def write_and_emit(
+        self, place: Place, chunks: AsyncIterator[bytes], put: Put, event: Callable[[About], HandedIn]
+    ) -> About:
+        """Write an object, and hand in an event that comes of it to the app whose storage this is, as one step. What is
+        known of the object before that, which is no version, is what ``event`` gets and this returns.
+
+        Raises:
+            as ``write``. Unsupported: it is no app's, or ``put`` has a condition. UsageError: the app does not run.
+            Refused: it has no such slot, or takes nothing now.
+        """
+        raise Unsupported(f"storage {self.name!r} is not that of an app, which could take an event")
 
     async def read_many(self, places: Sequence[Place]) -> Sequence[tuple[About, bytes] | None]:
         """Several objects, whole, in fewer requests than one each; None: there is none.

@@ -33,7 +33,6 @@ from grape.model.plural import counted
 from grape.model.section import show_size
 from grape.server.config import bound_for, effective
 from grape.storage.connect import opened
-from grape.storage.embedded import EmbeddedStorage
 from grape.storage.objects import AT_ONCE, Objects
 from grape.storage.source import told_of
 from grape.storage.streams import chunks_of
@@ -255,7 +254,6 @@ def put_(
             if data is None:
                 await asyncio.to_thread(lambda: connected(name or "", None, home).close())  # it runs, or is woken
             async with opened(where.url) as one:
-                assert isinstance(one, EmbeddedStorage)
                 put = Objects(one, namespace).described(kind, tag or (), _pairs(user), ttl=ttl)
                 place = ObjectPlace(namespace, check_key(key))
                 return await one.write_and_emit(

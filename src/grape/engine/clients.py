@@ -79,22 +79,7 @@ class Clients:
             EngineError: the engine had to stop.
         """
         engine, app = self._engine, self._app
-        if engine.failure is not None:
-            raise engine.failure
-        logs = app.logs_of(event.name)
-        if not logs:
-            hint = did_you_mean(event.name, app.topology.events, f"it has {', '.join(map(repr, app.topology.events))}")
-            raise UnknownEvent(f"app {app.record.name!r} has no slot {event.name!r:.300}; {hint}")
-        is_pushed = event.name in app.routing.outputs
-        if is_pushed and event.request:
-            raise UnknownEvent(
-                f"{event.name!r} is an output of app {app.record.name!r}: it answers nothing; emit to it"
-            )
-        pools = [] if is_pushed else logs
-        if engine.draining:
-            raise Stopping("the engine is stopping")
-        if not engine.intake_is_open(pools):
-            raise Full(engine.gate.over_limit(pools) or "the disk is full but for the reserve")
+        logs, is_pushed = self._logs(event)
         first = next(iter(engine.pools)) if is_pushed else logs[0]
         number = self._partition_of(event, first)
         home = self._home(event, first, number)
@@ -130,6 +115,27 @@ class Clients:
                 home.memory.take_in(log, number, event.name, event.key, event.data, event.id, context, now)
         home.ledger.then(durable)
         home.flush()
+
+    def _logs(self, event: Emit) -> tuple[list[str], bool]:
+        """Where it goes, and whether that is an output. Errors are those of `accept`."""
+        engine, app = self._engine, self._app
+        if engine.failure is not None:
+            raise engine.failure
+        logs = app.logs_of(event.name)
+        if not logs:
+            hint = did_you_mean(event.name, app.topology.events, f"it has {', '.join(map(repr, app.topology.events))}")
+            raise UnknownEvent(f"app {app.record.name!r} has no slot {event.name!r:.300}; {hint}")
+        is_pushed = event.name in app.routing.outputs
+        if is_pushed and event.request:
+            raise UnknownEvent(
+                f"{event.name!r} is an output of app {app.record.name!r}: it answers nothing; emit to it"
+            )
+        pools = [] if is_pushed else logs
+        if engine.draining:
+            raise Stopping("the engine is stopping")
+        if not engine.intake_is_open(pools):
+            raise Full(engine.gate.over_limit(pools) or "the disk is full but for the reserve")
+        return logs, is_pushed
 
     def _write(self, home: Partition, write: ObjectWrite, now: int) -> None:
         home.ledger.put_object(write if write.time else structs.replace(write, time=now))

@@ -24,7 +24,6 @@ from grape.model.bound import Bound
 from grape.model.names import check_key
 from grape.model.objects import OCTETS, About
 from grape.storage.connect import storage_of
-from grape.storage.embedded import EmbeddedStorage
 from grape.storage.objects import Objects
 from grape.storage.source import told_of
 
@@ -192,7 +191,6 @@ class ObjectPages:
         slot, key = request.query_params["emit"], check_key(request.path_params["key"])
         place = Place(request.path_params["namespace"], key)
         async with self._objects(request, "emit", writes=True, own=True) as objects:
-            assert isinstance(objects.storage, EmbeddedStorage)
             put, both = objects.described(**options), objects.storage.write_and_emit
             about = await or_412(lambda: both(place, request.stream(), put, lambda about: told_of(slot, place, about)))
         return as_json(about)

@@ -28,6 +28,7 @@ from grape.abc.storage import (
     Change,
     Changes,
     Features,
+    HandedIn,
     If,
     Page,
     Place,
@@ -38,7 +39,6 @@ from grape.abc.storage import (
 )
 from grape.abc.transport import AtRest, Callbacks, Table
 from grape.builtins import DIRECTORY, transport
-from grape.client.events import ClientEvent
 from grape.errors import Conflict, Corrupt, GrapeError, InUse, Refused, StorageFailed, Unsupported, UsageError
 from grape.host.objects import PUT_EMIT, WRITE_OBJECTS, PutEmit
 from grape.model.address import PartitionId
@@ -222,15 +222,8 @@ class EmbeddedStorage(Storage):
         return done.now.about(place.key)
 
     async def write_and_emit(
-        self, place: Place, chunks: AsyncIterator[bytes], put: Put, event: Callable[[About], ClientEvent]
+        self, place: Place, chunks: AsyncIterator[bytes], put: Put, event: Callable[[About], HandedIn]
     ) -> About:
-        """Write an object, and hand in an event that comes of it, by one commit. What is known of the object before
-        that, which is no version, is what ``event`` gets and this returns.
-
-        Raises:
-            UsageError: no engine runs here. Refused: the app has no such slot, or takes nothing now.
-            Unsupported: ``put`` has a condition.
-        """
         if put.when.asks:
             raise Unsupported("an object that is written with an event is written without a condition")
         write = await self._brought(place, chunks, put)
