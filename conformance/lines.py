@@ -82,7 +82,7 @@ def keep(ops):
             start, end = (words + [None, None])[:2]
             got = ask(object="get", namespace=namespace, key=key, start=start, end=end)
             text = got.get("text")
-            emits.append(text if what == "get" or text is None else len(text))
+            emits.append(text if what == "get" or text is None else len(text.encode()))
         elif what == "stat":
             got = ask(object="stat", namespace=namespace, key=key)
             names = ("size", "version", "checksum", "content_type", "tags", "user")

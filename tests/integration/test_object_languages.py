@@ -96,7 +96,7 @@ $worker->slot(keep => { node => 'Keep', states => ['n'], timeout => 20 }, sub {
     $storage->put("log/$key", (defined $log ? $log : '') . "$n\\n");
     my $left = 5;
     $storage->put("large/$key", sub { $left-- > 0 ? chr(96 + $n) x 1_000_000 : undef });
-    $event->emit(kept => $n);
+    $event->emit(kept => 0 + $n);
 });
 exit $worker->run;
 """,

@@ -18,6 +18,7 @@ from grape.model.foreign import Peers
 from grape.model.topology import Limits, NodeSpec, SlotSpec, StateSpec, TopologySpec
 from grape.protocol.base import Answered, Asked, Emits, Failed, Ran, Run, StateChange
 from grape.protocol.messages import Ask, Assign, BatchItem, FromWorker, Result, TimerName, Welcome, Work
+from grape.worker.adapter.objects import RunObjects
 from grape.worker.adapter.runtime import AdapterRuntime
 from grape.worker.adapter.speaker import Progressed
 
@@ -51,7 +52,7 @@ class Script:
     def change_peers(self, peers: Peers) -> None:
         self.peers = peers
 
-    def run(self, run: Run, progressed: Progressed) -> Iterator[Ran]:
+    def run(self, run: Run, progressed: Progressed, objects: RunObjects) -> Iterator[Ran]:
         self.runs.append(run)
         done = 0
         for ran in self.answers.pop(0)(run):

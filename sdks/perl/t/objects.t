@@ -46,12 +46,12 @@ ok($want->[11], 'in one part');
 is_deeply($want->[8], { content_type => 'text/plain', tags => ['x'], time => 1_500_000, ttl => 60 }, 'with what is known of it');
 is_deeply($worker->hear->[0], 39, 'then it is done');
 
-my $about = { key => 'k', size => 7, version => '3', time => 2_500_000, expires => 4_000_000 };
+my $about = { key => 'k', size => 7, version => '3', checksum => 'sha256:00', time => 2_500_000, expires => 4_000_000 };
 begin($worker, get => undef);
 $want = wanted($worker, q{}, q{}, \1, $about, Grape::Bytes->new('ab'), [], q{}, \1);
 is_deeply([@{$want}[2 .. 7]], ['get', 'photos', 'k', 2, 9, q{}], 'what is got');
 $want = wanted($worker, q{}, q{}, \1, $about, Grape::Bytes->new('cd'), [], q{}, \0);
-is_deeply([@{$want}[2 .. 7]], ['get', 'photos', 'k', 4, 9, '3'], 'it goes on, with the version that it has to have');
+is_deeply([@{$want}[2 .. 7]], ['get', 'photos', 'k', 4, 9, 'sha256:00'], 'it goes on, with the checksum that it has to have');
 is($worker->hear->[2][2][0], 'abcd', 'all of it');
 begin($worker, get => undef);
 wanted($worker, q{}, q{}, \0);

@@ -381,7 +381,8 @@ def _left(stored: Stored, start: int, end: int | None) -> int:
 
 
 def _check_same(first: Stored, answer: Fetched, key: str) -> None:
-    if answer.stored is None or answer.stored.number != first.number:
+    # Not by its number: it has one when it is committed.
+    if answer.stored is None or answer.stored.checksum != first.checksum:
         raise HandlerError(f"object {key!r:.200} was written by somebody else while it was read; try again")
 
 

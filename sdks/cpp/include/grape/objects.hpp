@@ -322,18 +322,18 @@ class Objects {
       return true;
     }
     const std::string digest = own ? hex_of(own->checksum) : std::string();
-    std::optional<std::int64_t> version;
+    std::optional<std::string> checksum;  // not the number: it has one when it is committed
     for (std::int64_t left = 1; left > 0;) {
       bool is_there = false;
       std::string data;
       ask(fetch("read", space, key, start, end, digest), [&](const Said& said) {
         is_there = said.stored.has_value();
         data = said.data;
-        if (version && (!is_there || said.stored->number != *version)) {
+        if (checksum && (!is_there || said.stored->checksum != *checksum)) {
           throw Error("handler", "object '" + clean_text(key, 200) + "' was written by somebody else while it was read; try again");
         }
-        if (!is_there || version) return;
-        version = said.stored->number;
+        if (!is_there || checksum) return;
+        checksum = said.stored->checksum;
         left = (end < 0 ? said.stored->size : std::min(end, said.stored->size)) - start;
       });
       if (!is_there) return false;

@@ -62,11 +62,11 @@ sub get {
 sub chunks {
     my ($self, $key, $start, $end) = @_;
     $start = 0 if !defined $start;
-    my $version = q{};
+    my $checksum = q{};
     my $fetch = sub {
-        my $got = $self->_ask(what => 'get', key => $key, start => $start, end => $end, position => $version);
+        my $got = $self->_ask(what => 'get', key => $key, start => $start, end => $end, position => $checksum);
         return if !$got->{found};
-        $version = $got->{about}{version};
+        $checksum = $got->{about}{checksum};
         $start += length $got->{data};
         return $got;
     };

@@ -6,6 +6,8 @@ import hashlib
 from collections.abc import Sequence
 from typing import Any, Final
 
+from msgspec import structs
+
 from grape.errors import BadArgument
 from grape.model.names import check_key, check_prefix, check_write
 from grape.model.objects import ObjectWrite, Stored
@@ -34,6 +36,7 @@ class Shelf:
         self._piece = options.get("piece", _PIECE)
         self._refused = options.get("refused")
         self._changing = options.get("changing", False)
+        self._committing = options.get("committing", False)
         self._written: list[list[Any]] = []
         self._fetched: list[list[str]] = []
         self._kept = self._given_up = 0
@@ -112,9 +115,10 @@ class Shelf:
         else:
             return Fetched(message.id)
         stored, data = found
-        if self._changing:
+        if self._changing or self._committing:
             self._number += 1
-            stored = Stored(self._number, *[getattr(stored, name) for name in stored.__struct_fields__[1:]])
+            checksum = str(self._number).rjust(32).encode() if self._changing else stored.checksum
+            stored = structs.replace(stored, number=self._number, checksum=checksum)
         if message.what == "stat":
             return Fetched(message.id, stored)
         end = len(data) if message.end < 0 else message.end

@@ -92,7 +92,7 @@ class RunObjects:
         found = storage.part(want.key, want.start, want.end)
         if found is None and not want.position:
             return Got(found=False)
-        if found is None or want.position not in ("", found[0].version):
+        if found is None or want.position not in ("", found[0].checksum):
             raise HandlerError(f"object {want.key!r:.200} was written by somebody else while it was read; try again")
         about, data = found
         end = about.size if want.end is None else min(want.end, about.size)
