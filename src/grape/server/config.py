@@ -95,6 +95,15 @@ class ServerConfig(Struct, frozen=True, kw_only=True, rename="kebab"):
     signed_by: Annotated[
         tuple[str, ...], Meta(description="Files of public keys (minisign, cosign); a package is signed by one.")
     ] = ()
+    remote_files: Annotated[
+        tuple[str, ...],
+        Meta(
+            description="Directories whose files apps may name (secrets, watched) that come by a token for some apps."
+        ),
+    ] = ("/run/secrets", "/etc/grape/secrets")
+    remote_variables: Annotated[
+        tuple[str, ...], Meta(description="How the variables of the server's environment begin that they may name.")
+    ] = ("GRAPE_SECRET_",)
     storages: Annotated[
         dict[str, Granted], Meta(description="Namespaces of objects that are in other storages: [storages.NAME].")
     ] = {}

@@ -31,6 +31,7 @@ from grape.server.config import ServerConfig, bound_for
 from grape.server.control import ControlConnection, Verb
 from grape.server.drivers import Drivers
 from grape.server.exporter import TraceExport
+from grape.server.foreign import check_named
 from grape.server.gateways import Gateways
 from grape.server.home import Home, Installed, Version, check_name, with_version
 from grape.server.hosted import AppInfo, Hosted
@@ -367,6 +368,9 @@ class Supervisor:
         if self._keys:
             check_signature(Path(asked.path), asked.signature[:MAX_SIGNATURE], self._keys)
         digest, manifest = self.home.take_in(Path(asked.path), asked.apps)
+        known = self.apps.get(manifest.name)
+        if asked.apps is not None and (known is None or known.installed.version(digest) is None):
+            check_named(manifest, self.home.package(digest), self._config)
         self.home.environment(self.home.package(digest))
         return digest, manifest
 
