@@ -10,6 +10,7 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 from playwright.sync_api import Browser, Locator, Page, expect
@@ -820,3 +821,41 @@ def test_nothing_new_is_wider_than_a_small_telephone(
                 .filter((e) => !(e.ariaLabel || e.textContent.trim() || e.labels?.length)).map((e) => e.outerHTML)"""
             assert page.evaluate(unnamed) == []
             shoot(page, f"{scheme}-{name}", tmp_path)
+
+
+# ---------------------------------------------------------------------- objects
+
+
+@needs_chromium
+def test_f110_objects_are_looked_at_saved_and_removed(page: Page, server: Server, tmp_path: Path) -> None:
+    evil = "<img src=x onerror=alert(1)>"
+    for n in range(130):
+        server.http.put(f"/apps/shop/objects/shop/pictures/{n:03}.txt", content=b"%d" % n)
+    server.http.put(
+        f"/apps/shop/objects/shop/{quote(evil, safe='')}",
+        content=b"<script>alert(1)</script>",
+        headers={"content-type": "text/html", "x-grape-tags": quote(evil)},
+    )
+    page.goto(f"{server.url}/#/shop/objects")
+    rows = page.locator("tbody tr")
+    expect(rows).to_have_count(100)
+    expect(page.locator("[aria-pressed=true]")).to_have_text("shop")
+    page.get_by_role("button", name="More").click()
+    expect(rows).to_have_count(131)
+    page.get_by_role("searchbox").fill("<img")
+    expect(rows).to_have_count(1)
+    page.get_by_role("button", name=evil).click()
+    about = page.locator(".about-object")
+    expect(about).to_contain_text("text/html")
+    expect(about).to_contain_text("25 bytes")
+    shoot(page, "objects", tmp_path)
+    with page.expect_download() as saved:
+        about.get_by_role("button", name="Save").click()
+    assert Path(saved.value.path()).read_bytes() == b"<script>alert(1)</script>"
+    about.get_by_role("button", name="Remove").click()
+    page.get_by_role("dialog").get_by_role("button", name="Remove").click()
+    expect(page.locator(".empty")).to_contain_text("Nothing begins so")
+    assert server.get(f"/apps/shop/objects/shop/{quote(evil, safe='')}").status_code == 404
+    assert page.locator("main img, main script").count() == 0
+    page.goto(f"{server.url}/#/mail/objects")
+    expect(page.locator(".empty")).to_contain_text("No objects")

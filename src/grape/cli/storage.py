@@ -25,10 +25,9 @@ from grape.cli.live import split as split_event
 from grape.cli.places import App, Data, Place, place_of
 from grape.client.connection import answered, dial
 from grape.errors import Conflict, Corrupt, UsageError
-from grape.model.address import PartitionId
 from grape.model.bound import Bound
 from grape.model.names import check_key, check_namespace
-from grape.model.objects import OBJECTS, About, split_place
+from grape.model.objects import About
 from grape.model.plural import counted
 from grape.model.section import show_size
 from grape.server.config import bound_for, effective
@@ -36,7 +35,7 @@ from grape.storage.connect import opened
 from grape.storage.objects import AT_ONCE, Objects
 from grape.storage.source import told_of
 from grape.storage.streams import chunks_of
-from grape.tools.directory import Directory
+from grape.tools.namespaces import namespaces_in
 
 T = TypeVar("T")
 
@@ -494,21 +493,7 @@ def namespaces(data: Data = None, name: App = None, home: HomeOption = None) -> 
     """The namespaces in which an app has objects."""
     place = place_of(data, name, home)
 
-    def find() -> list[str]:
-        found: list[str] = []
-        with Directory.open(place.data) as directory:
-            record = directory.app(place.app)
-            number = record.logs.get(OBJECTS)
-            after = b""
-            while number is not None:
-                rows = directory.reader.scan(PartitionId(record.id, number, 0), "object", after, 1)
-                if not rows:
-                    break
-                found.append(split_place(rows[0][0])[0])
-                after = found[-1].encode() + b"\x01"
-        return found
-
-    for each in or_exit(find):
+    for each in or_exit(lambda: namespaces_in(place.data, place.app)):
         put(each)
 
 

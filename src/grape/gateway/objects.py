@@ -26,6 +26,7 @@ from grape.model.objects import OCTETS, About
 from grape.storage.connect import storage_of
 from grape.storage.objects import Objects
 from grape.storage.source import told_of
+from grape.tools.namespaces import namespaces_in
 
 May = Callable[[Request, str, Verb], None]
 
@@ -51,6 +52,7 @@ class ObjectPages:
     def routes(self) -> list[Route]:
         base = "/apps/{app}/objects/{namespace}"
         return [
+            Route("/apps/{app}/objects", self._namespaces, methods=["GET"]),
             Route(base, self._list, methods=["GET"]),
             # One route: one for each method would tell those of the first alone of whatever is not allowed.
             Route(f"{base}/{{key:path}}", self._object, methods=["GET", "HEAD", "PUT", "POST", "DELETE"]),
@@ -114,6 +116,21 @@ class ObjectPages:
                     raise StorageFailed(str(e)) from None
                 self._others[url] = storage
         return self._others[url]
+
+    async def _namespaces(self, request: Request) -> Response:
+        """Those in which there is something, and those in other storages."""
+        name = request.path_params["app"]
+        self._may(request, name, "read")
+        info = await self._doors.look(name)
+        if info is None:
+            raise no_app(name)
+        bound = await self._doors.ask("storages", {"name": name}, dict[str, Bound])
+        try:
+            own = await asyncio.to_thread(namespaces_in, info.data)
+        except UsageError:  # it has not run yet
+            own = []
+        found = dict.fromkeys(own, "") | {each: where.url.partition("://")[0] for each, where in bound.items()}
+        return as_json({"namespaces": [{"name": each, "storage": where} for each, where in sorted(found.items())]})
 
     async def _list(self, request: Request) -> Response:
         query = request.query_params

@@ -129,6 +129,22 @@ def _looking() -> dict[str, Any]:
     return found
 
 
+_NAMESPACES: dict[str, Any] = {
+    "type": "object",
+    "required": ["namespaces"],
+    "properties": {
+        "namespaces": {
+            "type": "array",
+            "items": {
+                "type": "object",
+                "required": ["name", "storage"],
+                "properties": {"name": {"type": "string"}, "storage": {"type": "string"}},
+            },
+        }
+    },
+}
+
+
 def _objects() -> dict[str, Any]:
     page = {
         "type": "object",
@@ -171,6 +187,10 @@ def _objects() -> dict[str, Any]:
     remove = _operation("Remove an object", "objects", gone)
     remove["parameters"] = [headers[0], _query("upload", "That is given up")]
     return {
+        "/apps/{app}/objects": {
+            "parameters": [_path("app")],
+            "get": _operation("Namespaces of objects", "objects", {"200": _json("They", _NAMESPACES)}),
+        },
         "/apps/{app}/objects/{namespace}": {
             "parameters": these,
             "get": _operation("Objects of a namespace", "objects", {"200": _json("Some of them", page)})

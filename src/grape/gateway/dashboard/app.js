@@ -11,6 +11,7 @@ import { LettersTab } from "./letters.js";
 import { Poll, Rates } from "./live.js";
 import { CrashesTab, LogTab, PoolsTab, StateTab, VersionsTab } from "./looks.js";
 import { Numbers, graphOf, shapeOf } from "./model.js";
+import { ObjectsTab } from "./objects.js";
 import { order } from "./orders.js";
 import { TracesTab } from "./traces.js";
 
@@ -22,6 +23,7 @@ const TABS = [
   ["pools", "Pools", (view) => new PoolsTab(view)],
   ["dead", "Dead letters", (view) => new LettersTab(view, "dead")],
   ["held", "Held", (view) => new LettersTab(view, "held")],
+  ["objects", "Objects", (view) => new ObjectsTab(view)],
   ["state", "State", (view) => new StateTab(view)],
   ["crashes", "Crashes", (view) => new CrashesTab(view)],
   ["log", "Log", (view) => new LogTab(view)],
