@@ -6,6 +6,7 @@ import { button, confirmed, copied, empty, h, toast } from "./dom.js";
 import { bytes, count, moment, plural } from "./format.js";
 import { Poll } from "./live.js";
 
+const COLUMNS = ["Key", "Size", "Type", "Written", "Tags"];
 const PAGE = 100;
 const LARGEST = 64 << 20; // what is saved by the page, which has it in memory
 
@@ -14,13 +15,13 @@ export class ObjectsTab {
     this.view = view;
     this.namespace = null;
     this.prefix = "";
-    this.spaces = h("div", { class: "row wrap", role: "group", "aria-label": "Namespaces" });
+    this.spaces = h("div", { class: "spaces", role: "group", "aria-label": "Namespaces" });
     this.field = h("input", { type: "search", placeholder: "begins with", "aria-label": "Keys begin with", on: { input: () => this.#find() } });
     this.body = h("tbody", {});
     this.more = button("More", () => this.#page(this.position), { class: "more" });
-    this.table = h("div", { class: "scroll" },
-      h("table", { class: "rows", "aria-label": "Objects" },
-        h("thead", {}, h("tr", {}, ...["Key", "Size", "Type", "Written", "Tags"].map((text) => h("th", { scope: "col" }, text)))),
+    this.table = h("div", {},
+      h("table", { "aria-label": "Objects" },
+        h("thead", {}, h("tr", {}, ...COLUMNS.map((text) => h("th", { scope: "col", class: text === "Size" ? "number" : null }, text)))),
         this.body));
     this.nothing = h("div", {});
     this.about = h("div", { class: "about-object" });
@@ -56,7 +57,7 @@ export class ObjectsTab {
       this.told = null;
       this.about.replaceChildren();
       this.poll.now();
-    }, { class: "chip", "aria-pressed": String(name === this.namespace) });
+    }, { "aria-pressed": String(name === this.namespace) });
   }
 
   #find() {
@@ -88,11 +89,11 @@ export class ObjectsTab {
 
   #row(about) {
     return h("tr", {},
-      h("td", {}, button(about.key, () => this.#show(about), { class: "link key" })),
-      h("td", { class: "number" }, bytes(about.size)),
-      h("td", {}, about.content_type),
-      h("td", {}, moment(about.time / 1e6)),
-      h("td", {}, about.tags.join(", ")));
+      h("td", {}, button(about.key, () => this.#show(about), { class: "link" })),
+      h("td", { class: "number", "data-label": "Size" }, bytes(about.size)),
+      h("td", { "data-label": "Type" }, about.content_type),
+      h("td", { "data-label": "Written" }, moment(about.time / 1e6)),
+      h("td", { "data-label": "Tags" }, about.tags.join(", ")));
   }
 
   #url(about) {
