@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pytest
@@ -183,14 +184,15 @@ class Rows:
     def __init__(self) -> None:
         self.tables: dict[str, dict[bytes, bytes]] = {"object": {}, "change": {}, "blob": {}}
 
-    def get(self, table: str, key: bytes) -> bytes | None:
-        return self.tables[table].get(key)
+    def get(self, table: str, keys: Sequence[bytes]) -> Sequence[bytes | None]:
+        return [self.tables[table].get(key) for key in keys]
 
-    def put(self, table: str, key: bytes, value: bytes | None) -> None:
-        if value is None:
-            self.tables[table].pop(key, None)
-        else:
-            self.tables[table][key] = value
+    def put(self, table: str, rows: Mapping[bytes, bytes | None]) -> None:
+        for key, value in rows.items():
+            if value is None:
+                self.tables[table].pop(key, None)
+            else:
+                self.tables[table][key] = value
 
     def first(self, table: str, begin: bytes) -> bytes | None:
         return min((key for key in self.tables[table] if key >= begin), default=None)

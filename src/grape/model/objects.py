@@ -17,6 +17,8 @@ changed.
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import Final, Literal, Protocol
 
 import msgspec
@@ -95,7 +97,8 @@ class ObjectWrite(Struct, frozen=True, array_like=True):
     @property
     def weight(self) -> int:
         """Bytes in a commit, about."""
-        return 200 + len(self.place) + len(self.data) + sum(map(len, self.tags)) + 100 * len(self.user)
+        tags = sum(map(len, self.tags)) if self.tags else 0
+        return 200 + len(self.namespace) + 2 * len(self.key) + len(self.data) + tags + 100 * len(self.user)
 
 
 class Stored(Struct, frozen=True, array_like=True):
@@ -170,9 +173,9 @@ class Done(Struct, frozen=True, array_like=True):
 class Rows(Protocol):
     """Of the objects of one app, with what this very transaction has written."""
 
-    def get(self, table: ObjectTable, key: bytes) -> bytes | None: ...
+    def get(self, table: ObjectTable, keys: Sequence[bytes]) -> Sequence[bytes | None]: ...
 
-    def put(self, table: ObjectTable, key: bytes, value: bytes | None) -> None: ...
+    def put(self, table: ObjectTable, rows: Mapping[bytes, bytes | None]) -> None: ...
 
     def first(self, table: ObjectTable, begin: bytes) -> bytes | None:
         """The first key that is not before ``begin``."""
@@ -219,61 +222,109 @@ def number_of(key: bytes) -> int:
 
 def apply(rows: Rows, write: ObjectWrite, wanted: Wanted = ALWAYS) -> Done:
     """Do it, if what is wanted is so."""
-    place = write.place
-    packed = rows.get("object", place)
-    row = None if packed is None else decode_stored(packed)
-    if write.namespace.startswith(WAITING):
-        return _wait(rows, write, wanted, row)
-    before = row if row is not None and row.is_there else None
-    if not wanted.holds(before):
-        return Done(False, before is not None, before)
-    if write.size == REMOVED and before is None:
-        return Done(True, False)
-    packed = rows.get("change", b"")
-    ledger = Ledger() if packed is None else decode_ledger(packed)
-    number, removed = ledger.next, ledger.removed
-    if row is not None:
-        rows.put("change", written(row.number) if row.is_there else gone(row.number), None)
-        removed -= not row.is_there
-        if row.expires:
-            rows.put("change", expiring(row.expires, place), None)
-    if write.size == REMOVED:
-        now = Stored(number, REMOVED)
-        rows.put("change", gone(number), place)
-        removed += 1
-    else:
-        now = as_stored(write, number)
-        rows.put("change", written(number), place)
-        if now.expires:
-            rows.put("change", expiring(now.expires, place), b"")
-    _replace(rows, place, before, now)
-    forgotten = ledger.forgotten
-    while removed > MOST_REMOVED:
-        oldest = rows.first("change", _GONE)
-        if oldest is None or not oldest.startswith(_GONE):
-            break
-        its = rows.get("change", oldest)
-        rows.put("change", oldest, None)
-        if its is not None:
-            rows.put("object", its, None)
-        forgotten, removed = number_of(oldest), removed - 1
-    rows.put("change", b"", encode(Ledger(number + 1, removed, forgotten)))
-    return Done(True, before is not None, now if now.is_there else None)
+    applying, place = _Applying(rows), write.place
+    done = applying.write(write, place, rows.get("object", [place])[0], wanted)
+    applying.finish()
+    return done
 
 
-def _wait(rows: Rows, write: ObjectWrite, wanted: Wanted, row: Stored | None) -> Done:
-    """The same for what waits for another storage. Once it is there, it waits no more, if it is still the same."""
-    if write.size == SHIPPED:
-        if row is None or row.number != wanted.number:
-            return Done(False, row is not None, row)
-        _replace(rows, write.place, row, None)
-        return Done(True, True)
-    packed = rows.get("change", b"")
-    ledger = Ledger() if packed is None else decode_ledger(packed)
-    now = as_stored(write, ledger.next)
-    _replace(rows, write.place, row, now)
-    rows.put("change", b"", encode(structs.replace(ledger, next=ledger.next + 1)))
-    return Done(True, row is not None, now)
+def apply_all(rows: Rows, writes: Sequence[ObjectWrite]) -> None:
+    """Do them, whatever is there. Each is of another object."""
+    applying, places = _Applying(rows), [write.place for write in writes]
+    for write, place, packed in zip(writes, places, rows.get("object", places), strict=True):
+        applying.write(write, place, packed, ALWAYS)
+    applying.finish()
+
+
+class _Applying:
+    """Rows are read and written together: one by one each costs more than all that is done with it."""
+
+    def __init__(self, rows: Rows) -> None:
+        self._rows = rows
+        self._objects: dict[bytes, bytes | None] = {}
+        self._changes: dict[bytes, bytes | None] = {}
+        self._blobs: Counter[bytes] = Counter()
+        packed = rows.get("change", [b""])[0]
+        ledger = self._ledger = Ledger() if packed is None else decode_ledger(packed)
+        self._next, self._removed = ledger.next, ledger.removed
+
+    def write(self, write: ObjectWrite, place: bytes, packed: bytes | None, wanted: Wanted) -> Done:
+        """``packed``: what is there."""
+        row = None if packed is None else decode_stored(packed)
+        if write.namespace.startswith(WAITING):
+            return self._wait(write, place, row, wanted)
+        before = row if row is not None and row.is_there else None
+        if not wanted.holds(before):
+            return Done(False, before is not None, before)
+        if write.size == REMOVED and before is None:
+            return Done(True, False)
+        number, changes = self._next, self._changes
+        self._next += 1
+        if row is not None:
+            changes[written(row.number) if row.is_there else gone(row.number)] = None
+            self._removed -= not row.is_there
+            if row.expires:
+                changes[expiring(row.expires, place)] = None
+        if write.size == REMOVED:
+            now = Stored(number, REMOVED)
+            changes[gone(number)] = place
+            self._removed += 1
+        else:
+            now = as_stored(write, number)
+            changes[written(number)] = place
+            if now.expires:
+                changes[expiring(now.expires, place)] = b""
+        self._replace(place, before, now)
+        return Done(True, before is not None, now if now.is_there else None)
+
+    def _wait(self, write: ObjectWrite, place: bytes, row: Stored | None, wanted: Wanted) -> Done:
+        """The same for what waits for another storage. Once it is there, it waits no more, if it is still the same."""
+        if write.size == SHIPPED:
+            if row is None or row.number != wanted.number:
+                return Done(False, row is not None, row)
+            self._replace(place, row, None)
+            return Done(True, True)
+        now = as_stored(write, self._next)
+        self._next += 1
+        self._replace(place, row, now)
+        return Done(True, row is not None, now)
+
+    def _replace(self, place: bytes, before: Stored | None, now: Stored | None) -> None:
+        self._objects[place] = None if now is None else encode(now)
+        if now is not None and now.blob:
+            self._blobs[now.checksum] += 1
+        if before is not None and before.blob:
+            self._blobs[before.checksum] -= 1
+
+    def finish(self) -> None:
+        """What was changed is in the rows now."""
+        rows = self._rows
+        if not self._objects:
+            return
+        rows.put("object", self._objects)
+        rows.put("change", self._changes)
+        digests = list(self._blobs)
+        if digests:
+            counts = [0 if packed is None else _count(packed) for packed in rows.get("blob", digests)]
+            left = [max(0, count + self._blobs[each]) for each, count in zip(digests, counts, strict=True)]
+            rows.put("blob", dict(zip(digests, map(encode, left), strict=True)))
+        forgotten = self._forget()
+        if (self._next, self._removed) != (self._ledger.next, self._ledger.removed):
+            rows.put("change", {b"": encode(Ledger(self._next, self._removed, forgotten))})
+
+    def _forget(self) -> int:
+        """The oldest removals, if too many are known."""
+        rows, forgotten = self._rows, self._ledger.forgotten
+        while self._removed > MOST_REMOVED:
+            oldest = rows.first("change", _GONE)
+            if oldest is None or not oldest.startswith(_GONE):
+                break
+            its = rows.get("change", [oldest])[0]
+            rows.put("change", {oldest: None})
+            if its is not None:
+                rows.put("object", {its: None})
+            forgotten, self._removed = number_of(oldest), self._removed - 1
+        return forgotten
 
 
 def as_stored(write: ObjectWrite, number: int) -> Stored:
@@ -291,14 +342,6 @@ def as_stored(write: ObjectWrite, number: int) -> Stored:
     )
 
 
-def _replace(rows: Rows, place: bytes, before: Stored | None, now: Stored | None) -> None:
-    rows.put("object", place, None if now is None else encode(now))
-    if now is not None and now.blob:
-        _count_blob(rows, now.checksum, 1)
-    if before is not None and before.blob:
-        _count_blob(rows, before.checksum, -1)
-
-
 def waiting(write: ObjectWrite) -> ObjectWrite:
     """The same, to wait for another storage."""
     return structs.replace(write, namespace=WAITING + write.namespace)
@@ -307,11 +350,6 @@ def waiting(write: ObjectWrite) -> ObjectWrite:
 def waiting_place(namespace: str, key: str) -> bytes:
     """Where it waits."""
     return place_key(WAITING + namespace, key)
-
-
-def _count_blob(rows: Rows, digest: bytes, more: int) -> None:
-    packed = rows.get("blob", digest)
-    rows.put("blob", digest, encode(max(0, (0 if packed is None else _count(packed)) + more)))
 
 
 def is_unused(packed: bytes) -> bool:

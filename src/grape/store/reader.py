@@ -162,9 +162,11 @@ class Reader:
         with self._reading() as txn:
             return self.head_in(txn, partition.packed())
 
-    def row_in(self, txn: lmdb.Transaction[bytes], packed: bytes, table: Table, key: bytes) -> bytes | None:
-        """One row of a table other than `LATE`."""
-        return self._get_in(txn, table, packed, [key])[0]
+    def rows_in(
+        self, txn: lmdb.Transaction[bytes], packed: bytes, table: Table, keys: Sequence[bytes]
+    ) -> Sequence[bytes | None]:
+        """Rows of a table other than `LATE`."""
+        return self._get_in(txn, table, packed, keys)
 
     def head_in(self, txn: lmdb.Transaction[bytes], packed: bytes) -> CommittedHead | None:
         value = txn.get(packed, db=self.databases["head"])

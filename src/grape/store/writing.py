@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Final
 
 import lmdb
@@ -145,13 +145,13 @@ class Writing:
         if self._txn.delete(POSITION.pack(log.packed(), position), db=self._dbs["log"]):
             self._trimmed.add(log)
 
-    def row(self, partition: PartitionId, table: Table, key: bytes) -> bytes | None:
-        """A row of a table other than `LATE`, as this transaction has it.
+    def get(self, partition: PartitionId, table: Table, keys: Sequence[bytes]) -> Sequence[bytes | None]:
+        """Rows of a table other than `LATE`, as this transaction has them.
 
         Raises:
-            Corrupt: it fails its checksum.
+            Corrupt: one fails its checksum.
         """
-        return self._reader.row_in(self._txn, partition.packed(), table, key)
+        return self._reader.rows_in(self._txn, partition.packed(), table, keys)
 
     def first(self, partition: PartitionId, table: Table, begin: bytes) -> bytes | None:
         """The first key, not a long one, of such a table that is not before ``begin``."""

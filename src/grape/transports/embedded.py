@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final, Self, TypeVar
 
 from grape.abc.transport import (
@@ -24,7 +24,7 @@ from grape.abc.transport import (
     Table,
 )
 from grape.model.address import PartitionId
-from grape.model.objects import Done, ObjectTable, ObjectWrite, Wanted, apply, is_unused
+from grape.model.objects import Done, ObjectTable, ObjectWrite, Wanted, apply, apply_all, is_unused
 from grape.store.reader import MIB, Reader
 from grape.store.store import MAX_SIZE, Store
 from grape.store.writing import Writing
@@ -71,37 +71,23 @@ def _apply(writing: Writing, commit: Commit) -> _Committed:
     for table, rows in commit.rows:
         writing.put(commit.partition, table, rows)
     if commit.objects is not None:
-        objects = _ObjectRows(writing, commit.objects.home)
-        for write in commit.objects.writes:
-            apply(objects, write)
-        objects.finish()
+        apply_all(_ObjectRows(writing, commit.objects.home), commit.objects.writes)
     writing.set_head(commit.partition, commit.term, commit.number, commit.head)
     return commit, "committed", positions
 
 
 class _ObjectRows:
-    """Those of one app, in a transaction. The row that counts the writes, which each of them changes, is written
-    once."""
+    """Those of one app, in a transaction."""
 
     def __init__(self, writing: Writing, home: PartitionId) -> None:
         self._writing = writing
         self._home = home
-        self._ledger: bytes | None = None
 
-    def get(self, table: ObjectTable, key: bytes) -> bytes | None:
-        if table == "change" and not key and self._ledger is not None:
-            return self._ledger
-        return self._writing.row(self._home, table, key)
+    def get(self, table: ObjectTable, keys: Sequence[bytes]) -> Sequence[bytes | None]:
+        return self._writing.get(self._home, table, keys)
 
-    def put(self, table: ObjectTable, key: bytes, value: bytes | None) -> None:
-        if table == "change" and not key:
-            self._ledger = value
-        else:
-            self._writing.put(self._home, table, [(key, value)])
-
-    def finish(self) -> None:
-        if self._ledger is not None:
-            self._writing.put(self._home, "change", [(b"", self._ledger)])
+    def put(self, table: ObjectTable, rows: Mapping[bytes, bytes | None]) -> None:
+        self._writing.put(self._home, table, list(rows.items()))
 
     def first(self, table: ObjectTable, begin: bytes) -> bytes | None:
         return self._writing.first(self._home, table, begin)
@@ -110,14 +96,13 @@ class _ObjectRows:
 def _write_objects(writing: Writing, asked: tuple[PartitionId, Sequence[tuple[ObjectWrite, Wanted]]]) -> Sequence[Done]:
     home, writes = asked
     rows = _ObjectRows(writing, home)
-    found = [apply(rows, write, wanted) for write, wanted in writes]
-    rows.finish()
-    return found
+    return [apply(rows, write, wanted) for write, wanted in writes]
 
 
 def _drop_blobs(writing: Writing, asked: tuple[PartitionId, Sequence[bytes]]) -> Sequence[bytes]:
     home, digests = asked
-    unused = [each for each in digests if (row := writing.row(home, "blob", each)) is not None and is_unused(row)]
+    counts = zip(digests, writing.get(home, "blob", digests), strict=True)
+    unused = [each for each, row in counts if row is not None and is_unused(row)]
     writing.put(home, "blob", [(each, None) for each in unused])
     return unused
 

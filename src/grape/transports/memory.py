@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from random import Random
 from typing import Final, Literal, NamedTuple
 
@@ -35,7 +35,7 @@ from grape.abc.transport import (
 )
 from grape.errors import StorageFailed
 from grape.model.address import PartitionId
-from grape.model.objects import Done, ObjectTable, ObjectWrite, Wanted, apply, is_unused
+from grape.model.objects import Done, ObjectTable, ObjectWrite, Wanted, apply, apply_all, is_unused
 
 MIB: Final = 1 << 20
 
@@ -103,11 +103,11 @@ class _ObjectRows:
             found = self._tables[self._home, table] = _Table()
         return found
 
-    def get(self, table: ObjectTable, key: bytes) -> bytes | None:
-        return self._table(table).rows.get(key)
+    def get(self, table: ObjectTable, keys: Sequence[bytes]) -> Sequence[bytes | None]:
+        return [*map(self._table(table).rows.get, keys)]
 
-    def put(self, table: ObjectTable, key: bytes, value: bytes | None) -> None:
-        self._table(table).write([(key, value)])
+    def put(self, table: ObjectTable, rows: Mapping[bytes, bytes | None]) -> None:
+        self._table(table).write(list(rows.items()))
 
     def first(self, table: ObjectTable, begin: bytes) -> bytes | None:
         keys = self._table(table).keys()
@@ -230,9 +230,7 @@ class MemoryBroker:
                 self._tables[key] = _Table()
             self._tables[key].write(rows)
         if commit.objects is not None:
-            objects = _ObjectRows(self._tables, commit.objects.home)
-            for write in commit.objects.writes:
-                apply(objects, write)
+            apply_all(_ObjectRows(self._tables, commit.objects.home), commit.objects.writes)
         partition.number = commit.number
         partition.head = commit.head
         return "committed"
@@ -343,9 +341,9 @@ class MemoryTransport(Transport):
         rows = _ObjectRows(self.broker._tables, home)
 
         def drop() -> None:
-            unused = [each for each in digests if (row := rows.get("blob", each)) is not None and is_unused(row)]
-            for each in unused:
-                rows.put("blob", each, None)
+            counts = zip(digests, rows.get("blob", digests), strict=True)
+            unused = [each for each, row in counts if row is not None and is_unused(row)]
+            rows.put("blob", dict.fromkeys(unused))
             then(unused)
 
         self._directly(drop)
