@@ -42,7 +42,7 @@ test-all: $(READY)  ## everything, also what takes long
 	@scripts/test-sdks
 
 test-sim: $(READY)  ## the simulator: 10,000 seeds, 10,000 with changing code, 100,000 of async nodes in cycles (two hours)
-	GRAPE_SIM_SEEDS=10000 GRAPE_SIM_CHANGES=10000 GRAPE_SIM_CYCLES=100000 GRAPE_SIM_SHARED=10000 GRAPE_SIM_ORDERED=10000 $(BIN)/pytest -q tests/sim
+	GRAPE_SIM_SEEDS=10000 GRAPE_SIM_CHANGES=10000 GRAPE_SIM_CYCLES=100000 GRAPE_SIM_SHARED=10000 GRAPE_SIM_ORDERED=10000 GRAPE_SIM_OBJECTS=10000 $(BIN)/pytest -q tests/sim
 
 test-fuzz: $(READY)  ## lies of workers, of HTTP clients and at the door, broken frames, for two hours: by chance, then guided by coverage
 	GRAPE_FUZZ_SECONDS=900 $(BIN)/pytest -q --timeout 3600 tests/unit/test_fuzz_protocol.py

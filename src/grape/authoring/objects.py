@@ -63,7 +63,7 @@ class _Base:
         self._backend.may(self._namespace, "read")
         return check_key(key)
 
-    def remove(self, key: str) -> None:
+    def _remove(self, key: str) -> None:
         """There is no such object any more, with the commit of this event.
 
         Raises:
@@ -137,6 +137,10 @@ class NodeStorage(_Base):
             digest, size = self._backend.upload(_joined(begin, rest))
             self._backend.write(ObjectWrite(**about, size=size, checksum=digest, blob=True))
 
+    def remove(self, key: str) -> None:
+        """There is no such object any more, from the commit on; it need not have been there."""
+        self._remove(key)
+
     def get(self, key: str, start: int = 0, end: int | None = None) -> bytes | None:
         """The bytes of an object, from ``start`` up to ``end`` (not included); None: there is none."""
         found = self.chunks(key, start, end)
@@ -190,6 +194,14 @@ class AsyncNodeStorage(_Base):
         else:
             digest, size = await self._backend.aupload(_joined(begin, rest))
             self._backend.write(ObjectWrite(**about, size=size, checksum=digest, blob=True))
+
+    async def remove(self, key: str) -> None:
+        """As of `NodeStorage`."""
+        self._remove(key)
+
+    async def chunks(self, key: str, start: int = 0, end: int | None = None) -> AsyncIterator[bytes] | None:
+        """As of `NodeStorage`: ``async for chunk in await storage.chunks(key)``."""
+        return await self._backend.aread(self._namespace, self._asks(key), *_range(start, end))
 
     async def get(self, key: str, start: int = 0, end: int | None = None) -> bytes | None:
         """See `NodeStorage.get`."""

@@ -23,7 +23,7 @@ class MemoryElsewhere(Elsewhere):
 
     Attributes:
         objects: what is there, by namespace and key. pending: what was asked and has not happened.
-        refuses: asked before anything happens: what goes wrong instead.
+        refuses: asked before anything happens: what goes wrong instead. ships_fail: the same of writes alone.
     """
 
     def __init__(self, namespaces: Iterable[str], blobs: MemoryBlobs) -> None:
@@ -31,6 +31,7 @@ class MemoryElsewhere(Elsewhere):
         self.objects: dict[tuple[str, str], tuple[Stored, bytes]] = {}
         self.pending: deque[Callable[[], None]] = deque()
         self.refuses: Callable[[str], GrapeError | None] = lambda key: None
+        self.ships_fail: Callable[[str], GrapeError | None] = lambda key: None
         self.versions = 0
         self._blobs = blobs
 
@@ -93,7 +94,7 @@ class MemoryElsewhere(Elsewhere):
 
     def ship(self, namespace: str, key: str, stored: Stored, then: Callable[[GrapeError | None], None]) -> None:
         def write() -> None:
-            error = self.refuses(key)
+            error = self.refuses(key) or self.ships_fail(key)
             if error is None and stored.is_there:
                 data = self._blobs.blobs[stored.checksum] if stored.blob else stored.data
                 self._keep(namespace, key, stored, data)

@@ -22,7 +22,7 @@ from grape.model.profile import Profile
 from grape.model.stored import DeadLetter, HoldEntry
 from grape.model.topology import Limits
 from grape.protocol.orders import Changes
-from grape.testing.machine import Crash, Machine, Move, Share, Worker
+from grape.testing.machine import Crash, Granted, Machine, Move, Share, Worker
 from grape.testing.ordering import put_back, random_order
 from grape.transports.memory import MemoryBroker, Weakness
 
@@ -76,7 +76,7 @@ class Simulator:
         changed: other code for the same app, to which the run changes, one after the other.
         seed: of all chance in the run.
         chaos: what goes wrong.
-        partitions, workers, limits, profile: as of `Machine`.
+        partitions, workers, limits, profile, granted: as of `Machine`.
 
     Attributes:
         machines: of all engines; ``machine`` is the first.
@@ -93,6 +93,7 @@ class Simulator:
         workers: int = 2,
         limits: Limits | None = None,
         profile: Profile | None = None,
+        granted: Granted | None = None,
     ) -> None:
         self.chaos = chaos or Chaos()
         self._rng = Random(seed)
@@ -124,6 +125,7 @@ class Simulator:
                 profile=profile,
                 rng=Random(self._rng.getrandbits(32)),
                 share=share,
+                granted=granted,
             )
             for share in _shares(partitions, self.chaos.engines)
         ]
