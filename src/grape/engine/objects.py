@@ -16,6 +16,7 @@ from grape.engine.worker import Worker
 from grape.errors import BadArgument, GrapeError, ProtocolError, Unsupported
 from grape.model.names import check_key, check_namespace, check_prefix
 from grape.model.objects import (
+    OBJECTS,
     REMOVED,
     Done,
     ObjectWrite,
@@ -314,7 +315,7 @@ class AppObjects:
 
     def tick(self, now: int) -> int | None:
         """Look now and then for bytes that no object has any more. Returns when to look again at the latest."""
-        if now - self._swept >= _OFTEN and not self._is_sweeping:
+        if now - self._swept >= _OFTEN and not self._is_sweeping and OBJECTS in self._app.record.logs:
             self._swept = now
             self._remove_expired(now)
         if self._blobs is not None and now - self._looked >= _LEAST:
