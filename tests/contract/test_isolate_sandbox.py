@@ -314,6 +314,7 @@ def test_without_control_groups_limits_are_those_the_host_can_bear() -> None:
 
 
 @as_root
+@pytest.mark.slow
 def test_the_contract_as_an_ordinary_user() -> None:
     which = "TestSandbox and not hundred and not cpu"
     done = as_nobody(["-m", "pytest", "-q", "-p", "no:cacheprovider", __file__, "-k", which])

@@ -243,6 +243,7 @@ def test_memory_stays_flat(condition: dict[str, Any]) -> None:
     asyncio.run(run())
 
 
+@pytest.mark.slow
 def test_a_server_that_is_killed_in_the_middle_of_a_write() -> None:
     """What was there is there, nothing half is seen, nothing stays; it works again when the server does."""
 

@@ -35,6 +35,7 @@ def test_every_count_is_exact_after_fifty_kills() -> None:
     assert "kills survived" in crash()
 
 
+@pytest.mark.slow
 def test_every_call_to_a_server_is_answered_once_after_some_kills() -> None:
     """F4, F16: SIGKILL of engine, gateway, workers and the server itself, with calls in flight."""
     assert "8 kills survived" in crash("--kills", 8, "--calls", 300, what="server")

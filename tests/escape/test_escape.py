@@ -107,6 +107,7 @@ def test_what_a_worker_tries(level: str) -> None:
 
 @pytest.mark.skipif(not ROOT, reason="the test above is as an ordinary user already")
 @pytest.mark.parametrize("level", ["process", "sandbox", "container"])
+@pytest.mark.slow
 def test_what_a_worker_of_an_ordinary_user_tries(level: str) -> None:
     found = run(level, as_user=True)
     if "unsupported" in found:

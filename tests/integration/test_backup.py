@@ -65,6 +65,7 @@ class Load:
             thread.join()
 
 
+@pytest.mark.slow
 def test_apps_under_load_are_copied_at_one_moment_and_go_on_from_there(tmp_path: Path) -> None:
     """F95: and restored elsewhere, where each event was done once."""
     backup = tmp_path / "backup"
@@ -148,6 +149,7 @@ def test_one_directory_is_copied_and_equals_its_moment(tmp_path: Path) -> None:
     assert "there is an app count" in grape("restore", tmp_path / "two", "--home", tmp_path / "home").stderr
 
 
+@pytest.mark.slow
 def test_an_app_is_not_restored_beside_those_it_has_spoken_to_later(tmp_path: Path) -> None:
     home, backup = tmp_path / "home", tmp_path / "backup"
     with serving(home) as server:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import subprocess
 from pathlib import Path
 
+import pytest
+
 from serving import Server, serving, until, write_app
 
 SHOP = """
@@ -123,6 +125,7 @@ def test_cycles_between_apps(tmp_path: Path) -> None:
         assert answer["done"] == "k"
 
 
+@pytest.mark.slow
 def test_the_own_app_is_not_another_one(tmp_path: Path) -> None:
     with serving(tmp_path / "home") as server:
         ring(tmp_path, server, ("a", "b"))
@@ -130,6 +133,7 @@ def test_the_own_app_is_not_another_one(tmp_path: Path) -> None:
         until(lambda: "is written without it: 'step'" in server.grape_data("dead", "list", "a"))
 
 
+@pytest.mark.slow
 def test_what_is_not_installed_is_the_failure_of_the_event(tmp_path: Path) -> None:
     with serving(tmp_path / "home") as server:
         ring(tmp_path, server, ("orders", "stock"))
@@ -138,6 +142,7 @@ def test_what_is_not_installed_is_the_failure_of_the_event(tmp_path: Path) -> No
         assert "no-such-app" in server.grape_data("dead", "list", "stock")
 
 
+@pytest.mark.slow
 def test_what_is_stopped_gets_it_later_and_a_parked_one_is_woken(tmp_path: Path) -> None:
     with serving(tmp_path / "home") as server:
         ring(tmp_path, server, ("a", "b"))
@@ -153,6 +158,7 @@ def test_what_is_stopped_gets_it_later_and_a_parked_one_is_woken(tmp_path: Path)
         assert len(set(got.splitlines())) == 20
 
 
+@pytest.mark.slow
 def test_what_has_gone_is_counted_once_however_it_came(tmp_path: Path) -> None:
     """What is counted as waiting keeps an app from being parked, and in the end from taking anything."""
     with serving(tmp_path / "home") as server:
@@ -234,6 +240,7 @@ t.add_slot("got", Got())
 """
 
 
+@pytest.mark.slow
 def test_other_languages_emit_to_other_apps(tmp_path: Path, sdk_env: dict[str, str]) -> None:
     """JavaScript, C++, Perl and lines; also in a call, of several at once, and to what there is not."""
     place = tmp_path / "many"

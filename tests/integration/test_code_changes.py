@@ -135,6 +135,7 @@ def test_a_slot_that_is_gone_is_refused_while_events_wait_for_it(tmp_path: Path)
     assert len(rows(out.read_text())) == waiting
 
 
+@pytest.mark.slow
 def test_one_of_two_listeners_is_gone(tmp_path: Path) -> None:
     """F93: the other one still gets what waits, once."""
     second = '\n@t.slot("line", emits="seen")\ndef second(line: str) -> str:\n    return "second " + line\n'
@@ -154,6 +155,7 @@ def test_one_of_two_listeners_is_gone(tmp_path: Path) -> None:
     assert sorted(seen, key=int) == [str(i) for i in range(LINES - waiting, LINES)]
 
 
+@pytest.mark.slow
 def test_a_timer_of_which_one_listener_is_gone(tmp_path: Path) -> None:
     """F93: it stays for the other one, and is a dead letter once."""
     head = (
@@ -180,6 +182,7 @@ def test_a_timer_of_which_one_listener_is_gone(tmp_path: Path) -> None:
         assert [letter["node"] for letter in letters] == ["second"] * 3
 
 
+@pytest.mark.slow
 def test_a_node_that_is_gone_is_refused_while_it_has_state(tmp_path: Path) -> None:
     """F93"""
     app, text, data = write(tmp_path, COUNT.format(name="Count", options=""))
@@ -201,6 +204,7 @@ def test_a_node_that_is_gone_is_refused_while_it_has_state(tmp_path: Path) -> No
     assert grape("state", "list", "--data", data).stdout == ""
 
 
+@pytest.mark.slow
 def test_a_node_takes_its_state_to_another_pool(tmp_path: Path) -> None:
     app, text, data = write(tmp_path, COUNT.format(name="Count", options=""), lines=3000)
     run = ("run", app, "--data", data, "--feed", f"line={text}")
@@ -321,6 +325,7 @@ t.add_slot("line", Count(), name="two"{options})
 """
 
 
+@pytest.mark.slow
 def test_two_nodes_that_move_to_the_same_new_pool_keep_their_state(tmp_path: Path) -> None:
     app, text, data = tmp_path / "app.py", tmp_path / "lines.jsonl", tmp_path / "d"
     text.write_text("".join(json.dumps({"k": f"k{i % 9}"}) + "\n" for i in range(90)))

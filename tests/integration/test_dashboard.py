@@ -202,6 +202,7 @@ def test_the_graph_shows_the_real_nodes_and_its_counts_move(page: Page, server: 
 
 
 @needs_chromium
+@pytest.mark.slow
 def test_an_app_of_fifty_slots_can_be_read(browser: Browser, tmp_path: Path) -> None:
     with serving(tmp_path / "home") as server:
         server.grape("app", "deploy", write_app(tmp_path / "large", LARGE))
@@ -303,6 +304,7 @@ def test_a_letter_is_retried(page: Page, empty_shop: Server, tmp_path: Path) -> 
 
 
 @needs_chromium
+@pytest.mark.slow
 def test_ten_thousand_letters_are_shown_page_by_page(page: Page, empty_shop: Server, tmp_path: Path) -> None:
     server = empty_shop
     for i in range(4):
@@ -375,6 +377,7 @@ def test_pools_state_crashes_and_log(page: Page, empty_shop: Server, tmp_path: P
 
 
 @needs_chromium
+@pytest.mark.slow
 def test_a_version_is_rolled_back_and_changed_to(page: Page, server: Server, tmp_path: Path) -> None:
     page.goto(f"{server.url}/#/shop/versions")
     expect(page.locator("tr[data-chosen]")).to_contain_text("1.1")
@@ -427,6 +430,7 @@ def test_it_works_by_keyboard(page: Page, server: Server, tmp_path: Path) -> Non
 
 @needs_chromium
 @pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.slow
 def test_nothing_is_wider_than_a_small_telephone(
     browser: Browser, empty_shop: Server, tmp_path: Path, scheme: Any
 ) -> None:
@@ -451,6 +455,7 @@ def test_nothing_is_wider_than_a_small_telephone(
 
 
 @needs_chromium
+@pytest.mark.slow
 def test_contrast_is_enough(browser: Browser, server: Server) -> None:
     """4.5 to 1 for text, in both schemes (WCAG AA)."""
     ratio = """([one, other]) => {
@@ -481,6 +486,7 @@ def test_contrast_is_enough(browser: Browser, server: Server) -> None:
 
 
 @needs_chromium
+@pytest.mark.slow
 def test_nothing_moves_for_those_who_do_not_want_it(browser: Browser, server: Server) -> None:
     name = """() => { const flow = document.querySelector(".flow"); flow.dataset.speed = "even";
         return getComputedStyle(flow).animationName }"""
@@ -492,6 +498,7 @@ def test_nothing_moves_for_those_who_do_not_want_it(browser: Browser, server: Se
 
 
 @needs_chromium
+@pytest.mark.slow
 def test_nothing_is_asked_while_nobody_looks(page: Page, server: Server) -> None:
     asked: list[str] = []
     page.on("request", lambda request: asked.append(request.url))
@@ -510,6 +517,7 @@ def test_nothing_is_asked_while_nobody_looks(page: Page, server: Server) -> None
 
 
 @needs_chromium
+@pytest.mark.slow
 def test_the_page_goes_on_when_the_server_was_away(browser: Browser, tmp_path: Path) -> None:
     with serving(tmp_path / "home") as server:
         server.grape("app", "deploy", shop(tmp_path / "shop"))
@@ -529,6 +537,7 @@ def test_the_page_goes_on_when_the_server_was_away(browser: Browser, tmp_path: P
 
 
 @needs_chromium
+@pytest.mark.slow
 def test_a_token_is_asked_for_and_says_what_may_be_changed(browser: Browser, tmp_path: Path) -> None:
     with serving(tmp_path / "home") as server:
         server.grape("app", "deploy", shop(tmp_path / "shop"))
@@ -619,6 +628,7 @@ def test_the_page_comes_with_a_strict_policy(server: Server) -> None:
         assert server.get(path).status_code == 200
 
 
+@pytest.mark.slow
 def test_what_waits_is_told_by_slot(tmp_path: Path) -> None:
     slow = """
 import time
@@ -644,6 +654,7 @@ def topology(config):
         assert server.post("/apps/slow/dead/retry", {"all": True}).status_code == 503
 
 
+@pytest.mark.slow
 def test_reading_does_not_stand_in_the_way_of_the_engine(empty_shop: Server) -> None:
     """Many look, while it works: all is done, and nobody is refused."""
     server = empty_shop

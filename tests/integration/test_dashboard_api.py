@@ -161,6 +161,7 @@ WHOLE = {"shop:", "shop:Order", "shop:Pack", "mail:Send"}
 
 
 @needs_chromium
+@pytest.mark.slow
 def test_an_app_is_paused_and_goes_on(page: Page, server: Server, tmp_path: Path) -> None:
     page.goto(f"{server.url}/#/shop")
     expect(page.locator(".vertex.node")).to_have_count(3)

@@ -141,7 +141,9 @@ def objects_of(url: str, namespace: str) -> dict[str, bytes]:
     return asyncio.run(read())
 
 
-@pytest.mark.parametrize("where", ["embedded", "file", "s3"])
+@pytest.mark.parametrize(
+    "where", ["embedded", *(pytest.param(each, marks=pytest.mark.slow) for each in ("file", "s3"))]
+)
 def test_05_thumbnails(tmp_path: Path, where: str) -> None:
     """The same code on three storages, by a driver, in a sandbox."""
     home = tmp_path / "home"

@@ -174,6 +174,7 @@ def _app(folder: Path, language: str) -> None:
 
 
 @pytest.mark.parametrize("language", PROGRAMS)
+@pytest.mark.slow
 def test_each_object_is_written_once_while_workers_are_killed(
     language: str, tmp_path: Path, sdk_env: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -205,6 +205,7 @@ for line in sys.stdin:
 
 
 @pytest.mark.parametrize("language", SOURCES)
+@pytest.mark.slow
 def test_a_rate_is_kept_over_two_workers_of_every_language(
     tmp_path: Path, language: str, sdk_env: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -207,6 +207,7 @@ def test_a_door_has_no_apps(server: Server) -> None:
 
 
 @pytest.mark.parametrize("who", ["engine", "gateway"])
+@pytest.mark.slow
 def test_what_is_under_way_goes_on_and_is_done_once(mortal: Server, who: str) -> None:
     key = f"dies-{who}"
     with grape.Client(mortal.url) as client, ThreadPoolExecutor(3) as threads:
@@ -236,6 +237,7 @@ def test_the_parts_of_a_stream_come_once(mortal: Server, who: str) -> None:
             assert list(replies) == [*PARTS[1:], Reply(["1", 2], True)]
 
 
+@pytest.mark.slow
 def test_at_a_door_the_next_engine_goes_on(mortal: Server) -> None:
     with grape.Client(f"door:{mortal.home}/apps/count/data") as client, ThreadPoolExecutor(3) as threads:
         call = threads.submit(client.call, "count@add", "slow", key="door-call")

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import pytest
 
 from command import grape
 from serving import Server, serving, write_app
@@ -38,23 +37,22 @@ def sent(server: Server, file: Path, token: str) -> httpx.Response:
     return httpx.post(f"{server.url}/packages", content=file.read_bytes(), headers=headers, timeout=60)
 
 
-@pytest.mark.parametrize(
-    ("more", "is_taken"),
-    [
-        ('[secrets]\nKEY = {file = "/etc/passwd"}\n', False),
-        ('[secrets]\nKEY = {file = "../../lock"}\n', False),
-        ('[secrets]\nKEY = {file = "own.txt"}\n', True),
-        ('[secrets]\nKEY = {file = "SECRETS/a"}\n', True),
-        ('[secrets]\nKEY = {file = "SECRETS/../b"}\n', False),
-        ('[secrets]\nKEY = {env = "PATH"}\n', False),
-        ('[secrets]\nKEY = {env = "GRAPE_SECRET_X"}\n', True),
-        ('[secrets]\nKEY = {credential = "tls.key"}\n', False),
-        ('[driver.w]\nkind = "watch"\nevent = "do"\npath = "/etc"\n', False),
-        ('[driver.w]\nkind = "watch"\nevent = "do"\npath = "SECRETS"\n', True),
-        ('[driver.h]\nkind = "webhook"\nevent = "do"\nscheme = "github"\nsecret = {file = "/etc/passwd"}\n', False),
-    ],
-)
-def test_who_may_change_one_app_cannot_have_the_files_of_the_server(tmp_path: Path, more: str, is_taken: bool) -> None:
+CASES: list[tuple[str, bool]] = [
+    ('[secrets]\nKEY = {file = "/etc/passwd"}\n', False),
+    ('[secrets]\nKEY = {file = "../../lock"}\n', False),
+    ('[secrets]\nKEY = {file = "own.txt"}\n', True),
+    ('[secrets]\nKEY = {file = "SECRETS/a"}\n', True),
+    ('[secrets]\nKEY = {file = "SECRETS/../b"}\n', False),
+    ('[secrets]\nKEY = {env = "PATH"}\n', False),
+    ('[secrets]\nKEY = {env = "GRAPE_SECRET_X"}\n', True),
+    ('[secrets]\nKEY = {credential = "tls.key"}\n', False),
+    ('[driver.w]\nkind = "watch"\nevent = "do"\npath = "/etc"\n', False),
+    ('[driver.w]\nkind = "watch"\nevent = "do"\npath = "SECRETS"\n', True),
+    ('[driver.h]\nkind = "webhook"\nevent = "do"\nscheme = "github"\nsecret = {file = "/etc/passwd"}\n', False),
+]
+
+
+def test_who_may_change_one_app_cannot_have_the_files_of_the_server(tmp_path: Path) -> None:
     secrets: Any = tmp_path / "secrets"
     secrets.mkdir()
     (secrets / "a").write_text("a")
@@ -62,14 +60,13 @@ def test_who_may_change_one_app_cannot_have_the_files_of_the_server(tmp_path: Pa
     home = tmp_path / "home"
     home.mkdir()
     (home / "grape-server.toml").write_text(f'remote-files = ["{secrets}"]\n')
-    file = package(tmp_path, more.replace("SECRETS", str(secrets)))
     with serving(home, env={"GRAPE_SECRET_X": "x"}) as server:
         token = server.grape("token", "create", "shop", "--scope", "shop:admin").split()[-1]
-        answer = sent(server, file, token)
-        assert answer.status_code == (201 if is_taken else 403), answer.text
-        if is_taken:
-            return
-        assert "remote-files" in answer.text
-        assert "shop" not in server.grape("app", "list")
+        for number, (more, is_taken) in enumerate(CASES):
+            file = package(tmp_path, f"# {number}\n{more}".replace("SECRETS", str(secrets)))
+            answer = sent(server, file, token)
+            assert answer.status_code == (201 if is_taken else 403), (more, answer.text)
+            assert is_taken or "remote-files" in answer.text
+        file = package(tmp_path, CASES[0][0])
         server.grape("app", "upload", file)  # who has the home may
         assert sent(server, file, token).status_code == 200  # it is known by then

@@ -190,6 +190,7 @@ BYTES = st.one_of(
     at=st.integers(0, 10_000),
 )
 @settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@pytest.mark.slow
 def test_garbage_in_any_table_is_named_and_mended(
     made: Path, tmp_path: Path, table: str, row: int, how: str, garbage: bytes, at: int
 ) -> None:

@@ -99,6 +99,7 @@ def test_a_server_with_an_empty_disk_starts_what_its_repository_says(tmp_path: P
         until(lambda: not listed(repository, "late"))
 
 
+@pytest.mark.slow
 def test_two_servers_with_one_run_list(tmp_path: Path) -> None:
     repository = tmp_path / "repository"
     with serving(settings(tmp_path / "a", repository)) as a, serving(settings(tmp_path / "b", repository)) as b:
@@ -118,6 +119,7 @@ def test_two_servers_with_one_run_list(tmp_path: Path) -> None:
         assert a.info("shop")["state"] == "stopped"
 
 
+@pytest.mark.slow
 def test_what_was_changed_in_the_repository_by_others_is_not_run(tmp_path: Path) -> None:
     repository = tmp_path / "repository"
     with serving(settings(tmp_path / "a", repository)) as a:

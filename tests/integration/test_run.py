@@ -515,6 +515,7 @@ async def work(line: str) -> str:
     assert sorted(row["data"] for row in rows(out)) == ["a", "b"]
 
 
+@pytest.mark.slow
 def test_reload_goes_on_with_the_new_code(tmp_path: Path) -> None:
     body = 'from grape import Topology\nt = Topology("edit")\nt.add_output("out")\n@t.slot("line", emits="out")\n'
     app = write_app(tmp_path, body + "def work(data: str) -> str:\n    return data + ' old'\n")

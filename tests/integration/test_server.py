@@ -113,6 +113,7 @@ def test_an_app_that_cannot_run_is_broken_and_says_why(server: Server, tmp_path:
 
 
 # F92
+@pytest.mark.slow
 def test_an_upgrade_that_cannot_run_changes_nothing(server: Server, tmp_path: Path) -> None:
     app = count_app(tmp_path / "count")
     server.grape("app", "deploy", app)
@@ -130,6 +131,7 @@ def test_an_upgrade_that_cannot_run_changes_nothing(server: Server, tmp_path: Pa
 
 
 # F93
+@pytest.mark.slow
 def test_events_of_a_removed_slot_hold_an_upgrade_until_it_is_said_what_becomes_of_them(
     server: Server, tmp_path: Path
 ) -> None:
@@ -186,6 +188,7 @@ def test_under_load_an_upgrade_loses_nothing_and_refuses_nothing(server: Server,
 
 
 # F104
+@pytest.mark.slow
 def test_a_package_that_was_changed_in_the_store_does_not_run(server: Server, tmp_path: Path) -> None:
     server.grape("app", "deploy", count_app(tmp_path / "count"))
     server.grape("app", "stop", "count")
@@ -214,6 +217,7 @@ def test_an_archive_that_leads_out_is_refused_and_leaves_nothing(server: Server,
     assert server.grape("app", "list") == ""
 
 
+@pytest.mark.slow
 def test_mistakes_of_an_operator_are_told(server: Server, tmp_path: Path) -> None:
     assert "there is no app 'cuont'" in server.grape("app", "start", "cuont", code=2)
     server.grape("app", "deploy", count_app(tmp_path / "count"))
@@ -230,6 +234,7 @@ def test_mistakes_of_an_operator_are_told(server: Server, tmp_path: Path) -> Non
     assert "grape serve" in grape("app", "list", "--home", tmp_path / "other").stderr
 
 
+@pytest.mark.slow
 def test_the_log_has_what_the_app_printed_and_how_it_went(server: Server, tmp_path: Path) -> None:
     code = COUNT.replace("self.n += 1", "self.n += 1; print('got', repr(event.data), '\\x1b[31m')")
     server.grape("app", "deploy", write_app(tmp_path / "count", f"VERSION = '1'\n{code}"))
@@ -242,6 +247,7 @@ def test_the_log_has_what_the_app_printed_and_how_it_went(server: Server, tmp_pa
     assert oct((server.home / "apps" / "count" / "log" / "app.log").stat().st_mode)[-3:] == "600"
 
 
+@pytest.mark.slow
 def test_a_secret_is_in_no_file_and_no_answer(tmp_path: Path) -> None:
     canary = "canary-0815-4711"
     code = COUNT.replace("self.n += 1", "import os; assert os.environ['API_KEY']; self.n += 1")

@@ -448,6 +448,7 @@ def uses() -> dict[str, Callable[[], Any]]:
 
 
 @pytest.mark.parametrize("name", uses())
+@pytest.mark.slow
 def test_nothing_is_left_behind(name: str) -> None:
     use = uses()[name]
     counts = []

@@ -840,6 +840,7 @@ def test_f7_killed_at_every_write_and_sync(tmp_path: Path, shim: Path, deed: str
     assert found == set(range(COMMITS + 1))
 
 
+@pytest.mark.slow
 def test_f12_killed_again_and_again(tmp_path: Path, shim: Path) -> None:
     """F12: 50 starts in a row on one directory, each killed somewhere."""
     confirmed = 0
@@ -874,6 +875,7 @@ def test_f20_f17_an_error_of_the_disk_stops_everything(tmp_path: Path, shim: Pat
 
 
 @pytest.mark.parametrize("deed", ["short", "eintr"])
+@pytest.mark.slow
 def test_f21_short_and_interrupted_writes(tmp_path: Path, shim: Path, deed: str) -> None:
     """F21: completed, or failed as a whole."""
     assert_whole(tmp_path / "0", 0, 0)
