@@ -65,7 +65,7 @@ def test_other_programs_read_and_write_the_same_tree(tmp_path: Path) -> None:
 
 
 def test_links_lead_nowhere(tmp_path: Path) -> None:
-    """F103: what another program has put there must not let anybody out."""
+    """F64: what another program has put there must not let anybody out."""
     secret = tmp_path / "secret"
     secret.write_text("precious")
     (tmp_path / "out").mkdir()

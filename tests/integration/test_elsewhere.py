@@ -60,6 +60,7 @@ def found_in(url: str, namespace: str = "results") -> dict[str, bytes]:
 
 @pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, 10))])
 def test_a_run_that_is_killed_leaves_every_object_there_once(tmp_path: Path, seed: int) -> None:
+    """F6, F8, F9: at any moment, also between the write there and the end of its row."""
     app, count, rng = write(tmp_path / "thumbs"), 400, random.Random(seed)
     (tmp_path / "in.jsonl").write_text("".join(f'{{"k":"{n}"}}\n' for n in range(count)))
     url = f"file://{tmp_path}/out"

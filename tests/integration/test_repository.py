@@ -5,8 +5,12 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import pickle
 import shutil
+import socket
 import subprocess
+import tarfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -121,27 +125,74 @@ def test_two_servers_with_one_run_list(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_what_was_changed_in_the_repository_by_others_is_not_run(tmp_path: Path) -> None:
+    """F102, F104, F105: packages and entries that are forged; and the apps beside them run."""
     repository = tmp_path / "repository"
     with serving(settings(tmp_path / "a", repository)) as a:
         a.grape("app", "deploy", app(tmp_path / "good"))
         a.grape("app", "deploy", app(tmp_path / "bad"))
-        until(lambda: listed(repository, "bad").get("wanted") == listed(repository, "good").get("wanted") == "running")
+        a.grape("app", "deploy", app(tmp_path / "odd"))
+        for name in ("good", "bad", "odd"):
+            until(lambda name=name: listed(repository, name).get("wanted") == "running")  # type: ignore[misc]
     packages = repository / "grape" / "packages"
     bad, good = (packages / f"{listed(repository, name)['current']}.tar.gz" for name in ("bad", "good"))
 
     async def forge() -> None:
         async with opened(f"file://{repository}") as storage:
             await Objects(storage, "grape").put(f"packages/{bad.name}", good)
-            await Objects(storage, "grape").put("lists/main/evil.json", '{"name": "../evil", "current": ""}')
+            objects = Objects(storage, "grape")
+            await objects.put("lists/main/evil.json", '{"name": "../evil", "current": ""}')
+            thief = listed(repository, "good") | {"name": "thief"}
+            await objects.put("lists/main/thief.json", json.dumps(thief))
+            await objects.put("lists/main/path.json", json.dumps(thief | {"name": "path", "current": "../apps/good"}))
+            await objects.put("lists/main/large.json", b" " * (2 << 20) + b"{}")
+            await objects.put("lists/main/pickle.json", pickle.dumps(Path))
+            await objects.put("lists/main/odd.toml", b"\xff\xfe")
+            out = "0" * 64
+            with tarfile.open(tmp_path / "out.tar.gz", "w:gz") as archive:
+                archive.add(tmp_path / "good" / "grape.toml", "grape.toml")
+                archive.add(tmp_path / "good" / "grape.toml", "../../../out.toml")
+            await objects.put(f"packages/{out}.tar.gz", tmp_path / "out.tar.gz")
+            await objects.put("lists/main/out.json", json.dumps({"name": "out", "current": out, "wanted": "running"}))
 
     asyncio.run(forge())
     with serving(settings(tmp_path / "b", repository)) as b:
-        until(lambda: "is of an app '../evil'" in b.said.read_text())
-        (repository / "grape" / "lists" / "main" / "evil.json").unlink()
-        grape("app", "sync", "--home", b.home)
-        until(lambda: "something else lies there" in b.said.read_text())
+        until(lambda: "good" in b.grape("app", "list"))
+        until(lambda: b.info("good")["state"] == "running")
         assert called(b, "good") == "1"
-        assert "bad" not in b.grape("app", "list")
+        for says in (
+            "is of an app '../evil'",
+            "something else lies there",
+            "entry of thief names a package of good",
+            "names a package '../apps/good', which is no digest",
+            "large.json has 2,097,154 bytes",
+            "pickle.json cannot be read",
+            "odd.toml is no text",
+            "out: what the repository says of it cannot be done",
+        ):
+            until(lambda says=says: says in b.said.read_text())  # type: ignore[misc]
+        assert [line.split()[0] for line in b.grape("app", "list").splitlines()] == ["good"]
+        assert not list(tmp_path.rglob("out.toml"))
+        b.grape("app", "deploy", app(tmp_path / "more"))
+        until(lambda: listed(repository, "more").get("wanted") == "running")
+
+
+def test_a_repository_that_never_answers(tmp_path: Path) -> None:
+    """What is here runs, an upload is refused, and the server stops in time."""
+    home = settings(tmp_path / "home", tmp_path / "repository")
+    with serving(home) as server:
+        server.grape("app", "deploy", app(tmp_path / "shop"))
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        port = silent.getsockname()[1]
+        url = f"s3://bucket?endpoint=http://127.0.0.1:{port}&timeout=3"
+        (home / "grape-server.toml").write_text(f'repository = "{url}"\n')
+        with serving(home, env={"AWS_ACCESS_KEY_ID": "k", "AWS_SECRET_ACCESS_KEY": "s"}) as server:
+            assert called(server, "shop") == "1"
+            failed = grape("app", "upload", app(tmp_path / "late"), "--home", home)
+            assert failed.returncode != 0
+            assert called(server, "shop") == "1"
+            begun = time.monotonic()
+            assert server.stop() == 0
+            assert time.monotonic() - begun < 30
 
 
 # ------------------------------------------------------------------ signatures

@@ -73,7 +73,7 @@ def app(tmp_path: Path) -> Iterator[Path]:
 
 
 def test_a_worker_that_is_killed_while_it_brings_a_large_object(app: Path) -> None:
-    """F14, F17: the event is handled again, and what had come is gone."""
+    """F4, F5: the event is handled again, and what had come is gone."""
     data = app.parent / "data"
     with engine.open(str(app), data=str(data), workers=1) as run:
         run.emit("large", {"chunks": 40, "waits": True}, key="k")
@@ -90,7 +90,7 @@ def test_a_worker_that_is_killed_while_it_brings_a_large_object(app: Path) -> No
 
 
 def test_an_engine_that_is_killed_at_random(app: Path) -> None:
-    """F1, F6, F17: at each step of large puts; afterwards every row has its bytes, and no bytes are nobody's."""
+    """F1, F6, F8, F11: at each step of large puts; afterwards every row has its bytes, and no bytes are nobody's."""
     data = app.parent / "data"
     command = [GRAPE, "run", str(app), "--feed", f"large={app.parent}/in.jsonl,key=k", "--data", str(data)]
     (app.parent / "in.jsonl").write_text("".join(f'{{"k": "k{i % 7}", "chunks": {3 + i % 5}}}\n' for i in range(60)))
@@ -118,7 +118,7 @@ def test_an_engine_that_is_killed_at_random(app: Path) -> None:
 
 
 def test_a_put_that_is_killed_leaves_what_was(app: Path) -> None:
-    """F6: `grape storage put` of much, killed in the middle."""
+    """F1: `grape storage put` of much, killed in the middle."""
     data = app.parent / "data"
     with engine.open(str(app), data=str(data), workers=1):
         put = [GRAPE, "storage", "put", "large/x", "--data", str(data)]

@@ -5,6 +5,8 @@ from __future__ import annotations
 import random
 from typing import Any, Final
 
+from grape.abc.blobs import Blobs
+from grape.abc.elsewhere import Elsewhere
 from grape.abc.transport import Callbacks, Claim, Commit, Outcome, Send
 from grape.engine.app import App
 from grape.engine.catalog import update_record, with_logs
@@ -16,6 +18,7 @@ from grape.model import batch as codec
 from grape.model.address import PartitionId
 from grape.model.batch import RunMeta
 from grape.model.cursor import Progress
+from grape.model.objects import OBJECTS
 from grape.model.profile import Profile
 from grape.model.section import Duration
 from grape.model.stored import SOURCE, Catalog
@@ -79,7 +82,14 @@ class LyingWorker:
 class Rig:
     """An engine of one worker in pool "main", with one partition and a batch of ten calls of ``word`` in its log."""
 
-    def __init__(self, limits: Limits = LIMITS, *, says_hello: bool = True) -> None:
+    def __init__(
+        self,
+        limits: Limits = LIMITS,
+        *,
+        says_hello: bool = True,
+        blobs: Blobs | None = None,
+        elsewhere: Elsewhere | None = None,
+    ) -> None:
         self.clock = FakeClock()
         self.notices: list[str] = []
         self.failure: GrapeError | None = None
@@ -87,7 +97,7 @@ class Rig:
         self.engine: Engine | None = None
         self.commits: list[Commit] = []
         self.transport = MemoryTransport(Callbacks(self._done, self._arrived, self._failed, self._claimed))
-        record = with_logs(update_record(Catalog(), TOPOLOGY, 1, 1), [f"{SOURCE}test"])
+        record = with_logs(update_record(Catalog(), TOPOLOGY, 1, 1), [f"{SOURCE}test", OBJECTS])
         self.app = App(record, TOPOLOGY, limits)
         self.app.taken = frozenset(TOPOLOGY.outputs)
         self.source = self.app.log(f"{SOURCE}test", 0)
@@ -98,7 +108,9 @@ class Rig:
         self.term = self.claims[self.source].term
         self.engine = Engine(
             self.app,
-            Surroundings(self.transport, self, self.clock, random.Random(0), self._stop, self.notices.append),
+            Surroundings(
+                self.transport, self, self.clock, random.Random(0), self._stop, self.notices.append, blobs, elsewhere
+            ),
             Sizes(dict.fromkeys(("main", "far"), PROFILE), 1),
             self.claims,
         )

@@ -388,3 +388,32 @@ def test_a_stage_asks_once_for_all_that_it_reads_by_key(monkeypatch: pytest.Monk
         assert len(outputs(run)) == 1800
     assert asked.count("many") >= 1
     assert len(asked) < 40
+
+
+@pytest.mark.parametrize(("size", "every"), [(60_000, 1), (60_000, 2), (10, 2), (10, 3)])
+def test_large_objects_among_those_that_are_asked_for_ahead(
+    monkeypatch: pytest.MonkeyPatch, size: int, every: int
+) -> None:
+    """What does not come so is asked for alone, once; and the others are not read again and again for it."""
+    from grape.worker.objects import Access
+
+    asked: list[str] = []
+    before = Access.ask
+
+    def ask(self: Access, question: Any) -> Any:
+        asked.append(question(0).what)
+        return before(self, question)
+
+    t = Topology("shop")
+    t.add_slot("do", Named(), retries=0)
+    t.add_output("got")
+    there = {f"k{n}": b"x" * (70_000 if every > 1 and n % every else size) for n in range(300)}
+    with Harness(t, partitions=1) as run:
+        for key, data in there.items():
+            run.put_object(f"by/{key}.txt", data)
+        monkeypatch.setattr(Access, "ask", ask)
+        feed_batch(run, list(there), [None] * len(there))
+        assert outputs(run) == [[key, data] for key, data in there.items()]
+    large = sum(len(data) > 65_536 for data in there.values())
+    assert asked.count("many") <= 300 * size // 1_000_000 + 10
+    assert large <= asked.count("read") <= large + 10

@@ -97,6 +97,9 @@ class ObjectSource:
             except (GrapeError, OSError) as e:
                 await self._failed(str(e))
                 step = None
+            except Exception as e:  # of a storage that is not ours: the drivers of others go on
+                await self._failed(f"{type(e).__name__}: {e}")
+                step = None
             else:
                 self._say("")
             if step is not None:
@@ -192,7 +195,11 @@ class ObjectSource:
     async def _opened(self) -> Storage:
         if self._storage is None:
             storage = storage_of(self._url)
-            await storage.open()
+            try:
+                await storage.open()
+            except BaseException:
+                await storage.close()
+                raise
             self._storage = storage
         return self._storage
 

@@ -12,12 +12,14 @@ from grape.engine.app import App
 from grape.engine.partition.partition import Partition
 from grape.engine.shipping import Shipping
 from grape.engine.surroundings import Surroundings
+from grape.engine.turns import Turns
 from grape.engine.worker import Worker
-from grape.errors import BadArgument, GrapeError, ProtocolError, Unsupported
+from grape.errors import BadArgument, Corrupt, GrapeError, ProtocolError, Unsupported
 from grape.model.names import check_key, check_namespace, check_prefix
 from grape.model.objects import (
     OBJECTS,
     REMOVED,
+    WAITING,
     Done,
     ObjectWrite,
     Stored,
@@ -36,6 +38,8 @@ from grape.protocol.messages import Fetch, Fetched, Keep
 CHUNK: Final = 1 << 20
 """Bytes of an answer."""
 _PAGE: Final = 1_000
+_TOGETHER: Final = 64
+"""Rows that are read at a time, of many that are asked for."""
 _UPLOADS: Final = 64
 """Objects that a worker brings at a time."""
 _OFTEN: Final = 10_000_000
@@ -60,16 +64,25 @@ class AppObjects:
         self._blobs = around.blobs
         self._clock = around.clock
         self._elsewhere = around.elsewhere
+        self._notice = around.notice
+        self._turns = Turns()
         self.shipping: Shipping | None = None
         if around.elsewhere is not None:
             self.shipping = Shipping(app, around.transport, around.elsewhere, around.clock, around.notice)
         self._uploads: dict[Worker, set[int]] = {}
+        self._coming: set[tuple[Worker, int]] = set()
+        """Of which a part is under way."""
         self._looked = 0
         self._swept = 0
         self._is_sweeping = False
         self._is_in_doubt = False
         self._were_unused: set[bytes] = set()
         """At the last look. Only at the next one they go: a backup has so long to take what its moment had."""
+        self._workers: dict[Worker, tuple[set[tuple[int, int]], list[bytes]]] = {}
+        """At the last look: the works that each had, and what it had brought."""
+        self._were_loose: set[bytes] = set()
+        """The same of what was brought and never had a row: of events that failed, of writes whose condition was not
+        so."""
 
     # ------------------------------------------------------------------ workers
 
@@ -88,7 +101,7 @@ class AppObjects:
         elif isinstance(message, Keep):
             self._keep(worker, message, say)
         else:
-            self._fetch(partition, message, say)
+            self._fetch(worker, partition, message, say)
 
     def _keep(self, worker: Worker, message: Keep, say: Callable[[Fetched], None]) -> None:
         if self._blobs is None:
@@ -96,6 +109,9 @@ class AppObjects:
             say(Fetched(message.id, error=(error.code, str(error))))
             return
 
+        token = worker, message.upload
+        if token in self._coming:
+            raise ProtocolError("a part of an object before the last one was answered")
         uploads = self._uploads.setdefault(worker, set())
         uploads.add(message.upload)
         if len(uploads) > _UPLOADS:
@@ -104,17 +120,20 @@ class AppObjects:
             uploads.discard(message.upload)
 
         def kept(found: tuple[bytes, int] | GrapeError | None) -> None:
+            self._coming.discard(token)
             if isinstance(found, GrapeError):
                 uploads.discard(message.upload)
                 say(Fetched(message.id, error=(found.code, str(found))))
             elif found is None:
                 say(Fetched(message.id))
             else:
-                if worker.is_heard:
-                    self._app.pins.bring(worker, *found)
+                self._app.pins.bring(worker, *found)
+                if not worker.is_heard:
+                    self._app.pins.gone(worker)
                 say(Fetched(message.id, data=found[0]))
 
-        self._blobs.part((worker, message.upload), message.data, message.last, kept)
+        self._coming.add(token)
+        self._blobs.part(token, message.data, message.last, kept)
 
     def _give_up(self, worker: Worker, upload: int) -> None:
         self._uploads.get(worker, set()).discard(upload)
@@ -124,48 +143,71 @@ class AppObjects:
     def gone(self, worker: Worker) -> None:
         """It brings nothing any more, and names nothing."""
         self._app.pins.gone(worker)
+        self._turns.gone(worker)
+        self._workers.pop(worker, None)
         for upload in list(self._uploads.pop(worker, ())):
             self._give_up(worker, upload)
 
-    def _fetch(self, partition: Partition, message: Fetch, say: Callable[[Fetched], None]) -> None:
+    def _fetch(self, worker: Worker, partition: Partition, message: Fetch, say: Callable[[Fetched], None]) -> None:
+        def answered(answer: Fetched) -> None:
+            say(answer)
+            self._turns.over(worker)
+
+        namespace, is_elsewhere = message.namespace, message.namespace in self._app.elsewhere
         try:
-            if message.namespace not in self._app.namespaces:
-                raise ProtocolError(f"objects of the namespace {message.namespace!r:.100}, which is not granted")
+            if namespace not in self._app.namespaces:
+                raise ProtocolError(f"objects of the namespace {namespace!r:.100}, which is not granted")
             if message.what == "many":
                 say(Fetched(message.id, items=self._many(partition, message)))
                 return
-            if message.namespace in self._app.elsewhere:
-                self._fetch_elsewhere(partition, message, say)
-                return
             if message.what == "page":
-                items, position = self.page(message.namespace, message.key, message.position, message.limit)
-                say(Fetched(message.id, items=items, position=position))
+                check_prefix(message.key)
+                if is_elsewhere:
+                    self._turns.ask(worker, lambda: self._page_elsewhere(message, answered))
+                else:
+                    items, position = self.page(namespace, message.key, message.position, message.limit)
+                    say(Fetched(message.id, items=items, position=position))
                 return
-            place = place_key(message.namespace, check_key(message.key))
+            place = place_key(namespace, check_key(message.key))
         except BadArgument as e:
             raise ProtocolError(f"a question for an object: {e}") from None
-        written = self._written(partition, place, message.position)
-        self._tell(message, self.stored(place) if written is None else written, say)
+        stored = self._written(partition, place, message.position)
+        if stored is None and is_elsewhere:  # what waits to be written there is as good as written
+            (packed,) = self._transport.get(self._app.objects, "object", [waiting_place(namespace, message.key)])
+            stored = None if packed is None else decode_stored(packed)
+        elif stored is None:
+            stored = self.stored(place)
+        if stored is None and is_elsewhere:
+            self._turns.ask(worker, lambda: self._ask_elsewhere(message, answered))
+        elif stored is not None and stored.blob and message.what == "read":
+            self._turns.ask(worker, lambda: self._tell(message, stored, answered))
+        else:
+            self._tell(message, stored, say)
 
     def _many(self, partition: Partition, message: Fetch) -> list[tuple[str, Stored]]:
-        """Those that are at hand, with their bytes."""
+        """The first ones, with the bytes of those that are at hand; behind the last of them nothing was looked at."""
         keys = message.keys
         if len(keys) > _PAGE:
             raise ProtocolError(f"a question for {len(keys)} objects; at most {_PAGE}")
         if message.namespace in self._app.elsewhere:
             return []
         places = [place_key(message.namespace, check_key(key)) for key in keys]
-        rows = self._transport.get(self._app.objects, "object", places)
         found: list[tuple[str, Stored]] = []
         left = CHUNK
-        for key, place, packed in zip(keys, places, rows, strict=True):
-            stored = self._written(partition, place, "")
-            if stored is None and packed is not None:
-                stored = self._there(decode_stored(packed))
-            if stored is None or not stored.is_there:
-                found.append((key, _NONE))
-            elif not stored.blob and (left := left - stored.size) >= 0:
-                found.append((key, stored))
+        for begin in range(0, len(keys), _TOGETHER):
+            some = slice(begin, begin + _TOGETHER)
+            rows = self._transport.get(self._app.objects, "object", places[some])
+            for key, place, packed in zip(keys[some], places[some], rows, strict=True):
+                stored = self._written(partition, place, "")
+                if stored is None and packed is not None:
+                    stored = self._there(decode_stored(packed))
+                if stored is None or not stored.is_there:
+                    found.append((key, _NONE))
+                elif not stored.blob:
+                    left -= stored.size
+                    if left < 0:
+                        return found
+                    found.append((key, stored))
         return found
 
     def _tell(self, message: Fetch, stored: Stored | None, say: Callable[[Fetched], None]) -> None:
@@ -176,11 +218,7 @@ class AppObjects:
         else:
             self.chunk(stored, message.start, message.end, lambda found: say(_read(message.id, stored, found)))
 
-    def _fetch_elsewhere(self, partition: Partition, message: Fetch, say: Callable[[Fetched], None]) -> None:
-        """What waits to be written there is as good as written; `list` shows what has arrived."""
-        elsewhere, namespace = self._elsewhere, message.namespace
-        assert elsewhere is not None
-
+    def _ask_elsewhere(self, message: Fetch, say: Callable[[Fetched], None]) -> None:
         def told(found: Stored | tuple[Stored, bytes] | GrapeError | None) -> None:
             stored, data = found if isinstance(found, tuple) else (found, b"")
             if isinstance(stored, GrapeError):
@@ -190,6 +228,16 @@ class AppObjects:
             else:
                 say(Fetched(message.id, stored, data))
 
+        assert self._elsewhere is not None
+        if message.what == "stat":
+            self._elsewhere.stat(message.namespace, message.key, told)
+        else:
+            size = CHUNK if message.end < 0 else max(0, min(message.end - message.start, CHUNK))
+            self._elsewhere.read(message.namespace, message.key, message.start, size, told)
+
+    def _page_elsewhere(self, message: Fetch, say: Callable[[Fetched], None]) -> None:
+        """What has arrived."""
+
         def listed(found: tuple[list[tuple[str, Stored]], str] | GrapeError) -> None:
             if isinstance(found, GrapeError):
                 say(Fetched(message.id, error=(found.code, str(found))))
@@ -197,21 +245,9 @@ class AppObjects:
                 items = [(key, stored) for key, stored in found[0] if self._there(stored) is not None]
                 say(Fetched(message.id, items=items, position=found[1]))
 
-        if message.what == "page":
-            limit = max(1, min(message.limit, _PAGE))
-            elsewhere.page(namespace, check_prefix(message.key), message.position, limit, listed)
-            return
-        stored = self._written(partition, place_key(namespace, check_key(message.key)), message.position)
-        if stored is None:
-            (packed,) = self._transport.get(self._app.objects, "object", [waiting_place(namespace, message.key)])
-            stored = None if packed is None else decode_stored(packed)
-        if stored is not None:
-            self._tell(message, stored, say)
-        elif message.what == "stat":
-            elsewhere.stat(namespace, message.key, told)
-        else:
-            size = CHUNK if message.end < 0 else max(0, min(message.end - message.start, CHUNK))
-            elsewhere.read(namespace, message.key, message.start, size, told)
+        assert self._elsewhere is not None
+        limit = max(1, min(message.limit, _PAGE))
+        self._elsewhere.page(message.namespace, message.key, message.position, limit, listed)
 
     def _written(self, partition: Partition, place: bytes, digest: str) -> Stored | None:
         """What the partition has written and is not committed. ``digest``: of what the handler itself has written, and
@@ -264,7 +300,12 @@ class AppObjects:
         elif self._blobs is None:
             then(Unsupported("there is no place for objects of over 64 KiB here"))
         else:
-            self._blobs.read(stored.checksum, start, size, then)
+
+            def told(found: bytes | GrapeError) -> None:
+                is_short = not isinstance(found, GrapeError) and len(found) != size
+                then(Corrupt("the file of an object is shorter than it was") if is_short else found)
+
+            self._blobs.read(stored.checksum, start, size, told)
 
     # ------------------------------------------------------------------ clients
 
@@ -321,6 +362,8 @@ class AppObjects:
         if self._blobs is not None and now - self._looked >= _LEAST:
             self._looked = now
             self._drop_unused()
+            self._drop_loose()
+        self._turns.tick()
         return None if self.shipping is None else self.shipping.tick(now)
 
     def done(self, commit: Commit, outcome: Outcome) -> None:
@@ -349,6 +392,11 @@ class AppObjects:
             self._drop_unused()
         if self.shipping is not None:
             self.shipping.start()
+        elif self._transport.scan(self._app.objects, "object", WAITING.encode(), 1, _behind(WAITING.encode())):
+            self._notice(
+                "objects wait for another storage, and this run was told of none (--storage, storages=, or [storages] "
+                "of a server): they stay until one is"
+            )
 
     def _sweep(self, digests: Sequence[bytes]) -> None:
         assert self._blobs is not None
@@ -385,6 +433,23 @@ class AppObjects:
         found, self._were_unused = [each for each in unused if each in self._were_unused], set(unused)
         if found:
             self._transport.drop_blobs(self._app.objects, found, self._remove)
+
+    def _drop_loose(self) -> None:
+        """Files that no row has ever named; those of rows are counted there."""
+        assert self._blobs is not None
+        pins = self._app.pins
+        for worker in self._uploads:
+            works, brought = self._workers.get(worker, (set(), []))
+            if works.isdisjoint(worker.outstanding):  # whatever it brought these for is over
+                pins.unused(worker, brought)
+            self._workers[worker] = set(worker.outstanding), pins.brought_by(worker)
+        loose, pins.loose = pins.loose, set()
+        old = [each for each in self._were_loose if pins.size_of(each) is None]
+        self._were_loose = loose
+        rows = self._transport.get(self._app.objects, "blob", old) if old else []
+        nobodys = [digest for digest, row in zip(old, rows, strict=True) if row is None]
+        if nobodys:
+            self._blobs.remove(nobodys)
 
     def _remove(self, digests: Sequence[bytes]) -> None:
         assert self._blobs is not None

@@ -85,12 +85,13 @@ class Shipping:
             for place, packed in rows:
                 namespace = _namespace(place)
                 if namespace in self._lines:
+                    self._stuck.discard(place)
                     self._add(place, decode_stored(packed).size)
                 elif namespace not in strange:
                     strange.add(namespace)
                     self._notice(
-                        f"objects wait for the namespace {namespace!r} in another storage, which grape.toml does not "
-                        f"name any more; they stay until it does"
+                        f"objects wait for the namespace {namespace!r} in another storage, and no storage was "
+                        f"named for it; they stay until one is"
                     )
             after = rows[-1][0] + b"\0"
         self._pump()

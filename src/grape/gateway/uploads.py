@@ -31,6 +31,7 @@ MOST: Final = 10_000
 _KEPT: Final = 86_400.0
 """Seconds for which a part is."""
 _ID: Final = re.compile(r"[0-9a-f]{32}")
+_PART: Final = re.compile(r"[0-9]{1,5}")
 
 
 class Opening(Protocol):
@@ -76,7 +77,7 @@ class Uploads:
 
     async def part(self, request: Request) -> Response:
         number = request.query_params.get("part", "")
-        if not number.isdecimal() or not 1 <= int(number[:9]) <= MOST:
+        if not _PART.fullmatch(number) or not 1 <= int(number) <= MOST:
             raise BadArgument(f"part: a number from 1 to {MOST:,}, not {number!r:.60}")
         async with self._objects(request, "emit", writes=True, own=True) as objects:
             parts = _parts(objects)
@@ -88,7 +89,8 @@ class Uploads:
         async with self._objects(request, "emit", writes=True, own=True) as own:
             parts = _parts(own)
             upload, begun = await self._begun(request, parts)
-            found = [about async for about in parts.list(f"{upload}/") if not about.key.endswith("/begun")]
+            listed = [about async for about in parts.list(f"{upload}/")]
+            found = [about for about in listed if _PART.fullmatch(about.key.rpartition("/")[2])]
             missing = sorted(set(range(1, len(found) + 1)) - {int(about.key[-5:]) for about in found})
             if missing or not found:
                 raise Problem(409, "conflict", f"part {missing[0] if missing else 1} of the upload has not come")
@@ -113,7 +115,10 @@ class Uploads:
         """
         upload = request.query_params["upload"]
         found = await parts.get(f"{upload}/begun") if _ID.fullmatch(upload) else None
-        begun = None if found is None else msgspec.json.decode(found.data, type=Begun)
+        try:
+            begun = None if found is None else msgspec.json.decode(found.data, type=Begun)
+        except msgspec.MsgspecError:  # who may write objects may write such a one
+            begun = None
         place = request.path_params["namespace"], request.path_params["key"]
         if begun is None or (begun.namespace, begun.key) != place:
             raise Problem(404, "no-upload", f"there is no upload {upload!r:.60} of this object; it may have expired")

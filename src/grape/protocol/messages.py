@@ -352,7 +352,7 @@ class Tried(Struct, frozen=True, array_like=True, tag=39):
 class Fetch(Struct, frozen=True, array_like=True, tag=41):
     """An object is asked for, as it is now, with what this partition has handed in: ``what`` "stat", "read" (from
     ``start`` up to ``end``, -1: to its end; at most a frame at a time), "page" (keys that begin with ``key``, from
-    ``position`` on), or "many" (those of ``keys`` that are small, whole)."""
+    ``position`` on), or "many" (those of ``keys`` that are small, whole, as far as they fit)."""
 
     partition: int
     epoch: int

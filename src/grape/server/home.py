@@ -205,6 +205,10 @@ class Home:
 
     # ------------------------------------------------------------------ packages
 
+    @staticmethod
+    def may_be_package(digest: str) -> bool:
+        return _DIGEST.fullmatch(digest) is not None
+
     def take_in(self, file: Path, apps: Collection[str] | None = None) -> tuple[str, Manifest]:
         """A package becomes part of the store; its name, and the manifest in it. Blocking. ``apps``: of one of which it
         has to be; None: of any.

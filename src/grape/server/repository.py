@@ -21,7 +21,9 @@ from typing import Final, TypeVar
 import msgspec
 from msgspec import Struct, structs
 
+from grape.abc.storage import About
 from grape.apps import package
+from grape.apps.manifest import manifest_of
 from grape.apps.signature import Key, check_signature
 from grape.errors import Conflict, Corrupt, GrapeError, StorageFailed, UsageError
 from grape.server.home import Home, Installed, Version, Wanted
@@ -32,6 +34,8 @@ from grape.store.files import make_directory, write_durably
 T = TypeVar("T")
 
 NAMESPACE: Final = "grape"
+_SMALL: Final = 1 << 20
+"""Bytes of an entry, a profile, a signature: whatever is more was not written by a server."""
 
 
 class Entry(Struct, frozen=True):
@@ -118,13 +122,14 @@ class Repository:
 
         await self._do(write)
 
-    async def fetch(self, digest: str) -> None:
+    async def fetch(self, digest: str, app: str) -> None:
         """A package is in the home from now on.
 
         Raises:
-            Corrupt: it is not there, or another one. Forbidden: nobody who may has signed it.
+            Corrupt: it is not there, or another one, or of another app. Forbidden: nobody who may has signed it.
         """
         if self._home.package(digest).is_dir():
+            await asyncio.to_thread(self._check_of, digest, app)
             return
         with tempfile.TemporaryDirectory(prefix="fetch-", dir=self._home.incoming) as folder:
             file = Path(folder) / f"{digest}.tar.gz"
@@ -133,14 +138,16 @@ class Repository:
                 async with objects.open(f"packages/{digest}.tar.gz") as found:
                     if found is None:
                         raise Corrupt(f"the repository has no package {digest[:12]}")
+                    if found.about.size > package.MAX_BYTES:
+                        raise Corrupt(f"the repository's package {digest[:12]} has {found.about.size:,} bytes")
                     with open(file, "wb") as target:
                         async for chunk in found.chunks:
                             target.write(chunk)
-                signature = await objects.get(f"packages/{digest}.sig")
-                return b"" if signature is None else signature.data
+                return await _small(objects, f"packages/{digest}.sig") or b""
 
             signature = await self._do(read)
             await asyncio.to_thread(self._take_in, digest, file, signature)
+            await asyncio.to_thread(self._check_of, digest, app)
 
     def _take_in(self, digest: str, file: Path, signature: bytes) -> None:
         if self._keys:
@@ -148,6 +155,11 @@ class Repository:
         found, _ = self._home.take_in(file)
         if found != digest:
             raise Corrupt(f"the repository's package {digest[:12]} is {found[:12]}: something else lies there")
+
+    def _check_of(self, digest: str, app: str) -> None:
+        name = manifest_of(self._home.package(digest)).name
+        if name != app:
+            raise Corrupt(f"the repository's entry of {app} names a package of {name}, {digest[:12]}")
 
     async def _push(self, digest: str) -> None:
         """One that is in the home alone: installed before there was a repository."""
@@ -163,31 +175,49 @@ class Repository:
 
     # ------------------------------------------------------------------ the run-list
 
-    async def listed(self) -> dict[str, Listed]:
-        """All apps of the run-list, by name.
+    async def listed(self) -> tuple[dict[str, Listed], list[str]]:
+        """All apps of the run-list, by name; and what is wrong with entries that are none."""
 
-        Raises:
-            Corrupt: an entry cannot be read.
-        """
-
-        async def read(objects: Objects) -> dict[str, Listed]:
+        async def read(objects: Objects) -> tuple[dict[str, Listed], list[str]]:
             found: dict[str, Listed] = {}
+            wrong = []
             async for about in objects.list(f"{self._list}/"):
                 if not about.key.endswith(".json"):
                     continue
-                one = await objects.get(about.key)
-                if one is None:
-                    continue
                 try:
-                    entry = msgspec.json.decode(one.data, type=Entry)
-                except msgspec.MsgspecError as e:
-                    raise Corrupt(f"the repository's {about.key} cannot be read: {e}") from None
-                if about.key != f"{self._list}/{entry.name}.json" or not self._home.may_be_installed(entry.name):
-                    raise Corrupt(f"the repository's {about.key} is of an app {entry.name!r:.100}")
-                found[entry.name] = Listed(entry, one.about.version)
-            return found
+                    one = await self._entry(objects, about)
+                except Corrupt as e:
+                    wrong.append(str(e))
+                    continue
+                if one is not None:
+                    found[one.entry.name] = one
+            return found, wrong
 
         return await self._do(read)
+
+    async def _entry(self, objects: Objects, about: About) -> Listed | None:
+        """
+        Raises:
+            Corrupt: it is none.
+        """
+        which = f"the repository's {about.key}"
+        if about.size > _SMALL:
+            raise Corrupt(f"{which} has {about.size:,} bytes")
+        one = await objects.get(about.key)
+        if one is None:
+            return None
+        try:
+            entry = msgspec.json.decode(one.data, type=Entry)
+        except msgspec.MsgspecError as e:
+            raise Corrupt(f"{which} cannot be read: {e}") from None
+        if about.key != f"{self._list}/{entry.name}.json" or not self._home.may_be_installed(entry.name):
+            raise Corrupt(f"{which} is of an app {entry.name!r:.100}")
+        named = [entry.current, *(version.digest for version in entry.versions)]
+        named += [entry.previous] if entry.previous else []
+        for digest in named:
+            if not self._home.may_be_package(digest):
+                raise Corrupt(f"{which} names a package {digest!r:.100}, which is no digest")
+        return Listed(entry, one.about.version)
 
     async def note(self, installed: Installed) -> str:
         """It is so from now on; the version of its entry.
@@ -235,20 +265,34 @@ class Repository:
         Raises:
             GrapeError: they cannot be had.
         """
-        await self.fetch(entry.current)
+        await self.fetch(entry.current, entry.name)
         if entry.previous:
             with contextlib.suppress(GrapeError):  # one that ran once
-                await self.fetch(entry.previous)
-
-        async def read(objects: Objects) -> bytes | None:
-            found = await objects.get(f"{self._list}/{entry.name}.toml")
-            return None if found is None else found.data
-
-        profile = await self._do(read)
+                await self.fetch(entry.previous, entry.name)
+        key = f"{self._list}/{entry.name}.toml"
+        profile = await self._do(lambda objects: _small(objects, key))
         place = self._home.profiles / f"{entry.name}.toml"
         if profile is not None:
+            try:
+                text = profile.decode()
+            except UnicodeDecodeError:
+                raise Corrupt(f"the repository's {key} is no text") from None
             make_directory(place.parent)
-            write_durably(place, profile.decode())
+            write_durably(place, text)
+
+
+async def _small(objects: Objects, key: str) -> bytes | None:
+    """
+    Raises:
+        Corrupt: it is not as small as such a thing is.
+    """
+    about = await objects.stat(key)
+    if about is None:
+        return None
+    if about.size > _SMALL:
+        raise Corrupt(f"the repository's {key} has {about.size:,} bytes")
+    found = await objects.get(key)
+    return None if found is None else found.data
 
 
 __all__ = ["Conflict", "Entry", "Listed", "Repository", "adopted", "entry_of"]

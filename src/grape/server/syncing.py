@@ -8,7 +8,7 @@ from typing import Final
 
 from msgspec import structs
 
-from grape.errors import Conflict, GrapeError
+from grape.errors import Conflict, GrapeError, StorageFailed
 from grape.server.home import Home, Installed
 from grape.server.hosted import Hosted
 from grape.server.log import Say
@@ -49,6 +49,8 @@ class Syncing:
         self._happened = asyncio.Event()
         self._waiting: list[asyncio.Future[list[str]]] = []
         self._has_failed = False
+        self._wrong: list[str] = []
+        """With entries of the repository, as it was told."""
 
     def noted(self, before: Installed, after: Installed) -> None:
         """Something is otherwise here."""
@@ -80,8 +82,8 @@ class Syncing:
             waiting, self._waiting = self._waiting, []
             try:
                 changed = await self._once()
-            except GrapeError as e:
-                self._failed(e, waiting)
+            except (GrapeError, OSError) as e:
+                self._failed(e if isinstance(e, GrapeError) else StorageFailed(str(e)), waiting)
                 try:
                     await asyncio.wait_for(self._happened.wait(), pause)
                 except TimeoutError:
@@ -109,7 +111,11 @@ class Syncing:
     async def _once(self) -> list[str]:
         changed: list[str] = []
         if self._looks:
-            listed = await self.repository.listed()
+            listed, wrong = await self.repository.listed()
+            for each in wrong:
+                if each not in self._wrong:
+                    self._say(f"{each}; it is left alone", "error")
+            self._wrong = wrong
             for name, one in listed.items():
                 changed += [name] if await self._adopt(one) else []
             self._dirty |= {
@@ -143,7 +149,7 @@ class Syncing:
                 self._host(installed)
             else:
                 await self._change(app, listed)
-        except GrapeError as e:
+        except (GrapeError, OSError) as e:
             self._say(f"{entry.name}: what the repository says of it cannot be done: {e}", "error")
             return False
         return True
@@ -179,7 +185,7 @@ class Syncing:
                 version = await self.repository.note(app.installed)
         except Conflict:
             if app.installed.repository:
-                listed = await self.repository.listed()
+                listed, _ = await self.repository.listed()
                 if name not in listed:  # somebody has taken it out, and it is wanted again
                     app.note(structs.replace(app.installed, repository=""))
                     self._dirty.add(name)

@@ -11,7 +11,7 @@ from typing import Any, Final, TypeVar
 from grape.abc.elsewhere import OtherStorages
 from grape.abc.storage import Place, Storage
 from grape.abc.transport import Post
-from grape.errors import GrapeError, StorageFailed, UsageError
+from grape.errors import BadArgument, GrapeError, Refused, StorageFailed, UsageError
 from grape.model.bound import Bound
 from grape.model.objects import Stored
 from grape.storage import elsewhere
@@ -23,6 +23,8 @@ T = TypeVar("T")
 _OPENING: Final = 5.0
 """Seconds that a start waits for storages. One that does not answer by then is opened when it does."""
 _CLOSING: Final = 2.0
+_PATIENCE: Final = 60.0
+"""Seconds for an answer to a question. What is written may take longer."""
 
 
 class StorageThread(OtherStorages):
@@ -79,18 +81,26 @@ class StorageThread(OtherStorages):
         namespace: str,
         what: Callable[[Storage, str], Coroutine[Any, Any, T]],
         then: Callable[[T | GrapeError], None],
+        patience: float | None = _PATIENCE,
     ) -> None:
         bound = self._bound[namespace]
 
         async def work() -> None:
             answer: T | GrapeError
             try:
-                answer = await what(await self._ready(bound.url), bound.namespace)
+                storage = await asyncio.wait_for(self._ready(bound.url), _PATIENCE)
+                answer = await asyncio.wait_for(what(storage, bound.namespace), patience)
+            except BadArgument as e:
+                answer = e
             except UsageError as e:  # it could be used, so it can be again
                 answer = StorageFailed(str(e))
+            except Refused as e:
+                answer = StorageFailed(str(e)) if e.retriable else e
             except GrapeError as e:
                 answer = e
-            except (OSError, TimeoutError) as e:
+            except TimeoutError as e:
+                answer = StorageFailed(f"{bound.url}: {str(e) or f'no answer within {_PATIENCE:g} s'}")
+            except OSError as e:
                 answer = StorageFailed(f"{bound.url}: {e}")
             except Exception as e:  # of a storage that is not ours
                 answer = StorageFailed(f"{bound.url}: {type(e).__name__}: {e}")
@@ -127,7 +137,7 @@ class StorageThread(OtherStorages):
         def blob(digest: bytes) -> Any:
             return open(path_of(self._directory, digest), "rb")
 
-        self._do(namespace, lambda storage, name: elsewhere.ship(storage, Place(name, key), stored, blob), then)
+        self._do(namespace, lambda storage, name: elsewhere.ship(storage, Place(name, key), stored, blob), then, None)
 
     # ------------------------------------------------------------------ its end
 
@@ -138,8 +148,8 @@ class StorageThread(OtherStorages):
         closing = asyncio.run_coroutine_threadsafe(self._close_all(), self._loop)
         try:
             closing.result(_CLOSING)
-        except (TimeoutError, GrapeError, OSError):
-            pass  # whatever is under way is done again
+        except Exception:
+            pass  # whatever is under way is done again; how a storage of others closes is its own business
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(_CLOSING)
 

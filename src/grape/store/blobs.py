@@ -10,7 +10,7 @@ import contextlib
 import hashlib
 import os
 import secrets
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -95,6 +95,8 @@ class FileBlobs(Blobs):
         self._landing: Counter[bytes] = Counter()
         """They have their names, and whoever has brought them does not know of it yet."""
         self._coming: dict[Hashable, Coming] = {}
+        self._turns: dict[Hashable, deque[Callable[[], None]]] = {}
+        """By token: what is done when the last thing is, as there is more than one thread."""
         self._is_closed = False
         for left in (self._folder / _INCOMING).glob("*"):
             with contextlib.suppress(OSError):
@@ -114,6 +116,19 @@ class FileBlobs(Blobs):
 
         if not self._is_closed:
             self._threads.submit(work)
+
+    def _in_turn(self, token: Hashable, begin: Callable[[], None]) -> None:
+        if token in self._turns:
+            self._turns[token].append(begin)
+        else:
+            self._turns[token] = deque()
+            begin()
+
+    def _next(self, token: Hashable) -> None:
+        if self._turns[token]:
+            self._turns[token].popleft()()
+        else:
+            del self._turns[token]
 
     def part(
         self, token: Hashable, data: bytes, last: bool, then: Callable[[tuple[bytes, int] | GrapeError | None], None]
@@ -135,13 +150,14 @@ class FileBlobs(Blobs):
                 raise
 
         def written(coming: Coming | GrapeError | None) -> None:
+            self._next(token)
             if isinstance(coming, Coming):
                 self._land(coming, *found[0], then)
             else:
                 then(coming)
 
         found: list[tuple[bytes, int]] = []
-        self._do(write, written)
+        self._in_turn(token, lambda: self._do(write, written))
 
     def _land(
         self,
@@ -174,7 +190,7 @@ class FileBlobs(Blobs):
             if coming is not None:
                 coming.drop()
 
-        self._do(drop, lambda _: None)
+        self._in_turn(token, lambda: self._do(drop, lambda _: self._next(token)))
 
     def read(self, digest: bytes, start: int, size: int, then: Callable[[bytes | GrapeError], None]) -> None:
         path = path_of(self._folder.parent, digest)

@@ -4,6 +4,7 @@ written here and the engine does not know of it yet."""
 from __future__ import annotations
 
 import asyncio
+import hashlib
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from itertools import count
 from typing import Any, Final, Literal, Protocol
@@ -11,12 +12,14 @@ from typing import Any, Final, Literal, Protocol
 from grape.errors import EventOver, HandlerError, ProtocolError
 from grape.model.names import may_be_key
 from grape.model.near import did_you_mean
-from grape.model.objects import About, ObjectWrite, Stored
+from grape.model.objects import INLINE, About, ObjectWrite, Stored
 from grape.protocol.messages import Fetch, Fetched, FromWorker, Keep
 
 OBJECT_COSTS: Final = 512
 """About how many bytes a write takes in memory beside its data."""
 _MANY: Final = 1_000
+_AHEAD: Final = 8 << 20
+"""Bytes of objects that were asked for ahead, which a worker keeps."""
 _AT_ONCE: Final = 8
 """Questions of coroutines that are under way, and objects that they bring: each has a chunk in memory."""
 
@@ -167,6 +170,9 @@ class HandlerObjects:
         self._keys_ahead = keys_ahead
         self._ahead: dict[tuple[str, str], Stored] = {}
         """What the events of this stage were found to ask for, with its bytes."""
+        self._ahead_size = 0
+        self._alone: set[tuple[str, str]] = set()
+        """Those that do not come so: they are large, or in another storage."""
         self._patterns: dict[str, tuple[str, str]] = {}
         """By namespace: what stood around the key of the event in the key of an object that was read last."""
         self.is_open = True
@@ -175,7 +181,12 @@ class HandlerObjects:
     def begin_stage(self) -> None:
         """Events are handled from now on. What was read for others may be otherwise by now."""
         self.is_open = True
+        self._forget_ahead()
+        self._alone.clear()
+
+    def _forget_ahead(self) -> None:
         self._ahead.clear()
+        self._ahead_size = 0
 
     def may(self, namespace: str, what: str) -> None:
         if not self.is_open:
@@ -285,35 +296,44 @@ class HandlerObjects:
             return found
         keys = self._keys_ahead()
         own = keys[0] if keys else None
-        if not own or own not in key:
+        if not own or own not in key or (namespace, key) in self._alone:
             return None
         before, _, behind = key.partition(own)
         if self._patterns.get(namespace) != (before, behind):
             self._patterns[namespace] = before, behind
             return None
         wanted = list(dict.fromkeys(f"{before}{each}{behind}" for each in keys[:_MANY] if each))
-        wanted = [each for each in wanted if each == key or may_be_key(each)]
+        wanted = [each for each in wanted if each == key or self._may_come(namespace, each)]
         if len(wanted) < 2:
             return None
         answer = self._access.ask(self._fetch("many", namespace, "", keys=wanted))
+        came = {each for each, _ in answer.items}
+        looked_at = wanted.index(answer.items[-1][0]) if answer.items else len(wanted)
+        self._alone.update((namespace, each) for each in wanted[:looked_at] if each not in came)
+        if self._ahead_size > _AHEAD:
+            self._forget_ahead()
         self._ahead.update(((namespace, each), stored) for each, stored in answer.items)
-        if not answer.items:
-            del self._patterns[namespace]  # they do not come so
+        self._ahead_size += sum(len(stored.data) + OBJECT_COSTS for _, stored in answer.items)
         return self._ahead.get((namespace, key))
+
+    def _may_come(self, namespace: str, key: str) -> bool:
+        place = namespace, key
+        return place not in self._ahead and place not in self._alone and may_be_key(key)
 
     def _rest(
         self, answer: Fetched, namespace: str, key: str, start: int, end: int | None, own: ObjectWrite | None
     ) -> Iterator[bytes]:
         first = answer.stored
         assert first is not None
-        left = _left(first, start, end)
-        while answer.data:
+        left, whole = _left(first, start, end), _Whole(first, key, start, end)
+        while left > 0:
+            whole.add(answer.data)
             yield answer.data
             start, left = start + len(answer.data), left - len(answer.data)
-            if left <= 0:
-                return
-            answer = self._access.ask(self._fetch("read", namespace, key, start, end, own))
-            _check_same(first, answer, key)
+            if left > 0:
+                answer = self._access.ask(self._fetch("read", namespace, key, start, end, own))
+                _check_same(first, answer, key)
+        whole.check()
 
     async def aread(self, namespace: str, key: str, start: int, end: int | None) -> AsyncIterator[bytes] | None:
         own = self._own(namespace, key)
@@ -327,14 +347,15 @@ class HandlerObjects:
     ) -> AsyncIterator[bytes]:
         first = answer.stored
         assert first is not None
-        left = _left(first, start, end)
-        while answer.data:
+        left, whole = _left(first, start, end), _Whole(first, key, start, end)
+        while left > 0:
+            whole.add(answer.data)
             yield answer.data
             start, left = start + len(answer.data), left - len(answer.data)
-            if left <= 0:
-                return
-            answer = await self._access.aask(self._fetch("read", namespace, key, start, end, own))
-            _check_same(first, answer, key)
+            if left > 0:
+                answer = await self._access.aask(self._fetch("read", namespace, key, start, end, own))
+                _check_same(first, answer, key)
+        whole.check()
 
     def part(self, namespace: str, key: str, start: int, end: int | None) -> tuple[About, bytes] | None:
         own = self._own(namespace, key)
@@ -380,9 +401,42 @@ def _left(stored: Stored, start: int, end: int | None) -> int:
     return (stored.size if end is None else min(end, stored.size)) - start
 
 
+class _Whole:
+    """What is read of a large object from its beginning to its end is what was written. (A row has a checksum of its
+    own, and of a part nobody knows it.)"""
+
+    def __init__(self, stored: Stored, key: str, start: int, end: int | None) -> None:
+        is_whole = start == 0 and (end is None or end >= stored.size) and stored.size > INLINE
+        self._stored = stored
+        self._key = key
+        self._sum = hashlib.sha256() if is_whole and stored.checksum else None
+
+    def add(self, data: bytes) -> None:
+        """
+        Raises:
+            HandlerError: there is no more of it.
+        """
+        if not data:
+            raise HandlerError(f"object {self._key!r:.200} is shorter than it says")
+        if self._sum is not None:
+            self._sum.update(data)
+
+    def check(self) -> None:
+        """
+        Raises:
+            HandlerError: these bytes were not written.
+        """
+        if self._sum is not None and self._sum.digest() != self._stored.checksum:
+            raise HandlerError(
+                f"corrupt: object {self._key!r:.200} is not what was written: its checksum is another one"
+            )
+
+
 def _check_same(first: Stored, answer: Fetched, key: str) -> None:
-    # Not by its number: it has one when it is committed.
-    if answer.stored is None or answer.stored.checksum != first.checksum:
+    now = answer.stored
+    # Not by its number: it has one when it is committed. Of what others have written there may be a version alone.
+    is_same = now is not None and (now.checksum, now.told) == (first.checksum, first.told)
+    if now is None or not is_same or (not first.checksum and not first.told and now.version != first.version):
         raise HandlerError(f"object {key!r:.200} was written by somebody else while it was read; try again")
 
 
