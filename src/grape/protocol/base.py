@@ -9,7 +9,7 @@ from typing import Any
 
 from msgspec import Raw, Struct
 
-from grape.protocol.messages import Answer, Beat, Drain, Hello, Refusal, Welcome
+from grape.protocol.messages import Answer, Beat, Drain, Hello, LevelsChanged, Refusal, Welcome
 
 # ------------------------------------------------------------------ adapter -> speaker
 
@@ -18,7 +18,7 @@ class Run(Struct, frozen=True, array_like=True, tag=7):
     """Events of one node, to be run in this order. ``names``: one for all, or
     one an event. ``keys``, ``data`` None: all are nil. The id of event ``i`` is ``ids[i]``, without ``ids`` it is
     ``id_prefix + str(id_first + i)``. ``states``: what is stored of the keys, None: the node has no state. ``answers``:
-    to the calls that its only event has made."""
+    to the calls that its only event has made. ``trace``: of its only event, if that is traced."""
 
     node: str
     events: int
@@ -32,6 +32,7 @@ class Run(Struct, frozen=True, array_like=True, tag=7):
     attempt: int = 1
     states: dict[str, dict[str, Any]] | None = None
     answers: list[Answer] = []
+    trace: str = ""
 
 
 class OtherApps(Struct, frozen=True, array_like=True, tag=10):
@@ -104,5 +105,5 @@ class Ran(Struct, frozen=True, array_like=True, tag=39):
     failed: Failed | None = None
 
 
-ToSpeaker = Welcome | Run | OtherApps | Drain
+ToSpeaker = Welcome | Run | OtherApps | LevelsChanged | Drain
 FromSpeaker = Hello | Refusal | Beat | Ran
