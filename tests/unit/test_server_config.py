@@ -31,7 +31,14 @@ def test_options_go_before_the_environment_before_the_file_before_what_is_usual(
 
 def test_every_setting_has_a_variable_and_a_place_in_the_schema(tmp_path: Path) -> None:
     texts = {bool: "false", int: "1", tuple: "x"}
-    given = {"listen": "1.2.3.4:5", "log-format": "json", "tls-certificate": "c", "tls-key": "k"}
+    given = {
+        "listen": "1.2.3.4:5",
+        "log-format": "json",
+        "log-to": "syslog",
+        "log-syslog": "udp://h:1",
+        "tls-certificate": "c",
+        "tls-key": "k",
+    }
     environment = {}
     tables = {field.encode_name for field in msgspec.structs.fields(ServerConfig) if field.default is msgspec.NODEFAULT}
     assert tables == {"storages"}
