@@ -88,9 +88,9 @@ def test_a_level_is_changed_while_it_runs_and_outlives_everything(tmp_path: Path
         assert texts(home, of="1") == USUAL
         assert server.grape("app", "level", "count") == "count: info\n"
 
-        assert (
-            server.grape("app", "level", "count", "debug", "--slot", "Count") == "count: info\nCount: debug (ordered)\n"
-        )
+        done = server.grape("app", "level", "count", "debug", "--slot", "Count")
+        assert done == "Count: debug (ordered)\n"
+        assert server.grape("app", "level", "count") == "count: info\nCount: debug (ordered)\n"
         server.grape("emit", "count@add", "2")
         assert texts(home, of="2") == ["count", *USUAL]
 
@@ -125,7 +125,7 @@ def test_a_level_is_changed_while_it_runs_and_outlives_everything(tmp_path: Path
             ("socket", "debug at Count", "ok"),
             ("socket", "error at Cont", "bad-argument"),
         ]
-        assert ("http", "warning", "ok") in [(a["by"], a["detail"], a["result"]) for a in audit]
+        assert ("http", "warning", "ok") in [(a["by"], a.get("detail"), a["result"]) for a in audit]
 
 
 def test_the_app_says_its_levels_and_its_operator_goes_before(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ const { Progress } = require("./progress");
 const VERSION = 1;
 const MAX_FRAME = 96 << 20;
 
-const TAG = { welcome: 1, assign: 2, revoke: 3, work: 4, values: 5, drain: 6, peersChanged: 7, leased: 9 };
+const TAG = { welcome: 1, assign: 2, revoke: 3, work: 4, values: 5, drain: 6, peersChanged: 7, leased: 9, levelsChanged: 11 };
 const HELLO = 32;
 const REFUSAL = 33;
 const ASK = 34;
@@ -58,6 +58,8 @@ function decode(bytes) {
       return { kind: "peers", peers: fields[1] };
     case TAG.leased:
       return { kind: "leased", event: fields[1], node: fields[2], count: fields[3] };
+    case TAG.levelsChanged:
+      return { kind: "levels", levels: fields[1] };
     default:
       throw new ProtocolError(`a message with the unknown tag ${String(fields[0])}`);
   }
@@ -80,11 +82,12 @@ function welcome(fields) {
     concurrency: most,
     topology: fields[11] ?? null,
     peers: fields[12] ?? {},
+    levels: fields[14] ?? {},
   };
 }
 
 function work(fields) {
-  const [, partition, epoch, seq, batches = [], retries = [], careful = false, named = [], contextBase = 0, due] =
+  const [, partition, epoch, seq, batches = [], retries = [], careful = false, named = [], contextBase = 0, due, traced] =
     fields;
   return {
     kind: "work",
@@ -97,6 +100,7 @@ function work(fields) {
     named: named.map(([id, node, kind, text, death, trace = ""]) => ({ id, node, kind, text, death, trace })),
     contextBase,
     deadlines: due instanceof Map ? due : null,
+    traced: traced instanceof Map ? traced : null,
   };
 }
 
@@ -134,7 +138,7 @@ function hello(pid, topology) {
   frame.int(pid);
   frame.str("javascript");
   frame.value(topology);
-  frame.value(["partition", "cache", "chain", "timers", "calls", "peers", "rates"]);
+  frame.value(["partition", "cache", "chain", "timers", "calls", "peers", "rates", "logs"]);
   return frame.finish();
 }
 

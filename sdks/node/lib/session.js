@@ -4,6 +4,7 @@ const { Core } = require("./core");
 const { GrapeError, ProtocolError } = require("./errors");
 const { userStack } = require("./failures");
 const { JobPool } = require("./jobs");
+const { setLevels } = require("./logs");
 const messages = require("./messages");
 const output = require("./output");
 const { readFrames, writeAll } = require("./socket");
@@ -44,7 +45,10 @@ class Session {
   /** Say hello, and serve the engine from then on. */
   start() {
     this.#topology = this.#worker.declaration.topology();
-    output.install(() => JobPool.speaker() || this.#core.speaker);
+    output.install(
+      () => JobPool.speaker() || this.#core.speaker,
+      () => JobPool.who() || this.#core.who(),
+    );
     this.#send(messages.hello(process.pid, this.#topology));
     const failed = (error) => this.fail(error);
     readFrames(this.#fd, (bytes) => this.#received(messages.decode(bytes)), () => this.#exit(0), failed);
@@ -118,6 +122,9 @@ class Session {
       case "peers":
         this.#core.routing.changePeers(message.peers);
         return;
+      case "levels":
+        setLevels(message.levels);
+        return;
       case "drain":
         this.#drain().catch((error) => this.fail(error));
         return;
@@ -128,6 +135,7 @@ class Session {
     if (message.version !== messages.VERSION) {
       throw new ProtocolError(`the engine speaks protocol ${message.version}, this worker ${messages.VERSION}`);
     }
+    setLevels(message.levels);
     this.#core.welcome(message, this.#topology);
     this.#watch.start(this.#fd, message.heartbeat / 6, this.#parent); // before the setup: Grape may end meanwhile
     const failed = (error) => this.fail(error);

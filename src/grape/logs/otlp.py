@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import msgspec
 
-from grape.logs.record import STREAMS, Entry, readable
+from grape.logs.record import STREAMS, Entry, Record, readable
 from grape.traces.otlp import attributes
 
 _SEVERITY: Final = {"debug": 5, "info": 9, "warning": 13, "error": 17, "critical": 21}
@@ -19,7 +19,8 @@ def request_of(entries: Iterable[Entry], resource: Mapping[str, str], version: s
     """An ExportLogsServiceRequest: each app a scope of the one resource, and the server itself one."""
     scopes: dict[str, list[dict[str, Any]]] = {}
     for entry in entries:
-        scopes.setdefault(entry.record.app, []).append(_record(entry))
+        record = readable(entry.record)
+        scopes.setdefault(record.app, []).append(_record(entry.at, record))
     return msgspec.json.encode(
         {
             "resourceLogs": [
@@ -35,8 +36,7 @@ def request_of(entries: Iterable[Entry], resource: Mapping[str, str], version: s
     )
 
 
-def _record(entry: Entry) -> dict[str, Any]:
-    record = readable(entry.record)
+def _record(at: int, record: Record) -> dict[str, Any]:
     is_printed = record.level in STREAMS
     own = {
         "grape.app": record.app,
@@ -48,8 +48,8 @@ def _record(entry: Entry) -> dict[str, Any]:
         "log.iostream": record.level if is_printed else "",
     }
     return {
-        "timeUnixNano": str(entry.at),
-        "observedTimeUnixNano": str(entry.at),
+        "timeUnixNano": str(at),
+        "observedTimeUnixNano": str(at),
         "severityNumber": _SEVERITY.get(record.level, 9),
         "severityText": "" if is_printed else record.level.upper(),
         "body": {"stringValue": record.text},

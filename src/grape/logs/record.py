@@ -85,7 +85,7 @@ def line_of(record: Record, *, is_json: bool) -> str:
         return escaped(json_of(record))
     who = f"{record.slot} {record.worker}" if record.slot else record.worker or record.part
     level = "" if record.level in STREAMS or (record.part != "app" and record.level == "info") else record.level.upper()
-    fields = msgspec.json.encode(record.fields).decode() if record.fields else ""
+    fields = msgspec.json.encode(_readable(record.fields)).decode() if record.fields else ""
     where = f"{record.app}: {who}" if record.app else who
     words = filter(None, (level, record.text, fields))
     return escaped(f"{record.time} [{where}] {' '.join(words)}", "\t")

@@ -13,7 +13,7 @@ from typing import Final, Protocol
 from grape.logs.record import Entry
 
 MOST: Final = 10_000
-MOST_BYTES: Final = 8 << 20
+MOST_BYTES: Final = 16 << 20
 """Records, and about so many bytes of them, that wait for one who takes them."""
 AT_ONCE: Final = 500
 PATIENCE: Final = 2.0

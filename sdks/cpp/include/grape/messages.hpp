@@ -18,7 +18,7 @@ inline constexpr std::int64_t protocol_version = 1;
 inline constexpr std::size_t max_frame = 96U << 20U;
 
 namespace tag {
-inline constexpr std::int64_t welcome = 1, assign = 2, revoke = 3, work = 4, values = 5, drain = 6, peers_changed = 7, leased = 9;
+inline constexpr std::int64_t welcome = 1, assign = 2, revoke = 3, work = 4, values = 5, drain = 6, peers_changed = 7, leased = 9, levels_changed = 11;
 inline constexpr std::int64_t hello = 32, refusal = 33, ask = 34, announce = 35, beat = 36, stuck = 37, result = 38, lease = 40;
 }  // namespace tag
 
@@ -72,6 +72,16 @@ inline std::vector<std::pair<std::string, std::string>> read_pairs(Reader& reade
   return out;
 }
 
+/// How much handlers log, by node.
+inline std::vector<std::pair<std::string, std::string>> read_levels(Reader& reader) {
+  std::vector<std::pair<std::string, std::string>> out;
+  for (std::uint32_t left = reader.map(); left > 0; --left) {
+    std::string node(reader.text());
+    out.emplace_back(std::move(node), std::string(reader.text()));
+  }
+  return out;
+}
+
 /// Other apps of the server, with the events that they listen to.
 inline Peers read_peers(Reader& reader) {
   Peers out;
@@ -98,6 +108,7 @@ struct Welcome {
   double heartbeat_timeout = 30.0;
   std::optional<TopologySpec> topology;
   Peers peers;
+  std::vector<std::pair<std::string, std::string>> levels;
 
   explicit Welcome(Reader& reader) {
     Fields fields(reader);
@@ -115,6 +126,8 @@ struct Welcome {
     if (fields.next()) reader.skip();  // concurrency: of async slots
     if (fields.next() && !reader.nil()) topology = read_topology(reader);
     if (fields.next()) peers = read_peers(reader);
+    if (fields.next()) reader.skip();  // namespaces of objects
+    if (fields.next()) levels = read_levels(reader);
     fields.done();
   }
 };
@@ -128,6 +141,19 @@ struct PeersChanged {
     fields.next();  // the tag
     reader.skip();
     if (fields.next()) peers = read_peers(reader);
+    fields.done();
+  }
+};
+
+/// Handlers log as much as this from now on.
+struct LevelsChanged {
+  std::vector<std::pair<std::string, std::string>> levels;
+
+  explicit LevelsChanged(Reader& reader) {
+    Fields fields(reader);
+    fields.next();  // the tag
+    reader.skip();
+    if (fields.next()) levels = read_levels(reader);
     fields.done();
   }
 };
@@ -318,6 +344,7 @@ struct Work {
   std::vector<Named> named;
   std::int64_t context_base = 0;
   std::unordered_map<std::int64_t, std::int64_t> deadlines;
+  std::unordered_map<std::int64_t, std::string> traced;  ///< ids of traces
 
   explicit Work(Reader& reader) {
     Fields fields(reader);
@@ -341,6 +368,12 @@ struct Work {
       for (std::uint32_t left = reader.map(); left > 0; --left) {
         const std::int64_t context = reader.integer();
         deadlines[context] = reader.integer();
+      }
+    }
+    if (fields.next()) {
+      for (std::uint32_t left = reader.map(); left > 0; --left) {
+        const std::int64_t context = reader.integer();
+        traced[context] = std::string(reader.text().substr(0, 32));
       }
     }
     fields.done();
@@ -373,8 +406,8 @@ Buffer hello_frame(std::int64_t pid, const Nodes& nodes, const Slots& slots) {
   pack_int(frame, pid);
   pack_str(frame, "cpp");
   pack_topology(frame, nodes, slots);
-  pack_array(frame, 7);
-  for (const auto* capability : {"partition", "cache", "chain", "timers", "calls", "peers", "rates"}) pack_str(frame, capability);
+  pack_array(frame, 8);
+  for (const auto* capability : {"partition", "cache", "chain", "timers", "calls", "peers", "rates", "logs"}) pack_str(frame, capability);
   close_frame(frame);
   return frame;
 }
