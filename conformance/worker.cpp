@@ -216,6 +216,13 @@ int main(int argc, char** argv) {
   });
   worker.slot("unknown", Slot("Unknown"), [](Event& event) { event.emit("nowhere", event.data()); });
   worker.slot("say", Slot("Say"), [](Event& event) { grape::log("info", event.as<std::string>()); });
+  const auto note = [](Event& event) {
+    const auto parts = event.as<std::vector<grape::Value>>();
+    const auto* fields = parts[2].get_if<grape::Value::Map>();
+    grape::log(parts[0].as<std::string>(), parts[1].as<std::string>(), fields == nullptr ? grape::Value::Map() : *fields);
+  };
+  worker.slot("note", Slot("Note"), note);
+  worker.slot("mutter", Slot("Mutter"), note);
   worker.slot("die", Slot("Die"), [](Event&) { _exit(3); });
   return worker.run();
 }

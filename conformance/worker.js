@@ -1,7 +1,7 @@
 // The conformance app in JavaScript: docs/conformance.md says what each node does.
 "use strict";
 
-const { CallFailed, NoAnswer, Worker } = require("grape-worker");
+const { CallFailed, NoAnswer, Worker, log } = require("grape-worker");
 
 const worker = new Worker();
 
@@ -125,5 +125,7 @@ worker.slot("sleep", { node: "Sleep", timeout: 1 }, (event) => {
 });
 worker.slot("unknown", { node: "Unknown" }, (event) => event.emit("nowhere", event.data));
 worker.slot("say", { node: "Say" }, (event) => console.log(event.data));
+worker.slot("note", { node: "Note" }, (event) => log(...event.data));
+worker.slot("mutter", { node: "Mutter" }, (event) => log(...event.data));
 worker.slot("die", { node: "Die" }, () => process.kill(process.pid, "SIGKILL"));
 worker.run();

@@ -143,6 +143,8 @@ node(kept => 'Kept', \&keep);
 node(sleep => 'Sleep', sub { my ($event) = @_; sleep $event->data; $event->emit(out => $event->data) }, timeout => 1);
 node(unknown => 'Unknown', sub { my ($event) = @_; $event->emit(nowhere => $event->data) });
 node(say => 'Say', sub { my ($event) = @_; print $event->data, "\n" });
+node(note => 'Note', sub { my ($event) = @_; $event->log(@{ $event->data }) });
+node(mutter => 'Mutter', sub { my ($event) = @_; $event->log(@{ $event->data }) });
 node(die => 'Die', sub { require POSIX; POSIX::_exit(3) });
 
 exit $worker->run;

@@ -1,4 +1,4 @@
-"""Collectors of traces, for tests: one that is strict, and a real one if it can be built here."""
+"""Collectors of traces and logs, for tests: one that is strict, and a real one if it can be built here."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from google.protobuf import json_format
+from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
 ROOT = Path(__file__).parents[1]
@@ -27,6 +28,7 @@ class Strict:
 
     def __init__(self) -> None:
         self.spans: list[Any] = []
+        self.records: list[Any] = []
         self.resources: list[dict[str, str]] = []
         self.problems: list[str] = []
         self.headers: list[dict[str, str]] = []
@@ -58,7 +60,11 @@ class Strict:
     def take(self, path: str, media: str, body: bytes) -> int:
         """As whatever collector: ids in JSON are hexadecimal there, base64 in all other protobuf."""
         try:
-            assert (path, media) == ("/v1/traces", "application/json")
+            assert media == "application/json"
+            if path == "/v1/logs":
+                self._take_logs(body.decode())
+                return 200
+            assert path == "/v1/traces"
             text = re.sub(r'"(traceId|spanId|parentSpanId)":"([0-9a-f]+)"', _in_base64, body.decode())
             found = json_format.Parse(text, ExportTraceServiceRequest())
             for resource in found.resource_spans:
@@ -74,6 +80,17 @@ class Strict:
             self.problems.append(f"{e!r}: {body[:1000]!r}")
             return 400
         return 200
+
+    def _take_logs(self, text: str) -> None:
+        text = re.sub(r'"(traceId)":"([0-9a-f]+)"', _in_base64, text)
+        for resource in json_format.Parse(text, ExportLogsServiceRequest()).resource_logs:
+            self.resources.append({each.key: each.value.string_value for each in resource.resource.attributes})
+            for scope in resource.scope_logs:
+                for record in scope.log_records:
+                    assert len(record.trace_id) in (0, 16)
+                    assert 0 < record.time_unix_nano == record.observed_time_unix_nano
+                    assert 1 <= record.severity_number <= 24
+                    self.records.append(record)
 
     def close(self) -> None:
         self._server.shutdown()
@@ -118,7 +135,7 @@ receivers: {{otlp: {{protocols: {{http: {{endpoint: "127.0.0.1:{port}"}}}}}}}}
 exporters: {{debug: {{verbosity: detailed}}}}
 service:
   telemetry: {{metrics: {{level: none}}}}
-  pipelines: {{traces: {{receivers: [otlp], exporters: [debug]}}}}
+  pipelines: {{traces: {{receivers: [otlp], exporters: [debug]}}, logs: {{receivers: [otlp], exporters: [debug]}}}}
 """
     )
     said = place / "collector.said"

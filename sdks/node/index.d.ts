@@ -186,6 +186,16 @@ export class Worker {
   run(): void;
 }
 
+export type Level = "debug" | "info" | "warning" | "error" | "critical";
+
+/**
+ * A line for the log, as said by the node that runs, with the ids of its event and of the trace of that. `fields`: plain
+ * values beside the text. What is below the level that an operator has set is not made.
+ */
+export function log(level: Level, text: unknown, fields?: Record<string, unknown>): void;
+/** Whether a record of this level is wanted: where it costs something to make its text. */
+export function logs(level: Level): boolean;
+
 /** A msgpack extension that JavaScript has no type for. */
 export class Ext {
   constructor(type: number, data: Uint8Array);

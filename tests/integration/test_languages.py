@@ -53,7 +53,7 @@ LACKS: Final = {
     "python": {"base"},
     "node": {"base"},
     "cpp": {"base"},
-    "ruby": {"timers", "calls", "peers", "objects"},
+    "ruby": {"timers", "calls", "peers", "objects", "logs"},
     "lines": {"base", "calls"},
 }
 """Chapters about a capability that the speaker does not have; of messages: `lines` has none."""
@@ -76,7 +76,7 @@ def test_every_speaker_conforms(speaker: str, chapter: str, sdk_env: dict[str, s
 def test_the_table_of_capabilities_says_what_is_tested() -> None:
     """docs/languages.md, beside LACKS: "no" is what a speaker lacks."""
     columns = ("python", "node", "cpp", None, "perl", "lines")  # C has what C++ has, or says "no"
-    for chapter in ("timers", "calls", "peers", "rates", "objects", "chain"):
+    for chapter in ("timers", "calls", "peers", "rates", "objects", "logs", "chain"):
         (row,) = re.findall(rf"^\| `{chapter}`: .*$", (ROOT / "docs" / "languages.md").read_text(), re.MULTILINE)
         said = [cell.strip() == "no" for cell in row.strip("|").split("|")[1:]]
         for speaker, is_lacking in zip(columns, said, strict=True):

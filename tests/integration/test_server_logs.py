@@ -6,10 +6,13 @@ import asyncio
 import json
 import os
 import signal
+import socket
 import sys
 from pathlib import Path
 from typing import Any
 
+import otlp
+from command import grape
 from grape.server.log import AppLog, LogKind
 from grape.server.telling import listen
 from serving import serving, until, write_app
@@ -100,3 +103,47 @@ def test_a_log_is_turned_over(tmp_path: Path) -> None:
     for part in tmp_path.iterdir():
         assert all(record["app"] == "a" for record in records(part))
         assert "\x1b" not in part.read_text()
+
+
+def test_records_go_wherever_the_server_says_and_whoever_is_away_stops_nobody(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    with (
+        socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as journal,
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as syslog,
+        otlp.strict() as collector,
+    ):
+        journal.bind(str(tmp_path / "journal"))
+        syslog.bind(("127.0.0.1", 0))
+        collector.status = 503
+        env = {
+            "OTEL_EXPORTER_OTLP_ENDPOINT": collector.url,
+            "OTEL_TRACES_EXPORTER": "none",
+            "GRAPE_SERVER_LOG_JOURNALD": str(tmp_path / "journal"),
+        }
+        url = f"udp://127.0.0.1:{syslog.getsockname()[1]}"
+        options = ("--log-to", "console,journald,syslog,otlp", "--log-syslog", url, "--log-format", "json")
+        with serving(home, *options, env=env) as server:
+            server.grape("app", "deploy", write_app(tmp_path / "loud", LOUD))
+            server.grape("emit", "loud@say", '"fail"', "--id", "e17")
+            for taker in (journal, syslog):
+                taker.settimeout(60)
+                while b"logged fail" not in (message := taker.recv(1 << 16)):
+                    pass
+                assert b"e17" in message
+            until(lambda: any(r["text"] == "logged fail" and r["event"] == "e17" for r in records(server.said)))
+            until(lambda: any("takes no records: it answers 503" in r["text"] for r in records(server.said)))
+            collector.status = 0
+            until(lambda: any(each.body.string_value == "logged fail" for each in collector.records), 90)
+            assert collector.problems == []
+            assert not (home / "apps" / "loud" / "log" / "app.log").exists()
+            server.grape("app", "logs", "loud", code=2)
+
+
+def test_a_server_does_not_start_without_what_it_is_to_log_to(tmp_path: Path) -> None:
+    for words, text in (
+        (["--log-to", "otlp"], "OTEL_EXPORTER_OTLP_ENDPOINT"),
+        (["--log-to", "paper"], "file, console, syslog, journald, otlp"),
+        (["--log-syslog", "h:514"], "udp://HOST:514"),
+    ):
+        done = grape("serve", tmp_path / "home", "--no-http", *words)
+        assert (done.returncode, text in done.stderr) == (2, True), done.stderr

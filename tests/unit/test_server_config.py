@@ -34,6 +34,8 @@ def test_every_setting_has_a_variable_and_a_place_in_the_schema(tmp_path: Path) 
     given = {
         "listen": "1.2.3.4:5",
         "log-format": "json",
+        "log-to": "syslog",
+        "log-syslog": "udp://h:1",
         "tls-certificate": "c",
         "tls-key": "k",
         "repository": "file:///r",

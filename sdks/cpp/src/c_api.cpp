@@ -305,6 +305,19 @@ void grape_progress(grape_event* event) { event->event.progress(); }
 
 void grape_log(const char* level, const char* text) { grape::log(or_empty(level), or_empty(text)); }
 
+void grape_log_fields(const char* level, const char* text, const void* fields, size_t size) {
+  grape::Value::Map map;
+  if (fields != nullptr) {
+    read(fields, size, [&](grape::detail::Reader& reader) {
+      const auto value = grape::Codec<grape::Value>::unpack(reader);
+      if (const auto* found = value.get_if<grape::Value::Map>()) map = *found;
+    });
+  }
+  grape::log(or_empty(level), or_empty(text), map);
+}
+
+int grape_logs(const char* level) { return grape::logs(or_empty(level)) ? 1 : 0; }
+
 int grape_read_int(const void* data, size_t size, int64_t* value) {
   return read(data, size, [&](grape::detail::Reader& reader) { *value = reader.integer(); });
 }

@@ -133,7 +133,9 @@ TEST_CASE("setup, teardown and configuration") {
   engine.drain();
   CHECK(engine.wait() == 0);
   CHECK(engine.printed() ==
-        "\x1Ewarning\x1EN\x1Ein it\n\x1Einfo\x1E\x1E"
+        "\x1Ewarning\x1EN\x1F"
+        "id-1-0"
+        "\x1Ein it\n\x1Einfo\x1E\x1E"
         "bye\n\x1Einfo\x1E\x1E"
         "bye\n");
 }

@@ -7,6 +7,7 @@ const { Effects } = require("./effects");
 const { BadPayload, BadState, HandlerError, Suspended } = require("./errors");
 const { Event, OVER } = require("./event");
 const { blame } = require("./failures");
+const { said } = require("./logs");
 const messages = require("./messages");
 const { Access } = require("./objects");
 const { Part } = require("./part");
@@ -23,6 +24,10 @@ const { Unit } = require("./unit");
  * `link`: `send(frame)`, `ask(frame)`, which promises the values of the answer, and `waitUntil(done)`: see `Access`.
  */
 class Core {
+  /** Of what runs synchronously. */
+  #part;
+  #source;
+
   constructor(declaration, link, watch) {
     this.declaration = declaration;
     this.link = link;
@@ -33,11 +38,31 @@ class Core {
     this.units = new Map();
     /** The node that runs synchronously right now, "" for none. */
     this.speaker = "";
+    this.#part = null;
+    this.#source = null;
     this.frame = new messages.Frame(1 << 16);
     /** Where the effects of the running root event begin; where nodes chain, of the running event. */
     this.rootStart = 0;
     /** Whether nodes of this worker chain. */
     this.hasChains = false;
+  }
+
+  /** Events of `source` run at a node; `leave` says that they are over. */
+  enter(part, unit, source) {
+    this.speaker = unit.node;
+    this.#part = part;
+    this.#source = source;
+  }
+
+  leave() {
+    this.speaker = "";
+    this.#source = null;
+  }
+
+  /** By whom something is said: the node that runs synchronously, and the event and its trace behind it; "": by none. */
+  who() {
+    if (this.#source === null) return this.speaker;
+    return said(this.speaker, this.#part, this.#source, this.watch.index);
   }
 
   welcome(message, ownTopology) {

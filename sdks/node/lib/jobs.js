@@ -7,6 +7,7 @@ const { replaced } = require("./core");
 const { tooMuch } = require("./pending");
 const { OVER } = require("./event");
 const { Job, JobPending, Root } = require("./job");
+const { said } = require("./logs");
 const messages = require("./messages");
 const { Retries } = require("./retries");
 const { RetrySource, RootSource } = require("./sources");
@@ -84,6 +85,12 @@ class JobPool {
   static speaker() {
     const job = running.getStore();
     return job === undefined || job.isOver ? "" : job.unit.node;
+  }
+
+  /** The same, with its event and the trace of that. */
+  static who() {
+    const job = running.getStore();
+    return job === undefined || job.isOver ? "" : said(job.unit.node, job.part, job.source, job.index);
   }
 
   work(message) {
@@ -524,13 +531,13 @@ class JobPool {
   /** Run a synchronous handler; returns what `run` does. */
   #watched(part, unit, source, index, run) {
     const core = this.#core;
-    core.speaker = unit.node;
+    core.enter(part, unit, source);
     core.watch.begin(part, unit, source, index, index + 1);
     try {
       return run();
     } finally {
       core.watch.end();
-      core.speaker = "";
+      core.leave();
     }
   }
 

@@ -10,7 +10,7 @@ const { Progress } = require("./progress");
 const VERSION = 1;
 const MAX_FRAME = 96 << 20;
 
-const TAG = { welcome: 1, assign: 2, revoke: 3, work: 4, values: 5, drain: 6, peersChanged: 7, leased: 9, fetched: 10 };
+const TAG = { welcome: 1, assign: 2, revoke: 3, work: 4, values: 5, drain: 6, peersChanged: 7, leased: 9, fetched: 10, levelsChanged: 11 };
 const HELLO = 32;
 const REFUSAL = 33;
 const ASK = 34;
@@ -68,6 +68,8 @@ function decode(bytes) {
       const shown = items.map(([key, item]) => [key, storedOf(item)]);
       return { kind: "fetched", id, stored: stored && storedOf(stored), data, items: shown, position, error };
     }
+    case TAG.levelsChanged:
+      return { kind: "levels", levels: fields[1] };
     default:
       throw new ProtocolError(`a message with the unknown tag ${String(fields[0])}`);
   }
@@ -91,6 +93,7 @@ function welcome(fields) {
     topology: fields[11] ?? null,
     peers: fields[12] ?? {},
     namespaces: new Map(Object.entries(fields[13] ?? {})),
+    levels: fields[14] ?? {},
   };
 }
 
@@ -107,7 +110,7 @@ function isFetched(frame) {
 }
 
 function work(fields) {
-  const [, partition, epoch, seq, batches = [], retries = [], careful = false, named = [], contextBase = 0, due] =
+  const [, partition, epoch, seq, batches = [], retries = [], careful = false, named = [], contextBase = 0, due, traced] =
     fields;
   return {
     kind: "work",
@@ -120,6 +123,7 @@ function work(fields) {
     named: named.map(([id, node, kind, text, death, trace = ""]) => ({ id, node, kind, text, death, trace })),
     contextBase,
     deadlines: due instanceof Map ? due : null,
+    traced: traced instanceof Map ? traced : null,
   };
 }
 
@@ -157,7 +161,7 @@ function hello(pid, topology) {
   frame.int(pid);
   frame.str("javascript");
   frame.value(topology);
-  frame.value(["partition", "cache", "chain", "timers", "calls", "peers", "rates", "objects"]);
+  frame.value(["partition", "cache", "chain", "timers", "calls", "peers", "rates", "objects", "logs"]);
   return frame.finish();
 }
 

@@ -2,6 +2,9 @@
 
 const { StateTable } = require("./state");
 
+/** Digits of the id of a trace. */
+const TRACE = 32;
+
 /** A partition that is assigned to this worker, with what the worker knows of it. */
 class Part {
   constructor({ partition, epoch, held, empty, chainNew }, maxEvent) {
@@ -25,14 +28,20 @@ class Part {
     this.written = new Map();
     /** Of contexts that have one, by number: wall time in microseconds. */
     this.deadlines = new Map();
+    /** Of contexts of traced events, by number: the id of the trace. */
+    this.traced = new Map();
     /** Works that are begun and not ended. */
     this.works = 0;
   }
 
   /** A work begins. Contexts are numbered anew when none is out. */
   begin(work) {
-    if (!work.contextBase) this.deadlines = new Map();
+    if (!work.contextBase) {
+      this.deadlines = new Map();
+      this.traced = new Map();
+    }
     if (work.deadlines !== null) for (const [number, at] of work.deadlines) this.deadlines.set(number, at);
+    if (work.traced !== null) for (const [number, at] of work.traced) this.traced.set(number, at.slice(0, TRACE));
   }
 
   locked(node) {

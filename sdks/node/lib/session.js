@@ -4,6 +4,7 @@ const { Core } = require("./core");
 const { GrapeError, ProtocolError } = require("./errors");
 const { userStack } = require("./failures");
 const { JobPool } = require("./jobs");
+const { setLevels } = require("./logs");
 const messages = require("./messages");
 const output = require("./output");
 const { Inbox, writeAll } = require("./socket");
@@ -46,7 +47,10 @@ class Session {
   /** Say hello, and serve the engine from then on. */
   start() {
     this.#topology = this.#worker.declaration.topology();
-    output.install(() => JobPool.speaker() || this.#core.speaker);
+    output.install(
+      () => JobPool.speaker() || this.#core.speaker,
+      () => JobPool.who() || this.#core.who(),
+    );
     this.#send(messages.hello(process.pid, this.#topology));
     this.#inbox = new Inbox(this.#fd, {
       got: (bytes) => this.#received(messages.decode(bytes)),
@@ -127,6 +131,9 @@ class Session {
       case "peers":
         this.#core.routing.changePeers(message.peers);
         return;
+      case "levels":
+        setLevels(message.levels);
+        return;
       case "drain":
         this.#drain().catch((error) => this.fail(error));
         return;
@@ -137,6 +144,7 @@ class Session {
     if (message.version !== messages.VERSION) {
       throw new ProtocolError(`the engine speaks protocol ${message.version}, this worker ${messages.VERSION}`);
     }
+    setLevels(message.levels);
     this.#core.welcome(message, this.#topology);
     this.#watch.start(this.#fd, message.heartbeat / 6, this.#parent); // before the setup: Grape may end meanwhile
     const failed = (error) => this.fail(error);

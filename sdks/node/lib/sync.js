@@ -248,7 +248,7 @@ class SyncPool {
     const { index } = source.run;
     const slots = unit.slotsOf(source.run);
     const mayBeLost = core.mayBeLost(part, source);
-    core.speaker = unit.node;
+    core.enter(part, unit, source);
     watch.begin(part, unit, source, start, end);
     try {
       for (let i = start; i < end; i++) {
@@ -264,7 +264,7 @@ class SyncPool {
       return end;
     } finally {
       watch.end();
-      core.speaker = "";
+      core.leave();
     }
   }
 
@@ -301,13 +301,13 @@ class SyncPool {
     }
     if (core.isBehind(part, effects, unit, slot, source, index)) return false;
     if (careful !== null) core.link.send(messages.announce(part.number, part.epoch, id, unit.node));
-    core.speaker = unit.node;
+    core.enter(part, unit, source);
     core.watch.begin(part, unit, source, index, index + 1);
     try {
       return core.runOne(part, effects, unit, slot, source, index, data, entry);
     } finally {
       core.watch.end();
-      core.speaker = "";
+      core.leave();
     }
   }
 

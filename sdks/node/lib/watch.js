@@ -152,6 +152,11 @@ class Watch {
     this.cells[CELLS.index] = index;
   }
 
+  /** Which one runs, of those. */
+  get index() {
+    return this.cells[CELLS.index];
+  }
+
   end() {
     this.cells[CELLS.running] = 0;
   }

@@ -123,9 +123,9 @@ describe("nodes", () => {
       [seen.attempt, seen.created, seen.hops, seen.name, seen.key, seen.isDate, hops],
       [1, new Date(1_700_000_000_000), 0, "meta", "k", true, 1],
     );
-    await engine.said("output", /^\x1e\x1eMeta\x1eseen by me$/m); // eslint-disable-line no-control-regex
-    await engine.said("output", /^\x1e\x1eMeta\x1e日本$/m); // eslint-disable-line no-control-regex
-    await engine.said("errors", /^\x1ewarning\x1eMeta\x1ecareful$/m); // eslint-disable-line no-control-regex
+    await engine.said("output", /^\x1e\x1eMeta\x1f[^\x1e]+\x1eseen by me$/m); // eslint-disable-line no-control-regex
+    await engine.said("output", /^\x1e\x1eMeta\x1f[^\x1e]+\x1e日本$/m); // eslint-disable-line no-control-regex
+    await engine.said("errors", /^\x1ewarning\x1eMeta\x1f[^\x1e]+\x1ecareful$/m); // eslint-disable-line no-control-regex
   });
 
   test("an emit goes to every pool that listens, in the partition of its key", async () => {

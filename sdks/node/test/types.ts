@@ -1,5 +1,5 @@
 // Compiled by `npm run types`, never run: that the types say what the package does.
-import { BadValue, CallFailed, Event, HandlerError, NoAnswer, Worker } from "..";
+import { BadValue, CallFailed, Event, HandlerError, NoAnswer, Worker, log, logs } from "..";
 
 const worker = new Worker();
 
@@ -23,6 +23,7 @@ worker.slot<Order, { count?: number }>("order", { node: "Orders", states: ["coun
   }
   event.emitMany("total", { keys: ["a"], data: [1] });
   event.reply({ id }, { final: false });
+  if (logs("debug")) log("debug", `order ${id}`, { id, late: false });
 });
 
 worker.slot("store", { node: "Store" }, (event) => {

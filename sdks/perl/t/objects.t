@@ -19,7 +19,7 @@ sub begin {
 sub wanted {
     my ($worker, @answer) = @_;
     my $want = $worker->hear;
-    $worker->say_to(11, @answer);
+    $worker->say_to(12, @answer);
     return $want;
 }
 

@@ -18,7 +18,7 @@ $worker->slot(b => { node => 'A', emits => 'c' }, sub { my ($e) = @_; $e->emit(a
 $worker->slot(c => { node => 'B', states => { s => 60, t => undef } }, sub { });
 PERL
     my $hello = $worker->begin;
-    is_deeply([@{$hello}[0, 1, 2, 3, 5]], [32, 1, $worker->{pid}, 'perl', [qw(base timers calls peers objects)]], 'who it is');
+    is_deeply([@{$hello}[0, 1, 2, 3, 5]], [32, 1, $worker->{pid}, 'perl', [qw(base timers calls peers objects logs)]], 'who it is');
     my $topology = $hello->[4];
     is_deeply($topology->{nodes}, [{ name => 'A', states => [{ name => 'x' }, { name => 'y' }] },
         { name => 'B', states => [{ name => 's', ttl => 60 }, { name => 't' }] }], 'its nodes');
@@ -221,7 +221,7 @@ PERL
     like($out, qr/\nteardown\nend\n\z/, 'until the end');
     my $log = $worker->errors;
     utf8::decode($log);
-    is_deeply([split /\n/, $log], ["\x1einfo\x1eA\x1e日 zwei", "\x1eerror\x1eA\x1e", ("\x1einfo\x1egröße\x1eé") x 3, "\x1einfo\x1eA\x1eé"], 'log');
+    is_deeply([split /\n/, $log], ["\x1einfo\x1eA\x1fe.0\x1e日 zwei", "\x1eerror\x1eA\x1fe.0\x1e", ("\x1einfo\x1egröße\x1fe.0\x1eé") x 3, "\x1einfo\x1eA\x1fe.0\x1eé"], 'log');
 };
 
 subtest 'the end' => sub {

@@ -17,6 +17,7 @@ from grape.authoring.loading import parse_target
 from grape.drivers.spec import Driver, HookDriver, read_driver
 from grape.errors import TopologyError, UsageError
 from grape.model.address import MAX_PARTITIONS
+from grape.model.levels import Levels, check_level
 from grape.model.names import check_namespace
 from grape.model.near import did_you_mean
 from grape.model.profile import read_profiles
@@ -30,7 +31,19 @@ APP: Final = re.compile(r"[a-z0-9]([a-z0-9_.-]{0,62}[a-z0-9])?")
 _VERSION: Final = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._+-]{0,62}[A-Za-z0-9])?")
 _VARIABLE: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
+TABLES: Final = ("env", "secrets", "pool", "config", "output", "namespaces", "driver", "log")
 _EXAMPLES: Final = {"output": 'age = "7 d"', "driver": 'kind = "timer"'}
+
+
+class Logging(Struct, frozen=True, kw_only=True):
+    """``level``: of what handlers log. ``slots``: of those nodes that have another one."""
+
+    level: str = ""
+    slots: Levels = {}
+
+    @property
+    def levels(self) -> Levels:
+        return {**({"": self.level} if self.level else {}), **self.slots}
 
 
 class Manifest(Struct, frozen=True, kw_only=True, rename="kebab"):
@@ -50,6 +63,7 @@ class Manifest(Struct, frozen=True, kw_only=True, rename="kebab"):
         output: how much of it a server keeps, by output.
         namespaces: of objects that it may use beside its own: "read" or "write", by namespace.
         driver: what a server makes events of by itself, by name.
+        log: how much its handlers log.
         trace: share of events from clients that are traced although nobody has said so; None: as the server's
             environment says ($OTEL_TRACES_SAMPLER), else none.
         trace_age, trace_size: how much is kept of what traced events did.
@@ -69,6 +83,7 @@ class Manifest(Struct, frozen=True, kw_only=True, rename="kebab"):
     output: dict[str, Keeping] = {}
     namespaces: dict[str, str] = {}
     driver: dict[str, Driver] = {}
+    log: Logging = Logging()
     trace: float | None = None
     trace_age: Duration = KEPT_SPANS.age
     trace_size: Size = KEPT_SPANS.size
@@ -106,7 +121,7 @@ def _read(found: dict[str, Any], directory: Path) -> Manifest:
     for key, example in (("name", "orders"), ("app", "orders.py")):
         if key not in found:
             raise Misfit((), f'{key} is missing; say it as in {key} = "{example}"')
-    tables = {key: _table(found, key) for key in ("env", "secrets", "pool", "config", "output", "namespaces", "driver")}
+    tables = {key: _table(found, key) for key in TABLES}
     for name, value in (*tables["env"].items(), *tables["secrets"].items()):
         table = "env" if name in tables["env"] else "secrets"
         if not _VARIABLE.fullmatch(name):
@@ -128,6 +143,7 @@ def _read(found: dict[str, Any], directory: Path) -> Manifest:
         name: guarded(("driver", name), keys, partial(read_driver, name, _keys("driver", name, keys)))
         for name, keys in tables["driver"].items()
     }
+    log = guarded(("log",), tables["log"], lambda: _logging(tables["log"]))
     rest = {key: value for key, value in found.items() if key not in tables}
     manifest = guarded((), rest, lambda: read_section(Manifest, rest, ""))
     _check(manifest)
@@ -141,6 +157,7 @@ def _read(found: dict[str, Any], directory: Path) -> Manifest:
         output=outputs,
         namespaces=tables["namespaces"],
         driver=drivers,
+        log=log,
     )
 
 
@@ -169,6 +186,19 @@ def _check_namespace(name: str, right: Any) -> None:
     check_namespace(name)
     if right not in ("read", "write"):
         raise ValueError(f'{name} is "read" or "write", not {right!r:.60}')
+
+
+def _logging(table: dict[str, Any]) -> Logging:
+    """
+    Raises:
+        ValueError: something in it cannot be.
+    """
+    found = read_section(Logging, table, "log")
+    if "level" in table:
+        check_level(found.level, "log.level")
+    for node, level in found.slots.items():
+        check_level(level, f"log.slots.{node}")
+    return found
 
 
 def _secret(name: str, value: Any) -> Secret:

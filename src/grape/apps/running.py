@@ -68,6 +68,7 @@ def options_of(
         env={**manifest.env, **secrets_of(manifest, path, environment)},
         code=f"version {manifest.version}",
         namespaces=manifest.namespaces,
+        levels=manifest.log.levels,
         traced=share_of(environment) if manifest.trace is None else manifest.trace,
         spans=Keeping(age=manifest.trace_age, size=manifest.trace_size),
         max_size=MAX_SIZE if manifest.max_size is None else int(manifest.max_size),

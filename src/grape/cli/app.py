@@ -26,12 +26,14 @@ from grape.client.launching import fork_engine, launcher
 from grape.client.session import Session
 from grape.drivers.told import DriverInfo
 from grape.errors import GrapeError, UsageError
+from grape.model.levels import level_of
 from grape.model.plural import counted
 from grape.protocol.trial import Trial
 from grape.remote.uploading import Deployer
 from grape.server.home import Home, check_name
 from grape.server.hosted import AppInfo
-from grape.server.supervisor import Change, Named, Remove, Upload, Uploaded
+from grape.server.levels import LevelInfo
+from grape.server.supervisor import Change, Level, Named, Remove, Upload, Uploaded
 
 app = typer.Typer(
     help="Apps as directories with a grape.toml; and those that a server hosts.",
@@ -235,6 +237,35 @@ def pause(name: Name, home: HomeOption = None) -> None:
 def resume(name: Name, home: HomeOption = None) -> None:
     """Let an app that is paused go on."""
     put(_line(told(home, "resume", Named(name), AppInfo)))
+
+
+@app.command("level")
+def level(
+    name: Name,
+    wanted: Annotated[
+        str,
+        typer.Argument(metavar="[LEVEL]", help="debug, info, warning, error, critical; default: as the app says."),
+    ] = "",
+    home: HomeOption = None,
+    slot: Annotated[str, typer.Option("--slot", metavar="NODE", help="Of the handlers of this node alone.")] = "",
+    as_json: Json = False,
+) -> None:
+    """Show how much the handlers of an app log, or change it: while it runs, and after every start and upgrade.
+
+    \b
+    grape app level orders debug --slot Stock
+    grape app level orders default --slot Stock
+    """
+    if wanted:
+        found = told(home, "level", Level(name, wanted, slot), LevelInfo)
+    else:
+        found = told(home, "levels", Named(name), LevelInfo)
+    if as_json:
+        put(msgspec.json.encode(found).decode())
+        return
+    for node in sorted({"", *found.levels} if not slot else {slot}):
+        ordered = "" if node not in found.orders else " (ordered)"
+        put(f"{node or name}: {level_of(found.levels, node)}{ordered}")
 
 
 @app.command("upgrade")

@@ -34,6 +34,7 @@ from grape.connectors.takes import parse_take, replies_to, taken_to
 from grape.errors import BadArgument, Corrupt, EngineError, GrapeError, Interrupted, StorageFailed, UsageError
 from grape.host.options import Options, check_options
 from grape.model.bound import Bound
+from grape.model.levels import read_levels
 from grape.model.names import check_namespace
 from grape.model.plural import counted
 from grape.model.topology import Limits
@@ -114,6 +115,10 @@ def run(
             metavar="NAMESPACE=URL", help="Objects of a namespace lie there, not in DIR: s3://, file:// .. Repeatable."
         ),
     ] = None,
+    log_level: Annotated[
+        list[str] | None,
+        typer.Option(metavar="[NODE=]LEVEL", help="How much handlers log: debug, info (the default) ... Repeatable."),
+    ] = None,
     max_dead: Annotated[int, typer.Option(metavar="N", min=0, help="Dead letters after which feeding stops.")] = 1000,
     max_size: Annotated[
         str | None, typer.Option(metavar="SIZE", help="How large the data may grow: 500M, 64G (the default), bytes.")
@@ -150,6 +155,7 @@ def run(
             env={**base.env, **dict(parse_env(env or ()))},
             storages=dict(parse_storage(text) for text in storage or ()),
             max_dead=max_dead,
+            levels={**base.levels, **read_levels(log_level or ())},
             wait=not no_wait,
             inline=inline,
             limits=limits,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import resource
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -12,7 +13,9 @@ import typer
 
 from grape.cli.console import say
 from grape.cli.home import home_of, or_exit
-from grape.server.config import FILE_VARIABLE, Effective, effective, here
+from grape.logs.sending import Sink
+from grape.logs.sinks import CONSOLE, FILE, sinks_of
+from grape.server.config import FILE_VARIABLE, Effective, ServerConfig, effective, here, places_of
 from grape.server.home import Home
 from grape.server.log import LogKind, ServerLog
 from grape.server.supervisor import serve as run_server
@@ -68,6 +71,13 @@ def serve(
     log_format: Annotated[
         str | None, typer.Option(metavar="text|json", help="Of the logs of apps and of the server itself.")
     ] = None,
+    log_to: Annotated[
+        str | None,
+        typer.Option(metavar="KIND,KIND", help="Where logs go: file (the default), console, syslog, journald, otlp."),
+    ] = None,
+    log_syslog: Annotated[
+        str | None, typer.Option(metavar="URL", help="udp://HOST:514, tcp://HOST:514; unix:///dev/log.")
+    ] = None,
     log_file: Annotated[
         str | None, typer.Option(metavar="FILE", help="Where the server's own log goes, instead of standard error.")
     ] = None,
@@ -87,15 +97,29 @@ def serve(
         "origins": tuple(origin) if origin else None,
         "max-package": max_package,
         "log-format": log_format,
+        "log-to": None if log_to is None else tuple(filter(None, map(str.strip, log_to.split(",")))),
+        "log-syslog": log_syslog,
         "log-file": log_file,
         "log-size": log_size,
         "log-older": log_older,
     }
     told: Effective = or_exit(lambda: effective(place.path, config, os.environ, options))
-    file = here(told.config.log_file)
-    log = or_exit(lambda: ServerLog(Path(file) if file else None, LogKind.of(told.config), say))
+    log, sinks = or_exit(lambda: _logs(told.config))
     for stranger in told.strangers:
         log.say(stranger, "warning")
     log.say(f"serving {place.path}; stop with Ctrl-C")
-    or_exit(lambda: asyncio.run(run_server(place, log.say, told.config)))
+    or_exit(lambda: asyncio.run(run_server(place, log.say, told.config, sinks)))
     log.close()
+
+
+def _logs(config: ServerConfig) -> tuple[ServerLog, Sequence[Sink]]:
+    """The server's own, and where its records and those of its apps go beside files.
+
+    Raises:
+        UsageError: one of them cannot be.
+    """
+    file = here(config.log_file)
+    is_shown = CONSOLE not in config.log_to and FILE in config.log_to
+    log = ServerLog(Path(file) if file else None, LogKind.of(config), say, is_shown=is_shown)
+    log.sinks = sinks_of(places_of(config), os.environ, log.say)
+    return log, log.sinks

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from typing import Final
 
@@ -20,13 +20,22 @@ from grape.errors import GrapeError
 from grape.host.options import Options
 from grape.model.topology import TopologySpec
 from grape.processes.output import Line
-from grape.protocol.door import Begin, Described, Open, Opened, Replies, Said, Stop, TakeReplies
+from grape.protocol.door import About, Begin, Described, Open, Opened, Replies, Said, Stop, TakeReplies
 from grape.protocol.outcomes import Outcomes, Progress
 
 _PATIENT_STOPS: Final = 2
 """After so many an engine that does not stop is killed."""
 
 Printed = Callable[[str, Line], None]
+
+_UNKNOWN: Final = About()
+
+
+def lines_of(said: Said) -> Iterator[tuple[str, Line]]:
+    """What an engine tells people, and who says it."""
+    for i, (worker, level, slot, text) in enumerate(said.lines):
+        about = said.about.get(i, _UNKNOWN)
+        yield worker, Line(level, slot, text, about.event, about.trace, about.fields)
 
 
 class Session:
@@ -69,8 +78,8 @@ class Session:
         self._stopping = threading.Lock()
 
     def _said(self, said: Said) -> None:
-        for worker, level, slot, text in said.lines:
-            self._printed(worker, Line(level, slot, text))
+        for worker, line in lines_of(said):
+            self._printed(worker, line)
 
     def notice(self, text: str) -> None:
         """A line for people."""

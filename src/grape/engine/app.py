@@ -9,6 +9,7 @@ from grape.engine.pins import Pins
 from grape.engine.telemetry import PoolStats
 from grape.model.address import PartitionId
 from grape.model.foreign import Foreign, Peers, log_of, log_to
+from grape.model.levels import Levels
 from grape.model.names import own_namespace
 from grape.model.objects import OBJECTS
 from grape.model.routing import Routing, eager_events, route
@@ -46,7 +47,8 @@ class App:
     objects that wait for other storages. ``taken``: outputs
     that have a taker. ``parts``: what workers of a pool describe, where that is not the whole of it. ``eager``: events
     that may run before they are accepted. ``peers``: the other apps of a server. ``code``: which version of it runs,
-    for people. ``traced``: share of events of clients that are traced although nobody has said so."""
+    for people. ``traced``: share of events of clients that are traced although nobody has said so. ``levels``: of what
+    handlers log."""
 
     def __init__(
         self,
@@ -65,6 +67,7 @@ class App:
         self.peers: Peers = {}
         self.code = ""
         self.traced = 0.0
+        self.levels: Levels = {}
         self.outgoing_events = 0
         self.outgoing_replies = 0
         self.outgoing_bytes = 0

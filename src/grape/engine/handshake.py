@@ -11,8 +11,9 @@ from grape.engine.pool import Pool
 from grape.engine.worker import Worker
 from grape.errors import GrapeError, ProtocolError, TopologyError
 from grape.model.foreign import Peers
+from grape.model.levels import Levels
 from grape.model.topology import without_schemas
-from grape.protocol.messages import VERSION, Hello, PeersChanged, Refusal, Welcome
+from grape.protocol.messages import VERSION, Hello, LevelsChanged, PeersChanged, Refusal, Welcome
 
 NEEDED: Final = frozenset({"partition", "cache"})
 """Capabilities that a worker has to have."""
@@ -23,6 +24,8 @@ OBJECTS: Final = "objects"
 """Its handlers read and write them."""
 PEERS: Final = "peers"
 """It emits to other apps, and hears which there are."""
+LOGS: Final = "logs"
+"""It logs as much as it is told, and with ids."""
 MAX_TEXT: Final = 16_000
 """Characters of what a worker says of its end."""
 
@@ -49,6 +52,7 @@ class Handshake:
             raise TopologyError(problem)
         worker.hears_peers = PEERS in message.capabilities
         worker.tells_spans = TRACES in message.capabilities
+        worker.hears_levels = LOGS in message.capabilities
         worker.has_objects = OBJECTS in message.capabilities
         self._welcome(worker)
 
@@ -89,6 +93,7 @@ class Handshake:
                 app.topology,
                 app.peers,
                 app.namespaces if worker.has_objects else {},
+                app.levels,
             )
         )
 
@@ -99,6 +104,14 @@ class Handshake:
             for worker in pool.workers.values():
                 if worker.hears_peers:
                     worker.link.send(PeersChanged(peers))
+
+    def change_levels(self, levels: Levels) -> None:
+        """Handlers log as much as this from now on."""
+        self._app.levels = levels
+        for pool in self._pools.values():
+            for worker in pool.workers.values():
+                if worker.hears_levels:
+                    worker.link.send(LevelsChanged(levels))
 
     def set_up(self, worker: Worker) -> None:
         """Its nodes are; until then it has no partition, for which others would have to wait."""

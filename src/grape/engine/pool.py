@@ -228,7 +228,8 @@ class Pool:
     def give(self, partition: Partition, worker: Worker) -> None:
         """The partition is the worker's, in a new epoch."""
         epoch = partition.reassign()
-        partition.spans.worker, partition.spans.are_told = worker.name, worker.tells_spans
+        spans = partition.spans
+        spans.worker, spans.are_told, spans.are_logged = worker.name, worker.tells_spans, worker.hears_levels
         self._owners[partition.number] = worker
         worker.partitions[partition.number] = partition
         worker.link.send(

@@ -44,7 +44,7 @@ class Worker:
         has_refused, has_served: it once was in that state.
         idle_since: None while it has work. processed: events.
         has_objects: its handlers read and write them. hears_peers: it is told which other apps there are.
-        tells_spans: of traced events.
+        tells_spans: of traced events. hears_levels: it is told how much to log.
         standstill: it has work, and says that it runs none; or none although its partitions have.
     """
 
@@ -69,6 +69,7 @@ class Worker:
         self.has_objects = False
         self.hears_peers = False
         self.tells_spans = False
+        self.hears_levels = False
         self.standstill = Standstill()
         self.queued: deque[int] = deque()
         self._is_queued: set[int] = set()

@@ -37,7 +37,8 @@ from grape.model.stored import KEPT
 from grape.model.topology import TopologySpec
 from grape.server.config import ServerConfig
 from grape.server.hosted import AppInfo
-from grape.server.supervisor import Change, Named
+from grape.server.levels import LevelInfo
+from grape.server.supervisor import Change, Level, Named
 
 Handler = Callable[[Request], Awaitable[Response]]
 
@@ -64,6 +65,7 @@ class Gateway:
             Route("/apps", self._apps, methods=["GET"]),
             Route("/apps/{app}", self._app, methods=["GET"]),
             *Operating(self.doors, self._access).routes(),
+            Route("/apps/{app}/level", self._level, methods=["GET"]),
             Route("/apps/{app}/readyz", self._app_ready, methods=["GET"]),
             Route("/apps/{app}/events", self._emit_several, methods=["POST"]),
             Route("/apps/{app}/answers/{id:path}", self._answer, methods=["GET"]),
@@ -74,7 +76,7 @@ class Gateway:
             WebSocketRoute("/apps/{app}/ws", Talks(self.doors, self._access).talk),
             *(
                 Route(f"/apps/{{app}}/{verb}", self._order(verb), methods=["POST"])
-                for verb in ("start", "stop", "restart", "pause", "resume", "upgrade", "rollback")
+                for verb in ("start", "stop", "restart", "pause", "resume", "level", "upgrade", "rollback")
             ),
         ]
         handlers: dict[Any, Any] = {
@@ -198,6 +200,14 @@ class Gateway:
             raise no_app(name)
         return as_json(await self.doors.ask("app", Named(name), AppInfo))
 
+    async def _level(self, request: Request) -> Response:
+        """How much its handlers log."""
+        name = request.path_params["app"]
+        self._may(request, name, "read")
+        if await self.doors.look(name) is None:
+            raise no_app(name)
+        return as_json(await self.doors.ask("levels", Named(name), LevelInfo))
+
     def _order(self, verb: str) -> Handler:
         async def order(request: Request) -> Response:
             name = request.path_params["app"]
@@ -205,12 +215,18 @@ class Gateway:
             if await self.doors.look(name) is None:
                 raise no_app(name)
             asked: object = Named(name)
+            kind: type[Any] = AppInfo
             if verb in ("upgrade", "rollback"):
                 query = request.query_params
                 asked = Change(name, query.get("version", ""), tuple(query.getlist("drop-slot")))
+            elif verb == "level":
+                asked, kind = (
+                    Level(name, request.query_params.get("level", ""), request.query_params.get("slot", "")),
+                    LevelInfo,
+                )
             asked_verb = "change" if verb == "upgrade" else verb
             who = who_asks(self._access, request)
-            return as_json(await self.doors.ask_for(who, asked_verb, asked, AppInfo))
+            return as_json(await self.doors.ask_for(who, asked_verb, asked, kind))
 
         return order
 

@@ -20,6 +20,7 @@ from grape.host.attaching import Attaching
 from grape.host.opening import Opening, Removals
 from grape.model.address import PartitionId
 from grape.model.foreign import Peers, logs_to
+from grape.model.levels import Levels
 from grape.model.objects import OBJECTS
 from grape.model.topology import Limits, TopologySpec
 from grape.model.tracing import SPANS_LOG
@@ -31,7 +32,7 @@ class Plan(Struct, frozen=True, kw_only=True):
     ``limits``: cut to what the transport holds. ``parts``: what workers of a pool describe, if that is not the whole.
     ``partitions``: of a new app, or those that there must be. ``reserve``: bytes of room at which nothing comes in any
     more. ``owned``: numbers of the partitions that this engine serves; None: all. ``peers``: other apps of its server.
-    ``code``, ``traced``, ``namespaces`` (beside its own), ``elsewhere``: see `App`.
+    ``code``, ``traced``, ``namespaces`` (beside its own), ``elsewhere``, ``levels``: see `App`.
     """
 
     topology: TopologySpec
@@ -47,6 +48,7 @@ class Plan(Struct, frozen=True, kw_only=True):
     traced: float = 0.0
     namespaces: dict[str, str] = {}
     elsewhere: frozenset[str] = frozenset()
+    levels: Levels = {}
 
 
 class Assembled(Struct, frozen=True):
@@ -92,7 +94,7 @@ class Assembler:
         app = App(record, plan.topology, limits, plan.parts)
         app.peers, app.code, app.traced = plan.peers, plan.code, plan.traced
         app.namespaces |= {name: right for name, right in plan.namespaces.items() if name not in app.namespaces}
-        app.elsewhere = plan.elsewhere
+        app.elsewhere, app.levels = plan.elsewhere, plan.levels
         claims = await opening.claim(_owned(plan, app))
         engine = self._engine = Engine(app, around, plan.sizes, claims, plan.reserve)
         engine.arrived(opening.missed)

@@ -11,7 +11,7 @@ from typing import Final, cast
 from grape.errors import GrapeError, ProtocolError
 from grape.host.house import House, Visitor
 from grape.processes.output import Line
-from grape.protocol.door import Batches, Failed, FromClient, FromEngine, Said
+from grape.protocol.door import About, Batches, Failed, FromClient, FromEngine, Said
 from grape.protocol.framing import SEND_BUFFER, FrameBuffer, Piece, batches_frame, client_frames, frame, joined
 from grape.protocol.place import DOOR, door_of
 
@@ -93,7 +93,8 @@ class Connection(asyncio.BufferedProtocol):
         if self._cut_lines:
             lines.insert(0, ("engine", "stderr", "", f"({self._cut_lines:,} lines were cut: nobody read them in time)"))
             self._cut_lines = 0
-        self.say(Said(lines, {len(lines) - 1: (line.event, line.trace)} if line.trace else {}))
+        about = About(line.event, line.trace, line.fields)
+        self.say(Said(lines, {len(lines) - 1: about} if line.event or line.fields else {}))
 
     def get_buffer(self, sizehint: int) -> memoryview:
         return memoryview(bytearray(_READ)) if self._is_deaf else self._frames.buffer()

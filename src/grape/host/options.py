@@ -16,6 +16,7 @@ from grape.errors import BadArgument, GrapeError
 from grape.model.address import MAX_PARTITIONS
 from grape.model.bound import Bound
 from grape.model.foreign import Peers
+from grape.model.levels import Levels, check_level
 from grape.model.names import check_namespace
 from grape.model.near import did_you_mean
 from grape.model.profile import Profile
@@ -91,6 +92,10 @@ class Options(Struct, kw_only=True):
     """How much is kept of what traced events did."""
     is_paused: bool = False
     """Nothing is handed to workers until somebody says so at the door."""
+    levels: Levels = {}
+    """How much handlers log, as the app says."""
+    level_orders: Levels = {}
+    """The same as its operator says, who goes before; of nodes that there are not it counts for nothing."""
 
 
 def check_options(options: Options) -> Options:
@@ -110,6 +115,7 @@ def check_options(options: Options) -> Options:
     options.config = _config(options.config)
     options.env = _env(options.env)
     options.storages = _storages(options.storages)
+    options.levels = _levels(options.levels)
     options.workers = _number(options.workers, "workers=", 0, MAX_WORKERS, "0: one a core")
     if options.partitions is not None:
         options.partitions = _number(options.partitions, "partitions=", 1, MAX_PARTITIONS)
@@ -147,6 +153,14 @@ def _storages(value: object) -> dict[str, Bound]:
             )
         found[name] = bound
     return found
+
+
+def _levels(value: object) -> Levels:
+    """Also one for all: "debug"."""
+    if isinstance(value, str):
+        return {"": check_level(value, "log_level=")}
+    found = mapping_of(value, "log_level=", '{"Count": "debug"}, or a level of all', "")
+    return {node: check_level(level, "log_level=") for node, level in found.items()}
 
 
 def path_of(value: object, what: str) -> str:
@@ -217,8 +231,9 @@ def check_names(what: str, names: Iterable[str], known: Collection[str], no_such
             raise BadArgument(f"{what}: {no_such} {name!r}; {did_you_mean(name, known, others)}")
 
 
-def mapping_of(value: object, what: str, example: str) -> dict[str, Any]:
-    """
+def mapping_of(value: object, what: str, example: str, *others: str) -> dict[str, Any]:
+    """``others``: that are names as well.
+
     Raises:
         BadArgument: it is no mapping from text.
     """
@@ -227,7 +242,7 @@ def mapping_of(value: object, what: str, example: str) -> dict[str, Any]:
     if not isinstance(value, Mapping):
         raise BadArgument(f"{what} is a dictionary, such as {example}, not {shown(value)}")
     for key in value:
-        if type(key) is not str or not key:
+        if type(key) is not str or not (key or key in others):
             raise BadArgument(f"{what} is a dictionary by names, such as {example}; {shown(key)} is no name")
     return dict(value)
 

@@ -45,8 +45,9 @@ from grape.host.streams import Streams
 from grape.host.tails import Tails
 from grape.host.telling import Teller
 from grape.host.trial import Trials
-from grape.host.verbs import answers, counts_of, pausing, telemetry
+from grape.host.verbs import answers, counts_of, logging, pausing, telemetry
 from grape.model.bound import Bound
+from grape.model.levels import check_nodes, ordered
 from grape.model.names import own_namespace
 from grape.model.near import did_you_mean, no_such
 from grape.model.topology import DEFAULT_POOL, TopologySpec
@@ -170,6 +171,8 @@ class Run:
         described = await describe(options, self._kept, self._code, self._workers)
         self._host.check_begun()
         _check_pools(options.profiles, described.topology)
+        check_nodes(options.levels, [node.name for node in described.topology.nodes])
+        self._workers.levels = ordered(options.levels, options.level_orders)
         await self._workers.prepare(described.apart)
         self._house.verbs.update(Trials(Path(self._directory.path), described.topology, self._workers).verbs())
         self._house.described(described.topology)
@@ -232,6 +235,7 @@ class Run:
             traced=options.traced,
             namespaces=options.namespaces,
             elsewhere=frozenset(self._bound(described)),
+            levels=self._workers.levels,
         )
 
     def _connect(self, assembled: Assembled, described: Described) -> Serving:
@@ -248,6 +252,7 @@ class Run:
         self._house.verbs.update(telemetry(engine, self._streams, self._workers.pids))
         self._house.verbs.update(answers(engine, self._house.fan))
         self._house.verbs.update(pausing(pause))
+        self._house.verbs.update(logging(engine, self._workers, self.options.levels))
         self._house.verbs.update(objects(engine, self._bound(described)))
         pause.set(self.options.is_paused)
         tails = Tails(app, engine.transport, engine.on_arrival, self._host, self._clock)

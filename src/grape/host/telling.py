@@ -33,8 +33,9 @@ class Teller:
         if len(lines) > 1:
             hint = hint_for(failed.trace, os.environ, sys.path)
             lines += [hint] if hint else []
+        event = failed.id if len(lines) > 1 else ""  # else it is about many
         for line in lines:
-            self._printed(worker, Line("error", failed.node, line))
+            self._printed(worker, Line("error", failed.node, line, event))
 
     def finish(self) -> None:
         """How many more there were of each kind."""

@@ -16,9 +16,11 @@ from grape.host.house import Verb
 from grape.host.readers import ReplyFan
 from grape.host.streams import Say, Streams
 from grape.model.address import MAX_ID_BYTES
+from grape.model.levels import Levels, check_level, ordered
 from grape.model.stored import KEPT, KEPT_BRIEFLY, NO_POOLS
+from grape.processes.workers import Workers
 from grape.protocol.door import Answer, Ask
-from grape.protocol.outcomes import Counts, Kept, Progress
+from grape.protocol.outcomes import Counts, Kept, Logged, Progress
 
 _encode = msgspec.msgpack.Encoder().encode
 
@@ -43,6 +45,22 @@ def pausing(pause: Pause) -> dict[str, Verb]:
         say(Answer(ask.number, msgspec.Raw(_encode(None))))
 
     return {"pause": set_it}
+
+
+def logging(engine: Engine, workers: Workers, own: Levels) -> dict[str, Verb]:
+    """ "levels": what the operator says of how much handlers log, `Levels`; nil: nothing new. Answered with what counts
+    now, and the nodes that there are: `Logged`. ``own``: what the app says of itself."""
+
+    def set_them(ask: Ask, say: Say) -> None:
+        orders: dict[str, str] | None = argument_of(ask, dict[str, str] | None)  # type: ignore[arg-type]
+        if orders is not None:
+            levels = ordered(own, {node: check_level(level) for node, level in orders.items()})
+            workers.levels = levels
+            engine.handshake.change_levels(levels)
+        nodes = [node.name for node in engine.app.topology.nodes]
+        say(Answer(ask.number, msgspec.Raw(_encode(Logged(workers.levels, nodes)))))
+
+    return {"levels": set_them}
 
 
 def answers(engine: Engine, fan: ReplyFan) -> dict[str, Verb]:

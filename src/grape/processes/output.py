@@ -10,6 +10,8 @@ from collections import deque
 from collections.abc import Callable
 from typing import Final, NamedTuple
 
+from grape.model.levels import LEVELS
+
 OUTPUT_RATE: Final = 1_000_000
 """Bytes a second that a worker may print; what is over it is cut, with a count. As many at once."""
 LAST_READS: Final = 64
@@ -21,18 +23,23 @@ _LINE_COSTS: Final = 256
 """What a line costs beside its bytes: to show very many short ones would keep everybody waiting."""
 _PAUSE: Final = 0.005
 """Seconds between two looks at what is cut anyway."""
-_LEVELS: Final = {"debug", "info", "warning", "error", "critical"}
+MAX_FIELDS: Final = 8 << 10
+"""Characters of the fields of a record; more of them are none."""
+_MAX_ID: Final = 2_048
+_MAX_TRACE: Final = 64
 
 
 class Line(NamedTuple):
     """A line that a worker printed. ``level``: "stdout" or "stderr", or that of a log record ("warning"). ``slot``: the
-    node that ran, "" if none did. ``event``, ``trace``: ids of the event that it handled, if that is traced."""
+    node that ran, "" if none did. ``event``, ``trace``: ids of the event that it handled, and of the trace if that is
+    traced. ``fields``: of a record, a JSON object as the worker wrote it."""
 
     level: str
     slot: str
     text: str
     event: str = ""
     trace: str = ""
+    fields: str = ""
 
 
 class Output:
@@ -117,10 +124,10 @@ class Output:
         text, level, slot = raw.decode("utf-8", "replace"), "", ""
         if text.startswith(_MARK) and text.count(_MARK) >= 3:
             _, level, slot, text = text.split(_MARK, 3)
-            level = level if level in _LEVELS else ""
-        slot, _, ids = slot.partition(_FIELD)
-        event, _, trace = ids.partition(_FIELD)
-        self._say(Line(level or self._levels[pipe], slot, text, event, trace))
+            level = level if level in LEVELS else ""
+        slot, event, trace, fields, *_ = *slot.split(_FIELD, 3), "", "", ""
+        fields = fields if level and len(fields) <= MAX_FIELDS else ""
+        self._say(Line(level or self._levels[pipe], slot, text, event[:_MAX_ID], trace[:_MAX_TRACE], fields))
 
     def _say(self, line: Line) -> None:
         self.last_lines.append(line)

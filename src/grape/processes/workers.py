@@ -14,6 +14,7 @@ from grape.abc.isolate import Command, Isolate
 from grape.engine.engine import Engine
 from grape.engine.handshake import NEEDED
 from grape.errors import GrapeError, ProtocolError, UserError
+from grape.model.levels import Levels, is_shown
 from grape.model.topology import DEFAULT_POOL, PoolSpec, TopologySpec, names
 from grape.processes.crashes import Crash, CrashLog
 from grape.processes.hints import with_hint
@@ -44,6 +45,9 @@ class Workers:
         profiles: how each pool is kept and confined.
         printed: gets what workers print.
         changed: called whenever something has happened.
+
+    Attributes:
+        levels: what is not to be shown of records, whoever has logged it.
     """
 
     def __init__(
@@ -56,6 +60,7 @@ class Workers:
     ) -> None:
         self.engine: Engine | None = None
         self.crash_log: CrashLog | None = None
+        self.levels: Levels = {}
         self._target = target
         self._python = python
         self._commands: dict[str, Command] = {}
@@ -238,6 +243,8 @@ class Workers:
         self._changed()
 
     def printed(self, worker: ProcessLink, line: Line) -> None:
+        if not is_shown(self.levels, line.slot, line.level):
+            return
         pool, index = self._names.get(worker, ("", -1))
         self._printed(f"{pool}.{index}" if index >= 0 else "start", line)
 

@@ -10,7 +10,7 @@ from typing import Any
 from msgspec import Raw, Struct
 
 from grape.model.objects import About
-from grape.protocol.messages import Answer, Beat, Drain, Hello, Refusal, Welcome
+from grape.protocol.messages import Answer, Beat, Drain, Hello, LevelsChanged, Refusal, Welcome
 
 # ------------------------------------------------------------------ adapter -> speaker
 
@@ -19,7 +19,7 @@ class Run(Struct, frozen=True, array_like=True, tag=7):
     """Events of one node, to be run in this order. ``names``: one for all, or
     one an event. ``keys``, ``data`` None: all are nil. The id of event ``i`` is ``ids[i]``, without ``ids`` it is
     ``id_prefix + str(id_first + i)``. ``states``: what is stored of the keys, None: the node has no state. ``answers``:
-    to the calls that its only event has made."""
+    to the calls that its only event has made. ``trace``: of its only event, if that is traced."""
 
     node: str
     events: int
@@ -33,6 +33,7 @@ class Run(Struct, frozen=True, array_like=True, tag=7):
     attempt: int = 1
     states: dict[str, dict[str, Any]] | None = None
     answers: list[Answer] = []
+    trace: str = ""
 
 
 class OtherApps(Struct, frozen=True, array_like=True, tag=10):
@@ -42,7 +43,7 @@ class OtherApps(Struct, frozen=True, array_like=True, tag=10):
     peers: dict[str, list[str] | None]
 
 
-class Got(Struct, frozen=True, array_like=True, tag=11):
+class Got(Struct, frozen=True, array_like=True, tag=12):
     """The answer to `Want`. ``kind``: of the failure that it is, "" if it is none. ``more``: there are bytes behind
     ``data``."""
 
@@ -136,5 +137,5 @@ class Ran(Struct, frozen=True, array_like=True, tag=39):
     failed: Failed | None = None
 
 
-ToSpeaker = Welcome | Run | OtherApps | Got | Drain
+ToSpeaker = Welcome | Run | OtherApps | LevelsChanged | Got | Drain
 FromSpeaker = Hello | Refusal | Beat | Ran | Want

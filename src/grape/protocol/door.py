@@ -334,12 +334,20 @@ class Answer(Struct, frozen=True, array_like=True, tag=44):
     value: Raw
 
 
+class About(Struct, frozen=True, array_like=True):
+    """``event``: id of the one that was handled. ``trace``: id of its trace. ``fields``: of a record, a JSON object."""
+
+    event: str = ""
+    trace: str = ""
+    fields: str = ""
+
+
 class Said(Struct, frozen=True, array_like=True, tag=45):
     """Lines for people, to the owner: (worker, level, node, text). Those of the engine itself are of "engine".
-    ``about``: of lines that were printed while a traced event was handled, by their index: (event id, trace id)."""
+    ``about``: of lines of which more is known, by their index."""
 
     lines: list[tuple[str, str, str, str]]
-    about: dict[int, tuple[str, str]] = {}
+    about: dict[int, About] = {}
 
 
 class Halt(Struct, frozen=True, array_like=True, tag=46):

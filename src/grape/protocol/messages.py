@@ -47,7 +47,8 @@ class Welcome(Struct, frozen=True, array_like=True, tag=1):
     that says nothing for so many seconds is killed. ``concurrency``: events of async slots to run at once.
     ``topology``: of the whole app, with what the workers of all languages have described; None: that of `Hello`.
     ``peers``: the other apps of the server, with the events that they listen to (None: not known). ``namespaces``: of
-    objects: the app's own first; "write" or "read"."""
+    objects: the app's own first; "write" or "read". ``levels``: of what handlers log, by node, "" of all others; empty:
+    nobody has said, and it is "info"."""
 
     version: int
     pool: str
@@ -62,6 +63,7 @@ class Welcome(Struct, frozen=True, array_like=True, tag=1):
     topology: TopologySpec | None = None
     peers: dict[str, list[str] | None] = {}
     namespaces: dict[str, str] = {}
+    levels: dict[str, str] = {}
 
 
 class Assign(Struct, frozen=True, array_like=True, tag=2):
@@ -138,7 +140,7 @@ class Work(Struct, frozen=True, array_like=True, tag=4):
     """``careful``: announce every event before it starts and hand in results root by root. Results name a context by
     its number: those of the retries come first, from ``context_base`` on, then those of each batch. ``deadlines``: of
     contexts that have one, by number. ``traced``: of contexts of traced events, the trace and the span that caused them
-    (`grape.model.tracing`); only for whoever can record spans."""
+    (`grape.model.tracing`); only for whoever can record spans, or logs."""
 
     partition: int
     epoch: int
@@ -195,6 +197,12 @@ class Fetched(Struct, frozen=True, array_like=True, tag=10):
     items: list[tuple[str, Stored]] = []
     position: str = ""
     error: tuple[str, str] | None = None
+
+
+class LevelsChanged(Struct, frozen=True, array_like=True, tag=11):
+    """Handlers log from now on as much as this says: see `Welcome`. Said only to whoever can hear it."""
+
+    levels: dict[str, str]
 
 
 # ------------------------------------------------------------------ worker -> engine
@@ -409,5 +417,5 @@ class Result(Struct, frozen=True, array_like=True, tag=38):
         return bool(self.ended or self.done or self.retried or self.failures)
 
 
-ToWorker = Welcome | Assign | Revoke | Work | Values | Drain | PeersChanged | Try | Leased | Fetched
+ToWorker = Welcome | Assign | Revoke | Work | Values | Drain | PeersChanged | Try | Leased | Fetched | LevelsChanged
 FromWorker = Hello | Refusal | Ask | Announce | Beat | Stuck | Result | Tried | Lease | Fetch | Keep

@@ -68,3 +68,11 @@ class Kept(Struct, frozen=True):
 
     is_known: bool
     replies: list[tuple[bytes, bool]]
+
+
+class Logged(Struct, frozen=True):
+    """How much handlers log. ``levels``: by node, "" of all others; empty: as nobody has said. ``nodes``: that there
+    are."""
+
+    levels: dict[str, str]
+    nodes: list[str] = []

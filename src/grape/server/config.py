@@ -18,6 +18,9 @@ from msgspec import Meta, Struct, structs
 from grape.apps.lines import Misfit, guarded, read_toml
 from grape.apps.manifest import APP
 from grape.errors import BadArgument, UsageError
+from grape.logs.journald import SOCKET
+from grape.logs.sinks import KINDS, Places
+from grape.logs.syslog import DEFAULT, address_of
 from grape.model.bound import Bound
 from grape.model.names import check_namespace
 from grape.model.near import did_you_mean
@@ -85,6 +88,17 @@ class ServerConfig(Struct, frozen=True, kw_only=True, rename="kebab"):
         str,
         Meta(description="Of the logs of apps and of the server itself.", extra_json_schema={"enum": list(_FORMATS)}),
     ] = "text"
+    log_to: Annotated[
+        tuple[str, ...],
+        Meta(
+            description="Where logs go: file, console (standard error), syslog, journald, otlp.",
+            extra_json_schema={"items": {"enum": list(KINDS)}},
+        ),
+    ] = Places().to
+    log_syslog: Annotated[str, Meta(description="Of syslog: udp://HOST:514, tcp://HOST:514, unix:///dev/log.")] = (
+        DEFAULT
+    )
+    log_journald: Annotated[str, Meta(description="The socket of systemd's journal.")] = SOCKET
     log_file: Annotated[str, Meta(description="Where the server's own log goes, instead of standard error.")] = ""
     log_size: Annotated[Size, Meta(description="At which a log is turned over.")] = Size(10 << 20)
     log_older: Annotated[int, Meta(ge=0, le=1000, description="Older parts of a log that are kept.")] = 5
@@ -124,6 +138,11 @@ def variables_for(config: ServerConfig, environment: Mapping[str, str]) -> dict[
     """What the processes beside the engines have to know of the environment to reach other storages."""
     begins = tuple(begin for granted in config.storages.values() for begin in storage_of(granted.url).variables)
     return {name: value for name, value in environment.items() if begins and name.startswith(begins)}
+
+
+def places_of(config: ServerConfig) -> Places:
+    """Where its logs go."""
+    return Places(config.log_to, config.log_format == "json", config.log_syslog, config.log_journald)
 
 
 class Effective(Struct, frozen=True):
@@ -222,6 +241,13 @@ def _check(config: ServerConfig) -> None:
         raise Misfit(("listen",), f"listen: {config.listen!r:.100}: an address is HOST:PORT, as in 127.0.0.1:8080")
     if config.log_format not in _FORMATS:
         raise Misfit(("log-format",), f"log-format: text or json, not {config.log_format!r:.60}")
+    for kind in config.log_to:
+        if kind not in KINDS:
+            raise Misfit(("log-to",), f"log-to: {', '.join(KINDS)}, not {kind!r:.60}")
+    try:
+        address_of(config.log_syslog)
+    except UsageError as e:
+        raise Misfit(("log-syslog",), f"log-syslog: {e}") from None
     for key, size in (("log-size", config.log_size), ("audit-size", config.audit_size)):
         if size < _LEAST_LOG:
             raise Misfit((key,), f"{key}: at least {_LEAST_LOG} bytes, not {size}")

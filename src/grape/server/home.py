@@ -32,6 +32,7 @@ from msgspec import Struct, structs
 from grape.apps import environment, package
 from grape.apps.manifest import APP, Manifest, manifest_of
 from grape.errors import Corrupt, Forbidden, InUse, UsageError
+from grape.model.levels import Levels
 from grape.model.near import did_you_mean
 from grape.store.files import fsync_directory, make_directory, write_durably
 
@@ -59,6 +60,7 @@ class Installed(Struct, frozen=True):
         trying: one that is being changed to: whether it has begun is not known yet.
         wanted: what its operator wants, also after the next start of the server.
         is_paused: its workers are given nothing, at the operator's wish.
+        levels: how much its handlers log, as its operator says.
         is_parked: it had nothing to do. due: until then; seconds of wall time, None: for ever.
         events: to which the one that ran last listens; None: none has run.
         repository: the version of what its server's repository says of it, as it was written or read last.
@@ -71,6 +73,7 @@ class Installed(Struct, frozen=True):
     trying: str = ""
     wanted: Wanted = "stopped"
     is_paused: bool = False
+    levels: Levels = {}
     is_parked: bool = False
     due: float | None = None
     events: tuple[str, ...] | None = None

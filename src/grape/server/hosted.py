@@ -8,7 +8,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 import msgspec
 from msgspec import Struct, structs
@@ -313,10 +313,10 @@ class Hosted:
             options.peers = peers
             options.storages = self._storages
             options.code = f"{options.code} ({digest[:12]})"
-            options.is_paused = is_paused
+            options.is_paused, options.level_orders = is_paused, levels
             return check_options(options)
 
-        peers, is_paused = self._around.of(name), self.installed.is_paused
+        peers, is_paused, levels = self._around.of(name), self.installed.is_paused, self.installed.levels
         return await asyncio.to_thread(read)
 
     def _user(self, manifest: Manifest, package: Path, beside: Path | None, profiles: Iterable[Profile]) -> int | None:
@@ -380,17 +380,20 @@ class Hosted:
         Raises:
             Full: it is in the middle of a change.
         """
-        self._check_free()
-        if self.keeper.state in ("starting", "stopping"):
-            raise Full(f"{self.name} is {self.keeper.state}; ask again when that is done")
+        self.check_settled()
         self.note(structs.replace(self.installed, is_paused=paused, is_parked=False, due=None))
         self.log.note(f"{self.name} is {'paused' if paused else 'resumed'}")
         if paused:
             self.wake()
         self._rested = (-1, time.monotonic())
+        await self.ask_engine("pause", paused)  # else the next one is started so
+
+    async def ask_engine(self, verb: str, argument: Any = None) -> Any:
+        """The answer as it is packed; None: it does not run, or no more."""
         if self._process is not None and self.keeper.state == "running":
-            with contextlib.suppress(EngineError, Stopping):  # the next engine is started so
-                await self._process.ask("pause", paused)
+            with contextlib.suppress(EngineError, Stopping):
+                return await self._process.ask(verb, argument)
+        return None
 
     def _is_as_wanted(self, runs: bool) -> bool:
         """
@@ -413,6 +416,15 @@ class Hosted:
         """
         if self._is_upgrading:
             raise Full(f"{self.name} is being upgraded; ask again when that is done")
+
+    def check_settled(self) -> None:
+        """
+        Raises:
+            Full: it is in the middle of a change, or on its way.
+        """
+        self._check_free()
+        if self.keeper.state in ("starting", "stopping"):
+            raise Full(f"{self.name} is {self.keeper.state}; ask again when that is done")
 
     def _tell(self) -> None:
         for waiter in self._waiters:
@@ -447,9 +459,7 @@ class Hosted:
         Raises:
             GrapeError: it cannot be, and why.
         """
-        self._check_free()
-        if self.keeper.state in ("starting", "stopping"):
-            raise Full(f"{self.name} is {self.keeper.state}; ask again when that is done")
+        self.check_settled()
         if self.keeper.state != "running" and not drop_slots:
             await self._options(digest)  # what can be seen without running it
             self._changed_to(digest)

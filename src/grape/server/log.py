@@ -4,24 +4,22 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from logging.handlers import RotatingFileHandler
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Protocol
 
-import msgspec
 from msgspec import Struct
 
+from grape.client.session import lines_of
+from grape.logs.record import Entry, Record, cut, fields_of, line_of, time_of
+from grape.logs.sending import Sink
+from grape.logs.sinks import FILE
 from grape.processes.output import Line
 from grape.protocol.door import Said
 from grape.server.config import ServerConfig
 from grape.tools.terminal import escaped, shown
-
-_LONGEST: Final = 16 << 10
-_FAILED: Final = re.compile(r"'.*' failed at event (.+?); (?:no further|next) attempt")
-"""What an engine says of an event that has failed (`grape.engine.first`)."""
 
 
 class Say(Protocol):
@@ -30,32 +28,20 @@ class Say(Protocol):
     def __call__(self, text: str, level: str = "info", part: str = "server") -> None: ...
 
 
-class Record(Struct, frozen=True, omit_defaults=True):
-    """A line of a log as JSON. ``time``: UTC. ``level``: "stdout" or "stderr" of what was printed, else as of a log
-    record. ``part``: of the server that says it, or "app". ``worker``: who printed it, of an app. ``slot``: the node
-    that ran. ``event``: the id of the one that has failed, or that is traced and was handled; then with ``trace``."""
-
-    time: str
-    level: str
-    part: str
-    text: str
-    app: str = ""
-    worker: str = ""
-    slot: str = ""
-    event: str = ""
-    trace: str = ""
-
-
 class LogKind(Struct, frozen=True):
-    """``is_json``: else text. ``size``: bytes at which a file is turned over. ``older``: files that are kept."""
+    """``is_json``: else text. ``size``: bytes at which a file is turned over. ``older``: files that are kept.
+    ``is_kept``: there are files. ``sinks``: where records go beside them."""
 
     is_json: bool = False
     size: int = int(ServerConfig().log_size)
     older: int = ServerConfig().log_older
+    is_kept: bool = True
+    sinks: tuple[Sink, ...] = ()
 
     @classmethod
-    def of(cls, config: ServerConfig) -> LogKind:
-        return cls(config.log_format == "json", int(config.log_size), config.log_older)
+    def of(cls, config: ServerConfig, sinks: Iterable[Sink] = ()) -> LogKind:
+        is_kept = FILE in config.log_to
+        return cls(config.log_format == "json", int(config.log_size), config.log_older, is_kept, tuple(sinks))
 
 
 class AppLog:
@@ -63,36 +49,42 @@ class AppLog:
 
     def __init__(self, path: Path, app: str = "", kind: LogKind = LogKind()) -> None:
         self._app = app
-        self._is_json = kind.is_json
-        self._file = _file(path, kind)
+        self._kind = kind
+        self._file = _file(path, kind) if kind.is_kept else None
 
-    def said(self, said: Said) -> None:
-        """What an engine tells people."""
-        for i, (worker, level, slot, text) in enumerate(said.lines):
-            self.add(worker, Line(level, slot, text, *said.about.get(i, ())))
+    def said(self, said: Said, version: str = "") -> None:
+        """What an engine tells people. ``version``: of the app that it runs."""
+        for worker, line in lines_of(said):
+            self.add(worker, line, version)
 
     def note(self, text: str) -> None:
         """What the server itself has to say of the app."""
         for line in text.splitlines():
             self.add("server", Line("info", "", line))
 
-    def add(self, worker: str, line: Line) -> None:
+    def add(self, worker: str, line: Line, version: str = "") -> None:
         """``worker``: who printed it."""
-        at = _time()
-        if self._is_json:
-            failed = _FAILED.match(line.text) if line.level == "error" else None
-            event = line.event if failed is None else failed[1]
-            part = worker if worker in ("server", "engine") else "app"
-            who = "" if part == "server" else worker
-            what = at, line.level, part, _cut(line.text), self._app, who, line.slot, event, line.trace
-            _put(self._file, _json(Record(*what)))
-            return
-        where, text = shown(worker, line)
-        _put(self._file, f"{at} [{where}] {_cut(text)}")
+        at, kind = time.time_ns(), self._kind
+        if self._file is not None and not kind.is_json:
+            where, text = shown(worker, line)
+            _put(self._file, f"{time_of(at)} [{where}] {cut(text)}")
+        if kind.is_json or kind.sinks:
+            self._record(at, worker, line, version)
+
+    def _record(self, at: int, worker: str, line: Line, version: str) -> None:
+        part = worker if worker in ("server", "engine") else "app"
+        who = "" if part == "server" else worker
+        about = self._app, who, line.slot, line.event, line.trace, version, fields_of(line.fields)
+        record = Record(time_of(at), line.level, part, cut(line.text), *about)
+        if self._file is not None and self._kind.is_json:
+            _put(self._file, line_of(record, is_json=True))
+        for sink in self._kind.sinks:
+            sink.put(Entry(at, record))
 
     def close(self) -> None:
         """It holds no file open; whoever adds something opens it again."""
-        self._file.close()
+        if self._file is not None:
+            self._file.close()
 
 
 class ServerLog:
@@ -100,55 +92,44 @@ class ServerLog:
 
     Args:
         path: of its file; None: it is shown. show: a line for people, on standard error.
+
+    Attributes:
+        sinks: where records go beside that.
     """
 
-    def __init__(self, path: Path | None, kind: LogKind, show: Callable[[str], None]) -> None:
+    def __init__(self, path: Path | None, kind: LogKind, show: Callable[[str], None], *, is_shown: bool = True) -> None:
+        self.sinks: Sequence[Sink] = kind.sinks
         self._is_json = kind.is_json
-        self._show = show
-        self._file = None if path is None else _file(path, kind)
+        self._show = show if is_shown else None
+        self._file = _file(path, kind) if path is not None and kind.is_kept else None
 
     def say(self, text: str, level: str = "info", part: str = "server") -> None:
         """A `Say`."""
+        at = time.time_ns()
+        record = Record(time_of(at), level, part, cut(text))
+        for sink in self.sinks:
+            sink.put(Entry(at, record))
         if self._is_json:
-            self._add(_json(Record(_time(), level, part, _cut(text))))
+            self._add(line_of(record, is_json=True))
         elif self._file is None:
-            self._show(_cut(text))
+            self._add(record.text)
         else:
-            at = _time()
-            for line in _cut(text).splitlines():
-                self._add(f"{at} [{part}] {'' if level == 'info' else f'{level.upper()} '}{escaped(line, chr(9))}")
+            for line in record.text.splitlines():
+                said = "" if level == "info" else f"{level.upper()} "
+                self._add(f"{record.time} [{part}] {said}{escaped(line, chr(9))}")
 
     def _add(self, line: str) -> None:
-        if self._file is None:
-            self._show(line)
-        else:
+        if self._file is not None:
             _put(self._file, line)
+        elif self._show is not None:
+            self._show(line)
 
     def close(self) -> None:
+        """What sinks have not taken by now they may still take, for a moment."""
+        for sink in self.sinks:
+            sink.close()
         if self._file is not None:
             self._file.close()
-
-
-def _time() -> str:
-    now = time.time()
-    return f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(now))}.{int(now * 1000) % 1000:03}Z"
-
-
-def _cut(text: str) -> str:
-    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]} .. ({len(text) - _LONGEST:,} more)"
-
-
-def _json(record: Record) -> str:
-    """In which nothing is that a terminal would act on."""
-    try:
-        return escaped(msgspec.json.encode(record).decode())
-    except UnicodeEncodeError:  # of a text that never was one
-        plain = {name: value.encode("utf-8", "backslashreplace").decode() for name, value in _fields(record).items()}
-        return escaped(msgspec.json.encode(Record(**plain)).decode())
-
-
-def _fields(record: Record) -> dict[str, str]:
-    return {name: getattr(record, name) for name in record.__struct_fields__}
 
 
 def _put(file: RotatingFileHandler, line: str) -> None:

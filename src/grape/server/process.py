@@ -44,7 +44,8 @@ class EngineProcess:
         self._loop = asyncio.get_running_loop()
         self._loop.add_reader(self._stderr, self._printed)
         self._connection = Connection(self._launched.end, self._launched.how_it_ended)
-        self._connection.said = log.said
+        self._code = options.code.removeprefix("version ")
+        self._connection.said = lambda said: log.said(said, self._code)
         self._stops = 0
         self._connection.start()
 
@@ -107,7 +108,7 @@ class EngineProcess:
             self._loop.remove_reader(self._stderr)
         for line in data.decode("utf-8", "replace").splitlines():
             if line.strip():
-                self._log.add("engine", Line("stderr", "", line))
+                self._log.add("engine", Line("stderr", "", line), self._code)
 
     def _close_stderr(self) -> None:
         if self._stderr >= 0:

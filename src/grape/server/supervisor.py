@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import signal
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Final, TypeVar
 
@@ -19,8 +20,9 @@ from msgspec import Struct, structs
 from grape.apps.manifest import Manifest
 from grape.apps.signature import MAX_BYTES as MAX_SIGNATURE
 from grape.apps.signature import check_signature, read_key
-from grape.errors import Corrupt, Full, GrapeError, UsageError
+from grape.errors import BadArgument, Corrupt, Full, GrapeError, UsageError
 from grape.host.door import listening
+from grape.logs.sending import Sink
 from grape.model.bound import Bound
 from grape.model.near import did_you_mean
 from grape.protocol.place import CONTROL
@@ -35,6 +37,7 @@ from grape.server.foreign import check_named
 from grape.server.gateways import Gateways
 from grape.server.home import Home, Installed, Version, check_name, with_version
 from grape.server.hosted import AppInfo, Hosted
+from grape.server.levels import LevelInfo, change_level, level_info
 from grape.server.log import LogKind, Say
 from grape.server.neighbours import Neighbours, Running
 from grape.server.notify import notify, watchdog_seconds
@@ -83,6 +86,14 @@ class Change(Struct, frozen=True, forbid_unknown_fields=True):
     unread: bool = False
 
 
+class Level(Struct, frozen=True, forbid_unknown_fields=True):
+    """``level``: from now on; "default": as the app says. ``slot``: the node; "": all."""
+
+    name: str
+    level: str = ""
+    slot: str = ""
+
+
 class Remove(Struct, frozen=True, forbid_unknown_fields=True):
     """``data``: what it has stored goes as well."""
 
@@ -97,10 +108,15 @@ class _Asked(Struct, frozen=True):
     version: str = ""
     drop_slots: tuple[str, ...] = ()
     data: bool = False
+    level: str = ""
+    slot: str = ""
 
 
 AUDITED: Final = frozenset(
-    {"upload", "sync", "start", "stop", "restart", "pause", "resume", "change", "rollback", "remove", "shutdown"}
+    {
+        *("upload", "sync", "start", "stop", "restart", "pause", "resume", "change", "level", "rollback"),
+        *("remove", "shutdown"),
+    }
 )
 VERBS: Final = {"change": "upgrade"}
 """As people call them."""
@@ -111,15 +127,16 @@ class Supervisor:
 
     Args:
         say: a line for people.
-        config: what it was told.
+        config: what it was told. sinks: where the logs of its apps go beside files.
     """
 
-    def __init__(self, home: Home, say: Say, config: ServerConfig) -> None:
+    def __init__(self, home: Home, say: Say, config: ServerConfig, sinks: Iterable[Sink] = ()) -> None:
         self.home = home
         self.apps: dict[str, Hosted] = {}
         self.is_stopping = False
         self._say = say
         self._config = config
+        self._logs = LogKind.of(config, sinks)
         self._park_after = float(config.park_after)
         self._audit = Audit(home.path, int(config.audit_size), config.audit_older)
         self._users = AppUsers(home, is_wanted=config.app_users)
@@ -155,6 +172,8 @@ class Supervisor:
             "restart": self._restart,
             "pause": self._pause,
             "resume": self._resume,
+            "level": self._level,
+            "levels": self._levels,
             "change": self._change,
             "rollback": self._rollback,
             "trial": self._trial,
@@ -246,7 +265,7 @@ class Supervisor:
             self._happened.set,
             self._neighbours,
             self._users,
-            LogKind.of(self._config),
+            self._logs,
             bound_for(self._config, installed.name),
         )
         if self._syncing is not None:
@@ -318,6 +337,8 @@ class Supervisor:
                     *([f"version {asked.version}"] if asked.version else []),
                     *(f"drop-slot {slot}" for slot in asked.drop_slots),
                     *(["with its data"] if asked.data else []),
+                    *([asked.level] if asked.level else []),
+                    *([f"at {asked.slot}"] if asked.slot else []),
                     *([f"version {value.version} {value.digest[:12]}"] if isinstance(value, Uploaded) else []),
                 ]
             )
@@ -415,6 +436,15 @@ class Supervisor:
         await app.pause(paused=False)
         return await app.info()
 
+    async def _level(self, packed: msgspec.Raw) -> LevelInfo:
+        asked = _read(packed, Level)
+        if not asked.level:
+            raise BadArgument("level: which one?")
+        return await change_level(self._find(asked.name), self.home, asked.slot, asked.level)
+
+    async def _levels(self, packed: msgspec.Raw) -> LevelInfo:
+        return await level_info(self._named(packed), self.home)
+
     async def _wanted(self, app: Hosted, *, runs: bool, again: bool = False) -> AppInfo:
         self._check_serving()
         await app.want(runs=runs, again=again)
@@ -510,13 +540,13 @@ def _read(packed: msgspec.Raw, kind: type[T]) -> T:
     return msgspec.msgpack.decode(packed, type=kind)
 
 
-async def serve(home: Home, say: Say, config: ServerConfig) -> None:
+async def serve(home: Home, say: Say, config: ServerConfig, sinks: Iterable[Sink] = ()) -> None:
     """Be a server, until SIGTERM or SIGINT.
 
     Raises:
         GrapeError: it cannot begin.
     """
     try:
-        await Supervisor(home, say, config).serve()
+        await Supervisor(home, say, config, sinks).serve()
     except OSError as e:
         raise UsageError(f"{e.filename or home.path}: {e.strerror or e}") from None

@@ -5,13 +5,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import gzip
 import http.client
 import random
-import ssl
 from collections.abc import Awaitable, Callable
 from typing import Final
-from urllib.parse import urlsplit
 
 import msgspec
 
@@ -24,6 +21,7 @@ from grape.protocol.door import Batches, FromEngine, ReaderOpened, StartReader, 
 from grape.server.home import Home
 from grape.server.neighbours import Running
 from grape.traces.otlp import request_of
+from grape.traces.posting import LATER, post, shown
 from grape.traces.settings import Settings
 
 READER: Final = "otlp"
@@ -31,9 +29,6 @@ _BACK: Final = 0.5
 _MOST_BACK: Final = 60.0
 _AT_ONCE: Final = 2_000
 """Spans of one request."""
-_MAX_ANSWER: Final = 1 << 16
-_LATER: Final = frozenset({408, 429, 500, 502, 503, 504})
-"""What the collector may take when it is asked again."""
 
 Say = Callable[[str], None]
 
@@ -104,47 +99,22 @@ class Exporter:
                 why = f"it answers {status}"
             except (OSError, http.client.HTTPException) as e:
                 status, wait, why = 503, None, str(e) or type(e).__name__
-            if status not in _LATER:
+            if status not in LATER:
                 if 200 <= status < 300:
                     self._is_back()
                 else:
-                    self._say(f"the collector at {_shown(self._settings)} refuses {len(spans):,} spans: {why}")
+                    self._say(f"the collector at {shown(self._settings)} refuses {len(spans):,} spans: {why}")
                 return
             if not self._is_down:
                 self._is_down = True
-                self._say(f"the collector at {_shown(self._settings)} takes no traces: {why}; it is tried again")
+                self._say(f"the collector at {shown(self._settings)} takes no traces: {why}; it is tried again")
             await asyncio.sleep(max(pause * random.uniform(0.5, 1.0), min(wait or 0.0, _MOST_BACK)))
             pause = min(2 * pause, _MOST_BACK)
 
     def _is_back(self) -> None:
         if self._is_down:
             self._is_down = False
-            self._say(f"the collector at {_shown(self._settings)} takes traces again")
-
-
-def post(settings: Settings, body: bytes) -> tuple[int, float | None]:
-    """The status of its answer, and after how many seconds it wants to be asked again. Blocking.
-
-    Raises:
-        OSError, HTTPException: there is none.
-    """
-    parts = urlsplit(settings.url)
-    headers = {"content-type": "application/json", **settings.headers}
-    if settings.packs:
-        body, headers["content-encoding"] = gzip.compress(body, 1), "gzip"
-    host, port = parts.hostname or "", parts.port
-    connection = (
-        http.client.HTTPSConnection(host, port, timeout=settings.timeout, context=ssl.create_default_context())
-        if parts.scheme == "https"
-        else http.client.HTTPConnection(host, port, timeout=settings.timeout)
-    )
-    with contextlib.closing(connection):
-        path = parts.path or "/"
-        connection.request("POST", f"{path}?{parts.query}" if parts.query else path, body, headers)
-        answer = connection.getresponse()
-        answer.read(_MAX_ANSWER)
-        wait = answer.headers.get("retry-after", "").strip()
-        return answer.status, float(wait) if wait.isdecimal() else None
+            self._say(f"the collector at {shown(self._settings)} takes traces again")
 
 
 def _spans(batches: Batches) -> list[Span]:
@@ -163,9 +133,3 @@ def _spans(batches: Batches) -> list[Span]:
 
 async def _gone(door: Door) -> None:
     await asyncio.shield(door.gone)
-
-
-def _shown(settings: Settings) -> str:
-    """Without what may be a secret."""
-    parts = urlsplit(settings.url)
-    return f"{parts.scheme}://{parts.hostname}{f':{parts.port}' if parts.port else ''}{parts.path}"

@@ -26,7 +26,7 @@ def request_of(spans: Iterable[tuple[str, Span]], resource: Mapping[str, str], v
         {
             "resourceSpans": [
                 {
-                    "resource": {"attributes": _attributes(resource)},
+                    "resource": {"attributes": attributes(resource)},
                     "scopeSpans": [
                         {"scope": {"name": f"grape.{app}", "version": version}, "spans": found}
                         for app, found in scopes.items()
@@ -65,18 +65,27 @@ def _span(app: str, span: Span) -> dict[str, Any]:
         "kind": _SERVER if came_in else _CONSUMER if span.attempt == 1 else _INTERNAL,
         "startTimeUnixNano": str(span.start),
         "endTimeUnixNano": str(span.end),
-        "attributes": _attributes(what),
+        "attributes": attributes(what),
         "status": status,
     }
 
 
-def _attributes(values: Mapping[str, Any]) -> list[dict[str, Any]]:
-    return [{"key": key, "value": _value(value)} for key, value in values.items() if value not in (None, "", [])]
+def attributes(values: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Those that say something."""
+    return [
+        {"key": key, "value": _value(value)}
+        for key, value in values.items()
+        if value is not None and value != "" and value != []
+    ]
 
 
 def _value(value: Any) -> dict[str, Any]:
+    if isinstance(value, bool):
+        return {"boolValue": value}
     if isinstance(value, int):
         return {"intValue": str(value)}
+    if isinstance(value, float):
+        return {"doubleValue": value}
     if isinstance(value, list):
         return {"arrayValue": {"values": [_value(each) for each in value]}}
     return {"stringValue": str(value)[:_LONGEST]}

@@ -1,4 +1,4 @@
-"""Where traces go, as OpenTelemetry's variables say it for every program. Pure."""
+"""Where traces and logs go, as OpenTelemetry's variables say it for every program. Pure."""
 
 from __future__ import annotations
 
@@ -13,13 +13,28 @@ from grape.errors import UsageError
 PREFIX: Final = "OTEL_"
 NAME: Final = "grape"
 _PROTOCOL: Final = "http/json"
-_PATH: Final = "/v1/traces"
 _TIMEOUT: Final = 10.0
 _BEGIN: Final = "OTEL_EXPORTER_OTLP_"
 
 
+class Signal(Struct, frozen=True):
+    """What is exported. ``name``: in variables. ``path``: below the address of a collector."""
+
+    name: str
+    path: str
+
+    @property
+    def exporter(self) -> str:
+        """The variable that may say "none"."""
+        return f"OTEL_{self.name}_EXPORTER"
+
+
+TRACES: Final = Signal("TRACES", "/v1/traces")
+LOGS: Final = Signal("LOGS", "/v1/logs")
+
+
 class Settings(Struct, frozen=True):
-    """``url``: of the traces. ``timeout``: seconds. ``packs``: what is sent is gzip. ``resource``: who sends it."""
+    """``url``: where it goes. ``timeout``: seconds. ``packs``: what is sent is gzip. ``resource``: who sends it."""
 
     url: str
     headers: dict[str, str]
@@ -28,7 +43,7 @@ class Settings(Struct, frozen=True):
     packs: bool = False
 
 
-def settings_of(environment: Mapping[str, str]) -> Settings | None:
+def settings_of(environment: Mapping[str, str], signal: Signal = TRACES) -> Settings | None:
     """None: nothing is to be exported.
 
     Raises:
@@ -36,41 +51,41 @@ def settings_of(environment: Mapping[str, str]) -> Settings | None:
     """
     if environment.get("OTEL_SDK_DISABLED", "").strip().lower() == "true":
         return None
-    if environment.get("OTEL_TRACES_EXPORTER", "otlp").strip() == "none":
+    if environment.get(signal.exporter, "otlp").strip() == "none":
         return None
-    url = _url(environment)
+    url = _url(environment, signal)
     if not url:
         return None
-    protocol = _said(environment, "PROTOCOL") or _PROTOCOL
+    protocol = _said(environment, signal, "PROTOCOL") or _PROTOCOL
     if protocol not in (_PROTOCOL, "http/protobuf"):
         raise UsageError(
             f"$OTEL_EXPORTER_OTLP_PROTOCOL is {protocol!r:.60}; Grape sends OTLP over HTTP, as JSON: {_PROTOCOL}, at "
             f"the collector's port for HTTP (4318)"
         )
-    packing = _said(environment, "COMPRESSION") or "none"
+    packing = _said(environment, signal, "COMPRESSION") or "none"
     if packing not in ("none", "gzip"):
         raise UsageError(f"$OTEL_EXPORTER_OTLP_COMPRESSION is none or gzip, not {packing!r:.60}")
     resource = _pairs(environment.get("OTEL_RESOURCE_ATTRIBUTES", ""), "OTEL_RESOURCE_ATTRIBUTES")
     name = environment.get("OTEL_SERVICE_NAME", "").strip() or resource.get("service.name") or NAME
     headers = _pairs(environment.get(f"{_BEGIN}HEADERS", ""), f"{_BEGIN}HEADERS")
-    own = _pairs(environment.get(f"{_BEGIN}TRACES_HEADERS", ""), f"{_BEGIN}TRACES_HEADERS")
-    timeout = _timeout(_said(environment, "TIMEOUT"))
+    own = _pairs(environment.get(f"{_BEGIN}{signal.name}_HEADERS", ""), f"{_BEGIN}{signal.name}_HEADERS")
+    timeout = _timeout(_said(environment, signal, "TIMEOUT"))
     found = {key.lower(): value for key, value in {**headers, **own}.items()}
     return Settings(url, found, {**resource, "service.name": name}, timeout, packing == "gzip")
 
 
-def _said(environment: Mapping[str, str], what: str) -> str:
-    """What is said of traces, else of everything."""
-    own = environment.get(f"{_BEGIN}TRACES_{what}", "").strip()
+def _said(environment: Mapping[str, str], signal: Signal, what: str) -> str:
+    """What is said of these, else of everything."""
+    own = environment.get(f"{_BEGIN}{signal.name}_{what}", "").strip()
     return own or environment.get(_BEGIN + what, "").strip()
 
 
-def _url(environment: Mapping[str, str]) -> str:
-    """The one of traces is taken as it is, the one of everything is where their path begins."""
-    own = environment.get(f"{_BEGIN}TRACES_ENDPOINT", "").strip()
+def _url(environment: Mapping[str, str], signal: Signal) -> str:
+    """Their own is taken as it is, the one of everything is where their path begins."""
+    own = environment.get(f"{_BEGIN}{signal.name}_ENDPOINT", "").strip()
     common = environment.get(f"{_BEGIN}ENDPOINT", "").strip()
-    url = own or (common and common.rstrip("/") + _PATH)
-    name = f"{_BEGIN}{'TRACES_' if own else ''}ENDPOINT"
+    url = own or (common and common.rstrip("/") + signal.path)
+    name = f"{_BEGIN}{f'{signal.name}_' if own else ''}ENDPOINT"
     if url:
         try:
             parts = urlsplit(url)

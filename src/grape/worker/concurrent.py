@@ -31,7 +31,7 @@ from grape.worker.emits import Emitting
 from grape.worker.handin import HandIn
 from grape.worker.jobs import Begun, Item, Job, Retry, Root, nothing
 from grape.worker.retries import Retries
-from grape.worker.runtime import Overdue, Runtime
+from grape.worker.runtime import Handling, Overdue, Runtime
 from grape.worker.stage import RootStage, RunColumns
 from grape.worker.units.access import StateAccess
 from grape.worker.units.general import arguments
@@ -82,7 +82,7 @@ class AsyncPool:
         self.broken: Callable[[BaseException], None] = _raise
         """Told of what ends this worker, whatever callback of the loop it comes up in."""
         runtime.ground.single = True
-        runtime.speaker = _speaker
+        runtime.handling = self._handling
         runtime.overdue = self._overdue
         runtime.is_running = self._is_running
         for unit in runtime.units.values():
@@ -318,7 +318,8 @@ class AsyncPool:
         self._begun += 1
         error: BaseException | None = None
         if job.part.traced and job.stage.contexts is not None:
-            job.said = self.runtime.ground.tracer.begin(job.unit, job.stage)
+            self.runtime.ground.tracer.begin(job.unit, job.stage)
+            job.is_traced = True
         try:
             # Here, in the coroutine of the task itself: a GeneratorExit out of a task that the handler awaits closes
             # all that is awaited, and is raised in this one alone.
@@ -341,8 +342,14 @@ class AsyncPool:
         if self._is_current(job.part):
             runtime.ground.count(unit, stage)
             self.finished(job, partial(self._take_effect, job, error))
-        elif job.said:
+        elif job.is_traced:
             runtime.ground.tracer.forget(unit, stage)
+
+    def _handling(self) -> Handling | None:
+        job = _current.get()
+        if job is None or job.is_over:
+            return self.runtime.handles()
+        return Handling(job.unit, job.stage, job.part)
 
     def begin(self, job: Job) -> bool:
         """Whether the job may run: nothing that failed before it keeps its key, nor is it lost. If not, it is over."""
@@ -569,11 +576,6 @@ class _SharedStorage:
 
 def _raise(error: BaseException) -> None:
     raise error
-
-
-def _speaker() -> str:
-    job = _current.get()
-    return "" if job is None else job.unit.node + job.said
 
 
 def _job(what: str) -> Job:

@@ -20,6 +20,7 @@ from grape.protocol.messages import (
     Fetched,
     FromWorker,
     Leased,
+    LevelsChanged,
     PeersChanged,
     Result,
     Revoke,
@@ -192,6 +193,8 @@ class Dispatcher:
                 self.send(runtime.try_state(message))
             case PeersChanged():
                 runtime.change_peers(message.peers)
+            case LevelsChanged():
+                runtime.change_levels(message.levels)
             case Values():
                 raise AssertionError("answers do not lie here")
 

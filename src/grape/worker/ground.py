@@ -101,6 +101,10 @@ class Ground:
             answer = self._ask(Ask(part.number, part.epoch, unit.node, [key.encode() for key in missing]))
             table.fill(missing, answer)
 
+    def trace_of(self, stage: Stage, index: int) -> str:
+        trace = self.tracer.trace_of(stage.context_of(index)) if self.part.traced else None
+        return "" if trace is None else trace.trace
+
     def count(self, unit: Unit, stage: Stage) -> None:
         counts = self.effects.counts
         if isinstance(stage.names, str):

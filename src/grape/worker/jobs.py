@@ -70,8 +70,7 @@ class Job:
         self.columns = EmitColumns(max_result, single=True)
         self.emitter = Context()
         self.access: StateAccess | None = None
-        self.said = ""
-        """See `Tracer.said`."""
+        self.is_traced = False
         self.has_turn = False
         self.is_started = False
         self.is_over = False

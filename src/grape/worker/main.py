@@ -27,6 +27,7 @@ from grape.worker.mishaps import hook_threads
 from grape.worker.output import Output
 from grape.worker.process import Connection, WorkerProcess
 from grape.worker.runtime import CAPABILITIES, Runtime
+from grape.worker.speaking import Speaking
 
 _PR_SET_PDEATHSIG = 1
 
@@ -70,7 +71,9 @@ def run(sock: socket.socket, topology: Topology, output: Output) -> None:
     spec = topology.spec()
     runtime = Runtime(topology.handlers, spec, worker.ask, connection.send)
     runtime.complain = output.complain
-    output.speak_for(runtime.speaks)
+    speaking = Speaking(runtime)
+    output.speak_for(speaking.who)
+    runtime.leveled = output.level_by(speaking.node)
     children.at_fork(runtime.abandon)
     connection.send(Hello(VERSION, os.getpid(), "python", spec, CAPABILITIES))
     worker.serve(runtime)

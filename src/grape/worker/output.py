@@ -13,21 +13,24 @@ import logging
 import os
 import sys
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final
 
 from grape.authoring.raised import shown
+from grape.model.levels import LEVELS
 from grape.worker import children
+from grape.worker.logs import Levels, fields_of
 
 MARK: Final = "\x1e"
 """Stands before level and slot and behind both, at the beginning of a marked line."""
 FIELD: Final = "\x1f"
-"""Stands between a slot and the ids of the traced event that runs, and of its trace."""
+"""Stands between a slot, the id of the event that runs, that of its trace, and the fields of a record."""
 _LONGEST: Final = 64 << 10
 """Bytes of a line that are kept until its end; as much as the engine takes for one."""
 
 Speaker = Callable[[], str]
-"""The node that runs right now, "" for none; if it handles a traced event with its id and that of the trace."""
+"""The node that runs right now, "" for none; with the id of the event that it handles, and that of its trace if it
+has one, each behind a `FIELD`."""
 
 
 def _nobody() -> str:
@@ -80,16 +83,19 @@ class MarkedPipe(io.BufferedIOBase):
             if rest:
                 self._put(rest)
 
-    def say(self, lines: Iterable[str], level: str, slot: str | None = None) -> None:
-        """Lines of our own, whatever has become of the stream. ``slot`` None: the node that runs."""
+    def say(self, lines: Iterable[str], level: str, slot: str | None = None, fields: str = "") -> None:
+        """Lines of our own, whatever has become of the stream. ``slot`` None: the node that runs. ``fields``: of the
+        record, as JSON; they stand at its first line."""
         with contextlib.suppress(OSError, ValueError), self._lock:
             if self._is_amid or self._line:
                 self.write(b"\n")
-            mark = self._mark(level, slot)
-            self._write("".join(f"{mark}{line}\n" for line in lines).encode("utf-8", "backslashreplace"))
+            who = self._who(slot)
+            mark, first = _mark(level, who), _mark(level, who, fields)
+            text = "".join(f"{mark if i else first}{line}\n" for i, line in enumerate(lines))
+            self._write(text.encode("utf-8", "backslashreplace"))
 
     def _put(self, data: bytes) -> None:
-        mark = self._mark("", None).encode()
+        mark = _mark("", self._who(None)).encode()
         if mark:
             *lines, rest = data.split(b"\n")
             first = b"" if self._is_amid else mark
@@ -106,9 +112,9 @@ class MarkedPipe(io.BufferedIOBase):
         while view:
             view = view[self.raw.write(view) or 0 :]
 
-    def _mark(self, level: str, slot: str | None) -> str:
-        slot = FIELD.join(map(shown, (self.speaker() if slot is None else slot).split(FIELD)))
-        return f"{MARK}{level}{MARK}{slot}{MARK}" if level or slot else ""
+    def _who(self, slot: str | None) -> str:
+        said = self.speaker() if slot is None else slot
+        return FIELD.join(map(shown, said.split(FIELD)))
 
     def _forked(self) -> None:
         """In a child: what waits is its parent's, and whoever held the lock is not here."""
@@ -116,18 +122,42 @@ class MarkedPipe(io.BufferedIOBase):
         self._lock = threading.RLock()
 
 
+def _mark(level: str, who: str, fields: str = "") -> str:
+    if fields:
+        who += FIELD * (3 - who.count(FIELD)) + fields
+    return f"{MARK}{level}{MARK}{who}{MARK}" if level or who else ""
+
+
 class _LogLines(logging.Handler):
     """Stands in for `logging.lastResort`, as long as the app configures nothing: records keep their level."""
 
     def __init__(self, pipe: MarkedPipe) -> None:
-        super().__init__(logging.WARNING)
+        super().__init__()
         self._pipe = pipe
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
-            self._pipe.say(self.format(record).split("\n"), record.levelname.lower())
+            self._pipe.say(self.format(record).split("\n"), _level(record.levelno), None, fields_of(record))
         except Exception:
             self.handleError(record)
+
+
+def _basic_config(configure: Callable[..., None]) -> Callable[..., None]:
+    """Of `logging`, also called by `logging.info()` and the like. Who says nothing, or a level, has configured no
+    handler: his records keep what they are."""
+
+    def basicConfig(**options: Any) -> None:
+        if options.keys() - {"level"}:
+            configure(**options)
+        elif options.get("level") is not None and not logging.root.handlers:
+            logging.root.setLevel(options["level"])
+
+    return basicConfig
+
+
+def _level(number: int) -> str:
+    """The one of ours that it is, or is just above."""
+    return LEVELS[min(len(LEVELS) - 1, max(0, number // 10 - 1))]
 
 
 class Output:
@@ -141,10 +171,17 @@ class Output:
         sys.stdout, sys.stderr = self._streams
         sys.__stdout__, sys.__stderr__ = self._streams  # type: ignore[misc]
         logging.lastResort = _LogLines(self.err)
+        logging.basicConfig = _basic_config(logging.basicConfig)
+        self.levels = Levels()
 
     def speak_for(self, speaker: Speaker) -> None:
         """From now on lines are marked with what ``speaker`` says."""
         self.out.speaker = self.err.speaker = speaker
+
+    def level_by(self, node: Callable[[], str]) -> Callable[[Mapping[str, str], Iterable[str]], None]:
+        """What is told how much to log, and by which nodes; ``node``: that runs."""
+        self.levels.node = node
+        return self.levels.set
 
     def complain(self, text: str, slot: str | None = None) -> None:
         """An error that no event has. ``slot`` None: the node that runs."""

@@ -22,6 +22,7 @@ from grape.worker.dispatcher import Dispatcher
 from grape.worker.mishaps import run_loop
 from grape.worker.pacing import Pacer
 from grape.worker.runtime import Runtime
+from grape.worker.speaking import Speaking
 from grape.worker.watchdog import Watchdog
 
 _READ: Final = 1 << 20
@@ -89,7 +90,7 @@ class WorkerProcess:
         dispatcher.serve(runtime)
         while not dispatcher.has_ended:
             if dispatcher.pool is not None:
-                run_loop(serve_on_loop(connection, dispatcher), runtime.complain or _unsaid, runtime.speaks)
+                run_loop(serve_on_loop(connection, dispatcher), runtime.complain or _unsaid, Speaking(runtime).node)
                 break
             if dispatcher.has_messages:
                 dispatcher.step()

@@ -8,7 +8,7 @@ of its root events are finished: there a work may end early, and the engine send
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Final, NamedTuple
 
 from grape.authoring.handler import Handler
@@ -17,6 +17,7 @@ from grape.model.address import Partitions
 from grape.model.batch import Run, runs_of, split_run
 from grape.model.cursor import Progress
 from grape.model.foreign import Peers
+from grape.model.levels import Levels
 from grape.model.objects import ObjectWrite
 from grape.model.routing import Routing, route
 from grape.model.topology import Limits, SlotSpec, TopologySpec
@@ -54,7 +55,7 @@ from grape.worker.units.unit import Emissions, Unit
 
 ADAPTED: Final = ["partition", "cache", "chain", "rates", "traces"]
 """What an adapter can do, whatever stands behind it."""
-CAPABILITIES: Final = [*ADAPTED, "timers", "calls", "peers", "try", "objects"]
+CAPABILITIES: Final = [*ADAPTED, "timers", "calls", "peers", "try", "objects", "logs"]
 """What `Runtime` does, as it is said to the engine."""
 
 _MAX_CHUNK: Final = 1024
@@ -74,6 +75,14 @@ class Overdue(NamedTuple):
     node: str
     event_id: str
     timeout: float
+
+
+class Handling(NamedTuple):
+    """What runs, of which partition."""
+
+    unit: Unit
+    stage: Stage
+    part: Assigned
 
 
 def _nobody(now: float) -> Overdue | None:
@@ -108,8 +117,10 @@ class Runtime:
         self.now_us = wall
         self.running: tuple[Unit, Stage] | None = None
         """What the watchdog looks at."""
-        self.speaker: Callable[[], str] = self._running_node
-        """The node that runs right now, "" for none: what is printed is said by it."""
+        self.handling: Callable[[], Handling | None] = self.handles
+        """What runs right now: what is printed is said by it."""
+        self.leveled: Callable[[Levels, Iterable[str]], None] | None = None
+        """Told how much is to be logged, and by which nodes."""
         self.complain: Complain | None = None
         """Says what no event has."""
         self.is_running: Callable[[], bool] = self._is_running
@@ -128,13 +139,10 @@ class Runtime:
     def _is_running(self) -> bool:
         return self.running is not None or (self.pacer is not None and self.pacer.is_waiting)
 
-    def speaks(self) -> str:
-        """What ``speaker`` says."""
-        return self.speaker()
-
-    def _running_node(self) -> str:
+    def handles(self) -> Handling | None:
+        """What a synchronous node runs."""
         running = self.running
-        return "" if running is None else running[0].node + self.ground.tracer.said
+        return None if running is None else Handling(*running, self.ground.part)
 
     # ------------------------------------------------------------------ messages
 
@@ -162,6 +170,7 @@ class Runtime:
             self.pool, self.units, routing, message.unchained, message.taken, self.partitions, self.run_stage
         )
         self.turns = Turns(self.units, self.ground, self.pacer)
+        self.change_levels(message.levels)
         self._waits = False
         self._careful = False
         self._named: dict[tuple[str, str], Named] = {}
@@ -186,6 +195,11 @@ class Runtime:
     def change_peers(self, peers: Peers) -> None:
         """The other apps of the server are these from now on."""
         self.names.change_peers(peers)
+
+    def change_levels(self, levels: Levels) -> None:
+        """Handlers log as much as this from now on."""
+        if self.leveled is not None:
+            self.leveled(levels, self.units)
 
     def setup(self) -> None:
         """Call the nodes' ``setup``, before the first event."""
@@ -519,14 +533,14 @@ class Runtime:
         ground = self.ground
         ground.count(unit, stage)
         tracer = ground.tracer
-        tracer.said = tracer.begin(unit, stage)
+        tracer.begin(unit, stage)
         was_dirty = tracer.before(unit, stage)
         failures = len(ground.effects.failures)
         self.running = (unit, stage)
         try:
             emissions = unit.run(stage)
         finally:
-            self.running, tracer.said = None, ""
+            self.running = None
             wrote = tracer.after(unit, stage, was_dirty)
         if unit.has_state:
             ground.effects.add_size(ground.table(unit.node).take_written())

@@ -9,7 +9,6 @@ from typing import Final, Protocol
 from grape.model.tracing import MAX_TEXT, Span, Trace, read_context
 from grape.protocol.messages import DERIVED, Answer
 from grape.worker.effects import SPAN_COSTS, Assigned, Effects
-from grape.worker.output import FIELD
 from grape.worker.stage import Stage
 from grape.worker.state import StateTable
 from grape.worker.units.unit import Unit
@@ -39,8 +38,6 @@ class Tracer:
     def __init__(self, ground: Place) -> None:
         self.worker = ""
         self._ground = ground
-        self.said = ""
-        """Beside the node, what is said with every line that it prints: of the traced event that runs."""
         self._begun: dict[tuple[str, str], int] = {}
 
     def trace_of(self, context: int) -> Trace | None:
@@ -72,12 +69,9 @@ class Tracer:
 
     # ------------------------------------------------------------------ what happens to an event
 
-    def begin(self, unit: Unit, stage: Stage) -> str:
-        """The only event of ``stage`` starts; returns what is said with what it prints."""
-        event_id, trace = stage.id_of(0), self.trace_of(stage.context_of(0))
-        self._begun[event_id, unit.node] = time.time_ns()
-        shown = event_id if event_id.isprintable() else ascii(event_id)
-        return "" if trace is None else f"{FIELD}{shown}{FIELD}{trace.trace}"
+    def begin(self, unit: Unit, stage: Stage) -> None:
+        """The only event of ``stage`` starts."""
+        self._begun[stage.id_of(0), unit.node] = time.time_ns()
 
     def before(self, unit: Unit, stage: Stage) -> bool:
         """Whether the state of its key has changed before; to be told to `after`."""

@@ -140,6 +140,10 @@ void grape_progress(grape_event* event);
 
 /* "debug", "info", "warning", "error" or "critical". */
 void grape_log(const char* level, const char* text);
+/* With plain values beside the text: a msgpack map. */
+void grape_log_fields(const char* level, const char* text, const void* fields, size_t size);
+/* Whether a record of this level is wanted of the node that runs. */
+int grape_logs(const char* level);
 
 /* ---- msgpack of plain values, so that small handlers need no library ---- */
 

@@ -19,7 +19,7 @@ inline constexpr std::size_t max_frame = 96U << 20U;
 
 namespace tag {
 inline constexpr std::int64_t welcome = 1, assign = 2, revoke = 3, work = 4, values = 5, drain = 6, peers_changed = 7, leased = 9,
-                              fetched = 10;
+                              fetched = 10, levels_changed = 11;
 inline constexpr std::int64_t hello = 32, refusal = 33, ask = 34, announce = 35, beat = 36, stuck = 37, result = 38, lease = 40,
                               fetch = 41, keep = 42;
 }  // namespace tag
@@ -74,6 +74,16 @@ inline std::vector<std::pair<std::string, std::string>> read_pairs(Reader& reade
   return out;
 }
 
+/// How much handlers log, by node.
+inline std::vector<std::pair<std::string, std::string>> read_levels(Reader& reader) {
+  std::vector<std::pair<std::string, std::string>> out;
+  for (std::uint32_t left = reader.map(); left > 0; --left) {
+    std::string node(reader.text());
+    out.emplace_back(std::move(node), std::string(reader.text()));
+  }
+  return out;
+}
+
 /// Other apps of the server, with the events that they listen to.
 inline Peers read_peers(Reader& reader) {
   Peers out;
@@ -101,6 +111,7 @@ struct Welcome {
   std::optional<TopologySpec> topology;
   Peers peers;
   std::vector<std::pair<std::string, std::string>> namespaces;
+  std::vector<std::pair<std::string, std::string>> levels;
 
   explicit Welcome(Reader& reader) {
     Fields fields(reader);
@@ -124,6 +135,7 @@ struct Welcome {
         namespaces.emplace_back(std::move(name), reader.text());
       }
     }
+    if (fields.next()) levels = read_levels(reader);
     fields.done();
   }
 };
@@ -137,6 +149,19 @@ struct PeersChanged {
     fields.next();  // the tag
     reader.skip();
     if (fields.next()) peers = read_peers(reader);
+    fields.done();
+  }
+};
+
+/// Handlers log as much as this from now on.
+struct LevelsChanged {
+  std::vector<std::pair<std::string, std::string>> levels;
+
+  explicit LevelsChanged(Reader& reader) {
+    Fields fields(reader);
+    fields.next();  // the tag
+    reader.skip();
+    if (fields.next()) levels = read_levels(reader);
     fields.done();
   }
 };
@@ -327,6 +352,7 @@ struct Work {
   std::vector<Named> named;
   std::int64_t context_base = 0;
   std::unordered_map<std::int64_t, std::int64_t> deadlines;
+  std::unordered_map<std::int64_t, std::string> traced;  ///< ids of traces
 
   explicit Work(Reader& reader) {
     Fields fields(reader);
@@ -350,6 +376,12 @@ struct Work {
       for (std::uint32_t left = reader.map(); left > 0; --left) {
         const std::int64_t context = reader.integer();
         deadlines[context] = reader.integer();
+      }
+    }
+    if (fields.next()) {
+      for (std::uint32_t left = reader.map(); left > 0; --left) {
+        const std::int64_t context = reader.integer();
+        traced[context] = std::string(reader.text().substr(0, 32));
       }
     }
     fields.done();
@@ -382,8 +414,8 @@ Buffer hello_frame(std::int64_t pid, const Nodes& nodes, const Slots& slots) {
   pack_int(frame, pid);
   pack_str(frame, "cpp");
   pack_topology(frame, nodes, slots);
-  pack_array(frame, 8);
-  for (const auto* capability : {"partition", "cache", "chain", "timers", "calls", "peers", "rates", "objects"}) pack_str(frame, capability);
+  pack_array(frame, 9);
+  for (const auto* capability : {"partition", "cache", "chain", "timers", "calls", "peers", "rates", "objects", "logs"}) pack_str(frame, capability);
   close_frame(frame);
   return frame;
 }

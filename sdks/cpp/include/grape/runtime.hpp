@@ -29,6 +29,7 @@
 #include "child.hpp"
 #include "crc.hpp"
 #include "event.hpp"
+#include "log.hpp"
 #include "messages.hpp"
 #include "outbox.hpp"
 #include "routes.hpp"
@@ -128,6 +129,8 @@ class Runtime {
     event_.watch_ = &watch();
     objects_.namespaces = welcome.namespaces;
     event_.objects_ = &objects_;
+    watch().here();
+    log_levels().set(welcome.levels);
   }
 
   void change_peers(const PeersChanged& message) {
@@ -147,10 +150,12 @@ class Runtime {
     for (const auto& [node, key] : assign.held) {
       if (const Unit* unit = unit_of(node)) part->locks[unit->number].insert(key);
     }
+    watch().traces(nullptr);
     parts_[static_cast<std::size_t>(assign.partition)] = std::move(part);
   }
 
   void revoke(const Revoke& revoke) {
+    watch().traces(nullptr);
     if (part_of(revoke.partition) != nullptr) parts_[static_cast<std::size_t>(revoke.partition)].reset();
   }
 
@@ -167,8 +172,13 @@ class Runtime {
     Part* part = part_of(work.partition);
     if (part == nullptr || part->epoch != work.epoch) return;
     part_ = part;
-    if (work.context_base == 0) part->deadlines.clear();  // contexts are numbered anew when no work is out
+    if (work.context_base == 0) {  // contexts are numbered anew when no work is out
+      part->deadlines.clear();
+      part->traced.clear();
+    }
     part->deadlines.insert(work.deadlines.begin(), work.deadlines.end());
+    part->traced.insert(work.traced.begin(), work.traced.end());
+    watch().traces(&part->traced);
     bound_cache();
     careful_ = work.careful;
     named_ = &work.named;
@@ -272,6 +282,7 @@ class Runtime {
     Lines lines;
     std::unordered_map<std::int64_t, std::int64_t> deadlines;
     Shelf shelf;
+    std::unordered_map<std::int64_t, std::string> traced;
   };
 
   /// Of a slot with a rate. `has`: given and not used.

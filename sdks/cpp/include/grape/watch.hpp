@@ -4,6 +4,8 @@
 #include <atomic>
 #include <cstdint>
 #include <string>
+#include <thread>
+#include <unordered_map>
 
 #include "topology.hpp"
 
@@ -33,7 +35,17 @@ class Watch {
   [[nodiscard]] const SlotSpec* slot() const noexcept { return slot_.load(std::memory_order_acquire); }
   [[nodiscard]] std::uint64_t ticks() const noexcept { return ticks_.load(std::memory_order_relaxed); }
 
+  /// This thread runs handlers. `traces`: of contexts of traced events, by number.
+  void here() noexcept { thread_ = std::this_thread::get_id(); }
+  void traces(const std::unordered_map<std::int64_t, std::string>* traces) noexcept { traces_ = traces; }
+  [[nodiscard]] bool is_here() const noexcept { return thread_ == std::this_thread::get_id(); }
+
   // Of what runs; to be read in its thread only.
+  [[nodiscard]] const std::string* trace(std::int64_t context) const {
+    if (traces_ == nullptr || traces_->empty()) return nullptr;
+    const auto found = traces_->find(context);
+    return found == traces_->end() ? nullptr : &found->second;
+  }
   [[nodiscard]] const Incoming& event() const noexcept { return *event_; }
   [[nodiscard]] std::int64_t partition() const noexcept { return partition_; }
   [[nodiscard]] std::int64_t epoch() const noexcept { return epoch_; }
@@ -43,6 +55,8 @@ class Watch {
   std::atomic<std::uint64_t> ticks_{0};
   std::atomic<bool> waits_{false};
   const Incoming* event_ = nullptr;
+  const std::unordered_map<std::int64_t, std::string>* traces_ = nullptr;
+  std::thread::id thread_;
   std::int64_t partition_ = 0;
   std::int64_t epoch_ = 0;
 };

@@ -243,6 +243,8 @@ class Worker {
       runtime.revoke(detail::Revoke(reader));
     } else if (kind == tag::peers_changed && watchdog) {
       runtime.change_peers(detail::PeersChanged(reader));
+    } else if (kind == tag::levels_changed && watchdog) {
+      detail::log_levels().set(detail::LevelsChanged(reader).levels);
     } else if (kind == tag::leased && watchdog) {
       runtime.leased(detail::Leased(reader));
     } else if (kind == tag::work && watchdog) {

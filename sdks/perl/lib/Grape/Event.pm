@@ -18,7 +18,9 @@ use Grape::Worker::Output ();
 our $VERSION = '0.1.0';
 
 my ($NAME, $KEY, $DATA, $INDEX, $RUN, $STATE) = (0 .. 5);    # Grape::Worker makes them
-my %LEVELS = map { $_ => 1 } qw(debug info warning error critical);
+my @LEVELS = qw(debug info warning error critical);
+my %LEVELS = map { $LEVELS[$_] => $_ } 0 .. $#LEVELS;
+my ($MAX_FIELDS, $MAX_FIELD_NAME, $MAX_FIELD, $MAX_FIELDS_TEXT) = (32, 64, 1_000, 6 << 10);
 my ($MAX_KEY, $MAX_TIMER, $MAX_NAME) = (4_096, 255, 255);
 my ($MAX_CALLS, $MAX_WAIT) = (1_000, 1 << 61);
 my $MAX_DELAY = 4e12;    # seconds; 2 ** 62 microseconds are a little more
@@ -139,15 +141,63 @@ sub progress {
 }
 
 sub log {    ## no critic (ProhibitBuiltinHomonyms): a logarithm it is not
-    my ($self, $level, $text) = @_;
-    my $worker = ($self->[$RUN] || _over())->{worker};
-    _fail('usage', 'log(LEVEL, TEXT): a level is one of ' . join ', ', sort keys %LEVELS) if !$LEVELS{$level};
+    my ($self, $level, $text, $fields) = @_;
+    return if !$self->logs($level);
+    my $run = $self->[$RUN];
     $text = defined $text ? "$text" : q{};
     $text =~ s/\r?\n/ /gx;
-    my ($node, $said) = map { Grape::Worker::Output::as_utf8($_) } $worker->{node}, $text;
+    my ($node, $id, $said) = map { Grape::Worker::Output::as_utf8($_) } $run->{worker}{node}, $self->id, $text;
+    $id =~ tr/\x00-\x1f\x7f/?/;
+    my $beside = defined $fields ? _fields($fields) : q{};
+    my $trace = defined $run->{trace} ? $run->{trace} : q{};
+    my $who = join "\x1f", $node, $id, $trace ne q{} || $beside ne q{} ? $trace : (), $beside ne q{} ? $beside : ();
     local ($,, $\);    # those of the script are for what the script prints
-    print { $worker->{log} } "\x1e$level\x1e$node\x1e$said\n";
+    print { $run->{worker}{log} } "\x1e$level\x1e$who\x1e$said\n";
     return;
+}
+
+# Whether a record of this level is wanted of the node that runs.
+sub logs {
+    my ($self, $level) = @_;
+    my $worker = ($self->[$RUN] || _over())->{worker};
+    my $rank = $LEVELS{$level};
+    _fail('usage', 'log(LEVEL, TEXT, { NAME => VALUE }): a level is one of ' . join ', ', @LEVELS) if !defined $rank;
+    my $levels = $worker->{levels};
+    my $wanted = $levels->{ $worker->{node} } || $levels->{q{}} || 'info';
+    return $rank >= (defined $LEVELS{$wanted} ? $LEVELS{$wanted} : 1);
+}
+
+# As JSON of one line: plain values, and the text of all others.
+sub _fields {
+    my ($fields) = @_;
+    _fail('usage', 'log(LEVEL, TEXT, { NAME => VALUE })') if ref $fields ne 'HASH';
+    require JSON::PP;    # takes longer than all the rest
+    my $json = JSON::PP->new->utf8->canonical;
+    my @names = sort keys %{$fields};
+    splice @names, $MAX_FIELDS if @names > $MAX_FIELDS;
+    my %found = map { _short($_, $MAX_FIELD_NAME) => _plain($fields->{$_}) } @names;
+    my $text = $json->encode(\%found);
+    while (length $text > $MAX_FIELDS_TEXT) {
+        delete $found{ (sort keys %found)[-1] };
+        $text = $json->encode(\%found);
+    }
+    return %found ? $text : q{};
+}
+
+sub _plain {
+    my ($value) = @_;
+    return $value if !defined $value;
+    return $value ? JSON::PP::true() : JSON::PP::false() if ref $value eq 'Data::MessagePack::Boolean';
+    my $is_text = ref $value || !looks_like_number(my $copy = $value) || Grape::MsgPack::encode($value) =~ /\A[\xa0-\xbf\xd9-\xdb]/x;
+    my $text = "$value";    # by which Perl takes it for text
+    return $is_text || $text =~ /inf|nan/xi ? _short($text, $MAX_FIELD) : 0 + $text;
+}
+
+sub _short {
+    my ($text, $most) = @_;
+    utf8::decode($text) if !utf8::is_utf8($text);
+    $text =~ s/[\x{d800}-\x{dfff}]|[^\x{0}-\x{10ffff}]/?/gx;
+    return substr $text, 0, $most;
 }
 
 # ------------------------------------------------------------------------------------------------------ of the worker
@@ -428,9 +478,14 @@ Answers the call that the event comes from. C<< final => 0 >> says that more fol
 
 The handler takes long, but it is alive: its C<timeout> begins anew.
 
-=head2 log(LEVEL, TEXT)
+=head2 log(LEVEL, TEXT, { NAME => VALUE, ... })
 
-A line for the log. Levels are debug, info, warning, error and critical.
+A record for the log, with the id of the event; values that stand beside the text may be left out. Levels are debug, info,
+warning, error and critical. What is below the level that an operator has set is not written.
+
+=head2 logs(LEVEL)
+
+Whether a record of this level is: where it costs something to make its text.
 
 =head1 FAILURES
 

@@ -19,7 +19,7 @@ use Grape::Worker::Output ();
 our $VERSION = '0.1.0';
 
 my $PROTOCOL = 1;
-my ($WELCOME, $DRAIN, $RUN, $OTHER_APPS, $GOT, $HELLO, $REFUSAL, $BEAT, $RAN, $WANT) = (1, 6, 7, 10, 11, 32, 33, 36, 39, 43);
+my ($WELCOME, $DRAIN, $RUN, $OTHER_APPS, $LEVELS, $GOT, $HELLO, $REFUSAL, $BEAT, $RAN, $WANT) = (1, 6, 7, 10, 11, 12, 32, 33, 36, 39, 43);
 my $MAX_FRAME = 100_663_296;
 my $MAX_EVENT = 8_388_608;    # if Welcome does not say
 my $HAND_IN_BYTES = 4 << 20;
@@ -190,7 +190,7 @@ sub run {
     local $SIG{INT} = 'IGNORE';
     local $SIG{PIPE} = sub { };    # not IGNORE: programs that handlers start would inherit it
     my @nodes = map { { name => $_->{name}, states => $_->{states} } } @{ $self->{order} };
-    $self->_send(Grape::MsgPack::encode([$HELLO, $PROTOCOL, $$, 'perl', { name => q{}, nodes => \@nodes, slots => $self->{slots} }, [qw(base timers calls peers objects)]]));
+    $self->_send(Grape::MsgPack::encode([$HELLO, $PROTOCOL, $$, 'perl', { name => q{}, nodes => \@nodes, slots => $self->{slots} }, [qw(base timers calls peers objects logs)]]));
     $self->{log} = Grape::Worker::Output::raw(\*STDERR);
     $self->{output} = tie *STDOUT, 'Grape::Worker::Output', $self, \*STDOUT;    ## no critic (ProhibitTies): print has to say who printed
     while (defined(my $message = $self->_receive)) {
@@ -198,6 +198,7 @@ sub run {
         if ($tag == $RUN) { $self->_run($message) }
         elsif ($tag == $WELCOME) { $self->_welcome($message) }
         elsif ($tag == $OTHER_APPS) { $self->{peers} = $message->[1] }
+        elsif ($tag == $LEVELS) { $self->{levels} = $message->[1] }
         elsif ($tag == $DRAIN) { last }
         else { croak("a message with the tag $tag, which is no message to a worker") }
         $self->{node} = undef;
@@ -211,12 +212,13 @@ sub run {
 
 sub _welcome {
     my ($self, $message) = @_;
-    my ($version, $limits, $topology, $peers) = @{$message}[1, 5, 11, 12];
+    my ($version, $limits, $topology, $peers, $levels) = @{$message}[1, 5, 11, 12, 14];
     croak("Grape speaks protocol $version, this worker $PROTOCOL") if $version != $PROTOCOL;
     $self->{max_event} = defined $limits->{max_event} ? $limits->{max_event} : $MAX_EVENT;
     my @known = ((map { $_->{event} } $topology ? @{ $topology->{slots} || [] } : @{ $self->{slots} }), @{ $topology->{outputs} || [] });
     $self->{pid} = $$;
     $self->{app} = $topology ? $topology->{name} : q{};
+    $self->{levels} = $levels || {};    # node -> how much it logs; q{}: of all others
     $self->{peers} = $peers || {};    # other apps -> the events that they listen to; undef: not known
     $self->{known} = { map { $_ => 1 } @known };
     $self->{outputs} = { map { $_ => 1 } @{ $topology->{outputs} || [] } };
@@ -235,14 +237,14 @@ sub _welcome {
 # Run events in their order; hand in what they did at the end, when a second has passed, and with one that failed.
 sub _run {
     my ($self, $message) = @_;
-    my (undef, $name, $count, $names, $keys, $data, $prefix, $first, $ids, $created, $attempt, $states, $answers) = @{$message};
+    my (undef, $name, $count, $names, $keys, $data, $prefix, $first, $ids, $created, $attempt, $states, $answers, $trace) = @{$message};
     my $node = $self->{nodes}{$name} or croak("a run of node '$name', which is not here");
     my ($handlers, $declared) = @{$node}{qw(handlers declared)};
     my ($missing) = grep { !$handlers->{$_} } @{$names};
     croak("a run of '$missing', to which node '$name' does not listen") if defined $missing;
     my $same = @{$names} == 1 ? $names->[0] : undef;
     my $made = Grape::Worker::Effects->new($states, $self->{max_event});
-    my %run = (worker => $self, made => $made, attempt => $attempt || 1, created => $created || 0, ttl => $node->{ttl}, ids => $ids, prefix => $prefix, first => $first, answers => $answers || [], called => 0);
+    my %run = (worker => $self, made => $made, attempt => $attempt || 1, created => $created || 0, ttl => $node->{ttl}, ids => $ids, prefix => $prefix, first => $first, answers => $answers || [], trace => $trace, called => 0);
     $self->{node} = $name;
     my ($handed_in, $died) = (0);
     local $SIG{__DIE__} = sub { $died = [$_[0], _frames()] };

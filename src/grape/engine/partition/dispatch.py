@@ -150,7 +150,7 @@ class Dispatch:
         for i, context in enumerate(contexts, len(self.contexts)):
             if context.deadline:
                 self._deadlines[i] = context.deadline
-            if context.trace and self.spans.are_told:
+            if context.trace and (self.spans.are_told or self.spans.are_logged):
                 self._traced[i] = context.trace
         self.contexts += contexts
 

@@ -36,13 +36,14 @@ class Spans:
     """Of one partition.
 
     Attributes:
-        worker: that has it. are_told: it tells spans itself.
+        worker: that has it. are_told: it tells spans itself. are_logged: it logs with the ids of traces.
     """
 
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
         self.worker = ""
         self.are_told = True
+        self.are_logged = True
         self._batches: dict[int, dict[int, _Seen]] = {}
         self._holds: dict[int, _Seen] = {}
         self._originals: dict[int, Context] = {}

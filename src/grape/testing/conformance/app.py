@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections.abc import Iterator, Sequence
@@ -144,6 +145,16 @@ class Say(Node):
         print(event.data)  # noqa: T201 - that is what it is for
 
 
+class Note(Node):
+    def process(self, event: Event) -> None:
+        level, text, fields = event.data
+        logging.getLogger(__name__).log(logging.getLevelName(level.upper()), text, extra=fields)
+
+
+class Mutter(Note):
+    pass
+
+
 class Die(Node):
     def process(self, event: Event) -> None:
         os._exit(3)
@@ -259,5 +270,7 @@ def topology() -> Topology:
     t.add_slot("sleep", Sleep(), timeout=1.0)
     t.add_slot("unknown", Unknown())
     t.add_slot("say", Say())
+    t.add_slot("note", Note())
+    t.add_slot("mutter", Mutter())
     t.add_slot("die", Die())
     return t

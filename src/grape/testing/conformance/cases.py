@@ -14,8 +14,8 @@ from msgspec import Struct
 
 class Case(Struct, frozen=True):
     """One case. ``steps``: see `Driver`, and `Adapter` for those of the chapter "base". ``limits``: other ones than
-    usual, by name. ``heartbeat``: seconds. ``unchained``, ``peers``: see `Welcome`, which is not sent without
-    ``welcome``. ``needs``: capabilities beside that of the chapter."""
+    usual, by name. ``heartbeat``: seconds. ``unchained``, ``peers``, ``levels``: see `Welcome`, which is not sent
+    without ``welcome``. ``needs``: capabilities beside that of the chapter."""
 
     chapter: str
     name: str
@@ -26,6 +26,7 @@ class Case(Struct, frozen=True):
     unchained: list[list[str]] = []
     peers: dict[str, list[str] | None] = {}
     needs: list[str] = []
+    levels: dict[str, str] = {}
 
     @property
     def title(self) -> str:
@@ -42,6 +43,7 @@ CAPABILITY_OF: Final = {
     "peers": "peers",
     "rates": "rates",
     "objects": "objects",
+    "logs": "logs",
 }
 """Of the chapters that are about one. Workers that lack it are not asked."""
 

@@ -4,7 +4,7 @@ A step of a case is an object with one of these keys, or of those of `Peer`:
 
     work      events to hand out, [[event, key, data], ...], and under "gives" what has to come of them; beside it
               "partition", "careful", "named", "contexts" (one an event, -1 for none), "hops", "deadlines", "only",
-              "mixed" (all are one run, whatever their names)
+              "traced", "mixed" (all are one run, whatever their names)
     begin     events to hand out, without waiting for what comes of them
     retry     a held event: {"hold", "node", "event": [event, key, data], "attempt", "rest"}; "gives".
               "answers" to the calls that were made since the last "work", [{"data"} or {"error"}, ...]; "other": these
@@ -14,7 +14,7 @@ A step of a case is an object with one of these keys, or of those of `Peer`:
     stale     as work, with "epoch": nothing may come back
     restart   the worker is killed and started anew; all partitions are assigned in the next epoch
     stuck     {"node"}: it has to report an overrun timeout, and end
-    peers     the other apps of the server from now on, as in `Welcome`
+    peers     the other apps of the server from now on, as in `Welcome`. levels: of what it logs, as there
     rated     [[event, node, rate, burst], ...]: as it describes these slots
     there     objects that are committed: {namespace: {key: text, or null}}, or [text, tags]
     waits     [event, node]: it has to ask for the turn of an event of this slot, which it does not get
@@ -58,6 +58,7 @@ from grape.protocol.messages import (
     Keep,
     Lease,
     Leased,
+    LevelsChanged,
     Named,
     PeersChanged,
     Result,
@@ -159,6 +160,8 @@ class Driver(Peer):
                 self._stale(events, step)
             case {"peers": peers}:
                 self._send(PeersChanged(peers))
+            case {"levels": levels}:
+                self._send(LevelsChanged(levels))
             case {"rated": wanted}:
                 slots = {(slot.event, slot.node): [slot.rate, slot.burst] for slot in self.topology.slots}
                 for event, node, *options in wanted:
@@ -195,6 +198,7 @@ class Driver(Peer):
         count = 0 if contexts is None else max(contexts) + 1
         body = _body(events, contexts, step.get("hops", 0), step.get("only"), step.get("mixed", False))
         deadlines = {int(context): at for context, at in step.get("deadlines", {}).items()}
+        traced = {int(context): trace for context, trace in step.get("traced", {}).items()}
         while done.first < len(events):
             item = BatchItem(position, f"{position}-", 1_700_000_000_000_000, len(events), body, done, count)
             named = [
@@ -203,7 +207,9 @@ class Driver(Peer):
             ]
             self._seq += 1
             self._send(
-                Work(number, self._epoch, self._seq, [item], [], step.get("careful", False), named, 0, deadlines)
+                Work(
+                    number, self._epoch, self._seq, [item], [], step.get("careful", False), named, 0, deadlines, traced
+                )
             )
             for result in self._results(step.get("wait", 0.0), effects, f"{position}-"):
                 for at, progress in result.done:

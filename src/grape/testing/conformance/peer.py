@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import select
@@ -27,6 +28,8 @@ PARTITIONS: Final = 4
 POOL: Final = "main"
 PATIENCE: Final = 20.0
 _TO_END: Final = 5.0
+_RECORD: Final = re.compile(rb"^\x1e([a-z]+)\x1e([^\x1e\n]*)\x1e([^\n]*)\n", re.MULTILINE)
+"""A line that has a level."""
 
 M = TypeVar("M", bound=Struct)
 
@@ -46,6 +49,8 @@ class Peer:
         ends      it has to end: an exit code, or true for any
         beats     so many signs of life have to come
         prints    {"node", "text"}: a line of output
+        logs      all records that it has written since the last such step, as far as they are given: [{"node", "level",
+                  "text", "event", "trace", "fields"}, ...]
 
     Raises:
         Failed: it does not begin as it should.
@@ -75,6 +80,8 @@ class Peer:
         self._frames = self._new_frames()
         self._inbox: list[Struct] = []
         self._output = b""
+        self._logged = 0
+        """So much of it is looked at."""
         self._is_mute = False
         self._sock, other = socket.socketpair()
         with other:
@@ -151,6 +158,8 @@ class Peer:
                     self._beat()
             case {"prints": what}:
                 self._prints(what["node"], what["text"])
+            case {"logs": wanted}:
+                self._logs(wanted)
             case _:
                 raise Failed(f"no such step: {step}")
 
@@ -172,6 +181,7 @@ class Peer:
                 topology=self.topology,
                 peers=self._case.peers,
                 namespaces=self._namespaces(),
+                levels=self._case.levels,
             )
         )
 
@@ -278,11 +288,32 @@ class Peer:
 
     def _prints(self, node: str, text: str) -> None:
         until = time.monotonic() + PATIENCE
-        wanted = re.compile(rf"\x1e[a-z]*\x1e{re.escape(node)}\x1e{re.escape(text)}\n".encode())
+        wanted = re.compile(rf"\x1e[a-z]*\x1e{re.escape(node)}(\x1f[^\x1e]*)?\x1e{re.escape(text)}\n".encode())
         while not wanted.search(self._output):
             if time.monotonic() > until:
                 raise Failed(f"it has not printed {text!r} marked with {node!r}, but {self._output!r:.500}")
             self._read(until)
+
+    def _logs(self, wanted: list[dict[str, Any]]) -> None:
+        """The last one is to be one that is never left out."""
+        until = time.monotonic() + PATIENCE
+        while len(found := _RECORD.findall(self._output, self._logged)) < len(wanted):
+            if time.monotonic() > until:
+                raise Failed(f"{len(found)} records, not {len(wanted)}: {self._output[self._logged :]!r:.600}")
+            self._read(until)
+        marks = list(_RECORD.finditer(self._output, self._logged))
+        self._logged = marks[-1].end()
+        for mark, record in zip(marks, wanted, strict=False):
+            said = _record_of(mark)
+            if len(marks) != len(wanted) or any(said[name] != value for name, value in record.items()):
+                raise Failed(f"it logs {[_record_of(each) for each in marks]!r:.900}, not {wanted!r:.600}")
+
+
+def _record_of(mark: re.Match[bytes]) -> dict[str, Any]:
+    node, event, trace, fields = [*mark[2].decode().split("\x1f", 3), "", "", ""][:4]
+    beside = json.loads(fields) if fields else {}
+    level, text = mark[1].decode(), mark[3].decode()
+    return {"node": node, "level": level, "text": text, "event": event, "trace": trace, "fields": beside}
 
 
 def in_order_of_key(events: list[list[Any]]) -> dict[Any, list[Any]]:

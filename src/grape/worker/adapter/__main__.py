@@ -24,9 +24,9 @@ from grape.worker.main import begin
 from grape.worker.process import Connection, WorkerProcess
 from grape.worker.runtime import ADAPTED
 
-PASSED_ON: Final = frozenset(("timers", "calls", "peers", "objects"))
+PASSED_ON: Final = frozenset(("timers", "calls", "peers", "objects", "logs"))
 """Capabilities that are the program's, even behind an adapter."""
-OF_LINES: Final = [*ADAPTED, "timers", "peers", "objects"]
+OF_LINES: Final = [*ADAPTED, "timers", "peers", "objects", "logs"]
 """What programs of lines can, with their adapter."""
 
 

@@ -29,6 +29,7 @@ from grape.authoring.objects import NodeStorage
 from grape.errors import GrapeError, ProtocolError, TooLarge
 from grape.model.address import check_key, check_timer_name
 from grape.model.foreign import Peers
+from grape.model.levels import DEFAULT, LEVELS, Levels, is_shown
 from grape.model.topology import Limits
 from grape.model.values import decode, encode, seconds, to_value
 from grape.protocol.base import Answered, Emits, Failed, Ran, Run, StateChange
@@ -36,6 +37,8 @@ from grape.protocol.messages import Welcome
 from grape.worker.adapter.objects import PAGE, RunObjects, kind_of
 from grape.worker.adapter.speaker import Gone, Progressed, how_it_ended, start
 from grape.worker.emits import Names
+from grape.worker.logs import fields_text
+from grape.worker.output import FIELD, MARK
 
 _AHEAD: Final = 1024
 _AHEAD_BYTES: Final = 256 << 10
@@ -45,8 +48,6 @@ _MAX_LINE: Final = 128 << 20
 _HAND_IN_SECONDS: Final = 1.0
 _HAND_IN_BYTES: Final = 4 << 20
 _PATIENCE: Final = 5.0
-_MARK: Final = "\x1e"
-_LEVELS: Final = ("debug", "info", "warning", "error", "critical")
 
 _to_json = msgspec.json.Encoder().encode
 
@@ -64,7 +65,8 @@ class Emission(Struct, forbid_unknown_fields=True):
 
 class Answer(Struct, forbid_unknown_fields=True):
     """A line of the program. ``id``: of the event that it answers, to be checked. ``emit`` is one name, with ``data``,
-    ``key``, ``delay`` and ``timer`` beside it, or a list. ``cancel``: names of timers; before what is emitted."""
+    ``key``, ``delay`` and ``timer`` beside it, or a list. ``cancel``: names of timers; before what is emitted.
+    ``log``: text for the log, with ``level``, and ``fields`` beside it."""
 
     id: str | None = None
     emit: str | list[Emission] | None = None
@@ -80,6 +82,7 @@ class Answer(Struct, forbid_unknown_fields=True):
     trace: str = ""
     log: str | None = None
     level: str = "info"
+    fields: dict[str, Any] | None = None
     more: bool = False
 
     @property
@@ -182,12 +185,16 @@ class LinesSpeaker:
         self._states = {node.name: frozenset(state.name for state in node.states) for node in topology.nodes}
         self._asks = {node.name for node in topology.nodes if node.objects}
         self._limits = message.limits
+        self._levels = message.levels
 
     def setup(self) -> None:
         """It cannot say."""
 
     def change_peers(self, peers: Peers) -> None:
         self._names.change_peers(peers)
+
+    def change_levels(self, levels: Levels) -> None:
+        self._levels = levels
 
     def run(self, run: Run, progressed: Progressed, objects: RunObjects) -> Iterator[Ran]:
         pending = _Pending(run, 1 if run.node in self._asks else _AHEAD)
@@ -215,7 +222,10 @@ class LinesSpeaker:
                     if question is not None:
                         self._unsent += effects.ask(question, objects.storage, pending.answered)
                         continue
-                    if effects.add(pending.answered, self._answer(line, pending.id), len(line)):
+                    answer = self._answer(line, pending.id)
+                    if answer.log is not None:
+                        self._log(answer, run, pending.id)
+                    if effects.add(pending.answered, answer, len(line)):
                         pending.pop()
                         if effects.failed is not None:
                             yield effects.take()
@@ -272,6 +282,15 @@ class LinesSpeaker:
                 "bad-line", f"an answer {said}, where {event_id!r} has to be answered: is there a line too many?"
             )
         return answer
+
+    def _log(self, answer: Answer, run: Run, event_id: str) -> None:
+        assert answer.log is not None
+        level = answer.level if answer.level in LEVELS else DEFAULT
+        if is_shown(self._levels, run.node, level):
+            who = FIELD.join((run.node, event_id if event_id.isprintable() else ascii(event_id), run.trace))
+            fields = fields_text(answer.fields or {})
+            sys.stderr.write(f"{MARK}{level}{MARK}{who}{FIELD}{fields}{MARK}{answer.log.replace(chr(10), ' ')}\n")
+            sys.stderr.flush()
 
     def close(self) -> None:
         """Standard input ends; a program that goes on after that is ended."""
@@ -465,10 +484,6 @@ class _Effects:
         Raises:
             _Lost: its lines are too many.
         """
-        if answer.log is not None:
-            level = answer.level if answer.level in _LEVELS else "info"
-            sys.stderr.write(f"{_MARK}{level}{_MARK}{self._run.node}{_MARK}{answer.log.replace(chr(10), ' ')}\n")
-            sys.stderr.flush()
         if not answer.is_empty:
             self._lines.append(answer)
             self._kept += size

@@ -8,6 +8,7 @@ from typing import Any
 from grape.authoring.handler import Handler
 from grape.authoring.state import State
 from grape.model.foreign import Peers
+from grape.model.levels import Levels
 from grape.model.topology import NodeSpec, SlotSpec, TopologySpec
 from grape.protocol.messages import Ask, FromWorker, Welcome
 from grape.worker.adapter.speaker import Speaker
@@ -28,12 +29,14 @@ class AdapterRuntime(Runtime):
     ) -> None:
         super().__init__({}, topology, ask, announce)
         self._speaker = speaker
+        self._is_told = False
 
     def welcome(self, message: Welcome) -> None:
         topology = message.topology or self.topology
         self._handlers = {node.name: _handler(node) for node in topology.nodes if node.pool == message.pool}
         super().welcome(message)
         self._speaker.welcome(message)
+        self._is_told = True
 
     def make_unit(self, handler: Handler, slots: dict[str, SlotSpec]) -> Unit:
         return ForeignUnit(self._speaker, handler, slots, self.ground, self.names, self.partitions, self.limits)
@@ -41,6 +44,10 @@ class AdapterRuntime(Runtime):
     def change_peers(self, peers: Peers) -> None:
         super().change_peers(peers)
         self._speaker.change_peers(peers)
+
+    def change_levels(self, levels: Levels) -> None:
+        if self._is_told:  # else its welcome says so
+            self._speaker.change_levels(levels)
 
     def setup(self) -> None:
         self._speaker.setup()

@@ -15,9 +15,10 @@ from typing import Final, Protocol
 
 from grape.errors import ProtocolError
 from grape.model.foreign import Peers
+from grape.model.levels import Levels
 from grape.protocol.base import FromSpeaker, OtherApps, Ran, Run, ToSpeaker, Want
 from grape.protocol.framing import frame, speaker_frames
-from grape.protocol.messages import VERSION, Beat, Drain, Hello, Refusal, Welcome
+from grape.protocol.messages import VERSION, Beat, Drain, Hello, LevelsChanged, Refusal, Welcome
 from grape.worker.adapter.objects import RunObjects
 
 _READ: Final = 1 << 20
@@ -45,6 +46,9 @@ class Speaker(Protocol):
 
     def change_peers(self, peers: Peers) -> None:
         """The other apps are these from now on; between two runs."""
+
+    def change_levels(self, levels: Levels) -> None:
+        """It logs as much as this from now on; between two runs."""
 
     def run(self, run: Run, progressed: Progressed, objects: RunObjects) -> Iterator[Ran]:
         """Run events in their order; ends when they are finished, or at some place behind one that failed.
@@ -142,6 +146,7 @@ class BaseSpeaker:
         if first.version != VERSION:
             raise ProtocolError(f"it speaks protocol {first.version}; this adapter speaks {VERSION}")
         self._hears_peers = "peers" in first.capabilities
+        self._hears_levels = "logs" in first.capabilities
         return first
 
     def welcome(self, message: Welcome) -> None:
@@ -159,6 +164,10 @@ class BaseSpeaker:
     def change_peers(self, peers: Peers) -> None:
         if self._hears_peers:
             self._send(OtherApps(peers))
+
+    def change_levels(self, levels: Levels) -> None:
+        if self._hears_levels:
+            self._send(LevelsChanged(levels))
 
     def run(self, run: Run, progressed: Progressed, objects: RunObjects) -> Iterator[Ran]:
         self._send(run)

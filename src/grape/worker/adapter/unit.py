@@ -124,6 +124,7 @@ class ForeignUnit(Unit):
             stage.attempt_of(todo[0]),
             states,
             list(self._host.answers(self, stage, todo[0])) if len(todo) == 1 else [],
+            self._host.trace_of(stage, todo[0]) if len(todo) == 1 else "",
         )
 
     def _take(self, stage: Stage, todo: list[int], ran: Ran) -> None:

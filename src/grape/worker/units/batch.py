@@ -22,6 +22,9 @@ class BatchUnit(EventUnit):
     def place(self) -> object:
         raise HandlerError(f"{self.node!r} gets its events in batches: a call is made for one event, so not here")
 
+    def event_at(self, stage: Stage) -> int | None:
+        return 0 if stage.count == 1 else None
+
     def _begin(self, stage: Stage, data: list[Any] | None) -> None:
         super()._begin(stage, data)
         self._size = max(slot.batch for slot in self.slots.values())

@@ -92,6 +92,9 @@ class Host(Protocol):
     def answers(self, unit: Unit, stage: Stage, index: int) -> Sequence[Answer]:
         """To the calls that the event has made before."""
 
+    def trace_of(self, stage: Stage, index: int) -> str:
+        """Id of its trace; "": it is not traced."""
+
 
 class Unit(ABC):
     """A node and its loop. ``run`` is called from one thread at a time; ``position`` from any. ``is_exact``: that is
@@ -165,6 +168,11 @@ class Unit(ABC):
     def position(self) -> int:
         """Index of the event that is running."""
         return len(self._marks)
+
+    def event_at(self, stage: Stage) -> int | None:
+        """Index of the event that runs, of what runs; None: several do, or it is not known."""
+        index = self.position()
+        return index if self.is_exact and index < stage.count else None
 
     def run(self, stage: Stage) -> Emissions | None:
         """Process the events of ``stage`` in order. Failures go to the host; returns what the others emitted."""

@@ -1,0 +1,1 @@
+"""Records of logs, and where they go."""
