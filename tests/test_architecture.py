@@ -96,6 +96,7 @@ ALLOWED: dict[tuple[str, str], tuple[int, str]] = {
     ("parameters", "grape.running:run"): (19, FACE),
     ("parameters", "grape.storage.objects:Objects.put"): (12, FACE),
     ("parameters", "grape.testing.machine:Machine.__init__"): (11, "the parts of a run, each with its name"),
+    ("parameters", "grape.testing.simulator:Simulator.__init__"): (9, "the parts of a run, each with its name"),
     ("parameters", "grape.worker.stage:ChildStage.__init__"): (11, HOT),
 }
 """(what, name) -> (how much, why): what is larger than it should be. Nothing may be here that is not, or is larger."""

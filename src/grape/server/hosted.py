@@ -326,9 +326,7 @@ class Hosted:
             UsageError: it says itself who it is.
             Corrupt: who is who cannot be read.
         """
-        are_others = any(map(_is_other, profiles))
-        if are_others:
-            self._users.let_others_in(package, beside)
+        are_others = self._users.let_others_in(package, beside, profiles)
         user = self._users.of(self.name)
         if user is None:
             return None
@@ -602,12 +600,6 @@ async def _killed(process: EngineProcess) -> None:
     process.kill()
     with contextlib.suppress(GrapeError):
         await process.ended()
-
-
-def _is_other(profile: Profile) -> bool:
-    """Its workers are users that nobody knows before: each jail has its own, as root."""
-    isolate = profile.isolate
-    return bool(isolate.keys() & {"uid", "gid"}) or isolate.get("type", "process") != "process"
 
 
 async def _buried(process: EngineProcess) -> None:

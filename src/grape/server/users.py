@@ -11,6 +11,7 @@ import sys
 import sysconfig
 import threading
 import zlib
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Final
 
@@ -20,6 +21,7 @@ from grape.apps.manifest import Manifest
 from grape.errors import Corrupt, UsageError
 from grape.isolates import users
 from grape.isolates.view import can_reach, is_open_to
+from grape.model.profile import Profile
 from grape.server.home import Home
 from grape.store.files import write_durably
 
@@ -81,12 +83,15 @@ class AppUsers:
             ) from None
 
     @staticmethod
-    def let_others_in(package: Path, environment: Path | None) -> None:
-        """Let workers in jails read the code; the directories above are their way in nobody's but root's. Blocking."""
-        if os.geteuid() == 0:
+    def let_others_in(package: Path, environment: Path | None, profiles: Iterable[Profile]) -> bool:
+        """Let workers in jails read the code, if any pool has such: as root each jail has a user of its own. The
+        directories above may stay closed. Blocking."""
+        are_others = any(map(_is_other, profiles))
+        if are_others and os.geteuid() == 0:
             for place in (package, environment):
                 if place is not None:
                     _open(place, 0o755)
+        return are_others
 
     def let_in(self, user: int, package: Path, environment: Path | None, *, are_others: bool) -> str:
         """Let it go where its code lies, and nobody else unless its operator names who (``are_others``). Blocking.
@@ -107,6 +112,12 @@ class AppUsers:
         if environment is not None:
             _open(environment, 0o755)
         return ""
+
+
+def _is_other(profile: Profile) -> bool:
+    """Its workers are users that nobody knows before."""
+    isolate = profile.isolate
+    return bool(isolate.keys() & {"uid", "gid"}) or isolate.get("type", "process") != "process"
 
 
 def check_claims(manifest: Manifest) -> None:
