@@ -42,7 +42,7 @@ def test_every_setting_has_a_variable_and_a_place_in_the_schema(tmp_path: Path) 
     environment = {}
     tables = {field.encode_name for field in msgspec.structs.fields(ServerConfig) if field.default is msgspec.NODEFAULT}
     assert tables == {"storages"}
-    with pytest.raises(UsageError, match="GRAPE_SERVER_STORAGES.*table"):
+    with pytest.raises(UsageError, match=r"GRAPE_SERVER_STORAGES.*table"):
         effective(tmp_path, None, {variable_of("storages"): "x"}, {})
     for field in msgspec.structs.fields(ServerConfig):
         if field.encode_name in tables:

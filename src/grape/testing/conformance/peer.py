@@ -300,7 +300,7 @@ class Peer:
 
 
 def _record_of(mark: re.Match[bytes]) -> dict[str, Any]:
-    node, event, trace, fields, *_ = *mark[2].decode().split("\x1f", 3), "", "", ""
+    node, event, trace, fields = [*mark[2].decode().split("\x1f", 3), "", "", ""][:4]
     beside = json.loads(fields) if fields else {}
     level, text = mark[1].decode(), mark[3].decode()
     return {"node": node, "level": level, "text": text, "event": event, "trace": trace, "fields": beside}
