@@ -13,10 +13,11 @@ def escaped(text: str, keep: str = "") -> str:
 
 
 def shown(worker: str, line: Line) -> tuple[str, str]:
-    """Who printed a line, and what, with its level if it was logged."""
+    """Who printed a line, and what, with its level if it was logged, and its fields."""
     where = escaped(f"{line.slot} {worker}" if line.slot else worker)
     level = f"{escaped(line.level.upper())} " if line.level not in ("stdout", "stderr") else ""
-    return where, level + escaped(line.text, "\t")
+    fields = f" {escaped(line.fields)}" if line.fields else ""
+    return where, level + escaped(line.text, "\t") + fields
 
 
 def _escape(char: str) -> str:
