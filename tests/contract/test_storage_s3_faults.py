@@ -490,6 +490,7 @@ def test_one_clear_error(answer: Answer, error: type[GrapeError], text: str) -> 
 
 def test_errors_of_a_bucket_that_goes_or_keys_that_are_taken_back() -> None:
     """F87"""
+
     async def test(server: Faulty, objects: Objects) -> None:
         for answer, text in (
             (refusal(404, "NoSuchBucket", "none"), "there is no bucket"),

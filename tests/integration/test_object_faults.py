@@ -200,7 +200,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 def test_objects_that_fill_the_disk(tmp_path: Path, small_disk: Path) -> None:
     """F17: what is in reserve is not taken by objects; with more room it goes on, and nothing is half."""
     app = written(tmp_path / "store")
-    events = [{"k": f"k{n}", "in": "store", "put": f"{n:04}", "times": 500_000} for n in range(150)]
+    events = [{"k": f"k{n}", "in": "store", "put": f"{n:04}", "times": 500_000} for n in range(220)]
     path = lines(tmp_path / "in.jsonl", events)
     command = ["run", app, "--feed", f"do={path},key=k", "--data", small_disk / "d"]
     full = grape(*command, timeout=200)
@@ -210,11 +210,11 @@ def test_objects_that_fill_the_disk(tmp_path: Path, small_disk: Path) -> None:
     assert shutil.disk_usage(small_disk).free > 100 << 20
     put = [GRAPE, "storage", "get", "store/k0", "--data", str(small_disk / "d")]
     assert len(subprocess.run(put, capture_output=True, check=True).stdout) == 2_000_000
-    subprocess.run(["mount", "-o", "remount,size=900m", small_disk], check=True)
+    subprocess.run(["mount", "-o", "remount,size=1g", small_disk], check=True)
     done = grape(*command, timeout=200)
     assert done.returncode == 0, done.stderr
     verified = grape("storage", "verify", "store/", "--data", small_disk / "d")
-    assert "150 objects as they were written, 0 not" in verified.stdout + verified.stderr
+    assert "220 objects as they were written, 0 not" in verified.stdout + verified.stderr
 
 
 def test_a_put_that_the_system_cuts_short(tmp_path: Path) -> None:
