@@ -155,6 +155,7 @@ def test_a_body_that_breaks_every_time_is_told() -> None:
 
 
 def test_a_body_that_is_too_short_is_corrupt() -> None:
+    """F25"""
     """What lies there is less than was written, and the server does not notice."""
 
     async def test(server: Faulty, objects: Objects) -> None:
@@ -488,6 +489,8 @@ def test_one_clear_error(answer: Answer, error: type[GrapeError], text: str) -> 
 
 
 def test_errors_of_a_bucket_that_goes_or_keys_that_are_taken_back() -> None:
+    """F87"""
+
     async def test(server: Faulty, objects: Objects) -> None:
         for answer, text in (
             (refusal(404, "NoSuchBucket", "none"), "there is no bucket"),

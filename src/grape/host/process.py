@@ -9,6 +9,8 @@ import pickle
 import signal
 import socket
 import struct
+import sys
+import traceback
 from contextlib import suppress
 from typing import Final
 
@@ -31,7 +33,17 @@ def main(fd: int) -> None:
     """What a new interpreter does that is an engine: the options come by the socket first."""
     owner = socket.socket(fileno=fd)
     options: Options = pickle.loads(_exactly(owner, LENGTH.unpack(_exactly(owner, LENGTH.size))[0]))
-    serve(options, owner)
+    code = 1
+    try:
+        serve(options, owner)
+        code = 0
+    except Exception:
+        traceback.print_exc()
+    finally:
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError, ValueError):
+                stream.flush()
+        os._exit(code)  # a thread that is stuck in a storage would be waited for
 
 
 def _exactly(owner: socket.socket, size: int) -> bytes:

@@ -123,8 +123,14 @@ class Syncing:
             }
             self._looks = False
         for name in sorted(self._dirty):
-            await self._push(name)
-            self._dirty.discard(name)
+            self._dirty.discard(name)  # before: it may change again meanwhile
+            try:
+                await self._push(name)
+            except (StorageFailed, OSError):
+                self._dirty.add(name)
+                raise
+            except GrapeError as e:  # others can be kept all the same
+                self._say(f"{name} is not in the repository as it is here: {e}", "error")
         return changed
 
     # ------------------------------------------------------------------ from there
@@ -168,7 +174,8 @@ class Syncing:
         if entry.is_paused != app.installed.is_paused:
             await app.pause(paused=entry.is_paused)
         app.note(structs.replace(app.installed, repository=listed.version))
-        self._dirty.discard(entry.name)
+        if entry_of(app.installed) == entry:
+            self._dirty.discard(entry.name)
         self._say(f"{entry.name} is as the repository says")
 
     # ------------------------------------------------------------------ to there

@@ -164,6 +164,8 @@ class EmbeddedStorage(Storage):
                         f"{place.namespace}/{place.key}: its bytes are not in {self._path / FOLDER}"
                     ) from None
                 stored = again
+            except OSError as e:
+                raise StorageFailed(f"{e.filename}: {e.strerror}") from None
         if stored is None:
             yield None
             return
@@ -398,8 +400,11 @@ async def _once(data: bytes) -> AsyncIterator[bytes]:
 async def _of_file(fd: int, start: int, end: int) -> AsyncIterator[bytes]:
     at = start
     while at < end:
-        chunk = await asyncio.to_thread(os.pread, fd, min(CHUNK, end - at), at)
+        try:
+            chunk = await asyncio.to_thread(os.pread, fd, min(CHUNK, end - at), at)
+        except OSError as e:
+            raise Corrupt(f"the file of an object cannot be read: {e.strerror}") from None
         if not chunk:
-            raise StorageFailed("the file of an object is shorter than it was")
+            raise Corrupt("the file of an object is shorter than it was")
         at += len(chunk)
         yield chunk

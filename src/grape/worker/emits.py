@@ -173,6 +173,11 @@ class EmitColumns(Tip):
         """Look how much it really is. Errors as `weigh`."""
         keys = self.keys[self.measured :]
         self._size += len(encode(self.data[self.measured :])) + sum(len(key) for key in keys if type(key) is str)
+        for start, name in reversed(self.runs):
+            if start < self.measured:
+                break
+            if type(name) is Written:  # whose bytes are not in the data
+                self._size += name.write.weight
         self.measured, self.big = len(self.data), 0
         if self._size > self._max_result:
             if not self.single:
