@@ -16,6 +16,7 @@ import msgspec
 from grape import errors
 from grape.client.unsent import Unsent
 from grape.errors import EngineError, GrapeError, ProtocolError
+from grape.protocol.decoding import decode_as
 from grape.protocol.door import (
     VERSION,
     Accepted,
@@ -226,7 +227,7 @@ class Connection:
                 for stream in tuple(self.streams.values()):
                     stream.heard(message)
             case Ended():
-                self._end(msgspec.msgpack.decode(message.outcomes, type=Outcomes), None)
+                self._end(decode_as(Outcomes, message.outcomes), None)
             case Failed():
                 self._end(None, error_of(message.code, message.text))
 
@@ -293,7 +294,7 @@ def decoded(asked: Future[msgspec.Raw], kind: type[T]) -> Future[T]:
         if error is not None:
             made.set_exception(error)
         else:
-            made.set_result(msgspec.msgpack.decode(asked.result(), type=kind))
+            made.set_result(decode_as(kind, asked.result()))
 
     asked.add_done_callback(answered)
     return made
