@@ -117,8 +117,12 @@ class Syncing:
             }
             self._looks = False
         for name in sorted(self._dirty):
-            await self._push(name)
-            self._dirty.discard(name)
+            self._dirty.discard(name)  # what changes while it is on its way is told once more
+            try:
+                await self._push(name)
+            except BaseException:
+                self._dirty.add(name)
+                raise
         return changed
 
     # ------------------------------------------------------------------ from there
