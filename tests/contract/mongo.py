@@ -21,6 +21,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
+import psutil
 import pymongo
 import pytest
 from pymongo.errors import PyMongoError
@@ -103,6 +104,9 @@ class Mongo:
     def stall(self) -> None:
         """It answers nothing, and takes no connection back."""
         self._signal(signal.SIGSTOP)
+        assert self._process is not None
+        process = psutil.Process(self._process.pid)
+        until(lambda: process.status() == psutil.STATUS_STOPPED, 10)
 
     def go_on(self) -> None:
         self._signal(signal.SIGCONT)

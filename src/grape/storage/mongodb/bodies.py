@@ -76,7 +76,7 @@ class Bodies:
         Args:
             check: raises if they are not wanted; asked if there are many.
         """
-        coming = Coming(self, version, place, check)
+        coming = Coming(version, place, check)
         held: list[bytes] = []
         try:
             async for chunk in chunks:
@@ -96,8 +96,11 @@ class Bodies:
                 await self._finish(coming, coming.file)
             else:
                 await self._keep(coming, b"".join(held))
+        except StorageFailed:
+            self._calls.go_on(self._given_up(coming))  # who waits has waited long enough
+            raise
         except BaseException:
-            await coming.give_up()
+            await self.give_up(coming)
             raise
         return coming
 
@@ -116,8 +119,8 @@ class Bodies:
         """
         if not coming.is_announced or time.time() - coming.renewed < _RENEWED:
             return
-        with self._calls.failing(f"write {coming.place}"):
-            done = await self._coming.update_one({"_id": coming.version}, {"$set": {"at": datetime.now(UTC)}})
+        doing = self._coming.update_one({"_id": coming.version}, {"$set": {"at": datetime.now(UTC)}})
+        done = await self._calls.ask(f"write {coming.place}", doing)
         if not done.matched_count:
             raise StorageFailed(f"write {coming.place}: it took so long that its bytes were removed: write it again")
         coming.renewed = time.time()
@@ -146,51 +149,65 @@ class Bodies:
         }
         await self._calls.insert(self._files, document, f"write {coming.place}")
 
+    async def give_up(self, coming: Coming) -> None:
+        """Nothing of it stays; what cannot be removed now is swept later. Done also if who waits is cancelled."""
+        if coming.is_announced:
+            await asyncio.shield(self._calls.go_on(self._given_up(coming)))
+
+    async def _given_up(self, coming: Coming) -> None:
+        count = 0
+        if coming.file is not None:
+            await coming.file.end()
+            count = coming.file.count
+        try:
+            await self.drop_unfinished(coming.version, count)
+        except GrapeError:
+            pass
+
     async def settled(self, coming: Coming) -> None:
         """It belongs to an object now."""
         if coming.is_announced:
             try:
-                with self._calls.failing("settle"):
-                    await self._coming.delete_one({"_id": coming.version})
+                await self.forget_coming(coming.version)
             except GrapeError:
                 pass  # whoever sweeps sees that it belongs to one
 
     # ------------------------------------------------------------------ remove
 
     async def drop(self, version: str, body: Body, size: int) -> None:
-        with self._calls.failing("remove bytes"):
-            if body.lies == ONE:
-                await self._bodies.delete_one({"_id": version})
-            elif body.lies == FILE:
-                await self._files.delete_one({"_id": version})
-                await self._drop_chunks(version, -(-size // body.chunk))
+        if body.lies == ONE:
+            await self._remove(self._bodies, version)
+        elif body.lies == FILE:
+            await self._remove(self._files, version)
+            await self._drop_chunks(version, -(-size // body.chunk))
+
+    async def _remove(self, collection: AsyncCollection[Document], version: str) -> None:
+        await self._calls.ask("remove bytes", collection.delete_one({"_id": version}))
 
     async def _drop_chunks(self, version: str, count: int) -> None:
         """By name, which takes no look at any other."""
         for start in range(0, count, _DELETED):
             some = range(start, min(count, start + _DELETED))
-            await self._chunks.bulk_write([DeleteOne({"_id": _chunk_id(version, n)}) for n in some], ordered=False)
+            names = [DeleteOne({"_id": _chunk_id(version, n)}) for n in some]
+            await self._calls.ask("remove bytes", self._chunks.bulk_write(names, ordered=False))
 
     async def drop_unfinished(self, version: str, count: int | None) -> None:
         """Whatever there is of it. ``count``: of chunks, at most; None: it is not known."""
-        with self._calls.failing("remove bytes"):
-            await self._bodies.delete_one({"_id": version})
-            await self._files.delete_one({"_id": version})
-            if count is None:
-                await self._chunks.delete_many({"files_id": version})
-            else:
-                await self._drop_chunks(version, count)
-            await self._coming.delete_one({"_id": version})
+        await self._remove(self._bodies, version)
+        await self._remove(self._files, version)
+        if count is None:
+            await self._calls.ask("remove bytes", self._chunks.delete_many({"files_id": version}))
+        else:
+            await self._drop_chunks(version, count)
+        await self._remove(self._coming, version)
 
     async def abandoned(self, before: datetime, most: int) -> list[tuple[str, str]]:
         """Versions and places of writes that nobody goes on with."""
-        with self._calls.failing("sweep"):
-            cursor = self._coming.find({"at": {"$lt": before}}).limit(most)
-            return [(document["_id"], document["place"]) async for document in cursor]
+        found = await self._calls.ask("sweep", self._coming.find({"at": {"$lt": before}}).limit(most).to_list())
+        return [(document["_id"], document["place"]) for document in found]
 
     async def forget_coming(self, version: str) -> None:
-        with self._calls.failing("sweep"):
-            await self._coming.delete_one({"_id": version})
+        await self._remove(self._coming, version)
 
     # ------------------------------------------------------------------ read
 
@@ -217,11 +234,12 @@ class Bodies:
                     ahead.popleft()
                     yield data[max(0, start - n * body.chunk) : end - n * body.chunk]
             finally:
-                await _cancelled(ahead)
+                for task in ahead:
+                    task.cancel()
+                await asyncio.gather(*ahead, return_exceptions=True)
 
     async def _data(self, collection: AsyncCollection[Document], name: str) -> bytes:
-        with self._calls.failing("read bytes"):
-            found = await collection.find_one({"_id": name}, {"data": 1})
+        found = await self._calls.ask("read bytes", collection.find_one({"_id": name}, {"data": 1}))
         if found is None:
             raise Gone
         return bytes(found["data"])
@@ -230,7 +248,7 @@ class Bodies:
 class Coming:
     """What is being written. ``renewed``: when it was last said that it goes on, seconds since 1970."""
 
-    def __init__(self, bodies: Bodies, version: str, place: str, check: Callable[[], Awaitable[None]]) -> None:
+    def __init__(self, version: str, place: str, check: Callable[[], Awaitable[None]]) -> None:
         self.check = check
         self.version = version
         self.place = place
@@ -239,23 +257,6 @@ class Coming:
         self.file: _File | None = None
         self.is_announced = False
         self.renewed = 0.0
-        self._bodies = bodies
-
-    async def give_up(self) -> None:
-        """Nothing of it stays; what cannot be removed now is swept later. Done also if who waits is cancelled."""
-        if not self.is_announced:
-            return
-        await asyncio.shield(asyncio.ensure_future(self._give_up()))
-
-    async def _give_up(self) -> None:
-        count = 0
-        if self.file is not None:
-            await self.file.give_up()
-            count = self.file.count
-        try:
-            await self._bodies.drop_unfinished(self.version, count)
-        except GrapeError:
-            pass
 
 
 class _File:
@@ -277,7 +278,7 @@ class _File:
 
     async def _sent(self, data: bytes) -> None:
         while len(self._sending) >= AHEAD:
-            await self._sending[0]
+            await asyncio.shield(self._sending[0])
             self._sending.popleft()
         self._sending.append(asyncio.ensure_future(self._send(self.count, data)))
         self.count += 1
@@ -287,18 +288,12 @@ class _File:
             await self._sent(bytes(self._rest))
             self._rest.clear()
         while self._sending:
-            await self._sending[0]
+            await asyncio.shield(self._sending[0])
             self._sending.popleft()
 
-    async def give_up(self) -> None:
-        await _cancelled(self._sending)
-
-
-async def _cancelled(tasks: deque[Any]) -> None:
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
-    tasks.clear()
+    async def end(self) -> None:
+        """Until nothing is under way."""
+        await asyncio.gather(*self._sending, return_exceptions=True)
 
 
 def _chunk_id(version: str, n: int) -> str:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
-from typing import Final
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, Final, TypeVar
 
 from bson.errors import BSONError
 from msgspec import Struct
@@ -26,6 +25,8 @@ from pymongo.errors import (
 
 from grape.errors import GrapeError, StorageFailed, UsageError
 from grape.storage.mongodb.settings import Document
+
+T = TypeVar("T")
 
 TRIES: Final = 4
 _PAUSE: Final = 0.1
@@ -94,17 +95,39 @@ def _unreachable(text: str, there: str) -> str:
 class Calls:
     def __init__(self, where: Where) -> None:
         self.where = where
+        self._under_way: set[asyncio.Future[Any]] = set()
 
-    @contextmanager
-    def failing(self, what: str) -> Iterator[None]:
-        """
+    async def ask(self, what: str, doing: Coroutine[Any, Any, T]) -> T:
+        """What it gives. If who waits for it is cancelled it goes on to its end: the library may hang for ever after a
+        call was cancelled, since a lock of its own is lost.
+
+        Args:
+            what: for the text of an error.
+
         Raises:
-            StorageFailed, UsageError: what was asked for in this block was not done.
+            StorageFailed, UsageError: it was not done.
         """
         try:
-            yield
+            return await asyncio.shield(self.go_on(doing))
         except (PyMongoError, BSONError) as e:
             raise self.where.error(e, what) from None
+
+    def go_on(self, doing: Coroutine[Any, Any, T]) -> asyncio.Future[T]:
+        """Do it, whether somebody waits for it or not."""
+        task = asyncio.ensure_future(doing)
+        self._under_way.add(task)
+        task.add_done_callback(self._ended)
+        return task
+
+    def _ended(self, task: asyncio.Future[Any]) -> None:
+        self._under_way.discard(task)
+        if not task.cancelled():
+            task.exception()  # whoever waited has it
+
+    async def end(self, seconds: float) -> None:
+        """Wait for what is under way, but not for long."""
+        if self._under_way:
+            await asyncio.wait(self._under_way, timeout=seconds)
 
     async def insert(
         self,
@@ -118,22 +141,26 @@ class Calls:
         Args:
             is_mine: whether a former try was done, although it was not answered; else whether there is one of its _id.
         """
+
+        async def is_there() -> bool:
+            doing = collection.find_one({"_id": document["_id"]}, {"_id": 1})
+            return await self.ask(what, doing) is not None
+
         unsure = False
-        with self.failing(what):
-            for attempt in range(1, TRIES + 1):
-                try:
-                    await collection.insert_one(document)
-                    return True
-                except DuplicateKeyError:
-                    if not unsure:
-                        return False
-                    if is_mine is not None:
-                        return await is_mine()
-                    return await collection.find_one({"_id": document["_id"]}, {"_id": 1}) is not None
-                except AutoReconnect as e:
-                    # Nobody was there, or did not answer, for as long as one may wait.
-                    if attempt == TRIES or isinstance(e, ServerSelectionTimeoutError | NetworkTimeout):
-                        raise
-                unsure = True
+        for attempt in range(1, TRIES + 1):
+            if unsure:
                 await asyncio.sleep(random.uniform(0, _PAUSE * 2**attempt))
+                if await (is_mine or is_there)():
+                    return True
+            try:
+                await asyncio.shield(self.go_on(collection.insert_one(document)))
+                return True
+            except DuplicateKeyError:
+                return unsure and await (is_mine or is_there)()
+            except PyMongoError as e:
+                # Nobody was there, or did not answer, for as long as one may wait.
+                is_over = isinstance(e, ServerSelectionTimeoutError | NetworkTimeout)
+                if attempt == TRIES or is_over or not isinstance(e, AutoReconnect):
+                    raise self.where.error(e, what) from None
+            unsure = True
         raise AssertionError("unreachable")

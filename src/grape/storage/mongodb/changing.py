@@ -13,12 +13,13 @@ from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
 from bson import json_util
-from pymongo.errors import OperationFailure, PyMongoError
+from pymongo.errors import OperationFailure
 
 from grape.abc.storage import Change, Changes, Page
 from grape.errors import UsageError
 from grape.storage.mongodb.calls import Calls
 from grape.storage.mongodb.heads import Heads, head_of, range_of
+from grape.storage.mongodb.settings import Document
 
 _WAIT: Final = 100
 """Milliseconds that the server may wait for something to tell."""
@@ -43,15 +44,16 @@ class Changing:
     async def is_there(self) -> bool:
         """Whether this server has it, for this user."""
         try:
-            async with await self._heads.collection.watch(max_await_time_ms=1) as stream:
-                return stream.resume_token is not None
+            return await self._token() is not None
         except OperationFailure:
             return False
 
+    async def _token(self) -> Any:
+        async with await self._heads.collection.watch(max_await_time_ms=1) as stream:
+            return stream.resume_token
+
     async def now(self) -> str:
-        with self._calls.failing("look what changes"):
-            async with await self._heads.collection.watch(max_await_time_ms=1) as stream:
-                return json_util.dumps(stream.resume_token)
+        return json_util.dumps(await self._calls.ask("look what changes", self._token()))
 
     async def since(self, namespace: str, prefix: str, position: str, limit: int) -> Changes:
         """
@@ -72,7 +74,16 @@ class Changing:
         return await self._told(namespace, prefix, position, resume, limit)
 
     async def _told(self, namespace: str, prefix: str, position: str, resume: Any, limit: int) -> Changes:
-        which = {"operationType": "insert", "fullDocument.place": range_of(namespace, prefix)}
+        doing = self._read(range_of(namespace, prefix), resume, limit)
+        items, token = await self._calls.ask(f"look what changes in {namespace}/{prefix}", doing)
+        of, now = (namespace, prefix), time.monotonic()
+        if items or now - self._advanced.setdefault(of, now) > _ADVANCED:
+            self._advanced[of] = now
+            return Changes(items, json_util.dumps(token))
+        return Changes([], position)
+
+    async def _read(self, places: Document, resume: Any, limit: int) -> tuple[list[Change], Any]:
+        which = {"operationType": "insert", "fullDocument.place": places}
         items: list[Change] = []
         try:
             async with await self._heads.collection.watch(
@@ -81,24 +92,16 @@ class Changing:
                 max_await_time_ms=_WAIT,
                 batch_size=limit,
             ) as stream:
-                while len(items) < limit:
-                    change = await stream.try_next()
-                    if change is None:
-                        break
+                while len(items) < limit and (change := await stream.try_next()) is not None:
                     head = head_of(change["fullDocument"])
                     items.append(Change(head.about.key, None if head.is_gone else head.about))
-                token = stream.resume_token
+                return items, stream.resume_token
         except StopAsyncIteration:
             raise UsageError("the collection was dropped or renamed: from where to go on is not known") from None
-        except PyMongoError as e:
-            if isinstance(e, OperationFailure) and e.code in _LOST:
+        except OperationFailure as e:
+            if e.code in _LOST:
                 raise UsageError("this position is too old: the server does not know any more what came then") from None
-            raise self._calls.where.error(e, f"look what changes in {namespace}/{prefix}") from None
-        of, now = (namespace, prefix), time.monotonic()
-        if items or now - self._advanced.setdefault(of, now) > _ADVANCED:
-            self._advanced[of] = now
-            return Changes(items, json_util.dumps(token))
-        return Changes([], position)
+            raise
 
 
 def _walk(token: str, key: str) -> str:

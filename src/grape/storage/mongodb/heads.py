@@ -19,21 +19,21 @@ wrote died. Whoever reads goes from the first to the last, so that there is alwa
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
-from typing import Any, Final
+from typing import Final
 
 from msgspec import Struct
 from pymongo import ASCENDING
 from pymongo.asynchronous.collection import AsyncCollection
 
 from grape.abc.storage import About, Place
-from grape.errors import Corrupt, GrapeError
+from grape.errors import Corrupt, GrapeError, StorageFailed
 from grape.storage.mongodb.bodies import HERE, Bodies, Body
 from grape.storage.mongodb.calls import Calls
 from grape.storage.mongodb.settings import Document
 
-PAST: Final = 8
+PAST: Final = 16
 """Versions before it that a document knows."""
 SURE: Final = 60.0
 """Seconds within which a write notices that what it was built on had been forgotten."""
@@ -143,9 +143,8 @@ class Heads:
 
     async def chain(self, place: str, with_data: bool = False) -> list[Head]:
         """All documents of a place; the last one counts."""
-        with self._calls.failing(f"look at {place}"):
-            cursor = self.collection.find({"place": place}, None if with_data else _NO_DATA).sort("number", ASCENDING)
-            return [head_of(document) async for document in cursor]
+        cursor = self.collection.find({"place": place}, None if with_data else _NO_DATA).sort("number", ASCENDING)
+        return [head_of(document) for document in await self._calls.ask(f"look at {place}", cursor.to_list())]
 
     async def last(self, place: str, with_data: bool = False) -> Head | None:
         """What is there; None: nothing."""
@@ -154,16 +153,15 @@ class Heads:
 
     async def several(self, places: Sequence[str]) -> dict[str, Head]:
         """Those that are there, with their data, by one request."""
-        with self._calls.failing(f"look at {len(places)} objects"):
-            cursor = self.collection.find({"place": {"$in": list(places)}}).sort(_ORDER)
-            last = {head.place: head async for head in _each(cursor)}
+        cursor = self.collection.find({"place": {"$in": list(places)}}).sort(_ORDER)
+        found = await self._calls.ask(f"look at {len(places)} objects", cursor.to_list())
+        last = {head.place: head for head in map(head_of, found)}
         return {place: head for place, head in last.items() if not head.is_gone}
 
     async def page(self, places: Document, limit: int) -> tuple[list[list[Head]], bool]:
         """Some documents, those of one place together, and whether they are all."""
-        with self._calls.failing("list"):
-            cursor = self.collection.find({"place": places}, _NO_DATA).sort(_ORDER).limit(limit).batch_size(limit + 1)
-            found = [head async for head in _each(cursor)]
+        cursor = self.collection.find({"place": places}, _NO_DATA).sort(_ORDER).limit(limit).batch_size(limit + 1)
+        found = [head_of(document) for document in await self._calls.ask("list", cursor.to_list())]
         groups: list[list[Head]] = []
         for head in found:
             if groups and groups[-1][0].place == head.place:
@@ -179,7 +177,11 @@ class Heads:
 
         async def is_mine() -> bool:
             chain = await self.chain(head.place)
-            return any(head.version == each.version or head.version in each.past for each in chain)
+            if any(head.version == each.version or head.version in each.past for each in chain):
+                return True
+            if chain and chain[-1].number >= head.number + PAST:
+                raise StorageFailed(f"write {head.place}: whether it was done before others wrote is not known")
+            return False
 
         return await self._calls.insert(self.collection, document_of(head), f"write {head.place}", is_mine)
 
@@ -187,31 +189,34 @@ class Heads:
         """Remove what ``head`` was built on; whether it stays. ``since``: when that was seen."""
         if not seen:
             return True
-        last, was_there = seen[-1], False
+        last = seen[-1]
+        was_there: bool | None = None
         try:
             for each in seen:  # from the first on: a number is free again only after the one before it is
                 if each.version in (last.version, *last.past):
                     was_there = await self._remove(each)
-            return was_there or time.time() - since > SURE or await self._is_built_on(head)
         except GrapeError:
-            return True  # it is written; what was there before goes later
+            was_there = None  # it is not known; whoever writes next removes it
+        return bool(was_there) or await self._is_its_own(head, was_there is False and time.time() - since < SURE)
 
-    async def _is_built_on(self, head: Head) -> bool:
-        """What it was built on was gone. By whom has built on it since? Else it is taken back: its number had been
-        another one's before, which has gone since."""
+    async def _is_its_own(self, head: Head, is_gone: bool) -> bool:
+        """Whether its number is its own, and not one that is free again since another one had it and has gone. Else it
+        is taken back. ``is_gone``: nobody has it from us, but what it was built on is not there."""
         while True:
             chain = await self.chain(head.place)
             if any(head.version in each.past for each in chain) or all(head.version != each.version for each in chain):
                 return True
-            with self._calls.failing(f"write {head.place}"):
-                if (await self.collection.delete_one({"_id": head.version})).deleted_count:
-                    return False
+            is_last = chain[-1].version == head.version
+            if is_last and not is_gone:
+                return True
+            done = await self._calls.ask(f"write {head.place}", self.collection.delete_one({"_id": head.version}))
+            if done.deleted_count or not is_last:
+                return False
 
     async def _remove(self, head: Head) -> bool:
         """It and its bytes, those first: without the document nobody would find them."""
         await self._bodies.drop(head.version, head.body, head.about.size)
-        with self._calls.failing(f"remove what was at {head.place}"):
-            done = await self.collection.delete_one({"_id": head.version})
+        done = await self._calls.ask(f"remove {head.place}", self.collection.delete_one({"_id": head.version}))
         return done.deleted_count > 0
 
     # ------------------------------------------------------------------ what is left
@@ -226,16 +231,10 @@ class Heads:
 
     async def forget(self, before: datetime, most: int) -> None:
         """Remove what says of objects that they have gone before that."""
-        with self._calls.failing("sweep"):
-            cursor = self.collection.find({"removed": {"$lt": before}}, _NO_DATA).limit(most)
-            found = [head_of(document) async for document in cursor]
+        cursor = self.collection.find({"removed": {"$lt": before}}, _NO_DATA).limit(most)
+        found = [head_of(document) for document in await self._calls.ask("sweep", cursor.to_list())]
         for head in found:
             chain = await self.chain(head.place)
             if chain and chain[-1].version == head.version:
                 for each in chain:  # itself at last: what is before it would be there again
                     await self._remove(each)
-
-
-async def _each(cursor: Any) -> AsyncIterator[Head]:
-    async for document in cursor:
-        yield head_of(document)

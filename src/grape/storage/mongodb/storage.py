@@ -43,6 +43,7 @@ from grape.storage.streams import Measured
 _LARGEST: Final = 1 << 50
 _OPENING: Final = 5.0
 """Seconds for the first answer: who opens it wants to know."""
+_CLOSING: Final = 1.0
 _RACES: Final = 40
 """Writes that find each time that somebody else was faster."""
 _PAUSE: Final = (0.002, 0.2)
@@ -72,7 +73,7 @@ class MongoStorage(Storage):
         self._heads: Heads
         self._changing: Changing
         self._swept = 0.0
-        self._sweeping: asyncio.Task[None] | None = None
+        self._sweeping: asyncio.Future[None] | None = None
 
     @classmethod
     def settings_of(cls, place: str) -> dict[str, Any]:
@@ -90,8 +91,7 @@ class MongoStorage(Storage):
             raise
 
     async def _ready(self, client: AsyncMongoClient[Document]) -> None:
-        with self._calls.failing("open it"), pymongo.timeout(min(_OPENING, self._config.timeout)):
-            hello = await client.admin.command("hello")
+        hello = await self._calls.ask("open it", self._first_answer(client))
         if not hello.get("isWritablePrimary"):
             raise UsageError(f"open it: {self._config.hosts} is no server that takes writes: name the primary, or all")
         is_replicated = "setName" in hello or hello.get("msg") == "isdbgrid"
@@ -100,12 +100,15 @@ class MongoStorage(Storage):
         self._bodies = Bodies(self._calls, database, self._config.collection)
         self._heads = Heads(self._calls, database[self._config.collection], self._bodies)
         self._changing = Changing(self._calls, self._heads, self.page)
-        with self._calls.failing("open it"):
-            is_writer = await self._prepared(database)
-            tells = is_replicated and await self._changing.is_there()
+        is_writer = await self._calls.ask("open it", self._prepared(database))
+        tells = is_replicated and await self._calls.ask("open it", self._changing.is_there())
         self.features = Features(largest=_LARGEST, tells_changes=tells, of_others=tells)
         if is_writer:
             await self._sweep()
+
+    async def _first_answer(self, client: AsyncMongoClient[Document]) -> Document:
+        with pymongo.timeout(min(_OPENING, self._config.timeout)):
+            return await client.admin.command("hello")
 
     async def _prepared(self, database: AsyncDatabase[Document]) -> bool:
         """It has what decides between writers. False: this user may only read.
@@ -149,13 +152,10 @@ class MongoStorage(Storage):
             await self._heads.collection.delete_many({"_id": {"$in": versions}})
 
     async def close(self) -> None:
-        if self._sweeping is not None:
-            self._sweeping.cancel()
-            await asyncio.gather(self._sweeping, return_exceptions=True)
-            self._sweeping = None
         if self._client is not None:
             client, self._client = self._client, None
-            await client.close()
+            await self._calls.end(_CLOSING)
+            await asyncio.shield(self._calls.go_on(client.close()))
 
     # ------------------------------------------------------------------ read
 
@@ -284,7 +284,7 @@ class MongoStorage(Storage):
             )
             await self._commit(place, put.when, Head(place_of(place), version, 0, about, coming.body), coming)
         except (BadArgument, Conflict):
-            await coming.give_up()
+            await self._bodies.give_up(coming)
             raise
         # Whatever else is raised, it may be done all the same: its bytes stay, until it is known.
         await self._bodies.settled(coming)
@@ -330,7 +330,7 @@ class MongoStorage(Storage):
 
     def _sweep_soon(self) -> None:
         if time.monotonic() - self._swept > _SWEEPS and (self._sweeping is None or self._sweeping.done()):
-            self._sweeping = asyncio.get_running_loop().create_task(self._sweep())
+            self._sweeping = self._calls.go_on(self._sweep())
 
     async def _sweep(self) -> None:
         """Remove the bytes of writes that nobody ends, and what says for long that an object is gone."""
