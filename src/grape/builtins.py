@@ -27,6 +27,8 @@ BUILTINS: Final[dict[str, dict[str, str]]] = {
         "elliptics": "grape.storage.elliptics.storage:EllipticsStorage",
         "file": "grape.storage.filesystem:FilesystemStorage",
         "memory": "grape.storage.memory:MemoryStorage",
+        "mongodb": "grape.storage.mongodb.storage:MongoStorage",
+        "mongodb+srv": "grape.storage.mongodb.storage:MongoSrvStorage",
         "s3": "grape.storage.s3:S3Storage",
     },
 }

@@ -12,6 +12,7 @@ import typer
 from grape.cli.console import put, say
 from grape.cli.home import HomeOption, home_of, or_exit
 from grape.model.plural import counted
+from grape.model.urls import without_secrets
 from grape.server.config import FILE, FILE_VARIABLE, Effective, effective, read_file, schema, shown
 from grape.server.home import Home
 
@@ -77,10 +78,12 @@ def show_schema() -> None:
 
 def _plain(value: object) -> object:
     """As JSON has it."""
-    if isinstance(value, bool | str):
+    if isinstance(value, str):
+        return without_secrets(value)
+    if isinstance(value, bool):
         return value
-    if isinstance(value, tuple):
+    if isinstance(value, tuple | list):
         return list(value)
     if isinstance(value, dict):
-        return msgspec.to_builtins(value)
+        return {key: _plain(each) for key, each in msgspec.to_builtins(value).items()}
     return float(value) if isinstance(value, float) else int(value)  # type: ignore[call-overload]

@@ -24,6 +24,7 @@ from grape.model.names import check_tags
 from grape.model.plural import counted
 from grape.model.rate import rate_of
 from grape.model.section import show_size
+from grape.model.urls import without_secrets
 from grape.protocol.outcomes import Progress
 from grape.storage.connect import opened
 from grape.storage.objects import Objects
@@ -72,7 +73,7 @@ def execute(
             complain(f"app {topology.name!r} has no slot {slot!r}; it has {', '.join(topology.events)}")
             raise typer.Exit(2)
         speed = or_exit(lambda: _rate(rate))
-        title = name or f"exec:{slot}={url}/{wanted}"
+        title = name or f"exec:{slot}={without_secrets(url)}/{wanted}"
         or_exit(lambda: _feed(connection, slot, wanted, title, speed, parallel, count, again=again))
 
 

@@ -38,6 +38,7 @@ from grape.model.levels import read_levels
 from grape.model.names import check_namespace
 from grape.model.plural import counted
 from grape.model.topology import Limits
+from grape.model.urls import without_secrets
 from grape.processes.profile_file import load_profiles
 from grape.protocol.outcomes import Outcomes
 
@@ -232,7 +233,9 @@ def parse_storage(text: str) -> tuple[str, Bound]:
     """ "pictures=s3://bucket"."""
     name, given, url = text.partition("=")
     if not given or "://" not in url:
-        raise UsageError(f"--storage {text}: it is --storage NAMESPACE=URL, such as pictures=file:///srv/pictures")
+        raise UsageError(
+            f"--storage {without_secrets(text)}: it is --storage NAMESPACE=URL, such as pictures=file:///srv/pictures"
+        )
     return check_namespace(name), Bound(url, name)
 
 

@@ -20,6 +20,7 @@ from grape.drivers.watching import MOST, Watching
 from grape.errors import GrapeError, UsageError
 from grape.model.bound import Bound
 from grape.model.names import own_namespace
+from grape.model.urls import without_secrets
 from grape.storage.connect import storage_of
 from grape.storage.source import event_of
 
@@ -61,7 +62,7 @@ class ObjectSource:
         there = bound.get(namespace)
         self._url = f"embedded://{quote(data)}" if there is None else there.url
         self._namespace = namespace if there is None else there.namespace
-        self._where = f"{'' if there is None else there.url}/{self._namespace}/{driver.prefix}"
+        self._where = f"{'' if there is None else without_secrets(there.url)}/{self._namespace}/{driver.prefix}"
         self._storage: Storage | None = None
         self._at = ChangedAt(self._where)
         self._watching = Watching(self._where, 0.0)

@@ -25,6 +25,7 @@ from grape.model.bound import Bound
 from grape.model.names import check_namespace
 from grape.model.near import did_you_mean
 from grape.model.section import Duration, Size, read_section, show_size
+from grape.model.urls import without_secrets
 from grape.storage.connect import storage_of
 
 FILE: Final = "grape-server.toml"
@@ -391,6 +392,8 @@ def shown(value: Any) -> str:
         return f"{{ {', '.join(f'{key} = {shown(each)}' for key, each in value.items())} }}" if value else "{}"
     if isinstance(value, tuple):
         return f"[{', '.join(map(shown, value))}]"
+    if isinstance(value, str):
+        value = without_secrets(value)
     if isinstance(value, bool | str):
         return msgspec.json.encode(value).decode()
     if isinstance(value, Size) and value and not value % 1024:

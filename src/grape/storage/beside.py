@@ -14,6 +14,7 @@ from grape.abc.transport import Post
 from grape.errors import BadArgument, GrapeError, Refused, StorageFailed, UsageError
 from grape.model.bound import Bound
 from grape.model.objects import Stored
+from grape.model.urls import without_secrets
 from grape.storage import elsewhere
 from grape.storage.connect import storage_of
 from grape.store.blobs import path_of
@@ -99,11 +100,11 @@ class StorageThread(OtherStorages):
             except GrapeError as e:
                 answer = e
             except TimeoutError as e:
-                answer = StorageFailed(f"{bound.url}: {str(e) or f'no answer within {_PATIENCE:g} s'}")
+                answer = StorageFailed(f"{without_secrets(bound.url)}: {str(e) or f'no answer within {_PATIENCE:g} s'}")
             except OSError as e:
-                answer = StorageFailed(f"{bound.url}: {e}")
+                answer = StorageFailed(f"{without_secrets(bound.url)}: {e}")
             except Exception as e:  # of a storage that is not ours
-                answer = StorageFailed(f"{bound.url}: {type(e).__name__}: {e}")
+                answer = StorageFailed(f"{without_secrets(bound.url)}: {type(e).__name__}: {e}")
             if not self._is_closed:
                 self._post(lambda: None if self._is_closed else then(answer))
 

@@ -10,6 +10,7 @@ from grape.abc.storage import Storage
 from grape.builtins import storage as find
 from grape.errors import UsageError
 from grape.model.section import read_section
+from grape.model.urls import without_secrets
 
 
 def storage_of(url: str) -> Storage:
@@ -20,7 +21,9 @@ def storage_of(url: str) -> Storage:
     """
     name, there_is, rest = url.partition("://")
     if not there_is:
-        raise UsageError(f"a storage is named by a URL, such as file:///srv/objects, not by {url!r:.100}")
+        raise UsageError(
+            f"a storage is named by a URL, such as file:///srv/objects, not by {without_secrets(url)!r:.100}"
+        )
     place, _, query = rest.partition("?")
     kind = find(name)
     settings = kind.settings_of(place)
