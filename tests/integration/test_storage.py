@@ -124,7 +124,7 @@ def test_an_event_for_each_object_once_although_everything_dies(server: Server) 
     assert "300 objects" in grape(*command, "--dry-run").stderr
     for _ in range(2):
         process = subprocess.Popen([GRAPE, *command], stderr=subprocess.PIPE)
-        until(lambda: measured(server) > 0)
+        until(lambda process=process: measured(server) > 0 or process.poll() is not None)  # type: ignore[misc]
         process.send_signal(signal.SIGKILL)
         process.wait()
         assert process.stderr is not None

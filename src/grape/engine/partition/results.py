@@ -161,11 +161,12 @@ class Results:
 
     def _trace(self, result: Result, now: int) -> None:
         """Keep what it says of traced events, and what it shows."""
-        if not (result.spans or self._spans.follows):
+        told = result.spans if self._spans.are_told else []  # else it was not asked, and all is seen from here
+        if not (told or self._spans.follows):
             return
         progress = self._ledger.head.cursor.progress
         done = [(position, progress(position), after) for position, after in result.done]
-        self._spans.took(done, result.retried, result.failures, result.spans, now)
+        self._spans.took(done, result.retried, result.failures, told, now)
 
     def _name_key(self, name: TimerName) -> bytes:
         return timer_name_key(self._ledger.app.node_id(name.node), name.key, name.name)
