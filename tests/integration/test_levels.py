@@ -247,3 +247,35 @@ def test_what_a_record_has_beside_its_text_is_bounded() -> None:
     assert (found["big"], found["t"], found["nan"], found["\x1e"]) == (str(1 << 80), True, None, None)
     assert "ValueError" in found["bad"]
     assert fields_of(logging.makeLogRecord({"msg": "t"})) == ""
+
+
+SPEAKS_ITSELF = """
+import os
+from grape import Topology
+
+t = Topology("own")
+
+@t.slot("one")
+def one(line):
+    for level in ("debug", "info", "error"):
+        os.write(2, f"\\x1e{level}\\x1eone\\x1f{line}\\x1e{level} of it\\n".encode())
+"""
+
+
+@pytest.mark.parametrize(
+    ("options", "wanted"),
+    [
+        ([], ["info", "error"]),
+        (["--log-level", "one=debug"], ["debug", "info", "error"]),
+        (["--log-level", "error"], ["error"]),
+    ],
+)
+def test_what_a_worker_does_not_leave_out_the_engine_does(
+    tmp_path: Path, options: list[str], wanted: list[str]
+) -> None:
+    (tmp_path / "own.py").write_text(SPEAKS_ITSELF)
+    (tmp_path / "lines").write_text("a\n")
+    done = grape("run", "own.py", "--feed", "one=lines,text", *options, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    said = [line for line in done.stderr.splitlines() if line.endswith(" of it")]
+    assert said == [f"[one main.0] {level.upper()} {level} of it" for level in wanted]

@@ -315,7 +315,7 @@ def loud(count: int) -> None:
         print("x" * 999)
     print("tab\\tand \\x1b]0;title\\x07 bell")
     logging.getLogger("mine").warning("a warning %d", 7)
-    logging.getLogger("mine").info("not shown")
+    logging.getLogger("mine").debug("not shown")
 """
 
 

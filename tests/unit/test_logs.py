@@ -345,6 +345,7 @@ def program() -> Path:
     return built
 
 
+@pytest.mark.timeout(900)  # it is built first
 @pytest.mark.slow
 def test_the_collector_of_opentelemetry_takes_them(tmp_path: Path, program: Path, heard: Heard) -> None:
     with otlp.collector(program, tmp_path) as (url, said):
