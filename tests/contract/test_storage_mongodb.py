@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import secrets
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -16,7 +16,7 @@ import pytest
 from pymongo import AsyncMongoClient
 
 from contract import mongo
-from grape.abc.storage import Place, Storage
+from grape.abc.storage import Storage
 from grape.errors import BadArgument, Conflict, Corrupt, StorageFailed, UsageError
 from grape.storage.connect import opened as opened_url
 from grape.storage.connect import storage_of
@@ -329,6 +329,55 @@ def test_who_lists_removes_what_was_replaced_long_ago(monkeypatch: pytest.Monkey
     asyncio.run(run())
 
 
+async def between(one: Objects, do: Callable[[], Awaitable[object]], write: Callable[[], Awaitable[object]]) -> None:
+    """``write``, by ``one``, with ``do`` after it has looked what is there, and before it writes: it has to lose."""
+    storage = one.storage
+    assert isinstance(storage, MongoStorage)
+    chain, looked = storage._heads.chain, []
+
+    async def late(place: str, with_data: bool = False) -> Any:
+        found = await chain(place, with_data)
+        if not looked:
+            looked.append(place)
+            await do()
+        return found
+
+    storage._heads.chain = late  # type: ignore[method-assign]
+    try:
+        with pytest.raises(Conflict):
+            await write()
+    finally:
+        storage._heads.chain = chain  # type: ignore[method-assign]
+    assert looked == ["photos/key"]
+
+
+@pytest.mark.parametrize("there", ["nothing", "one", "removed"])
+def test_a_number_that_others_have_had_meanwhile_is_not_taken(there: str) -> None:
+    """Somebody looks; others write twice, so that the number after what he has seen is free again; then he writes."""
+
+    async def run() -> None:
+        name = named()
+        async with opened(name) as one, opened(name) as other:
+            if there != "nothing":
+                await one.put("key", b"0")
+            if there == "removed":
+                await one.remove("key")
+            about = await one.stat("key")
+
+            async def twice() -> None:
+                await other.put("key", b"1")
+                await other.put("key", b"theirs")
+
+            condition: dict[str, Any] = {"if_version": about.version} if about is not None else {"if_absent": True}
+            await between(one, twice, lambda: one.put("key", b"mine", **condition))
+            found = await one.get("key")
+            assert found is not None
+            assert found.data == b"theirs"
+            assert documents(name) == [1]
+
+    asyncio.run(run())
+
+
 def test_who_builds_on_what_is_being_forgotten_gives_way() -> None:
     """It looked, then it was forgotten that the object was gone, and another one made it anew: of both who want it to
     be absent one has it."""
@@ -336,31 +385,49 @@ def test_who_builds_on_what_is_being_forgotten_gives_way() -> None:
     async def run() -> None:
         name = named()
         async with opened(name) as one, opened(name) as other:
-            storage = one.storage
-            assert isinstance(storage, MongoStorage)
-            heads = mongo.shared().database()[name]
             await one.put("key", b"0")
             await one.remove("key")
-            place = Place("photos", "key")
-            chain, looked = storage._heads.chain, []
 
-            async def late(at: str, with_data: bool = False) -> Any:
-                found = await chain(at, with_data)
-                if not looked:
-                    looked.append(at)
-                    heads.delete_many({"place": at})
-                    await other.put("key", b"theirs", if_absent=True)
-                return found
+            async def forget() -> None:
+                mongo.shared().database()[name].delete_many({"place": "photos/key"})
+                await other.put("key", b"theirs", if_absent=True)
 
-            storage._heads.chain = late  # type: ignore[method-assign]
-            with pytest.raises(Conflict, match="is there already"):
-                await one.put("key", b"mine", if_absent=True)
-            storage._heads.chain = chain  # type: ignore[method-assign]
-            assert looked == ["photos/key"]
-            found = await one.get(place.key)
+            await between(one, forget, lambda: one.put("key", b"mine", if_absent=True))
+            found = await one.get("key")
             assert found is not None
             assert found.data == b"theirs"
             assert documents(name) == [1]
+
+    asyncio.run(run())
+
+
+def test_who_makes_and_removes_at_the_same_time() -> None:
+    """As often as it was made it was removed, but for what is there at the end."""
+
+    async def run() -> None:
+        name = named()
+        made = removed = 0
+
+        async def both(url: str) -> None:
+            nonlocal made, removed
+            async with opened_url(url) as storage:
+                objects = Objects(storage, "photos")
+                for _ in range(6):
+                    try:
+                        await objects.put("key", b"1", if_absent=True)
+                        made += 1
+                    except Conflict:
+                        pass
+                    about = await objects.stat("key")
+                    try:
+                        done = about is not None and await objects.remove("key", if_version=about.version)
+                        removed += done
+                    except Conflict:
+                        pass
+
+        await asyncio.gather(*(both(mongo.shared().url(name)) for _ in range(5)))
+        async with opened(name) as objects:
+            assert made == removed + (await objects.stat("key") is not None)
 
     asyncio.run(run())
 

@@ -178,6 +178,7 @@ def test_a_server_that_says_nothing_is_told_in_time() -> None:
         asyncio.run(run(server))
 
 
+@pytest.mark.slow
 def test_who_writes_is_killed_at_every_step(monkeypatch: pytest.MonkeyPatch) -> None:
     """The object is what it was, or what it was to be, whole; and of all that was left nothing stays."""
     monkeypatch.setattr("grape.storage.mongodb.heads.LEFT", 0.0)

@@ -22,7 +22,7 @@ pytestmark = pytest.mark.timeout(1800)  # the first one builds the server
 
 
 def test_a_run_that_is_killed_and_whose_storage_is_killed_leaves_every_object_there_once(tmp_path: Path) -> None:
-    app, count, rng = write(tmp_path / "thumbs"), 100, random.Random(1)
+    app, count, rng = write(tmp_path / "thumbs"), 60, random.Random(1)
     (tmp_path / "in.jsonl").write_text("".join(f'{{"k":"{n}"}}\n' for n in range(count)))
     with mongo.own() as server:
         url = server.url("out", timeout=5)
@@ -60,6 +60,7 @@ def wanted(repository: str) -> dict[str, str]:
     return {entry["name"]: entry["wanted"] for entry in entries}
 
 
+@pytest.mark.slow
 def test_a_server_with_its_repository_and_objects_in_mongodb(tmp_path: Path) -> None:
     """A driver tells of what is written there; and a server with an empty disk goes on with the same."""
     server = mongo.shared()

@@ -8,9 +8,10 @@
 
 Nothing is ever changed. A write is a document with the next number, which only one can have: place and number are a
 unique index, and that is what decides between writers. (To find and update as one step is not used: FerretDB above
-SQLite lets several through.) The document before it goes after that. If it was gone already, and nobody has built on
-ours, then our number had been another one's, which has gone since we looked: ours is taken back. Numbers get free in
-their order, so that one is known to be the first of its number if the one before it is still there.
+SQLite lets several through.) The document before it goes after that. Numbers get free in their order, and the last
+document never goes: so ours is the first of its number if the one before it is still there when we remove it. If it is
+not, or there was none, our number may have been another one's, which has gone since we looked. Then there is a later
+document that nobody has built on ours, and ours is taken back.
 
 So the object is what the last document of a place says; some before it may be there for a moment, or longer if whoever
 wrote died. Whoever reads goes from the first to the last, so that there is always one.
@@ -188,7 +189,7 @@ class Heads:
     async def replace(self, seen: Sequence[Head], head: Head, since: float) -> bool:
         """Remove what ``head`` was built on; whether it stays. ``since``: when that was seen."""
         if not seen:
-            return True
+            return await self._is_its_own(head, False)
         last = seen[-1]
         was_there: bool | None = None
         try:
