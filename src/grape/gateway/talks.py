@@ -13,7 +13,7 @@ from typing import Any, Final
 
 import msgspec
 from msgspec import Struct
-from starlette.websockets import WebSocket, WebSocketDisconnect
+from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
 
 from grape.client.calls import decoded_reply, failure_in
 from grape.client.events import client_event
@@ -249,6 +249,8 @@ class _Talk:
                 self._is_over.set()
                 return
             async with self._turn:
+                if self._socket.application_state is not WebSocketState.CONNECTED:
+                    raise WebSocketDisconnect  # it was closed while this waited
                 await self._socket.send_text(text)
         finally:
             self._unread -= len(text)
