@@ -211,7 +211,7 @@ def test_questions(owner: Owner, client: Client) -> None:
     refused = client.ask(Ask(4, "dance"), for_=Refused)
     assert (refused.number, refused.code) == (4, "unsupported")
     assert (
-        "no verb 'dance' here; there are answer, bury-events, delete-state, drop, drop-events, numbers, "
+        "no verb 'dance' here; there are answer, bury-events, delete-state, drop, drop-events, levels, numbers, "
         in refused.text
     )
 
