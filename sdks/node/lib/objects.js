@@ -59,12 +59,12 @@ class Written {
 }
 
 /** What is known of an object beside its bytes. */
-function aboutOf(key, { number, size, checksum, time, contentType, tags, user, expires, version = "", told = "" }) {
+function aboutOf(key, { number, size, checksum, time, contentType, tags, user, expires, version = "", told: its = "" }) {
   return {
     key,
     size,
     version: version || String(number),
-    checksum: told || (checksum.length ? `sha256:${checksum.toString("hex")}` : ""),
+    checksum: its || (checksum.length ? `sha256:${checksum.toString("hex")}` : ""),
     time: new Date(time / 1000),
     contentType,
     tags,
