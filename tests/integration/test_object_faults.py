@@ -196,6 +196,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
         subprocess.run(["umount", "-l", place], check=True)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small disk needs root")
 def test_objects_that_fill_the_disk(tmp_path: Path, small_disk: Path) -> None:
     """F17: what is in reserve is not taken by objects; with more room it goes on, and nothing is half."""
