@@ -70,7 +70,7 @@ TEST_CASE("hello describes the pool, and nothing more") {
   const Value hello = engine.join();
   CHECK(number(at(hello, 1)) == 1);
   CHECK(text(at(hello, 3)) == "cpp");
-  CHECK(at(hello, 5) == grape::list({"partition", "cache", "chain", "timers", "calls", "peers", "rates", "objects"}));
+  CHECK(at(hello, 5) == grape::list({"partition", "cache", "chain", "timers", "calls", "peers", "rates", "objects", "logs"}));
   const Value& topology = at(hello, 4);
   CHECK(topology["name"] == Value(""));
   CHECK(topology["outputs"] == Value(Value::Array()));
