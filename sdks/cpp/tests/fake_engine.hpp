@@ -242,7 +242,7 @@ class Engine {
     Value hello = receive();
     REQUIRE(number(at(hello, 0)) == tag::hello);
     send(Value::Array{tag::welcome, 1, "cpp", "cpp.0", partitions, limits, taken, Value::Array(), 0, heartbeat, 1000,
-                      has_topology ? merged(at(hello, 4)) : Value(), Value::Map(), namespaces, "a field of later versions"});
+                      has_topology ? merged(at(hello, 4)) : Value(), Value::Map(), namespaces, Value::Map(), "a field of later versions"});
     return hello;
   }
   void assign(int partition, int epoch = 1, bool empty = true, const Value::Array& held = {}) {
