@@ -12,16 +12,13 @@ What may be said but would be the end of the run (to stop it, to pause it) is no
 
 from __future__ import annotations
 
-import argparse
 import collections
 import hashlib
 import os
 import random
-import shutil
 import socket
 import struct
 import sys
-import tempfile
 import threading
 import time
 import types
@@ -33,6 +30,8 @@ from typing import Any, Final
 import msgspec
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+from tests.fuzz.command import fuzz
+
 from door import Client, come  # type: ignore[import-not-found]
 from grape.model import batch as codec
 from grape.model.address import partition_of
@@ -508,22 +507,12 @@ class Fuzz:
             except OSError:
                 self.heard["cut off"] += 1
 
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("seconds", nargs="?", type=float, default=60)
-    parser.add_argument("--seed", type=int, default=random.randrange(1 << 30))
-    options = parser.parse_args()
-    print(f"seed {options.seed}", flush=True)
-    base = Path(tempfile.mkdtemp(prefix="grape-fuzz-"))
-    fuzz = Fuzz(base, options.seed)
-    fuzz.run(options.seconds)
-    print(f"{sum(fuzz.heard.values()):,} heard: {dict(fuzz.heard.most_common())}")
-    print(f"{fuzz.rounds:,} rounds of the one who behaves, the slowest {fuzz.slowest:.1f} s; {fuzz.memory >> 20} MiB")
-    if fuzz.found:
-        raise SystemExit("\n\n".join(fuzz.found))
-    shutil.rmtree(base)
+    def totals(self) -> str:
+        return (
+            f"{sum(self.heard.values()):,} heard: {dict(self.heard.most_common())}\n"
+            f"{self.rounds:,} rounds of the one who behaves, the slowest {self.slowest:.1f} s; {self.memory >> 20} MiB"
+        )
 
 
 if __name__ == "__main__":
-    main()
+    fuzz(__doc__, Fuzz)

@@ -9,18 +9,15 @@ gateway and engine are the same processes as at the beginning.
 
 from __future__ import annotations
 
-import argparse
 import collections
 import gzip
 import json
 import os
 import random
 import re
-import shutil
 import socket
 import struct
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable
@@ -29,6 +26,8 @@ from pathlib import Path
 import msgspec
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+from tests.fuzz.command import fuzz
+
 from serving import COUNT, Server, write_app  # type: ignore[import-not-found]
 
 if sys.version_info >= (3, 14):
@@ -326,21 +325,9 @@ class Fuzz:
                 if status == b"500" and len(self.found) < 20:
                     self.found.append(f"500 (seed {seed}): {heard[:600]!r}")
 
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("seconds", nargs="?", type=float, default=60)
-    parser.add_argument("--seed", type=int, default=random.randrange(1 << 30))
-    options = parser.parse_args()
-    print(f"seed {options.seed}", flush=True)
-    base = Path(tempfile.mkdtemp(prefix="grape-fuzz-"))
-    fuzz = Fuzz(base, options.seed)
-    fuzz.run(options.seconds)
-    print(f"{sum(fuzz.statuses.values()):,} answers: {dict(fuzz.statuses.most_common())}")
-    if fuzz.found:
-        raise SystemExit("\n\n".join(fuzz.found))
-    shutil.rmtree(base)
+    def totals(self) -> str:
+        return f"{sum(self.statuses.values()):,} answers: {dict(self.statuses.most_common())}"
 
 
 if __name__ == "__main__":
-    main()
+    fuzz(__doc__, Fuzz)

@@ -25,7 +25,7 @@ from grape.abc.storage import About
 from grape.apps import package
 from grape.apps.manifest import manifest_of
 from grape.apps.signature import Key, check_signature
-from grape.errors import Conflict, Corrupt, GrapeError, StorageFailed, UsageError
+from grape.errors import Corrupt, GrapeError, StorageFailed, UsageError
 from grape.server.home import Home, Installed, Version, Wanted
 from grape.storage.connect import opened
 from grape.storage.objects import Objects
@@ -293,6 +293,3 @@ async def _small(objects: Objects, key: str) -> bytes | None:
         raise Corrupt(f"the repository's {key} has {about.size:,} bytes")
     found = await objects.get(key)
     return None if found is None else found.data
-
-
-__all__ = ["Conflict", "Entry", "Listed", "Repository", "adopted", "entry_of"]
