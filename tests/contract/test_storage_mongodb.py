@@ -447,14 +447,14 @@ def test_what_is_told_of_this_server() -> None:
 
 
 def test_find_and_update_is_not_one_step_everywhere() -> None:
-    """Why it is not used: FerretDB lets several through. What is used lets one."""
+    """Why it is not used: FerretDB lets several through, sooner or later. A mongod lets one."""
 
     async def run() -> None:
         server = mongo.shared()
         client: AsyncMongoClient[dict[str, Any]] = AsyncMongoClient(f"mongodb://{server.hosts}/?directConnection=true")
         collection = client[mongo.DATABASE][named()]
         let_through = 0
-        for i in range(10):
+        for i in range(10 if server.is_mongod else 1_000):
             await collection.insert_one({"_id": f"{i}", "version": 0})
             done = await asyncio.gather(
                 *(
@@ -463,6 +463,8 @@ def test_find_and_update_is_not_one_step_everywhere() -> None:
                 )
             )
             let_through = max(let_through, sum(each is not None for each in done))
+            if let_through > 1:
+                break
         await client.close()
         assert (let_through == 1) == server.is_mongod
 
