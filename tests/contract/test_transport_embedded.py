@@ -15,6 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from grape.abc.transport import TABLES, Callbacks, Transport
+from grape.store.large import INLINE_LIMIT
 from grape.store.late import LATE_BYTES
 from grape.store.pace import Pace
 from grape.store.store import Store
@@ -38,9 +39,12 @@ class Moody:
 
 
 class EmbeddedSubject(Subject):
-    """``writes_itself``: now the engine's thread writes, and now the store's. ``late_bytes``: as of `Store`."""
+    """``writes_itself``: now the engine's thread writes, and now the store's. The others: as of `Store`."""
 
-    def __init__(self, *, writes_itself: bool = False, late_bytes: int = LATE_BYTES) -> None:
+    def __init__(
+        self, *, writes_itself: bool = False, late_bytes: int = LATE_BYTES, inline_limit: int = INLINE_LIMIT
+    ) -> None:
+        self.inline_limit = inline_limit
         self.writes_itself = writes_itself
         self.late_bytes = late_bytes
         self.root = Path(tempfile.mkdtemp(prefix="grape-contract-"))
@@ -48,7 +52,13 @@ class EmbeddedSubject(Subject):
 
     def open(self, callbacks: Callbacks) -> EmbeddedTransport:
         soon = self.posted.put if self.writes_itself else None
-        store = Store(self.root / "data", self.posted.put, soon=soon, late_bytes=self.late_bytes)
+        store = Store(
+            self.root / "data",
+            self.posted.put,
+            soon=soon,
+            late_bytes=self.late_bytes,
+            inline_limit=self.inline_limit,
+        )
         if self.writes_itself:
             store._pace = cast(Pace, Moody())
         return EmbeddedTransport(store, callbacks)
@@ -79,6 +89,11 @@ class TestEmbeddedWhereStateIsMergedAtOnce(TransportContract):
         return EmbeddedSubject(late_bytes=0)
 
 
+class TestEmbeddedWhereRowsLieInFiles(TransportContract):
+    def subject(self) -> Subject:
+        return EmbeddedSubject(inline_limit=20)
+
+
 keys = st.sampled_from([b"", b"a", b"b", b"k" * 489, b"k" * 490, b"k" * 600, b"k" * 599 + b"z"])
 operations = st.lists(
     st.builds(
@@ -95,7 +110,9 @@ operations = st.lists(
 
 
 @settings(deadline=None, max_examples=50, suppress_health_check=[HealthCheck.too_slow])
-@given(operations, st.booleans(), st.sampled_from([0, 500, LATE_BYTES]))
-def test_agrees_with_a_model(walk: list[Operation], writes_itself: bool, late_bytes: int) -> None:
-    with closing(EmbeddedSubject(writes_itself=writes_itself, late_bytes=late_bytes)) as subject:
+@given(operations, st.booleans(), st.sampled_from([0, 500, LATE_BYTES]), st.sampled_from([15, INLINE_LIMIT]))
+def test_agrees_with_a_model(walk: list[Operation], writes_itself: bool, late_bytes: int, inline_limit: int) -> None:
+    with closing(
+        EmbeddedSubject(writes_itself=writes_itself, late_bytes=late_bytes, inline_limit=inline_limit)
+    ) as subject:
         follow(subject, walk)

@@ -334,7 +334,7 @@ def test_data_of_another_format_are_refused_with_the_remedy(data: Path) -> None:
     for command in (["doctor"], ["repair"], ["dead", "list"]):
         done = run_grape(*command, "--data", data)
         assert (done.returncode, "use the version of Grape that wrote it" in done.stderr) == (2, True)
-    (data / "format").write_text("grape-data 2\n")
+    (data / "format").write_text("grape-data 3\n")
     with writing(data) as (txn, dbs):
         txn.put(b"format", sealed(BASE["meta"], b"format", b"7"), db=dbs["meta"])
     done = run_grape("repair", "--data", data)

@@ -1,8 +1,9 @@
-/* A shim under LMDB (LD_PRELOAD): does something bad at the FAULTIO_AT-th write or sync of a file named data.mdb.
+/* A shim under a data directory (LD_PRELOAD): does something bad at the FAULTIO_AT-th write or sync of data.mdb, or of
+ * a file below large/ or blobs/.
  *
  * FAULTIO_DO: kill      die before it
  *             torn      write the first half, then die
- *             powercut  die, and take back a random part of the pages written since the last fdatasync
+ *             powercut  die, and take back a random part of the pages written since their file was synced
  *             eio, enospc   fail with it, this once
  *             short     write less than asked, this once
  *             eintr     be interrupted, this once
@@ -26,13 +27,14 @@
 static char tracked[FDS]; /* 1: buffered, 2: O_DSYNC */
 static long at, count;
 static const char *deed = "";
-static struct { int fd; off_t offset; char *old; } undo[UNDO];
+static struct { int fd, copy; off_t offset; char *old; } undo[UNDO]; /* copy: is open when fd is closed */
 static int undos;
 
 static ssize_t (*real_pwrite)(int, const void *, size_t, off_t);
 static ssize_t (*real_write)(int, const void *, size_t);
 static ssize_t (*real_writev)(int, const struct iovec *, int);
 static int (*real_fdatasync)(int);
+static int (*real_fsync)(int);
 static int (*real_open)(const char *, int, ...);
 
 __attribute__((constructor)) static void begin(void) {
@@ -40,6 +42,7 @@ __attribute__((constructor)) static void begin(void) {
     real_write = dlsym(RTLD_NEXT, "write");
     real_writev = dlsym(RTLD_NEXT, "writev");
     real_fdatasync = dlsym(RTLD_NEXT, "fdatasync");
+    real_fsync = dlsym(RTLD_NEXT, "fsync");
     real_open = dlsym(RTLD_NEXT, "open");
     if (getenv("FAULTIO_AT")) at = atol(getenv("FAULTIO_AT"));
     if (getenv("FAULTIO_DO")) deed = getenv("FAULTIO_DO");
@@ -51,31 +54,49 @@ static void die(void) {
     for (;;) pause();
 }
 
+static int ends(const char *path, const char *with) {
+    size_t n = strlen(path), m = strlen(with);
+    return n >= m && !strcmp(path + n - m, with);
+}
+
+static int opened(int fd, const char *path, int flags) {
+    int of_data = ends(path, "data.mdb") || strstr(path, "/large/") || strstr(path, "/blobs/");
+    if (fd >= 0 && fd < FDS) tracked[fd] = of_data && !ends(path, "/lock") ? ((flags & O_DSYNC) ? 2 : 1) : 0;
+    return fd;
+}
+
 int open(const char *path, int flags, ...) {
     va_list more;
     va_start(more, flags);
     int fd = real_open(path, flags, va_arg(more, int));
     va_end(more);
-    size_t n = strlen(path);
-    if (fd >= 0 && fd < FDS)
-        tracked[fd] = n >= 8 && !strcmp(path + n - 8, "data.mdb") ? ((flags & O_DSYNC) ? 2 : 1) : 0;
-    return fd;
+    return opened(fd, path, flags);
+}
+
+int open64(const char *path, int flags, ...) {
+    va_list more;
+    va_start(more, flags);
+    int fd = real_open(path, flags | O_LARGEFILE, va_arg(more, int));
+    va_end(more);
+    return opened(fd, path, flags);
 }
 
 static int is_tracked(int fd) { return fd >= 0 && fd < FDS && tracked[fd]; }
 
 static void power_cut(void) {
     for (int i = undos - 1; i >= 0; i--)
-        if (rand() % 2) real_pwrite(undo[i].fd, undo[i].old, PAGE, undo[i].offset);
+        if (rand() % 2) real_pwrite(undo[i].copy, undo[i].old, PAGE, undo[i].offset);
     die();
 }
 
 static void remember(int fd, off_t offset, size_t size) {
     if (tracked[fd] == 2) return;
+    int copy = dup(fd);
     for (off_t page = offset / PAGE * PAGE; page < offset + (off_t)size && undos < UNDO; page += PAGE) {
         char *old = calloc(1, PAGE);
         if (pread(fd, old, PAGE, page) < 0) continue;
         undo[undos].fd = fd;
+        undo[undos].copy = copy;
         undo[undos].offset = page;
         undo[undos++].old = old;
     }
@@ -118,17 +139,35 @@ ssize_t writev(int fd, const struct iovec *parts, int n) {
 ssize_t write(int fd, const void *data, size_t size) {
     ssize_t result;
     off_t offset = is_tracked(fd) ? lseek(fd, 0, SEEK_CUR) : 0;
-    if (!pass(fd, data, size, offset, &result)) return result;
+    if (!pass(fd, data, size, offset, &result)) {
+        if (result > 0) lseek(fd, result, SEEK_CUR);
+        return result;
+    }
     if (is_tracked(fd)) remember(fd, offset, size);
     return real_write(fd, data, size);
+}
+
+static void is_safe(int fd) {
+    int left = 0;
+    for (int i = 0; i < undos; i++) {
+        if (undo[i].fd == fd) free(undo[i].old);
+        else undo[left++] = undo[i];
+    }
+    undos = left;
 }
 
 int fdatasync(int fd) {
     ssize_t result;
     if (!pass(fd, NULL, 0, 0, &result)) return (int)result;
     int done = real_fdatasync(fd);
-    if (is_tracked(fd) && done == 0) {
-        while (undos > 0) free(undo[--undos].old);
-    }
+    if (is_tracked(fd) && done == 0) is_safe(fd);
+    return done;
+}
+
+int fsync(int fd) {
+    ssize_t result;
+    if (!pass(fd, NULL, 0, 0, &result)) return (int)result;
+    int done = real_fsync(fd);
+    if (is_tracked(fd) && done == 0) is_safe(fd);
     return done;
 }

@@ -396,7 +396,7 @@ def test_an_older_directory_is_read_as_it_is_and_written_as_a_newer(tmp_path: Pa
     store = opened(tmp_path, LATE_BYTES)
     put(store, P[0], (b"more", b"2"))
     store.close()
-    assert (tmp_path / "format").read_text() == "grape-data 2\n"
+    assert (tmp_path / "format").read_text() == "grape-data 3\n"
     reader = Reader(tmp_path)
     assert reader.scan(P[0], "state", b"", 10) == [(b"key", b"value"), (b"more", b"2")]
     reader.close()
@@ -410,14 +410,14 @@ def test_one_that_is_half_way_to_the_newer_is_finished(tmp_path: Path) -> None:
     store = opened(tmp_path)
     assert store.get(P[0], "state", [b"key"]) == [b"value"]
     store.close()
-    assert (tmp_path / "format").read_text() == "grape-data 2\n"
+    assert (tmp_path / "format").read_text() == "grape-data 3\n"
 
 
 def test_a_newer_one_is_refused(tmp_path: Path) -> None:
     opened(tmp_path).close()
-    (tmp_path / "format").write_text("grape-data 3\n")
+    (tmp_path / "format").write_text("grape-data 4\n")
     for opening in (lambda: opened(tmp_path), lambda: Reader(tmp_path), lambda: Mending(tmp_path)):
-        with pytest.raises(UsageError, match=r"'grape-data 3'.*'grape-data 2'"):
+        with pytest.raises(UsageError, match=r"'grape-data 4'.*'grape-data 3'"):
             opening()
 
 

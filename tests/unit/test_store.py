@@ -197,7 +197,7 @@ def test_an_unknown_format_is_refused_naming_both(tmp_path: Path) -> None:
     (tmp_path / "format").write_text("grape-data 7\n")
     before = (tmp_path / "data.mdb").read_bytes()
     for opening in (lambda: Store(tmp_path, lambda f: None), lambda: Reader(tmp_path)):
-        with pytest.raises(UsageError, match=r"'grape-data 7'.*'grape-data 2'"):
+        with pytest.raises(UsageError, match=r"'grape-data 7'.*'grape-data 3'"):
             opening()
     assert (tmp_path / "data.mdb").read_bytes() == before
     assert holder(tmp_path) is None
@@ -256,7 +256,7 @@ def test_data_survives_the_loss_of_the_format_file(tmp_path: Path) -> None:
     store = Store(tmp_path, run_at_once)
     assert store.get(P[0], "state", [b"key"]) == [b"value"]
     store.close()
-    assert (tmp_path / "format").read_text() == "grape-data 2\n"
+    assert (tmp_path / "format").read_text() == "grape-data 3\n"
 
 
 # Claims
@@ -328,8 +328,9 @@ def test_f17_a_full_store_stops_commits_and_nothing_else(tmp_path: Path) -> None
     engine.close()
 
 
-def test_room_counts_what_is_written_and_what_is_freed(tmp_path: Path) -> None:
-    engine = Engine(tmp_path, max_size=64 * MIB)
+@pytest.mark.parametrize("inline_limit", [MIB, 2 * MIB])
+def test_room_counts_what_is_written_and_what_is_freed(tmp_path: Path, inline_limit: int) -> None:
+    engine = Engine(tmp_path, max_size=64 * MIB, inline_limit=inline_limit)
 
     def room() -> int:
         engine.store._room = (0.0, 0, 0)  # measure again
@@ -346,6 +347,8 @@ def test_room_counts_what_is_written_and_what_is_freed(tmp_path: Path) -> None:
     engine.commit()
     engine.commit()
     assert full + 8 * MIB < room() <= empty
+    if inline_limit == MIB:  # all of them lay in files
+        assert room() > empty - 100_000
     engine.close()
 
 
@@ -749,7 +752,8 @@ from grape.transports.embedded import EmbeddedTransport
 posted = SimpleQueue()
 outcomes, failures, claims = [], [], []
 callbacks = Callbacks(lambda r: outcomes.extend(o for _, o in r), lambda a: None, failures.append, claims.extend)
-transport = EmbeddedTransport(Store(sys.argv[1], posted.put, late_bytes=int(sys.argv[3])), callbacks)
+store = Store(sys.argv[1], posted.put, late_bytes=int(sys.argv[3]), inline_limit=int(sys.argv[4]))
+transport = EmbeddedTransport(store, callbacks)
 p = PartitionId(1, 1, 0)
 transport.claim([p])
 while not claims:
@@ -794,6 +798,9 @@ def assert_whole(directory: Path, confirmed: int, submitted: int) -> int:
     assert first <= max(1, count - 2)
     assert log == {n - 1: b"%d" % n * 4000 for n in range(first, count + 1)}
     assert list(engine.store.verify()) == []
+    rows, stale, are_whole = engine.store.large_rows()
+    assert (stale, are_whole) == ([], True)
+    assert {path.name for path in (directory / "large").iterdir()} == {"lock", *(p.name.hex() for p in rows.values())}
     engine.close()
     return count
 
@@ -813,25 +820,29 @@ def shim(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return library
 
 
-def _with_fault(shim: Path, directory: Path, deed: str, at: int, seed: int = 1, late_bytes: int = 0) -> tuple[int, str]:
+def _with_fault(
+    shim: Path, directory: Path, deed: str, at: int, seed: int = 1, late_bytes: int = 0, inline_limit: int = MIB
+) -> tuple[int, str]:
     env = {"LD_PRELOAD": str(shim), "FAULTIO_DO": deed, "FAULTIO_AT": str(at), "FAULTIO_SEED": str(seed)}
-    child = run(WORK, directory, COMMITS, late_bytes, env=env)
+    child = run(WORK, directory, COMMITS, late_bytes, inline_limit, env=env)
     output, _ = child.communicate(timeout=60)
     return child.returncode, output
 
 
-@pytest.mark.parametrize("late_bytes", [0, 5000])
+@pytest.mark.parametrize(("late_bytes", "inline_limit"), [(0, MIB), (5000, MIB), (5000, 2000)])
 @pytest.mark.parametrize("deed", ["kill", "torn", "powercut"])
-def test_f7_killed_at_every_write_and_sync(tmp_path: Path, shim: Path, deed: str, late_bytes: int) -> None:
+def test_f7_killed_at_every_write_and_sync(
+    tmp_path: Path, shim: Path, deed: str, late_bytes: int, inline_limit: int
+) -> None:
     """F1, F2, F3, F7, F11, F14: from the making of the directory to the last commit, before each write and sync, in the
     middle of each write, and with unsynced pages lost: nothing confirmed is lost, nothing is half. Changes of state are
-    merged right after their commit, or some commits later."""
+    merged right after their commit, or some commits later; batches lie in the log, or in files beside it."""
     at = 0
     found: set[int] = set()
     while True:
         at += 1
         directory = tmp_path / str(at)
-        code, output = _with_fault(shim, directory, deed, at, at, late_bytes)
+        code, output = _with_fault(shim, directory, deed, at, at, late_bytes, inline_limit)
         found.add(assert_whole(directory, _confirmed(output), COMMITS))
         if code == 0:
             break
@@ -851,14 +862,17 @@ def test_f12_killed_again_and_again(tmp_path: Path, shim: Path) -> None:
     assert assert_whole(tmp_path, confirmed, confirmed + 1) > 20
 
 
+@pytest.mark.parametrize("inline_limit", [MIB, 2000])
 @pytest.mark.parametrize(("deed", "verified"), [("eio", True), ("enospc", False)])
-def test_f20_f17_an_error_of_the_disk_stops_everything(tmp_path: Path, shim: Path, deed: str, verified: bool) -> None:
+def test_f20_f17_an_error_of_the_disk_stops_everything(
+    tmp_path: Path, shim: Path, deed: str, verified: bool, inline_limit: int
+) -> None:
     """F20, F17: at any write or sync; nothing is confirmed after it; after an I/O error the next open verifies."""
     assert_whole(tmp_path / "0", 0, 0)
     for at in range(1, 100):
         directory = tmp_path / str(at)
         copytree(tmp_path / "0", directory)
-        code, output = _with_fault(shim, directory, deed, at)
+        code, output = _with_fault(shim, directory, deed, at, inline_limit=inline_limit)
         if code == 0:
             break
         failed = [line for line in output.splitlines() if line.startswith("failed")]
@@ -874,15 +888,16 @@ def test_f20_f17_an_error_of_the_disk_stops_everything(tmp_path: Path, shim: Pat
     assert 3 * COMMITS < at < 99
 
 
+@pytest.mark.parametrize("inline_limit", [MIB, 2000])
 @pytest.mark.parametrize("deed", ["short", "eintr"])
 @pytest.mark.slow
-def test_f21_short_and_interrupted_writes(tmp_path: Path, shim: Path, deed: str) -> None:
+def test_f21_short_and_interrupted_writes(tmp_path: Path, shim: Path, deed: str, inline_limit: int) -> None:
     """F21: completed, or failed as a whole."""
     assert_whole(tmp_path / "0", 0, 0)
     for at in range(1, 30):
         directory = tmp_path / str(at)
         copytree(tmp_path / "0", directory)
-        _, output = _with_fault(shim, directory, deed, at)
+        _, output = _with_fault(shim, directory, deed, at, inline_limit=inline_limit)
         assert_whole(directory, _confirmed(output), COMMITS)
 
 
@@ -904,7 +919,7 @@ def test_f20_damage_found_after_an_io_error_refuses_to_start(tmp_path: Path) -> 
 def test_f4_kill_9_in_full_flight(tmp_path: Path) -> None:
     """F2, F3, F7: a process that commits as fast as it can, killed at moments it does not choose."""
     for after in (1, 5, 20, 80, 300):
-        child = run(WORK, tmp_path, 100_000, 20_000)
+        child = run(WORK, tmp_path, 100_000, 20_000, 2000 if after % 2 else MIB)
         assert child.stdout is not None
         lines = [child.stdout.readline() for _ in range(after)]
         child.kill()

@@ -2,9 +2,11 @@
 
 Layout of a data directory::
 
-    DIR/format    "grape-data 2": readable without LMDB; written last, so its presence means the directory is complete
+    DIR/format    "grape-data 3": readable without LMDB; written last, so its presence means the directory is complete
     DIR/lock      held with flock by the one engine; its pid and host are inside
     DIR/data.mdb  the environment (lock.mdb beside it is LMDB's table of readers)
+    DIR/large     rows that are too large for it, a file each (`grape.store.large`)
+    DIR/blobs     large objects (`grape.store.blobs`)
     DIR/verify    left behind by an I/O error: the next open verifies every row before it serves
 """
 
@@ -20,11 +22,13 @@ from msgspec import Struct
 
 from grape.errors import Corrupt, InUse, UsageError
 
-FORMAT: Final = 2
-READABLE: Final = frozenset({1, FORMAT})
-"""What lies in a directory of format 1 lies so in one of format 2, in which there is more: an open for writing makes it
-one, so that no older Grape overlooks what is only there."""
-OURS: Final = frozenset({"lock", "data.mdb", "lock.mdb", "format", "format.new", "verify", "crashes", "damaged"})
+FORMAT: Final = 3
+READABLE: Final = frozenset({1, 2, FORMAT})
+"""What lies in a directory of an older format lies so in one of this, in which there is more: an open for writing makes
+it one, so that no older Grape overlooks what is only there."""
+OURS: Final = frozenset(
+    {"lock", "data.mdb", "lock.mdb", "format", "format.new", "verify", "crashes", "damaged", "large", "blobs"}
+)
 EMPTY_BYTES: Final = 2 * 4096
 """The first two pages of LMDB, in which nothing is stored yet."""
 

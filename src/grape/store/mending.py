@@ -20,6 +20,7 @@ import msgspec
 from grape.abc.transport import TABLES, Table
 from grape.errors import Corrupt, StorageFailed, UsageError
 from grape.model.address import PartitionId
+from grape.store import blobs, large
 from grape.store.files import FORMAT, READABLE, fsync_directory, lock, say_format, unknown_format, write_durably
 from grape.store.reader import MIB, open_error
 from grape.store.rows import (
@@ -27,6 +28,7 @@ from grape.store.rows import (
     CHANGES,
     HEAD,
     KEY_BYTES,
+    LARGE,
     LATE,
     LOG,
     LONG,
@@ -44,7 +46,8 @@ FOLDER: Final = "damaged"
 
 
 class RawRow(NamedTuple):
-    """A row as it lies there: ``database``, its whole key, its value with its seal."""
+    """A row as it lies there: ``database``, its whole key, its value with its seal; of one that lies in a file what is
+    in that, or in which it should be."""
 
     database: str
     key: bytes
@@ -147,7 +150,7 @@ class Mending:
         try:
             with self._env.begin() as txn:
                 for key, value in txn.cursor(self._dbs[database]).iternext():
-                    yield RawRow(database, key, value)
+                    yield RawRow(database, key, self._whole(database, key, value))
                 if database == LATE:
                     changes, damaged = self._changes(txn)
                     for packed, changed in changes.items():
@@ -156,6 +159,23 @@ class Mending:
                     yield from damaged
         except lmdb.Error as e:
             raise Corrupt(f"the table {database} in {self.directory} cannot be walked: {e}") from e
+
+    def _whole(self, database: str, key: bytes, value: bytes) -> bytes:
+        place = large.place_of(database, key, value)
+        try:
+            return value if place is None else large.read(self.directory, place)
+        except OSError:
+            return value  # which is no row that is whole
+
+    def _find_large(self, txn: lmdb.Transaction[bytes]) -> None:
+        """Say anew which rows lie in files."""
+        txn.drop(self._dbs[LARGE], delete=False)
+        for database in large.WHERE:
+            for key, value in txn.cursor(self._dbs[database]).iternext():
+                place = large.place_of(database, key, value)
+                if place is not None:
+                    entry = large.entry_key(database, key)
+                    txn.put(entry, large.entry_row(entry, place), db=self._dbs[LARGE])
 
     def _changes(self, txn: lmdb.Transaction[bytes]) -> tuple[dict[bytes, dict[bytes, bytes | None]], list[RawRow]]:
         """What is to be changed in the tree of `LATE`, by packed partition, and rows that do not say so any more."""
@@ -213,6 +233,7 @@ class Mending:
                 changes = Changes(txn, self._dbs)
                 change(changes)
                 self._merge(txn, changes.removed)
+                self._find_large(txn)
             if self.format_missing:
                 say_format(self.directory)
         except lmdb.Error as e:
@@ -255,7 +276,7 @@ def put_all_aside(directory: Path) -> Path:
         fd = lock(directory)
         place = _new_place(directory, "")
         place.mkdir(mode=0o700)
-        for name in ("data.mdb", "lock.mdb", "format", "verify"):
+        for name in ("data.mdb", "lock.mdb", "format", "verify", large.FOLDER, blobs.FOLDER):
             if (directory / name).exists():
                 os.replace(directory / name, place / name)
         fsync_directory(place)

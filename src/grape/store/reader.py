@@ -19,6 +19,7 @@ from zlib_ng.zlib_ng import crc32
 from grape.abc.transport import Arrival, CommittedHead, Stored, Table
 from grape.errors import Corrupt, StorageFailed, UsageError
 from grape.model.address import PartitionId
+from grape.store import large
 from grape.store.files import FORMAT, READABLE, check_file, stored_format
 from grape.store.late import overlaid
 from grape.store.rows import (
@@ -28,6 +29,7 @@ from grape.store.rows import (
     HASH,
     HEAD,
     KEY_BYTES,
+    LARGE,
     LATE,
     LOG,
     LONG,
@@ -76,6 +78,11 @@ def _open_to_read(directory: Path) -> lmdb.Environment:
         if getattr(e, "code", 0) not in (errno.EROFS, errno.EACCES) and "ermission" not in str(e):
             raise
     return lmdb.open(str(directory), lock=False, **options)
+
+
+def _is_sound(database: str, key: bytes, value: bytes | memoryview) -> bool:
+    """What lies in the tree is what was written: the row, or where it is."""
+    return is_whole(database, key, value) or large.place_of(database, key, value) is not None
 
 
 class Reader:
@@ -239,10 +246,13 @@ class Reader:
         size = 0
         with self._reading(buffers=True) as txn:
             for key, value in self._walk(txn, "log", log.packed(), after):
-                size += len(value) - 8
+                place = large.place_of("log", key, value)
+                size += (len(value) if place is None else place.size) - 8
                 if batches and size > max_bytes:
                     break
-                batches.append(Stored(position_of_row(key), bytes(value[8:])))
+                row = value if place is None else self._apart("log", key, value)
+                if row is not None:
+                    batches.append(Stored(position_of_row(key), bytes(row[8:])))
         return batches
 
     def waiting(self, log: PartitionId, after: int, before: int | None = None) -> Arrival:
@@ -252,7 +262,9 @@ class Reader:
             for key, value in self._walk(txn, "log", log.packed(), after):
                 if before is not None and position_of_row(key) >= before:
                     break
-                batches, events, size = batches + 1, events + BATCH.unpack_from(value)[1], size + len(value) - 8
+                place = large.place_of("log", key, value)
+                begin, length = (value, len(value)) if place is None else (place.begin, place.size)
+                batches, events, size = batches + 1, events + BATCH.unpack_from(begin)[1], size + length - 8
         return Arrival(log, batches, events, size)
 
     def _walk(
@@ -279,8 +291,49 @@ class Reader:
             more = cursor.next()
 
     def _check_numbered(self, database: str, key: bytes, value: memoryview | bytes) -> None:
-        if not is_whole(database, key, value):
+        if not _is_sound(database, key, value):
             raise self._damage(database, key)
+
+    def _apart(self, database: str, key: bytes, value: memoryview | bytes) -> bytes | None:
+        """The row that lies in the file of which ``value`` tells; None: it has gone meanwhile.
+
+        Raises:
+            Corrupt: ``value`` tells of no file, or of one that is not there, or not whole.
+        """
+        place = large.place_of(database, key, value)
+        if place is None:
+            raise self._damage(database, key)
+        try:
+            found = large.read(self.directory, place)
+        except FileNotFoundError:
+            with self._env.begin() as now:  # another one than that in which ``value`` was read
+                if now.get(key, db=self.databases[database]) != bytes(value):
+                    return None
+            raise self._damage(database, key, f"its file {large.path_of(self.directory, place.name)} is lost") from None
+        except OSError as e:
+            raise StorageFailed(f"{e.filename}: {e.strerror or e}") from e
+        if not is_whole(database, key, found):
+            raise self._damage(database, key, f"fails its checksum, in {large.path_of(self.directory, place.name)}")
+        return found
+
+    def large_rows(self) -> tuple[dict[bytes, large.Place], list[bytes], bool]:
+        """By their entries, rows that lie in files; entries that say nothing any more; whether all could be read."""
+        found: dict[bytes, large.Place] = {}
+        stale: list[bytes] = []
+        are_whole = True
+        with self._reading() as txn:
+            for entry, row in txn.cursor(self.databases[LARGE]).iternext() if LARGE in self.databases else ():
+                if not is_whole(LARGE, entry, row):
+                    are_whole = False
+                    continue
+                database, key = large.row_of_entry(entry)
+                told = txn.get(key, db=self.databases[database])
+                there = None if told is None else large.place_of(database, key, told)
+                if there == large.place_of_entry(row):
+                    found[entry] = there
+                else:
+                    stale.append(entry)
+        return found, stale, are_whole
 
     def get(self, partition: PartitionId, table: Table, keys: Sequence[bytes]) -> list[bytes | None]:
         """As `grape.abc.transport.Transport.get`."""
@@ -302,13 +355,13 @@ class Reader:
         """What is in the tree."""
         stored = [packed + k if len(k) <= LONG else long_key(packed, k) for k in keys]
         cursor = txn.cursor(self.databases[table])
-        rows = dict(cursor.getmulti(stored))
+        rows: dict[bytes, bytes | None] = dict(cursor.getmulti(stored))
         if len(rows) < len(stored):
             self._check_missing(table, cursor, sorted({k for k in stored if k not in rows}))
         base = BASE[table]
         for k, v in rows.items():
-            if crc32(v, crc32(k, base)) != RESIDUE or len(v) < 4:
-                raise self._damage(table, k)
+            if v is not None and (crc32(v, crc32(k, base)) != RESIDUE or len(v) < 4):
+                rows[k] = self._apart(table, k, v)
         values: list[bytes | None] = []
         for key, k in zip(keys, stored, strict=True):
             value = rows.get(k)
@@ -334,14 +387,13 @@ class Reader:
     def _check_missing(self, table: Table, cursor: lmdb.Cursor[bytes], missing: list[bytes]) -> None:
         """A row whose own key was damaged is not found, but it still lies where its key belongs: both neighbours of
         a missing key must be whole, and on their sides of it."""
-        base = BASE[table]
         above: bytes | None = b""
         for k in missing:
             if above is None or k < above:
                 continue  # in the same gap as the one before
             if cursor.set_range(k):
                 above, value = cursor.item()
-                if above < k or crc32(value, crc32(above, base)) != RESIDUE:
+                if above < k or not _is_sound(table, above, value):
                     raise self._damage(table, above)
                 found = cursor.prev()
             else:
@@ -349,7 +401,7 @@ class Reader:
                 found = cursor.last()
             if found:
                 below, value = cursor.item()
-                if below > k or crc32(value, crc32(below, base)) != RESIDUE:
+                if below > k or not _is_sound(table, below, value):
                     raise self._damage(table, below)
 
     def scan(
@@ -381,19 +433,20 @@ class Reader:
         while more:
             k, v = cursor.item()
             if k[:6] != packed:
-                if k < packed or not is_intact(base, k, v):
+                if k < packed or not _is_sound(table, k, v):
                     raise self._damage(table, k)  # a damaged key looks like another partition's
                 break
             if before is not None and k[6 : 6 + LONG] > before:
                 break
             if len(k) < KEY_BYTES:
-                if not is_intact(base, k, v):
+                if not _is_sound(table, k, v):
                     raise self._damage(table, k)
                 key = k[6:]
                 if before is not None and key >= before:
                     break
-                if key >= after:
-                    yield key, v[:-4]
+                row = v if is_intact(base, k, v) else self._apart(table, k, v)
+                if key >= after and row is not None:
+                    yield key, row[:-4]
                 more = cursor.next()
             else:
                 group = k[: 6 + LONG]
@@ -410,9 +463,9 @@ class Reader:
             if key >= after and (before is None or key < before):
                 yield key, value
 
-    def _damage(self, database: str, key: bytes) -> Corrupt:
+    def _damage(self, database: str, key: bytes, problem: str = "fails its checksum") -> Corrupt:
         return Corrupt(
-            f"{Finding(database, self._partition(key), key, 'fails its checksum')} (in {self.directory});"
+            f"{Finding(database, self._partition(key), key, problem)} (in {self.directory});"
             " it is not used; run `grape doctor --data` on the directory"
         )
 
@@ -481,13 +534,22 @@ class Reader:
     ) -> Iterator[Finding]:
         """Of a row: as it lies there, and what is in it."""
         partition = self._partition(k)
+        if large.place_of(name, k, v) is not None:
+            try:
+                row = self._apart(name, k, v)
+            except Corrupt as e:
+                yield Finding(name, partition, k, str(e))
+                return
+            if row is None:
+                return
+            v = row
         if not is_whole(name, k, v):
             yield Finding(name, partition, k, "fails its checksum")
         elif name == "log":
             log, position = PartitionId.unpack(k[:6]), position_of_row(k)
             if check_batch is not None and (problem := check_batch(log, position, v[8:])) is not None:
                 yield Finding(name, log, k, problem)
-        elif check_row is not None and name != "meta":
+        elif check_row is not None and name not in ("meta", LARGE):
             table, rows = name, [(k, v)]
             if name == CHANGES:  # as they will be in their tree
                 table, (rows, _) = LATE, stored_rows(LATE, k[:6], dict(changed_rows(k, v) or ()).items())

@@ -36,9 +36,11 @@ HEAD: Final = struct.Struct(">QQ")
 LOG: Final = struct.Struct(">QQ")
 LENGTH: Final = struct.Struct(">I")
 CHANGES: Final = "changes"
+LARGE: Final = "large"
+"""The database that tells which rows lie in files (`grape.store.large`)."""
 LATE: Final[Table] = "state"
 """The table whose changes go there first: its keys are scattered, and read one by one."""
-BASE: Final = {name: crc32(name.encode()) for name in ("meta", "head", "logs", "log", CHANGES, *TABLES)}
+BASE: Final = {name: crc32(name.encode()) for name in ("meta", "head", "logs", "log", CHANGES, LARGE, *TABLES)}
 """Of each database, where the checksum of its rows begins."""
 META_FORMAT: Final = b"format"
 _encode: Final = msgspec.msgpack.Encoder().encode

@@ -8,28 +8,35 @@ from pathlib import Path
 import lmdb
 
 from grape.errors import StorageFailed
+from grape.store import large
 from grape.store.reader import Reader, open_error
 
 
 class Snapshot(Reader):
     """The moment is the one at which this was made: the commits before it are in it, and nothing else.
 
-    As long as it is held, the engine's file grows with what is written: pages of that moment are not used again.
+    As long as it is held, the engine's file grows with what is written, as pages of that moment are not used again, and
+    files of rows that are over stay.
 
     Args:
         directory: of a complete data directory.
 
     Raises:
         UsageError, Corrupt: as `Reader`.
+        StorageFailed: the disk refused.
     """
 
     def __init__(self, directory: str | os.PathLike[str]) -> None:
         super().__init__(directory)
+        self._kept: int | None = None
         try:
+            self._kept = large.keep(self.directory)  # first: a row of the moment has its file
             self._moment = self._begin()
-        except lmdb.Error as e:
-            super().close()
-            raise open_error(self.directory, e) from e
+        except (lmdb.Error, OSError) as e:
+            self._close()
+            if isinstance(e, lmdb.Error):
+                raise open_error(self.directory, e) from e
+            raise StorageFailed(f"{e.filename or self.directory}: {e.strerror or e}") from e
 
     def _begin(self) -> lmdb.Transaction[bytes]:
         try:
@@ -70,4 +77,10 @@ class Snapshot(Reader):
     def close(self) -> None:
         if not self.closed:
             self._moment.abort()
+        self._close()
+
+    def _close(self) -> None:
         super().close()
+        if self._kept is not None:
+            os.close(self._kept)
+            self._kept = None

@@ -18,6 +18,7 @@ import lmdb
 from grape.abc.transport import Post
 from grape.errors import Corrupt, StorageFailed, UsageError
 from grape.model.address import PartitionId
+from grape.store import large
 from grape.store.files import (
     EMPTY_BYTES,
     FORMAT,
@@ -33,7 +34,7 @@ from grape.store.files import (
 from grape.store.late import LATE_BYTES, Change, Late
 from grape.store.pace import LIGHT_BYTES, Pace
 from grape.store.reader import MAP_SIZE, Reader, open_error
-from grape.store.rows import BASE, CHANGES, KEY_BYTES, changed_rows, is_intact, position_of_row
+from grape.store.rows import BASE, CHANGES, KEY_BYTES, LARGE, changed_rows, is_intact, position_of_row
 from grape.store.writing import Known, Writing
 
 MAX_SIZE: Final = 64 << 30
@@ -73,6 +74,7 @@ class Store(Reader):
         max_size: bytes the map may grow to.
         map_size: bytes it starts with.
         late_bytes: what changes of state take in memory before they are merged (`grape.store.late`).
+        inline_limit: rows of more bytes lie in files (`grape.store.large`).
         check_batch: for the verification after an I/O error (`Reader.verify`).
 
     Raises:
@@ -91,6 +93,7 @@ class Store(Reader):
         max_size: int = MAX_SIZE,
         map_size: int = MAP_SIZE,
         late_bytes: int = LATE_BYTES,
+        inline_limit: int = large.INLINE_LIMIT,
         check_batch: Callable[[PartitionId, int, bytes], str | None] | None = None,
     ) -> None:
         self.directory = Path(directory)
@@ -99,6 +102,7 @@ class Store(Reader):
         self._post = post
         self._on_failed: list[Callable[[BaseException], None]] = []
         self._known = Known(Late(min(late_bytes, max_size // 16)))  # merging needs room
+        self._inline_limit = inline_limit
         self._soon = soon
         self._pace = Pace()
         self._readers_checked = time.monotonic()
@@ -125,6 +129,8 @@ class Store(Reader):
         except BaseException:
             if hasattr(self, "_env"):
                 self._env.close()
+            if hasattr(self, "_files"):
+                self._files.close()
             os.close(self._lock_fd)
             raise
         self._thread = threading.Thread(target=self._work, name="grape-store", daemon=True)
@@ -171,6 +177,22 @@ class Store(Reader):
             fsync_directory(self.directory)
         self._check_small()
         self._remember()
+        self._find_large()
+
+    def _find_large(self) -> None:
+        """Rows in files; and files of rows that never were, or went with a process that had no time to remove them."""
+        try:
+            self._files = large.Files(self.directory)
+            found, stale, are_whole = self.large_rows()
+            if stale:
+                with self._env.begin(write=True) as txn:
+                    for entry in stale:
+                        txn.delete(entry, db=self.databases[LARGE])
+            if are_whole:  # else a file may be somebody's without an entry that could be read
+                self._files.sweep([place.name for place in found.values()])
+        except OSError as e:
+            raise StorageFailed(f"the data directory {self.directory} cannot be opened: {e}") from e
+        self._known.large_bytes = sum(place.size for place in found.values())
 
     def _remember(self) -> None:
         """Changes that are in no tree yet."""
@@ -267,7 +289,8 @@ class Store(Reader):
         """Bytes that map and disk can still take, from below; cheap enough to ask before every intake."""
         page = self._page
         with self._gate:
-            used = (self._env.info()["last_pgno"] + 1) * page
+            pages = (self._env.info()["last_pgno"] + 1) * page
+            used = pages + self._known.large_bytes
         measured, bound, used_then = self._room
         now = time.monotonic()
         if now - measured > 1.0:
@@ -277,7 +300,7 @@ class Store(Reader):
                 stats = [self._env.stat(), *(txn.stat(db) for db in self.databases.values())]
             taken = sum([s["branch_pages"] + s["leaf_pages"] + s["overflow_pages"] for s in stats])
             # Half of the free pages: the last transactions' are not reusable yet, and large batches need neighbours.
-            reusable = max(0, used // page - 2 - taken) * page // 2
+            reusable = max(0, pages // page - 2 - taken) * page // 2
             bound = min(self.max_size - used, disk.f_bavail * disk.f_frsize) + reusable
             self._room = (now, bound, used_then)
         return max(0, bound - max(0, used - used_then))
@@ -291,6 +314,7 @@ class Store(Reader):
         self._queue.put(_STOP)
         self._thread.join()
         super().close()
+        self._files.close()
         os.close(self._lock_fd)
 
     # The thread that writes
@@ -363,8 +387,8 @@ class Store(Reader):
             results: list[Any] = []
             try:
                 txn = self._env.begin(write=True)
+                writing = Writing(self, self._known, self._files, self._inline_limit, txn)
                 try:
-                    writing = Writing(self, self._known, txn)
                     if take is not None:
                         writing.merge(GROUP_PAGES)
                     for job in jobs:  # grows while it runs
@@ -380,9 +404,11 @@ class Store(Reader):
                     writing.finish()
                 except BaseException:
                     txn.abort()
+                    self._files.remove([place.name for place in writing.added])
                     raise
                 with self._gate:
                     self._known.learn(writing)
+                self._files.remove([place.name for place in writing.over])
                 return results
             except lmdb.MapFullError:
                 self._grow()

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Final
 
 import lmdb
 
 from grape.abc.transport import CommittedHead, Rows, Table
 from grape.model.address import PartitionId
+from grape.store import large
 from grape.store.late import ROW, SLICE_BYTES, Change, Done, Late
 from grape.store.reader import LogEnds, Reader
 from grape.store.rows import (
     BASE,
     CHANGES,
     HEAD,
+    KEY_BYTES,
+    LARGE,
     LATE,
     LOG,
     POSITION,
@@ -29,10 +32,11 @@ PAGE: Final = 4096
 
 class Known:
     """What committed transactions have left, so that it need not be read again: (term, number) of the last commit of
-    each partition, the ends of logs, and changes that are in no tree yet."""
+    each partition, the ends of logs, changes that are in no tree yet, and how many bytes of rows lie in files."""
 
     def __init__(self, late: Late) -> None:
         self.late = late
+        self.large_bytes = 0
         self.heads: dict[PartitionId, tuple[int, int]] = {}
         self.ends: dict[PartitionId, LogEnds] = {}
 
@@ -40,6 +44,7 @@ class Known:
         """Its transaction is committed."""
         self.heads.update(writing.heads)
         self.ends.update(writing.ends)
+        self.large_bytes += sum(place.size for place in writing.added) - sum(place.size for place in writing.over)
         late = self.late
         for _ in range(writing.cleared):
             late.merged.popleft()
@@ -56,9 +61,13 @@ class Writing:
     aborted, so that a group can be replayed into a larger map.
     """
 
-    def __init__(self, reader: Reader, known: Known, txn: lmdb.Transaction[bytes]) -> None:
+    def __init__(
+        self, reader: Reader, known: Known, files: large.Files, inline_limit: int, txn: lmdb.Transaction[bytes]
+    ) -> None:
         self._reader = reader
         self._known = known
+        self._files = files
+        self._inline_limit = inline_limit
         self._txn = txn
         self._dbs = reader.databases
         self._cursors: dict[str, lmdb.Cursor[bytes]] = {}
@@ -68,6 +77,10 @@ class Writing:
         self._size = 0
         self._touched: dict[Table, int] = {}
         """Of each table, how many rows were written or removed."""
+        self.added: list[large.Place] = []
+        self.over: list[large.Place] = []
+        """Files of rows that are gone."""
+        self._has_large = txn.stat(reader.databases[LARGE])["entries"] > 0
         self._numbers: dict[bytes, int] = {}
         self.changes: list[Change] = []
         self.merges: list[Done] = []
@@ -119,10 +132,39 @@ class Writing:
         """Put ``batch`` at the end of ``log``; returns its position."""
         trim, tail = self.log_ends(log)
         key = POSITION.pack(log.packed(), tail)
-        self._txn.put(key, batch_seal(key, events, len(batch)) + batch, db=self._dbs["log"])
+        row = self._placed("log", key, batch_seal(key, events, len(batch)) + batch)
+        self._txn.put(key, row, db=self._dbs["log"])
         self.ends[log] = LogEnds(trim, tail + 1)
-        self._size += len(batch)
+        self._size += len(row)
         return tail
+
+    def _placed(self, database: str, key: bytes, row: bytes) -> bytes:
+        """What lies in the tree: the row, or in which file it does."""
+        if len(row) <= self._inline_limit:
+            return row
+        place = self._files.add(row)
+        self.added.append(place)
+        entry = large.entry_key(database, key)
+        self._txn.put(entry, large.entry_row(entry, place), db=self._dbs[LARGE])
+        self._has_large = True
+        return large.place_row(database, key, place)
+
+    def _unplace(self, database: str, keys: Iterable[bytes]) -> None:
+        """These rows go, or others come in their place."""
+        for key in keys if self._has_large and large.may_lie_apart(database) else ():
+            if len(key) < KEY_BYTES and (row := self._txn.pop(large.entry_key(database, key), db=self._dbs[LARGE])):
+                self.over.append(large.place_of_entry(row))
+
+    def _unplace_below(self, first: bytes, end: bytes) -> None:
+        """Batches of a log go, from one position to another."""
+        if not self._has_large:
+            return
+        cursor = self._cursor(LARGE)
+        last = large.entry_key("log", end)
+        more = cursor.set_range(large.entry_key("log", first))
+        while more and b"" < cursor.key() < last:
+            self.over.append(large.place_of_entry(cursor.value()))
+            more = cursor.delete()
 
     def trim(self, log: PartitionId, position: int) -> None:
         """Delete all batches of ``log`` below ``position``; the positions are never used again."""
@@ -131,9 +173,10 @@ class Writing:
         if position <= trim:
             return
         packed = log.packed()
-        end = POSITION.pack(packed, position)
+        first, end = POSITION.pack(packed, trim), POSITION.pack(packed, position)
+        self._unplace_below(first, end)
         cursor = self._cursor("log")
-        more = cursor.set_range(POSITION.pack(packed, trim))
+        more = cursor.set_range(first)
         while more and b"" < cursor.key() < end:
             more = cursor.delete()  # moves to the next one; behind the last one the key is empty
         self.ends[log] = LogEnds(position, tail)
@@ -142,7 +185,9 @@ class Writing:
     def drop(self, log: PartitionId, position: int) -> None:
         """Delete one batch; no error if it is gone already."""
         self.log_ends(log)  # found before the batch is gone, which may be the last one
-        if self._txn.delete(POSITION.pack(log.packed(), position), db=self._dbs["log"]):
+        key = POSITION.pack(log.packed(), position)
+        self._unplace("log", [key])
+        if self._txn.delete(key, db=self._dbs["log"]):
             self._trimmed.add(log)
 
     def get(self, partition: PartitionId, table: Table, keys: Sequence[bytes]) -> Sequence[bytes | None]:
@@ -176,6 +221,9 @@ class Writing:
 
     def _into_tree(self, table: Table, packed: bytes, changes: Collection[tuple[bytes, bytes | None]]) -> None:
         puts, gone = stored_rows(table, packed, changes)
+        if table != LATE:
+            self._unplace(table, [*gone, *(k for k, _ in puts)])
+            puts = [(k, self._placed(table, k, v) if len(k) < KEY_BYTES else v) for k, v in puts]
         if puts:
             self._cursor(table).putmulti(puts)
         db = self._dbs[table]
@@ -209,4 +257,6 @@ class Writing:
         for log in self._trimmed:
             packed = log.packed()
             self._txn.put(packed, sealed(BASE["logs"], packed, LOG.pack(*self.log_ends(log))), db=self._dbs["logs"])
+        if self.added:
+            self._files.settle()
         self._txn.commit()

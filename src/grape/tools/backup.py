@@ -30,6 +30,7 @@ from grape.engine.catalog import read_catalog
 from grape.errors import Corrupt, StorageFailed, UsageError
 from grape.model.address import CATALOG, PartitionId
 from grape.model.objects import OBJECTS, is_unused
+from grape.store import large
 from grape.store.blobs import path_of
 from grape.store.files import FORMAT, fsync_directory, stored_format, write_durably
 from grape.store.reader import Reader
@@ -118,6 +119,10 @@ class Writer:
                     _copy(blob, path_of(place, digest), 0o400)
                 except FileNotFoundError:
                     raise UsageError(f"{source} was changed meanwhile ({blob} has gone); make it again") from None
+            with contextlib.closing(Reader(place)) as reader:
+                rows, _, _ = reader.large_rows()
+            for row in rows.values():
+                _copy(large.path_of(source, row.name), large.path_of(place, row.name), 0o600)
             (place / "lock.mdb").unlink(missing_ok=True)
         except OSError as e:
             raise _refused(e, place) from None

@@ -390,7 +390,8 @@ class Checkup:
         self.reader = open_reader(path)
         self.path = self.reader.directory
         self.holder: Holder | None = holder(self.path)
-        self.size = sum(entry.stat().st_size for entry in os.scandir(self.path) if entry.name == "data.mdb")
+        self.size = (self.path / "data.mdb").stat().st_size
+        self.size += sum(place.size for place in self.reader.large_rows()[0].values())
         self.doubtful = (self.path / "verify").exists()
         self.apps: list[AppRecord] = []
         self.logs: list[LogReport] = []
