@@ -8,7 +8,7 @@ DEMO := .venv/.ready-demo
 N ?= 2
 PYTEST := $(BIN)/pytest -q -n $(N) --dist worksteal
 
-.PHONY: help demo demo-server test test-pure test-pythons test-all test-sim test-fuzz test-hot test-crash test-cgroup2 test-sdks mutants bench bench-languages bench-peers bench-http bench-server profile check lock clean
+.PHONY: help demo demo-server test test-long test-pure test-pythons test-all test-sim test-fuzz test-hot test-crash test-cgroup2 test-sdks mutants bench bench-languages bench-peers bench-http bench-server profile check lock clean
 
 help:  ## show this
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -28,6 +28,10 @@ demo-server: $(READY)  ## three apps on a server: calls through all of them, an 
 test: $(READY)  ## the default suite, in N=2 processes: some minutes
 	@scripts/sdks > /dev/null
 	$(PYTEST) -m "not slow"
+
+test-long: $(READY)  ## what takes some seconds each (tests/long.txt): a quarter of an hour
+	@scripts/sdks > /dev/null
+	$(PYTEST) -m long
 
 test-pure: $(READY)  ## with the loops in Python: the default suite, or TESTS="tests/unit tests/sim"
 	@scripts/sdks > /dev/null

@@ -14,6 +14,9 @@ from pathlib import Path
 
 import pytest
 
+LONG = Path(__file__).with_name("long.txt")
+"""Tests that take some seconds each, by their ids (`scripts/long-tests`)."""
+
 
 def pytest_configure(config: pytest.Config) -> None:
     if not hasattr(config, "workerinput"):  # one of several processes: it has been done
@@ -22,3 +25,12 @@ def pytest_configure(config: pytest.Config) -> None:
     os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
     # In the background of a shell Ctrl-C is ignored, and so it would be by everything that a test starts.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What is long is left out by whoever leaves out what is slow, and has a name of its own."""
+    long = set(LONG.read_text().splitlines())
+    for item in items:
+        if item.nodeid in long:
+            item.add_marker("slow")
+            item.add_marker("long")
