@@ -63,7 +63,8 @@ def topology(config):
     t.add_slot("die", Die(), retries=0)
     for i in range(1, 6):
         for kind, chain in (("hop", False), ("step", True)):
-            t.add_slot(f"{kind}{i}", Hop(kind, i), name=f"{kind}-{i}", chain=chain)
+            then = [f"{kind}{i + 1}"] if i < 5 else []  # what is not declared does not chain
+            t.add_slot(f"{kind}{i}", Hop(kind, i), name=f"{kind}-{i}", emits=then, chain=chain)
     return t
 """
 APPS = {"one": "'end'", "two": "'other@end'", "other": "'end'", "flooded": "'end'", "dying": "'end'"}
