@@ -5,10 +5,11 @@ from __future__ import annotations
 import re
 import zlib
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 from typing import Final
 
 from grape.errors import BadArgument
-from grape.model.objects import INLINE, REMOVED, ObjectWrite
+from grape.model.objects import INLINE, OCTETS, REMOVED, ObjectWrite
 from grape.model.values import shown
 
 MAX_KEY: Final = 900
@@ -19,6 +20,8 @@ MAX_USER: Final = 2_000
 """Bytes of all user metadata of an object, names and values: what S3 takes."""
 _LATEST: Final = 1 << 62
 _NAMESPACE: Final = re.compile(r"[a-z0-9][a-z0-9_.-]{0,62}")
+_EASY_KEY: Final = re.compile(r"(?:(?!\.)[ -.0-~]+/)*(?!\.)[ -.0-~]+")
+"""What is a key at a glance, if it is not too long."""
 _NAME: Final = re.compile(r"[a-z0-9][a-z0-9_.-]{0,99}")
 _UNPLAIN: Final = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 """What no tag has: nothing that needs tables of Unicode, as workers of every language have to know it."""
@@ -30,12 +33,17 @@ def check_namespace(name: object) -> str:
     Raises:
         BadArgument: it cannot be one.
     """
-    if type(name) is not str or _NAMESPACE.fullmatch(name) is None or ".." in name:
+    if type(name) is not str or not _is_namespace(name):
         raise BadArgument(
             f"a namespace is 1 to 63 small letters, digits, '-', '_' and '.', the first a letter or digit, without "
             f"'..', not {shown(name)}"
         )
     return name
+
+
+@lru_cache(maxsize=256)
+def _is_namespace(name: str) -> bool:
+    return _NAMESPACE.fullmatch(name) is not None and ".." not in name
 
 
 def check_write(write: ObjectWrite) -> None:
@@ -48,7 +56,7 @@ def check_write(write: ObjectWrite) -> None:
     check_key(write.key)
     check_type(write.content_type)
     check_user(write.user)
-    if check_tags(write.tags) != tuple(write.tags):
+    if write.tags and check_tags(write.tags) != tuple(write.tags):
         raise BadArgument("the tags of an object are sorted, each once")
     if not (0 <= write.time <= _LATEST and 0 <= write.expires <= _LATEST):
         raise BadArgument(f"the times of an object are microseconds since 1970, not {write.time} and {write.expires}")
@@ -64,7 +72,7 @@ def check_write(write: ObjectWrite) -> None:
 
 def own_namespace(app: str) -> str:
     """The namespace of an app's own objects: its name, if that can be one."""
-    if _NAMESPACE.fullmatch(app) is not None and ".." not in app:
+    if _is_namespace(app):
         return app
     plain = re.sub(r"[^a-z0-9]+", "-", app.lower()).strip("-")[:40] or "app"
     return f"{plain}-{zlib.crc32(app.encode()):08x}"
@@ -75,6 +83,8 @@ def check_key(key: object) -> str:
     Raises:
         BadArgument: it cannot be one.
     """
+    if type(key) is str and len(key) <= MAX_KEY and _EASY_KEY.fullmatch(key) is not None:
+        return key
     if type(key) is not str or not key:
         raise BadArgument(f"the key of an object is text (str) of 1 character at least, not {shown(key)}")
     check_prefix(key)
@@ -117,6 +127,8 @@ def check_tags(tags: object) -> tuple[str, ...]:
     Raises:
         BadArgument: one cannot be.
     """
+    if tags == ():
+        return ()
     if isinstance(tags, str) or not isinstance(tags, Iterable):
         raise BadArgument(f'tags are a list of text, such as ["raw"], not {shown(tags)}')
     found = list(tags)
@@ -133,6 +145,8 @@ def check_user(user: object) -> dict[str, str]:
     Raises:
         BadArgument: it cannot be metadata.
     """
+    if type(user) is dict and not user:
+        return {}
     if not isinstance(user, Mapping):
         raise BadArgument(f'user metadata is a dictionary of text, such as {{"camera": "b"}}, not {shown(user)}')
     size = 0
@@ -152,6 +166,8 @@ def check_type(content_type: object) -> str:
     Raises:
         BadArgument: it is no media type.
     """
+    if content_type == OCTETS:
+        return OCTETS
     if type(content_type) is not str or _TYPE.fullmatch(content_type) is None:
         raise BadArgument(f"a content type is as image/png, not {shown(content_type)}")
     return content_type

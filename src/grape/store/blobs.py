@@ -7,6 +7,7 @@ DIR/blobs/incoming/       what is coming; what lies there at a start is nobody's
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
 import secrets
@@ -70,7 +71,8 @@ class Coming:
         digest, size = self.finish(folder)
         target = path_of(folder.parent, digest)
         self.land(target)
-        fsync_directory(target.parent)
+        for directory in (target.parent, folder, folder.parent):  # which others may have made, and died over it
+            fsync_directory(directory)
         return digest, size
 
     def drop(self) -> None:
@@ -97,6 +99,11 @@ class FileBlobs(Blobs):
         self._coming: dict[Hashable, Coming] = {}
         self._turns: dict[Hashable, deque[Callable[[], None]]] = {}
         """By token: what is done when the last thing is, as there is more than one thread."""
+        self._named: set[Path] = set()
+        """Directories that are there for good: who finds one has it perhaps from a thread, or an engine that died, that
+        had no time to see to it."""
+        self._failures = 0
+        """Of syncs of directories."""
         self._is_closed = False
         for left in (self._folder / _INCOMING).glob("*"):
             with contextlib.suppress(OSError):
@@ -175,6 +182,7 @@ class FileBlobs(Blobs):
             then(StorageFailed(f"{target}: {e.strerror}"))
             return
         self._landing[digest] += 1
+        failures = self._failures
 
         def landed(error: GrapeError | None) -> None:
             self._landing[digest] -= 1
@@ -182,7 +190,24 @@ class FileBlobs(Blobs):
                 del self._landing[digest]
             then((digest, size) if error is None else error)
 
-        self._do(lambda: fsync_directory(target.parent), landed)
+        self._do(lambda: self._settle(target.parent, failures), landed)
+
+    def _settle(self, directory: Path, failures: int) -> None:
+        """What was given its name in there, after so many failures, has it for good.
+
+        Raises:
+            OSError: it has not.
+        """
+        above = () if directory in self._named else (self._folder, self._folder.parent)
+        try:
+            for each in (directory, *above):
+                fsync_directory(each)
+        except OSError:
+            self._failures += 1
+            raise
+        if self._failures != failures:  # told once, to whoever came first: it may have been this name that was lost
+            raise OSError(errno.EIO, "a directory could not be made durable meanwhile", str(directory))
+        self._named.add(directory)
 
     def forget(self, token: Hashable) -> None:
         def drop() -> None:

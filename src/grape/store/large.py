@@ -105,6 +105,7 @@ class Files:
         self._directory = directory
         self._folder = directory / FOLDER
         make_directory(self._folder)
+        fsync_directory(directory)  # who made it may have died over it
         self._lock_fd = os.open(self._folder / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         self._over: set[bytes] = set()
         """Nobody has these any more."""

@@ -20,6 +20,7 @@ from grape.model import own
 from grape.model.values import encode, seconds
 from grape.protocol.messages import Answer
 from grape.worker.objects import Access, Part
+from grape.worker.together import Together
 
 _MOST: Final = 1_000
 """Calls that one event may make."""
@@ -46,6 +47,10 @@ class Running(Protocol):
 
     def keys_ahead(self) -> Sequence[str | None]:
         """Its key and those of the events that its handler gets next; empty: none is known."""
+
+    @property
+    def together(self) -> Together | None:
+        """The work that it is part of, if that is handed in as a whole."""
 
     def answers(self) -> Sequence[Answer]:
         """To the calls that it has made before."""

@@ -217,7 +217,7 @@ class Emitting:
         self._objects: HandlerObjects | None = None
         access = running.objects()
         if access is not None:
-            self._objects = HandlerObjects(access, columns, node, lambda: running.part, running.keys_ahead)
+            self._objects = HandlerObjects(access, columns, node, running)
             self._closures["storage"] = NodeStorage(self._objects, access.own)
 
         def over(*args: Any, **kwargs: Any) -> None:

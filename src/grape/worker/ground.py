@@ -20,6 +20,7 @@ from grape.worker.effects import FAILURE_COSTS, Assigned, Effects
 from grape.worker.objects import Access
 from grape.worker.stage import Stage
 from grape.worker.state import StateTable
+from grape.worker.together import Together
 from grape.worker.tracing import Tracer
 from grape.worker.units.unit import Unit
 
@@ -36,6 +37,7 @@ class Ground:
         retries: held events that run right now, by (id, node).
         tracer: keeps what happens to traced events.
         single: root events run one by one, so that what one of them does too much of is its own failure.
+        together: the work that is handed in as a whole; None: each part of it by itself.
     """
 
     def __init__(
@@ -51,6 +53,7 @@ class Ground:
         self.effects = Effects(limits)
         self.retries: dict[tuple[str, str], RetryItem] = {}
         self.single = False
+        self.together: Together | None = None
         self.objects: Access | None = None
         self.tracer = Tracer(self)
         self.delivery: Delivery

@@ -88,6 +88,10 @@ class Job:
     def keys_ahead(self) -> Sequence[str | None]:
         return ()
 
+    @property
+    def together(self) -> None:
+        return None
+
     def place(self) -> object:
         return self
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from itertools import count
+from itertools import chain, count
 from typing import Any, Final, Literal, Protocol
 
 from grape.errors import EventOver, HandlerError, ProtocolError
@@ -14,6 +14,7 @@ from grape.model.names import may_be_key
 from grape.model.near import did_you_mean
 from grape.model.objects import INLINE, About, ObjectWrite, Stored
 from grape.protocol.messages import Fetch, Fetched, FromWorker, Keep
+from grape.worker.together import Together
 
 OBJECT_COSTS: Final = 512
 """About how many bytes a write takes in memory beside its data."""
@@ -40,6 +41,18 @@ class Part(Protocol):
     number: int
     epoch: int
     written: dict[bytes, list[Written]]
+
+
+class Running(Protocol):
+    """See `grape.worker.calls.Running`."""
+
+    @property
+    def part(self) -> Part: ...
+
+    @property
+    def together(self) -> Together | None: ...
+
+    def keys_ahead(self) -> Sequence[str | None]: ...
 
 
 class Columns(Protocol):
@@ -152,24 +165,18 @@ class HandlerObjects:
     """What `grape.authoring.objects` asks of a worker, for one emitter.
 
     Args:
-        keys_ahead: of the event that runs, and of those that its handler gets next.
+        running: the event that runs.
     """
 
-    def __init__(
-        self,
-        access: Access,
-        columns: Columns,
-        node: str,
-        part: Callable[[], Part],
-        keys_ahead: Callable[[], Sequence[str | None]] = tuple,
-    ) -> None:
+    def __init__(self, access: Access, columns: Columns, node: str, running: Running) -> None:
         self._access = access
         self._columns = columns
         self._node = node
-        self._part = part
-        self._keys_ahead = keys_ahead
+        self._running = running
+        self._together: Together | None = None
+        """The work for which something was asked."""
         self._ahead: dict[tuple[str, str], Stored] = {}
-        """What the events of this stage were found to ask for, with its bytes."""
+        """What the events of this stage, or work, were found to ask for, with its bytes."""
         self._ahead_size = 0
         self._alone: set[tuple[str, str]] = set()
         """Those that do not come so: they are large, or in another storage."""
@@ -179,10 +186,13 @@ class HandlerObjects:
         """An event is handled."""
 
     def begin_stage(self) -> None:
-        """Events are handled from now on. What was read for others may be otherwise by now."""
+        """Events are handled from now on. What was read for others than those of one work may be otherwise by now."""
         self.is_open = True
-        self._forget_ahead()
-        self._alone.clear()
+        together = self._running.together
+        if together is None or together is not self._together:
+            self._together = together
+            self._forget_ahead()
+            self._alone.clear()
 
     def _forget_ahead(self) -> None:
         self._ahead.clear()
@@ -211,10 +221,10 @@ class HandlerObjects:
         self._columns.go_on_as(written)
         self._columns.data.append(None)
         self._columns.weigh(write.weight)
-        self._part().written.setdefault(write.place, []).append(written)
+        self._running.part.written.setdefault(write.place, []).append(written)
 
     def upload(self, chunks: Iterator[bytes]) -> tuple[bytes, int]:
-        size, part, upload = 0, self._part(), self._access.new_upload()
+        size, part, upload = 0, self._running.part, self._access.new_upload()
         try:
             ahead = next(chunks, None)
             while ahead is not None:
@@ -228,7 +238,7 @@ class HandlerObjects:
 
     async def aupload(self, chunks: Iterator[bytes]) -> tuple[bytes, int]:
         async with self._access.bringing():
-            size, part, upload = 0, self._part(), self._access.new_upload()
+            size, part, upload = 0, self._running.part, self._access.new_upload()
             try:
                 ahead = next(chunks, None)
                 while ahead is not None:
@@ -242,12 +252,12 @@ class HandlerObjects:
 
     def bring(self, upload: int, chunk: bytes, *, last: bool) -> bytes:
         """One part of an object; with the last one its digest."""
-        return self._access.ask(_keep(self._part(), upload, chunk, last=last)).data
+        return self._access.ask(_keep(self._running.part, upload, chunk, last=last)).data
 
     def give_up(self, upload: int, sent: int) -> None:
         """No more of it comes."""
         if sent:
-            part = self._part()
+            part = self._running.part
             self._access.tell(lambda number: Keep(part.number, part.epoch, number, b"", True, upload, True))
 
     # ------------------------------------------------------------------ read
@@ -255,7 +265,7 @@ class HandlerObjects:
     def _own(self, namespace: str, key: str) -> ObjectWrite | None:
         """What was written here and nobody else knows of yet; None: nothing was."""
         write = ObjectWrite(namespace, key, 0)
-        found = self._part().written.get(write.place)
+        found = self._running.part.written.get(write.place)
         while found:
             if not found[-1].is_undone:
                 return found[-1].write
@@ -290,11 +300,11 @@ class HandlerObjects:
 
     def _found_ahead(self, namespace: str, key: str) -> Stored | None:
         """An object, or that there is none, if it is known. A handler that reads objects named by the keys of its
-        events will do so again: those of all that follow in this stage are asked for at once."""
+        events will do so again: those of all that follow in this work are asked for at once."""
         found = self._ahead.get((namespace, key))
         if found is not None:
             return found
-        keys = self._keys_ahead()
+        keys = self._running.keys_ahead()
         own = keys[0] if keys else None
         if not own or own not in key or (namespace, key) in self._alone:
             return None
@@ -302,8 +312,9 @@ class HandlerObjects:
         if self._patterns.get(namespace) != (before, behind):
             self._patterns[namespace] = before, behind
             return None
-        wanted = list(dict.fromkeys(f"{before}{each}{behind}" for each in keys[:_MANY] if each))
-        wanted = [each for each in wanted if each == key or self._may_come(namespace, each)]
+        more = () if self._together is None else self._together.keys_of(self._node)
+        all_of_them = dict.fromkeys(f"{before}{each}{behind}" for each in chain(keys, more) if each)
+        wanted = [each for each in all_of_them if each == key or self._may_come(namespace, each)][:_MANY]
         if len(wanted) < 2:
             return None
         answer = self._access.ask(self._fetch("many", namespace, "", keys=wanted))
@@ -382,7 +393,7 @@ class HandlerObjects:
         position: str = "",
         keys: list[str] | None = None,
     ) -> Callable[[int], Fetch]:
-        part = self._part()
+        part = self._running.part
         # One of its own that lies in a file: the file has the name of its digest already.
         digest = own.checksum.hex() if own is not None else position
 

@@ -49,6 +49,7 @@ from grape.worker.pacing import Pacer
 from grape.worker.retries import Retries
 from grape.worker.stage import RetryStage, RootStage, RunColumns, Stage
 from grape.worker.state import StateTable
+from grape.worker.together import Together
 from grape.worker.turns import Turns
 from grape.worker.units.make import make_unit
 from grape.worker.units.unit import Emissions, Unit
@@ -276,6 +277,7 @@ class Runtime:
         """
         started = self._clock()
         effects = self.ground.effects
+        self.ground.together = Together(message, self.runs_of, lambda run: [unit.node for unit in self.units_of(run)])
 
         def is_long() -> bool:
             return self._clock() - started > _WORK_SECONDS or effects.emits > _WORK_EMITS or effects.size > _WORK_BYTES
@@ -299,6 +301,7 @@ class Runtime:
             GivenBack: the rest is not to be begun here any more.
         """
         self.ground.single = True
+        self.ground.together = None
         if message.careful:
             self.start_carefully(message)
         try:

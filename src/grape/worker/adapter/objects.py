@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from itertools import islice
 from typing import Any, Final
@@ -151,16 +151,32 @@ class _Columns:
     def weigh(self, size: int) -> None: ...
 
 
+class _Asking:
+    """Nothing is asked for ahead: it is the other side that reads."""
+
+    together = None
+
+    def __init__(self, part: Callable[[], Part]) -> None:
+        self._part = part
+
+    @property
+    def part(self) -> Part:
+        return self._part()
+
+    def keys_ahead(self) -> Sequence[str | None]:
+        return ()
+
+
 class _Backend(HandlerObjects):
     def __init__(self, access: Access, node: str, part: Callable[[], Part]) -> None:
-        super().__init__(access, _Columns(), node, part)
+        super().__init__(access, _Columns(), node, _Asking(part))
 
     def begin(self, note: Callable[[Written], None]) -> None:
         self._note = note
 
     def write(self, write: ObjectWrite) -> None:
         written = Written(write)
-        self._part().written.setdefault(write.place, []).append(written)
+        self._running.part.written.setdefault(write.place, []).append(written)
         self._note(written)
 
 

@@ -22,6 +22,7 @@ from grape.worker.emits import EmitColumns, Emitting, Names, TooMuch
 from grape.worker.objects import Access, Part
 from grape.worker.stage import Stage
 from grape.worker.state import StateTable
+from grape.worker.together import Together
 
 
 def failure(error: BaseException) -> BaseException:
@@ -62,10 +63,11 @@ _ONE_EACH: Final = list(range(1, 8193))
 
 
 class Host(Protocol):
-    """What a unit needs of the runtime. ``single``: see `Runtime`. ``objects``: how handlers have them. ``part``: of
-    the stage that runs."""
+    """What a unit needs of the runtime. ``single``, ``together``: see `Ground`. ``objects``: how handlers have them.
+    ``part``: of the stage that runs."""
 
     single: bool
+    together: Together | None
     objects: Access | None
 
     @property
@@ -140,6 +142,10 @@ class Unit(ABC):
         assert self.stage is not None
         keys, at = self.stage.keys, self.position()
         return () if keys is None else keys[at:]
+
+    @property
+    def together(self) -> Together | None:
+        return self._host.together
 
     def answers(self) -> Sequence[Answer]:
         assert self.stage is not None
