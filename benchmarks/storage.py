@@ -3,8 +3,10 @@
     python -m benchmarks.storage [--objects 20000] [--large 100]
 
 *handlers*: events whose handler gets and puts an object of 1 KB under their key, beside raw LMDB that gets and puts the
-same in one process, durable for each 1,000. *large*: `grape storage put` of so many MB, beside `cp` and fsync. *exec*:
-an event for each object, beside a keyed count of as many events.
+same in one process, durable for each 1,000. *affinity*: handlers that get a small object under the key of their event,
+which the worker that owns it has asked for before, beside the same by a name that no key tells. *large*: so many MB put
+from a file (also by the command, which has to start), beside `cp` and fsync. *exec*: an event for each object, beside a
+keyed count of as many events.
 """
 
 from __future__ import annotations
@@ -38,6 +40,14 @@ class Store(Node):
         data = self.storage.get(event.key)
         self.storage.put(event.key, event.data if data is None else data[::-1])
 
+class Own(Node):
+    def process(self, event):
+        self.storage.get(f"small/{event.key}")
+
+class Foreign(Node):
+    def process(self, event):
+        self.storage.get(f"small/{event.data['k'][::-1]}")
+
 class Count(Node):
     n: int = State(int, default=0)
 
@@ -46,6 +56,8 @@ class Count(Node):
 
 t = Topology("bench")
 t.add_slot("store", Store())
+t.add_slot("own", Own())
+t.add_slot("foreign", Foreign())
 t.add_slot("count", Count())
 """
 
@@ -85,20 +97,44 @@ def handlers(base: Path, app: Path, count: int) -> dict[str, float]:
     return {"grape": ours, "lmdb": limit, "ratio": ours / limit}
 
 
+def affinity(base: Path, app: Path, count: int) -> dict[str, float]:
+    lines = base / "keys.jsonl"
+    with open(lines, "w") as file:
+        for i in range(count):
+            file.write(json.dumps({"k": f"k{i % 5_000:04}"}) + "\n")
+    own = count / run(app, "own", lines, base / "data4")
+    foreign = count / run(app, "foreign", lines, base / "data5")
+    return {"own": own, "foreign": foreign, "ratio": own / foreign}
+
+
 def large(base: Path, size: int) -> dict[str, float]:
     source = base / "large"
-    source.write_bytes(os.urandom(1 << 20) * size)
-    put = [BIN / "grape", "storage", "put", "bench/large", source, "--data", base / "data1"]
-    began = time.perf_counter()
-    subprocess.run(put, check=True, capture_output=True)
-    ours = time.perf_counter() - began
-    began = time.perf_counter()
-    subprocess.run(["cp", source, base / "copied"], check=True)
-    fd = os.open(base / "copied", os.O_RDWR)
-    os.fsync(fd)
-    os.close(fd)
-    limit = time.perf_counter() - began
-    return {"grape_mb_s": size / ours, "cp_mb_s": size / limit, "ratio": limit / ours}
+    source.write_bytes(os.urandom(size << 20))
+    ours, command, limit = [], [], []
+
+    async def put(number: int) -> float:
+        async with opened(f"embedded://{base / 'data1'}") as storage:
+            began = time.perf_counter()
+            await Objects(storage, "bench").put(f"large{number}", source)
+            return time.perf_counter() - began
+
+    for number in range(5):
+        with open(source, "r+b") as file:  # other bytes: the same would be one object
+            file.write(os.urandom(16))
+        ours.append(asyncio.run(put(number)))
+        began = time.perf_counter()
+        subprocess.run(["cp", source, base / "copied"], check=True)
+        fd = os.open(base / "copied", os.O_RDWR)
+        os.fsync(fd)
+        os.close(fd)
+        limit.append(time.perf_counter() - began)
+        os.unlink(base / "copied")
+        began = time.perf_counter()
+        cli = [BIN / "grape", "storage", "put", f"bench/by-command{number}", source, "--data", base / "data1"]
+        subprocess.run(cli, check=True, capture_output=True)
+        command.append(time.perf_counter() - began)
+    best, its, all_of_it = (size / min(each) for each in (ours, limit, command))
+    return {"grape_mb_s": best, "command_mb_s": all_of_it, "cp_mb_s": its, "ratio": best / its}
 
 
 def execute(base: Path, app: Path, count: int) -> dict[str, float]:
@@ -137,6 +173,7 @@ def main() -> None:
         app.write_text(APP)
         found = {
             "handlers": handlers(base, app, options.objects),
+            "affinity": affinity(base, app, options.objects),
             "large": large(base, options.large),
             "exec": execute(base, app, options.objects),
         }

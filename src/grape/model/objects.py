@@ -73,7 +73,7 @@ class About(Struct, frozen=True):
     expires: int = 0
 
 
-class ObjectWrite(Struct, frozen=True, array_like=True):
+class ObjectWrite(Struct, frozen=True, array_like=True, gc=False):
     """A handler, or a client, wants an object to be so. ``size`` `REMOVED`: not to be. ``checksum``: SHA-256 of the
     bytes. ``time``, ``expires``: microseconds since 1970; time 0: now. ``blob``: the bytes lie in a file named by their
     checksum."""
@@ -101,7 +101,7 @@ class ObjectWrite(Struct, frozen=True, array_like=True):
         return 200 + len(self.namespace) + 2 * len(self.key) + len(self.data) + tags + 100 * len(self.user)
 
 
-class Stored(Struct, frozen=True, array_like=True):
+class Stored(Struct, frozen=True, array_like=True, gc=False):
     """An object as it lies there. ``number``: of the write that made it so. ``version``, ``told``: of one in another
     storage, its version and checksum as `About` has them; ``number`` is another one after every write there, too. The
     rest as `ObjectWrite`."""

@@ -13,6 +13,7 @@ import secrets
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from queue import Queue
 from typing import Any, ClassVar, Final, TypeVar
@@ -256,21 +257,27 @@ class EmbeddedStorage(Storage):
         """Its bytes are there, or in it."""
         measured = Measured(chunks, self.features.largest, put)
         begin, coming = bytearray(), None
+        writing: asyncio.Future[None] | None = None
         try:
-            async for chunk in measured:
+            async for chunk in measured:  # read and summed while the one before is written
                 if coming is None and len(begin) + len(chunk) <= INLINE:
                     begin += chunk
                     continue
                 if coming is None:
-                    coming = await self._failing(lambda: Coming(self._path / FOLDER))
-                    if begin:
-                        await self._failing(lambda: coming.add(bytes(begin)))  # noqa: B023 - it is awaited
-                await self._failing(lambda: coming.add(chunk))  # noqa: B023 - it is awaited
+                    coming = await self._failing(lambda: Coming(self._path / FOLDER, sums=False))
+                    chunk = bytes(begin) + chunk
+                if writing is not None:
+                    await writing
+                writing = asyncio.ensure_future(self._failing(partial(coming.add, chunk)))
+            if writing is not None:
+                await writing
             measured.check()
             digest = bytes.fromhex(measured.checksum.partition(":")[2])
             if coming is not None:
-                await self._failing(lambda: coming.keep(self._path / FOLDER))
+                await self._failing(partial(coming.keep, self._path / FOLDER, digest))
         finally:
+            if writing is not None:
+                await asyncio.wait([writing])  # it is in a thread: nothing stops it
             if coming is not None:
                 coming.drop()
         return ObjectWrite(

@@ -36,29 +36,35 @@ def path_of(directory: Path, digest: bytes) -> Path:
 
 
 class Coming:
-    """A file that is being written. Belongs to one thread at a time, as its parts come one after the other."""
+    """A file that is being written. Belongs to one thread at a time, as its parts come one after the other.
 
-    def __init__(self, folder: Path) -> None:
+    Args:
+        sums: whether it finds out the digest, which else whoever brings it says.
+    """
+
+    def __init__(self, folder: Path, *, sums: bool = True) -> None:
         make_directory(folder / _INCOMING)
         self.path = folder / _INCOMING / secrets.token_hex(12)
         self._fd = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        self._sum = hashlib.sha256()
+        self._sum = hashlib.sha256() if sums else None
         self._size = 0
 
     def add(self, data: bytes) -> None:
         view = memoryview(data)
         while view:
             view = view[os.write(self._fd, view) :]
-        self._sum.update(data)
+        if self._sum is not None:
+            self._sum.update(data)
         self._size += len(data)
 
-    def finish(self, folder: Path) -> tuple[bytes, int]:
+    def finish(self, folder: Path, digest: bytes = b"") -> tuple[bytes, int]:
         """All of it is durable, and there is a directory for it."""
         os.fchmod(self._fd, 0o400)
         os.fsync(self._fd)
         os.close(self._fd)
         self._fd = -1
-        digest = self._sum.digest()
+        if self._sum is not None:
+            digest = self._sum.digest()
         make_directory(path_of(folder.parent, digest).parent)
         return digest, self._size
 
@@ -66,9 +72,9 @@ class Coming:
         """Under its digest: over the same bytes, if they were there. Durable once the directory is."""
         os.rename(self.path, target)
 
-    def keep(self, folder: Path) -> tuple[bytes, int]:
+    def keep(self, folder: Path, digest: bytes = b"") -> tuple[bytes, int]:
         """Durable from now on, under its digest."""
-        digest, size = self.finish(folder)
+        digest, size = self.finish(folder, digest)
         target = path_of(folder.parent, digest)
         self.land(target)
         for directory in (target.parent, folder, folder.parent):  # which others may have made, and died over it

@@ -12,7 +12,7 @@ from typing import Any, Final, Literal, Protocol
 from grape.errors import EventOver, HandlerError, ProtocolError
 from grape.model.names import may_be_key
 from grape.model.near import did_you_mean
-from grape.model.objects import INLINE, About, ObjectWrite, Stored
+from grape.model.objects import INLINE, About, ObjectWrite, Stored, place_key
 from grape.protocol.messages import Fetch, Fetched, FromWorker, Keep
 from grape.worker.together import Together
 
@@ -264,8 +264,7 @@ class HandlerObjects:
 
     def _own(self, namespace: str, key: str) -> ObjectWrite | None:
         """What was written here and nobody else knows of yet; None: nothing was."""
-        write = ObjectWrite(namespace, key, 0)
-        found = self._running.part.written.get(write.place)
+        found = self._running.part.written.get(place_key(namespace, key))
         while found:
             if not found[-1].is_undone:
                 return found[-1].write
