@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 import os
 import random
@@ -15,6 +16,10 @@ from typing import Any
 import pytest
 
 from command import GRAPE, grape
+from grape import connect
+from grape.errors import GrapeError
+from grape.host.objects import PUT_EMIT, PutEmit
+from grape.model.objects import ObjectWrite
 from grape.storage.connect import opened
 from grape.storage.objects import Objects
 from serving import serving, until, write_app
@@ -213,3 +218,18 @@ def test_an_app_that_may_only_read(tmp_path: Path) -> None:
         assert failed.returncode != 0
         assert "may only read the storage of the namespace 'results'" in failed.stdout + failed.stderr
         assert "thumbs" in server.grape("app", "list")
+
+
+def test_what_may_only_be_read_is_not_written_beside_an_event(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    home.mkdir()
+    text = SERVER.format(path=tmp_path).replace('"other"]', '"other"]\naccess = "read"', 1)
+    (home / "grape-server.toml").write_text(text)
+    write_one = ObjectWrite("results", "x", 1, hashlib.sha256(b"x").digest(), data=b"x")
+    with serving(home) as server:
+        server.grape("app", "deploy", write(tmp_path / "thumbs", "read"))
+        with connect(home / "apps/thumbs/data") as engine:
+            asked = engine.connected().ask_verb(PUT_EMIT, PutEmit(write_one, "pic", "1", b"\xc0"))
+            with pytest.raises(GrapeError, match="bound to be read only"):
+                asked.result(30)
+    assert found_in(f"file://{tmp_path}/shared") == {}

@@ -10,7 +10,7 @@ from msgspec import Struct
 
 from grape.engine.clients import Clients, check_emit
 from grape.engine.engine import Engine
-from grape.errors import BadArgument, Full, GrapeError, ProtocolError, StorageFailed
+from grape.errors import BadArgument, Full, GrapeError, ProtocolError, StorageFailed, Unsupported
 from grape.host.house import Verb
 from grape.host.streams import Say
 from grape.model.bound import Bound
@@ -44,13 +44,18 @@ class PutEmit(Struct, frozen=True, array_like=True):
 _decode_both: Final = msgspec.msgpack.Decoder(PutEmit).decode
 
 
-def put_emit(engine: Engine, clients: Clients, now: Callable[[], int]) -> dict[str, Verb]:
+def put_emit(engine: Engine, clients: Clients, now: Callable[[], int], bound: Mapping[str, Bound]) -> dict[str, Verb]:
+    """``bound``: namespaces that are in other storages."""
+
     def put(ask: Ask, say: Say) -> None:
         try:
             both = _decode_both(ask.argument)
             check_write(both.write)
         except (msgspec.MsgspecError, TypeError, ValueError) as e:
             raise (e if isinstance(e, BadArgument) else ProtocolError(f"verb {ask.verb!r}: {e}")) from None
+        its = bound.get(both.write.namespace)
+        if its is not None and its.is_read_only:
+            raise Unsupported(f"objects of {both.write.namespace!r} lie in {its.url}, which is bound to be read only")
         event = check_emit(Emit(ask.number, both.event, both.key, both.data, both.id), engine.app.limits.max_event)
 
         def held(is_there: bool) -> None:

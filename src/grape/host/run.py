@@ -266,7 +266,8 @@ class Run:
             queues.begin(self.options.keeps)
         self._house.verbs.update(ordering(engine, assembled.attaching, self._streams, self._host))
         self._house.opened(assembled, self._streams)
-        self._house.verbs.update(put_emit(engine, self._house.inside.clients, self._clock.now))
+        clients = self._house.inside.clients
+        self._house.verbs.update(put_emit(engine, clients, self._clock.now, self._bound(described)))
         return Serving(assembled, self._streams, self._house, self._host, self._clock, self.options)
 
     async def _serve(self, assembled: Assembled, serving: Serving) -> Outcomes:
