@@ -1,5 +1,6 @@
 "use strict";
 
+const { createHash } = require("node:crypto");
 const { HandlerError, ProtocolError } = require("./errors");
 const messages = require("./messages");
 const { didYouMean } = require("./similar");
@@ -13,6 +14,8 @@ const REMOVED = -1;
 /** Questions of async handlers that are under way, and objects that they bring: each has a chunk in memory. */
 const AT_ONCE = 8;
 const NONE = Buffer.alloc(0);
+/** Bytes that a row holds, which has a checksum of its own. */
+const INLINE = 64 << 10;
 
 function placeOf(namespace, key) {
   return `${namespace}\0${key}`;
@@ -251,15 +254,18 @@ class HandlerObjects {
   }
 
   *#rest(first, question, key, start, end) {
+    const whole = new Whole(first, key, start, end);
     let answer = first;
-    for (let left = leftOf(first, start, end); answer.data.length; ) {
+    for (let left = leftOf(first, start, end); left > 0; ) {
+      whole.add(answer.data);
       yield answer.data;
       start += answer.data.length;
       left -= answer.data.length;
-      if (left <= 0) return;
+      if (left <= 0) break;
       answer = this.#access.ask(question(start));
       checkSame(first, answer, key);
     }
+    whole.check();
   }
 
   async readLater({ namespace, key, start, end }) {
@@ -271,15 +277,18 @@ class HandlerObjects {
   }
 
   async *#restLater(first, question, key, start, end) {
+    const whole = new Whole(first, key, start, end);
     let answer = first;
-    for (let left = leftOf(first, start, end); answer.data.length; ) {
+    for (let left = leftOf(first, start, end); left > 0; ) {
+      whole.add(answer.data);
       yield answer.data;
       start += answer.data.length;
       left -= answer.data.length;
-      if (left <= 0) return;
+      if (left <= 0) break;
       answer = await this.#access.askLater(question(start));
       checkSame(first, answer, key);
     }
+    whole.check();
   }
 
   page(namespace, prefix, position) {
@@ -317,6 +326,31 @@ class Bring {
 
   giveUp() {
     if (this.size) this.#access.tell((id) => messages.keep(this.#part, id, NONE, true, this.#upload, true));
+  }
+}
+
+/** What is read of a large object from its beginning to its end is what was written. */
+class Whole {
+  #name;
+  #sum = null;
+  #checksum;
+
+  constructor({ stored }, key, start, end) {
+    this.#name = `object '${key.slice(0, 200)}'`;
+    this.#checksum = stored.checksum;
+    const isWhole = start === 0 && (end === null || end >= stored.size) && stored.size > INLINE;
+    if (isWhole && stored.checksum.length) this.#sum = createHash("sha256");
+  }
+
+  add(data) {
+    if (!data.length) throw new HandlerError(`${this.#name} is shorter than it says`);
+    this.#sum?.update(data);
+  }
+
+  check() {
+    if (this.#sum !== null && !this.#sum.digest().equals(this.#checksum)) {
+      throw new HandlerError(`corrupt: ${this.#name} is not what was written: its checksum is another one`);
+    }
   }
 }
 

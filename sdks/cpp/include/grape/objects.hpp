@@ -323,6 +323,8 @@ class Objects {
     }
     const std::string digest = own ? hex_of(own->checksum) : std::string();
     std::optional<std::string> checksum;  // not the number: it has one when it is committed
+    std::optional<Sha256> sum;            // of one in a file that is read whole
+    const auto name = [&key] { return "object '" + clean_text(key, 200) + "'"; };
     for (std::int64_t left = 1; left > 0;) {
       bool is_there = false;
       std::string data;
@@ -330,17 +332,24 @@ class Objects {
         is_there = said.stored.has_value();
         data = said.data;
         if (checksum && (!is_there || said.stored->checksum != *checksum)) {
-          throw Error("handler", "object '" + clean_text(key, 200) + "' was written by somebody else while it was read; try again");
+          throw Error("handler", name() + " was written by somebody else while it was read; try again");
         }
         if (!is_there || checksum) return;
         checksum = said.stored->checksum;
+        const bool is_whole = start == 0 && (end < 0 || end >= said.stored->size) && said.stored->size > static_cast<std::int64_t>(most_inline);
+        if (is_whole && !checksum->empty()) sum.emplace();
         left = (end < 0 ? said.stored->size : std::min(end, said.stored->size)) - start;
       });
       if (!is_there) return false;
-      if (data.empty()) return true;
+      if (left <= 0) return true;
+      if (data.empty()) throw Error("handler", name() + " is shorter than it says");
+      if (sum) sum->add(data);
       start += static_cast<std::int64_t>(data.size());
       left -= static_cast<std::int64_t>(data.size());
       take(std::string_view(data));
+    }
+    if (sum && sum->digest() != *checksum) {
+      throw Error("handler", "corrupt: " + name() + " is not what was written: its checksum is another one");
     }
     return true;
   }

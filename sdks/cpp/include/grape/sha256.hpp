@@ -1,6 +1,7 @@
 /// SHA-256, by which objects are named.
 #pragma once
 
+#include <algorithm>
 #include <array>
 #include <cstdint>
 #include <cstring>
@@ -13,24 +14,44 @@ class Sha256 {
  public:
   static std::string of(std::string_view bytes) {
     Sha256 sum;
-    std::size_t at = 0;
-    for (; bytes.size() - at >= 64; at += 64) sum.block(bytes.data() + at);
+    sum.add(bytes);
+    return sum.digest();
+  }
+
+  void add(std::string_view bytes) {
+    size_ += bytes.size();
+    if (!rest_.empty()) {
+      const std::size_t some = std::min(64 - rest_.size(), bytes.size());
+      rest_ += bytes.substr(0, some);
+      bytes.remove_prefix(some);
+      if (rest_.size() < 64) return;
+      block(rest_.data());
+      rest_.clear();
+    }
+    for (; bytes.size() >= 64; bytes.remove_prefix(64)) block(bytes.data());
+    rest_ = bytes;
+  }
+
+  /// Nothing is added any more.
+  std::string digest() {
     std::array<char, 128> tail{};
-    const std::size_t left = bytes.size() - at;
-    if (left > 0) std::memcpy(tail.data(), bytes.data() + at, left);
+    const std::size_t left = rest_.size();
+    if (left > 0) std::memcpy(tail.data(), rest_.data(), left);
     tail[left] = '\x80';
     const std::size_t size = left < 56 ? 64 : 128;
-    const std::uint64_t bits = std::uint64_t{bytes.size()} * 8;
+    const std::uint64_t bits = size_ * 8;
     for (std::size_t i = 0; i < 8; ++i) tail[size - 1 - i] = static_cast<char>(bits >> (8 * i));
-    for (std::size_t start = 0; start < size; start += 64) sum.block(tail.data() + start);
+    for (std::size_t start = 0; start < size; start += 64) block(tail.data() + start);
     std::string out;
-    for (const std::uint32_t word : sum.state_) {
+    for (const std::uint32_t word : state_) {
       for (int shift = 24; shift >= 0; shift -= 8) out.push_back(static_cast<char>(word >> shift));
     }
     return out;
   }
 
  private:
+  std::uint64_t size_ = 0;
+  std::string rest_;  // less than a block
   std::array<std::uint32_t, 8> state_{0x6A09E667, 0xBB67AE85, 0x3C6EF372, 0xA54FF53A, 0x510E527F, 0x9B05688C, 0x1F83D9AB, 0x5BE0CD19};
 
   static constexpr std::array<std::uint32_t, 64> constants{

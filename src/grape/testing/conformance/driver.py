@@ -23,7 +23,8 @@ Whoever asks for turns in a step "work" or "retry" is given one at a time: at on
 says, within which it has to hand in what had one. "gives": {"turns": how many it was given}.
 
 Questions for objects are answered with "piece" bytes at most (65,536); "refused": with this error, [code, text];
-"changing": as if somebody wrote them meanwhile; "committing": as if the same was committed meanwhile. "gives":
+"changing": as if somebody wrote them meanwhile; "committing": as if the same was committed meanwhile; "flipped": a byte
+of them is another one; "cut": so many are there. "gives":
 "objects" that are written ([[namespace, key, text, or null], ...]), "fetched" ([[what, namespace, key], ...], once
 however often it was asked in a row), "brought" (how often all bytes of an object went ahead), "given_up".
 """

@@ -37,6 +37,8 @@ class Shelf:
         self._refused = options.get("refused")
         self._changing = options.get("changing", False)
         self._committing = options.get("committing", False)
+        self._flipped = options.get("flipped", False)
+        self._cut = options.get("cut")
         self._written: list[list[Any]] = []
         self._fetched: list[list[str]] = []
         self._kept = self._given_up = 0
@@ -121,6 +123,9 @@ class Shelf:
             stored = structs.replace(stored, number=self._number, checksum=checksum)
         if message.what == "stat":
             return Fetched(message.id, stored)
+        if self._flipped:
+            data = data[:-1] + b"?"
+        data = data[: self._cut]
         end = len(data) if message.end < 0 else message.end
         return Fetched(message.id, stored, data[message.start : end][: self._piece])
 
