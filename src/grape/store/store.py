@@ -387,8 +387,8 @@ class Store(Reader):
             results: list[Any] = []
             try:
                 txn = self._env.begin(write=True)
-                writing = Writing(self, self._known, self._files, self._inline_limit, txn)
                 try:
+                    writing = Writing(self, self._known, self._files, self._inline_limit, txn)
                     if take is not None:
                         writing.merge(GROUP_PAGES)
                     for job in jobs:  # grows while it runs
@@ -404,13 +404,14 @@ class Store(Reader):
                     writing.finish()
                 except BaseException:
                     txn.abort()
-                    self._files.remove([place.name for place in writing.added])
                     raise
                 with self._gate:
                     self._known.learn(writing)
                 self._files.remove([place.name for place in writing.over])
                 return results
             except lmdb.MapFullError:
+                # (After another error it is not known for sure that nothing refers to them: the next start looks.)
+                self._files.remove([place.name for place in writing.added])
                 self._grow()
 
     def _take_next(self, jobs: list[_Job]) -> None:

@@ -391,7 +391,8 @@ class Checkup:
         self.path = self.reader.directory
         self.holder: Holder | None = holder(self.path)
         self.size = (self.path / "data.mdb").stat().st_size
-        self.size += sum(place.size for place in self.reader.large_rows()[0].values())
+        with contextlib.suppress(Corrupt, StorageFailed):  # the walk names what is wrong
+            self.size += sum(place.size for place in self.reader.large_rows()[0].values())
         self.doubtful = (self.path / "verify").exists()
         self.apps: list[AppRecord] = []
         self.logs: list[LogReport] = []
