@@ -345,15 +345,16 @@ many = st.lists(
 
 
 @settings(max_examples=80, deadline=None)
-@given(st.lists(many, max_size=4))
-def test_what_is_asked_for_ahead_is_what_would_be_found(works: list[list[tuple[str, Any]]]) -> None:
+@given(st.lists(st.tuples(many, st.booleans()), max_size=8))
+def test_what_is_asked_for_ahead_is_what_would_be_found(works: list[tuple[list[tuple[str, Any]], bool]]) -> None:
+    """Of one batch, or of several that are handed out as one work."""
     t = Topology("shop")
     t.add_slot("do", Named(), retries=0)
     t.add_output("got")
     there: dict[str, Any] = {}
     expected: list[Any] = []
     with Harness(t, partitions=1) as run:
-        for work in works:
+        for work, is_settled in works:
             if work:
                 feed_batch(run, [key for key, _ in work], [data for _, data in work])
             for key, data in work:
@@ -363,7 +364,9 @@ def test_what_is_asked_for_ahead_is_what_would_be_found(works: list[list[tuple[s
                     expected.append([key, there.get(key)])
                     if data is not None:
                         there[key] = None if data == "remove" else data
-            run.settle()
+            if is_settled:
+                run.settle()
+        run.settle()
         assert [event.data for event in run.outputs("got")] == expected
         assert run.objects() == {f"by/{key}.txt": data for key, data in there.items() if data is not None}
 
@@ -388,6 +391,28 @@ def test_a_stage_asks_once_for_all_that_it_reads_by_key(monkeypatch: pytest.Monk
         assert len(outputs(run)) == 1800
     assert asked.count("many") >= 1
     assert len(asked) < 40
+
+
+def test_a_work_of_many_batches_asks_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    from grape.worker.objects import Access
+
+    asked: list[str] = []
+    before = Access.ask
+
+    def ask(self: Access, question: Any) -> Any:
+        asked.append(question(0).what)
+        return before(self, question)
+
+    monkeypatch.setattr(Access, "ask", ask)
+    t = Topology("shop")
+    t.add_slot("do", Named(), retries=0)
+    t.add_output("got")
+    with Harness(t, partitions=1) as run:
+        chunks = [[Columns("do", [f"k{n}" for n in range(i, i + 20)], [b"1"] * 20)] for i in range(0, 600, 20)]
+        run._machine.source.chunks += chunks
+        run._machine.read()
+        assert len(outputs(run)) == 600
+    assert asked.count("many") < 8
 
 
 @pytest.mark.parametrize(("size", "every"), [(60_000, 1), (60_000, 2), (10, 2), (10, 3)])
