@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from queue import Queue, SimpleQueue
-from shutil import copytree, which
+from shutil import copytree
 from typing import Any
 
 import pytest
@@ -808,16 +808,6 @@ def assert_whole(directory: Path, confirmed: int, submitted: int) -> int:
 def _confirmed(output: str) -> int:
     numbers = [int(line.split()[1]) for line in output.splitlines() if line.startswith(("committed", "claimed"))]
     return max(numbers, default=0)
-
-
-@pytest.fixture(scope="session")
-def shim(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    if which("cc") is None:
-        pytest.skip("no C compiler (cc) for the shim under LMDB")
-    library = tmp_path_factory.mktemp("shim") / "faultio.so"
-    source = Path(__file__).with_name("faultio.c")
-    subprocess.run(["cc", "-shared", "-fPIC", "-O1", "-o", library, source, "-ldl"], check=True)
-    return library
 
 
 def _with_fault(

@@ -7,6 +7,7 @@ DIR/blobs/incoming/       what is coming; what lies there at a start is nobody's
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
 import secrets
@@ -20,6 +21,7 @@ from grape.abc.blobs import Blobs
 from grape.abc.transport import Post
 from grape.errors import Corrupt, GrapeError, StorageFailed
 from grape.store.files import fsync_directory, make_directory
+from grape.store.keeping import Keepers
 
 T = TypeVar("T")
 
@@ -70,7 +72,8 @@ class Coming:
         digest, size = self.finish(folder)
         target = path_of(folder.parent, digest)
         self.land(target)
-        fsync_directory(target.parent)
+        for directory in (target.parent, folder, folder.parent):  # which others may have made, and died over it
+            fsync_directory(directory)
         return digest, size
 
     def drop(self) -> None:
@@ -91,12 +94,18 @@ class FileBlobs(Blobs):
     def __init__(self, directory: Path, post: Post) -> None:
         self._folder = directory / FOLDER
         self._post = post
+        self._keepers = Keepers(directory)
         self._threads = ThreadPoolExecutor(_THREADS, "blobs")
         self._landing: Counter[bytes] = Counter()
         """They have their names, and whoever has brought them does not know of it yet."""
         self._coming: dict[Hashable, Coming] = {}
         self._turns: dict[Hashable, deque[Callable[[], None]]] = {}
         """By token: what is done when the last thing is, as there is more than one thread."""
+        self._named: set[Path] = set()
+        """Directories that are there for good: who finds one has it perhaps from a thread, or an engine that died, that
+        had no time to see to it."""
+        self._failures = 0
+        """Of syncs of directories."""
         self._is_closed = False
         for left in (self._folder / _INCOMING).glob("*"):
             with contextlib.suppress(OSError):
@@ -175,6 +184,7 @@ class FileBlobs(Blobs):
             then(StorageFailed(f"{target}: {e.strerror}"))
             return
         self._landing[digest] += 1
+        failures = self._failures
 
         def landed(error: GrapeError | None) -> None:
             self._landing[digest] -= 1
@@ -182,7 +192,24 @@ class FileBlobs(Blobs):
                 del self._landing[digest]
             then((digest, size) if error is None else error)
 
-        self._do(lambda: fsync_directory(target.parent), landed)
+        self._do(lambda: self._settle(target.parent, failures), landed)
+
+    def _settle(self, directory: Path, failures: int) -> None:
+        """What was given its name in there, after so many failures, has it for good.
+
+        Raises:
+            OSError: it has not.
+        """
+        above = () if directory in self._named else (self._folder, self._folder.parent)
+        try:
+            for each in (directory, *above):
+                fsync_directory(each)
+        except OSError:
+            self._failures += 1
+            raise
+        if self._failures != failures:  # told once, to whoever came first: it may have been this name that was lost
+            raise OSError(errno.EIO, "a directory could not be made durable meanwhile", str(directory))
+        self._named.add(directory)
 
     def forget(self, token: Hashable) -> None:
         def drop() -> None:
@@ -204,14 +231,17 @@ class FileBlobs(Blobs):
 
         self._do(read, then)
 
-    def remove(self, digests: Sequence[bytes]) -> None:
+    def remove(self, digests: Sequence[bytes]) -> bool:
         gone: list[Path] = []
-        for digest in digests:
-            place = self._folder / _INCOMING / secrets.token_hex(12)
-            if digest not in self._landing:
-                with contextlib.suppress(OSError):
-                    os.rename(path_of(self._folder.parent, digest), place)
-                    gone.append(place)
+        with self._keepers.away() as are_away:
+            if not are_away:
+                return False
+            for digest in digests:
+                place = self._folder / _INCOMING / secrets.token_hex(12)
+                if digest not in self._landing:
+                    with contextlib.suppress(OSError):
+                        os.rename(path_of(self._folder.parent, digest), place)
+                        gone.append(place)
 
         def remove() -> None:  # which takes a while, of what is large
             for path in gone:
@@ -219,6 +249,7 @@ class FileBlobs(Blobs):
 
         if gone:
             self._do(remove, lambda _: None)
+        return True
 
     def sizes(self, digests: Sequence[bytes], then: Callable[[Sequence[int | None]], None]) -> None:
         paths = [path_of(self._folder.parent, digest) for digest in digests]
@@ -240,3 +271,4 @@ class FileBlobs(Blobs):
         self._threads.shutdown(wait=True)
         for coming in self._coming.values():
             coming.drop()
+        self._keepers.close()
