@@ -34,6 +34,7 @@ def there(tmp_path: Path) -> Any:
     blobs = FileBlobs(tmp_path, loop.posted.put)
     yield tmp_path, loop, blobs
     blobs.close()
+    blobs.close()  # an engine that could not start does so
 
 
 DATA = b"the same bytes" * 10_000
