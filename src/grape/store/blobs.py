@@ -89,11 +89,13 @@ class FileBlobs(Blobs):
     Args:
         directory: of the data.
         post: runs a function on the engine's thread, from any.
+        at_once: everything is done when the call returns: handlers on that thread wait for it.
     """
 
-    def __init__(self, directory: Path, post: Post) -> None:
+    def __init__(self, directory: Path, post: Post, *, at_once: bool = False) -> None:
         self._folder = directory / FOLDER
         self._post = post
+        self._is_at_once = at_once
         self._keepers = Keepers(directory)
         self._threads = ThreadPoolExecutor(_THREADS, "blobs")
         self._landing: Counter[bytes] = Counter()
@@ -112,18 +114,24 @@ class FileBlobs(Blobs):
                 left.unlink()
 
     def _do(self, what: Callable[[], T], then: Callable[[T | GrapeError], None]) -> None:
-        def work() -> None:
-            answer: Any
+        def answer() -> Any:
             try:
-                answer = what()
+                return what()
             except GrapeError as e:
-                answer = e
+                return e
             except OSError as e:
-                answer = StorageFailed(f"{e.filename or self._folder}: {e.strerror or e}")
-            if not self._is_closed:
-                self._post(lambda: None if self._is_closed else then(answer))
+                return StorageFailed(f"{e.filename or self._folder}: {e.strerror or e}")
 
-        if not self._is_closed:
+        def work() -> None:
+            found = answer()
+            if not self._is_closed:
+                self._post(lambda: None if self._is_closed else then(found))
+
+        if self._is_closed:
+            return
+        if self._is_at_once:
+            then(answer())
+        else:
             self._threads.submit(work)
 
     def _in_turn(self, token: Hashable, begin: Callable[[], None]) -> None:
