@@ -250,6 +250,23 @@ def test_an_unfinished_directory_is_finished(tmp_path: Path, files: list[str], w
         assert Reader(directory).get(P[0], "state", [b"key"]) == [b"value"]
 
 
+@pytest.mark.parametrize("lost", [(0,), (1,), (0, 1)])
+def test_f14_a_directory_whose_first_pages_were_lost_with_the_power_is_finished(
+    tmp_path: Path, lost: tuple[int, ...]
+) -> None:
+    """F14: they were written, and others behind them, and nothing was durable yet."""
+    Store(tmp_path, lambda f: None).close()
+    with open(tmp_path / "data.mdb", "r+b") as file:
+        for page in lost:
+            file.seek(page * 4096)
+            file.write(bytes(4096))
+    with pytest.raises(Corrupt):  # what was complete is damaged
+        Store(tmp_path, lambda f: None)
+    (tmp_path / "format").unlink()
+    write_one(tmp_path)
+    assert Reader(tmp_path).get(P[0], "state", [b"key"]) == [b"value"]
+
+
 def test_data_survives_the_loss_of_the_format_file(tmp_path: Path) -> None:
     write_one(tmp_path)
     (tmp_path / "format").unlink()
