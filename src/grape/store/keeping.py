@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import fcntl
 import os
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,8 +19,6 @@ from grape.store.files import make_directory
 
 _PLACE: Final = "large"
 LOCK: Final = "lock"
-_removing: Final = threading.Lock()
-"""Of one process: those who remove are in nobody's way, but for each other."""
 
 
 class Keepers:
@@ -33,17 +30,16 @@ class Keepers:
 
     @contextmanager
     def away(self) -> Iterator[bool]:
-        """Whether there are none; then none comes before this is over."""
-        with _removing:
-            try:
-                fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                yield False
-                return
-            try:
-                yield True
-            finally:
-                fcntl.flock(self._fd, fcntl.LOCK_UN)
+        """Whether there are none, nor somebody else who removes; then none comes before this is over. Never waits."""
+        try:
+            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            yield False
+            return
+        try:
+            yield True
+        finally:
+            fcntl.flock(self._fd, fcntl.LOCK_UN)
 
     def close(self) -> None:
         """Idempotent."""
