@@ -14,7 +14,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -116,7 +116,8 @@ def test_a_storage_that_hangs_for_ever(tmp_path: Path, number: signal.Signals) -
         all_of_it = below(process.pid)
         if number == signal.SIGKILL:
             for each in all_of_it:
-                each.kill()
+                with suppress(psutil.NoSuchProcess):  # it went with the one before
+                    each.kill()
         else:
             process.send_signal(number)
         begun = time.monotonic()
