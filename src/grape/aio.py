@@ -47,6 +47,7 @@ class OpenOptions(TypedDict, total=False):
     profile: Profiles
     env: Mapping[str, str] | None
     storages: Mapping[str, str] | None
+    log_level: str | Mapping[str, str] | None
     limits: Limits | None
     max_dead: int
     max_size: int

@@ -101,6 +101,7 @@ def run(
     profile: Profiles = None,
     env: Mapping[str, str] | None = None,
     storages: Mapping[str, str] | None = None,
+    log_level: str | Mapping[str, str] | None = None,
     limits: Limits | None = None,
     max_dead: int = 1000,
     max_size: int = MAX_SIZE,
@@ -118,6 +119,8 @@ def run(
         inline: run the slots in this process.
         env: environment variables for the workers, which get hardly any else.
         storages: where namespaces of objects lie, if not in ``data``: {"pictures": "s3://bucket"}.
+        log_level: how much handlers log: "debug", or by node {"Count": "debug"}, of all others with "". Not with
+            ``inline``, where that is the program's own business.
         wait: for timers that are due later; else they stay in ``data``, which must be given.
         max_dead: dead letters after which feeding stops.
         max_size: bytes that the data may grow to; ``reserve``: how much of it is kept for commits (a tenth).
@@ -147,6 +150,7 @@ def open(
     profile: Profiles = None,
     env: Mapping[str, str] | None = None,
     storages: Mapping[str, str] | None = None,
+    log_level: str | Mapping[str, str] | None = None,
     limits: Limits | None = None,
     max_dead: int = 1000,
     max_size: int = MAX_SIZE,
@@ -463,15 +467,22 @@ def options_of(topology: object, profile: object, given: dict[str, Any]) -> tupl
         topology=built if inline is True else None,
         env={"PYTHONPATH": os.pathsep.join(p for p in sys.path if p), **env},
         storages=storages,
+        levels=given["log_level"],
     )
     check_options(options)
     options.profiles = _profiles(profile, options.config)
     take = mapping_of(given.get("take"), "take=", '{"total": "totals.jsonl"}')
     if built is not None and not any(pool.describes_itself for pool in built.spec().pools):
         spec = built.spec()
+        nodes = [node.name for node in spec.nodes]
+        check_names("log_level=", [n for n in options.levels if n], nodes, f"app {spec.name!r} has no node")
         check_names("feed=", feed, spec.events, f"app {spec.name!r} has no slot")
         check_names("take=", take, spec.outputs, f"app {spec.name!r} has no output")
         check_names("outputs=", given.get("outputs") or (), spec.outputs, f"app {spec.name!r} has no output")
+    if inline and options.levels:
+        raise BadArgument(
+            "log_level= is of workers; with inline=True the logging of this program says how much is logged"
+        )
     return options, feed
 
 

@@ -111,6 +111,19 @@ def test_directories_go_with_what_was_in_them(tmp_path: Path) -> None:
     asyncio.run(run())
 
 
+def test_it_is_opened_while_somebody_else_writes(tmp_path: Path) -> None:
+    """What is on its way there is seen, and has its place a moment later: here, a name that leads nowhere."""
+    (tmp_path / ".grape" / "incoming").mkdir(parents=True)
+    os.symlink(tmp_path / "gone", tmp_path / ".grape" / "incoming" / "one")
+
+    async def go() -> None:
+        async with objects_in(tmp_path) as objects:
+            await objects.put("x", b"1")
+            assert (await objects.get("x")).data == b"1"
+
+    asyncio.run(go())
+
+
 def test_what_cannot_be_a_root(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     storage = FilesystemStorage(FilesystemConfig(root=str(tmp_path / "file")))

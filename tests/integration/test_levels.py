@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import grape as engine
 from command import grape
+from grape.errors import UsageError
 from grape.worker.logs import fields_of
 from serving import Server, serving, until, write_app
 
@@ -279,3 +282,30 @@ def test_what_a_worker_does_not_leave_out_the_engine_does(
     assert done.returncode == 0, done.stderr
     said = [line for line in done.stderr.splitlines() if line.endswith(" of it")]
     assert said == [f"[one main.0] {level.upper()} {level} of it" for level in wanted]
+
+
+def test_a_program_says_how_much_handlers_log(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """As `grape run --log-level` does, with what is wrong told at the line of the call."""
+    app = written(tmp_path / "count")
+    (tmp_path / "in.jsonl").write_text("3\n")
+    target = f"{app}/app.py"
+
+    def logged(**options: Any) -> list[str]:
+        engine.run(target, feed={"add": tmp_path / "in.jsonl"}, workers=1, **options)
+        out, err = capfd.readouterr()
+        return sorted(re.findall(r"\] ([A-Z]+ \w+) 3", out + err))
+
+    assert logged() == ["INFO counted", "WARNING told"]
+    assert logged(log_level="warning") == ["WARNING told"]
+    assert logged(log_level={"Count": "debug", "": "error"}) == ["DEBUG count", "INFO counted"]
+    assert logged(log_level={"Tell": "debug"}) == ["DEBUG tell", "INFO counted", "WARNING told"]
+    with pytest.raises(UsageError, match="the node 'Tel', which the app does not have; did you mean 'Tell'"):
+        logged(log_level={"Tel": "debug"})
+    with engine.open(target, workers=1, log_level="error") as running:
+        running.emit("add", 4)
+    with pytest.raises(UsageError) as wrong:
+        engine.aopen(target, log_level="loud")
+    assert "log_level=: debug, info, warning" in str(wrong.value)
+    assert next(frame.name for frame in wrong.traceback) == "test_a_program_says_how_much_handlers_log"
+    assert len(wrong.traceback) <= 2
+    assert "told 4" not in capfd.readouterr().err

@@ -14,7 +14,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ import pytest
 
 import grape as engine
 from command import GRAPE, grape
+from grape.storage import beside
 from grape.storage.connect import opened
 from grape.storage.objects import Objects
 from serving import serving, until, write_app
@@ -80,7 +81,7 @@ def objects_in(url: str, namespace: str = "there") -> dict[str, bytes]:
 @contextmanager
 def hanging(root: Path) -> Iterator[None]:
     """A storage of files in which nothing can be written: another program holds its locks, and does not let go."""
-    (root / ".grape" / "locks").mkdir(parents=True)
+    (root / ".grape" / "locks").mkdir(parents=True, exist_ok=True)
     held = [os.open(root / ".grape" / "locks" / f"{n:02x}", os.O_RDWR | os.O_CREAT, 0o666) for n in range(256)]
     try:
         for fd in held:
@@ -111,11 +112,12 @@ def test_a_storage_that_hangs_for_ever(tmp_path: Path, number: signal.Signals) -
         )
         assert process.stderr is not None
         until(lambda: len(list((root / ".grape" / "incoming").iterdir())) >= 16)
-        time.sleep(1)
+        until(lambda: len(grape("state", "list", "--data", tmp_path / "d").stdout.splitlines()) == 200)
         all_of_it = below(process.pid)
         if number == signal.SIGKILL:
             for each in all_of_it:
-                each.kill()
+                with suppress(psutil.NoSuchProcess):  # it went with the one before
+                    each.kill()
         else:
             process.send_signal(number)
         begun = time.monotonic()
@@ -373,3 +375,49 @@ def test_uploads_whose_parts_are_forged(tmp_path: Path) -> None:
         assert server.get(place).content == b"one"
         server.http.put(f"/apps/store/objects/uploads/{'0' * 32}/begun", content=b"{")
         assert server.http.post(f"{place}?upload={'0' * 32}").status_code == 404
+
+
+@pytest.mark.parametrize("elsewhere", [False, True])
+def test_a_run_in_one_process_has_large_objects_and_other_storages(tmp_path: Path, elsewhere: bool) -> None:
+    """Its handlers wait on the engine's thread, where an answer that comes later ended the engine."""
+    app, data, url = written(tmp_path / "store"), tmp_path / "d", f"file://{tmp_path}/there"
+    events = [{"in": "store", "read": "a"}, {"in": "store", "part": "a"}, {"in": "store", "part": "none"}]
+    storages = {"store": url} if elsewhere else {}
+    with engine.open(f"{app}/app.py:t", data=data, inline=True, storages=storages) as running:
+        running.emit("do", {"in": "store", "put": "a", "times": 300_000}, key="a")
+        if elsewhere:
+            until(lambda: objects_in(url, "store") == {"a": b"a" * 300_000})
+        for number, event in enumerate(events):
+            running.emit("do", event, key=f"{number}")
+        got = sorted(event.data for _, event in zip(events, running.outputs("got"), strict=False))
+    assert got == [["0", 300_000], ["1", "a" * 10], ["2", None]]
+    stored = objects_in(url if elsewhere else f"embedded://{data}", "store")
+    assert stored == {"a": b"a" * 300_000}
+
+
+def test_a_storage_that_hangs_is_told_of_and_takes_everything_when_it_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """F8: in no time does an object wait without a word; of each the last version is there in the end."""
+    monkeypatch.setattr(beside, "_PATIENCE", 0.5)
+    app, root = written(tmp_path / "store"), tmp_path / "there"
+    storages = {"store": f"file://{root}"}
+    said: list[str] = []
+
+    def has_said(text: str) -> bool:
+        said.append(capfd.readouterr().err)
+        return text in "".join(said)
+
+    with engine.open(f"{app}/app.py:t", data=tmp_path / "d", inline=True, storages=storages) as running:
+        with hanging(root):
+            for n in range(3):
+                for key in "abc":
+                    running.emit("do", {"in": "store", "put": f"{n}"}, key=key)
+            until(lambda: has_said("waits for its storage, and is tried again"))
+            running.emit("do", {"in": "store", "put": "last"}, key="a")
+        until(lambda: has_said("takes objects again"))
+        until(lambda: objects_in(storages["store"], "store") == {"a": b"last", "b": b"2", "c": b"2"})
+    text = "".join(said) + capfd.readouterr().err
+    assert text.count("waits for its storage") == 1, text
+    assert "has not gone on for 0.5 s" in text
+    assert "start this anew" in text

@@ -32,7 +32,7 @@
 static char tracked[FDS]; /* 1: buffered, 2: O_DSYNC */
 static long at, count;
 static const char *deed = "";
-static struct { int fd, copy; off_t offset; char *old; } undo[UNDO]; /* copy: is open when fd is closed */
+static struct { ino_t file; int copy; off_t offset; char *old; } undo[UNDO]; /* copy: is open when its fd is closed */
 static int undos;
 static struct { char what, from[PATH_MAX], to[PATH_MAX]; } names[NAMES]; /* made: d, f; r: from where to where */
 static int changes;
@@ -157,13 +157,20 @@ static void power_cut(void) {
     die();
 }
 
+static ino_t file_of(int fd) {
+    struct stat about;
+    return fstat(fd, &about) == 0 ? about.st_ino : 0;
+}
+
 static void remember(int fd, off_t offset, size_t size) {
     if (tracked[fd] == 2) return;
-    int copy = dup(fd);
+    char link[64];
+    snprintf(link, sizeof link, "/proc/self/fd/%d", fd);
+    int copy = real_open(link, O_RDWR | O_CLOEXEC); /* fd itself may be for writing alone */
     for (off_t page = offset / PAGE * PAGE; page < offset + (off_t)size && undos < UNDO; page += PAGE) {
         char *old = calloc(1, PAGE);
-        if (pread(fd, old, PAGE, page) < 0) continue;
-        undo[undos].fd = fd;
+        if (pread(copy, old, PAGE, page) < 0) continue;
+        undo[undos].file = file_of(fd);
         undo[undos].copy = copy;
         undo[undos].offset = page;
         undo[undos++].old = old;
@@ -217,8 +224,9 @@ ssize_t write(int fd, const void *data, size_t size) {
 
 static void is_safe(int fd) {
     int left = 0;
+    ino_t file = file_of(fd);
     for (int i = 0; i < undos; i++) {
-        if (undo[i].fd == fd) free(undo[i].old);
+        if (undo[i].file == file) free(undo[i].old);
         else undo[left++] = undo[i];
     }
     undos = left;

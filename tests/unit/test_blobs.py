@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import queue
 from collections.abc import Callable
 from hashlib import sha256
@@ -12,8 +13,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from grape.errors import Corrupt
-from grape.store.blobs import FileBlobs, path_of
+from grape.errors import Corrupt, StorageFailed
+from grape.store import blobs as storing
+from grape.store.blobs import Coming, FileBlobs, path_of
 
 
 class Loop:
@@ -32,6 +34,7 @@ def there(tmp_path: Path) -> Any:
     blobs = FileBlobs(tmp_path, loop.posted.put)
     yield tmp_path, loop, blobs
     blobs.close()
+    blobs.close()  # an engine that could not start does so
 
 
 DATA = b"the same bytes" * 10_000
@@ -105,3 +108,64 @@ def test_what_is_not_there(there: Any) -> None:
     loop.one()
     assert any(isinstance(each, Corrupt) for each in found)
     assert [None] in found
+
+
+def test_a_directory_that_one_who_died_has_made_is_made_durable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """F14: it is there, and nobody knows whether it is after a power loss. Once is enough."""
+    synced: list[Path] = []
+    monkeypatch.setattr(storing, "fsync_directory", synced.append)
+    path_of(tmp_path, DIGEST).parent.mkdir(parents=True)
+    loop = Loop()
+    found: list[Any] = []
+    blobs = FileBlobs(tmp_path, loop.posted.put)
+    for n in (1, 2):
+        blobs.part("w", DATA, True, found.append)
+        while len(found) < n:
+            loop.one()
+    blobs.close()
+    above = [tmp_path / "blobs", tmp_path]
+    assert synced == [path_of(tmp_path, DIGEST).parent, *above, path_of(tmp_path, DIGEST).parent]
+    del synced[:]
+    coming = Coming(tmp_path / "blobs")
+    coming.add(DATA)
+    coming.keep(tmp_path / "blobs")
+    assert synced == [path_of(tmp_path, DIGEST).parent, *above]
+
+
+def test_f20_who_came_before_a_sync_failed_is_not_confirmed_by_a_later_one(
+    there: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """F20: the system tells of it once, and what it has lost may be the name of another."""
+    path, _, blobs = there
+    answers: list[OSError | None] = [OSError(errno.EIO, "it is not there"), None, None, None]
+
+    def fails(directory: Path) -> None:
+        error = answers.pop(0) if answers else None
+        if error is not None:
+            raise error
+
+    begun: list[Any] = []
+    monkeypatch.setattr(storing, "fsync_directory", fails)
+    monkeypatch.setattr(blobs, "_do", lambda what, then: begun.append((what, then)))
+    found: list[Any] = []
+    coming = [Coming(path / "blobs") for _ in range(2)]
+    for n, each in enumerate(coming):
+        each.add(b"%d" % n)
+        blobs._land(each, *each.finish(path / "blobs"), found.append)
+    for what, then in begun:
+        try:
+            what()
+        except OSError as e:
+            then(StorageFailed(str(e)))
+        else:
+            then(None)
+    assert [type(each) for each in found] == [StorageFailed, StorageFailed]
+    again = Coming(path / "blobs")
+    again.add(b"1")
+    blobs._land(again, *again.finish(path / "blobs"), found.append)
+    what, then = begun.pop()
+    what()
+    then(None)
+    assert found[2] == (sha256(b"1").digest(), 1)

@@ -17,7 +17,8 @@ import pytest
 from grape.abc.transport import Table
 from grape.errors import Corrupt
 from grape.model.address import PartitionId
-from grape.store.large import FOLDER, Place, keep, place_of, place_row, read
+from grape.store.keeping import keep
+from grape.store.large import FOLDER, Place, place_of, place_row, read
 from grape.store.mending import Changes, Mending
 from grape.store.reader import Reader
 from grape.store.rows import POSITION

@@ -59,7 +59,7 @@ ANYTHING = st.one_of(
 )
 ARGUMENTS = (
     "topology", "data", "workers", "partitions", "config", "inline", "profile", "env", "limits", "max_dead", "max_size",
-    "reserve",
+    "reserve", "storages", "log_level",
 )  # fmt: skip
 
 
@@ -154,6 +154,13 @@ def nested(depth: int) -> dict[str, Any]:
         ({"limits": 3}, "limits= is a grape.Limits"),
         ({"limits": Limits(batch_max=-1)}, "batch_max is a number from 1"),
         ({"limits": Limits(batch_target=1000, batch_max=10)}, "batch_target (1000) is at most batch_max"),
+        ({"storages": {"n": 3}}, "storages= says the URL of a storage"),
+        ({"log_level": "debg"}, "log_level=: debug, info, warning, error, critical, not 'debg'; did you mean 'debug'?"),
+        ({"log_level": {"Work": 3}}, "log_level=: debug, info"),
+        ({"log_level": {3: "debug"}}, "log_level= is a dictionary by names"),
+        ({"log_level": 3}, 'log_level= is a dictionary, such as {"Count": "debug"}, or a level of all, not 3'),
+        ({"log_level": {"wrok": "debug"}}, "log_level=: app 'plain' has no node 'wrok'; did you mean"),
+        ({"log_level": "debug"}, "with inline=True the logging of this program says"),
         ({"outputs": "out"}, "write ('out',)"),
         ({"outputs": ("otu",)}, "did you mean 'out'?"),
         ({"outputs": (1,)}, "tuple of names"),

@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from queue import Queue, SimpleQueue
-from shutil import copytree, which
+from shutil import copytree
 from typing import Any
 
 import pytest
@@ -248,6 +248,23 @@ def test_an_unfinished_directory_is_finished(tmp_path: Path, files: list[str], w
     else:
         write_one(directory)
         assert Reader(directory).get(P[0], "state", [b"key"]) == [b"value"]
+
+
+@pytest.mark.parametrize("lost", [(0,), (1,), (0, 1)])
+def test_f14_a_directory_whose_first_pages_were_lost_with_the_power_is_finished(
+    tmp_path: Path, lost: tuple[int, ...]
+) -> None:
+    """F14: they were written, and others behind them, and nothing was durable yet."""
+    Store(tmp_path, lambda f: None).close()
+    with open(tmp_path / "data.mdb", "r+b") as file:
+        for page in lost:
+            file.seek(page * 4096)
+            file.write(bytes(4096))
+    with pytest.raises(Corrupt):  # what was complete is damaged
+        Store(tmp_path, lambda f: None)
+    (tmp_path / "format").unlink()
+    write_one(tmp_path)
+    assert Reader(tmp_path).get(P[0], "state", [b"key"]) == [b"value"]
 
 
 def test_data_survives_the_loss_of_the_format_file(tmp_path: Path) -> None:
@@ -808,16 +825,6 @@ def assert_whole(directory: Path, confirmed: int, submitted: int) -> int:
 def _confirmed(output: str) -> int:
     numbers = [int(line.split()[1]) for line in output.splitlines() if line.startswith(("committed", "claimed"))]
     return max(numbers, default=0)
-
-
-@pytest.fixture(scope="session")
-def shim(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    if which("cc") is None:
-        pytest.skip("no C compiler (cc) for the shim under LMDB")
-    library = tmp_path_factory.mktemp("shim") / "faultio.so"
-    source = Path(__file__).with_name("faultio.c")
-    subprocess.run(["cc", "-shared", "-fPIC", "-O1", "-o", library, source, "-ldl"], check=True)
-    return library
 
 
 def _with_fault(

@@ -33,8 +33,9 @@ class Blobs(ABC):
         """Bytes of each; None: it is not there. Nothing that is to be removed is found any more."""
 
     @abstractmethod
-    def remove(self, digests: Sequence[bytes]) -> None:
-        """Nobody has these any more; what is not there is gone already."""
+    def remove(self, digests: Sequence[bytes]) -> bool:
+        """Nobody has these any more; what is not there is gone already. False: they stay, as somebody keeps a moment
+        (a backup) that may need them; ask again, if nobody has them then."""
 
     @abstractmethod
     def all(self, then: Callable[[Sequence[bytes]], None]) -> None:
@@ -75,9 +76,10 @@ class MemoryBlobs(Blobs):
     def sizes(self, digests: Sequence[bytes], then: Callable[[Sequence[int | None]], None]) -> None:
         then([len(self.blobs[digest]) if digest in self.blobs else None for digest in digests])
 
-    def remove(self, digests: Sequence[bytes]) -> None:
+    def remove(self, digests: Sequence[bytes]) -> bool:
         for digest in digests:
             self.blobs.pop(digest, None)
+        return True
 
     def all(self, then: Callable[[Sequence[bytes]], None]) -> None:
         then(list(self.blobs))

@@ -58,12 +58,13 @@ class OtherStorages(Elsewhere):
     """They by their URLs."""
 
     @abstractmethod
-    def __init__(self, bound: Mapping[str, Bound], directory: Path, post: Post) -> None:
+    def __init__(self, bound: Mapping[str, Bound], directory: Path, post: Post, *, at_once: bool = False) -> None:
         """
         Args:
             bound: by namespace.
             directory: of the data, in which the bytes of large objects lie.
             post: runs a function on the engine's thread, from any.
+            at_once: a question has its answer when the call returns: handlers on that thread wait for it.
 
         Raises:
             UsageError: a URL leads nowhere.

@@ -46,6 +46,10 @@ _OFTEN: Final = 10_000_000
 """Microseconds between two looks for what has expired."""
 _LEAST: Final = 300_000_000
 """Microseconds between two looks for bytes that nobody has."""
+_STEP: Final = 500
+"""Rows and files of such a look at a time."""
+_PAUSE: Final = 1_000
+"""Microseconds until it goes on."""
 
 
 _NONE: Final = Stored(0, REMOVED)
@@ -76,8 +80,14 @@ class AppObjects:
         self._swept = 0
         self._is_sweeping = False
         self._is_in_doubt = False
+        self._after: bytes | None = None
+        """How far a look through all rows is; None: there is none."""
+        self._unused: set[bytes] = set()
+        """What it has found."""
         self._were_unused: set[bytes] = set()
-        """At the last look. Only at the next one they go: a backup has so long to take what its moment had."""
+        """At the last look. Only at the next one they go: who reads them has so long."""
+        self._lying: list[bytes] = []
+        """Files of which it is not known whether a row names them, nor whether one ever has."""
         self._workers: dict[Worker, tuple[set[tuple[int, int]], list[bytes]]] = {}
         """At the last look: the works that each had, and what it had brought."""
         self._were_loose: set[bytes] = set()
@@ -359,12 +369,14 @@ class AppObjects:
         if now - self._swept >= _OFTEN and not self._is_sweeping and OBJECTS in self._app.record.logs:
             self._swept = now
             self._remove_expired(now)
-        if self._blobs is not None and now - self._looked >= _LEAST:
-            self._looked = now
-            self._drop_unused()
-            self._drop_loose()
+        if self._blobs is not None:
+            if now - self._looked >= _LEAST and self._after is None:
+                self._looked, self._after = now, b""
+                self._look_at_loose()
+            self._look_on()
         self._turns.tick()
-        return None if self.shipping is None else self.shipping.tick(now)
+        at = None if self.shipping is None else self.shipping.tick(now)
+        return now + _PAUSE if self._after is not None or self._lying else at
 
     def done(self, commit: Commit, outcome: Outcome) -> None:
         """Handlers have written something; of an unknown outcome it is found out after the next claim."""
@@ -388,8 +400,8 @@ class AppObjects:
     def start(self) -> None:
         """Ship what was left; files that no row names are of writes that never were."""
         if self._blobs is not None:
-            self._blobs.all(self._sweep)
-            self._drop_unused()
+            self._blobs.all(self._lying.extend)
+            self._after = b""
         if self.shipping is not None:
             self.shipping.start()
         elif self._transport.scan(self._app.objects, "object", WAITING.encode(), 1, _behind(WAITING.encode())):
@@ -397,14 +409,6 @@ class AppObjects:
                 "objects wait for another storage, and this run was told of none (--storage, storages=, or [storages] "
                 "of a server): they stay until one is"
             )
-
-    def _sweep(self, digests: Sequence[bytes]) -> None:
-        assert self._blobs is not None
-        rows = self._transport.get(self._app.objects, "blob", digests)
-        pins = self._app.pins
-        nobodys = [d for d, row in zip(digests, rows, strict=True) if row is None and pins.size_of(d) is None]
-        if nobodys:
-            self._blobs.remove(nobodys)
 
     def _remove_expired(self, now: int) -> None:
         """What nobody sees any more."""
@@ -425,35 +429,41 @@ class AppObjects:
         if is_more:
             self._swept = 0
 
-    def _drop_unused(self) -> None:
-        after, unused = b"", []
-        while rows := self._transport.scan(self._app.objects, "blob", after, _PAGE):
-            unused += [d for d, packed in rows if is_unused(packed) and self._app.pins.size_of(d) is None]
-            after = rows[-1][0] + b"\0"
-        found, self._were_unused = [each for each in unused if each in self._were_unused], set(unused)
+    def _look_on(self) -> None:
+        """A step, as there may be millions."""
+        some = self._lying[-_STEP:]
+        del self._lying[-_STEP:]
+        named = self._transport.get(self._app.objects, "blob", some) if some else []
+        self._remove([digest for digest, row in zip(some, named, strict=True) if row is None])
+        if self._after is None:
+            return
+        rows = self._transport.scan(self._app.objects, "blob", self._after, _STEP)
+        unused = [d for d, packed in rows if is_unused(packed) and self._app.pins.size_of(d) is None]
+        found = [each for each in unused if each in self._were_unused]
         if found:
             self._transport.drop_blobs(self._app.objects, found, self._remove)
+        self._unused.update(unused)
+        self._after = rows[-1][0] + b"\0" if len(rows) == _STEP else None
+        if self._after is None:
+            self._were_unused, self._unused = self._unused, set()
 
-    def _drop_loose(self) -> None:
+    def _look_at_loose(self) -> None:
         """Files that no row has ever named; those of rows are counted there."""
-        assert self._blobs is not None
         pins = self._app.pins
         for worker in self._uploads:
             works, brought = self._workers.get(worker, (set(), []))
             if works.isdisjoint(worker.outstanding):  # whatever it brought these for is over
                 pins.unused(worker, brought)
             self._workers[worker] = set(worker.outstanding), pins.brought_by(worker)
-        loose, pins.loose = pins.loose, set()
-        old = [each for each in self._were_loose if pins.size_of(each) is None]
-        self._were_loose = loose
-        rows = self._transport.get(self._app.objects, "blob", old) if old else []
-        nobodys = [digest for digest, row in zip(old, rows, strict=True) if row is None]
-        if nobodys:
-            self._blobs.remove(nobodys)
+        self._lying.extend(self._were_loose)
+        self._were_loose, pins.loose = pins.loose, set()
 
     def _remove(self, digests: Sequence[bytes]) -> None:
         assert self._blobs is not None
-        self._blobs.remove([digest for digest in digests if self._app.pins.size_of(digest) is None])
+        pins = self._app.pins
+        nobodys = [digest for digest in digests if pins.size_of(digest) is None]
+        if nobodys and not self._blobs.remove(nobodys):
+            pins.loose.update(nobodys)
 
 
 def _without_data(stored: Stored) -> Stored:

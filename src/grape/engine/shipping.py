@@ -32,6 +32,8 @@ class _Line:
         """Written anew while they were under way."""
         self.until = 0
         self.failures = 0
+        self.is_told = False
+        """Somebody was told that it does not answer."""
 
     def failed(self, now: int) -> bool:
         """Whether that is the first time."""
@@ -42,9 +44,10 @@ class _Line:
         return self.failures == 1
 
     def answered(self) -> bool:
-        """Whether it did not before."""
-        failures, self.failures, self.until = self.failures, 0, 0
-        return failures > 0
+        """Whether somebody was told that it did not."""
+        self.failures, self.until = 0, 0
+        was_told, self.is_told = self.is_told, False
+        return was_told
 
     def requeue(self, place: bytes) -> None:
         self.under_way.discard(place)
@@ -67,6 +70,8 @@ class Shipping:
         self._lines = {namespace: _Line() for namespace in app.elsewhere}
         self._sizes: dict[bytes, int] = {}
         """What waits, by place."""
+        self._told: set[bytes] = set()
+        """Of these it was told that they wait: one that hangs, while others go, is told of once."""
         self._stuck: set[bytes] = set()
         """Refused. Tried again when they are written anew, and at the next start."""
 
@@ -116,6 +121,7 @@ class Shipping:
 
     def _forget(self, place: bytes) -> None:
         self._app.unshipped_bytes -= self._sizes.pop(place, 0)
+        self._told.discard(place)
         self._count()
 
     def _count(self) -> None:
@@ -155,7 +161,9 @@ class Shipping:
                 self._app.objects, [(write, Wanted(stored.number))], partial(self._dropped, place)
             )
         elif isinstance(error, StorageFailed):
-            if line.failed(self._clock.now()):
+            if line.failed(self._clock.now()) and place not in self._told:
+                line.is_told = True
+                self._told.add(place)
                 self._notice(f"{_shown(place)} waits for its storage, and is tried again: {error}")
             line.requeue(place)
         elif place in line.again:

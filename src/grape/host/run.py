@@ -187,11 +187,12 @@ class Run:
             soon=self._host.soon,
             max_size=self.options.max_size,
         )
+        directory, inline = Path(self._directory.path), self.options.inline
         rng, failed, notice = random.Random(), self._host.stop_with, self._teller.notice
-        blobs = self._blobs = FileBlobs(Path(self._directory.path), self._host.call)
+        blobs = self._blobs = FileBlobs(directory, self._host.call, at_once=inline)
         elsewhere = None
         if bound := self._bound(described):
-            elsewhere = self._elsewhere = other_storages()(bound, Path(self._directory.path), self._host.call)
+            elsewhere = self._elsewhere = other_storages()(bound, directory, self._host.call, at_once=inline)
             await elsewhere.open()
         around = Surroundings(opened, self._spawning, self._clock, rng, failed, notice, blobs, elsewhere)
         return await assembler.assemble(self._plan(described, opened), around)

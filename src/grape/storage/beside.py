@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import threading
 from collections.abc import Callable, Coroutine, Mapping
 from pathlib import Path
@@ -25,7 +26,19 @@ _OPENING: Final = 5.0
 """Seconds that a start waits for storages. One that does not answer by then is opened when it does."""
 _CLOSING: Final = 2.0
 _PATIENCE: Final = 60.0
-"""Seconds for an answer to a question. What is written may take longer."""
+"""Seconds for an answer to a question; of what is written for some of its bytes, or for all of a small object."""
+
+
+class _Body(io.FileIO):
+    """The bytes of a large object. Tells when some of them go."""
+
+    def __init__(self, path: Path, moves: Callable[[], None]) -> None:
+        super().__init__(path, "rb")
+        self._moves = moves
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        self._moves()
+        return super().read(-1 if size is None else size)
 
 
 class StorageThread(OtherStorages):
@@ -34,17 +47,22 @@ class StorageThread(OtherStorages):
         bound: by namespace.
         directory: of the data, in which the bytes of large objects lie.
         post: runs a function on the engine's thread, from any.
+        at_once: a question has its answer when the call returns.
 
     Raises:
         UsageError: a URL leads nowhere.
     """
 
-    def __init__(self, bound: Mapping[str, Bound], directory: Path, post: Post) -> None:
+    def __init__(self, bound: Mapping[str, Bound], directory: Path, post: Post, *, at_once: bool = False) -> None:
         self._bound = dict(bound)
         self._directory = directory
         self._post = post
+        self._is_at_once = at_once
         self._storages = {url: storage_of(url) for url in dict.fromkeys(each.url for each in bound.values())}
         self._opened: dict[str, asyncio.Task[None]] = {}
+        self._shipping: dict[Place, asyncio.Task[None]] = {}
+        """What is being written, by URL and namespace, and key. Nothing is cut off: a thread of a storage would do it
+        all the same, after the next version."""
         self._is_closed = False
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="storages", daemon=True)
@@ -82,34 +100,42 @@ class StorageThread(OtherStorages):
         namespace: str,
         what: Callable[[Storage, str], Coroutine[Any, Any, T]],
         then: Callable[[T | GrapeError], None],
-        patience: float | None = _PATIENCE,
+        *,
+        is_question: bool = True,
     ) -> None:
-        bound = self._bound[namespace]
-
         async def work() -> None:
-            answer: T | GrapeError
-            try:
-                storage = await asyncio.wait_for(self._ready(bound.url), _PATIENCE)
-                answer = await asyncio.wait_for(what(storage, bound.namespace), patience)
-            except BadArgument as e:
-                answer = e
-            except UsageError as e:  # it could be used, so it can be again
-                answer = StorageFailed(str(e))
-            except Refused as e:
-                answer = StorageFailed(str(e)) if e.retriable else e
-            except GrapeError as e:
-                answer = e
-            except TimeoutError as e:
-                answer = StorageFailed(f"{without_secrets(bound.url)}: {str(e) or f'no answer within {_PATIENCE:g} s'}")
-            except OSError as e:
-                answer = StorageFailed(f"{without_secrets(bound.url)}: {e}")
-            except Exception as e:  # of a storage that is not ours
-                answer = StorageFailed(f"{without_secrets(bound.url)}: {type(e).__name__}: {e}")
+            answer = await self._answer(self._bound[namespace], what, _PATIENCE if is_question else None)
             if not self._is_closed:
                 self._post(lambda: None if self._is_closed else then(answer))
 
-        if not self._is_closed:
+        if self._is_closed:
+            return
+        if is_question and self._is_at_once:
+            asked = self._answer(self._bound[namespace], what, _PATIENCE)
+            then(asyncio.run_coroutine_threadsafe(asked, self._loop).result())
+        else:
             asyncio.run_coroutine_threadsafe(work(), self._loop)
+
+    async def _answer(
+        self, bound: Bound, what: Callable[[Storage, str], Coroutine[Any, Any, T]], patience: float | None
+    ) -> T | GrapeError:
+        try:
+            storage = await asyncio.wait_for(self._ready(bound.url), _PATIENCE)
+            return await asyncio.wait_for(what(storage, bound.namespace), patience)
+        except BadArgument as e:
+            return e
+        except UsageError as e:  # it could be used, so it can be again
+            return StorageFailed(str(e))
+        except Refused as e:
+            return StorageFailed(str(e)) if e.retriable else e
+        except GrapeError as e:
+            return e
+        except TimeoutError as e:
+            return StorageFailed(f"{without_secrets(bound.url)}: {str(e) or f'no answer within {_PATIENCE:g} s'}")
+        except OSError as e:
+            return StorageFailed(f"{without_secrets(bound.url)}: {e}")
+        except Exception as e:  # of a storage that is not ours
+            return StorageFailed(f"{without_secrets(bound.url)}: {type(e).__name__}: {e}")
 
     def stat(self, namespace: str, key: str, then: Callable[[Stored | GrapeError | None], None]) -> None:
         self._do(namespace, lambda storage, name: elsewhere.stat(storage, Place(name, key)), then)
@@ -135,10 +161,41 @@ class StorageThread(OtherStorages):
         self._do(namespace, lambda storage, name: elsewhere.page(storage, name, prefix, position, limit), then)
 
     def ship(self, namespace: str, key: str, stored: Stored, then: Callable[[GrapeError | None], None]) -> None:
-        def blob(digest: bytes) -> Any:
-            return open(path_of(self._directory, digest), "rb")
+        url = self._bound[namespace].url
 
-        self._do(namespace, lambda storage, name: elsewhere.ship(storage, Place(name, key), stored, blob), then, None)
+        async def ship(storage: Storage, name: str) -> None:
+            place, here = Place(name, key), Place(f"{url} {name}", key)
+            moved = [self._loop.time()]
+
+            def blob(digest: bytes) -> _Body:
+                return _Body(path_of(self._directory, digest), lambda: moved.append(self._loop.time()))
+
+            while (before := self._shipping.get(here)) is not None and not before.done():
+                await self._until_done(before, moved)  # one version after the other
+            task = asyncio.create_task(elsewhere.ship(storage, place, stored, blob))
+            task.add_done_callback(lambda done: done.cancelled() or done.exception())  # also if nobody waits any more
+            self._shipping[here] = task
+            await self._until_done(task, moved)
+            self._shipping.pop(here, None)
+            task.result()
+
+        self._do(namespace, ship, then, is_question=False)
+
+    async def _until_done(self, task: asyncio.Task[None], moved: list[float]) -> None:
+        """``moved``: when something of it was, last.
+
+        Raises:
+            TimeoutError: nothing has for so long.
+        """
+        while not task.done():
+            left = moved[-1] + _PATIENCE - self._loop.time()
+            del moved[:-1]
+            if left <= 0:
+                raise TimeoutError(
+                    f"a write has not gone on for {_PATIENCE:g} s, and the next one of the same object waits for its "
+                    f"end. See whether the storage hangs; if it stays so when the storage is well, start this anew"
+                )
+            await asyncio.wait([task], timeout=left)
 
     # ------------------------------------------------------------------ its end
 

@@ -115,8 +115,9 @@ class FilesystemStorage(Storage):
                 if not os.access(self._root, os.W_OK | os.X_OK):
                     raise PermissionError(13, "it cannot be written by this user", str(self._root))
                 for left in (self._own / "incoming").iterdir():
-                    if time.time() - left.stat().st_mtime > _OLD:
-                        left.unlink(missing_ok=True)
+                    with contextlib.suppress(FileNotFoundError):  # somebody else has just brought it
+                        if time.time() - left.stat().st_mtime > _OLD:
+                            left.unlink()
             except OSError as e:
                 raise UsageError(f"{e.filename or self._root}: {e.strerror}; name another directory") from None
 

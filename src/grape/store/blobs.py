@@ -21,6 +21,7 @@ from grape.abc.blobs import Blobs
 from grape.abc.transport import Post
 from grape.errors import Corrupt, GrapeError, StorageFailed
 from grape.store.files import fsync_directory, make_directory
+from grape.store.keeping import Keepers
 
 T = TypeVar("T")
 
@@ -94,11 +95,14 @@ class FileBlobs(Blobs):
     Args:
         directory: of the data.
         post: runs a function on the engine's thread, from any.
+        at_once: everything is done when the call returns: handlers on that thread wait for it.
     """
 
-    def __init__(self, directory: Path, post: Post) -> None:
+    def __init__(self, directory: Path, post: Post, *, at_once: bool = False) -> None:
         self._folder = directory / FOLDER
         self._post = post
+        self._is_at_once = at_once
+        self._keepers = Keepers(directory)
         self._threads = ThreadPoolExecutor(_THREADS, "blobs")
         self._landing: Counter[bytes] = Counter()
         """They have their names, and whoever has brought them does not know of it yet."""
@@ -116,18 +120,24 @@ class FileBlobs(Blobs):
                 left.unlink()
 
     def _do(self, what: Callable[[], T], then: Callable[[T | GrapeError], None]) -> None:
-        def work() -> None:
-            answer: Any
+        def answer() -> Any:
             try:
-                answer = what()
+                return what()
             except GrapeError as e:
-                answer = e
+                return e
             except OSError as e:
-                answer = StorageFailed(f"{e.filename or self._folder}: {e.strerror or e}")
-            if not self._is_closed:
-                self._post(lambda: None if self._is_closed else then(answer))
+                return StorageFailed(f"{e.filename or self._folder}: {e.strerror or e}")
 
-        if not self._is_closed:
+        def work() -> None:
+            found = answer()
+            if not self._is_closed:
+                self._post(lambda: None if self._is_closed else then(found))
+
+        if self._is_closed:
+            return
+        if self._is_at_once:
+            then(answer())
+        else:
             self._threads.submit(work)
 
     def _in_turn(self, token: Hashable, begin: Callable[[], None]) -> None:
@@ -235,14 +245,17 @@ class FileBlobs(Blobs):
 
         self._do(read, then)
 
-    def remove(self, digests: Sequence[bytes]) -> None:
+    def remove(self, digests: Sequence[bytes]) -> bool:
         gone: list[Path] = []
-        for digest in digests:
-            place = self._folder / _INCOMING / secrets.token_hex(12)
-            if digest not in self._landing:
-                with contextlib.suppress(OSError):
-                    os.rename(path_of(self._folder.parent, digest), place)
-                    gone.append(place)
+        with self._keepers.away() as are_away:
+            if not are_away:
+                return False
+            for digest in digests:
+                place = self._folder / _INCOMING / secrets.token_hex(12)
+                if digest not in self._landing:
+                    with contextlib.suppress(OSError):
+                        os.rename(path_of(self._folder.parent, digest), place)
+                        gone.append(place)
 
         def remove() -> None:  # which takes a while, of what is large
             for path in gone:
@@ -250,6 +263,7 @@ class FileBlobs(Blobs):
 
         if gone:
             self._do(remove, lambda _: None)
+        return True
 
     def sizes(self, digests: Sequence[bytes], then: Callable[[Sequence[int | None]], None]) -> None:
         paths = [path_of(self._folder.parent, digest) for digest in digests]
@@ -271,3 +285,4 @@ class FileBlobs(Blobs):
         self._threads.shutdown(wait=True)
         for coming in self._coming.values():
             coming.drop()
+        self._keepers.close()

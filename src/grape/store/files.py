@@ -31,6 +31,8 @@ OURS: Final = frozenset(
 )
 EMPTY_BYTES: Final = 2 * 4096
 """The first two pages of LMDB, in which nothing is stored yet."""
+_BEGUN_BYTES: Final = 64 << 10
+"""No transaction has been durable in a file of at most so many bytes one of whose first two pages never was."""
 
 
 class Holder(Struct, frozen=True):
@@ -172,6 +174,17 @@ def unknown_format(path: Path, found: str) -> UsageError:
         f"{path} has data format {found[:40]!r}, this version of Grape reads and writes"
         f" 'grape-data {FORMAT}'; use the version of Grape that wrote it, or another directory"
     )
+
+
+def is_unfinished(data: Path) -> bool:
+    """Whether whoever made it was killed over its first two pages, or lost the power before they were durable: in such
+    a file, of a directory that is not complete, nothing was ever accepted."""
+    if not data.exists():
+        return False
+    with open(data, "rb") as file:
+        begin, size = file.read(EMPTY_BYTES), os.fstat(file.fileno()).st_size
+    half = EMPTY_BYTES // 2
+    return size <= EMPTY_BYTES or (size <= _BEGUN_BYTES and not (any(begin[:half]) and any(begin[half:])))
 
 
 def check_file(directory: Path) -> None:

@@ -1,7 +1,7 @@
 """Rows that are too large for a tree: each lies in a file of its own, and in the tree is said in which.
 
     DIR/large/NAME    the row's value, as it would lie in the tree, seal and all; no name is ever used again
-    DIR/large/lock    held, shared, by whoever keeps a moment of the directory (`Snapshot`): no file goes meanwhile
+    DIR/large/lock    see `grape.store.keeping`
 
 The database ``large`` has an entry for each such row, in the transaction that writes the row and until the one that
 removes it, so that a file of which it says nothing is nobody's: left by a transaction that never was, or by a death.
@@ -11,7 +11,6 @@ A file is durable before the transaction that refers to it, and goes after the o
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import secrets
 import struct
@@ -23,12 +22,12 @@ from zlib_ng.zlib_ng import crc32
 
 from grape.abc.transport import TABLES
 from grape.store.files import fsync_directory, make_directory
+from grape.store.keeping import LOCK, Keepers
 from grape.store.rows import BASE, LARGE, LATE, RESIDUE, sealed
 
 FOLDER: Final = "large"
 INLINE_LIMIT: Final = 1 << 20
 """Bytes of a row that lie in the tree; more lie in a file."""
-_LOCK: Final = "lock"
 _PLACE: Final = struct.Struct(">12sQ8s")
 _PLACE_BYTES: Final = _PLACE.size + 4
 _BASE: Final = {name: crc32(b"in a file", base) for name, base in BASE.items()}
@@ -106,7 +105,7 @@ class Files:
         self._folder = directory / FOLDER
         make_directory(self._folder)
         fsync_directory(directory)  # who made it may have died over it
-        self._lock_fd = os.open(self._folder / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        self._keepers = Keepers(directory)
         self._over: set[bytes] = set()
         """Nobody has these any more."""
 
@@ -135,48 +134,22 @@ class Files:
     def remove(self, names: Iterable[bytes]) -> None:
         """These are over: now, or when no moment is kept any more."""
         self._over.update(names)
-        if not self._over or not self._may_remove():
+        if not self._over:
             return
-        try:
-            for name in self._over:
+        with self._keepers.away() as are_away:
+            for name in self._over if are_away else ():
                 with contextlib.suppress(OSError):  # what stays is found at the next start
                     path_of(self._directory, name).unlink()
-            self._over.clear()
-        finally:
-            fcntl.flock(self._lock_fd, fcntl.LOCK_UN)
-
-    def _may_remove(self) -> bool:
-        try:
-            fcntl.flock(self._lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            return False
-        return True
+            if are_away:
+                self._over.clear()
 
     def sweep(self, names: Collection[bytes]) -> None:
         """All but these are nobody's."""
-        there = {entry.name for entry in os.scandir(self._folder)} - {_LOCK, *(name.hex() for name in names)}
+        there = {entry.name for entry in os.scandir(self._folder)} - {LOCK, *(name.hex() for name in names)}
         self.remove([bytes.fromhex(name) for name in there if len(name) == 24 and set(name) <= _DIGITS])
 
     def close(self) -> None:
-        os.close(self._lock_fd)
+        self._keepers.close()
 
 
 _DIGITS: Final = frozenset("0123456789abcdef")
-
-
-def keep(directory: Path) -> int | None:
-    """No file goes until the descriptor that is returned is closed; None: there are none.
-
-    Raises:
-        OSError: it cannot be had.
-    """
-    try:
-        fd = os.open(directory / FOLDER / _LOCK, os.O_RDONLY | os.O_CLOEXEC)
-    except FileNotFoundError:
-        return None
-    try:
-        fcntl.flock(fd, fcntl.LOCK_SH)
-    except BaseException:
-        os.close(fd)
-        raise
-    return fd

@@ -8,7 +8,7 @@ from pathlib import Path
 import lmdb
 
 from grape.errors import StorageFailed
-from grape.store import large
+from grape.store.keeping import keep
 from grape.store.reader import Reader, open_error
 
 
@@ -16,7 +16,7 @@ class Snapshot(Reader):
     """The moment is the one at which this was made: the commits before it are in it, and nothing else.
 
     As long as it is held, the engine's file grows with what is written, as pages of that moment are not used again, and
-    files of rows that are over stay.
+    files stay that nobody has any more, of rows and of objects.
 
     Args:
         directory: of a complete data directory.
@@ -30,7 +30,7 @@ class Snapshot(Reader):
         super().__init__(directory)
         self._kept: int | None = None
         try:
-            self._kept = large.keep(self.directory)  # first: a row of the moment has its file
+            self._kept = keep(self.directory)  # first: what the moment names has its file
             self._moment = self._begin()
         except (lmdb.Error, OSError) as e:
             self._close()
@@ -44,6 +44,11 @@ class Snapshot(Reader):
         except lmdb.MapResizedError:  # the engine, another process, has let the map grow
             self._env.set_mapsize(0)
             return self._env.begin()
+
+    @property
+    def has_its_files(self) -> bool:
+        """All that it names are there, unless they were lost before; else only those that nobody has removed since."""
+        return self._kept is not None
 
     @property
     def size(self) -> int:

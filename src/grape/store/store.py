@@ -20,11 +20,11 @@ from grape.errors import Corrupt, StorageFailed, UsageError
 from grape.model.address import PartitionId
 from grape.store import large
 from grape.store.files import (
-    EMPTY_BYTES,
     FORMAT,
     check_file,
     close_to_others,
     fsync_directory,
+    is_unfinished,
     lock,
     make_directory,
     say_format,
@@ -141,8 +141,8 @@ class Store(Reader):
         data = self.directory / "data.mdb"
         doubtful = (self.directory / "verify").exists()
         try:
-            if not complete and data.exists() and data.stat().st_size <= EMPTY_BYTES:
-                data.unlink()  # killed while LMDB wrote its first two pages; nothing was ever accepted here
+            if not complete and is_unfinished(data):
+                data.unlink()
             if complete:
                 check_file(self.directory)
             if doubtful:

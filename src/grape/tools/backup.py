@@ -118,6 +118,11 @@ class Writer:
                 try:
                     _copy(blob, path_of(place, digest), 0o400)
                 except FileNotFoundError:
+                    if snapshot.has_its_files:
+                        raise Corrupt(
+                            f"{blob}: the bytes of an object are lost, so the backup was not kept; `grape storage "
+                            f"verify NAMESPACE/ --data {source}` says which object it is: remove it, or write it anew"
+                        ) from None
                     raise UsageError(f"{source} was changed meanwhile ({blob} has gone); make it again") from None
             with contextlib.closing(Reader(place)) as reader:
                 rows, _, _ = reader.large_rows()
