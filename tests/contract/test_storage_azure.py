@@ -2,25 +2,53 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+import asyncio
+import base64
+from typing import Any
+
+import pytest
 
 from contract import clouds
+from contract.buckets import BucketContract
 from grape.abc.storage import Storage
+from grape.errors import UsageError
 from grape.storage.buckets import AzureConfig, AzureStorage
-from grape.testing.contracts.storage import StorageContract
+from grape.storage.objects import Objects
 
 
-class TestAzure(StorageContract):
-    largest_written = 20 << 20
+class TestAzure(BucketContract):
+    kind = clouds.Azure
+    kind_of = AzureStorage
 
-    @asynccontextmanager
-    async def opened(self, count: int = 1) -> AsyncIterator[list[Storage]]:
-        endpoint = clouds.shared(clouds.Azure).endpoint
-        config = AzureConfig(container=clouds.BUCKET, prefix="contract", endpoint=endpoint)
-        storages: list[Storage] = [AzureStorage(config) for _ in range(count)]
-        for storage in storages:
-            await storage.open()
-        yield storages
-        for storage in storages:
-            await storage.close()
+    def storage(self, endpoint: str, bucket: str = clouds.BUCKET, **settings: Any) -> Storage:
+        return AzureStorage(AzureConfig(container=bucket, endpoint=endpoint, **settings))
+
+    def written_by_another(self, path: str, data: bytes, user: dict[str, str], content_type: str) -> int:
+        headers = {"content-type": content_type, "x-ms-blob-type": "BlockBlob"}
+        headers |= {f"x-ms-meta-{name}": value for name, value in user.items()}
+        return self.shared().ask("PUT", clouds.there(path), headers=headers, body=data).status
+
+    def test_wrong_keys(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("AZURE_STORAGE_ACCOUNT_KEY", base64.b64encode(b"another secret").decode())
+        storage = self.storage(self.shared().endpoint)
+        text = "does not take the keys: look at AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY"
+        asyncio.run(self.one_clear_error(storage, UsageError, text))
+
+    def test_keys_that_cannot_be(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("AZURE_STORAGE_ACCOUNT_KEY", "no secret!")
+        storage = self.storage(self.shared().endpoint)
+        asyncio.run(self.one_clear_error(storage, UsageError, "is not base64: look at .*AZURE_STORAGE_ACCOUNT_KEY"))
+        monkeypatch.delenv("AZURE_STORAGE_ACCOUNT_NAME")
+        storage = self.storage(self.shared().endpoint)
+        asyncio.run(self.one_clear_error(storage, UsageError, "of which account"))
+
+    def test_as_another_program_sees_it(self) -> None:
+        async def test(objects: Objects) -> None:
+            about = await objects.put("a\\b.", b"1", content_type="text/plain", user={"2-camera_b": "ä b"})
+            answer = self.shared().ask("GET", "seen/photos/a%255Cb%252E")
+            assert (answer.body, answer.headers["content-type"]) == (b"1", "text/plain")
+            assert answer.headers["x-ms-meta-_32__camera_5fb"] == "%C3%A4%20b"
+            assert answer.headers["x-ms-meta-grape__sum"] == about.checksum
+            assert answer.headers["etag"] == f'"{about.version}"'
+
+        self.run(test, prefix="seen")

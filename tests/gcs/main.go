@@ -104,12 +104,12 @@ func (d *door) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	switch {
 	case key == "" && r.Method == "GET":
 		d.list(w, r, bucket)
+	case query.Has("uploadId"):
+		d.part(w, r, bucket, key)
 	case r.Method == "GET" || r.Method == "HEAD" || r.Method == "DELETE":
 		d.pass(w, r, bucket, key)
 	case r.Method == "POST" && query.Has("uploads"):
 		d.begin(w, r, bucket, key)
-	case query.Has("uploadId"):
-		d.part(w, r, bucket, key)
 	case r.Method == "PUT":
 		body, err := io.ReadAll(r.Body)
 		if err != nil {

@@ -37,12 +37,12 @@ from grape.abc.storage import (
 )
 from grape.errors import BadArgument, Conflict, Corrupt, GrapeError, StorageFailed, Unsupported, UsageError
 from grape.model.names import check_key
-from grape.storage.bucketerrors import Cloud, is_gone, refusal_of
+from grape.storage.bucketerrors import NOT_HEARD, Cloud, is_gone, refusal_of
 from grape.storage.bucketlists import Lists
 from grape.storage.bucketnames import Names
 from grape.storage.conditions import conflict
 from grape.storage.s3about import about_of, metadata_of, written_by
-from grape.storage.s3calls import PAUSE, TRIES
+from grape.storage.s3calls import AGAIN, PAUSE, TRIES
 from grape.storage.s3errors import Refusal, Refused
 from grape.storage.s3uploads import Held, Streamed
 from grape.storage.spool import spooled
@@ -65,8 +65,8 @@ _RACES: Final = 20
 """Writes that find each time that somebody else was faster."""
 _THERE: Final = ".grape-there"
 """A name that is asked for, to see what is answered."""
-_FORGOTTEN: Final = frozenset({"broken", "timeout"})
-"""Why no answer came of a request that may be made again."""
+_AGAIN: Final = frozenset({"broken", *NOT_HEARD})
+"""Why no answer came of a request that is made again."""
 
 
 class Buckets(Storage):
@@ -92,7 +92,7 @@ class Buckets(Storage):
             raise UsageError(f"the prefix of {self.name}:// is as keys are: {e}") from None
         self._timeout, self._part, self._cloud = cloud.timeout, part, cloud
         self._store: GCSStore | AzureStore
-        self._sender: GCSStore | AzureStore
+        self._senders: dict[tuple[int, int], GCSStore | AzureStore] = {}
         self._lists = Lists(self.order, self.holds_lists)
 
     @abstractmethod
@@ -124,7 +124,7 @@ class Buckets(Storage):
             self._store = self._made(silent, None, _OPENING)
             await self._found_usable()
             self._store = self._made(long, silent)
-            self._sender = self._made(timedelta(seconds=self._timeout + self._part / _SLOWEST), None)
+            self._senders.clear()
         except (BaseError, ValueError) as e:
             raise self._cloud.unmade(e) from None
         self.features = Features(largest=LARGEST, removes=False, in_order=self.order == "utf-8", tells_all=False)
@@ -161,6 +161,17 @@ class Buckets(Storage):
         }
         patience = timedelta(seconds=max(15.0, 2 * self._timeout))
         return self._new(options, {"max_retries": tries - 1, "backoff": backoff, "retry_timeout": patience})
+
+    def _sender(self, size: int, tries: int) -> GCSStore | AzureStore:
+        """For requests with so many bytes. Those that are alike have their connections in common."""
+        size = _SLOWEST if size <= _SLOWEST else max(size, self._part)
+        store = self._senders.get((size, tries))
+        if store is None:
+            whole = timedelta(seconds=self._timeout + size / _SLOWEST)
+            store = self._made(whole, None, tries)
+            if size <= self._part:
+                self._senders[size, tries] = store
+        return store
 
     async def close(self) -> None:
         self._lists.forget()
@@ -281,30 +292,37 @@ class Buckets(Storage):
         self, place: Place, key: str, body: Held | Streamed, put: Put, attributes: dict[str, str], write: str
     ) -> str:
         """The version."""
-        races = lost = 0
-        while races < _RACES:
+        races = failures = 0
+        is_unsure = False
+        while True:
             try:
                 mode = await self._condition(place, key, put.when, races > 0)
                 return await self._send(key, body, attributes, mode)
             except Conflict:
-                found = await self._written(key, write) if lost else None
-                if found is None:
+                if not is_unsure:
                     raise
-                return found
+                refusal = Refusal(412, "PreconditionFailed")
             except Refused as e:
                 refusal = e.refusal
-            found = await self._written(key, write) if refusal.may_be_done else None
+            may_be_done = refusal.may_be_done and refusal.why not in NOT_HEARD
+            found = await self._written(key, write) if may_be_done else None
             if found is not None:
                 return found
-            if put.when.asks and refusal.why in _FORGOTTEN and lost < TRIES:
-                # If it was not lost after all, the condition does not hold the second time, and what is there is ours.
-                lost += 1
-                await asyncio.sleep(random.uniform(0, PAUSE[0] * 2**lost))
-            elif put.when.asks and refusal.was_unmet:
+            if put.when.asks and refusal.was_unmet:
+                if is_unsure:  # what is there may have been written over ours
+                    raise StorageFailed(
+                        f"{_named(place)} was written by somebody else, but whether this was written before it is not "
+                        f"known: {self._cloud.endpoint} did not answer at first"
+                    )
                 races += 1
+                if races == _RACES:
+                    raise Conflict(f"{_named(place)}: somebody else was faster {_RACES} times")
+            elif put.when.asks and (refusal.status in AGAIN or refusal.why in _AGAIN) and failures < TRIES - 1:
+                is_unsure |= may_be_done
+                failures += 1
+                await asyncio.sleep(random.uniform(0, min(PAUSE[1], PAUSE[0] * 2**failures)))
             else:
                 raise self._error(refusal, f"write {_named(place)}")
-        raise Conflict(f"{_named(place)}: somebody else was faster {_RACES} times")
 
     async def _written(self, key: str, write: str) -> str | None:
         """The version if what is there is of this write, although it was not answered: or an earlier try of it was
@@ -343,10 +361,14 @@ class Buckets(Storage):
         """
         from obstore.exceptions import AlreadyExistsError, BaseError, PreconditionError
 
+        part = 0
+        if mode == "overwrite" and body.size > self._part:
+            part = max(self._part, -(-body.size // _PARTS))
+        tries = TRIES if mode == "overwrite" else 1  # what is tried again unseen may find its own condition unmet
+        store = self._sender(part or body.size, tries)
         try:
-            if mode == "overwrite" and body.size > self._part:
-                part = max(self._part, -(-body.size // _PARTS))
-                done = await self._sender.put_async(
+            if part:
+                done = await store.put_async(
                     key,
                     _checked(body),
                     attributes=attributes,
@@ -356,11 +378,6 @@ class Buckets(Storage):
                 )
             else:
                 assert isinstance(body, Held)
-                store = self._sender
-                if body.size > self._part:
-                    store = self._made(timedelta(seconds=self._timeout + body.size / _SLOWEST), None)
-                elif body.size <= _SLOWEST:
-                    store = self._store
                 done = await store.put_async(key, body.view, attributes=attributes, mode=mode, use_multipart=False)
         except (AlreadyExistsError, PreconditionError):
             raise Refused(Refusal(412, "PreconditionFailed")) from None

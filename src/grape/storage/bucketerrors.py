@@ -10,6 +10,8 @@ from msgspec import Struct, structs
 from grape.errors import BadArgument, GrapeError, StorageFailed, TooLarge, UsageError
 from grape.storage.s3errors import Refusal, refusal_in
 
+NOT_HEARD: Final = frozenset({"refused", "connect"})
+"""Why nothing was done: nobody took the request."""
 _NO_BUCKET: Final = frozenset({"NoSuchBucket", "ContainerNotFound", "ContainerBeingDeleted"})
 _WRONG_KEYS: Final = frozenset(
     {
