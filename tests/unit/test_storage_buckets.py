@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import _thread
+import asyncio
+import time
 from random import Random
 
 import pytest
 
+from contract.weed import until
 from grape.abc.storage import Put
 from grape.errors import BadArgument, GrapeError, StorageFailed, TooLarge, UsageError
 from grape.storage.bucketerrors import Cloud, is_gone, refusal_of
@@ -132,3 +136,22 @@ def test_what_the_environment_says(monkeypatch: pytest.MonkeyPatch) -> None:
     assert GoogleStorage(GoogleConfig(bucket="photos"))._cloud.endpoint == "https://storage.googleapis.com"
     azure = AzureStorage(AzureConfig(container="photos", account="ann"))
     assert azure._cloud.endpoint == "https://ann.blob.core.windows.net"
+
+
+def test_it_is_closed_when_the_threads_of_obstore_have_come_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that wakes the loop while Python ends aborts the process."""
+    away = 0.05
+    ended = []
+
+    def wake() -> None:
+        time.sleep(away)
+        ended.append(True)
+
+    _thread.start_new_thread(wake, ())  # no thread of Python's, as those are not
+    storage = GoogleStorage(GoogleConfig(bucket="photos"))
+    asyncio.run(storage.close())
+    assert ended == [True]
+    monkeypatch.setattr("grape.storage.bucketbase._SETTLES", 0.01)
+    _thread.start_new_thread(wake, ())
+    asyncio.run(storage.close())
+    until(lambda: len(ended) == 2, 10)

@@ -14,6 +14,8 @@ import asyncio
 import random
 import re
 import secrets
+import sys
+import threading
 import time
 from abc import abstractmethod
 from collections.abc import AsyncIterator
@@ -61,6 +63,8 @@ _SLOWEST: Final = 1 << 17
 """Bytes a second, at least, of what is sent by one request; slower is as if nobody answered."""
 _OPENING: Final = 2
 """Tries while it is opened: who opens it wants to know."""
+_SETTLES: Final = 1.0
+"""Seconds, at most: others than obstore may have such threads, too."""
 _RACES: Final = 20
 """Writes that find each time that somebody else was faster."""
 _THERE: Final = ".grape-there"
@@ -127,6 +131,9 @@ class Buckets(Storage):
             self._senders.clear()
         except (BaseError, ValueError) as e:
             raise self._cloud.unmade(e) from None
+        except GrapeError:
+            await self.close()
+            raise
         self.features = Features(largest=LARGEST, removes=False, in_order=self.order == "utf-8", tells_all=False)
 
     async def _found_usable(self) -> None:
@@ -175,6 +182,7 @@ class Buckets(Storage):
 
     async def close(self) -> None:
         self._lists.forget()
+        await _settled()
 
     # ------------------------------------------------------------------ common to all
 
@@ -429,6 +437,17 @@ class Buckets(Storage):
             return await self._lists.page(self._store, common, begin, position, limit, listed, is_there)
         except BaseError as e:
             raise self._error(refusal_of(e), f"list {namespace}/{prefix}") from None
+
+
+async def _settled() -> None:
+    """obstore's threads have come back from waking this one, for which each of them holds Python once more: one that
+    wants that when Python has begun to end aborts the process."""
+    ends = time.monotonic() + _SETTLES
+    while time.monotonic() < ends:
+        own = {thread.ident for thread in threading.enumerate()}
+        if sys._current_frames().keys() <= own:
+            return
+        await asyncio.sleep(0.001)
 
 
 async def _nothing() -> AsyncIterator[bytes]:
