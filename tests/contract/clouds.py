@@ -27,7 +27,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Final, NamedTuple, TypeVar
-from urllib.parse import parse_qsl, quote
+from urllib.parse import parse_qsl, quote, urlencode
 
 import psutil
 import pytest
@@ -190,6 +190,14 @@ class Azure(Emulator):
 
     def is_ready(self) -> bool:
         return self.ask("PUT", "", "restype=container").status in (201, 409)
+
+
+def shared_access(right: str) -> str:
+    """A signature by which Azure lets one into the container, to do this alone: "rl" reads and lists."""
+    expires, version = "2100-01-01T00:00:00Z", "2020-12-06"
+    signed = [right, "", expires, f"/blob/{ACCOUNT}/{BUCKET}", "", "", "", version, "c", *[""] * 7]
+    sign = base64.b64encode(hmac.new(base64.b64decode(KEY), "\n".join(signed).encode(), hashlib.sha256).digest())
+    return urlencode({"sp": right, "se": expires, "sv": version, "sr": "c", "sig": sign.decode()})
 
 
 def there(path: str) -> str:

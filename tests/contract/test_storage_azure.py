@@ -11,9 +11,11 @@ import pytest
 from contract import clouds
 from contract.buckets import BucketContract
 from grape.abc.storage import Storage
-from grape.errors import UsageError
+from grape.errors import StorageFailed, UsageError
 from grape.storage.buckets import AzureConfig, AzureStorage
 from grape.storage.objects import Objects
+
+pytestmark = pytest.mark.timeout(1800)  # the first one installs the emulator
 
 
 class TestAzure(BucketContract):
@@ -41,6 +43,27 @@ class TestAzure(BucketContract):
         monkeypatch.delenv("AZURE_STORAGE_ACCOUNT_NAME")
         storage = self.storage(self.shared().endpoint)
         asyncio.run(self.one_clear_error(storage, UsageError, "of which account"))
+
+    def test_a_signature_instead_of_a_key(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Also one that may only read: what it may not do is told."""
+
+        async def test(objects: Objects) -> None:
+            assert await objects.get("nothing") is None
+            assert [about async for about in objects.list()] == []
+            with pytest.raises(StorageFailed, match="the keys may not do that in container") as found:
+                await objects.put("key", b"1")
+            assert "sig=" not in str(found.value)
+
+        async def all_of_it(objects: Objects) -> None:
+            about = await objects.put("key", b"1")
+            assert await objects.verify("key") == about
+            assert await objects.remove("key")
+
+        monkeypatch.delenv("AZURE_STORAGE_ACCOUNT_KEY")
+        monkeypatch.setenv("AZURE_STORAGE_SAS_TOKEN", clouds.shared_access("rl"))
+        self.run(test)
+        monkeypatch.setenv("AZURE_STORAGE_SAS_TOKEN", clouds.shared_access("rcwdl"))
+        self.run(all_of_it)
 
     def test_as_another_program_sees_it(self) -> None:
         async def test(objects: Objects) -> None:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import subprocess
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +16,8 @@ from grape.abc.storage import Storage
 from grape.errors import UsageError
 from grape.storage.buckets import GoogleConfig, GoogleStorage
 from grape.storage.objects import Objects
+
+pytestmark = pytest.mark.timeout(1800)  # the first one installs the emulator
 
 
 class TestGoogle(BucketContract):
@@ -39,6 +44,29 @@ class TestGoogle(BucketContract):
         storage = self.storage(self.shared().endpoint)
         text = "does not take the keys: look at GOOGLE_APPLICATION_CREDENTIALS"
         asyncio.run(self.one_clear_error(storage, UsageError, text))
+
+    @pytest.mark.parametrize("name", ["GOOGLE_SERVICE_ACCOUNT", "GOOGLE_APPLICATION_CREDENTIALS"])
+    def test_a_service_account(self, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        make = ["openssl", "genpkey", "-algorithm", "RSA", "-pkeyopt", "rsa_keygen_bits:2048"]
+        key = subprocess.run(make, check=True, capture_output=True, text=True).stdout
+        account = {
+            "type": "service_account",
+            "project_id": "tests",
+            "private_key_id": "1",
+            "private_key": key,
+            "client_email": "tests@grape.test",
+            "client_id": "1",
+            "token_uri": "http://127.0.0.1:1/token",
+        }
+        (tmp_path / "account.json").write_text(json.dumps(account))
+        monkeypatch.delenv("GOOGLE_BEARER_TOKEN")
+        monkeypatch.setenv(name, str(tmp_path / "account.json"))
+
+        async def test(objects: Objects) -> None:
+            about = await objects.put("key", b"1")
+            assert await objects.verify("key") == about
+
+        self.run(test)
 
     @pytest.mark.parametrize(
         ("name", "value"),

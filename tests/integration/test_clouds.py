@@ -17,6 +17,8 @@ from grape.storage.connect import opened
 from grape.storage.objects import Objects
 from serving import serving, until, write_app
 
+pytestmark = pytest.mark.timeout(1800)  # the first one installs the emulators
+
 APP = """
 from grape import Event, Node, State, Topology
 

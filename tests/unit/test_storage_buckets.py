@@ -141,13 +141,16 @@ def test_what_the_environment_says(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_it_is_closed_when_the_threads_of_obstore_have_come_back(monkeypatch: pytest.MonkeyPatch) -> None:
     """One that wakes the loop while Python ends aborts the process."""
     away = 0.05
-    ended = []
+    begun: list[bool] = []
+    ended: list[bool] = []
 
     def wake() -> None:
+        begun.append(True)
         time.sleep(away)
         ended.append(True)
 
     _thread.start_new_thread(wake, ())  # no thread of Python's, as those are not
+    until(lambda: len(begun) == 1, 10)
     storage = GoogleStorage(GoogleConfig(bucket="photos"))
     asyncio.run(storage.close())
     assert ended == [True]
