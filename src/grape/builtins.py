@@ -24,8 +24,10 @@ BUILTINS: Final[dict[str, dict[str, str]]] = {
     "elsewhere": {"storages": "grape.storage.beside:StorageThread"},
     "storage": {
         "embedded": "grape.storage.embedded:EmbeddedStorage",
+        "az": "grape.storage.buckets:AzureStorage",
         "elliptics": "grape.storage.elliptics.storage:EllipticsStorage",
         "file": "grape.storage.filesystem:FilesystemStorage",
+        "gs": "grape.storage.buckets:GoogleStorage",
         "memory": "grape.storage.memory:MemoryStorage",
         "mongodb": "grape.storage.mongodb.storage:MongoStorage",
         "mongodb+srv": "grape.storage.mongodb.storage:MongoSrvStorage",
