@@ -7,13 +7,19 @@ import contextlib
 import hashlib
 import os
 import re
+import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
+from random import Random
+from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 
 from contract import weed
+from contract.between import Between, Fault, answered
+from contract.between import first as first_of
 from contract.faulty import HANG, RESET, Answer, Faulty, Request, refusal
 from grape.abc.storage import Place, Put
 from grape.errors import BadArgument, Conflict, Corrupt, GrapeError, StorageFailed, Unsupported, UsageError
@@ -535,3 +541,71 @@ def test_a_server_that_goes_is_told_and_found_again() -> None:
             assert found.data == b"1"
 
     asyncio.run(test())
+
+
+def through(test: Callable[[Between, Objects], Awaitable[None]]) -> None:
+    async def run() -> None:
+        server = weed.shared()
+        port = urlsplit(server.endpoint).port
+        assert port is not None
+        async with Between(port).running() as between:
+            endpoint = server.endpoint.replace(f":{port}", f":{between.port}")
+            settings: dict[str, Any] = {"bucket": weed.BUCKET, "variables": weed.VARIABLES, "part": 5 << 20}
+            storage = S3Storage(S3Config(endpoint=endpoint, prefix=f"between{secrets.token_hex(6)}", **settings))
+            await storage.open()
+            try:
+                await test(between, Objects(storage, "photos"))
+            finally:
+                await storage.close()
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("fault", ["unheard", "unanswered", answered(503, "SlowDown")])
+def test_a_write_that_was_not_answered_is_done_once(fault: Fault) -> None:
+    async def test(between: Between, objects: Objects) -> None:
+        between.faults = first_of(1, fault, "PUT")
+        made = await objects.put("key", b"1", if_absent=True)
+        assert await objects.stat("key") == made
+        between.faults = first_of(1, fault, "PUT")
+        changed = await objects.put("key", b"2", if_version=made.version)
+        assert await objects.stat("key") == changed
+        between.faults = first_of(1, fault, "PUT")
+        again = await objects.put("key", b"3")
+        assert await objects.stat("key") == again
+        between.faults = first_of(1, fault, "PUT")
+        with pytest.raises((StorageFailed, Conflict)):
+            await objects.put("key", b"4", if_version=made.version)
+
+    through(test)
+
+
+def test_who_counts_through_what_loses_answers_loses_nothing() -> None:
+    """What is told as done is done once; what is not known is told so, never as a conflict that asks to try again."""
+
+    async def test(between: Between, objects: Objects) -> None:
+        random = Random(5)
+
+        def fault(method: str, target: str) -> Fault:
+            return random.choice(["unheard", "unanswered", *[""] * 6]) if method == "PUT" else ""
+
+        between.faults = fault
+        done, unknown = [], []
+
+        async def count(mine: bytes) -> None:
+            try:
+                await objects.swap("count", lambda there: (there or b"") + mine)
+                done.append(mine)
+            except StorageFailed:
+                unknown.append(mine)
+
+        for i in range(0, 60, 2):
+            await asyncio.gather(count(b"%d," % i), count(b"%d," % (i + 1)))
+        found = await objects.get("count")
+        assert found is not None
+        counted = found.data.split(b",")[:-1]
+        assert len(counted) == len(set(counted))
+        assert {b"%b," % each for each in counted} - set(unknown) == set(done)
+        assert len(done) > 30
+
+    through(test)

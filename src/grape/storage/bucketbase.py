@@ -44,8 +44,8 @@ from grape.storage.bucketlists import Lists
 from grape.storage.bucketnames import Names
 from grape.storage.conditions import conflict
 from grape.storage.s3about import about_of, metadata_of, written_by
-from grape.storage.s3calls import AGAIN, PAUSE, TRIES
-from grape.storage.s3errors import Refusal, Refused
+from grape.storage.s3calls import PAUSE, TRIES
+from grape.storage.s3errors import AGAIN, Refusal, Refused
 from grape.storage.s3uploads import Held, Streamed
 from grape.storage.spool import spooled
 from grape.storage.streams import WHOLE, Measured

@@ -131,6 +131,8 @@ class S3Storage(Storage):
         self._uploads = Uploads(self._calls, self._threads, config.part)
         self._store: S3Store
         self._sender: S3Store
+        self._careful: S3Store
+        self._careful_sender: S3Store
 
     @classmethod
     def settings_of(cls, place: str) -> dict[str, Any]:
@@ -169,8 +171,10 @@ class S3Storage(Storage):
         )
         long = timedelta(days=30)  # a body may take as long as it flows
         whole = self._config.timeout + self._config.part / _SLOWEST
-        self._store = self._made(long, timedelta(seconds=self._config.timeout))
-        self._sender = self._made(timedelta(seconds=whole), None)
+        silent, all_of_it = timedelta(seconds=self._config.timeout), timedelta(seconds=whole)
+        self._store, self._sender = self._made(long, silent), self._made(all_of_it, None)
+        # A condition that does not hold when it is tried again may have held the first time: we look before we do.
+        self._careful, self._careful_sender = self._made(long, silent, tries=1), self._made(all_of_it, None, tries=1)
         if self._config.abandoned:
             await self._uploads.clean(self._prefix, self._config.abandoned)
 
@@ -190,7 +194,7 @@ class S3Storage(Storage):
         except ElementTree.ParseError:
             raise UsageError(f"{self._where.endpoint} does not speak S3: look at endpoint") from None
 
-    def _made(self, whole: timedelta, silent: timedelta | None) -> S3Store:
+    def _made(self, whole: timedelta, silent: timedelta | None, tries: int = TRIES) -> S3Store:
         """
         Args:
             whole: for a request from its first to its last byte. silent: without one.
@@ -216,7 +220,7 @@ class S3Storage(Storage):
             },
             client_options=options,
             retry_config={
-                "max_retries": TRIES - 1,
+                "max_retries": tries - 1,
                 "backoff": {
                     "init_backoff": timedelta(seconds=PAUSE[0]),
                     "max_backoff": timedelta(seconds=PAUSE[1]),
@@ -363,33 +367,39 @@ class S3Storage(Storage):
     async def _put(self, place: Place, key: str, body: Held | Streamed, put: Put, metadata: dict[str, str]) -> str:
         """The ETag."""
         write = written_by(metadata)
-        races = lost = 0
-        while races < _RACES:
+        races = failures = 0
+        is_unsure = False
+        while True:
             try:
                 condition = await self._condition(place, key, put.when, races > 0)
                 return await self._send(key, body, put.content_type, metadata, condition)
             except Conflict:
-                found = await self._written(key, write) if lost else None
-                if found is None:
+                if not is_unsure:
                     raise
-                return found
+                refusal = Refusal(412, "PreconditionFailed")
             except Refused as e:
                 refusal = e.refusal
+                is_unsure |= e.unsure
             found = await self._written(key, write) if refusal.may_be_done else None
             if found is not None:
                 return found
-            if put.when.asks and refusal.why == "broken" and body.can_again and lost < TRIES:
-                # It may have been lost on a connection that the server has just closed. If it was not lost after all,
-                # the condition does not hold the second time, and what is there is ours.
-                lost += 1
-                await asyncio.sleep(random.uniform(0, PAUSE[0] * 2**lost))
-            elif put.when.asks and refusal.was_unmet and body.can_again:
+            if put.when.asks and refusal.was_unmet:
+                if is_unsure:  # what is there may have been written over ours
+                    raise StorageFailed(
+                        f"{_named(place)} was written by somebody else, but whether this was written before it is not "
+                        f"known: {self._where.endpoint} did not answer at first"
+                    )
+                if not body.can_again:
+                    raise Conflict(conflict(place, put.when, await self.stat(place)))
                 races += 1
-            elif put.when.asks and refusal.was_unmet:
-                raise Conflict(conflict(place, put.when, await self.stat(place)))
+                if races == _RACES:
+                    raise Conflict(f"{_named(place)}: somebody else was faster {_RACES} times")
+            elif put.when.asks and body.can_again and refusal.is_passing and failures < TRIES - 1:
+                is_unsure |= refusal.may_be_done and not refusal.was_unheard
+                failures += 1
+                await asyncio.sleep(random.uniform(0, min(PAUSE[1], PAUSE[0] * 2**failures)))
             else:
                 raise self._error(refusal, f"write {_named(place)}")
-        raise Conflict(f"{_named(place)}: somebody else was faster {_RACES} times")
 
     async def _written(self, key: str, write: str) -> str | None:
         """The ETag if what is there is of this write, although it was not answered: or an earlier try of it was done,
@@ -444,9 +454,12 @@ class S3Storage(Storage):
             mode = "create"
         store = self._store
         if body.size > self._config.part:
-            store = self._made(timedelta(seconds=self._config.timeout + body.size / _SLOWEST), None)
+            longest = timedelta(seconds=self._config.timeout + body.size / _SLOWEST)
+            store = self._made(longest, None, tries=1 if condition else TRIES)
         elif body.size > _SLOWEST:
-            store = self._sender
+            store = self._careful_sender if condition else self._sender
+        elif condition:
+            store = self._careful
         attributes: Any = {"Content-Type": content_type, **metadata}
         try:
             done = await store.put_async(key, body.view, attributes=attributes, mode=mode, use_multipart=False)

@@ -18,14 +18,12 @@ from xml.etree import ElementTree
 
 from msgspec import Struct
 
-from grape.storage.s3errors import NO_ANSWER, Refusal, Refused, refusal_of
+from grape.storage.s3errors import AGAIN, NO_ANSWER, Refusal, Refused, refusal_of
 from grape.storage.s3keys import KeyRing, Keys
 
 TRIES: Final = 6
 PAUSE: Final = (0.1, 5.0)
 """Seconds before a request is tried again: doubled from the first, up to the second, with full jitter."""
-AGAIN: Final = frozenset({429, 500, 502, 503, 504})
-"""What a server answers that may answer otherwise soon."""
 _IDLE: Final = 16
 """Connections that are kept for the next request."""
 _PIECE: Final = 1 << 18

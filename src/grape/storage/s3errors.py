@@ -12,6 +12,8 @@ from msgspec import Struct
 from grape.errors import BadArgument, GrapeError, StorageFailed, TooLarge, UsageError
 
 NO_ANSWER: Final = 0
+AGAIN: Final = frozenset({429, 500, 502, 503, 504})
+"""What a server answers that may answer otherwise soon."""
 _CODE: Final = re.compile(r"<Code>([^<]{1,200})</Code>")
 _MESSAGE: Final = re.compile(r"<Message>([^<]{1,1000})</Message>")
 _REGION: Final = re.compile(r"<Region>([^<]{1,100})</Region>")
@@ -49,6 +51,16 @@ class Refusal(Struct, frozen=True):
     def may_be_done(self) -> bool:
         """Of a write: it, or an earlier try of it."""
         return self.was_unmet or self.status in (NO_ANSWER, 200, 404, 500, 502, 503, 504)
+
+    @property
+    def is_passing(self) -> bool:
+        """It may be so for a moment only."""
+        return self.status in AGAIN or self.why == "broken" or self.was_unheard
+
+    @property
+    def was_unheard(self) -> bool:
+        """Nobody was there to hear it."""
+        return self.why in ("refused", "connect")
 
     @property
     def is_gone(self) -> bool:
