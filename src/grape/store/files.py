@@ -71,6 +71,8 @@ def make_directory(path: Path) -> None:
     missing = [p for p in (path, *path.parents) if not p.exists()]
     for directory in reversed(missing):
         directory.mkdir(mode=0o700 if directory == path else 0o777, exist_ok=True)
+        if directory == path:
+            directory.chmod(0o700)  # an odd umask takes the owner's rights as well
         fsync_directory(directory.parent)
 
 

@@ -27,6 +27,7 @@ class Keepers:
     def __init__(self, directory: Path) -> None:
         make_directory(directory / _PLACE)
         self._fd = os.open(directory / _PLACE / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        os.fchmod(self._fd, 0o600)  # an odd umask takes the owner's rights as well
 
     @contextmanager
     def away(self) -> Iterator[bool]:

@@ -115,6 +115,7 @@ class Files:
         path = path_of(self._directory, name)
         fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
+            os.fchmod(fd, 0o600)
             left = memoryview(value)
             while left:
                 left = left[os.write(fd, left) :]
