@@ -140,6 +140,7 @@ def gone_on(app: Path, target: Path, counts: dict[str, int]) -> None:
 def test_f95_objects_and_large_events_that_come_and_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """F95: a backup that takes longer than a file lives, and one as it is, of a directory under load; restored, all of
     their moment is there."""
+    monkeypatch.setattr(sys, "path", [*sys.path])  # to which an app that runs in this process adds its directory
     monkeypatch.setattr(engine_objects, "_LEAST", 20_000)
     looks = [0]
     look = engine_objects.AppObjects._look_at_loose

@@ -4,12 +4,14 @@ package Grape::Storage;
 
 use strict;
 use warnings;
+use Digest::SHA ();
 use Grape::Bytes ();
 use Grape::Failure ();
 
 our $VERSION = '0.1.0';
 
-my $CHUNK = 1 << 20;
+my $CHUNK  = 1 << 20;
+my $INLINE = 64 << 10;    # bytes that a row holds, which has a checksum of its own
 my $uploads = 0;
 
 sub new {
@@ -70,12 +72,28 @@ sub chunks {
         $start += length $got->{data};
         return $got;
     };
-    my $got = $fetch->() or return;
+    my $from = $start;
+    my $got  = $fetch->() or return;
+    my $size = $got->{about}{size};
+    my $last = defined $end && $end < $size ? $end : $size;
+    my $sum  = $from == 0 && $last == $size && $size > $INLINE && $checksum =~ /\Asha256:/x ? Digest::SHA->new(256) : undef;
+    my $left = $last - $from;
+    my $what = sprintf q{object '%s'}, substr $key, 0, 200;
     return sub {
         my $now = $got or return;
         $got = undef;
-        return if !length $now->{data};
-        $got = $fetch->() if $now->{more};
+        if (!length $now->{data}) {
+            _fail('handler', "$what is shorter than it says") if $left > 0;
+            return;
+        }
+        $left -= length $now->{data};
+        $sum->add($now->{data}) if $sum;
+        if ($now->{more}) {
+            $got = $fetch->() || _fail('handler', "$what was written by somebody else while it was read; try again");
+        }
+        elsif ($sum && 'sha256:' . $sum->hexdigest ne $checksum) {    # of one that is read whole
+            _fail('handler', "corrupt: $what is not what was written: its checksum is another one");
+        }
         return $now->{data};
     };
 }
