@@ -6,6 +6,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 DEMO := .venv/.ready-demo
 N ?= 2
+SERVERS := PYTHONPATH=tests $(BIN)/python -m contract.ready
 PYTEST := $(BIN)/pytest -q -n $(N) --dist worksteal
 
 .PHONY: help demo demo-server test test-long test-pure test-pythons test-all test-sim test-fuzz test-hot test-crash test-cgroup2 test-sdks mutants bench bench-languages bench-peers bench-http bench-server profile check lock clean
@@ -27,14 +28,17 @@ demo-server: $(READY)  ## three apps on a server: calls through all of them, an 
 
 test: $(READY)  ## the default suite, in N=2 processes: some minutes
 	@scripts/sdks > /dev/null
+	@$(SERVERS)
 	$(PYTEST) -m "not slow"
 
 test-long: $(READY)  ## what takes some seconds each (tests/long.txt): a quarter of an hour
 	@scripts/sdks > /dev/null
+	@$(SERVERS)
 	$(PYTEST) -m long
 
 test-pure: $(READY)  ## with the loops in Python: the default suite, or TESTS="tests/unit tests/sim"
 	@scripts/sdks > /dev/null
+	@$(SERVERS)
 	GRAPE_PURE=1 $(PYTEST) -m "not slow" $(TESTS)
 
 test-pythons: $(READY)  ## the unit tests under Python 3.11 to 3.14 (PYTHONS="3.12" TESTS=tests/contract)
@@ -42,6 +46,7 @@ test-pythons: $(READY)  ## the unit tests under Python 3.11 to 3.14 (PYTHONS="3.
 
 test-all: $(READY)  ## everything, also what takes long
 	@scripts/sdks > /dev/null
+	@$(SERVERS)
 	$(PYTEST)
 	@scripts/test-sdks
 

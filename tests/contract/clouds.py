@@ -144,7 +144,7 @@ class Google(Emulator):
     def command(self) -> list[str]:
         (self.root / "data").mkdir(exist_ok=True)
         listen = f"127.0.0.1:{self.port}"
-        return [str(_google()), "-listen", listen, "-directory", str(self.root / "data"), "-token", TOKEN]
+        return [str(google()), "-listen", listen, "-directory", str(self.root / "data"), "-token", TOKEN]
 
     def ask(
         self, method: str, path: str, query: str = "", headers: Mapping[str, str] = {}, body: bytes = b""
@@ -159,12 +159,12 @@ class Google(Emulator):
 
 class GoogleInMemory(Google):
     def command(self) -> list[str]:
-        return [str(_google()), "-listen", f"127.0.0.1:{self.port}", "-token", TOKEN]
+        return [str(google()), "-listen", f"127.0.0.1:{self.port}", "-token", TOKEN]
 
 
 class Azure(Emulator):
     def command(self) -> list[str]:
-        program = ["node", str(_azurite()), "--blobHost", "127.0.0.1", "--blobPort", str(self.port), "--silent"]
+        program = ["node", str(azurite()), "--blobHost", "127.0.0.1", "--blobPort", str(self.port), "--silent"]
         return [*program, "--location", str(self.root / "data"), "--disableTelemetry", "--skipApiVersionCheck"]
 
     @property
@@ -204,7 +204,7 @@ def there(path: str) -> str:
     return quote(path, safe="/")
 
 
-def _google() -> Path:
+def google() -> Path:
     """Built, if it is not there yet. Skips the test if it cannot be had."""
     source, program = _ROOT / "tests" / "gcs", _ROOT / ".cache" / "gcs" / "gcs"
     with _alone(program.parent):
@@ -220,7 +220,7 @@ def _google() -> Path:
     return program
 
 
-def _azurite() -> Path:
+def azurite() -> Path:
     """Installed, if it is not there yet. Skips the test if it cannot be had."""
     place = _ROOT / ".cache" / f"azurite-{AZURITE}"
     program = place / "node_modules" / "azurite" / "dist" / "src" / "blob" / "main.js"
