@@ -6,7 +6,11 @@ import asyncio
 import contextlib
 import re
 from collections.abc import AsyncIterator, Callable
+from random import Random
 from typing import Final, Literal
+
+from grape.errors import StorageFailed
+from grape.storage.objects import Objects
 
 Fault = Literal["", "unheard", "unanswered", "cut"] | bytes
 """What becomes of a request: it is not passed on; it is, and its answer is not; half of its answer is; or this is what
@@ -81,3 +85,31 @@ def first(count: int, fault: Fault, *methods: str) -> Callable[[str, str], Fault
         return fault
 
     return found
+
+
+async def count_through(between: Between, objects: Objects, most: int) -> None:
+    """Two at a time count so many, and answers are lost: what is told as done is done once, and what is not known is
+    told so."""
+    random = Random(5)
+
+    def fault(method: str, target: str) -> Fault:
+        return random.choice(["unheard", "unanswered", *[""] * 6]) if method == "PUT" else ""
+
+    between.faults = fault
+    done, unknown = [], []
+
+    async def count(mine: bytes) -> None:
+        try:
+            await objects.swap("count", lambda there: (there or b"") + mine)
+            done.append(mine)
+        except StorageFailed:
+            unknown.append(mine)
+
+    for i in range(0, most, 2):
+        await asyncio.gather(count(b"%d," % i), count(b"%d," % (i + 1)))
+    found = await objects.get("count")
+    assert found is not None
+    counted = found.data.split(b",")[:-1]
+    assert len(counted) == len(set(counted))
+    assert {b"%b," % each for each in counted} - set(unknown) == set(done)
+    assert len(done) > most // 2

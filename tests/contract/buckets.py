@@ -17,7 +17,7 @@ import psutil
 import pytest
 
 from contract import clouds
-from contract.between import Between, Fault, answered, first
+from contract.between import Between, Fault, answered, count_through, first
 from grape.abc.storage import Place, Put, Storage
 from grape.errors import BadArgument, Conflict, GrapeError, StorageFailed, TooLarge, Unsupported, UsageError
 from grape.storage.objects import Objects
@@ -337,29 +337,7 @@ class BucketContract(StorageContract):
         """What is told as done is done once, and what is not known is told so."""
 
         async def test(between: Between, objects: Objects) -> None:
-            random = Random(5)
-
-            def fault(method: str, target: str) -> Fault:
-                return random.choice(["unheard", "unanswered", *[""] * 6]) if method == "PUT" else ""
-
-            between.faults = fault
-            done, unknown = [], []
-
-            async def count(mine: bytes) -> None:
-                try:
-                    await objects.swap("count", lambda there: (there or b"") + mine)
-                    done.append(mine)
-                except StorageFailed:
-                    unknown.append(mine)
-
-            for i in range(0, 40, 2):
-                await asyncio.gather(count(b"%d," % i), count(b"%d," % (i + 1)))
-            found = await objects.get("count")
-            assert found is not None
-            counted = found.data.split(b",")[:-1]
-            assert len(counted) == len(set(counted))
-            assert {b"%b," % each for each in counted} - set(unknown) == set(done)
-            assert len(done) > 20
+            await count_through(between, objects, 40)
 
         self.through(test)
 

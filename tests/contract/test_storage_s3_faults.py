@@ -11,14 +11,13 @@ import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
-from random import Random
 from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
 
 from contract import weed
-from contract.between import Between, Fault, answered
+from contract.between import Between, Fault, answered, count_through
 from contract.between import first as first_of
 from contract.faulty import HANG, RESET, Answer, Faulty, Request, refusal
 from grape.abc.storage import Place, Put
@@ -584,28 +583,6 @@ def test_who_counts_through_what_loses_answers_loses_nothing() -> None:
     """What is told as done is done once; what is not known is told so, never as a conflict that asks to try again."""
 
     async def test(between: Between, objects: Objects) -> None:
-        random = Random(5)
-
-        def fault(method: str, target: str) -> Fault:
-            return random.choice(["unheard", "unanswered", *[""] * 6]) if method == "PUT" else ""
-
-        between.faults = fault
-        done, unknown = [], []
-
-        async def count(mine: bytes) -> None:
-            try:
-                await objects.swap("count", lambda there: (there or b"") + mine)
-                done.append(mine)
-            except StorageFailed:
-                unknown.append(mine)
-
-        for i in range(0, 60, 2):
-            await asyncio.gather(count(b"%d," % i), count(b"%d," % (i + 1)))
-        found = await objects.get("count")
-        assert found is not None
-        counted = found.data.split(b",")[:-1]
-        assert len(counted) == len(set(counted))
-        assert {b"%b," % each for each in counted} - set(unknown) == set(done)
-        assert len(done) > 30
+        await count_through(between, objects, 60)
 
     through(test)

@@ -371,7 +371,8 @@ def test_what_is_asked_for_ahead_is_what_would_be_found(works: list[tuple[list[t
         assert run.objects() == {f"by/{key}.txt": data for key, data in there.items() if data is not None}
 
 
-def test_a_stage_asks_once_for_all_that_it_reads_by_key(monkeypatch: pytest.MonkeyPatch) -> None:
+def questions(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What is asked for from now on."""
     from grape.worker.objects import Access
 
     asked: list[str] = []
@@ -382,6 +383,11 @@ def test_a_stage_asks_once_for_all_that_it_reads_by_key(monkeypatch: pytest.Monk
         return before(self, question)
 
     monkeypatch.setattr(Access, "ask", ask)
+    return asked
+
+
+def test_a_stage_asks_once_for_all_that_it_reads_by_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = questions(monkeypatch)
     t = Topology("shop")
     t.add_slot("do", Named(), retries=0)
     t.add_output("got")
@@ -394,16 +400,7 @@ def test_a_stage_asks_once_for_all_that_it_reads_by_key(monkeypatch: pytest.Monk
 
 
 def test_a_work_of_many_batches_asks_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    from grape.worker.objects import Access
-
-    asked: list[str] = []
-    before = Access.ask
-
-    def ask(self: Access, question: Any) -> Any:
-        asked.append(question(0).what)
-        return before(self, question)
-
-    monkeypatch.setattr(Access, "ask", ask)
+    asked = questions(monkeypatch)
     t = Topology("shop")
     t.add_slot("do", Named(), retries=0)
     t.add_output("got")
@@ -420,15 +417,6 @@ def test_large_objects_among_those_that_are_asked_for_ahead(
     monkeypatch: pytest.MonkeyPatch, size: int, every: int
 ) -> None:
     """What does not come so is asked for alone, once; and the others are not read again and again for it."""
-    from grape.worker.objects import Access
-
-    asked: list[str] = []
-    before = Access.ask
-
-    def ask(self: Access, question: Any) -> Any:
-        asked.append(question(0).what)
-        return before(self, question)
-
     t = Topology("shop")
     t.add_slot("do", Named(), retries=0)
     t.add_output("got")
@@ -436,7 +424,7 @@ def test_large_objects_among_those_that_are_asked_for_ahead(
     with Harness(t, partitions=1) as run:
         for key, data in there.items():
             run.put_object(f"by/{key}.txt", data)
-        monkeypatch.setattr(Access, "ask", ask)
+        asked = questions(monkeypatch)
         feed_batch(run, list(there), [None] * len(there))
         assert outputs(run) == [[key, data] for key, data in there.items()]
     large = sum(len(data) > 65_536 for data in there.values())

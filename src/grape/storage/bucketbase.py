@@ -37,18 +37,19 @@ from grape.abc.storage import (
     Reading,
     Storage,
 )
-from grape.errors import BadArgument, Conflict, Corrupt, GrapeError, StorageFailed, Unsupported, UsageError
+from grape.errors import BadArgument, Conflict, GrapeError, StorageFailed, Unsupported, UsageError
 from grape.model.names import check_key
 from grape.storage.bucketerrors import NOT_HEARD, Cloud, is_gone, refusal_of
 from grape.storage.bucketlists import Lists
 from grape.storage.bucketnames import Names
 from grape.storage.conditions import conflict
+from grape.storage.obstored import chunks_of, in_range, nothing
 from grape.storage.s3about import about_of, metadata_of, written_by
 from grape.storage.s3calls import PAUSE, TRIES
 from grape.storage.s3errors import AGAIN, Refusal, Refused
 from grape.storage.s3uploads import Held, Streamed
 from grape.storage.spool import spooled
-from grape.storage.streams import WHOLE, Measured
+from grape.storage.streams import Measured
 
 if TYPE_CHECKING:
     from obstore import GetResult, ObjectMeta, PutResult
@@ -233,18 +234,17 @@ class Buckets(Storage):
         if found is None:
             yield None
         elif isinstance(found, About):
-            yield Reading(found, _nothing())
+            yield Reading(found, nothing())
         else:
-            yield Reading(self._about(place.key, found), self._chunks(found, place))
+            yield Reading(
+                self._about(place.key, found),
+                chunks_of(found, _named(place), lambda e, what: self._error(refusal_of(e), what)),
+            )
 
     async def _got(self, place: Place, start: int, end: int | None) -> GetResult | About | None:
         """`About`: there are no bytes in this range."""
         key = self._key(place)
-        options: dict[str, Any] = {}
-        if end is not None:
-            options["range"] = (start, end)
-        elif start:
-            options["range"] = {"offset": start}
+        options = in_range(start, end)
         try:
             if end is not None and end <= start:
                 return await self.stat(place)
@@ -255,27 +255,6 @@ class Buckets(Storage):
             if options and e.refusal.status == 416:
                 return await self.stat(place)
             raise self._error(e.refusal, f"read {_named(place)}") from None
-
-    async def _chunks(self, found: GetResult, place: Place) -> AsyncIterator[bytes]:
-        from obstore.exceptions import BaseError, PreconditionError
-
-        start, end = found.range
-        came = 0
-        try:
-            if end - start <= CHUNK:  # in one go, which is half the work
-                chunk = bytes(await found.bytes_async())
-                came = len(chunk)
-                yield chunk
-            else:
-                async for each in found.stream(WHOLE if end - start <= WHOLE else CHUNK):
-                    came += len(each)
-                    yield bytes(each)
-        except PreconditionError:
-            raise StorageFailed(f"{_named(place)} was written while it was read: read it again") from None
-        except BaseError as e:
-            raise self._error(refusal_of(e), f"read {_named(place)}, of which {came:,} bytes came,") from None
-        if came != end - start:
-            raise Corrupt(f"{_named(place)}: {came:,} bytes came of {end - start:,}")
 
     # ------------------------------------------------------------------ write
 
@@ -448,11 +427,6 @@ async def _settled() -> None:
         if sys._current_frames().keys() <= own:
             return
         await asyncio.sleep(0.001)
-
-
-async def _nothing() -> AsyncIterator[bytes]:
-    for _ in ():
-        yield b""
 
 
 async def _checked(body: Held | Streamed) -> AsyncIterator[Any]:

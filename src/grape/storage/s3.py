@@ -32,7 +32,6 @@ from msgspec import Meta, structs
 
 from grape.abc.storage import (
     ALWAYS,
-    CHUNK,
     About,
     Features,
     If,
@@ -43,9 +42,10 @@ from grape.abc.storage import (
     Storage,
     StorageConfig,
 )
-from grape.errors import BadArgument, Conflict, Corrupt, GrapeError, StorageFailed, Unsupported, UsageError
+from grape.errors import BadArgument, Conflict, GrapeError, StorageFailed, Unsupported, UsageError
 from grape.model.names import check_key
 from grape.storage.conditions import conflict
+from grape.storage.obstored import chunks_of, in_range, nothing
 from grape.storage.s3about import (
     about_of,
     etag_of,
@@ -62,7 +62,7 @@ from grape.storage.s3keys import OWN, KeyRing
 from grape.storage.s3probe import Found, probed
 from grape.storage.s3uploads import Held, Streamed, Uploads
 from grape.storage.spool import spooled
-from grape.storage.streams import WHOLE, Measured
+from grape.storage.streams import Measured
 
 if TYPE_CHECKING:
     from obstore import GetResult
@@ -290,18 +290,17 @@ class S3Storage(Storage):
         if found is None:
             yield None
         elif isinstance(found, About):
-            yield Reading(found, _nothing())
+            yield Reading(found, nothing())
         else:
-            yield Reading(_about(place.key, found), self._chunks(found, place))
+            yield Reading(
+                _about(place.key, found),
+                chunks_of(found, _named(place), lambda e, what: self._error(refusal_in(e), what)),
+            )
 
     async def _got(self, place: Place, start: int, end: int | None) -> GetResult | About | None:
         """`About`: there are no bytes in this range."""
         key = self._key(place)
-        options: dict[str, Any] = {}
-        if end is not None:
-            options["range"] = (start, end)
-        elif start:
-            options["range"] = {"offset": start}
+        options = in_range(start, end)
         try:
             if end is not None and end <= start:
                 return await self._stat(place, key)
@@ -312,27 +311,6 @@ class S3Storage(Storage):
             if options and e.refusal.status == 416:
                 return await self._stat(place, key)
             raise self._error(e.refusal, f"read {_named(place)}") from None
-
-    async def _chunks(self, found: GetResult, place: Place) -> AsyncIterator[bytes]:
-        from obstore.exceptions import BaseError, PreconditionError
-
-        start, end = found.range
-        came = 0
-        try:
-            if end - start <= CHUNK:  # in one go, which is half the work
-                chunk = bytes(await found.bytes_async())
-                came = len(chunk)
-                yield chunk
-            else:
-                async for each in found.stream(WHOLE if end - start <= WHOLE else CHUNK):
-                    came += len(each)
-                    yield bytes(each)
-        except PreconditionError:
-            raise StorageFailed(f"{_named(place)} was written while it was read: read it again") from None
-        except BaseError as e:
-            raise self._error(refusal_in(e), f"read {_named(place)}, of which {came:,} bytes came,") from None
-        if came != end - start:
-            raise Corrupt(f"{_named(place)}: {came:,} bytes came of {end - start:,}")
 
     # ------------------------------------------------------------------ write
 
@@ -530,11 +508,6 @@ class S3Storage(Storage):
             position = keys[-1][len(begin) :]
             if items:
                 return Page(items, position)
-
-
-async def _nothing() -> AsyncIterator[bytes]:
-    for _ in ():
-        yield b""
 
 
 def _named(place: Place) -> str:
