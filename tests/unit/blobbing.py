@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from queue import Empty, SimpleQueue
+from queue import SimpleQueue
 from random import Random
+from threading import Barrier
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,7 +17,7 @@ from grape.engine.surroundings import Surroundings
 from grape.errors import GrapeError
 from grape.model.address import PartitionId
 from grape.model.objects import OBJECTS, REMOVED, ObjectWrite
-from grape.store.blobs import FileBlobs
+from grape.store.blobs import THREADS, FileBlobs
 from grape.store.store import Store
 from grape.transports.embedded import EmbeddedTransport
 
@@ -101,18 +102,19 @@ class Process:
                 pass
 
     def turn(self) -> bool:
+        """All that its threads have to do is done, and the engine knows; returns whether there may be more now."""
         done: list[Any] = []
-        self.blobs.sizes([], done.append)
+        meeting = Barrier(THREADS)
+        for _ in range(THREADS):  # each is free when all of them have come, whatever it was that took long
+            self.blobs._do(meeting.wait, done.append)
         self.store.submit(lambda w, _: None, None, done.append)
-        while len(done) < 2:
+        turns = 0
+        while len(done) <= THREADS:
             self.posted.get(timeout=30)()
+            turns += 1
             if self.failures:
                 raise Told(str(self.failures[0])) from self.failures[0]
-        try:
-            self.posted.get_nowait()()
-        except Empty:
-            return False
-        return True
+        return turns > len(done) or not self.posted.empty()
 
     def close(self) -> None:
         self.blobs.close()

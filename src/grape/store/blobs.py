@@ -27,7 +27,7 @@ T = TypeVar("T")
 
 FOLDER: Final = "blobs"
 _INCOMING: Final = "incoming"
-_THREADS: Final = 2
+THREADS: Final = 2
 
 
 def path_of(directory: Path, digest: bytes) -> Path:
@@ -103,7 +103,7 @@ class FileBlobs(Blobs):
         self._post = post
         self._is_at_once = at_once
         self._keepers = Keepers(directory)
-        self._threads = ThreadPoolExecutor(_THREADS, "blobs")
+        self._threads = ThreadPoolExecutor(THREADS, "blobs")
         self._landing: Counter[bytes] = Counter()
         """They have their names, and whoever has brought them does not know of it yet."""
         self._coming: dict[Hashable, Coming] = {}
