@@ -270,6 +270,15 @@ class Storage(ABC):
             Unsupported: it does not know.
         """
 
+    async def count(self, namespace: str, prefix: str, now: int) -> tuple[int, int]:
+        """How many objects there are whose keys begin with ``prefix``, and their bytes together, with less work than
+        ``page`` takes; without what has expired at ``now``.
+
+        Raises:
+            Unsupported: it goes through the pages as everybody can, which `Objects.count` does.
+        """
+        raise Unsupported(f"storage {self.name!r} counts page by page")
+
     async def append(self, place: Place, chunks: AsyncIterator[bytes], put: Put) -> About:
         """Write behind what is there, as one step; if nothing is, that is the object. What ``put`` says beside its
         condition is for an object that is new.

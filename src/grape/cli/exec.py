@@ -94,11 +94,8 @@ def _bound(connection: Connection, namespace: str) -> Bound:
 
 
 async def _counted(over: Over) -> tuple[int, int]:
-    count = size = 0
     async with opened(over.storage) as storage:
-        async for about in Objects(storage, over.namespace).list(over.prefix, tags=over.tags):
-            count, size = count + 1, size + about.size
-    return count, size
+        return await Objects(storage, over.namespace).count(over.prefix, tags=over.tags)
 
 
 def _progress(connection: Connection) -> Progress:
@@ -124,7 +121,7 @@ def _feed(
 
     dead = _progress(connection).dead
     for number in range(1, _AGAIN):
-        source = ObjectsSource(slot, over, title if number == 1 else f"{title}#{number}", rate, may_go_on)
+        source = ObjectsSource(slot, over, title if number == 1 else f"{title}#{number}", rate, parallel, may_go_on)
         feeder = _opened(connection, number, source, told)
         if not position_of(feeder.opened.result().position).is_over:
             break

@@ -453,11 +453,8 @@ def du(prefix: Prefix, storage: Url = None, data: Data = None, name: App = None,
 
     async def do() -> tuple[int, int]:
         namespace, begin = split(prefix, is_prefix=True)
-        count = size = 0
         async with _objects(where, namespace) as objects:
-            async for about in objects.list(begin):
-                count, size = count + 1, size + about.size
-        return count, size
+            return await objects.count(begin)
 
     count, size = run(do)
     put(f"{counted(count, 'object')}, {size:,} bytes ({show_size(size)})")

@@ -10,7 +10,7 @@ from typing import Any, Final
 from urllib.parse import quote
 
 import msgspec
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from grape.abc.storage import About, Change, Storage
 from grape.client.events import ClientEvent, client_event
@@ -136,7 +136,7 @@ class ObjectSource:
         return self._of(change.about)
 
     def _of(self, about: About) -> ClientEvent:
-        return self._made(about.key, {**event_of(self._named, about), "change": "written"})
+        return self._made(about.key, {**structs.asdict(event_of(self._named, about)), "change": "written"})
 
     def _made(self, key: str, data: dict[str, Any]) -> ClientEvent:
         return client_event(self._driver.event, data, key, None, None, _MAX_EVENT)

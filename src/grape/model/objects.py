@@ -47,7 +47,7 @@ _GONE: Final = b"t"
 _EXPIRING: Final = b"e"
 
 
-class About(Struct, frozen=True):
+class About(Struct, frozen=True, gc=False):
     """What is known of an object beside its bytes.
 
     Args:

@@ -179,7 +179,7 @@ class EmbeddedStorage(Storage):
                 os.close(fd)
 
     async def page(self, namespace: str, prefix: str = "", position: str = "", limit: int = 1000) -> Page:
-        begin = place_key(namespace, prefix)
+        begin, keys = place_key(namespace, prefix), len(place_key(namespace, ""))
         after = place_key(namespace, position) + b"\0" if position else begin
         items: list[About] = []
         while len(items) < limit:
@@ -187,12 +187,23 @@ class EmbeddedStorage(Storage):
             for place, packed in rows:
                 stored = decode_stored(packed)
                 if stored.is_there:
-                    key = split_place(place)[1]
-                    items.append(stored.about(key))
+                    items.append(stored.about(place[keys:].decode()))
             if not rows:
                 return Page(items)
             after = rows[-1][0] + b"\0"
         return Page(items, split_place(after[:-1])[1])
+
+    async def count(self, namespace: str, prefix: str, now: int) -> tuple[int, int]:
+        begin = after = place_key(namespace, prefix)
+        count = size = 0
+        while rows := await self._rows("object", after, _SCANNED, begin + b"\xff" * 4):
+            sizes = [
+                stored.size
+                for stored in [decode_stored(packed) for _, packed in rows]
+                if stored.size != REMOVED and not 0 < stored.expires <= now
+            ]
+            count, size, after = count + len(sizes), size + sum(sizes), rows[-1][0] + b"\0"
+        return count, size
 
     async def changes(self, namespace: str, prefix: str, position: str | None, limit: int = 1000) -> Changes:
         row = next(iter(await self._rows("change", b"", 1)), (b"-", b""))

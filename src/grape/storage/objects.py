@@ -256,6 +256,21 @@ class Objects:
             if not position:
                 return
 
+    async def count(self, prefix: str = "", *, tags: Iterable[str] = ()) -> tuple[int, int]:
+        """How many objects there are whose keys begin with ``prefix``, which have all of ``tags``; and their bytes."""
+        wanted = check_tags(tags)
+        if not wanted:
+            try:
+                return await self.storage.count(self.namespace, check_prefix(prefix), self._now())
+            except Unsupported:
+                pass
+        count, size, position = 0, 0, ""
+        while True:
+            page = await self.page(prefix, position, tags=wanted)
+            count, size, position = count + len(page.items), size + sum([a.size for a in page.items]), page.position
+            if not position:
+                return count, size
+
     async def page(
         self,
         prefix: str = "",
@@ -268,7 +283,7 @@ class Objects:
         """Some of them, perhaps none, and from where to go on ("": there are no more): a position is good for ever."""
         every, some = set(check_tags(tags)), set(check_tags(any_tag))
         page = await self.storage.page(self.namespace, check_prefix(prefix), position, limit)
-        items: Sequence[About] = [about for about in page.items if not self._is_gone(about)]
+        items: Sequence[About] = [about for about in page.items if not about.expires or not self._is_gone(about)]
         if every or some:
             if not self.storage.features.tells_all:
                 items = await self._whole(items)

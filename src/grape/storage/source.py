@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
-from typing import Any, Final
+from collections.abc import Callable
+from typing import Final
 
 import msgspec
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from grape.abc.source import Chunk, Columns, Source
 from grape.abc.storage import Place
@@ -19,6 +19,11 @@ from grape.storage.connect import storage_of
 from grape.storage.objects import Objects
 
 _PAGE: Final = 1_000
+_AT_ONCE: Final = 16_384
+"""Objects of a chunk, which are few for each partition: the more, the fewer batches."""
+_LONGEST: Final = 0.2
+"""Seconds for which pages are gathered."""
+_BYTES: Final = 4 << 20
 _MAX_EVENT: Final = 1 << 20
 
 
@@ -57,19 +62,22 @@ def position_of(packed: bytes) -> Position:
         raise UsageError("this position is not one in the objects of a storage; take another --name") from None
 
 
-def event_of(namespace: str, about: About) -> dict[str, Any]:
+class ObjectEvent(Struct, frozen=True, gc=False):
     """What an event says of an object."""
-    return {
-        "namespace": namespace,
-        "key": about.key,
-        "size": about.size,
-        "version": about.version,
-        "checksum": about.checksum,
-        "content_type": about.content_type,
-        "tags": list(about.tags),
-        "user": about.user,
-        "time": about.time,
-    }
+
+    namespace: str
+    key: str
+    size: int
+    version: str
+    checksum: str
+    content_type: str
+    tags: tuple[str, ...]
+    user: dict[str, str]
+    time: int
+
+
+def event_of(namespace: str, a: About) -> ObjectEvent:
+    return ObjectEvent(namespace, a.key, a.size, a.version, a.checksum, a.content_type, a.tags, a.user, a.time)
 
 
 def told_of(event: str, place: Place, about: About) -> ClientEvent:
@@ -78,7 +86,14 @@ def told_of(event: str, place: Place, about: About) -> ClientEvent:
     Raises:
         BadArgument: the name cannot be one.
     """
-    return client_event(event, event_of(place.namespace, about), place.key, None, None, _MAX_EVENT)
+    data = structs.asdict(event_of(place.namespace, about))
+    return client_event(event, data, place.key, None, None, _MAX_EVENT)
+
+
+def _bytes(about: About) -> int:
+    """Of its event, about."""
+    more = sum([len(name) + len(value) for name, value in about.user.items()]) if about.user else 0
+    return 200 + len(about.key) + more
 
 
 class ObjectsSource(Source):
@@ -87,20 +102,27 @@ class ObjectsSource(Source):
         event: that each becomes, with the object's key as its own.
         name: of the stream, for ever.
         rate: events a second, at most; 0: any number.
+        most: events of a chunk.
         may_go_on: waits until more may come; False: nothing more is wanted.
     """
 
     is_final = True
 
     def __init__(
-        self, event: str, over: Over, name: str, rate: float = 0.0, may_go_on: Callable[[], bool] = lambda: True
+        self,
+        event: str,
+        over: Over,
+        name: str,
+        rate: float = 0.0,
+        most: int = _AT_ONCE,
+        may_go_on: Callable[[], bool] = lambda: True,
     ) -> None:
         self.name = name
         self.seen = Position()
         self._event = event
         self._over = over
-        self._page = max(1, min(_PAGE, int(rate))) if rate else _PAGE
         self._rate = rate
+        self._most = max(1, min(most, int(min(rate, _PAGE)) if rate else _AT_ONCE))
         self._may_go_on = may_go_on
         self._next = 0.0
         self._runner: asyncio.Runner | None = None
@@ -117,24 +139,35 @@ class ObjectsSource(Source):
         if at.is_over or self.is_stopped or not self._waited() or not self._may_go_on():
             return None
         assert self._runner is not None, "open comes first"
-        over = self._over
-        page = self._runner.run(self._objects.page(over.prefix, at.page, self._page, tags=over.tags))
-        items: Sequence[About] = page.items
-        size = sum(about.size for about in items)
-        self.seen = Position(page.position, not page.position, at.count + len(items), at.size + size)
-        columns = Columns(
-            self._event, [a.key for a in items], [event_of(over.named or over.namespace, a) for a in items]
-        )
+        items, page = self._runner.run(self._gathered(at.page))
+        if self._rate:
+            self._next = max(self._next, time.monotonic()) + len(items) / self._rate
+        size = sum([about.size for about in items])
+        self.seen = Position(page, not page, at.count + len(items), at.size + size)
+        named = self._over.named or self._over.namespace
+        columns = Columns(self._event, [a.key for a in items], [event_of(named, a) for a in items])
         return Chunk([columns] if items else [], msgspec.msgpack.encode(self.seen), [], size)
 
+    async def _gathered(self, position: str) -> tuple[list[About], str]:
+        """Those of some pages, and from where to go on."""
+        over, room = self._over, _BYTES
+        items: list[About] = []
+        until = time.monotonic() + _LONGEST
+        while True:
+            limit = min(_PAGE, self._most - len(items))
+            page = await self._objects.page(over.prefix, position, limit, tags=over.tags)
+            items += page.items
+            position = page.position
+            room -= sum([_bytes(about) for about in page.items])
+            if not position or len(items) >= self._most or room <= 0 or time.monotonic() > until or self.is_stopped:
+                return items, position
+
     def _waited(self) -> bool:
-        """For the next page, as the rate says; False: it is stopped."""
-        if self._rate:
-            while (left := self._next - time.monotonic()) > 0:
-                if self.is_stopped:
-                    return False
-                time.sleep(min(left, 0.1))
-            self._next = max(self._next, time.monotonic()) + self._page / self._rate
+        """Until more may come, as the rate says; False: it is stopped."""
+        while (left := self._next - time.monotonic()) > 0:
+            if self.is_stopped:
+                return False
+            time.sleep(min(left, 0.1))
         return True
 
     def close(self) -> None:

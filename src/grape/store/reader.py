@@ -429,29 +429,31 @@ class Reader:
         """What is in the tree, in order; of a group of long keys ``most`` rows."""
         base = BASE[table]
         cursor = txn.cursor(self.databases[table])
+        low, high = packed + after, packed + (b"\xff" * LONG if before is None else before)
         more = cursor.set_range(packed + after[:LONG])
         while more:
-            k, v = cursor.item()
-            if k[:6] != packed:
-                if k < packed or not _is_sound(table, k, v):
-                    raise self._damage(table, k)  # a damaged key looks like another partition's
-                break
-            if before is not None and k[6 : 6 + LONG] > before:
-                break
-            if len(k) < KEY_BYTES:
-                if not _is_sound(table, k, v):
-                    raise self._damage(table, k)
+            more = False
+            for k, v in cursor.iternext():
+                if low <= k < high and len(k) < KEY_BYTES and is_intact(base, k, v):  # as nearly all are
+                    yield k[6:], v[:-4]
+                    continue
+                if k[:6] != packed:
+                    if k < packed or not _is_sound(table, k, v):
+                        raise self._damage(table, k)  # a damaged key looks like another partition's
+                    return
+                if before is not None and k[6 : 6 + LONG] > before:
+                    return
+                if len(k) >= KEY_BYTES:
+                    group = k[: 6 + LONG]
+                    yield from heapq.nsmallest(most, self._group(table, cursor, group, after, before))
+                    more = cursor.set_range(group + b"\xff" * (HASH + 1))
+                    break
+                row: bytes | None = v if is_intact(base, k, v) else self._apart(table, k, v)
                 key = k[6:]
                 if before is not None and key >= before:
-                    break
-                row = v if is_intact(base, k, v) else self._apart(table, k, v)
+                    return
                 if key >= after and row is not None:
                     yield key, row[:-4]
-                more = cursor.next()
-            else:
-                group = k[: 6 + LONG]
-                yield from heapq.nsmallest(most, self._group(table, cursor, group, after, before))
-                more = cursor.set_range(group + b"\xff" * (HASH + 1))
 
     def _group(
         self, table: Table, cursor: lmdb.Cursor[bytes], group: bytes, after: bytes, before: bytes | None

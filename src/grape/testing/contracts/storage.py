@@ -264,11 +264,15 @@ class StorageContract:
             objects = Objects(objects.storage, objects.namespace, lambda: clock[0])
             await objects.put("short", b"1", ttl=60)
             await objects.put("long", b"2")
+            if objects.storage.features.lists:
+                assert await objects.count() == (2, 2)
             clock[0] += 59_000_000
             assert await objects.get("short") is not None
             clock[0] += 2_000_000
             assert await objects.get("short") is None
             assert await objects.stat("short") is None
+            if objects.storage.features.lists and objects.storage.features.tells_all:
+                assert await objects.count() == (1, 1)
             assert await objects.remove("short") is False
             await objects.put("short", b"1", ttl=60)
             clock[0] += 61_000_000
@@ -463,6 +467,9 @@ class StorageContract:
                 found = [about async for about in objects.list(prefix)]
                 assert sorted(about.key for about in found) == [key for key in sorted(keys) if key.startswith(prefix)]
                 assert all(about.size == len(about.key.encode()) for about in found)
+                assert await objects.count(prefix) == (len(found), sum(about.size for about in found))
+            await objects.remove("z/1")
+            assert await objects.count("z/") == (1, 3)
 
         self.check(test)
 
@@ -502,6 +509,7 @@ class StorageContract:
             assert await keys(tags=["x", "y"]) == ["b"]
             assert await keys(any_tag=["y", "z"]) == ["b", "c"]
             assert await keys(tags=["x"], any_tag=["y", "z"]) == ["b"]
+            assert await objects.count(tags=["x"]) == (2, 2)
 
         self.check(test)
 
