@@ -19,8 +19,8 @@ import pytest
 from contract import clouds
 from contract.between import Between, Fault, answered, count_through, first
 from grape.abc.storage import Place, Put, Storage
-from grape.errors import BadArgument, Conflict, GrapeError, StorageFailed, TooLarge, Unsupported, UsageError
-from grape.storage.objects import Objects
+from grape.errors import BadArgument, Conflict, Corrupt, GrapeError, StorageFailed, TooLarge, Unsupported, UsageError
+from grape.storage.objects import Object, Objects
 from grape.storage.streams import chunks_of
 from grape.testing.contracts.storage import StorageContract
 
@@ -204,6 +204,47 @@ class BucketContract(StorageContract):
                 await objects.put("key", b"other", if_version=first.version)
             about = await objects.put("key", b"same", if_version=second.version)
             assert await objects.stat("key") == about
+
+        self.run(test)
+
+    def test_what_lies_there_damaged_is_found_by_either_sum(self) -> None:
+        async def test(objects: Objects) -> None:
+            await objects.put("key", b"as it was", user={"a": "b"})
+            store: Any = objects.storage._store  # type: ignore[attr-defined]
+            key = objects.storage._key(Place("photos", "key"))  # type: ignore[attr-defined]
+            found = await store.get_async(key)
+            names = {name.replace("-", "").replace("_", ""): name for name in found.attributes}
+            kept = dict(found.attributes)
+
+            async def lies_there(data: bytes, **changed: str) -> None:
+                told = kept | {names[name]: value for name, value in changed.items()}
+                await store.put_async(key, data, attributes=told)
+
+            await lies_there(b"as it was", grapesum="sha256:00")
+            assert (await taken(objects)).data == b"as it was"  # the quick look is good enough
+            with pytest.raises(Corrupt, match="photos/key"):
+                await objects.verify("key")
+            for crc in (
+                None,
+                "00000000",
+                "no digits",
+                "",
+                "1234567",
+                "ABCDEF01",
+            ):  # its own, or none: the other is
+                await lies_there(b"as it wax", **({} if crc is None else {"grapecrc": crc or "%"}))
+                with pytest.raises(Corrupt, match="photos/key"):
+                    await objects.get("key")
+            await lies_there(b"as it was", grapecrc="no digits")
+            assert (await taken(objects)).about.user == {"a": "b"}
+            await lies_there(b"as it was", grapecrc="00000000")
+            with pytest.raises(Corrupt, match="photos/key"):
+                await objects.get("key")
+
+        async def taken(objects: Objects) -> Object:
+            found = await objects.get("key")
+            assert found is not None
+            return found
 
         self.run(test)
 

@@ -22,7 +22,7 @@ from grape.abc.storage import Put
 from grape.errors import BadArgument, StorageFailed, TooLarge, UsageError
 from grape.storage import spool
 from grape.storage.s3 import S3Config, S3Storage
-from grape.storage.s3about import about_of, key_of, metadata_of, stored_key, stored_prefix, version_of
+from grape.storage.s3about import about_of, check_of, key_of, metadata_of, stored_key, stored_prefix, version_of
 from grape.storage.s3calls import signed
 from grape.storage.s3errors import Refusal, Where, refusal_in, refusal_of
 from grape.storage.s3keys import KeyRing, Keys
@@ -269,6 +269,10 @@ def test_what_is_known_beside_is_found_again(tags: list[str], user: dict[str, st
 def test_what_others_have_made_of_metadata_is_no_error() -> None:
     about = about_of("key", 7, '"e"', 5, {"grape": "w", "grape-time": "soon", "grape-sum": "x", "a": "%41"})
     assert (about.time, about.version, about.checksum, about.user) == (5, version_of('"e"'), "", {"a": "%41"})
+    for text in ("", "0000000", "ABCDEF00", "000000000", "0x000000"):
+        assert check_of({"grape": "w", "grape-crc": text}) == ""
+    assert check_of({"grape-crc": "00000000"}) == ""
+    assert check_of(metadata_of(Put(), "sha256:00", 0, "w", "crc32:00000000")) == "crc32:00000000"
 
 
 # ---------------------------------------------------------------------- settings

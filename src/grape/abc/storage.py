@@ -157,10 +157,12 @@ class Features(Struct, frozen=True):
 
 class Reading(Struct, frozen=True):
     """An object that is being read. ``chunks`` may be gone through once. The bytes are those of ``about``'s version, or
-    reading fails."""
+    reading fails. ``check``: "crc32:..." of the whole object, if it is known: it finds what is damaged as well as the
+    checksum of ``about`` does, with a tenth of the work."""
 
     about: About
     chunks: AsyncIterator[bytes]
+    check: str = ""
 
 
 class HandedIn(Protocol):

@@ -44,7 +44,7 @@ from grape.storage.bucketlists import Lists
 from grape.storage.bucketnames import Names
 from grape.storage.conditions import conflict
 from grape.storage.obstored import chunks_of, in_range, nothing
-from grape.storage.s3about import about_of, metadata_of, written_by
+from grape.storage.s3about import about_of, check_of, metadata_of, written_by
 from grape.storage.s3calls import PAUSE, TRIES
 from grape.storage.s3errors import AGAIN, Refusal, Refused
 from grape.storage.s3uploads import Held, Streamed
@@ -239,6 +239,7 @@ class Buckets(Storage):
             yield Reading(
                 self._about(place.key, found),
                 chunks_of(found, _named(place), lambda e, what: self._error(refusal_of(e), what)),
+                check_of(self.names.heard(found.attributes)),
             )
 
     async def _got(self, place: Place, start: int, end: int | None) -> GetResult | About | None:
@@ -260,18 +261,20 @@ class Buckets(Storage):
 
     async def write(self, place: Place, chunks: AsyncIterator[bytes], put: Put) -> About:
         key = self._key(place)
-        measured = Measured(chunks, self.largest_one if put.when.asks else LARGEST, put)
+        measured = Measured(chunks, self.largest_one if put.when.asks else LARGEST, put, crc=True)
         is_known = put.checksum.startswith("sha256:") and put.size is not None and put.size > self._part
         if is_known and put.size is not None and not put.when.asks:
             return await self._write(place, key, Streamed(measured, put.size), put.checksum, put)
         async with spooled(aiter(measured)) as body:
             measured.check()
-            return await self._write(place, key, Held(body), measured.checksum, put)
+            return await self._write(place, key, Held(body), measured.checksum, put, measured.crc)
 
-    async def _write(self, place: Place, key: str, body: Held | Streamed, checksum: str, put: Put) -> About:
+    async def _write(
+        self, place: Place, key: str, body: Held | Streamed, checksum: str, put: Put, check: str = ""
+    ) -> About:
         write = secrets.token_hex(8)
         moment = time.time_ns() // 1000 if put.time is None else put.time
-        attributes = self.names.told(metadata_of(put, checksum, moment, write))
+        attributes = self.names.told(metadata_of(put, checksum, moment, write, check))
         version = await self._put(place, key, body, put, {"Content-Type": put.content_type, **attributes}, write)
         return About(place.key, body.size, version, checksum, moment, put.content_type, put.tags, put.user, put.expires)
 

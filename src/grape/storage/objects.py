@@ -205,6 +205,14 @@ class Objects:
     @asynccontextmanager
     async def open(self, key: str, start: int = 0, end: int | None = None) -> AsyncIterator[Reading | None]:
         """The same, chunk by chunk: ``async for chunk in reading.chunks``."""
+        async with self._opened(key, start, end) as found:
+            yield found
+
+    @asynccontextmanager
+    async def _opened(
+        self, key: str, start: int = 0, end: int | None = None, *, thoroughly: bool = False
+    ) -> AsyncIterator[Reading | None]:
+        """``thoroughly``: by its checksum, whatever else is known."""
         if type(start) is not int or start < 0 or not (end is None or (type(end) is int and end >= start)):
             raise BadArgument(f"a range is from 0 or more to the same or more, not {shown(start)} to {shown(end)}")
         place = Place(self.namespace, check_key(key))
@@ -212,8 +220,9 @@ class Objects:
             if found is None or self._is_gone(found.about):
                 yield None
             elif start == 0 and (end is None or end >= found.about.size):
-                what = f"{place.namespace}/{place.key}"
-                yield Reading(found.about, verified(found.chunks, found.about.checksum, found.about.size, what))
+                about, what = found.about, f"{place.namespace}/{place.key}"
+                check = about.checksum if thoroughly else found.check or about.checksum
+                yield Reading(about, verified(found.chunks, check, about.size, what))
             else:
                 yield found
 
@@ -306,7 +315,7 @@ class Objects:
         Raises:
             Corrupt: it is not what was written.
         """
-        async with self.open(key) as found:
+        async with self._opened(key, thoroughly=True) as found:
             if found is None:
                 return None
             async for _ in found.chunks:

@@ -48,6 +48,7 @@ from grape.storage.conditions import conflict
 from grape.storage.obstored import chunks_of, in_range, nothing
 from grape.storage.s3about import (
     about_of,
+    check_of,
     etag_of,
     key_of,
     metadata_of,
@@ -295,6 +296,7 @@ class S3Storage(Storage):
             yield Reading(
                 _about(place.key, found),
                 chunks_of(found, _named(place), lambda e, what: self._error(refusal_in(e), what)),
+                check_of(found.attributes),
             )
 
     async def _got(self, place: Place, start: int, end: int | None) -> GetResult | About | None:
@@ -319,17 +321,19 @@ class S3Storage(Storage):
         if not self.features.looks_at(put.when):
             raise Unsupported(f"the server of {self._where.endpoint} does not look and write as one step")
         in_parts = not put.when.asks or self._server.completes
-        measured = Measured(chunks, _LARGEST if in_parts else _LARGEST_ONE, put)
+        measured = Measured(chunks, _LARGEST if in_parts else _LARGEST_ONE, put, crc=True)
         if in_parts and put.checksum.startswith("sha256:") and put.size is not None and put.size > self._config.part:
             return await self._write(place, key, Streamed(measured, put.size), put.checksum, put)
         async with spooled(aiter(measured)) as body:
             measured.check()
-            return await self._write(place, key, Held(body), measured.checksum, put)
+            return await self._write(place, key, Held(body), measured.checksum, put, measured.crc)
 
-    async def _write(self, place: Place, key: str, body: Held | Streamed, checksum: str, put: Put) -> About:
+    async def _write(
+        self, place: Place, key: str, body: Held | Streamed, checksum: str, put: Put, check: str = ""
+    ) -> About:
         write = secrets.token_hex(8)
         moment = time.time_ns() // 1000 if put.time is None else put.time
-        etag = await self._put(place, key, body, put, metadata_of(put, checksum, moment, write))
+        etag = await self._put(place, key, body, put, metadata_of(put, checksum, moment, write, check))
         return About(
             place.key,
             body.size,

@@ -2,7 +2,7 @@
 
     PREFIX/NAMESPACE/KEY     "\\" as %5C, which some servers take for "/"; so "%5C" and "%25" as %255C and %2525
     x-amz-meta-grape         another one for every write
-    x-amz-meta-grape-...     sum, time, tags, expires
+    x-amz-meta-grape-...     sum, crc, time, tags, expires
     x-amz-meta-NAME          what a user wants to be known beside; a name that begins with "grape" as grape-user-NAME
 
 Values are ASCII, percent-encoded. What has no x-amz-meta-grape was written by another program, and is read as it is.
@@ -21,6 +21,7 @@ from grape.errors import BadArgument
 MAX_KEY: Final = 1024
 _WRITE: Final = "grape"
 _SUM: Final = "grape-sum"
+_CRC: Final = "grape-crc"
 _TIME: Final = "grape-time"
 _TAGS: Final = "grape-tags"
 _EXPIRES: Final = "grape-expires"
@@ -57,9 +58,11 @@ def key_of(begin: str, stored: str) -> str:
     return _ESCAPED.sub(lambda found: "%" if found[1] == "25" else "\\", stored[len(begin) :])
 
 
-def metadata_of(put: Put, checksum: str, time: int, write: str) -> dict[str, str]:
-    """Of an object that is written. ``write``: another one for every write."""
+def metadata_of(put: Put, checksum: str, time: int, write: str, check: str = "") -> dict[str, str]:
+    """Of an object that is written. ``write``: another one for every write. ``check``: as `Reading` has it."""
     found = {_WRITE: write, _SUM: checksum, _TIME: str(time)}
+    if check:
+        found[_CRC] = check.removeprefix("crc32:")
     if put.tags:
         found[_TAGS] = ",".join(quote(tag, safe=_PLAIN) for tag in put.tags)
     if put.expires:
@@ -72,6 +75,12 @@ def metadata_of(put: Put, checksum: str, time: int, write: str) -> dict[str, str
 def written_by(metadata: Mapping[Any, str]) -> str:
     """The ``write`` of `metadata_of`; "": another program's."""
     return metadata.get(_WRITE, "")
+
+
+def check_of(metadata: Mapping[Any, str]) -> str:
+    """As `Reading` has it."""
+    found = metadata.get(_CRC, "")
+    return f"crc32:{found}" if written_by(metadata) and re.fullmatch("[0-9a-f]{8}", found) else ""
 
 
 def version_of(etag: str, write: str = "") -> str:

@@ -7,6 +7,8 @@ import os
 from collections.abc import AsyncIterable, AsyncIterator, Iterable
 from typing import IO, Any, Final
 
+from zlib_ng.zlib_ng import crc32
+
 from grape.abc.storage import CHUNK, Put
 from grape.errors import BadArgument, Corrupt, TooLarge
 from grape.model.values import shown
@@ -15,7 +17,27 @@ Data = bytes | bytearray | memoryview | str | os.PathLike[str] | IO[bytes] | Ite
 """What an object can be made of: bytes, text (as UTF-8), a path of a file, an open file, chunks."""
 WHOLE: Final = 8 << 20
 """Bytes that stay one chunk where cutting them would only be copying them."""
-_KNOWN: Final = {"sha256": hashlib.sha256, "sha512": hashlib.sha512, "md5": hashlib.md5}
+
+
+class Crc32:
+    """As a hash of `hashlib`."""
+
+    def __init__(self, data: bytes | memoryview = b"") -> None:
+        self._sum = crc32(data)
+
+    def update(self, data: bytes) -> None:
+        self._sum = crc32(data, self._sum)
+
+    def hexdigest(self) -> str:
+        return f"{self._sum:08x}"
+
+
+_KNOWN: Final[dict[str, Any]] = {
+    "sha256": hashlib.sha256,
+    "sha512": hashlib.sha512,
+    "md5": hashlib.md5,
+    "crc32": Crc32,
+}
 
 
 def chunks_of(data: Data) -> AsyncIterator[bytes]:
@@ -89,17 +111,23 @@ def _bytes(chunk: object) -> bytes:
 class Measured:
     """Chunks that are counted and summed while they go by; `check` says whether they were what ``put`` said of them.
 
+    Args:
+        crc: also as `Reading.check` has it.
+
     Raises (when it is made, or while one goes through them):
         TooLarge: more than ``largest`` bytes.
     """
 
-    def __init__(self, chunks: AsyncIterator[bytes], largest: int, put: Put, kind: str = "sha256") -> None:
+    def __init__(
+        self, chunks: AsyncIterator[bytes], largest: int, put: Put, kind: str = "sha256", *, crc: bool = False
+    ) -> None:
         if put.size is not None and put.size > largest:
             raise _too_large(largest)
         self._chunks = chunks
         self._largest = largest
         self._put = put
         self._sum = _KNOWN[kind]()
+        self._crc = Crc32() if crc else None
         self._kind = kind
         self.size = 0
 
@@ -109,7 +137,14 @@ class Measured:
             if self.size > self._largest:
                 raise _too_large(self._largest)
             self._sum.update(chunk)
+            if self._crc is not None:
+                self._crc.update(chunk)
             yield chunk
+
+    @property
+    def crc(self) -> str:
+        """Of all that went by; "": it was not asked for."""
+        return "" if self._crc is None else f"crc32:{self._crc.hexdigest()}"
 
     @property
     def checksum(self) -> str:
