@@ -382,6 +382,12 @@ def test_an_emit_loop_ends_at_max_hops(tmp_path: Path) -> None:
     assert "over 300 hops away from the outside (max-hops)" in letter["text"]
 
 
+def test_inline_has_no_levels_of_workers(text: Path) -> None:
+    done = grape("run", WORDCOUNT, "--feed", f"line={text}", "--inline", "--log-level", "debug")
+    assert done.returncode == 2
+    assert "--log-level is of workers, and --inline has none: leave one of them out" in done.stderr
+
+
 def test_inline_gives_the_same(tmp_path: Path, text: Path) -> None:
     out = tmp_path / "total.jsonl"
     done = grape("run", WORDCOUNT, "--feed", f"line={text}", "--inline", "--take", f"total={out}")

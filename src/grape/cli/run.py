@@ -173,6 +173,8 @@ def run(
             takers.append(Taker(None, replies_to(replies)))
         if no_wait and data is None:
             raise UsageError("--no-wait leaves timers in a data directory: say which one with --data DIR")
+        if inline and log_level:
+            raise UsageError("--log-level is of workers, and --inline has none: leave one of them out")
         options.events = tuple(text.partition("=")[0].strip() for text in feed or ())
         check_options(options)
     except GrapeError as e:

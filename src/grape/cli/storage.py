@@ -441,7 +441,8 @@ def verify(prefix: Prefix, storage: Url = None, data: Data = None, name: App = N
         return good, bad
 
     good, bad = run(do)
-    say(f"{counted(good, 'object')} as they were written, {bad:,} not")
+    said = f"{counted(good, 'object')} {'is as it was' if good == 1 else 'are as they were'} written"
+    say(f"{said}, {bad:,} {'is' if bad == 1 else 'are'} not" if bad else said)
     if bad:
         raise typer.Exit(EXIT_FAILED)
 

@@ -14,8 +14,6 @@ import asyncio
 import random
 import re
 import secrets
-import sys
-import threading
 import time
 from abc import abstractmethod
 from collections.abc import AsyncIterator
@@ -43,7 +41,7 @@ from grape.storage.bucketerrors import NOT_HEARD, Cloud, is_gone, refusal_of
 from grape.storage.bucketlists import Lists
 from grape.storage.bucketnames import Names
 from grape.storage.conditions import conflict
-from grape.storage.obstored import chunks_of, in_range, nothing
+from grape.storage.obstored import chunks_of, in_range, nothing, settled
 from grape.storage.s3about import about_of, check_of, metadata_of, written_by
 from grape.storage.s3calls import PAUSE, TRIES
 from grape.storage.s3errors import AGAIN, Refusal, Refused
@@ -64,8 +62,6 @@ _SLOWEST: Final = 1 << 17
 """Bytes a second, at least, of what is sent by one request; slower is as if nobody answered."""
 _OPENING: Final = 2
 """Tries while it is opened: who opens it wants to know."""
-_SETTLES: Final = 1.0
-"""Seconds, at most: others than obstore may have such threads, too."""
 _RACES: Final = 20
 """Writes that find each time that somebody else was faster."""
 _THERE: Final = ".grape-there"
@@ -183,7 +179,7 @@ class Buckets(Storage):
 
     async def close(self) -> None:
         self._lists.forget()
-        await _settled()
+        await settled()
 
     # ------------------------------------------------------------------ common to all
 
@@ -419,17 +415,6 @@ class Buckets(Storage):
             return await self._lists.page(self._store, common, begin, position, limit, listed, is_there)
         except BaseError as e:
             raise self._error(refusal_of(e), f"list {namespace}/{prefix}") from None
-
-
-async def _settled() -> None:
-    """obstore's threads have come back from waking this one, for which each of them holds Python once more: one that
-    wants that when Python has begun to end aborts the process."""
-    ends = time.monotonic() + _SETTLES
-    while time.monotonic() < ends:
-        own = {thread.ident for thread in threading.enumerate()}
-        if sys._current_frames().keys() <= own:
-            return
-        await asyncio.sleep(0.001)
 
 
 async def _checked(body: Held | Streamed) -> AsyncIterator[Any]:

@@ -59,8 +59,8 @@ async def opened(url: str) -> AsyncIterator[Storage]:
         UsageError: it cannot be used.
     """
     storage = storage_of(url)
-    await storage.open()
     try:
+        await storage.open()
         yield storage
     finally:
         await storage.close()

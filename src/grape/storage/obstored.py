@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+import sys
+import threading
+import time
 from collections.abc import AsyncIterator, Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from grape.abc.storage import CHUNK
 from grape.errors import Corrupt, GrapeError, StorageFailed
@@ -11,6 +15,10 @@ from grape.storage.streams import WHOLE
 
 if TYPE_CHECKING:
     from obstore import GetResult
+
+
+_SETTLES: Final = 1.0
+"""Seconds, at most: others than obstore may have such threads, too."""
 
 
 def in_range(start: int, end: int | None) -> dict[str, Any]:
@@ -49,6 +57,17 @@ async def chunks_of(
         raise error(e, f"read {name}, of which {came:,} bytes came,") from None
     if came != end - start:
         raise Corrupt(f"{name}: {came:,} bytes came of {end - start:,}")
+
+
+async def settled() -> None:
+    """obstore's threads have come back from waking this one, for which each of them holds Python once more: one that
+    wants that when Python has begun to end aborts the process."""
+    ends = time.monotonic() + _SETTLES
+    while time.monotonic() < ends:
+        own = {thread.ident for thread in threading.enumerate()}
+        if sys._current_frames().keys() <= own:
+            return
+        await asyncio.sleep(0.001)
 
 
 async def nothing() -> AsyncIterator[bytes]:

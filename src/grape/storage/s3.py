@@ -45,7 +45,7 @@ from grape.abc.storage import (
 from grape.errors import BadArgument, Conflict, GrapeError, StorageFailed, Unsupported, UsageError
 from grape.model.names import check_key
 from grape.storage.conditions import conflict
-from grape.storage.obstored import chunks_of, in_range, nothing
+from grape.storage.obstored import chunks_of, in_range, nothing, settled
 from grape.storage.s3about import (
     about_of,
     check_of,
@@ -234,6 +234,7 @@ class S3Storage(Storage):
 
     async def close(self) -> None:
         await self._uploads.close()
+        await settled()
         self._threads.shutdown(wait=False)
         self._calls.close()
 
