@@ -220,6 +220,28 @@ def test_objects_that_fill_the_disk(tmp_path: Path, small_disk: Path) -> None:
     assert "220 objects are as they were written" in verified.stdout + verified.stderr
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small disk needs root")
+def test_a_backup_that_does_not_fit(tmp_path: Path, small_disk: Path) -> None:
+    """F18: the disk it goes to is full in the middle of the objects: told, nothing of it stays, and where there is more
+    room it is whole; what it was made of is as it was."""
+    app, data = written(tmp_path / "store"), tmp_path / "d"
+    events = [{"k": f"k{n}", "in": "store", "put": f"{n:04}", "times": 500_000} for n in range(10)]
+    path = lines(tmp_path / "in.jsonl", events)
+    assert grape("run", app, "--feed", f"do={path},key=k", "--data", data).returncode == 0
+    subprocess.run(["mount", "-o", "remount,size=12m", small_disk], check=True)
+    full = grape("backup", small_disk / "backup", "--data", data)
+    assert full.returncode == 3, full.stderr
+    assert "No space left on device" in full.stderr
+    assert "Traceback" not in full.stderr
+    assert list(small_disk.iterdir()) == []
+    subprocess.run(["mount", "-o", "remount,size=100m", small_disk], check=True)
+    assert grape("backup", small_disk / "backup", "--data", data).returncode == 0
+    assert grape("restore", small_disk / "backup", "--data", tmp_path / "restored").returncode == 0
+    for place in (data, tmp_path / "restored"):
+        verified = grape("storage", "verify", "store/", "--data", place)
+        assert "10 objects are as they were written" in verified.stdout + verified.stderr, verified.stderr
+
+
 def test_a_put_that_the_system_cuts_short(tmp_path: Path) -> None:
     """F19, F21: the limit of its files is reached in the middle of a write; what was there stays, nothing is left."""
     app, data = written(tmp_path / "store") / "app.py", tmp_path / "d"

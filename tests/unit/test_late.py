@@ -144,7 +144,7 @@ def test_it_reads_as_a_dictionary_does(walk: list[tuple[Any, ...]], late_bytes: 
 
 
 def test_a_merge_that_is_cut_off_anywhere_is_done_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """After every transaction of it, what lies there is all that was committed."""
+    """F10: after every transaction of it, what lies there is all that was committed."""
     monkeypatch.setattr(lateness, "SLICE_BYTES", 1_500)
     monkeypatch.setattr(write_module, "SLICE_BYTES", 1)
     model: Model = {}
