@@ -3,8 +3,9 @@
     python -m benchmarks.http [--seconds 10] [--rounds 2]
 
 wrk is the client. *events*: 64 connections, one event a request, durable; beside uvicorn and Starlette that just read
-the body. *calls*: answered after five hops, each durable or all chained; alone, and 64 at a time. *batches*: lines of
-JSON in bodies of 20,000, beside `grape run` with the same file.
+the body. *calls*: answered after five hops, each durable or all chained; alone, and 64 at a time. Each without keys,
+and (*keyed*) with 997 of them, where each event goes to its key's partition. *batches*: lines of JSON in bodies of
+20,000, beside `grape run` with the same file.
 """
 
 from __future__ import annotations
@@ -57,7 +58,8 @@ def topology(config):
     return t
 """
 LINES = 400_000
-ROWS = ("events", "echo", "call", "calls", "chained call", "chained calls", "batches", "own")
+CALLS = ("call", "calls", "chained call", "chained calls")
+ROWS = ("events", "keyed events", "echo", *CALLS, *(f"keyed {row}" for row in CALLS), "batches", "own")
 
 
 @contextmanager
@@ -98,13 +100,14 @@ def echo_server() -> Iterator[str]:
         server.wait(60)
 
 
-def wrk(url: str, path: str, connections: int, seconds: int, base: Path) -> dict[str, float]:
+def wrk(url: str, path: str, connections: int, seconds: int, base: Path, *, keyed: bool = False) -> dict[str, float]:
     """Requests a second, and latencies in ms."""
+    target = f'"{path}key=k" .. (n % 997)' if keyed else f'"{path}"'
     script = base / "post.lua"
     script.write_text(
         'wrk.method = "POST"\nwrk.headers["content-type"] = "application/json"\nlocal n = 0\n'
         "request = function()\n  n = n + 1\n"
-        f'  return wrk.format(nil, "{path}" .. "key=k" .. (n % 997), nil, \'{{"n": \' .. n .. "}}")\nend\n'
+        f'  return wrk.format(nil, {target}, nil, \'{{"n": \' .. n .. "}}")\nend\n'
         "done = function(summary, latency)\n"
         '  print(string.format("FOUND %d %d %d %f %f", summary.requests, summary.duration, '
         "summary.errors.status + summary.errors.connect + summary.errors.read + summary.errors.timeout, "
@@ -172,26 +175,30 @@ def main() -> None:
             shutil.rmtree(base / "bench", ignore_errors=True)
             shutil.rmtree(base / "home", ignore_errors=True)
             with grape_server(base) as url:
-                found["events"].append(wrk(url, one, 64, options.seconds, base))
-                found["call"].append(wrk(url, call, 1, options.seconds, base))
-                found["calls"].append(wrk(url, call, 64, options.seconds, base))
-                found["chained call"].append(wrk(url, chained, 1, options.seconds, base))
-                found["chained calls"].append(wrk(url, chained, 64, options.seconds, base))
+                for keyed in (False, True):
+                    begin = "keyed " if keyed else ""
+                    found[f"{begin}events"].append(wrk(url, one, 64, options.seconds, base, keyed=keyed))
+                    for name, path in (("", call), ("chained ", chained)):
+                        for row, at_once in (("call", 1), ("calls", 64)):
+                            measured = wrk(url, path, at_once, options.seconds, base, keyed=keyed)
+                            found[f"{begin}{name}{row}"].append(measured)
                 found["batches"].append(batches(url, lines))
             found["own"].append(own_ingest(base, lines))
     finally:
         shutil.rmtree(base, ignore_errors=True)
     shown = {name: _median(values) for name, values in found.items()}
-    events, echo = shown["events"]["rate"], shown["echo"]["rate"]
+    echo = shown["echo"]["rate"]
     print(f"{interpreter()}, {os.cpu_count()} cores")
-    print(
-        f"one event a request, 64 connections: {events:,.0f}/s, {events / echo:.2f} x echo ({echo:,.0f}/s); floor 0.6 x"
-    )
-    for name, what in (("", "each hop durable"), ("chained ", "chained, as they are unless it is said otherwise")):
-        calls = shown[f"{name}calls"]
-        print(f"a call through five hops, {what}, alone: p50 {shown[f'{name}call']['p50_ms']:.2f} ms (floor 2 ms)")
-        times = f"p50 {calls['p50_ms']:.1f}, p99 {calls['p99_ms']:.1f} ms"
-        print(f"  64 at a time: {calls['rate']:,.0f}/s, {times} (3,000, 60)")
+    for begin in ("", "keyed "):
+        print("with keys" if begin else "without keys")
+        events = shown[f"{begin}events"]["rate"]
+        ratio = f"{events / echo:.2f} x echo ({echo:,.0f}/s); floor 0.6 x"
+        print(f"  one event a request, 64 connections: {events:,.0f}/s, {ratio}")
+        for name, what in (("", "each hop durable"), ("chained ", "chained, as they are unless it is said otherwise")):
+            calls, alone = shown[f"{begin}{name}calls"], shown[f"{begin}{name}call"]["p50_ms"]
+            print(f"  a call through five hops, {what}, alone: p50 {alone:.2f} ms (floor 2 ms)")
+            times = f"p50 {calls['p50_ms']:.1f}, p99 {calls['p99_ms']:.1f} ms"
+            print(f"    64 at a time: {calls['rate']:,.0f}/s, {times} (3,000, 60)")
     ratio = shown["batches"] / shown["own"]
     print(f"lines in batches: {shown['batches']:,.0f}/s, {ratio:.2f} x grape run ({shown['own']:,.0f}/s); floor 0.5 x")
     RESULTS.write_text(

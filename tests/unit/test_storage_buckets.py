@@ -154,7 +154,7 @@ def test_it_is_closed_when_the_threads_of_obstore_have_come_back(monkeypatch: py
     storage = GoogleStorage(GoogleConfig(bucket="photos"))
     asyncio.run(storage.close())
     assert ended == [True]
-    monkeypatch.setattr("grape.storage.bucketbase._SETTLES", 0.01)
+    monkeypatch.setattr("grape.storage.obstored._SETTLES", 0.01)
     _thread.start_new_thread(wake, ())
     asyncio.run(storage.close())
     until(lambda: len(ended) == 2, 10)

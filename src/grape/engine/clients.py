@@ -16,6 +16,7 @@ import msgspec
 from msgspec import structs
 
 from grape.engine.engine import Engine
+from grape.engine.grouping import Grouping
 from grape.engine.partition.partition import Partition
 from grape.engine.partition.spans import came_in
 from grape.errors import Conflict, Full, ProtocolError, Stopping, TooLarge, UnknownEvent
@@ -66,6 +67,7 @@ class Clients:
         self._engine = engine
         self._app = engine.app
         self._spread = 0
+        self._groupings: dict[str, Grouping] = {}
         self._rng = random.Random()
 
     def accept(self, event: Emit, now: int, durable: Callable[[], None], write: ObjectWrite | None = None) -> None:
@@ -81,7 +83,7 @@ class Clients:
         engine, app = self._engine, self._app
         logs, is_pushed = self._logs(event)
         first = next(iter(engine.pools)) if is_pushed else logs[0]
-        number = self._partition_of(event, first)
+        number = self._partition_of(event, first, now)
         home = self._home(event, first, number)
         size = (len(event.data) + len(event.key or "") + _BESIDE) * len(logs)
         if not home.ledger.has_room(size + (0 if write is None else write.weight)):
@@ -166,11 +168,19 @@ class Clients:
                     return known
         return None
 
-    def _partition_of(self, event: Emit, pool: str) -> int:
+    def _partition_of(self, event: Emit, pool: str, now: int) -> int:
         """One that has neither key nor id goes to any that is served here."""
         place = event.key or event.id
         if place:
             return partition_of(place, self._app.partitions)
+        here = self._engine.pools[pool]
+        is_alone = here.is_long or event.name in self._app.eager
+        grouping = self._groupings.get(event.name)
+        if grouping is None:
+            grouping = self._groupings[event.name] = Grouping(lambda: self._next_partition(pool))
+        return grouping.next(1 if is_alone else here.paces.most(event.name), now)
+
+    def _next_partition(self, pool: str) -> int:
         mine = self._engine.pools[pool].partitions
         for _ in range(self._app.partitions):
             self._spread = (self._spread + 1) % self._app.partitions

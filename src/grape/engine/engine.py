@@ -332,7 +332,7 @@ class Engine:
                     continue
                 return
             if work is not None:
-                worker.hand_out(work)
+                worker.hand_out(work, now)
 
     def hand_out_eagerly(self, partition: Partition, now: int) -> None:
         """What was just taken in; only where it may be."""
@@ -439,11 +439,11 @@ class Engine:
         if self.tell is not None:
             for failure in failed:
                 self.tell(worker.name, failure)
-        worker.handed_in(result, self.clock.now())
+        elapsed = worker.handed_in(result, self.clock.now())
         partition.flush()
         self._dues.touch(partition)
         pool = self.pools[worker.pool]
-        pool.progressed(worker, sum(result.counts.values()))
+        pool.progressed(worker, result.counts, elapsed)
         pool.work_ended(partition)
         self._pump(worker)
 

@@ -8,11 +8,12 @@ out does so once in ten seconds at most. A worker that is to end is *sealed*: it
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Final
 
 from grape.engine.app import App
 from grape.engine.balance import balance
+from grape.engine.grouping import Paces
 from grape.engine.partition.partition import Partition
 from grape.engine.questions import UNREAD_BYTES
 from grape.engine.scaling import Backoff, Load, Scaler
@@ -61,6 +62,7 @@ class Pool:
     ) -> None:
         self.name = spec.name
         self.is_long = spec.long
+        self.paces = Paces()
         self.profile = profile
         self.partitions = partitions
         self.workers: dict[int, Worker] = {}
@@ -137,7 +139,7 @@ class Pool:
         """What was just taken in; only where it may be."""
         work = partition.make_work(now, eager=True)
         if work is not None:
-            self._owners[partition.number].hand_out(work)
+            self._owners[partition.number].hand_out(work, now)
 
     # ------------------------------------------------------------------ coming
 
@@ -299,9 +301,10 @@ class Pool:
             if worker.comes or worker.serves:
                 worker.dismiss(self._clock.now())
 
-    def progressed(self, worker: Worker, events: int) -> None:
-        """It has handed in results of so many events."""
-        worker.processed += events
+    def progressed(self, worker: Worker, counts: Mapping[str, int], elapsed: int) -> None:
+        """It has handed in results of so many events ("event>node" -> how many), which took it so many microseconds."""
+        worker.processed += sum(counts.values())
+        self.paces.took(counts, elapsed)
         self._has_worked = True
         if self.backoff.crashes:
             was_degraded = self.is_degraded

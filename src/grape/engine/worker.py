@@ -42,7 +42,8 @@ class Worker:
         announced: careful mode's last word (partition, event, node), until that event is over.
         explained: why it ends. is_named: it has said itself over which event.
         has_refused, has_served: it once was in that state.
-        idle_since: None while it has work. processed: events.
+        idle_since: None while it has work. busy_since: since when it is at what it will hand in next.
+        processed: events.
         has_objects: its handlers read and write them. hears_peers: it is told which other apps there are.
         tells_spans: of traced events. hears_levels: it is told how much to log.
         standstill: it has work, and says that it runs none; or none although its partitions have.
@@ -65,6 +66,7 @@ class Worker:
         self.has_refused = False
         self.has_served = False
         self.idle_since: int | None = None
+        self.busy_since = now
         self.processed = 0
         self.has_objects = False
         self.hears_peers = False
@@ -134,19 +136,24 @@ class Worker:
                 return found
         return None
 
-    def hand_out(self, work: Work) -> None:
+    def hand_out(self, work: Work, now: int) -> None:
+        if not self.outstanding:
+            self.busy_since = now
         self.outstanding.append((work.partition, work.seq))
         self.idle_since = None
         self.standstill.moves()
         self.link.send(work)
 
-    def handed_in(self, result: Result, now: int) -> None:
+    def handed_in(self, result: Result, now: int) -> int:
+        """Returns how long it has worked on that."""
+        elapsed, self.busy_since = max(0, now - self.busy_since), now
         if self.announced is not None and self.announced[0] == result.partition and result.is_progress:
             self.announced = None
         for seq in result.ended:
             self.outstanding.remove((result.partition, seq))
         if not self.outstanding:
             self.idle_since = now
+        return elapsed
 
     def lose(self, partition: Partition, now: int) -> None:
         """It is no longer the worker's, at once: what the worker has of it counts no more."""
