@@ -156,7 +156,7 @@ def run(
             env={**base.env, **dict(parse_env(env or ()))},
             storages=dict(parse_storage(text) for text in storage or ()),
             max_dead=max_dead,
-            levels={**base.levels, **read_levels(log_level or ())},
+            levels={**base.levels, **_levels(log_level or [], inline)},
             wait=not no_wait,
             inline=inline,
             limits=limits,
@@ -173,14 +173,22 @@ def run(
             takers.append(Taker(None, replies_to(replies)))
         if no_wait and data is None:
             raise UsageError("--no-wait leaves timers in a data directory: say which one with --data DIR")
-        if inline and log_level:
-            raise UsageError("--log-level is of workers, and --inline has none: leave one of them out")
         options.events = tuple(text.partition("=")[0].strip() for text in feed or ())
         check_options(options)
     except GrapeError as e:
         fail(e)
     code = _run(options, sources, takers, summary == "json")
     raise typer.Exit(code if flushed() else EXIT_PIPE)
+
+
+def _levels(texts: list[str], inline: bool) -> dict[str, str]:
+    """
+    Raises:
+        UsageError: one is none, or of nobody.
+    """
+    if inline and texts:
+        raise UsageError("--log-level is of workers, and --inline has none: leave one of them out")
+    return read_levels(texts)
 
 
 def _base(
