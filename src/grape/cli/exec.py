@@ -19,12 +19,12 @@ from grape.client.connection import Connection, answered
 from grape.client.faults import Told
 from grape.client.feeding import Feeder
 from grape.errors import GrapeError, UsageError
+from grape.model.address import check_text
 from grape.model.bound import Bound
 from grape.model.names import check_tags
 from grape.model.plural import counted
 from grape.model.rate import rate_of
 from grape.model.section import show_size
-from grape.model.urls import without_secrets
 from grape.protocol.outcomes import Progress
 from grape.storage.connect import opened
 from grape.storage.objects import Objects
@@ -33,6 +33,7 @@ from grape.storage.source import ObjectsSource, Over, position_of
 _POLL: Final = 0.2
 _SAID: Final = 2.0
 _AGAIN: Final = 1_000
+_LONGEST_NAME: Final = 500
 
 
 def execute(
@@ -73,8 +74,15 @@ def execute(
             complain(f"app {topology.name!r} has no slot {slot!r}; it has {', '.join(topology.events)}")
             raise typer.Exit(2)
         speed = or_exit(lambda: _rate(rate))
-        title = name or f"exec:{slot}={without_secrets(url)}/{wanted}"
+        title = or_exit(lambda: _title(name)) if name else f"exec:{slot}={wanted.identity}"
         or_exit(lambda: _feed(connection, slot, wanted, title, speed, parallel, count, again=again))
+
+
+def _title(name: str) -> str:
+    try:
+        return check_text(name, "--name", _LONGEST_NAME)
+    except ValueError as e:
+        raise UsageError(f"{e}; it is {name!r:.60}") from None
 
 
 def _rate(text: str) -> float:

@@ -6,12 +6,13 @@ import asyncio
 import mimetypes
 import os
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+import tempfile
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from concurrent.futures import Future
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any, Final, NamedTuple, NoReturn, TypeVar
+from typing import IO, Annotated, Any, Final, NamedTuple, NoReturn, TypeVar
 from urllib.parse import quote
 
 import msgspec
@@ -32,6 +33,7 @@ from grape.model.plural import counted
 from grape.model.section import show_size
 from grape.server.config import bound_for, effective
 from grape.storage.connect import opened
+from grape.storage.copying import are_same, copy, move
 from grape.storage.objects import AT_ONCE, Objects
 from grape.storage.source import told_of
 from grape.storage.streams import chunks_of
@@ -121,9 +123,17 @@ def run(do: Callable[[], Awaitable[T]]) -> T:
     return or_exit(lambda: asyncio.run(inside()))
 
 
+def _is_same(one: Where, namespace: str, other: Where, other_namespace: str) -> bool:
+    return are_same(_place(one, namespace), _place(other, other_namespace))
+
+
+def _place(where: Where, namespace: str) -> Bound:
+    return where.bound.get(namespace, Bound(where.url, namespace))
+
+
 @asynccontextmanager
 async def _objects(where: Where, namespace: str) -> AsyncIterator[Objects]:
-    bound = where.bound.get(namespace, Bound(where.url, namespace))
+    bound = _place(where, namespace)
     async with opened(bound.url) as storage:
         yield Objects(storage, bound.namespace)
 
@@ -192,16 +202,12 @@ def get(
                     sys.stdout.buffer.write(chunk)
                 sys.stdout.flush()
                 return True
-            place, part = Path(file), Path(f"{file}.part")
             try:
-                with open(part, "wb") as out:
+                with _written_whole(file) as out:
                     async for chunk in found.chunks:
                         out.write(chunk)
-                part.rename(place)
             except OSError as e:
-                raise UsageError(f"{e.filename or file}: {e.strerror}") from None
-            finally:
-                part.unlink(missing_ok=True)
+                raise UsageError(f"{file}: {e.strerror}") from None
             return True
 
     if not run(do):
@@ -240,6 +246,10 @@ def put_(
             complain("--emit writes among the objects of an app, and without a condition")
             raise typer.Exit(2)
         app, slot = split_event(emit)
+        if not slot or (app and name not in (None, app)):
+            why = "names no event" if not slot else f"is of {app}, and --app says {name}"
+            complain(f"--emit {emit!r:.100} {why}")
+            raise typer.Exit(2)
         name = name if data is not None or not app else app
     where = where_of(storage, data, name, home)
 
@@ -270,11 +280,18 @@ def put_(
                 if_version=if_version,
             )
 
-    try:
-        about = or_exit(lambda: asyncio.run(do())) if not (if_absent or if_version) else asyncio.run(do())
-    except Conflict as e:
-        complain(str(e))
-        raise typer.Exit(EXIT_FAILED) from None
+    async def unless_it_does_not_hold() -> About | Conflict:
+        try:
+            return await do()
+        except Conflict as e:
+            if if_absent or if_version:
+                return e
+            raise
+
+    about = run(unless_it_does_not_hold)
+    if isinstance(about, Conflict):
+        complain(str(about))
+        raise typer.Exit(EXIT_FAILED)
     put(_shown(split(object)[0], about))
 
 
@@ -318,8 +335,8 @@ def mv(
 ) -> None:
     """Give an object, or all below a prefix, another name in the same storage. (Into another one: cp --move.)
 
-    Each is written anew, compared, and removed if nobody has changed it meanwhile; the same command goes on where it
-    was ended.
+    Each is written anew with all that is known of it, and then removed; what somebody writes meanwhile is moved, too.
+    The same command goes on where it was ended.
     """
     where = where_of(storage, data, name, home)
 
@@ -328,29 +345,23 @@ def mv(
         if is_many != target.endswith("/"):
             raise UsageError("either both end with /, and all below is moved, or none of both")
         (namespace, key), (new_namespace, new_key) = split(object, is_prefix=is_many), split(target, is_prefix=is_many)
-        if is_many and (namespace, key) == (new_namespace, new_key[: len(key)]):
-            raise UsageError(f"{target} lies below {object}")
+        if _is_same(where, namespace, where, new_namespace):
+            if is_many and new_key.startswith(key):
+                raise UsageError(f"{target} lies below {object}")
+            if new_key == key:
+                raise UsageError(f"{object} and {target} are one object")
         moved = 0
         async with _objects(where, namespace) as source, _objects(where, new_namespace) as into:
             keys = [about.key async for about in source.list(key)] if is_many else [key]
             for each in keys:
-                moved += await _moved(source, into, each, new_key + each[len(key) :] if is_many else new_key)
+                new = new_key + each[len(key) :] if is_many else new_key
+                moved += await move(source, into, check_key(each), check_key(new)) is not None
         return moved
 
     moved = run(do)
     if not moved and not object.endswith("/"):
         _missing(object)
     say(f"{counted(moved, 'object')} moved")
-
-
-async def _moved(source: Objects, into: Objects, key: str, new: str) -> bool:
-    about = await source.stat(key)
-    if about is None:
-        return False
-    await _copied(source, into, key, new)
-    features = source.storage.features
-    version = about.version if features.swaps and features.removes else None
-    return await source.remove(key, if_version=version)
 
 
 @app.command()
@@ -362,7 +373,7 @@ def cp(
     name: App = None,
     home: HomeOption = None,
     tag: Tags = None,
-    move: Annotated[bool, typer.Option("--move", help="Remove what has been copied and verified.")] = False,
+    moves: Annotated[bool, typer.Option("--move", help="Remove what has been copied and verified.")] = False,
 ) -> None:
     """Copy objects into another storage, several at a time, each checked.
 
@@ -372,17 +383,18 @@ def cp(
 
     async def do() -> tuple[int, int, int]:
         namespace, begin = split(prefix, is_prefix=True)
+        if _is_same(where, namespace, Where(target), namespace):
+            raise UsageError(f"{target}: they lie there; name another storage (grape storage mv gives other names)")
         async with _objects(where, namespace) as source, _objects(Where(target), namespace) as into:
             limit = asyncio.Semaphore(AT_ONCE // 2)
             counts = [0, 0, 0]
 
             async def one(about: About) -> None:
                 async with limit:
-                    copied = await _copied(source, into, about.key)
-                    counts[0 if copied else 1] += 1
-                    counts[2] += about.size if copied else 0
-                    if move:
-                        await source.remove(about.key)
+                    copied = await (move if moves else copy)(source, into, about.key)
+                    if copied is not None:  # else it has gone meanwhile
+                        counts[0 if copied.is_new else 1] += 1
+                        counts[2] += copied.about.size if copied.is_new else 0
 
             position = ""
             while True:
@@ -403,23 +415,6 @@ def cp(
         complain(f"{first}\nwhat was copied stays; the same command goes on where it was")
         raise typer.Exit(2) from None
     say(f"{counted(copied, 'object')} copied ({show_size(size)}), {same:,} were there already")
-
-
-async def _copied(source: Objects, into: Objects, key: str, new: str = "") -> bool:
-    """False: it was there, and the same."""
-    async with source.open(key) as found:
-        if found is None:
-            return False
-        about = found.about
-        there = await into.stat(new or key)
-        if there is not None and there.size == about.size and about.checksum and there.checksum == about.checksum:
-            return False
-        checksum = about.checksum if about.checksum.startswith("sha256:") else ""
-        options: dict[str, Any] = {}
-        if into.storage.features.keeps_about:
-            options = {"content_type": about.content_type, "tags": about.tags, "user": about.user, "time": about.time}
-        await into.put(new or key, found.chunks, checksum=checksum, **options)
-        return True
 
 
 @app.command()
@@ -501,7 +496,31 @@ def _missing(object: str) -> NoReturn:
 
 
 def _time(us: int) -> str:
-    return datetime.fromtimestamp(us / 1e6, UTC).strftime("%Y-%m-%d %H:%M:%S")
+    try:
+        return datetime.fromtimestamp(us / 1e6, UTC).strftime("%Y-%m-%d %H:%M:%S")
+    except (ValueError, OverflowError, OSError):  # what a handler says of its objects may be anything
+        return f"{us:>16} us"
+
+
+@contextmanager
+def _written_whole(file: str) -> Iterator[IO[bytes]]:
+    """The file is there when the block is left, or what was there before."""
+    place = Path(file)
+    if place.exists() and not place.is_file():  # a pipe, a device
+        with open(place, "wb") as out:
+            yield out
+        return
+    with tempfile.NamedTemporaryFile(dir=place.parent, prefix=f".{place.name[:100]}.", delete=False) as out:
+        try:
+            yield out
+            out.close()
+            mask = os.umask(0)
+            os.umask(mask)
+            os.chmod(out.name, 0o666 & ~mask)
+            os.replace(out.name, place)
+        except BaseException:
+            os.unlink(out.name)
+            raise
 
 
 def _pairs(texts: list[str] | None) -> dict[str, str]:

@@ -160,12 +160,14 @@ class ObjectSource:
         if self._driver.removed:
             return self._compared(abouts)
         found = {key: (about.size, _number(about.version)) for key, about in abouts.items()}
-        is_first = not self._packed and not self._driver.existing
-        files = self._watching.look(found, time.monotonic())
+        watching = self._watching
+        if not watching.is_begun and not (self._driver.existing and found):  # what is there now is not told of
+            return Step([], watching.position(watching.all(found), found, watching.fired), None)
+        files = watching.look(found, time.monotonic())
         if not files:
             return None
-        packed = self._watching.position(files, found, time.time_ns() // 1_000_000)
-        return Step([] if is_first else [self._of(abouts[file.path]) for file in files], packed, None)
+        packed = watching.position(files, found, time.time_ns() // 1_000_000)
+        return Step([self._of(abouts[file.path]) for file in files], packed, None)
 
     def _compared(self, abouts: Mapping[str, About]) -> Step | None:
         """With what was there the last time, by name: only so it can be said what has gone."""

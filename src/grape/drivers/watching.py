@@ -46,10 +46,12 @@ class Watching:
 
     Attributes:
         fired: when there was something last, milliseconds; 0: never.
+        is_begun: something is stored of what this watches, if only that nothing was there.
     """
 
     def __init__(self, where: str, settle: float) -> None:
         self.fired = 0
+        self.is_begun = False
         self._where = where
         self._settle = settle
         self._seen: dict[bytes, bytes] = {}
@@ -62,8 +64,13 @@ class Watching:
         except msgspec.MsgspecError:  # there is none, or it was of another kind
             stored = SeenAt("", b"")
         self.fired = stored.fired
-        seen = stored.seen if stored.where == self._where else b""
+        self.is_begun = stored.where == self._where
+        seen = stored.seen if self.is_begun else b""
         self._seen = {seen[i : i + 8]: seen[i + 8 : i + 16] for i in range(0, len(seen), 16)}
+
+    def all(self, found: Mapping[str, tuple[int, int]]) -> list[File]:
+        """Them all, as of now."""
+        return [File(path, size, mtime, "created") for path, (size, mtime) in sorted(found.items())]
 
     def look(self, found: Mapping[str, tuple[int, int]], now: float) -> list[File]:
         """What is to be told of.

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from urllib.parse import parse_qsl
 
-from grape.abc.storage import Storage
+from grape.abc.storage import Storage, StorageConfig
 from grape.builtins import storage as find
 from grape.errors import UsageError
 from grape.model.section import read_section
@@ -19,6 +19,16 @@ def storage_of(url: str) -> Storage:
     Raises:
         UsageError: there is no such storage, or what it is told cannot be.
     """
+    name, config = config_of(url)
+    return find(name)(config)
+
+
+def config_of(url: str) -> tuple[str, StorageConfig]:
+    """Its name, and what it is told. Errors are those of `storage_of`."""
+    try:
+        url.encode()
+    except UnicodeEncodeError:
+        raise UsageError(f"the URL of a storage is text, and {url!r:.100} is none") from None
     name, there_is, rest = url.partition("://")
     if not there_is:
         raise UsageError(
@@ -32,10 +42,9 @@ def storage_of(url: str) -> Storage:
             raise UsageError(f"{name}://...: {key} is said twice")
         settings[key] = _value(value)
     try:
-        config = read_section(kind.Config, settings, f"{name}://")
+        return name, read_section(kind.Config, settings, f"{name}://")
     except ValueError as e:
         raise UsageError(str(e)) from None
-    return kind(config)
 
 
 def _value(text: str) -> object:

@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import Callable
 from typing import Final
+from urllib.parse import quote
 
 import msgspec
 from msgspec import Struct, structs
@@ -15,6 +16,7 @@ from grape.abc.storage import Place
 from grape.client.events import ClientEvent, client_event
 from grape.errors import UsageError
 from grape.model.objects import About
+from grape.model.urls import without_secrets
 from grape.storage.connect import storage_of
 from grape.storage.objects import Objects
 
@@ -41,14 +43,23 @@ class Over(Struct, frozen=True):
         tags = "".join(f"#{tag}" for tag in self.tags)
         return f"{self.named or self.namespace}/{self.prefix}{tags}"
 
+    @property
+    def identity(self) -> str:
+        """The same for the same objects, however their storage is spoken to."""
+        place = without_secrets(self.storage).partition("?")[0]
+        tags = "".join(f"#{quote(tag, safe='')}" for tag in sorted(set(self.tags)))
+        return f"{place}/{self.namespace}/{quote(self.prefix)}{tags}"
+
 
 class Position(Struct, frozen=True, array_like=True):
-    """``page``: from where to go on; ``is_over``: there is nothing more. ``count``, ``size``: what was given."""
+    """``page``: from where to go on; ``is_over``: there is nothing more. ``count``, ``size``: what was given. ``over``:
+    the `Over.identity` of what."""
 
     page: str = ""
     is_over: bool = False
     count: int = 0
     size: int = 0
+    over: str = ""
 
 
 def position_of(packed: bytes) -> Position:
@@ -93,7 +104,7 @@ def told_of(event: str, place: Place, about: About) -> ClientEvent:
 def _bytes(about: About) -> int:
     """Of its event, about."""
     more = sum([len(name) + len(value) for name, value in about.user.items()]) if about.user else 0
-    return 200 + len(about.key) + more
+    return 200 + len(about.key) + sum(map(len, about.tags)) + more
 
 
 class ObjectsSource(Source):
@@ -129,7 +140,15 @@ class ObjectsSource(Source):
         self._storage = storage_of(over.storage)
 
     def open(self, position: bytes) -> None:
+        """
+        Raises:
+            UsageError: also if the position is in other objects.
+        """
         self.seen = position_of(position)
+        if self.seen.over not in ("", self._over.identity):
+            raise UsageError(
+                f"by this --name {self.seen.over} was gone through, not {self._over.identity}: take another one"
+            )
         self._runner = asyncio.Runner()
         self._runner.run(self._storage.open())
         self._objects = Objects(self._storage, self._over.namespace)
@@ -143,7 +162,8 @@ class ObjectsSource(Source):
         if self._rate:
             self._next = max(self._next, time.monotonic()) + len(items) / self._rate
         size = sum([about.size for about in items])
-        self.seen = Position(page, not page, at.count + len(items), at.size + size)
+        over = self._over.identity
+        self.seen = Position(page, not page, at.count + len(items), at.size + size, over)
         named = self._over.named or self._over.namespace
         columns = Columns(self._event, [a.key for a in items], [event_of(named, a) for a in items])
         return Chunk([columns] if items else [], msgspec.msgpack.encode(self.seen), [], size)
