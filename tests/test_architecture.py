@@ -88,7 +88,7 @@ ALLOWED: dict[tuple[str, str], tuple[int, str]] = {
     ("parameters", "grape.cli.log:list_"): (10, CLI),
     ("parameters", "grape.cli.run:run"): (27, CLI),
     ("parameters", "grape.cli.serve:serve"): (16, CLI),
-    ("function", "grape.cli.storage:put_"): (70, CLI),
+    ("function", "grape.cli.storage:put_"): (80, CLI),
     ("parameters", "grape.cli.storage:put_"): (13, CLI),
     ("parameters", "grape.hot.pure:count_events"): (9, HOT),
     ("parameters", "grape.model.batch:seal"): (9, "the fields of a header, in its order"),

@@ -5,10 +5,12 @@ from __future__ import annotations
 import errno
 import queue
 from collections.abc import Callable
+from contextlib import closing
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -169,3 +171,40 @@ def test_f20_who_came_before_a_sync_failed_is_not_confirmed_by_a_later_one(
     what()
     then(None)
     assert found[2] == (sha256(b"1").digest(), 1)
+
+
+def test_what_others_bring_is_not_taken_for_left(tmp_path: Path) -> None:
+    """A command beside an engine that starts, or removes what nobody has: until it lets go, or dies."""
+    mine, landed = Coming(tmp_path / "blobs"), Coming(tmp_path / "blobs")
+    for coming in (mine, landed):
+        coming.add(DATA)
+    landed.keep(tmp_path / "blobs")
+    left = tmp_path / "blobs" / "incoming" / "of-one-that-died"
+    left.write_bytes(b"half of it")
+    loop = Loop()
+    with closing(FileBlobs(tmp_path, loop.posted.put)) as blobs:
+        assert [path.name for path in (tmp_path / "blobs" / "incoming").iterdir()] == [mine.path.name]
+        assert blobs.remove([DIGEST]) == [DIGEST]
+        assert path_of(tmp_path, DIGEST).read_bytes() == DATA
+        landed.drop()
+        assert path_of(tmp_path, DIGEST).read_bytes() == DATA
+        assert list(blobs.remove([DIGEST])) == []
+        loop.one()
+        assert not path_of(tmp_path, DIGEST).exists()
+        mine.keep(tmp_path / "blobs")
+        mine.drop()
+        assert path_of(tmp_path, DIGEST).read_bytes() == DATA
+
+
+def test_who_is_closed_holds_nothing(tmp_path: Path) -> None:
+    loop = Loop()
+    before = psutil.Process().num_fds()
+    for whole in (False, True):
+        blobs = FileBlobs(tmp_path, loop.posted.put)
+        blobs.part("w", DATA, whole, lambda _: None)
+        blobs.part("x", DATA, True, lambda _: None)
+        if whole:
+            loop.one()
+        blobs.close()
+        assert psutil.Process().num_fds() == before
+        assert not any((tmp_path / "blobs" / "incoming").iterdir())

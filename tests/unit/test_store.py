@@ -9,9 +9,10 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from queue import Queue, SimpleQueue
-from shutil import copytree
+from shutil import copytree, rmtree
 from typing import Any
 
 import pytest
@@ -948,3 +949,50 @@ def test_a_file_is_whole_though_the_disk_takes_it_piece_by_piece(
     monkeypatch.setattr(os, "write", lambda fd, data: write(fd, data[:3]))
     write_durably(tmp_path / "file", "as it was said")
     assert (tmp_path / "file").read_text() == "as it was said"
+
+
+def test_f23_no_page_leaves_out_what_lies_beside_a_damaged_key(tmp_path: Path) -> None:
+    """F23: a row whose key was changed looks as if it belonged elsewhere. Wherever one begins and ends, all that there
+    is comes, or it is told that something is damaged."""
+    whole = tmp_path / "whole"
+    engine = Engine(whole)
+    short = [b"m%d" % n for n in range(1, 6)] + [b"a", b"z"]
+    long = [b"k" * 600 + b"%d" % n for n in range(5)]
+    keys = sorted(short + long)
+    engine.commit(rows=[("object", [(key, b"v" + key) for key in keys])])
+    engine.close()
+    raw = (whole / "data.mdb").read_bytes()
+    packed = P[0].packed()
+    expected = [(key, b"v" + key) for key in keys]
+    told = 0
+    for key in keys:
+        is_long = len(key) > row_format.LONG
+        stored = row_format.long_key(packed, key) if is_long else packed + key
+        value = (row_format.LENGTH.pack(len(key)) + key if is_long else b"") + b"v" + key
+        row = stored + row_format.sealed(row_format.BASE["object"], stored, value)
+        assert row in raw
+        for at, byte in (
+            (6, b"\x01"),
+            (6, b"l"),
+            (6, b"~"),
+            (len(stored) - 1, b"\xff"),
+            (len(stored) - 1, b"\x00"),
+            (4, b"\x7f"),
+        ):
+            damaged = tmp_path / "damaged"
+            copytree(whole, damaged)
+            (damaged / "data.mdb").write_bytes(raw.replace(row, row[:at] + byte + row[at + 1 :]))
+            with closing(Reader(damaged)) as reader:
+                for after in (b"", *(k + end for k in keys for end in (b"", b"\0"))):
+                    for before in (None, *keys):
+                        right = [r for r in expected if r[0] >= after and (before is None or r[0] < before)]
+                        try:
+                            found = reader.scan(P[0], "object", after, 1_000, before)
+                        except Corrupt:
+                            told += 1
+                        else:
+                            assert found == right, (key, at, byte, after, before)
+                with pytest.raises(Corrupt):
+                    reader.scan(P[0], "object", b"", 1_000)
+            rmtree(damaged)
+    assert told > 1_000

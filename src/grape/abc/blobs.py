@@ -33,9 +33,9 @@ class Blobs(ABC):
         """Bytes of each; None: it is not there. Nothing that is to be removed is found any more."""
 
     @abstractmethod
-    def remove(self, digests: Sequence[bytes]) -> bool:
-        """Nobody has these any more; what is not there is gone already. False: they stay, as somebody keeps a moment
-        (a backup) that may need them; ask again, if nobody has them then."""
+    def remove(self, digests: Sequence[bytes]) -> Sequence[bytes]:
+        """Nobody has these any more; what is not there is gone already. Returns those that stay, as somebody keeps a
+        moment (a backup) that may need them, or has just brought them; ask again, if nobody has them then."""
 
     @abstractmethod
     def all(self, then: Callable[[Sequence[bytes]], None]) -> None:
@@ -76,10 +76,10 @@ class MemoryBlobs(Blobs):
     def sizes(self, digests: Sequence[bytes], then: Callable[[Sequence[int | None]], None]) -> None:
         then([len(self.blobs[digest]) if digest in self.blobs else None for digest in digests])
 
-    def remove(self, digests: Sequence[bytes]) -> bool:
+    def remove(self, digests: Sequence[bytes]) -> Sequence[bytes]:
         for digest in digests:
             self.blobs.pop(digest, None)
-        return True
+        return ()
 
     def all(self, then: Callable[[Sequence[bytes]], None]) -> None:
         then(list(self.blobs))

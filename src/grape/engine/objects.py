@@ -462,8 +462,8 @@ class AppObjects:
         assert self._blobs is not None
         pins = self._app.pins
         nobodys = [digest for digest in digests if pins.size_of(digest) is None]
-        if nobodys and not self._blobs.remove(nobodys):
-            pins.loose.update(nobodys)
+        if nobodys:
+            pins.loose.update(self._blobs.remove(nobodys))
 
 
 def _without_data(stored: Stored) -> Stored:

@@ -231,7 +231,8 @@ class EmbeddedStorage(Storage):
     # ------------------------------------------------------------------ write
 
     async def write(self, place: Place, chunks: AsyncIterator[bytes], put: Put) -> About:
-        done = await self._submit(await self._brought(place, chunks, put), put.when, place)
+        async with self._brought(place, chunks, put) as write:
+            done = await self._submit(write, put.when, place)
         assert done.now is not None
         return done.now.about(place.key)
 
@@ -240,7 +241,10 @@ class EmbeddedStorage(Storage):
     ) -> About:
         if put.when.asks:
             raise Unsupported("an object that is written with an event is written without a condition")
-        write = await self._brought(place, chunks, put)
+        async with self._brought(place, chunks, put) as write:
+            return await self._both(write, place, event)
+
+    async def _both(self, write: ObjectWrite, place: Place, event: Callable[[About], HandedIn]) -> About:
         about = structs.replace(as_stored(write, 0).about(place.key), version="")
         handed_in = event(about)
         asked = PutEmit(write, handed_in.name, handed_in.key, handed_in.data, handed_in.id or secrets.token_hex(16))
@@ -264,8 +268,9 @@ class EmbeddedStorage(Storage):
                 return about
         raise StorageFailed(f"the engine on {self._path} comes and goes; try again")
 
-    async def _brought(self, place: Place, chunks: AsyncIterator[bytes], put: Put) -> ObjectWrite:
-        """Its bytes are there, or in it."""
+    @asynccontextmanager
+    async def _brought(self, place: Place, chunks: AsyncIterator[bytes], put: Put) -> AsyncIterator[ObjectWrite]:
+        """Its bytes are there, or in it; they are not taken for what somebody has left while the block lasts."""
         measured = Measured(chunks, self.features.largest, put)
         begin, coming = bytearray(), None
         writing: asyncio.Future[None] | None = None
@@ -286,24 +291,24 @@ class EmbeddedStorage(Storage):
             digest = bytes.fromhex(measured.checksum.partition(":")[2])
             if coming is not None:
                 await self._failing(partial(coming.keep, self._path / FOLDER, digest))
+            yield ObjectWrite(
+                place.namespace,
+                place.key,
+                measured.size,
+                digest,
+                time.time_ns() // 1000 if put.time is None else put.time,
+                put.content_type,
+                put.tags,
+                put.user,
+                put.expires,
+                coming is not None,
+                b"" if coming is not None else bytes(begin),
+            )
         finally:
             if writing is not None:
                 await asyncio.wait([writing])  # it is in a thread: nothing stops it
             if coming is not None:
                 coming.drop()
-        return ObjectWrite(
-            place.namespace,
-            place.key,
-            measured.size,
-            digest,
-            time.time_ns() // 1000 if put.time is None else put.time,
-            put.content_type,
-            put.tags,
-            put.user,
-            put.expires,
-            coming is not None,
-            b"" if coming is not None else bytes(begin),
-        )
 
     async def remove(self, place: Place, when: If = ALWAYS) -> bool:
         return (await self._submit(ObjectWrite(place.namespace, place.key, REMOVED), when, place)).was_there

@@ -1,19 +1,24 @@
 """Bytes of large objects as files of a data directory.
 
 DIR/blobs/ab/DIGEST       each once, read-only
-DIR/blobs/incoming/       what is coming; what lies there at a start is nobody's
+DIR/blobs/incoming/       what is coming
+
+Whoever brings bytes, also a command beside the engine, holds a lock on their file until an object has them: what is
+locked by nobody, and is of no object, was left by somebody who died.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import hashlib
 import os
 import secrets
 from collections import Counter, deque
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -45,8 +50,13 @@ class Coming:
 
     def __init__(self, folder: Path, *, sums: bool = True) -> None:
         make_directory(folder / _INCOMING)
-        self.path = folder / _INCOMING / secrets.token_hex(12)
-        self._fd = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        while True:
+            self.path = folder / _INCOMING / secrets.token_hex(12)
+            self._fd = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            fcntl.flock(self._fd, fcntl.LOCK_EX)
+            if self.path.exists():  # else it was found before it was locked
+                break
+            os.close(self._fd)
         self._sum = hashlib.sha256() if sums else None
         self._size = 0
 
@@ -62,8 +72,6 @@ class Coming:
         """All of it is durable, and there is a directory for it."""
         os.fchmod(self._fd, 0o400)
         os.fsync(self._fd)
-        os.close(self._fd)
-        self._fd = -1
         if self._sum is not None:
             digest = self._sum.digest()
         make_directory(path_of(folder.parent, digest).parent)
@@ -83,11 +91,27 @@ class Coming:
         return digest, size
 
     def drop(self) -> None:
+        """Nobody holds it any more; it is gone, unless it has landed."""
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
         with contextlib.suppress(OSError):
             os.unlink(self.path)
+
+
+@contextmanager
+def _held(path: Path) -> Iterator[None]:
+    """Nobody else holds the file meanwhile.
+
+    Raises:
+        BlockingIOError: somebody does. OSError: it is not there.
+    """
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(fd)
 
 
 class FileBlobs(Blobs):
@@ -116,7 +140,7 @@ class FileBlobs(Blobs):
         """Of syncs of directories."""
         self._is_closed = False
         for left in (self._folder / _INCOMING).glob("*"):
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError), _held(left):
                 left.unlink()
 
     def _do(self, what: Callable[[], T], then: Callable[[T | GrapeError], None]) -> None:
@@ -164,7 +188,6 @@ class FileBlobs(Blobs):
                 coming.add(data)
                 if not last:
                     return None
-                del self._coming[token]
                 found.append(coming.finish(self._folder))
                 return coming
             except BaseException:
@@ -173,6 +196,8 @@ class FileBlobs(Blobs):
                 raise
 
         def written(coming: Coming | GrapeError | None) -> None:
+            if isinstance(coming, Coming):
+                del self._coming[token]
             self._next(token)
             if isinstance(coming, Coming):
                 self._land(coming, *found[0], then)
@@ -200,13 +225,19 @@ class FileBlobs(Blobs):
         self._landing[digest] += 1
         failures = self._failures
 
+        def settle() -> None:
+            try:
+                self._settle(target.parent, failures)
+            finally:
+                coming.drop()
+
         def landed(error: GrapeError | None) -> None:
             self._landing[digest] -= 1
             if not self._landing[digest]:
                 del self._landing[digest]
             then((digest, size) if error is None else error)
 
-        self._do(lambda: self._settle(target.parent, failures), landed)
+        self._do(settle, landed)
 
     def _settle(self, directory: Path, failures: int) -> None:
         """What was given its name in there, after so many failures, has it for good.
@@ -245,17 +276,23 @@ class FileBlobs(Blobs):
 
         self._do(read, then)
 
-    def remove(self, digests: Sequence[bytes]) -> bool:
+    def remove(self, digests: Sequence[bytes]) -> Sequence[bytes]:
         gone: list[Path] = []
+        stay: list[bytes] = []
         with self._keepers.away() as are_away:
             if not are_away:
-                return False
+                return digests
             for digest in digests:
-                place = self._folder / _INCOMING / secrets.token_hex(12)
+                path, place = path_of(self._folder.parent, digest), self._folder / _INCOMING / secrets.token_hex(12)
                 if digest not in self._landing:
-                    with contextlib.suppress(OSError):
-                        os.rename(path_of(self._folder.parent, digest), place)
+                    try:
+                        with _held(path):
+                            os.rename(path, place)
                         gone.append(place)
+                    except BlockingIOError:
+                        stay.append(digest)
+                    except OSError:
+                        pass
 
         def remove() -> None:  # which takes a while, of what is large
             for path in gone:
@@ -263,7 +300,7 @@ class FileBlobs(Blobs):
 
         if gone:
             self._do(remove, lambda _: None)
-        return True
+        return stay
 
     def sizes(self, digests: Sequence[bytes], then: Callable[[Sequence[int | None]], None]) -> None:
         paths = [path_of(self._folder.parent, digest) for digest in digests]

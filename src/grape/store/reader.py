@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from itertools import islice, takewhile
+from itertools import islice
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -26,7 +26,6 @@ from grape.store.rows import (
     BASE,
     BATCH,
     CHANGES,
-    HASH,
     HEAD,
     KEY_BYTES,
     LARGE,
@@ -426,44 +425,61 @@ class Reader:
     def _walk_rows(
         self, txn: lmdb.Transaction[bytes], table: Table, packed: bytes, after: bytes, before: bytes | None, most: int
     ) -> Iterator[tuple[bytes, bytes]]:
-        """What is in the tree, in order; of a group of long keys ``most`` rows."""
+        """What is in the tree, in order; of a group of long keys ``most`` rows. Whatever lies between the first one and
+        the last, and beside them, is whole: so nothing is passed over because it looks as if it belonged elsewhere."""
         base = BASE[table]
         cursor = txn.cursor(self.databases[table])
         low, high = packed + after, packed + (b"\xff" * LONG if before is None else before)
-        more = cursor.set_range(packed + after[:LONG])
-        while more:
-            more = False
-            for k, v in cursor.iternext():
-                if low <= k < high and len(k) < KEY_BYTES and is_intact(base, k, v):  # as nearly all are
-                    yield k[6:], v[:-4]
-                    continue
-                if k[:6] != packed:
-                    if k < packed or not _is_sound(table, k, v):
-                        raise self._damage(table, k)  # a damaged key looks like another partition's
-                    return
-                if before is not None and k[6 : 6 + LONG] > before:
-                    return
-                if len(k) >= KEY_BYTES:
-                    group = k[: 6 + LONG]
-                    yield from heapq.nsmallest(most, self._group(table, cursor, group, after, before))
-                    more = cursor.set_range(group + b"\xff" * (HASH + 1))
-                    break
-                row: bytes | None = v if is_intact(base, k, v) else self._apart(table, k, v)
-                key = k[6:]
-                if before is not None and key >= before:
-                    return
-                if key >= after and row is not None:
-                    yield key, row[:-4]
-
-    def _group(
-        self, table: Table, cursor: lmdb.Cursor[bytes], group: bytes, after: bytes, before: bytes | None
-    ) -> Iterator[tuple[bytes, bytes]]:
-        for k, v in takewhile(lambda item: item[0].startswith(group), cursor.iternext()):
-            if not is_intact(BASE[table], k, v):
+        if not self._is_at(table, cursor, packed + after[:LONG]):
+            return
+        group: list[tuple[bytes, bytes]] = []
+        of = b""
+        for k, v in cursor.iternext():
+            if low <= k < high and len(k) < KEY_BYTES and is_intact(base, k, v):  # as nearly all are
+                if group:
+                    yield from heapq.nsmallest(most, group)
+                    group = []
+                yield k[6:], v[:-4]
+                continue
+            if not _is_sound(table, k, v):
                 raise self._damage(table, k)
-            key, value = unsealed_long(v)
-            if key >= after and (before is None or key < before):
+            if k[:6] != packed or (before is not None and k[6 : 6 + LONG] > before):
+                break
+            is_long = len(k) >= KEY_BYTES
+            if group and (not is_long or k[: 6 + LONG] != of):
+                yield from heapq.nsmallest(most, group)
+                group = []
+            row = v if is_intact(base, k, v) else self._apart(table, k, v)
+            if row is None:
+                continue
+            key, value = unsealed_long(row) if is_long else (k[6:], row[:-4])
+            if before is not None and key >= before and not is_long:
+                break
+            if key < after or (before is not None and key >= before):
+                continue
+            if not is_long:
                 yield key, value
+                continue
+            of = k[: 6 + LONG]
+            group.append((key, value))
+            if len(group) > 2 * most:
+                group = heapq.nsmallest(most, group)
+        yield from heapq.nsmallest(most, group)
+
+    def _is_at(self, table: Table, cursor: lmdb.Cursor[bytes], first: bytes) -> bool:
+        """The cursor is at the first row whose key is not below ``first``; False: there is none. The one before it is
+        whole, and belongs there: else what is searched for may lie elsewhere.
+
+        Raises:
+            Corrupt: it is not.
+        """
+        there_is = cursor.set_range(first)
+        if not (cursor.prev() if there_is else cursor.last()):
+            return there_is and bool(cursor.set_range(first))
+        below, value = cursor.item()
+        if below >= first or not _is_sound(table, below, value):
+            raise self._damage(table, below)
+        return bool(cursor.next())
 
     def _damage(self, database: str, key: bytes, problem: str = "fails its checksum") -> Corrupt:
         return Corrupt(
