@@ -10,6 +10,7 @@ import msgspec
 import pytest
 
 from grape.abc.source import Columns
+from grape.errors import UsageError
 from grape.storage import source as module
 from grape.storage.connect import opened
 from grape.storage.objects import Objects
@@ -86,3 +87,28 @@ def test_by_tags(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     found = chunks_of(lambda: ObjectsSource("e", Over(url, "n", "o/", ("even",)), "name", most=6))
     assert [key for chunk in found for key in chunk] == ALL[::2]
     assert len(found) <= 3
+
+
+def test_a_position_is_in_what_it_was_given_for(url: str) -> None:
+    source = ObjectsSource("e", Over(url, "n", "o/"), "name", most=5)
+    source.open(b"")
+    chunk = source.read(b"")
+    assert chunk is not None
+    source.close()
+    same = ObjectsSource("e", Over(f"{url}?timeout=7", "n", "o/", (), "called"), "name")
+    same.open(chunk.position)
+    assert same.read(chunk.position) is not None
+    same.close()
+    for over in (Over(url, "n", "o"), Over(url, "m", "o/"), Over(url, "n", "o/", ("x",)), Over(f"{url}/x", "n", "o/")):
+        other = ObjectsSource("e", over, "name")
+        with pytest.raises(UsageError, match=r"by this --name .*/n/o/ was gone through, not .*: take another one"):
+            other.open(chunk.position)
+        other.close()
+
+
+def test_no_two_have_one_identity() -> None:
+    assert Over("s", "n", "x#b").identity != Over("s", "n", "x", ("b",)).identity
+    assert Over("s", "n", "x", ("b#c",)).identity != Over("s", "n", "x", ("b", "c")).identity
+    assert Over("s", "n", "x", ("b", "c")).identity == Over("s", "n", "x", ("c", "b", "c")).identity
+    assert Over("s://u:secret@h/x?k=v", "n").identity == Over("s://u:other@h/x", "n").identity
+    assert "secret" not in Over("s://u:secret@h/x?k=v", "n").identity
