@@ -73,7 +73,7 @@ HOT = "runs for every event: one function of closures, or a record without keywo
 SUITE = "a contract suite is read from top to bottom"
 ALLOWED: dict[tuple[str, str], tuple[int, str]] = {
     ("file", "grape.testing.contracts.isolate"): (800, SUITE),
-    ("class", "grape.testing.contracts.storage:StorageContract"): (540, SUITE),
+    ("class", "grape.testing.contracts.storage:StorageContract"): (560, SUITE),
     ("function", "grape.authoring.topology:Topology.add_slot"): (100, FACE),
     ("function", "grape.cli.run:run"): (134, CLI),
     ("function", "grape.cli.serve:serve"): (80, CLI),

@@ -8,10 +8,12 @@ import json
 import os
 import signal
 import subprocess
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from command import GRAPE, grape
@@ -376,3 +378,85 @@ def test_what_has_expired_leaves_nothing_behind(server: Server, tmp_path: Path) 
     until(lambda: rows() == {"long", "again"})
     assert storage(server, "get", "shop/again") == "for ever"
     assert server.grape("doctor", "shop") is not None
+
+
+def test_conditions_over_http(server: Server) -> None:
+    """As they are written in RFC 9110: lists, any, none of these; and a range of another version is no range."""
+    place, http = "/apps/shop/objects/photos/conditions", server.http
+    assert http.put(place, content=b"x", headers={"if-match": "*"}).status_code == 412
+    assert http.delete(place, headers={"if-none-match": "*"}).status_code == 404
+    first = http.put(place, content=b"first", headers={"if-none-match": '"other", "versions"'}).headers["etag"]
+    for headers in ({"if-none-match": first}, {"if-none-match": f'"zz", {first}'}, {"if-match": '"zz", "yy"'}):
+        assert http.put(place, content=b"lost", headers=headers).status_code == 412, headers
+        assert http.delete(place, headers=headers).status_code == 412, headers
+    assert http.delete(place, headers={"if-none-match": "*"}).status_code == 412
+    second = http.put(place, content=b"second", headers={"if-match": f'"zz", {first}'}).headers["etag"]
+    assert second != first
+    third = http.put(place, content=b"third!", headers={"if-match": "*"}).headers["etag"]
+    for since, status, content in ((third, 206, b"th"), (second, 200, b"third!"), ("Mon, 01 Jan 2024", 200, b"third!")):
+        got = http.get(place, headers={"range": "bytes=0-1", "if-range": since})
+        assert (got.status_code, got.content) == (status, content)
+    assert http.delete(place, headers={"if-match": f"{first}, {third}"}).status_code == 204
+
+
+def test_what_has_expired_is_not_there_over_http(server: Server) -> None:
+    place, http = "/apps/shop/objects/photos/short", server.http
+    assert http.put(f"{place}?ttl=0.2", content=b"1").status_code == 200
+    until(lambda: http.get(place).status_code == 404)
+    assert http.put(place, content=b"2", headers={"if-none-match": "*"}).status_code == 200
+    assert http.put(place, content=b"3", headers={"if-none-match": "*"}).status_code == 412
+    assert http.get(place).content == b"2"
+
+
+def test_an_upload_has_what_it_was_begun_with_and_its_condition(server: Server) -> None:
+    place, http = "/apps/shop/objects/photos/in-parts", server.http
+    known = {"content-type": "image/png", "x-grape-tags": "x,%C3%A4", "x-grape-user-by": "me"}
+
+    def begun() -> str:
+        upload: str = http.post(f"{place}?uploads&ttl=1000", headers=known).json()["upload"]
+        assert http.put(f"{place}?upload={upload}&part=1", content=b"whole").status_code == 200
+        return upload
+
+    upload = begun()
+    assert http.post(f"{place}?upload={upload}", headers={"if-match": "*"}).status_code == 412
+    done = http.post(f"{place}?upload={upload}", headers={"if-none-match": "*"})
+    assert done.status_code == 200, done.text
+    about = http.get(place)
+    assert {name: about.headers[name] for name in known} == known
+    assert done.json()["expires"] > 0
+    assert http.post(f"{place}?upload={begun()}", headers={"if-none-match": "*"}).status_code == 412
+    assert http.post(f"{place}?upload={begun()}", headers={"if-match": done.headers["etag"]}).status_code == 200
+
+
+def test_names_that_are_no_text_are_not_taken_for_others(server: Server) -> None:
+    http = server.http
+    for path in ("objects/photos/x%ff", "objects/photos/x%C3", "events/do?key=%ff", "objects/photos?prefix=%fe"):
+        answer = http.request("PUT" if "photos/" in path else "POST", f"/apps/shop/{path}", content=b"1")
+        assert answer.status_code == 400, path
+        assert "UTF-8" in answer.json()["detail"]
+    assert http.put("/apps/shop/objects/photos/x", content=b"1", headers={"x-grape-tags": "%ff"}).status_code == 400
+    assert http.put("/apps/shop/objects/photos/%C3%A4%25ff", content=b"1").status_code == 200
+    assert http.get("/apps/shop/objects/photos/%C3%A4%25ff").content == b"1"
+
+
+def test_a_restart_of_the_engine_leaves_what_is_being_uploaded(server: Server) -> None:
+    begun, go_on = threading.Event(), threading.Event()
+
+    def body() -> Iterator[bytes]:
+        yield b"a" * 200_000
+        begun.set()
+        assert go_on.wait(60)
+        yield b"b" * 200_000
+
+    answers: list[httpx.Response] = []
+    place = "/apps/shop/objects/photos/slowly"
+    thread = threading.Thread(target=lambda: answers.append(server.http.put(place, content=body())))
+    thread.start()
+    assert begun.wait(60)
+    incoming = server.home / "apps" / "shop" / "data" / "blobs" / "incoming"
+    until(lambda: any(path.stat().st_size for path in incoming.glob("*")))
+    server.grape("app", "restart", "shop")
+    go_on.set()
+    thread.join(60)
+    assert [answer.status_code for answer in answers] == [200], answers[0].text
+    assert server.http.get(place).content == b"a" * 200_000 + b"b" * 200_000

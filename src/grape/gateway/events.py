@@ -12,7 +12,7 @@ import random
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Any, Final
-from urllib.parse import parse_qsl, quote
+from urllib.parse import parse_qsl, quote, unquote_to_bytes
 
 from msgspec import structs
 from starlette.requests import ClientDisconnect
@@ -60,6 +60,11 @@ class Events:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
+            if not _is_text(scope):
+                await as_problem(Problem(400, "usage", "what is percent-encoded in a URL is UTF-8"))(
+                    scope, receive, send
+                )
+                return
             place = scope["path"].split("/", 4)  # "", "apps", APP, "events", EVENT
             if len(place) == 5 and place[3] == "events" and place[1] == "apps" and not place[0] and place[2]:
                 await self._answer(place[2], place[4], scope, receive, send)
@@ -244,6 +249,21 @@ async def _sent_replies(app: AppDoor, event: ClientEvent, wait: float) -> AsyncI
 
 
 # ---------------------------------------------------------------------- what is asked
+
+
+_NO_TEXT: Final = "what is percent-encoded in a URL is UTF-8"
+
+
+def _is_text(scope: Scope) -> bool:
+    """Else two names would be read as the same one."""
+    raw: bytes = scope["raw_path"] + b"?" + scope["query_string"]
+    if b"%" not in raw and raw.isascii():
+        return True
+    try:
+        unquote_to_bytes(raw).decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def query_of(query: bytes) -> dict[str, str]:

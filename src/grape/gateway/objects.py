@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import re
 from collections.abc import AsyncIterator, Callable
 from typing import Any, Final
-from urllib.parse import quote, unquote
+from urllib.parse import quote
 
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
@@ -17,12 +16,12 @@ from grape.abc.storage import Place, Storage
 from grape.errors import BadArgument, StorageFailed, UsageError
 from grape.gateway.access import Verb
 from grape.gateway.answers import as_json
+from grape.gateway.conditions import condition_of, described_by, has_conditions, headers_of, is_named, range_of
 from grape.gateway.doors import Doors
 from grape.gateway.problems import Problem, no_app
 from grape.gateway.uploads import Uploads, or_412
 from grape.model.bound import Bound
 from grape.model.names import check_key
-from grape.model.objects import OCTETS, About
 from grape.storage.connect import storage_of
 from grape.storage.objects import Objects
 from grape.storage.source import told_of
@@ -30,9 +29,6 @@ from grape.tools.namespaces import namespaces_in
 
 May = Callable[[Request, str, Verb], None]
 
-_RANGE: Final = re.compile(r"bytes=(\d{0,18})-(\d{0,18})")
-_USER: Final = "x-grape-user-"
-_TAGS: Final = "x-grape-tags"
 _PAGE: Final = 1_000
 
 
@@ -150,13 +146,13 @@ class ObjectPages:
             about = await objects.stat(key)
             if about is None:
                 raise Problem(404, "no-object", f"there is no object {key!r:.200}")
-            headers = _headers(about)
-            if _is_named(request.headers.get("if-none-match", ""), about):
+            headers = headers_of(about)
+            if is_named(request.headers.get("if-none-match", ""), about):
                 return Response(status_code=304, headers=headers)
             wanted = request.headers.get("if-match", "")
-            if wanted and not _is_named(wanted, about):
+            if wanted and not is_named(wanted, about):
                 raise Problem(412, "conflict", f"{key!r:.200} is version {about.version}")
-            start, end = _range(request.headers.get("range", ""), about.size)
+            start, end = range_of(request, about)
             status = 200
             if (start, end) != (0, about.size):
                 status, headers["content-range"] = 206, f"bytes {start}-{end - 1}/{about.size}"
@@ -177,33 +173,22 @@ class ObjectPages:
 
     async def _put(self, request: Request) -> Response:
         """Durable when the answer comes."""
-        headers = request.headers
-        if headers.get("content-encoding", "identity") != "identity":
+        if request.headers.get("content-encoding", "identity") != "identity":
             raise Problem(415, "media-type", "an object is stored as it comes: without Content-Encoding")
-        options: dict[str, Any] = {
-            "content_type": headers.get("content-type", OCTETS),
-            "tags": [unquote(tag) for tag in headers.get(_TAGS, "").split(",") if tag],
-            "user": {n.removeprefix(_USER): unquote(v) for n, v in headers.items() if n.startswith(_USER)},
-            "if_absent": headers.get("if-none-match", "") == "*",
-        }
-        if "if-match" in headers:
-            options["if_version"] = headers["if-match"].strip().strip('"')
-        if "ttl" in request.query_params:
-            try:
-                options["ttl"] = float(request.query_params["ttl"])
-            except ValueError:
-                raise BadArgument("ttl: seconds") from None
         if "upload" in request.query_params:
             return await self._uploads.part(request)
+        options = described_by(request)
         if "emit" in request.query_params:
             return await self._put_and_emit(request, options)
+        key = request.path_params["key"]
         async with self._objects(request, "emit", writes=True) as objects:
-            about = await or_412(lambda: objects.put(request.path_params["key"], request.stream(), **options))
+            options |= await condition_of(request, objects, key)
+            about = await or_412(lambda: objects.put(key, request.stream(), **options))
         return as_json(about, headers={"etag": f'"{about.version}"'})
 
     async def _put_and_emit(self, request: Request, options: dict[str, Any]) -> Response:
         """With an event that tells of it, by one commit."""
-        if options.pop("if_absent") or options.pop("if_version", None) is not None:
+        if has_conditions(request):
             raise BadArgument("with emit= an object is written without a condition")
         slot, key = request.query_params["emit"], check_key(request.path_params["key"])
         place = Place(request.path_params["namespace"], key)
@@ -215,51 +200,13 @@ class ObjectPages:
     async def _remove(self, request: Request) -> Response:
         if "upload" in request.query_params:
             return await self._uploads.abort(request)
-        version = request.headers.get("if-match")
-        wanted = None if version is None else version.strip().strip('"')
         key = request.path_params["key"]
         async with self._objects(request, "emit", writes=True) as objects:
-            if not await or_412(lambda: objects.remove(key, if_version=wanted)):
+            wanted = await condition_of(request, objects, key)
+            if wanted.pop("if_absent", False):
+                if (about := await objects.stat(key)) is not None:
+                    raise Problem(412, "conflict", f"{key!r:.200} is version {about.version}")
+                raise Problem(404, "no-object", f"there is no object {key!r:.200}")
+            if not await or_412(lambda: objects.remove(key, **wanted)):
                 raise Problem(404, "no-object", f"there is no object {key!r:.200}")
         return Response(status_code=204)
-
-
-def _headers(about: About) -> dict[str, str]:
-    headers = {
-        "content-type": about.content_type,
-        "etag": f'"{about.version}"',
-        "accept-ranges": "bytes",
-        "x-grape-checksum": about.checksum,
-        "x-grape-time": str(about.time),
-        "x-content-type-options": "nosniff",
-        # What an object is, is for whoever asked: no page of this origin.
-        "content-security-policy": "default-src 'none'; sandbox",
-        "content-disposition": "attachment",
-    }
-    if about.tags:
-        headers[_TAGS] = ",".join(quote(tag) for tag in about.tags)
-    headers |= {f"{_USER}{name}": quote(value) for name, value in about.user.items()}
-    return headers
-
-
-def _is_named(header: str, about: About) -> bool:
-    names = [each.strip().removeprefix("W/").strip('"') for each in header.split(",") if each.strip()]
-    return "*" in names or about.version in names
-
-
-def _range(header: str, size: int) -> tuple[int, int]:
-    """The first byte, and the one behind the last.
-
-    Raises:
-        Problem: there is nothing.
-    """
-    found = _RANGE.fullmatch(header.strip())
-    if found is None or not (found[1] or found[2]):
-        return 0, size  # none, or several: all of it
-    if not found[1]:
-        start, end = max(0, size - int(found[2])), size
-    else:
-        start, end = int(found[1]), min(size, int(found[2]) + 1) if found[2] else size
-    if start >= end:
-        raise Problem(416, "range", f"there are {size} bytes", headers={"content-range": f"bytes */{size}"})
-    return start, end

@@ -20,9 +20,9 @@ from grape.abc.storage import About
 from grape.errors import BadArgument, Conflict, GrapeError
 from grape.gateway.access import Verb
 from grape.gateway.answers import as_json
+from grape.gateway.conditions import condition_of, described_by, ttl_of
 from grape.gateway.problems import Problem
 from grape.model.names import check_key, check_namespace
-from grape.model.objects import OCTETS
 from grape.storage.objects import Objects
 
 NAMESPACE: Final = "uploads"
@@ -48,6 +48,7 @@ class Begun(msgspec.Struct, frozen=True):
     content_type: str
     tags: tuple[str, ...] = ()
     user: dict[str, str] = {}
+    ttl: float | None = None
 
 
 class Uploads:
@@ -69,9 +70,10 @@ class Uploads:
     async def _begin(self, request: Request) -> Response:
         namespace, key = check_namespace(request.path_params["namespace"]), check_key(request.path_params["key"])
         upload = secrets.token_hex(16)
-        begun = Begun(namespace, key, request.headers.get("content-type", OCTETS))
+        options = described_by(request)
         async with self._objects(request, "emit", writes=True, own=True) as objects:
-            objects.described(begun.content_type)
+            put = objects.described(**options)
+            begun = Begun(namespace, key, put.content_type, put.tags, put.user, options.get("ttl"))
             await _parts(objects).put(f"{upload}/begun", msgspec.json.encode(begun), ttl=_KEPT)
         return as_json({"upload": upload}, 201)
 
@@ -94,10 +96,17 @@ class Uploads:
             missing = sorted(set(range(1, len(found) + 1)) - {int(about.key[-5:]) for about in found})
             if missing or not found:
                 raise Problem(409, "conflict", f"part {missing[0] if missing else 1} of the upload has not come")
+            options: dict[str, Any] = {
+                "content_type": begun.content_type,
+                "tags": begun.tags,
+                "user": begun.user,
+                "ttl": begun.ttl,
+            }
+            if "ttl" in request.query_params:
+                options["ttl"] = ttl_of(request)
             async with self._objects(request, "emit", writes=True) as objects:
-                about = await or_412(
-                    lambda: objects.put(begun.key, _joined(parts, found), content_type=begun.content_type)
-                )
+                options |= await condition_of(request, objects, begun.key)
+                about = await or_412(lambda: objects.put(begun.key, _joined(parts, found), **options))
             await _gone(parts, upload)
         return as_json(about, headers={"etag": f'"{about.version}"'})
 

@@ -85,13 +85,21 @@ class Objects:
         put = structs.replace(about, when=when, size=size_of(data), checksum=checksum)
         place = Place(self.namespace, check_key(key))
         try:
+            if when.absent and not _can_again(data):  # what has expired is known before, or never
+                put = structs.replace(put, when=await self._absent(place))
             return await self.storage.write(place, chunks_of(data), put)
         except Conflict:
-            gone = await self._expired(place) if when.absent else None
-            if gone is None or not _can_again(data):
+            if not when.absent or put.when != when or not _can_again(data):
                 raise
-            put = structs.replace(put, when=If(version=gone.version))
+            put = structs.replace(put, when=await self._absent(place))
+            if put.when == when:
+                raise
             return await self.storage.write(place, chunks_of(data), put)
+
+    async def _absent(self, place: Place) -> If:
+        """As a storage knows it, for which what has expired is there."""
+        gone = await self._expired(place)
+        return If(absent=True) if gone is None else If(version=gone.version)
 
     def described(
         self,

@@ -278,6 +278,10 @@ class StorageContract:
             clock[0] += 61_000_000
             if objects.storage.features.swaps:
                 await objects.put("short", b"3", if_absent=True)
+                await objects.put("short", b"1", ttl=60)
+                clock[0] += 61_000_000
+                await objects.put("short", _once(b"4"), if_absent=True)
+                await refused(Conflict, objects.put("short", _once(b"5"), if_absent=True))
                 assert await objects.get("short") is not None
                 await objects.put("short", b"1", ttl=60)
                 clock[0] += 61_000_000
@@ -612,6 +616,11 @@ async def read(storage: Storage, place: Place) -> bytes | None:
 
 def _incremented(there: bytes | None) -> bytes:
     return str(int(there or b"0") + 1).encode()
+
+
+async def _once(data: bytes) -> AsyncIterator[bytes]:
+    """Which cannot be gone through again."""
+    yield data
 
 
 async def _none() -> AsyncIterator[Any]:
