@@ -163,9 +163,9 @@ def test_a_clients_id_is_forgotten_after_the_dedup_horizon() -> None:
         partition.memory.remember("id-1", 42, run._clock.now())
         partition.flush()
         run.settle()
-        assert run._machine.engine.remembered("main", 0, "id-1") == 42
+        assert run._machine.engine.remembered("main", 0, "id-1") == (42, False)
         run.advance(99)
-        assert run._machine.engine.remembered("main", 0, "id-1") == 42
+        assert run._machine.engine.remembered("main", 0, "id-1") == (42, False)
         run.advance(2)
         assert run._machine.engine.remembered("main", 0, "id-1") is None
         assert stored(run, "expiry") == 0

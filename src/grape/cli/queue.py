@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
@@ -136,6 +137,9 @@ def pump(
     """
     app, event = split(output)
     failed = 0
+    if shutil.which(command[0]) is None:
+        complain(f"{command[0]}: there is no such command, or it may not be run")
+        raise typer.Exit(2)
     with connected(app, data, home) as engine, ThreadPoolExecutor(jobs) as pool:
         running: dict[Future[int], str] = {}
         while True:
@@ -161,7 +165,11 @@ def pump(
 
 
 def _run(command: list[str], delivery: Delivery) -> int:
-    return subprocess.run(command, input=_json(delivery) + b"\n", check=False).returncode
+    try:
+        return subprocess.run(command, input=_json(delivery) + b"\n", check=False).returncode
+    except OSError as e:  # the event comes again
+        complain(f"{command[0]}: {e.strerror or e}")
+        return -1
 
 
 def _ask(engine: ConnectedEngine, verb: str, argument: Any, kind: type[T]) -> T:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import glob
 import os
+import stat
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any, Final, Protocol
 
@@ -173,15 +174,23 @@ def _files(driver: WatchDriver) -> dict[str, tuple[int, int]]:
         os.scandir(driver.path).close()
     except OSError as e:
         raise UsageError(f"{driver.path}: {e.strerror or e}; it is looked at again") from None
-    names = list(islice(glob.iglob(driver.pattern, root_dir=driver.path, recursive=True), 4 * MOST))
+    names = list(islice(_named(driver), 4 * MOST))
     found: dict[str, tuple[int, int]] = {}
+    root = os.path.realpath(driver.path)
+    folders: dict[str, bool] = {}
     for name in names:
-        path = os.path.join(driver.path, name)
+        path = os.path.join(root, name)
+        folder = os.path.dirname(path)
+        if folder not in folders:  # one that is reached by a link is another one, or elsewhere
+            folders[folder] = os.path.realpath(folder) == folder
         try:
             about = os.stat(path)
+            is_link = stat.S_ISLNK(os.lstat(path).st_mode)
         except OSError:  # it has just gone
             continue
-        if os.path.isfile(path):
+        if not folders[folder] or not stat.S_ISREG(about.st_mode):
+            continue
+        if not is_link or os.path.commonpath((root, os.path.realpath(path))) == root:
             found[name] = (about.st_size, about.st_mtime_ns)
     if len(found) > MOST or len(names) == 4 * MOST:
         raise UsageError(
@@ -189,6 +198,20 @@ def _files(driver: WatchDriver) -> dict[str, tuple[int, int]]:
             f"them among drivers"
         )
     return found
+
+
+def _named(driver: WatchDriver) -> Iterator[str]:
+    """What the pattern names, below the path. "**" goes into no directory by a link, which may lead back up."""
+    pattern = f"{driver.pattern}/*" if driver.pattern.endswith("**") else driver.pattern
+    before, is_deep, after = pattern.partition("**/")
+    if not is_deep or "**" in after or (before and not before.endswith("/")):
+        yield from glob.iglob(pattern, root_dir=driver.path, recursive=True)
+        return
+    for start in glob.iglob(before, root_dir=driver.path) if before else ("",):
+        for folder, below, _ in os.walk(os.path.join(driver.path, start)):
+            below[:] = [each for each in below if not each.startswith(".")]
+            for name in glob.iglob(after, root_dir=folder):
+                yield os.path.relpath(os.path.join(folder, name), driver.path)
 
 
 def _now() -> int:

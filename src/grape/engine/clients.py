@@ -25,7 +25,7 @@ from grape.model.batch import Context
 from grape.model.ids import content_of
 from grape.model.near import did_you_mean
 from grape.model.objects import ObjectWrite
-from grape.model.stored import NO_POOLS
+from grape.model.stored import KEPT, NO_POOLS
 from grape.model.tracing import MAX_VIA, NOBODY, Trace, sampled
 from grape.protocol.door import Emit
 
@@ -90,9 +90,14 @@ class Clients:
             raise Full("what has come before it is being committed")
         known = self._remembered(event.id, number) if event.id else None
         content = content_of(event.name, event.key, event.data)
-        if known not in (None, content):
+        is_call = event.request.startswith(KEPT)
+        if known is not None and known[0] != content:
             raise Conflict(f"the id {event.id!r:.300} was used for another event")
+        if known is not None and is_call and not known[1]:
+            raise Conflict(f"the id {event.id!r:.300} was used for this event before, but nobody waited for an answer")
         if known is None:
+            if is_call and event.key is not None and event.id and self._is_used(event.id):
+                raise Conflict(f"the id {event.id!r:.300} was used for an event of another key")
             is_eager = (
                 event.name in app.eager
                 and write is None
@@ -103,7 +108,7 @@ class Clients:
             if write is not None:
                 self._write(home, write, now)
             if event.id:
-                home.memory.remember(event.id, content, now)
+                home.memory.remember(event.id, content, now, is_call=is_call)
             due = 0 if event.wait is None else now + event.wait
             trace = self._traced(event, home, now) if not is_pushed and (event.trace or app.traced) else ""
             context = Context() if is_pushed else Context(event.request, number if event.request else 0, trace, due)
@@ -136,7 +141,7 @@ class Clients:
         if engine.draining:
             raise Stopping("the engine is stopping")
         if not engine.intake_is_open(pools):
-            raise Full(engine.gate.over_limit(pools) or "the disk is full but for the reserve")
+            raise Full(engine.gate.over_limit(pools) or engine.gate.no_room())
         return logs, is_pushed
 
     def _write(self, home: Partition, write: ObjectWrite, now: int) -> None:
@@ -159,7 +164,12 @@ class Clients:
         home.ledger.trace([came_in(found, span, event.name, event.key, event.id, event.via[:MAX_VIA], now)], now)
         return str(Trace(found.trace, span))
 
-    def _remembered(self, event_id: str, number: int) -> int | None:
+    def _is_used(self, event_id: str) -> bool:
+        """Also for an event of another key. The answers to calls are found by their ids alone; where nothing is
+        answered, an id is that of an event of its key, as all partitions would have to be asked for each."""
+        return any(self._remembered(event_id, number) is not None for number in range(self._app.partitions))
+
+    def _remembered(self, event_id: str, number: int) -> tuple[int, bool] | None:
         """In whatever pool it was accepted: the code may have moved since."""
         for name in self._app.record.logs:
             if not name.startswith(NO_POOLS):

@@ -518,15 +518,15 @@ class Engine:
                 self._catch_up_until = 0
         return self._catch_up_until > 0
 
-    def remembered(self, pool: str, number: int, event_id: str) -> int | None:
-        """What tells the content of the event that was accepted under this id (`Memory.remember`), if any was, also
-        if its commit is under way. ``pool`` may be one that the topology has no more."""
+    def remembered(self, pool: str, number: int, event_id: str) -> tuple[int, bool] | None:
+        """What tells the content of the event that was accepted under this id, and whether that was a call (see
+        `Memory.remember`), also if its commit is under way. ``pool`` may be one that the topology has no more."""
         key = CLIENT_ID + event_id.encode()
         partition = self._owners.get(self.app.log(pool, number))
         value = None if partition is None else partition.ledger.pending("text", key, None)
         if value is None:
             (value,) = self.transport.get(self.app.log(pool, number), "text", [key])
-        return None if value is None else int.from_bytes(value[8:12], "big")
+        return None if value is None else (int.from_bytes(value[8:12], "big"), value[12:] != b"\0")
 
     def intake_is_open(self, pools: Iterable[str], *, is_of_other: bool = False) -> bool:
         """Whether anything may come into these pools from outside."""

@@ -68,6 +68,11 @@ class Gate:
         """Only the reserve is left of what disk and map can take."""
         return self._watch.is_full(self._room())
 
+    def no_room(self) -> str:
+        """Why nothing is taken in, in words."""
+        room, reserve = show_size(self._room()), show_size(self._watch.reserve)
+        return f"disk and max-size have room for {room}, of which {reserve} are kept in reserve"
+
     def stalled(self) -> StorageFailed:
         """Why a run has to end that is full although nothing is left to be worked off."""
         room, reserve = self._room() >> 20, self._watch.reserve >> 20

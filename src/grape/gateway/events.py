@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import random
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from typing import Any, Final
 from urllib.parse import parse_qsl, quote, unquote_to_bytes
 
@@ -103,26 +103,26 @@ class Events:
         body = await read_body(receive, headers)
         if media in LINES:
             found = events_of(items_of(body, media), event_name, asked.get("key-field", ""), door.limits.max_event)
-            return await handed_in(app, found)
-        own_id = _own_id(headers)
+            return await handed_in(app, found, own_id(headers))
+        own = own_id(headers)
         wait, is_async = wait_of(asked), b"respond-async" in headers.get(b"prefer", b"")
-        if is_async and own_id is None:
-            own_id = uuid.uuid4().hex
+        if is_async and own is None:
+            own = uuid.uuid4().hex
         event = client_event(
             event_name,
             value_of(body, media),
             asked.get("key"),
-            own_id,
+            own,
             _seconds(asked, "deadline"),
             door.limits.max_event,
         )
         if b"traceparent" in headers:
             event = traced(event, headers[b"traceparent"].decode("latin-1"), "http")
         if is_async:
-            assert own_id is not None
-            await app.hand_in(event, KEPT + own_id)
-            place = f"/apps/{name}/answers/{quote(own_id, safe='')}"
-            return as_json({"accepted": 1, "id": own_id, "answer": place}, 202, {"location": place})
+            assert own is not None
+            await app.hand_in(event, KEPT + own)
+            place = f"/apps/{name}/answers/{quote(own, safe='')}"
+            return as_json({"accepted": 1, "id": own, "answer": place}, 202, {"location": place})
         if wait is not None:
             return await _called(app, event, wait, headers.get(b"accept", b"").decode("latin-1"))
         await hand_in_one(app, door, event)
@@ -150,8 +150,17 @@ def traced(event: ClientEvent, header: str, via: str) -> ClientEvent:
     return structs.replace(event, trace=header.strip(), via=via) if read_traceparent(header) is not None else event
 
 
-async def handed_in(app: AppDoor, events: list[ClientEvent]) -> Response:
-    """All of them were checked before the first one is handed in. Without ids they go as a batch."""
+async def handed_in(app: AppDoor, events: list[ClientEvent], own: str | None = None) -> Response:
+    """All of them were checked before the first one is handed in. Without ids they go as a batch. ``own``: the id of
+    the request, of which and its place that of each is made.
+
+    Raises:
+        BadArgument: they have ids beside that.
+    """
+    if own is not None:
+        if any(event.id for event in events):
+            raise BadArgument("either the events have ids, or the request has an Idempotency-Key")
+        events = [structs.replace(event, id=f"{own}:{place}") for place, event in enumerate(events)]
     check_names(events, await app.door())
     if not any(event.id for event in events):
         if events:
@@ -214,8 +223,11 @@ async def _final(app: AppDoor, waiter: Waiter, wait: float, *, is_kept: bool) ->
         raise NoAnswer(f"no answer after {wait:g} s; the event was accepted: {how}") from None
 
 
-async def replies_to(app: AppDoor, event: ClientEvent, wait: float) -> AsyncGenerator[tuple[bytes, bool], None]:
-    """The replies to a call, as they are made: packed, and whether it is the final one.
+async def replies_to(
+    app: AppDoor, event: ClientEvent, wait: float, accepted: Callable[[], None] = lambda: None
+) -> AsyncGenerator[tuple[bytes, bool], None]:
+    """The replies to a call, as they are made: packed, and whether it is the final one. ``accepted`` is called once the
+    event is.
 
     Raises:
         NoAnswer: nothing came for ``wait`` seconds.
@@ -225,6 +237,7 @@ async def replies_to(app: AppDoor, event: ClientEvent, wait: float) -> AsyncGene
     request = request_of(event)
     with app.waiting.open(request, takes_parts=True) as waiter:
         await app.hand_in(event, request)
+        accepted()
         final = False
         for packed, final in (await app.kept(waiter)).replies if event.id else ():
             yield packed, final
@@ -296,7 +309,7 @@ def check_wait(seconds: float | None) -> float:
     return seconds
 
 
-def _own_id(headers: dict[bytes, bytes]) -> str | None:
+def own_id(headers: dict[bytes, bytes]) -> str | None:
     found = headers.get(b"idempotency-key")
     if found is not None and not 1 <= len(found) <= _MAX_KEY:
         raise BadArgument(f"Idempotency-Key: text of 1 to {_MAX_KEY} characters, not {len(found)}")

@@ -23,7 +23,7 @@ from grape.gateway.access import Access, Verb
 from grape.gateway.answers import as_json, as_problem, as_reply
 from grape.gateway.bodies import items_of, media_of, named_events
 from grape.gateway.doors import Doors
-from grape.gateway.events import Events, bug, handed_in, wait_of
+from grape.gateway.events import Events, bug, handed_in, own_id, wait_of
 from grape.gateway.hooks import Hooks
 from grape.gateway.objects import ObjectPages
 from grape.gateway.operating import Operating
@@ -120,17 +120,18 @@ class Gateway:
         door = await app.door()
         body = await body_of(request)
         found = items_of(body, media_of(dict(request.scope["headers"]).get(b"content-type", b"")))
-        return await handed_in(app, named_events(found, door.limits.max_event))
+        own = own_id(dict(request.scope["headers"]))
+        return await handed_in(app, named_events(found, door.limits.max_event), own)
 
     # ------------------------------------------------------------------ calls
 
     async def _answer(self, request: Request) -> Response:
         """The answer to a call that has an id: it is kept for the app's reply-ttl."""
-        name, own_id = request.path_params["app"], request.path_params["id"]
+        name, own = request.path_params["app"], request.path_params["id"]
         self._may(request, name, "emit")
         app = self.doors.app(name)
         wait = wait_of(dict(request.query_params)) or 0.0
-        with app.waiting.open(KEPT + own_id) as waiter:
+        with app.waiting.open(KEPT + own) as waiter:
             kept = await app.kept(waiter)
             parts = [decoded_reply(packed) for packed, final in kept.replies if not final]
             final = next((packed for packed, final in kept.replies if final), None)
@@ -140,8 +141,8 @@ class Gateway:
         if final is not None:
             return as_reply(final, request.headers.get("accept", ""))
         if not kept.is_known:
-            raise Problem(404, "no-call", f"nothing is known of a call {own_id!r:.100}, or not any more")
-        return as_json({"id": own_id, "parts": parts}, 202, {"retry-after": "1"})
+            raise Problem(404, "no-call", f"nothing is known of a call {own!r:.100}, or not any more")
+        return as_json({"id": own, "parts": parts}, 202, {"retry-after": "1"})
 
     # ------------------------------------------------------------------ apps
 

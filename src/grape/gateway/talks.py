@@ -108,6 +108,10 @@ class _Talk:
         self._ending = ending
         self._events: dict[asyncio.Task[None], str | int | None] = {}
         self._tails: dict[asyncio.Task[None], str | int | None] = {}
+        self._calls: set[asyncio.Task[Any]] = set()
+        """Of events that were accepted, and are only waited for."""
+        self._ended: set[asyncio.Task[Any]] = set()
+        """Which nobody waits for any more."""
         self._unread = 0
         self._turn = asyncio.Lock()
         self._has_room = asyncio.Event()
@@ -168,9 +172,12 @@ class _Talk:
                     raise Full(f"{_TAILS} outputs are looked on at already, over this connection")
                 self._begin(self._tails, ref, self._tail(asked.tail, asked))
             else:
-                for task, other in (*self._events.items(), *self._tails.items()):
-                    if other == asked.end:
+                for task in [task for task, other in self._events.items() if other == asked.end]:
+                    self._ended.add(task)
+                    if task in self._calls:
                         task.cancel()
+                for task in [task for task, other in self._tails.items() if other == asked.end]:
+                    task.cancel()
         except UNREADABLE as e:
             self._refuse(ref, Problem(400, "bad-argument", f"that is no message: {e}"))
         except GrapeError as e:
@@ -187,6 +194,8 @@ class _Talk:
 
         def over(task: asyncio.Task[None]) -> None:
             del among[task]
+            self._calls.discard(task)
+            self._ended.discard(task)
             self._has_room.set()
 
         task.add_done_callback(over)
@@ -219,12 +228,21 @@ class _Talk:
             await hand_in_one(self._app, door, event)
             await self._say({"ref": asked.ref, "accepted": 1})
             return
-        async with contextlib.aclosing(replies_to(self._app, event, check_wait(asked.wait))) as replies:
+        replying = replies_to(self._app, event, check_wait(asked.wait), self._accepted)
+        async with contextlib.aclosing(replying) as replies:
             async for packed, final in replies:
                 data = decoded_reply(packed)
                 if final and (failed := failure_in(data)) is not None:
                     raise failed
                 await self._say({"ref": asked.ref, "reply" if final else "part": data})
+
+    def _accepted(self) -> None:
+        """What the task that runs has handed in."""
+        task = asyncio.current_task()
+        assert task is not None
+        self._calls.add(task)
+        if task in self._ended:
+            task.cancel()
 
     async def _tail(self, output: str, asked: Asked) -> None:
         """The first answer says that he looks on. As long as he may: a token can be taken back."""

@@ -41,7 +41,7 @@ class Connection(asyncio.BufferedProtocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = transport = cast(asyncio.Transport, transport)
         transport.set_write_buffer_limits(high=MAX_UNREAD)
-        self.visitor = Visitor(self._house, self.say, is_owner=self._is_owner)
+        self.visitor = Visitor(self._house, self.say, is_owner=self._is_owner, unread=lambda: self._unread)
 
     def say(self, message: FromEngine) -> None:
         transport = self._transport

@@ -147,6 +147,10 @@ class House:
         """Who has, and has said its first word."""
         return any(visitor.is_owner and visitor.is_greeted for visitor in self.visitors)
 
+    def unread(self, say: Say) -> int:
+        """Bytes that were said by this and are not taken yet."""
+        return sum(visitor.unread() for visitor in self.visitors if visitor.say == say)
+
     @property
     def inside(self) -> Inside:
         """
@@ -232,9 +236,11 @@ class Visitor:
     Args:
         say: to the client.
         is_owner: it has started this engine.
+        unread: bytes that were said and not taken yet.
     """
 
-    def __init__(self, house: House, say: Say, *, is_owner: bool) -> None:
+    def __init__(self, house: House, say: Say, *, is_owner: bool, unread: Callable[[], int] = lambda: 0) -> None:
+        self.unread = unread
         self.is_owner = is_owner
         self.is_greeted = False
         self.say: Say = say

@@ -61,6 +61,8 @@ from grape.protocol.outcomes import Outcomes
 from grape.store.blobs import FileBlobs
 
 _MIN_RESERVE: Final = 256 << 20
+_LARGEST_PART: Final = 4
+"""Of what the data may grow to, that is kept in reserve."""
 _FAREWELL: Final = 5.0
 
 
@@ -223,6 +225,7 @@ class Run:
         reserve = options.reserve
         if reserve is None:
             reserve = max(_MIN_RESERVE, min(options.max_size, opened.room()) // 10)
+            reserve = min(reserve, options.max_size // _LARGEST_PART)  # a small directory takes something in, too
         return Plan(
             topology=described.topology,
             parts=described.parts,
@@ -256,7 +259,7 @@ class Run:
         self._house.verbs.update(logging(engine, self._workers, self.options.levels))
         self._house.verbs.update(objects(engine, self._bound(described)))
         pause.set(self.options.is_paused)
-        tails = Tails(app, engine.transport, engine.on_arrival, self._host, self._clock)
+        tails = Tails(app, engine.transport, engine.on_arrival, self._host, self._clock, self._house.unread)
         queues = Queues(app.topology, assembled.attaching, tails, self._host, self._clock)
         self._house.verbs.update(queues.verbs())
         outgoing = Outgoing(app, engine, assembled.attaching)

@@ -24,6 +24,9 @@ from grape.protocol.queues import Delivery, Tail, Tailed
 
 _READ: Final = 1 << 20
 _MOST: Final = 1_000
+_MOST_UNREAD: Final = 16 << 20
+"""Bytes with which nobody is told of more."""
+_PAUSE: Final = 0.02
 _encode: Final = msgspec.msgpack.Encoder().encode
 
 
@@ -40,6 +43,8 @@ class Tails:
 
     Args:
         on_arrival: has a function called when something came into a log.
+        unread: bytes that were said and are not taken yet. Many may look on over one connection, that of a gateway,
+            which all other requests need, too.
     """
 
     def __init__(
@@ -49,12 +54,14 @@ class Tails:
         on_arrival: Callable[[PartitionId, Callable[[Arrival], None]], None],
         host: Host,
         clock: Clock,
+        unread: Callable[[Say], int],
     ) -> None:
         self._app = app
         self._transport = transport
         self._on_arrival = on_arrival
         self._host = host
         self._clock = clock
+        self._unread = unread
         self._waiting: list[_Waiting] = []
         self._heard: set[str] = set()
         self._wake = Once(partial(host.later, 0.002), self._look)
@@ -70,7 +77,7 @@ class Tails:
             for one in range(self._app.partitions):
                 self._on_arrival(self._app.log(OUTPUT + tail.event, one), lambda _: self._wake())
         waiting = _Waiting(number, tail, places, self._clock.now() + int(tail.wait * 1e6), say)
-        if self._serve(waiting):
+        if self._has_room(waiting) and self._serve(waiting):
             return
         if len(self._waiting) >= _MOST:
             raise Full(f"{_MOST:,} look on at outputs of this app already")
@@ -82,7 +89,19 @@ class Tails:
         self._waiting = [waiting for waiting in self._waiting if waiting.say != say]
 
     def _look(self) -> None:
-        self._waiting = [waiting for waiting in self._waiting if not self._serve(waiting)]
+        left: list[_Waiting] = []
+        is_held_back = False
+        for waiting in self._waiting:
+            has_room = self._has_room(waiting)
+            is_held_back |= not has_room
+            if not has_room or not self._serve(waiting):
+                left.append(waiting)
+        self._waiting = left[-1:] + left[:-1] if is_held_back else left  # so that each has its turn
+        if is_held_back:
+            self._host.later(_PAUSE, self._wake)
+
+    def _has_room(self, waiting: _Waiting) -> bool:
+        return self._unread(waiting.say) < _MOST_UNREAD
 
     def _serve(self, waiting: _Waiting) -> bool:
         events = self._read(waiting)
@@ -94,17 +113,19 @@ class Tails:
     def _read(self, waiting: _Waiting) -> list[Delivery]:
         """Whole batches; ``places`` moves over them."""
         found: list[Delivery] = []
+        size = 0
         for number, place in enumerate(waiting.places):
-            if len(found) >= waiting.tail.count:
+            if len(found) >= waiting.tail.count or size >= _READ:
                 break
             log = self._app.log(OUTPUT + waiting.tail.event, number)
             for stored in self._transport.read(log, place, _READ):
                 waiting.places[number] = stored.position + 1
+                size += len(stored.batch)
                 try:
                     batch = OutputBatch(number, stored.position, stored.batch)
                     found += [batch.delivery(i) for i in range(batch.header.events)]
                 except UNREADABLE_BATCH:
                     continue  # whoever takes it is told
-                if len(found) >= waiting.tail.count:
+                if len(found) >= waiting.tail.count or size >= _READ:
                     break
         return found

@@ -7,6 +7,7 @@ import importlib.util
 import ipaddress
 import os
 import socket
+import ssl
 from collections.abc import Callable
 from typing import Final
 
@@ -55,6 +56,8 @@ class Gateways:
             if not os.access(file, os.R_OK):
                 raise UsageError(f"{file}: it cannot be read; TLS needs a certificate and its key, as PEM files")
         host, port = _address(self._config.listen)
+        if self._config.tls_certificate:
+            _check_certificate(self._config.tls_certificate, self._config.tls_key)
         self._is_open = _is_loopback(host)
         if not self._is_open and not (self._home.path / "tokens.json").exists():
             raise UsageError(
@@ -112,6 +115,22 @@ def _address(listen: str) -> tuple[str, int]:
     if not colon or not port.isdecimal() or int(port) > 65_535:
         raise UsageError(f"--listen {listen!r:.100}: an address is HOST:PORT, as in 127.0.0.1:8080")
     return host.strip("[]") or "0.0.0.0", int(port)
+
+
+def _check_certificate(certificate: str, key: str) -> None:
+    """
+    Raises:
+        UsageError: TLS cannot be spoken with them.
+    """
+    try:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(certificate, key or None, password=lambda: b"")  # nobody is there to be asked for one
+    except (ssl.SSLError, OSError, ValueError) as e:
+        files = f"{certificate} and {key}" if key else certificate
+        why = getattr(e, "reason", None) or e
+        raise UsageError(
+            f"{files}: TLS needs a certificate and its key, as PEM files without a password: {why}"
+        ) from None
 
 
 def _is_loopback(host: str) -> bool:

@@ -27,8 +27,8 @@ class Memory:
         body = codec.one(name, key, msgspec.Raw(data), ids=ids, contexts=[0] if contexts else None)
         self._ledger.send(pool, number, body, 1, contexts, now)
 
-    def remember(self, event_id: str, content: int, now: int) -> None:
+    def remember(self, event_id: str, content: int, now: int, *, is_call: bool = False) -> None:
         """An id, to recognise it when it comes again within the dedup-horizon."""
         key = CLIENT_ID + event_id.encode()
-        self._ledger.put("text", key, now.to_bytes(8, "big") + content.to_bytes(4, "big"))
+        self._ledger.put("text", key, now.to_bytes(8, "big") + content.to_bytes(4, "big") + bytes([is_call]))
         self._expiries.add(now + int(self._ledger.app.limits.dedup_horizon * 1e6), "text", key)
