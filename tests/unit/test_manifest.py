@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from grape.apps.manifest import MAX_BYTES, check_drivers, manifest_of, secrets_of
+from grape.apps.manifest import MAX_BYTES, check_fits, manifest_of, secrets_of
 from grape.apps.running import options_of
 from grape.errors import UsageError
 
@@ -168,5 +168,34 @@ def test_what_the_app_lacks_for_its_drivers_is_told(tmp_path: Path) -> None:
     directory = app(tmp_path, f'{HEAD}[driver.d]\nkind = "timer"\nevery = 3\nevent = "odrer"')
     manifest = manifest_of(directory)
     with pytest.raises(UsageError, match=r"grape.toml:6: driver d: .* no slot 'odrer'; did you mean 'order'"):
-        check_drivers(directory, manifest, ["order", "other"])
-    check_drivers(directory, manifest, ["odrer"])
+        check_fits(directory, manifest, ["order", "other"], [])
+    check_fits(directory, manifest, ["odrer"], [])
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ('[output.gon]\nage = "7 d"\n', "grape.toml:3: the app has no output 'gon'; did you mean 'gone'?"),
+        (
+            '[driver.d]\nkind = "objects"\nevent = "e"\nnamespace = "zz"\n',
+            "grape.toml:6: driver d: the app may not read the namespace 'zz'; its own is 'a', others stand in",
+        ),
+    ],
+)
+def test_what_the_app_does_not_have(tmp_path: Path, text: str, says: str) -> None:
+    (tmp_path / "a.py").write_text("")
+    (tmp_path / "grape.toml").write_text(f'name = "a"\napp = "a.py"\n{text}')
+    with pytest.raises(UsageError, match=re.escape(says)):
+        check_fits(tmp_path, manifest_of(tmp_path), ["e"], ["gone"])
+    (tmp_path / "grape.toml").write_text(f'name = "a"\napp = "a.py"\n[namespaces]\nzz = "read"\n{text}')
+    check_fits(tmp_path, manifest_of(tmp_path), ["e"], ["gone", "gon"])
+
+
+@pytest.mark.parametrize(
+    "kind", ['kind = "timer"\nevery = "1 s"', 'kind = "cron"\nschedule = "* * * * *"', 'kind = "watch"\npath = "/tmp"']
+)
+def test_a_key_of_a_driver_that_cannot_be_one(tmp_path: Path, kind: str) -> None:
+    (tmp_path / "a.py").write_text("")
+    (tmp_path / "grape.toml").write_text(f'name = "a"\napp = "a.py"\n[driver.d]\n{kind}\nevent = "e"\nkey = ""\n')
+    with pytest.raises(UsageError, match=r"grape.toml:7: key: a key has 1 to 4,096 bytes"):
+        manifest_of(tmp_path)

@@ -14,11 +14,11 @@ from msgspec import Struct
 
 from grape.apps.lines import Misfit, guarded, line_of, read_toml
 from grape.authoring.loading import parse_target
-from grape.drivers.spec import Driver, HookDriver, read_driver
+from grape.drivers.spec import Driver, HookDriver, ObjectsDriver, read_driver
 from grape.errors import TopologyError, UsageError
 from grape.model.address import MAX_PARTITIONS
 from grape.model.levels import Levels, check_level
-from grape.model.names import check_namespace
+from grape.model.names import check_namespace, own_namespace
 from grape.model.near import did_you_mean
 from grape.model.profile import read_profiles
 from grape.model.retention import KEPT_SPANS, Keeping
@@ -304,16 +304,35 @@ def _value_of(name: str, secret: Secret, directory: Path, environment: Mapping[s
         raise UsageError(f"{directory / NAME}: secret {name}: {path}: {why}") from None
 
 
-def check_drivers(directory: Path, manifest: Manifest, events: Collection[str]) -> None:
-    """Whether the app has what its drivers make. ``events``: what it listens to.
+def check_fits(directory: Path, manifest: Manifest, events: Collection[str], outputs: Collection[str]) -> None:
+    """Whether the app has what its drivers make and read, and the outputs that it keeps.
+
+    Args:
+        events: what it listens to.
 
     Raises:
         UsageError: it has not; the text names file and line.
     """
+
+    def misfit(way: tuple[str, ...], text: str) -> UsageError:
+        return UsageError(f"{directory / NAME}:{line_of(_text_of(directory / NAME), way)}: {text}")
+
     for name, driver in manifest.driver.items():
         if driver.event not in events:
-            line = line_of(_text_of(directory / NAME), ("driver", name, "event"))
-            hint = did_you_mean(driver.event, events, f"it has {', '.join(map(repr, sorted(events))) or 'none'}")
-            raise UsageError(
-                f"{directory / NAME}:{line}: driver {name}: the app has no slot {driver.event!r:.100}; {hint}"
+            hint = did_you_mean(driver.event, events, f"it has {_listed(events)}")
+            raise misfit(("driver", name, "event"), f"driver {name}: the app has no slot {driver.event!r:.100}; {hint}")
+        own = own_namespace(manifest.name)
+        if isinstance(driver, ObjectsDriver) and driver.namespace not in ("", own, *manifest.namespaces):
+            raise misfit(
+                ("driver", name, "namespace"),
+                f"driver {name}: the app may not read the namespace {driver.namespace!r}; its own is {own!r}, others "
+                f'stand in [namespaces], as in {driver.namespace} = "read"',
             )
+    for name in manifest.output:
+        if name not in outputs:
+            hint = did_you_mean(name, outputs, f"it has {_listed(outputs)}")
+            raise misfit(("output", name), f"the app has no output {name!r:.100}; {hint}")
+
+
+def _listed(names: Collection[str]) -> str:
+    return ", ".join(map(repr, sorted(names))) or "none"

@@ -15,7 +15,7 @@ import msgspec
 import typer
 from rich.table import Table
 
-from grape.apps.manifest import check_drivers, manifest_of
+from grape.apps.manifest import check_fits, manifest_of
 from grape.apps.package import pack as pack_app
 from grape.apps.running import options_of
 from grape.apps.signature import signature_of
@@ -87,7 +87,7 @@ def check(
     try:
         manifest, options = options_of(directory, os.environ, profile)
         topology = Session(options, [], [], show_line, launcher(options, fork_engine)).describe()
-        check_drivers(Path(directory), manifest, topology.events)
+        check_fits(Path(directory), manifest, topology.events, topology.outputs)
     except GrapeError as e:
         fail(e)
         raise

@@ -13,6 +13,7 @@ from grape.drivers.cron import Cron, Every
 from grape.drivers.moments import CatchUp, Moments
 from grape.drivers.signing import GITHUB_ID, Encoding, Hash
 from grape.drivers.watching import Watching
+from grape.model.address import check_key
 from grape.model.names import check_namespace, check_prefix
 from grape.model.near import did_you_mean
 from grape.model.secret import Secret
@@ -245,6 +246,11 @@ def read_driver(name: str, keys: dict[str, Any]) -> Driver:
             raise ValueError(f'driver {name}: {field.encode_name} is missing; as in {field.encode_name} = "{example}"')
     if isinstance(rest.get("secret"), str):
         raise ValueError('secret: where it is found, as in {file = "..."}; the value does not stand in a manifest')
+    if isinstance(rest.get("key"), str) and kind != "hook":  # of a hook it is where in a body
+        try:
+            check_key(rest["key"])
+        except ValueError as e:
+            raise ValueError(f"key: {e}") from None
     driver = read_section(KINDS[kind], rest, "")
     driver.check()
     return driver

@@ -14,7 +14,7 @@ import msgspec
 from msgspec import Struct, structs
 
 from grape.apps import environment
-from grape.apps.manifest import Manifest, check_drivers, manifest_of
+from grape.apps.manifest import Manifest, check_fits, manifest_of
 from grape.apps.running import options_of
 from grape.drivers.told import DriverInfo
 from grape.errors import EngineError, Full, GrapeError, InUse, Stopping, UsageError, UserError
@@ -352,7 +352,7 @@ class Hosted:
             UsageError: its drivers make what it does not listen to.
         """
         place = self._home.package(digest)
-        check_drivers(place, manifest_of(place), topology.events)
+        check_fits(place, manifest_of(place), topology.events, topology.outputs)
 
     # ------------------------------------------------------------------ what its operator wants
 
