@@ -66,6 +66,9 @@ def test_every_setting_has_a_variable_and_a_place_in_the_schema(tmp_path: Path) 
         ('log-format = "xml"\n', f"{FILE}:1: log-format: text or json, not 'xml'"),
         ('\ntls-key = "k"\n', f"{FILE}:2: tls-key: it is the key of a certificate"),
         ("gateways = \n", f"{FILE}:1: invalid value"),
+        ('origins = ["x"]\n', f"{FILE}:1: origins: 'x': a page's is SCHEME://HOST"),
+        ('remote-files = ["/a", "rel"]\n', f"{FILE}:1: remote-files: 'rel' is relative"),
+        ('remote-variables = [""]\n', f"{FILE}:1: remote-variables: '' begins every name"),
     ],
 )
 def test_what_is_wrong_in_a_file_is_told_with_its_line(tmp_path: Path, text: str, said: str) -> None:

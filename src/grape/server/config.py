@@ -8,6 +8,7 @@ variable (``GRAPE_SERVER_PARK_AFTER``).
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
@@ -35,6 +36,7 @@ FILE_VARIABLE: Final = "GRAPE_SERVER_CONFIG"
 MAX_BYTES: Final = 1 << 20
 PARK_AFTER: Final = 600.0
 """Seconds after which an app that has nothing to do needs no process."""
+_ORIGIN: Final = re.compile(r"[a-z][a-z0-9+.-]*://[^/?#\s]+")
 _PATHS: Final = ("log-file", "tls-certificate", "tls-key")
 _YES_NO: Final = {
     "true": True,
@@ -242,6 +244,14 @@ def _check(config: ServerConfig) -> None:
         raise Misfit(("listen",), f"listen: {config.listen!r:.100}: an address is HOST:PORT, as in 127.0.0.1:8080")
     if config.log_format not in _FORMATS:
         raise Misfit(("log-format",), f"log-format: text or json, not {config.log_format!r:.60}")
+    for origin in config.origins:
+        if origin != "*" and not _ORIGIN.fullmatch(origin):
+            raise Misfit(("origins",), f"origins: {origin!r:.100}: a page's is SCHEME://HOST[:PORT], and nothing more")
+    for path in config.remote_files:
+        if not os.path.isabs(path):
+            raise Misfit(("remote-files",), f"remote-files: {path!r:.200} is relative; say it from the root on")
+    if "" in config.remote_variables:
+        raise Misfit(("remote-variables",), "remote-variables: '' begins every name; say how those begin that may be")
     for kind in config.log_to:
         if kind not in KINDS:
             raise Misfit(("log-to",), f"log-to: {', '.join(KINDS)}, not {kind!r:.60}")
