@@ -15,11 +15,15 @@ from grape.server.config import FILE, ServerConfig, effective, keys, schema, var
 
 def test_options_go_before_the_environment_before_the_file_before_what_is_usual(tmp_path: Path) -> None:
     (tmp_path / FILE).write_text('gateways = 2\npark-after = "2 min"\nlog-older = 7\nlog-file = "server.log"\n')
-    environment = {"GRAPE_SERVER_GATEWAYS": "3", "GRAPE_SERVER_PARK_AFTER": "90 s", "GRAPE_SERVER_ORIGINS": "a, b"}
+    environment = {
+        "GRAPE_SERVER_GATEWAYS": "3",
+        "GRAPE_SERVER_PARK_AFTER": "90 s",
+        "GRAPE_SERVER_ORIGINS": "http://a, https://b:1",
+    }
     found = effective(tmp_path, None, environment, {"gateways": 4, "listen": None})
     config = found.config
     assert (config.gateways, config.park_after, config.log_older) == (4, 90.0, 7)
-    assert config.origins == ("a", "b")
+    assert config.origins == ("http://a", "https://b:1")
     assert config.log_file == str(tmp_path / "server.log")  # below the file's directory, wherever the server is started
     assert [found.origins[key] for key in ("gateways", "park-after", "log-older", "listen")] == [
         "option",
@@ -39,6 +43,8 @@ def test_every_setting_has_a_variable_and_a_place_in_the_schema(tmp_path: Path) 
         "tls-certificate": "c",
         "tls-key": "k",
         "repository": "file:///r",
+        "origins": "http://x",
+        "remote-files": "/x",
     }
     environment = {}
     tables = {field.encode_name for field in msgspec.structs.fields(ServerConfig) if field.default is msgspec.NODEFAULT}
