@@ -131,3 +131,28 @@ def test_what_cannot_be_a_root(tmp_path: Path) -> None:
         asyncio.run(storage.open())
     with pytest.raises(UsageError, match="absolute path"):
         FilesystemStorage.settings_of("relative")
+
+
+def test_the_last_ones_of_a_directory_go_at_the_same_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever is second finds the directory gone: that is no error."""
+    real = FilesystemStorage._sync_directory
+
+    def synced(self: FilesystemStorage, path: Path) -> None:
+        if path.name == "deep":  # as if the other one were faster
+            path.rmdir()
+            path.parent.rmdir()
+        real(self, path)
+
+    async def run() -> None:
+        async with objects_in(tmp_path) as objects:
+            about = await objects.put("below/deep/a", b"1")
+            monkeypatch.setattr(FilesystemStorage, "_sync_directory", synced)
+            assert await objects.remove("below/deep/a", if_version=about.version)
+            monkeypatch.undo()
+            assert await objects.get("below/deep/a") is None
+            for _ in range(20):
+                await asyncio.gather(*(objects.put(f"many/{n}", b"1") for n in range(16)))
+                assert all(await asyncio.gather(*(objects.remove(f"many/{n}") for n in range(16))))
+            assert not (tmp_path / "photos").exists()
+
+    asyncio.run(run())

@@ -12,8 +12,10 @@ import pytest
 
 from command import grape
 from grape.abc.storage import Storage
+from grape.errors import UsageError
+from grape.model.bound import Bound
 from grape.storage.connect import opened
-from grape.storage.copying import copy, move
+from grape.storage.copying import are_same, copy, move
 from grape.storage.objects import Objects
 
 
@@ -123,6 +125,27 @@ def test_where_nothing_is_removed_by_its_version_it_is_looked_at(url: str, tmp_p
             assert await into.get("a") is not None
 
     asyncio.run(do())
+
+
+def test_one_storage_by_two_names(url: str, tmp_path: Path) -> None:
+    """As a server that is reached by two addresses."""
+
+    async def do() -> None:
+        async with opened(url) as one, opened(url) as other:
+            with pytest.raises(UsageError, match="n/a would be moved onto itself"):
+                await move(Objects(one, "n"), Objects(other, "n"), "a")
+            assert await Objects(one, "n").get("a") is not None
+
+    asyncio.run(do())
+
+
+def test_an_app_of_a_directory_may_be_left_out() -> None:
+    one = Bound("embedded:///d?app=a", "n")
+    assert are_same(one, Bound("embedded:///d/", "n"))
+    assert are_same(one, Bound("embedded:///d?timeout=3&app=a", "n"))
+    assert not are_same(one, Bound("embedded:///d?app=b", "n"))
+    assert not are_same(one, Bound("embedded:///d", "m"))
+    assert not are_same(one, Bound("file:///d", "n"))
 
 
 @pytest.mark.parametrize("emit", ["shop@", ""])

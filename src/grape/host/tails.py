@@ -96,7 +96,7 @@ class Tails:
             is_held_back |= not has_room
             if not has_room or not self._serve(waiting):
                 left.append(waiting)
-        self._waiting = left[-1:] + left[:-1] if is_held_back else left  # so that each has its turn
+        self._waiting = left  # who asks again comes behind those who were held back
         if is_held_back:
             self._host.later(_PAUSE, self._wake)
 

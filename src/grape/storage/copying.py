@@ -8,7 +8,7 @@ from typing import Final
 from msgspec import Struct, structs
 
 from grape.abc.storage import If, Place, Put, Storage
-from grape.errors import Conflict
+from grape.errors import Conflict, UsageError
 from grape.model.bound import Bound
 from grape.model.objects import About
 from grape.storage.connect import config_of
@@ -19,10 +19,12 @@ _AGAIN: Final = 100
 
 
 class Copied(Struct, frozen=True):
-    """``about``: of what was there to be copied. ``is_new``: it was not there, or something else was."""
+    """``about``: of what was there to be copied. ``is_new``: it was not there, or something else was. ``is_itself``: it
+    was, and is the very one, by whatever other name its storage goes."""
 
     about: About
     is_new: bool
+    is_itself: bool = False
 
 
 def are_same(one: Bound, other: Bound) -> bool:
@@ -31,18 +33,21 @@ def are_same(one: Bound, other: Bound) -> bool:
     Raises:
         UsageError: one is none.
     """
-    return one.namespace == other.namespace and _place(one.url) == _place(other.url)
+    (place, app), (other_place, other_app) = _place(one.url), _place(other.url)
+    are_apps = app is not None and other_app is not None and app != other_app
+    return one.namespace == other.namespace and place == other_place and not are_apps
 
 
-def _place(url: str) -> tuple[str, tuple[object, ...]]:
-    """Where it is; not how it is spoken to."""
+def _place(url: str) -> tuple[list[str], str | None]:
+    """Where it is, not how it is spoken to; and of which app of a directory, which may be left out if it has one."""
     name, config = config_of(url)
     found = structs.asdict(config)
     found.pop("timeout", None)
+    app = found.pop("app", None)
     for directory in ("root", "directory"):
         if directory in found:
             found[directory] = os.path.realpath(found[directory])
-    return name, tuple(map(str, found.items()))
+    return [name, *map(str, found.items())], app
 
 
 async def copy(source: Objects, into: Objects, key: str, new: str = "") -> Copied | None:
@@ -57,7 +62,7 @@ async def copy(source: Objects, into: Objects, key: str, new: str = "") -> Copie
         about = found.about
         there = await into.stat(new or key)
         if there is not None and _are_alike(about, there, into.storage):
-            return Copied(about, False)
+            return Copied(about, False, _is_itself(source, into, about, there))
         put = Put(size=about.size, checksum=about.checksum if about.checksum.startswith("sha256:") else "")
         if into.storage.features.keeps_about:
             put = structs.replace(
@@ -73,11 +78,17 @@ async def copy(source: Objects, into: Objects, key: str, new: str = "") -> Copie
 
 
 async def move(source: Objects, into: Objects, key: str, new: str = "") -> Copied | None:
-    """The same, and what was copied is removed; what is written meanwhile is copied, too."""
+    """The same, and what was copied is removed; what is written meanwhile is copied, too.
+
+    Raises:
+        UsageError: it would be moved onto itself.
+    """
     for _ in range(_AGAIN):
         copied = await copy(source, into, key, new)
         if copied is None:
             return None
+        if copied.is_itself:
+            raise UsageError(f"{source.namespace}/{key} would be moved onto itself: both storages are one")
         if await _is_removed(source, key, copied.about):
             return copied
     raise Conflict(f"{source.namespace}/{key} is written again and again; it was copied {_AGAIN} times")
@@ -88,6 +99,12 @@ def _are_alike(one: About, other: About, storage: Storage) -> bool:
     if one.size != other.size or not one.checksum or one.checksum != other.checksum:
         return False
     return not storage.features.keeps_about or _known(one) == _known(other)
+
+
+def _is_itself(source: Objects, into: Objects, one: About, other: About) -> bool:
+    """No two objects have one version, but for embedded ones, which are counted, and are told apart by their place."""
+    is_counted = source.storage.name == "embedded"
+    return source.storage.name == into.storage.name and not is_counted and one.version == other.version
 
 
 def _known(about: About) -> tuple[object, ...]:

@@ -319,6 +319,16 @@ class FilesystemStorage(Storage):
             finally:
                 os.close(fd)
 
+    def _sync_removed(self, path: Path) -> None:
+        for folder in path.parents:
+            try:
+                self._sync_directory(folder)
+            except FileNotFoundError:  # who removed what was left in it has removed it, too
+                if folder == self._root:
+                    raise
+            else:
+                return
+
     async def remove(self, place: Place, when: If = ALWAYS) -> bool:
         def remove() -> bool:
             path = self._path(place)
@@ -330,7 +340,7 @@ class FilesystemStorage(Storage):
                 if there is None or before is None:
                     return False
                 os.unlink(path)
-                self._sync_directory(path.parent)
+                self._sync_removed(path)
                 self._beside(place, before).unlink(missing_ok=True)
             for folder in path.parents:
                 if folder == self._root or not _removed_if_empty(folder):
