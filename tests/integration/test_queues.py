@@ -131,6 +131,9 @@ def test_over_ack_double_ack_foreign_ack_are_safe(server: Server) -> None:
     assert ask(server, "ack", tokens=[event["token"]] * 3) == {"acked": 1, "unknown": 2}
     assert ask(server, "ack", tokens=[event["token"]]) == {"acked": 0, "unknown": 1}
     assert ask(server, "ack", tokens=[event["token"]], consumer="other") == {"acked": 0, "unknown": 1}
+    assert ask(server, "nack", tokens=[event["token"]], consumer="other") == {"returned": 0, "unknown": 1}
+    about = server.get("/apps/queue/outputs/out").json()
+    assert "other" not in [each["consumer"] for each in about["consumers"]]
     assert data(peek(server, "pop", count=5)) == [1, 2]
 
 

@@ -202,7 +202,10 @@ class Queues:
             count = found.queue.done(tokens.tokens)
             found.when_durable(partial(_answer, ask, say, {"acked": count, "unknown": len(tokens.tokens) - count}))
 
-        self._with(tokens.event, tokens.consumer, ask, say, done)
+        if self._has_lent(tokens):
+            self._with(tokens.event, tokens.consumer, ask, say, done)
+        else:
+            _answer(ask, say, {"acked": 0, "unknown": len(tokens.tokens)})
 
     def _on_nack(self, ask: Ask, say: Say) -> None:
         tokens = argument_of(ask, Tokens)
@@ -212,7 +215,19 @@ class Queues:
             _answer(ask, say, {"returned": count, "unknown": len(tokens.tokens) - count})
             found.wake()
 
-        self._with(tokens.event, tokens.consumer, ask, say, back)
+        if self._has_lent(tokens):
+            self._with(tokens.event, tokens.consumer, ask, say, back)
+        else:
+            _answer(ask, say, {"returned": 0, "unknown": len(tokens.tokens)})
+
+    def _has_lent(self, tokens: Tokens) -> bool:
+        """There is such a consumer; who gives something back does not become one.
+
+        Raises:
+            UsageError: as `_with`.
+        """
+        self._check(tokens.event)
+        return TakenBy(tokens.event, f"{NAME}{tokens.event}/{tokens.consumer}") in self._consumers
 
     def _on_clear(self, ask: Ask, say: Say) -> None:
         which = argument_of(ask, Which)
