@@ -29,6 +29,8 @@ from grape.tools.directory import Checkup, Directory
 from grape.tools.mending import DirectoryRepair, start_over
 from grape.transports.embedded import EmbeddedTransport
 
+MONTH = 30 * 86_400
+"""Of which a part that is chosen by chance passes before a retry."""
 TABLES = ("head", "logs", "log", "changes", "state", "hold", "timer", "dead", "text", "expiry")
 
 
@@ -53,7 +55,7 @@ def topology() -> grape.Topology:
     def follow(data: int) -> None:
         pass
 
-    t.add_slot("in", Work(), retries=1, backoff=3600, backoff_max=3600)
+    t.add_slot("in", Work(), retries=1, backoff=MONTH, backoff_max=MONTH)
     t.add_slot("late", follow)
     t.add_slot("next", follow)
     t.add_slot("dies", dies, retries=0)

@@ -417,7 +417,7 @@ class TestMemory:
         desk = Desk(Limits(dedup_horizon=5.0))
         desk.partition.memory.remember("own", 77, desk.now)
         desk.settle()
-        what = desk.now.to_bytes(8, "big") + (77).to_bytes(4, "big")
+        what = desk.now.to_bytes(8, "big") + (77).to_bytes(4, "big") + b"\0"  # which was no call
         assert desk.rows("text") == {CLIENT_ID + b"own": what}
         assert desk.partition.expiries.next_due() == desk.now + 5 * SECOND
         desk.clock.advance(5)
