@@ -67,7 +67,7 @@ def test_commands(tmp_path: Path, scheme: str) -> None:
     said = done("storage", "put", "photos/2026/a.txt", tmp_path / "a.txt", "--if-absent", "--storage", url, code=1)
     assert "is there already" in said
     done("storage", "mv", "photos/2026/a.txt", "photos/b.txt", "--storage", url)
-    assert "1 object as " in done("storage", "verify", "photos/", "--storage", url)
+    assert "1 object is as it was written" in done("storage", "verify", "photos/", "--storage", url)
     done("storage", "rm", "photos/b.txt", "--storage", url)
     assert "b.txt" not in done("storage", "ls", "photos/", "--storage", url)
 
