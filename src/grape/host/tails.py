@@ -77,12 +77,15 @@ class Tails:
             for one in range(self._app.partitions):
                 self._on_arrival(self._app.log(OUTPUT + tail.event, one), lambda _: self._wake())
         waiting = _Waiting(number, tail, places, self._clock.now() + int(tail.wait * 1e6), say)
-        if self._has_room(waiting) and self._serve(waiting):
+        has_room = self._has_room(waiting)
+        if has_room and self._serve(waiting):
             return
         if len(self._waiting) >= _MOST:
             raise Full(f"{_MOST:,} look on at outputs of this app already")
         self._waiting.append(waiting)
         self._host.later(tail.wait, self._wake)
+        if not has_room:
+            self._host.later(_PAUSE, self._wake)
 
     def left(self, say: Say) -> None:
         """Who was answered by this is gone."""
@@ -96,7 +99,7 @@ class Tails:
             is_held_back |= not has_room
             if not has_room or not self._serve(waiting):
                 left.append(waiting)
-        self._waiting = left  # who asks again comes behind those who were held back
+        self._waiting = left  # whoever asks again comes behind those who were held back
         if is_held_back:
             self._host.later(_PAUSE, self._wake)
 
