@@ -223,9 +223,11 @@ def test_a_message_that_is_too_large_ends_it(talk: Talk) -> None:
 def test_so_many_outputs_are_looked_on_at(talk: Talk) -> None:
     for number in range(33):
         talk.say(tail="counted", ref=number)
-    found = [talk.heard() for _ in range(33)]
-    assert [one["error"]["code"] for one in found if "error" in one] == ["full"]
-    assert len({one["ref"] for one in found}) == 33
+    first: dict[int, Any] = {}
+    while len(first) < 33:  # what another test has emitted may come as well
+        found = talk.heard()
+        first.setdefault(found["ref"], found)
+    assert [one["error"]["code"] for one in first.values() if "error" in one] == ["full"]
 
 
 def test_who_may_talk(tmp_path: Path) -> None:
