@@ -208,7 +208,10 @@ def _named(driver: WatchDriver) -> Iterator[str]:
         yield from glob.iglob(pattern, root_dir=driver.path, recursive=True)
         return
     for start in glob.iglob(before, root_dir=driver.path) if before else ("",):
-        for folder, below, _ in os.walk(os.path.join(driver.path, start)):
+        top = os.path.join(driver.path, start.rstrip("/"))
+        if start and os.path.islink(top):
+            continue
+        for folder, below, _ in os.walk(top):
             below[:] = [each for each in below if not each.startswith(".")]
             for name in glob.iglob(after, root_dir=folder):
                 yield os.path.relpath(os.path.join(folder, name), driver.path)
